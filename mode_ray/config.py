@@ -1,0 +1,432 @@
+"""One typed, frozen config for a run: YAML, then `key=value` overrides, validated on construction.
+
+pydantic validates (it comes with Ray Serve): it refuses unknown keys and wrong types and names the field. Settings that
+only say *where* or *how fast* to work are `Placement`s: they are left out of the fingerprint, so that a run can go on
+with other resources, while a change of anything else is found and named.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mode_ray.errors import UsageError
+from mode_ray.storage import Location
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+Strings = Annotated[tuple[str, ...], Field(strict=False)]
+RoutingRule = Literal["soft", "paper", "released", "uniform"]
+
+
+class Settings(BaseModel):
+    """Base of all config sections: frozen, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    versioned: ClassVar[bool] = True
+
+
+class Placement(Settings):
+    """A section that decides where and how fast, never what comes out."""
+
+    versioned: ClassVar[bool] = False
+
+
+class ActorPool(Placement):
+    """Actors of one Ray Data stage; each takes one unit after the other."""
+
+    min_actors: PositiveInt = 1
+    """Started at once; Ray's own ramp-up from one is not relied on."""
+    max_actors: PositiveInt = 2
+    cpus_per_actor: PositiveFloat = 1.0
+    gpus_per_actor: Annotated[float, Field(ge=0.0)] = 0.0
+    threads_per_actor: PositiveInt = 1
+    retries_per_unit: Annotated[int, Field(ge=0)] = 3
+    """Further attempts after an I/O error, before the unit is quarantined."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.min_actors > self.max_actors:
+            raise ValueError(f"min_actors={self.min_actors} is above max_actors={self.max_actors}")
+        return self
+
+
+class CaptionsConfig(Settings):
+    """Where the pairs lie and which of their texts count."""
+
+    paths: Strings
+    """Files, directories, globs; local, s3:// or gs://."""
+    format: Literal["auto", "parquet", "webdataset"] = "auto"
+    caption_field: str | None = None
+    """Parquet: the column (default `caption`). Tars: a field of the `.json` member; by default the `.txt` member."""
+    key_field: str | None = None
+    """Parquet: the column with a pair's name; by default its row number. Tars: always the member's base name."""
+    image_field: str = "image"
+    """Parquet: the column with the encoded image; only training reads it."""
+    select: Literal["first", "all"] = "first"
+    """Which captions of a pair with several are used."""
+    max_caption_bytes: PositiveInt = 8192
+    """Longer captions are refused, and counted."""
+    max_rows_per_unit: PositiveInt = 1_000_000
+    """A parquet file with more rows is split by row groups into several work units."""
+    max_refused_share: Share = 0.2
+    """Above this share of refused captions the stage ends with an error: the wrong column, most likely."""
+    max_quarantined_units: Annotated[int, Field(ge=0)] = 0
+    """How many unreadable shards a stage may leave out and still count as done."""
+
+    @model_validator(mode="after")
+    def _paths_given(self) -> Self:
+        if not self.paths:
+            raise ValueError("paths is empty: name at least one file, directory or glob")
+        return self
+
+
+class EncoderConfig(Settings):
+    """The frozen language encoder (paper section 4.1; never CLIP itself)."""
+
+    kind: Literal["huggingface", "static"] = "huggingface"
+    model: str = "princeton-nlp/sup-simcse-bert-base-uncased"
+    """Hub id, folder, or `package:NAME/FOLDER` for files inside an installed Python package."""
+    pooling: Literal["auto", "pooler", "mean", "cls"] = "auto"
+    """`auto`: what a sentence-transformers folder asks for, else the pooler output (SimCSE)."""
+    max_tokens: PositiveInt = 64
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the forward pass; embeddings are stored as float16 whatever it is."""
+
+
+class EncoderPlacement(Placement):
+    """Speed of the encoder."""
+
+    batch_size: PositiveInt = 64
+    device: str = "auto"
+
+
+class EmbedConfig(Settings):
+    """Embedding shards."""
+
+    keep: Literal["all", "sample"] = "all"
+    """`all`: every caption's embedding is stored. `sample`: only those that the clustering is fitted on; `assign` then
+    reads the captions itself and encodes and assigns them in one pass."""
+    pool: ActorPool = ActorPool()
+    encoder: EncoderPlacement = EncoderPlacement()
+
+
+class FineConfig(Settings):
+    """Fine-grained clustering: m centers (paper section 3.2, step 1)."""
+
+    centers: PositiveInt = 1024
+    iterations: PositiveInt = 20
+    init: Literal["kmeans++", "random"] = "kmeans++"
+    spherical: bool = False
+    balanced: bool = True
+    """Fit with capacity prices, so that clusters are of nearly equal size."""
+    price_updates: PositiveInt = 20
+    """Price updates in each Lloyd step."""
+    price_rate: PositiveFloat = 0.04
+    """Size of one price update, as a share of the mean squared distance."""
+    tolerance: Annotated[float, Field(ge=0.0)] = 1e-4
+    """Lloyd stops when the objective improves by less than this share."""
+
+
+class CoarseConfig(Settings):
+    """Coarse grouping of the centers into experts (paper section 3.2, step 2)."""
+
+    experts: Annotated[tuple[int, ...], Field(strict=False)] = (4,)
+    """Every n to make a map for; one fine clustering serves all."""
+    slack: Annotated[float, Field(ge=0.0)] = 0.1
+    """A group may hold up to (1 + slack)/n of the rows."""
+    iterations: PositiveInt = 50
+    restarts: PositiveInt = 8
+
+
+class ClusterConfig(Settings):
+    """Both clustering steps."""
+
+    sample_rows: PositiveInt = 2_000_000
+    """Rows the fine centers are fitted on, uniform over all shards' rows."""
+    seed: int = 0
+    fine: FineConfig = FineConfig()
+    coarse: CoarseConfig = CoarseConfig()
+    threads: Annotated["ClusterThreads", Field()] = Field(default_factory=lambda: ClusterThreads())
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        for n in self.coarse.experts:
+            if n < 1:
+                raise ValueError(f"coarse.experts has n={n}: a group count is at least 1")
+            if n > self.fine.centers:
+                raise ValueError(
+                    f"coarse.experts has n={n} but fine.centers is m={self.fine.centers}: "
+                    "there cannot be more experts than fine centers"
+                )
+        if self.sample_rows < self.fine.centers:
+            raise ValueError(f"sample_rows={self.sample_rows} is below fine.centers={self.fine.centers}")
+        return self
+
+
+class ClusterThreads(Placement):
+    """CPU of the clustering task."""
+
+    cpus: PositiveFloat = 1.0
+    threads: PositiveInt = 2
+
+
+class AssignConfig(Settings):
+    """Nearest fine center of every caption."""
+
+    rule: Literal["nearest", "priced"] = "nearest"
+    """`nearest` is the paper's; `priced` adds the balancing prices to the squared distances."""
+    pool: ActorPool = ActorPool()
+
+
+class ModelConfig(Settings):
+    """The CLIP architecture of every expert."""
+
+    architecture: str = "ViT-B-16"
+    """An open_clip architecture name, or the path of an open_clip model config (JSON)."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+
+
+class OptimizerConfig(Settings):
+    """AdamW under a cosine schedule that is counted in samples."""
+
+    learning_rate: PositiveFloat = 5e-4
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.2
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.98)
+    epsilon: PositiveFloat = 1e-6
+    warmup_samples: Annotated[int, Field(ge=0)] = 2000 * 32768
+    gradient_norm_clip: PositiveFloat | None = None
+
+
+class TrainPlacement(Placement):
+    """Resources of the training runs and how many go on at once."""
+
+    workers_per_run: Annotated[int, Field(ge=0)] = 1
+    """Data-parallel workers of one run; 0 trains in the calling process, without Ray."""
+    concurrent_runs: PositiveInt = 1
+    """Runs at the same time; the others wait."""
+    cpus_per_worker: PositiveFloat = 1.0
+    use_gpu: bool = False
+    threads_per_worker: PositiveInt = 1
+    loader_workers: Annotated[int, Field(ge=0)] = 0
+    checkpoint_interval_seconds: PositiveFloat = 600.0
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Worker failures that Ray Train repairs within one launch."""
+    max_launches: PositiveInt = 3
+    """Launches of one run by the scheduler: a lost launcher or controller costs one."""
+    launcher_label_selector: Annotated[dict[str, str], Field(strict=False)] = {}
+    """Node labels for the launcher tasks, for example the head's; by default the driver's own node."""
+
+
+class TrainConfig(Settings):
+    """Seed model, dense baseline and experts; budgets are counted in samples seen."""
+
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    experts: PositiveInt = 4
+    """n: which coarse map the experts are trained for."""
+    dense_samples: PositiveInt
+    """Samples the dense baseline sees; the paper's 32 epochs of the data."""
+    seed_share: Share = 27 / 32
+    """Share of `dense_samples` (and of the schedule) that the common seed model takes."""
+    expert_budget: Literal["shared", "full"] = "shared"
+    """`shared`: the experts together see the rest. `full`: every expert sees as much as the rest."""
+    batch_size: PositiveInt = 32768
+    """Global batch, over all workers of a run."""
+    out_of_cluster_share: Share = 0.02
+    """Share of an expert's pairs that are drawn from the other clusters."""
+    dense: bool = True
+    """Train the dense baseline too."""
+    random_control: bool = False
+    """Train Random-n too: the same sizes, rows dealt at random."""
+    seed: int = 0
+    log_interval_steps: PositiveInt = 20
+    placement: TrainPlacement = TrainPlacement()
+
+    @model_validator(mode="after")
+    def _budget(self) -> Self:
+        if self.seed_share >= 1.0:
+            raise ValueError("seed_share must be below 1: nothing would be left for the experts")
+        return self
+
+
+class RoutingConfig(Settings):
+    """From a task's texts to weights over experts (paper section 3.3; see mode_ray.routing for the formulas)."""
+
+    rule: RoutingRule = "soft"
+    temperature: PositiveFloat = 0.1
+    """lambda of `soft`."""
+    paper_lambda: PositiveFloat = 0.2
+    small_task_below: PositiveInt = 10
+    large_task_above: PositiveInt = 200
+    large_task_log_base: Annotated[float, Field(gt=1.0)] = 2.718281828459045
+    released_softmax_temperature: PositiveFloat = 8.0
+
+
+class EvaluateConfig(Settings):
+    """Zero-shot tasks and the report."""
+
+    tasks: Strings = ()
+    """Task files (YAML); see docs/tasks.md."""
+    rules: Annotated[tuple[RoutingRule, ...], Field(strict=False)] = ("soft", "paper", "released", "uniform")
+    placement: "EvaluatePlacement" = Field(default_factory=lambda: EvaluatePlacement())
+
+
+class EvaluatePlacement(Placement):
+    """Speed of the evaluation."""
+
+    batch_size: PositiveInt = 256
+    cpus_per_task: PositiveFloat = 1.0
+    threads_per_task: PositiveInt = 2
+    gpus_per_task: Annotated[float, Field(ge=0.0)] = 0.0
+    max_image_pixels: PositiveInt = 64_000_000
+    """Larger images are refused before they are decoded."""
+
+
+class RayConfig(Placement):
+    """How the driver reaches Ray."""
+
+    address: str | None = None
+    """`auto` or host:port joins a cluster; empty starts one on this machine unless RAY_ADDRESS is set."""
+    num_cpus: PositiveInt | None = None
+    object_store_bytes: PositiveInt | None = None
+
+
+class RunConfig(Settings):
+    """All of a run; see docs/config.md for every field with its default."""
+
+    run: str
+    """The run directory: a local path, s3:// or gs:// URI."""
+    captions: CaptionsConfig
+    encoder: EncoderConfig = EncoderConfig()
+    embed: EmbedConfig = EmbedConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    assign: AssignConfig = AssignConfig()
+    train: TrainConfig
+    routing: RoutingConfig = RoutingConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _experts_have_a_map(self) -> Self:
+        if self.train.experts not in self.cluster.coarse.experts:
+            raise ValueError(
+                f"train.experts={self.train.experts} has no coarse map: "
+                f"cluster.coarse.experts is {list(self.cluster.coarse.experts)}"
+            )
+        return self
+
+    @property
+    def directory(self) -> Location:
+        """The run directory."""
+        return Location.parse(self.run)
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's config.
+
+    Args:
+        path: A YAML file, local or remote, or the name of a preset (`demo`, `small`, `paper`).
+        overrides: `dotted.key=value` texts; values are read as YAML.
+
+    Raises:
+        UsageError: No such file, not YAML, an unknown key, a wrong type or value; the message names file and field.
+    """
+    name, values = _read_values(path)
+    origin: dict[str, str] = {}
+    for override in overrides:
+        key, value = _parse_override(override)
+        _set_dotted(values, key, value, override)
+        origin[key] = f"override {override!r}"
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UsageError("\n".join(_problems(error, name, origin))) from None
+
+
+def fingerprint_fields(settings: Settings, prefix: str) -> dict[str, object]:
+    """The dotted fields of a config section that decide its output, with JSON values; placements are left out."""
+    fields: dict[str, object] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if not isinstance(value, Settings):
+            fields[f"{prefix}.{name}"] = json.loads(json.dumps(value))
+        elif type(value).versioned:
+            fields |= fingerprint_fields(value, f"{prefix}.{name}")
+    return fields
+
+
+def config_hash(fields: Mapping[str, object]) -> str:
+    """SHA-256 (first 16 hex digits) of dotted fields, independent of their order."""
+    canonical = json.dumps(dict(fields), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def dump_config(config: RunConfig) -> str:
+    """The whole resolved config as YAML."""
+    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True)
+
+
+def _read_values(path: str) -> tuple[str, dict[str, Any]]:
+    preset = resources.files("mode_ray") / "presets" / f"{path}.yaml"
+    if path.isidentifier() and preset.is_file():
+        name, text = f"preset {path}", preset.read_text()
+    else:
+        location = Location.parse(path)
+        try:
+            name, text = path, location.read_text()
+        except FileNotFoundError:
+            raise UsageError(f"{path}: no such config file (and no preset of that name)") from None
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{name}: expected a mapping of config sections at the top level")
+    return name, values
+
+
+def _parse_override(override: str) -> tuple[str, object]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"override {override!r}: expected KEY=VALUE, for example cluster.fine.centers=256")
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"override {override!r}: the value is not valid YAML") from None
+
+
+def _set_dotted(values: dict[str, Any], key: str, value: object, override: str) -> None:
+    *sections, last = key.split(".")
+    target = values
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise UsageError(f"override {override!r}: {section!r} is a value, not a section")
+    target[last] = value
+
+
+def _problems(error: ValidationError, name: str, origin: Mapping[str, str]) -> list[str]:
+    """One sentence a problem: file (or override), field, what is wrong."""
+    sentences = []
+    for problem in error.errors():
+        field = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown key"
+        elif problem["type"] == "missing":
+            message = "is required"
+        else:
+            given = problem.get("input")
+            shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+            message = message[0].lower() + message[1:] + shown
+        sentences.append(f"{origin.get(field, name)}: {field}: {message}")
+    return sentences
