@@ -1,12 +1,13 @@
 """One typed, frozen config for a run: YAML, then `key=value` overrides, validated on construction.
 
-pydantic validates (it comes with Ray Serve): it refuses unknown keys and wrong types and names the field. Settings that
-only say *where* or *how fast* to work are `Placement`s: they are left out of the fingerprint, so that a run can go on
-with other resources, while a change of anything else is found and named.
+pydantic validates (it comes with Ray Serve): it refuses unknown keys and wrong types and names the field.
+Settings that only say *where* or *how fast* to work are `Placement`s: they are left out of the fingerprint,
+so that a run can go on with other resources, while a change of anything else is found and named.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -28,7 +29,9 @@ RoutingRule = Literal["soft", "paper", "released", "uniform"]
 class Settings(BaseModel):
     """Base of all config sections: frozen, no unknown keys, no silent conversions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
     versioned: ClassVar[bool] = True
 
 
@@ -64,9 +67,9 @@ class CaptionsConfig(Settings):
     """Files, directories, globs; local, s3:// or gs://."""
     format: Literal["auto", "parquet", "webdataset"] = "auto"
     caption_field: str | None = None
-    """Parquet: the column (default `caption`). Tars: a field of the `.json` member; by default the `.txt` member."""
+    """Parquet: the column (default `caption`). Tars: a field of the `.json` member, or else the `.txt`."""
     key_field: str | None = None
-    """Parquet: the column with a pair's name; by default its row number. Tars: always the member's base name."""
+    """Parquet: the column with a pair's name (default: row number). Tars: always the member's base name."""
     image_field: str = "image"
     """Parquet: the column with the encoded image; only training reads it."""
     select: Literal["first", "all"] = "first"
@@ -75,6 +78,10 @@ class CaptionsConfig(Settings):
     """Longer captions are refused, and counted."""
     max_rows_per_unit: PositiveInt = 1_000_000
     """A parquet file with more rows is split by row groups into several work units."""
+    max_image_pixels: PositiveInt = 64_000_000
+    """Larger images are refused before they are decoded."""
+    max_bad_image_share: Share = 0.01
+    """Above this share of undecodable images a training run ends with an error."""
     max_refused_share: Share = 0.2
     """Above this share of refused captions the stage ends with an error: the wrong column, most likely."""
     max_quarantined_units: Annotated[int, Field(ge=0)] = 0
@@ -111,8 +118,8 @@ class EmbedConfig(Settings):
     """Embedding shards."""
 
     keep: Literal["all", "sample"] = "all"
-    """`all`: every caption's embedding is stored. `sample`: only those that the clustering is fitted on; `assign` then
-    reads the captions itself and encodes and assigns them in one pass."""
+    """`all`: every caption's embedding is stored. `sample`: only those that the clustering is fitted on;
+    `assign` then reads the captions itself and encodes and assigns them in one pass."""
     pool: ActorPool = ActorPool()
     encoder: EncoderPlacement = EncoderPlacement()
 
@@ -145,6 +152,13 @@ class CoarseConfig(Settings):
     restarts: PositiveInt = 8
 
 
+class ClusterThreads(Placement):
+    """CPU of the clustering task."""
+
+    cpus: PositiveFloat = 1.0
+    threads: PositiveInt = 2
+
+
 class ClusterConfig(Settings):
     """Both clustering steps."""
 
@@ -153,7 +167,7 @@ class ClusterConfig(Settings):
     seed: int = 0
     fine: FineConfig = FineConfig()
     coarse: CoarseConfig = CoarseConfig()
-    threads: Annotated["ClusterThreads", Field()] = Field(default_factory=lambda: ClusterThreads())
+    threads: ClusterThreads = ClusterThreads()
 
     @model_validator(mode="after")
     def _sizes(self) -> Self:
@@ -170,13 +184,6 @@ class ClusterConfig(Settings):
         return self
 
 
-class ClusterThreads(Placement):
-    """CPU of the clustering task."""
-
-    cpus: PositiveFloat = 1.0
-    threads: PositiveInt = 2
-
-
 class AssignConfig(Settings):
     """Nearest fine center of every caption."""
 
@@ -189,7 +196,10 @@ class ModelConfig(Settings):
     """The CLIP architecture of every expert."""
 
     architecture: str = "ViT-B-16"
-    """An open_clip architecture name, or the path of an open_clip model config (JSON)."""
+    """An open_clip architecture name, or a folder with an `open_clip_config.json` (`package:NAME/FOLDER` too)."""
+    pretrained: str | None = None
+    """Start from this instead of training a seed: an open_clip tag or checkpoint file of the architecture; with a folder
+    as architecture, `folder` takes the weights that lie in it."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
 
 
@@ -257,7 +267,7 @@ class TrainConfig(Settings):
 
 
 class RoutingConfig(Settings):
-    """From a task's texts to weights over experts (paper section 3.3; see mode_ray.routing for the formulas)."""
+    """From a task's texts to weights over experts (paper section 3.3; formulas in mode_ray.routing)."""
 
     rule: RoutingRule = "soft"
     temperature: PositiveFloat = 0.1
@@ -269,15 +279,6 @@ class RoutingConfig(Settings):
     released_softmax_temperature: PositiveFloat = 8.0
 
 
-class EvaluateConfig(Settings):
-    """Zero-shot tasks and the report."""
-
-    tasks: Strings = ()
-    """Task files (YAML); see docs/tasks.md."""
-    rules: Annotated[tuple[RoutingRule, ...], Field(strict=False)] = ("soft", "paper", "released", "uniform")
-    placement: "EvaluatePlacement" = Field(default_factory=lambda: EvaluatePlacement())
-
-
 class EvaluatePlacement(Placement):
     """Speed of the evaluation."""
 
@@ -287,6 +288,15 @@ class EvaluatePlacement(Placement):
     gpus_per_task: Annotated[float, Field(ge=0.0)] = 0.0
     max_image_pixels: PositiveInt = 64_000_000
     """Larger images are refused before they are decoded."""
+
+
+class EvaluateConfig(Settings):
+    """Zero-shot tasks and the report."""
+
+    tasks: Strings = ()
+    """Task files (YAML); see docs/tasks.md."""
+    rules: Annotated[tuple[RoutingRule, ...], Field(strict=False)] = ("soft", "paper", "released", "uniform")
+    placement: EvaluatePlacement = EvaluatePlacement()
 
 
 class RayConfig(Placement):
@@ -336,7 +346,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: `dotted.key=value` texts; values are read as YAML.
 
     Raises:
-        UsageError: No such file, not YAML, an unknown key, a wrong type or value; the message names file and field.
+        UsageError: No such file, not YAML, an unknown key, a wrong type or value; it names file and field.
     """
     name, values = _read_values(path)
     origin: dict[str, str] = {}
@@ -351,7 +361,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def fingerprint_fields(settings: Settings, prefix: str) -> dict[str, object]:
-    """The dotted fields of a config section that decide its output, with JSON values; placements are left out."""
+    """The dotted fields of a config section that decide its output, as JSON values: placements left out."""
     fields: dict[str, object] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
@@ -373,6 +383,19 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True)
 
 
+class _YamlLoader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, but `5e-4` and `1.5e6` are numbers (as in YAML 1.2), not texts."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse_yaml(text: str) -> object:
+    return yaml.load(text, _YamlLoader)  # noqa: S506  (a SafeLoader)
+
+
 def _read_values(path: str) -> tuple[str, dict[str, Any]]:
     preset = resources.files("mode_ray") / "presets" / f"{path}.yaml"
     if path.isidentifier() and preset.is_file():
@@ -383,10 +406,12 @@ def _read_values(path: str) -> tuple[str, dict[str, Any]]:
             name, text = path, location.read_text()
         except FileNotFoundError:
             raise UsageError(f"{path}: no such config file (and no preset of that name)") from None
+        except OSError as error:
+            raise UsageError(f"{path}: the config file cannot be read: {error}") from None
         except UnicodeDecodeError as error:
             raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from None
     try:
-        values = yaml.safe_load(text)
+        values = _parse_yaml(text)
     except yaml.YAMLError as error:
         raise UsageError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -399,7 +424,7 @@ def _parse_override(override: str) -> tuple[str, object]:
     if not equals or not key:
         raise UsageError(f"override {override!r}: expected KEY=VALUE, for example cluster.fine.centers=256")
     try:
-        return key, yaml.safe_load(text)
+        return key, _parse_yaml(text)
     except yaml.YAMLError:
         raise UsageError(f"override {override!r}: the value is not valid YAML") from None
 
@@ -428,5 +453,6 @@ def _problems(error: ValidationError, name: str, origin: Mapping[str, str]) -> l
             given = problem.get("input")
             shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
             message = message[0].lower() + message[1:] + shown
-        sentences.append(f"{origin.get(field, name)}: {field}: {message}")
+        source = next((text for key, text in origin.items() if f"{field}.".startswith(f"{key}.")), name)
+        sentences.append(f"{source}: {field}: {message}")
     return sentences

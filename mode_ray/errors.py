@@ -19,3 +19,9 @@ class DataError(ModeRayError):
     """Input data that cannot be used: exit code 1. The message names the file, and the row or field."""
 
     exit_code: ClassVar[int] = 1
+
+
+class TrainingError(ModeRayError):
+    """A training run that cannot go on, or runs that failed for good: exit code 1."""
+
+    exit_code: ClassVar[int] = 1

@@ -1,8 +1,9 @@
 """The stage contract: a stage is done when its manifest stands and its config fingerprint matches.
 
-A stage's directory holds `started.json` (the fields that decide its output, written first), one output a work unit, and
-at the end `units.parquet` (one row a unit) and `manifest.json` (written last). A unit's output carries its own record in
-the parquet footer, so what is on disk is the truth about what is finished: a killed run needs no other memory.
+A stage's directory holds `started.json` (the fields that decide its output, written first), one output a
+work unit, and at the end `units.parquet` (one row a unit) and `manifest.json` (written last). A unit's output
+carries its own record in the parquet footer, so what is on disk is the truth about what is finished: a killed
+run needs no other memory.
 """
 
 import hashlib
@@ -29,7 +30,16 @@ STARTED = "started.json"
 UNITS = "units.parquet"
 FOOTER_KEY = b"mode_ray.unit"
 _FOOTER_READERS = 16
-_VERSIONED_PACKAGES = ("mode_ray", "ray", "torch", "open_clip_torch", "pyarrow", "numpy", "faiss-cpu", "faiss-gpu")
+_VERSIONED_PACKAGES = (
+    "mode_ray",
+    "ray",
+    "torch",
+    "open_clip_torch",
+    "pyarrow",
+    "numpy",
+    "faiss-cpu",
+    "faiss-gpu",
+)
 
 StageState = Literal["absent", "started", "done"]
 
@@ -43,7 +53,8 @@ class UnitRecord:
         source: URI it was made of.
         rows_in: Captions found in the source.
         rows_out: Captions written.
-        refused: Captions left out, by reason; rows_in = rows_out + sum of refused, unless only a sample was asked for.
+        refused: Captions left out, by reason; rows_in = rows_out + sum of refused, but where only a sample
+            was asked for.
         examples: For each reason, where the first refused caption stands.
         bytes_out: Size of the output.
         content_hash: Hash of the output's rows.
@@ -147,7 +158,12 @@ class Stage:
         """Claim the directory for this config; called before the first output is written."""
         self._began = time.monotonic()
         if self.state() == "absent":
-            note = {"stage": self.name, "units": units, "fields": self.fields, "began_unix_seconds": time.time()}
+            note = {
+                "stage": self.name,
+                "units": units,
+                "fields": self.fields,
+                "began_unix_seconds": time.time(),
+            }
             (self.directory / STARTED).write_text(json.dumps(note, indent=1))
 
     def output(self, unit: str) -> Location:
@@ -214,7 +230,10 @@ def read_manifest(directory: Location) -> Manifest | None:
 
 def read_units(directory: Location) -> list[UnitRecord]:
     """The unit records of a finished stage, in order of their names."""
-    return [UnitRecord.from_json(text) for text in (directory / UNITS).read_table(["record"])["record"].to_pylist()]
+    return [
+        UnitRecord.from_json(str(text))
+        for text in (directory / UNITS).read_table(["record"])["record"].to_pylist()
+    ]
 
 
 def write_unit(output: Location, table: pa.Table, record: UnitRecord) -> UnitRecord:
@@ -224,7 +243,11 @@ def write_unit(output: Location, table: pa.Table, record: UnitRecord) -> UnitRec
         The record with the hash, size and time of what was written (the footer's copy lacks only the size).
     """
     finished = UnitRecord(
-        **{**asdict(record), "content_hash": table_hash(table), "finished_unix_seconds": round(time.time(), 3)}
+        **{
+            **asdict(record),
+            "content_hash": table_hash(table),
+            "finished_unix_seconds": round(time.time(), 3),
+        }
     )
     footer = {**(table.schema.metadata or {}), FOOTER_KEY: finished.to_json().encode()}
     size = output.write_table(table.replace_schema_metadata(footer))
@@ -269,7 +292,10 @@ def package_versions() -> dict[str, str]:
 def _read_record(file: Location) -> UnitRecord:
     with file.open_input() as source:
         footer = pq.read_metadata(source)
-    record = UnitRecord.from_json((footer.metadata or {})[FOOTER_KEY].decode())
+    note = (footer.metadata or {}).get(FOOTER_KEY)
+    if note is None:
+        raise UsageError(f"{file}: not an output of this stage (no unit record in its footer): remove it")
+    record = UnitRecord.from_json(note.decode())
     return UnitRecord(**{**asdict(record), "bytes_out": file.size_bytes()})
 
 
@@ -282,7 +308,9 @@ def _units_table(records: Sequence[UnitRecord]) -> pa.Table:
             "rows_out": pa.array([record.rows_out for record in records], pa.int64()),
             "seconds": pa.array([record.seconds for record in records], pa.float64()),
             "attempt": pa.array([record.attempt for record in records], pa.string()),
-            "finished_unix_seconds": pa.array([record.finished_unix_seconds for record in records], pa.float64()),
+            "finished_unix_seconds": pa.array(
+                [record.finished_unix_seconds for record in records], pa.float64()
+            ),
             "error": pa.array([record.error for record in records], pa.string()),
             "record": pa.array([record.to_json() for record in records], pa.string()),
         }

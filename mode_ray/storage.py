@@ -1,7 +1,7 @@
 """Local, S3 and GCS paths behind one URI type; every write is atomic.
 
-pyarrow's filesystems do the work: they read AWS_ENDPOINT_URL and the usual credentials, and Ray Data and parquet are
-native to them.
+pyarrow's filesystems do the work: they read AWS_ENDPOINT_URL and the usual credentials, and Ray Data and
+parquet are native to them.
 """
 
 import contextlib
@@ -52,12 +52,14 @@ class Location:
         """Make a location of a path or URI; relative paths count from the working directory.
 
         Raises:
-            UsageError: The scheme is not one of file, s3, gs, or a remote URI names no bucket.
+            UsageError: The scheme is unknown, a remote URI names no bucket, a file URI names a host.
         """
         if "://" not in text:
             return cls(str(Path(text).expanduser().absolute()))
         parts = urlsplit(text)
         if parts.scheme == "file":
+            if parts.netloc not in ("", "localhost"):
+                raise UsageError(f"{text}: {parts.netloc!r} stands where a host belongs; write file:///PATH")
             return cls(str(Path(parts.path).absolute()))
         if parts.scheme not in REMOTE_SCHEMES:
             raise UsageError(f"{text}: unknown scheme {parts.scheme!r}; use a local path, s3://… or gs://…")
@@ -69,7 +71,7 @@ class Location:
         return self.uri
 
     def __truediv__(self, part: str) -> "Location":
-        return Location(f"{self.uri}/{part.strip('/')}")
+        return Location(f"{self.uri.rstrip('/')}/{part.strip('/')}")
 
     @property
     def is_local(self) -> bool:
@@ -83,8 +85,9 @@ class Location:
 
     @property
     def parent(self) -> "Location":
-        """The directory that holds this."""
-        return Location(self.uri.rsplit("/", 1)[0] or "/")
+        """The directory that holds this; a bucket, like the root, is its own parent."""
+        above = self.uri.rsplit("/", 1)[0]
+        return self if above.endswith(":/") else Location(above or "/")
 
     @property
     def filesystem(self) -> pyarrow.fs.FileSystem:
@@ -115,23 +118,26 @@ class Location:
         return self.filesystem.get_file_info(self.path)
 
     def files(self, *, recursive: bool = False) -> list["Location"]:
-        """Files in this directory, sorted; none where it does not exist. Names that start with a dot are left out."""
+        """Files in this directory, sorted; none where it does not exist.
+
+        Files and directories below it whose names start with a dot are left out.
+        """
         selector = pyarrow.fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         infos = self.filesystem.get_file_info(selector)
         return sorted(
             self._sibling(info.path)
             for info in infos
-            if info.type == pyarrow.fs.FileType.File and not info.base_name.startswith(".")
+            if info.type == pyarrow.fs.FileType.File and "/." not in info.path[len(self.path.rstrip("/")) :]
         )
 
     def glob(self) -> list["Location"]:
-        """Files that match the wildcards (`*`, `?`, `[…]`; `**` spans directories) of this location, sorted."""
+        """Files that match this location's wildcards (`*`, `?`, `[…]`; `**` spans directories), sorted."""
         parts = self.uri.split("/")
         first = next((i for i, part in enumerate(parts) if _GLOB_CHARACTERS & set(part)), None)
         if first is None:
             return [self] if self.exists() else []
         root = Location("/".join(parts[:first]) or "/")
-        deep = first < len(parts) - 1
+        deep = first < len(parts) - 1 or parts[-1] == "**"
         return [file for file in root.files(recursive=deep) if _matches(file.uri.split("/"), parts)]
 
     def _sibling(self, path: str) -> "Location":
@@ -154,8 +160,8 @@ class Location:
     def open_atomic(self) -> Iterator[IO[bytes]]:
         """Write a file that appears whole or not at all.
 
-        Local: a temporary name in the same directory, flushed to disk, then renamed. Remote: collected in memory, then
-        one upload. Nothing appears where the block raises.
+        Local: a temporary name in the same directory, flushed to disk, then renamed. Remote: collected in
+        memory, then one upload. Nothing appears where the block raises.
         """
         if not self.is_local:
             buffer = io.BytesIO()

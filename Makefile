@@ -1,0 +1,115 @@
+# `make demo` and `make test` need only Python 3.11 to 3.13 and make: they set up everything else in .venv themselves.
+#   PYTHON=…      the interpreter to make .venv with
+#   EXTRA=gpu     faiss for CUDA in place of faiss for CPU
+#   DEMO_FLAGS=…  handed to `mode-ray demo`; PYTEST_FLAGS=… handed to pytest
+
+EXTRA ?= cpu
+DEMO_FLAGS ?=
+PYTEST_FLAGS ?=
+PYTHON ?=
+PYTHON_CANDIDATES := python3.11 python3.12 python3.13 python3
+
+bin := .venv/bin
+pip_flags := --quiet --disable-pip-version-check --progress-bar off
+pip_install := $(bin)/python -m pip install $(pip_flags)
+python_fits := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+requirements := pyproject.toml constraints.txt
+demo_stamp := .venv/installed-demo-$(EXTRA)
+dev_stamp := .venv/installed-dev-$(EXTRA)
+benchmarks := $(filter-out benchmarks/frame.py,$(sort $(wildcard benchmarks/*.py)))
+
+# A name on PATH is not enough: version managers leave names there that do not run, and some systems ship without venv.
+define find_python
+python=''; \
+for candidate in $(if $(PYTHON),"$(PYTHON)",$(PYTHON_CANDIDATES)); do \
+  if "$$candidate" -c '$(python_fits)' 2>/dev/null; then python="$$candidate"; break; fi; \
+done; \
+if [ -z "$$python" ]; then \
+  echo "make: found no Python 3.11, 3.12 or 3.13 with its venv module (tried: $(or $(PYTHON),$(PYTHON_CANDIDATES)));" \
+    "install one, or name it: make PYTHON=/path/to/python3.12" >&2; \
+  exit 1; \
+fi
+endef
+
+# $(call install,EXTRA OF pyproject.toml). faiss-cpu and faiss-gpu put their files in the same place: both are removed
+# before faiss-gpu comes, or a later removal of one would take files of the other.
+define install
+@set -e; \
+began=$$(date +%s); \
+if ! $(bin)/python -c 'import pip' 2>/dev/null; then \
+  $(find_python); \
+  echo "setting up .venv with $$("$$python" -V) (about 3 minutes and 7 GB the first time) …"; \
+  "$$python" -m venv --clear .venv; \
+fi; \
+rm -f .venv/installed-*; \
+echo "installing mode_ray[$(1)] and its dependencies in .venv …"; \
+$(pip_install) -c constraints.txt -e '.[$(1)]'; \
+if [ "$(EXTRA)" = gpu ]; then \
+  echo "replacing faiss-cpu by faiss-gpu …"; \
+  $(bin)/python -m pip uninstall --quiet --yes faiss-cpu faiss-gpu; \
+  $(pip_install) -c constraints.txt -e '.[gpu]'; \
+fi; \
+echo "installed in $$(( $$(date +%s) - began )) s"
+endef
+
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help demo test drills lint bench constraints clean
+
+help:
+	@echo 'make demo         set up, then run the whole pipeline on real data (EXTRA=gpu on GPU machines)'
+	@echo 'make test         set up, then run all tests but the drills'
+	@echo 'make drills       the slow tests: kills, faults and clusters'
+	@echo 'make lint         ruff and mypy'
+	@echo 'make bench        every benchmark, in its quick form'
+	@echo 'make constraints  refresh the pinned versions in constraints.txt'
+	@echo 'make clean        remove .venv, caches and the demo run'
+
+demo: $(demo_stamp)
+	@$(bin)/mode-ray demo $(DEMO_FLAGS)
+
+test: $(dev_stamp)
+	@$(bin)/python -m pytest $(PYTEST_FLAGS)
+
+drills: $(dev_stamp)
+	@$(bin)/python -m pytest -m drill $(PYTEST_FLAGS)
+
+lint: $(dev_stamp)
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+
+bench: $(dev_stamp)
+	@failed=''; \
+	for benchmark in $(benchmarks); do \
+	  echo "== $$benchmark --quick"; \
+	  $(bin)/python "$$benchmark" --quick || failed="$$failed $$benchmark"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
+
+# dev contains demo, so one installation serves both targets.
+$(dev_stamp): $(requirements)
+	$(call install,dev)
+	@touch $(demo_stamp) $(dev_stamp)
+
+$(demo_stamp): $(requirements)
+	$(call install,$(if $(wildcard $(dev_stamp)),dev,demo))
+	@touch $(if $(wildcard $(dev_stamp)),$(dev_stamp)) $(demo_stamp)
+
+# What torch brings for CUDA depends on the machine, and is left to torch.
+constraints:
+	@set -e; $(find_python); \
+	fresh=$$(mktemp -d); \
+	trap 'rm -rf "$$fresh"' EXIT; \
+	echo "resolving the newest versions that pyproject.toml allows (several minutes) …"; \
+	"$$python" -m venv "$$fresh/venv"; \
+	"$$fresh/venv/bin/python" -m pip install $(pip_flags) -e '.[cpu,demo,dev]'; \
+	{ sed -n '/^#/p' constraints.txt; \
+	  "$$fresh/venv/bin/python" -m pip freeze --exclude-editable | grep -Ev '^(#|-e |nvidia-|cuda-|triton==)'; \
+	} > "$$fresh/constraints.txt"; \
+	cp "$$fresh/constraints.txt" constraints.txt; \
+	echo "constraints.txt is new: run make test and make drills before you commit it"
+
+clean:
+	rm -rf .venv build dist outputs demo-run .mypy_cache .ruff_cache .pytest_cache ./*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

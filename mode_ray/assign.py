@@ -1,0 +1,94 @@
+"""Assign every caption to its nearest fine center: one assignment shard an input shard.
+
+Where embeddings were kept they are read; else captions are read, encoded and assigned in one pass.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+
+from mode_ray.captions.clean import CaptionTable
+from mode_ray.captions.read import read_captions
+from mode_ray.captions.shards import Shard
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.cluster.nearest import NearestCenters
+from mode_ray.config import RunConfig
+from mode_ray.embed import unit_record
+from mode_ray.embeddings import embedding_vectors, place_columns, split_usable
+from mode_ray.encoders.encoder import load_encoder
+from mode_ray.errors import DataError
+from mode_ray.stage import Manifest, Stage, UnitRecord
+from mode_ray.storage import Location
+from mode_ray.unit_pool import run_units
+from mode_ray.units import finish_units, units_left
+
+FINE = "fine"
+DISTANCE = "distance"
+
+
+class AssignWorker:
+    """Finds the nearest center of a shard's captions; see `UnitWorker`.
+
+    Args:
+        config: The run's config.
+        clusters: Directory of the clustering.
+        embeddings: Directory of the embedding shards, or None to encode the captions here.
+    """
+
+    def __init__(self, config: RunConfig, clusters: Location, embeddings: Location | None) -> None:
+        clustering = Clustering.load(clusters)
+        threads = config.assign.pool.threads_per_actor
+        prices_m = clustering.prices_m if config.assign.rule == "priced" else None
+        self._nearest = NearestCenters(clustering.centers_md, prices_m, threads)
+        self._captions = config.captions
+        self._embeddings = embeddings
+        if embeddings is None:
+            self._encoder = load_encoder(config.encoder, config.embed.encoder, threads)
+            clustering.compatible_with(self._encoder.name, self._encoder.dimension)
+
+    def read(self, shard: Shard) -> CaptionTable:
+        """Read the shard's embeddings, or its captions."""
+        if self._embeddings is None:
+            return read_captions(shard, self._captions)
+        location = self._embeddings / f"{shard.unit}.parquet"
+        if not location.exists():
+            raise DataError(f"{shard.uri}: left out by the embed stage; it has no embeddings")
+        table = location.read_table()
+        return CaptionTable(table, table.num_rows, {}, {})
+
+    def compute(self, shard: Shard, source: CaptionTable) -> tuple[pa.Table, UnitRecord]:
+        """Encode where that was not done yet, and find the nearest centers."""
+        if self._embeddings is None:
+            vectors_bd = self._encoder.encode(source.table["caption"].to_pylist())
+            source, vectors_bd = split_usable(source, vectors_bd)
+        else:
+            vectors_bd = embedding_vectors(source.table)
+        fine_b, squared_distance_b = self._nearest.search(vectors_bd)
+        table = pa.table(
+            {**place_columns(source.table), FINE: pa.array(fine_b), DISTANCE: pa.array(squared_distance_b)}
+        )
+        return table, unit_record(shard, source)
+
+
+def run_assign(
+    config: RunConfig,
+    stage: Stage,
+    shards: Sequence[Shard],
+    clusters: Location,
+    embeddings: Location | None,
+    on_record: Callable[[UnitRecord], None],
+) -> Manifest:
+    """Run the assign stage, or what is left of it.
+
+    Raises:
+        DataError: More shards are unreadable, or more captions refused, than the config allows.
+    """
+    finished, left = units_left(stage, shards)
+    stage.begin(len(shards))
+    began = time.monotonic()
+    arguments = (config, clusters, embeddings)
+    pool = config.assign.pool
+    made = run_units(left, AssignWorker, arguments, stage.directory, stage.attempt, pool, on_record)
+    summary = {"units_made": len(made), "seconds_in_units": round(time.monotonic() - began, 3)}
+    return finish_units(stage, [*finished.values(), *made], config.captions, summary)

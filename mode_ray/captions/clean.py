@@ -1,0 +1,104 @@
+"""Caption cleaning, vectorised: what is refused is counted by reason, with the place of the first one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+MISSING = "missing caption"
+EMPTY = "empty caption"
+TOO_LONG = "caption too long"
+INVALID_UTF8 = "caption not UTF-8"
+DUPLICATE_KEY = "key repeated in its shard"
+NO_IMAGE = "no image"
+BAD_JSON = ".json member not a JSON object"
+
+
+@dataclass(frozen=True)
+class CaptionTable:
+    """The usable captions of one shard.
+
+    Attributes:
+        table: row int64, caption_index int32, key string, caption string; for tars also image_offset, image_bytes,
+            caption_offset, caption_bytes int64 (of the members' contents in the tar).
+        rows_in: Captions found, refused ones included; a pair without any counts as one.
+        refused: Captions left out, by reason.
+        examples: For each reason, the row of the first caption that was refused for it.
+    """
+
+    table: pa.Table
+    rows_in: int
+    refused: Mapping[str, int]
+    examples: Mapping[str, str]
+
+
+def clean(
+    columns: Mapping[str, pa.Array], raw_captions: pa.Array, max_caption_bytes: int, found_reasons: pa.Array | None = None
+) -> CaptionTable:
+    """Keep the usable captions; count the others.
+
+    White space is trimmed and runs of it become one space. Of several samples with one key only the first is kept.
+
+    Args:
+        columns: `row`, `caption_index`, `key`, and any further columns to carry along, all of one length.
+        raw_captions: Binary array of undecoded captions, null where there is none.
+        max_caption_bytes: Longer captions are refused.
+        found_reasons: String array of reasons the reader already found, null where there is none.
+    """
+    text, invalid = _decode(raw_captions)
+    text = pc.utf8_trim_whitespace(pc.replace_substring_regex(text, r"\s+", " "))
+    reasons = np.full(len(text), "", dtype=object)
+    for mask, reason in (
+        (_first_key_differs(columns), DUPLICATE_KEY),
+        (_true(pc.equal(pc.binary_length(text), 0)), EMPTY),
+        (_true(pc.greater(pc.binary_length(raw_captions), max_caption_bytes)), TOO_LONG),
+        (invalid, INVALID_UTF8),
+        (raw_captions.is_null().to_numpy(zero_copy_only=False), MISSING),
+    ):
+        reasons[mask] = reason
+    if found_reasons is not None:
+        found = found_reasons.is_valid().to_numpy(zero_copy_only=False)
+        reasons[found] = found_reasons.to_numpy(zero_copy_only=False)[found]
+    keep = pa.array(reasons == "")
+    rows = columns["row"].to_numpy()
+    names, first, counts = np.unique(reasons.astype(str), return_index=True, return_counts=True)
+    refused = {str(name): int(count) for name, count in zip(names, counts, strict=True) if name}
+    examples = {str(name): f"row {rows[index]}" for name, index in zip(names, first, strict=True) if name}
+    table = pa.table({**columns, "caption": text}).filter(keep)
+    return CaptionTable(table, len(reasons), refused, examples)
+
+
+def _true(mask: pa.Array) -> np.ndarray:
+    """A boolean array with null as false."""
+    filled: np.ndarray = pc.fill_null(mask, False).to_numpy(zero_copy_only=False)
+    return filled
+
+
+def _decode(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """UTF-8 strings (null where undecodable) and the mask of undecodable ones."""
+    try:
+        return raw.cast(pa.string()), np.zeros(len(raw), dtype=bool)
+    except pa.ArrowInvalid:
+        texts = [_decode_one(value.as_py()) for value in raw]
+        decoded = pa.array(texts, pa.string())
+        invalid = pc.and_(raw.is_valid(), decoded.is_null()).to_numpy(zero_copy_only=False)
+        return decoded, invalid
+
+
+def _decode_one(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _first_key_differs(columns: Mapping[str, pa.Array]) -> np.ndarray:
+    """Mask of captions whose key already stood at an earlier row."""
+    _, first_index, inverse = np.unique(
+        columns["key"].to_numpy(zero_copy_only=False).astype(str), return_index=True, return_inverse=True
+    )
+    rows = columns["row"].to_numpy()
+    mask: np.ndarray = rows[first_index][inverse] != rows
+    return mask

@@ -1,0 +1,120 @@
+"""Captions from parquet shards; only the columns that are needed are read."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mode_ray.captions.clean import CaptionTable, clean
+from mode_ray.captions.shards import Shard
+from mode_ray.config import CaptionsConfig
+from mode_ray.errors import DataError
+
+DEFAULT_CAPTION_FIELD = "caption"
+
+
+def open_parquet(shard: Shard) -> pq.ParquetFile:
+    """Open a shard for reading.
+
+    Raises:
+        DataError: Not a readable parquet file.
+    """
+    try:
+        return pq.ParquetFile(shard.location.open_input())
+    except FileNotFoundError:
+        raise DataError(f"{shard.uri}: no such file") from None
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{shard.uri}: not a readable parquet file ({error}); replace or remove it") from None
+
+
+def row_group_range(shard: Shard, file: pq.ParquetFile) -> range:
+    """The row groups that belong to a shard."""
+    return range(*(shard.row_groups or (0, file.num_row_groups)))
+
+
+def read_parquet_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
+    """Read and clean a shard's captions: a column of strings (or UTF-8 bytes), or of lists of strings.
+
+    Raises:
+        DataError: Unreadable file, or a column that is missing or of another type; names file and column.
+    """
+    file = open_parquet(shard)
+    field = config.caption_field or DEFAULT_CAPTION_FIELD
+    names = [field] if config.key_field is None else [field, config.key_field]
+    for name, setting in zip(names, ("caption_field", "key_field"), strict=False):
+        if name not in file.schema_arrow.names:
+            raise DataError(
+                f"{shard.uri}: no column {name!r}; set captions.{setting} to one of {file.schema_arrow.names}"
+            )
+    try:
+        table = file.read_row_groups(list(row_group_range(shard, file)), columns=names)
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and not shard.location.is_local:
+            raise  # a remote read may succeed when tried again
+        raise DataError(f"{shard.uri}: damaged parquet data ({error}); replace or remove it") from None
+    rows = np.arange(shard.first_row, shard.first_row + table.num_rows)
+    keys = _keys(table, config.key_field, rows)
+    captions = table[field].combine_chunks()
+    columns, raw = _one_a_caption(captions, rows, keys, config, shard, field)
+    return clean(columns, raw, config.max_caption_bytes)
+
+
+def _keys(table: pa.Table, key_field: str | None, rows: np.ndarray) -> pa.Array:
+    row_names = pa.array(rows).cast(pa.string())
+    if key_field is None:
+        return row_names
+    return pc.coalesce(table[key_field].combine_chunks().cast(pa.string()), row_names)
+
+
+def _one_a_caption(
+    captions: pa.Array, rows: np.ndarray, keys: pa.Array, config: CaptionsConfig, shard: Shard, field: str
+) -> tuple[Mapping[str, pa.Array], pa.Array]:
+    """Columns with one entry a caption, and the undecoded captions."""
+    if pa.types.is_dictionary(captions.type):
+        captions = captions.dictionary_decode()
+    if pa.types.is_list(captions.type) or pa.types.is_large_list(captions.type):
+        if not _is_text(captions.type.value_type):
+            raise DataError(f"{shard.uri}: column {field!r} holds {captions.type}; captions are strings or lists of them")
+        return _explode(captions, rows, keys, first_only=config.select == "first")
+    if not _is_text(captions.type):
+        raise DataError(f"{shard.uri}: column {field!r} holds {captions.type}; captions are strings or lists of them")
+    columns = {
+        "row": pa.array(rows),
+        "caption_index": pa.array(np.zeros(len(rows), np.int32)),
+        "key": keys,
+    }
+    return columns, captions.cast(pa.binary())
+
+
+def _explode(
+    captions: pa.Array, rows: np.ndarray, keys: pa.Array, *, first_only: bool
+) -> tuple[Mapping[str, pa.Array], pa.Array]:
+    """One entry a list element; a pair with an empty list or none keeps one entry, without caption."""
+    lengths = pc.fill_null(pc.list_value_length(captions), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    taken = np.minimum(lengths, 1) if first_only else lengths
+    entries = np.maximum(taken, 1)
+    parent = np.repeat(np.arange(len(rows)), entries)
+    caption_index = np.arange(len(parent)) - np.repeat(np.cumsum(entries) - entries, entries)
+    starts = np.cumsum(lengths) - lengths
+    position = np.where(lengths[parent] > 0, starts[parent] + caption_index, -1)
+    # flatten() leaves out what hides behind null lists, so positions count over the valid ones only.
+    values = captions.flatten().cast(pa.binary())
+    indices = pa.array(position, mask=position < 0)
+    columns = {
+        "row": pa.array(rows[parent]),
+        "caption_index": pa.array(caption_index.astype(np.int32)),
+        "key": keys.take(pa.array(parent)),
+    }
+    return columns, values.take(indices)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_null(kind)
+    )

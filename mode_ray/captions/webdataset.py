@@ -1,0 +1,157 @@
+"""Captions from WebDataset tars, with the byte offsets of the members so that training can fetch single pairs.
+
+The standard library reads the tar headers: the webdataset package streams samples, but does not tell where in the file
+their members lie.
+"""
+
+import contextlib
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from mode_ray.captions.clean import BAD_JSON, NO_IMAGE, CaptionTable, clean
+from mode_ray.captions.shards import Shard
+from mode_ray.config import CaptionsConfig
+from mode_ray.errors import DataError
+
+IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp"})
+TEXT_SUFFIX = "txt"
+JSON_SUFFIX = "json"
+_STREAM_BUFFER_BYTES = 4 << 20
+MAX_JSON_BYTES = 1 << 20
+
+
+@dataclass
+class TarSample:
+    """Members of one sample: they follow one another and share the name up to the first dot.
+
+    Attributes:
+        key: That name.
+        members: Offset and size of the contents, by suffix.
+        contents: Contents of the members that hold text, by suffix.
+    """
+
+    key: str
+    members: dict[str, tuple[int, int]] = field(default_factory=dict)
+    contents: dict[str, bytes] = field(default_factory=dict)
+
+    def image(self) -> tuple[int, int] | None:
+        """Offset and size of the image, or None."""
+        return next((place for suffix, place in self.members.items() if suffix in IMAGE_SUFFIXES), None)
+
+
+def read_tar_samples(shard: Shard, wanted: frozenset[str], max_bytes: int) -> Iterator[TarSample]:
+    """Go through a tar's samples in order.
+
+    Args:
+        shard: The tar.
+        wanted: Suffixes whose contents are read.
+        max_bytes: Contents that are longer are cut one byte beyond, so that the caller sees that they are too long.
+
+    Raises:
+        DataError: Not a tar, or a truncated one.
+    """
+    sample: TarSample | None = None
+    with _open_tar(shard) as (archive, size_bytes):
+        try:
+            for member in archive:
+                if not member.isfile():
+                    continue
+                directory, _, base = member.name.rpartition("/")
+                stem, _, suffix = base.partition(".")
+                key, suffix = f"{directory}/{stem}".lstrip("/"), suffix.lower()
+                if sample is None or sample.key != key or suffix in sample.members:
+                    if sample is not None:
+                        yield sample
+                    sample = TarSample(key)
+                sample.members[suffix] = (member.offset_data, member.size)
+                if suffix in wanted:
+                    source = archive.extractfile(member)
+                    sample.contents[suffix] = source.read(max_bytes + 1) if source else b""
+        except tarfile.ReadError as error:
+            raise DataError(f"{shard.uri}: truncated or damaged tar ({error}); replace or remove it") from None
+        if size_bytes < archive.offset + tarfile.BLOCKSIZE:
+            raise DataError(f"{shard.uri}: truncated tar (no end marker after {size_bytes} bytes); replace or remove it")
+    if sample is not None:
+        yield sample
+
+
+@contextlib.contextmanager
+def _open_tar(shard: Shard) -> Iterator[tuple[tarfile.TarFile, int]]:
+    """Open a tar: locally by seeking over the images, remotely as one sequential stream."""
+    location = shard.location
+    try:
+        with contextlib.ExitStack() as stack:
+            if location.is_local:
+                source = stack.enter_context(Path(location.path).open("rb"))
+                archive = stack.enter_context(tarfile.open(fileobj=source, mode="r:"))
+            else:
+                stream = location.filesystem.open_input_stream(location.path, buffer_size=_STREAM_BUFFER_BYTES)
+                archive = stack.enter_context(tarfile.open(fileobj=stack.enter_context(stream), mode="r|"))
+            yield archive, location.size_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{shard.uri}: no such file") from None
+    except tarfile.ReadError as error:
+        raise DataError(f"{shard.uri}: not a readable tar ({error}); replace or remove it") from None
+
+
+def read_tar_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
+    """Read and clean a tar's captions.
+
+    They come from the `.txt` member or, if `captions.caption_field` is set, from that field of the `.json` member (a
+    string or a list of strings).
+
+    Raises:
+        DataError: Not a tar, or a truncated tar; names the file.
+    """
+    suffix = TEXT_SUFFIX if config.caption_field is None else JSON_SUFFIX
+    limit = config.max_caption_bytes if config.caption_field is None else MAX_JSON_BYTES
+    names = ("row", "caption_index", "key", "image_offset", "image_bytes", "caption_offset", "caption_bytes")
+    columns: dict[str, list[int | str | None]] = {name: [] for name in names}
+    raw: list[bytes | None] = []
+    reasons: list[str | None] = []
+    for row, sample in enumerate(read_tar_samples(shard, frozenset({suffix}), limit)):
+        image = sample.image()
+        captions, reason = _captions_of(sample, suffix, config)
+        for index, caption in enumerate(captions):
+            place = sample.members.get(suffix, (None, None))
+            values = (row, index, sample.key, *(image or (None, None)), *place)
+            for name, value in zip(names, values, strict=True):
+                columns[name].append(value)
+            raw.append(caption)
+            reasons.append(reason if image else NO_IMAGE)
+    kinds = {"caption_index": pa.int32(), "key": pa.string()}
+    arrays = {name: pa.array(values, kinds.get(name, pa.int64())) for name, values in columns.items()}
+    return clean(arrays, pa.array(raw, pa.binary()), config.max_caption_bytes, pa.array(reasons, pa.string()))
+
+
+def json_captions(content: bytes, field_name: str) -> list[bytes | None]:
+    """The captions in one `.json` member; one None where the field holds none.
+
+    Raises:
+        ValueError: Not a JSON object.
+    """
+    values = json.loads(content)
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    found = values.get(field_name)
+    texts = found if isinstance(found, list) and found else [found]
+    return [text.encode(errors="surrogatepass") if isinstance(text, str) else None for text in texts]
+
+
+def _captions_of(sample: TarSample, suffix: str, config: CaptionsConfig) -> tuple[list[bytes | None], str | None]:
+    """A sample's captions, at least one entry, and the reason to refuse them all, if there is one."""
+    content = sample.contents.get(suffix)
+    if content is None:
+        return [None], None
+    if config.caption_field is None:
+        return [content], None
+    try:
+        captions = json_captions(content, config.caption_field)
+    except ValueError:
+        return [None], BAD_JSON
+    return captions[:1] if config.select == "first" else captions, None

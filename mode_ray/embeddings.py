@@ -1,0 +1,41 @@
+"""Embedding shards: their columns, and how vectors go into and out of Arrow without copies."""
+
+import numpy as np
+import pyarrow as pa
+
+from mode_ray.captions.clean import CaptionTable
+
+EMBEDDING = "embedding"
+NO_EMBEDDING = "no embedding (no known word, or not finite)"
+_PLACE_COLUMNS = ("row", "caption_index", "key", "image_offset", "image_bytes", "caption_offset", "caption_bytes")
+
+
+def place_columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """The columns that say which caption a row belongs to and where its members lie."""
+    return {name: table[name] for name in _PLACE_COLUMNS if name in table.column_names}
+
+
+def embedding_column(vectors_bd: np.ndarray) -> pa.FixedSizeListArray:
+    """Vectors as `fixed_size_list<float16>[d]`."""
+    half = np.ascontiguousarray(vectors_bd, dtype=np.float16)
+    return pa.FixedSizeListArray.from_arrays(pa.array(half.reshape(-1)), vectors_bd.shape[1])
+
+
+def embedding_vectors(table: pa.Table) -> np.ndarray:
+    """The embedding column of a table as float32 [b, d]."""
+    column = table[EMBEDDING].combine_chunks()
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    vectors_bd: np.ndarray = flat.reshape(len(column), column.type.list_size).astype(np.float32)
+    return vectors_bd
+
+
+def split_usable(captions: CaptionTable, vectors_bd: np.ndarray) -> tuple[CaptionTable, np.ndarray]:
+    """Refuse captions whose embedding is zero or not finite, and count them."""
+    usable = np.isfinite(vectors_bd).all(axis=1) & (np.abs(vectors_bd) > 0).any(axis=1)
+    if usable.all():
+        return captions, vectors_bd
+    first = int(np.argmin(usable))
+    refused = {**captions.refused, NO_EMBEDDING: int((~usable).sum())}
+    examples = {**captions.examples, NO_EMBEDDING: f"row {captions.table['row'][first].as_py()}"}
+    kept = CaptionTable(captions.table.filter(pa.array(usable)), captions.rows_in, refused, examples)
+    return kept, vectors_bd[usable]

@@ -1,0 +1,1 @@
+"""Frozen language encoders: captions in, unit-norm embeddings out."""

@@ -1,0 +1,97 @@
+"""Transformer encoders from a Hugging Face id or folder, sentence-transformers folders included.
+
+transformers does the work rather than sentence-transformers: the paper's SimCSE model needs the pooler output, which
+sentence-transformers would silently replace by a mean for that folder.
+"""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from mode_ray.config import EncoderConfig, EncoderPlacement
+from mode_ray.encoders.encoder import encoder_name, pick_device, unit_rows
+from mode_ray.errors import UsageError
+from mode_ray.packaged import resolve_folder
+
+Pooling = Literal["pooler", "mean", "cls"]
+
+
+class HuggingFaceEncoder:
+    """A transformer with pooler, mean or first-token pooling; see `CaptionEncoder`.
+
+    Args:
+        config: Model, pooling, arithmetic.
+        placement: Batch size and device.
+        threads: CPU threads of the forward pass.
+
+    Raises:
+        UsageError: The model cannot be loaded, or has no weights for the pooling asked for.
+    """
+
+    def __init__(self, config: EncoderConfig, placement: EncoderPlacement, threads: int = 1) -> None:
+        path = resolve_folder(config.model, "encoder.model")
+        self.name = encoder_name(config)
+        self._pooling = _pooling(config, path)
+        self._device = pick_device(placement.device)
+        self._dtype = getattr(torch, config.dtype)
+        self._batch_size = placement.batch_size
+        self._max_tokens = config.max_tokens
+        torch.set_num_threads(threads)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(path)
+            model, loading = AutoModel.from_pretrained(path, output_loading_info=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"encoder.model: {config.model}: cannot be loaded ({reason})") from None
+        random = sorted(name for name in loading["missing_keys"] if name.startswith("pooler."))
+        if self._pooling == "pooler" and (random or getattr(model, "pooler", None) is None):
+            raise UsageError(
+                f"encoder.model: {config.model}: has no trained pooler; set encoder.pooling to mean or cls"
+            )
+        self._model = model.eval().to(self._device)
+        self.dimension = int(model.config.hidden_size)
+
+    @torch.inference_mode()
+    def encode(self, captions: list[str]) -> np.ndarray:
+        """Embed captions, batches sorted by length so that little is padded."""
+        tokens = self._tokenizer(captions, truncation=True, max_length=self._max_tokens)
+        lengths = np.array([len(ids) for ids in tokens["input_ids"]])
+        order = np.argsort(-lengths, kind="stable")
+        embeddings_bd = np.empty((len(captions), self.dimension), np.float32)
+        for start in range(0, len(captions), self._batch_size):
+            chosen = order[start : start + self._batch_size]
+            batch = self._tokenizer.pad(
+                {name: [values[index] for index in chosen] for name, values in tokens.items()}, return_tensors="pt"
+            ).to(self._device)
+            with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+                output = self._model(**batch)
+            embeddings_bd[chosen] = self._pool(output, batch["attention_mask"]).float().cpu().numpy()
+        return unit_rows(embeddings_bd)
+
+    def _pool(self, output: torch.nn.Module, mask_bt: torch.Tensor) -> torch.Tensor:
+        if self._pooling == "pooler":
+            return output.pooler_output
+        hidden_btd: torch.Tensor = output.last_hidden_state  # type: ignore[assignment]
+        if self._pooling == "cls":
+            return hidden_btd[:, 0]
+        weights_bt1 = mask_bt.unsqueeze(-1).to(hidden_btd.dtype)
+        return (hidden_btd * weights_bt1).sum(1) / weights_bt1.sum(1).clamp(min=1)
+
+
+def _pooling(config: EncoderConfig, path: str) -> Pooling:
+    """The pooling asked for; `auto` follows the sentence-transformers folder, else takes the pooler."""
+    if config.pooling != "auto":
+        return config.pooling
+    asked = Path(path) / "1_Pooling" / "config.json"
+    if not asked.is_file():
+        return "pooler"
+    modes = json.loads(asked.read_text())
+    if modes.get("pooling_mode_mean_tokens"):
+        return "mean"
+    if modes.get("pooling_mode_cls_token"):
+        return "cls"
+    raise UsageError(f"{asked}: only mean and first-token pooling are known; set encoder.pooling")

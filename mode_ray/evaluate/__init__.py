@@ -1,0 +1,1 @@
+"""Zero-shot tasks over dense, expert and ensemble models: scores, metrics, and the report that shows them."""

@@ -1,0 +1,407 @@
+"""The evaluation report: one self-contained HTML file and one terminal table, from a JSON-able dict.
+
+Metrics are fractions between 0 and 1 (shown as per cent); samples are image-text pairs seen in training.
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NotRequired
+
+import jinja2
+from markupsafe import Markup
+from pydantic import TypeAdapter, ValidationError
+from rich.table import Table
+from rich.text import Text
+from typing_extensions import TypedDict
+
+from mode_ray.errors import DataError
+from mode_ray.evaluate.metrics import difference_margin, macro_mean
+from mode_ray.evaluate.plots import EXPERT_COLORS, Curve, loss_figure, size_histogram, thumbnail_uris
+
+ModelKind = Literal["dense", "mode", "single", "best_single", "random", "seed"]
+Outcome = Literal["win", "tie", "loss", "unknown"]
+
+MAX_CAPTION_CHARACTERS = 110
+MAX_CLASSES_SHOWN = 40
+MAX_CLUSTER_CAPTIONS = 6000
+_DASH, _MINUS, _TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+
+
+class StageRow(TypedDict):
+    """One stage of the run, from its manifest."""
+
+    name: str
+    seconds: float
+    rows_in: NotRequired[int]
+    rows_out: NotRequired[int]
+    refused: NotRequired[dict[str, int]]  # captions left out, by reason
+    quarantined: NotRequired[dict[str, str]]  # reason of every work unit that was left out, by source
+
+
+class TaskRow(TypedDict):
+    """One evaluation task."""
+
+    name: str
+    metric: str  # the main metric: a key of every model's metrics[name]
+    items: int  # test items, for the sampling error
+    texts: NotRequired[int]  # classes or captions that routing saw
+    chance: NotRequired[float]  # what guessing reaches in the main metric
+
+
+class ModelRow(TypedDict):
+    """One line of the results: a model, or an ensemble under one routing rule.
+
+    `best_single` is, for every task, the expert with the best result on that very task: an oracle.
+    """
+
+    name: str
+    kind: ModelKind
+    rule: NotRequired[str | None]
+    metrics: dict[str, dict[str, float]]  # by task, then by metric
+    samples_seen: NotRequired[int | None]  # after the seed model; of an ensemble: of all its experts together
+    samples_total: NotRequired[int | None]  # all that is behind this line, the seed model's included
+
+
+class NearCluster(TypedDict):
+    """A fine cluster near to a text of a task, with a caption near its center."""
+
+    fine: int
+    expert: int
+    squared_distance: float
+    caption: NotRequired[str]
+
+
+class NearestRow(TypedDict):
+    """A text of a task and the fine clusters nearest to it, nearest first."""
+
+    text: str
+    clusters: list[NearCluster]
+
+
+class RoutingRow(TypedDict):
+    """The weights of one task under one rule."""
+
+    task: str
+    rule: str
+    weights: list[float]
+    normalised_entropy: float
+
+
+class ExpertRow(TypedDict):
+    """One data expert; its number is its index in the list."""
+
+    rows: int
+    share: float  # of all captions
+    spread: float  # mean squared distance of its captions to their mass-weighted centroid
+    samples_seen: NotRequired[int | None]
+    captions: NotRequired[list[str]]
+
+
+class FineClusterRow(TypedDict):
+    """One fine cluster, with captions near its center."""
+
+    fine: int
+    expert: int
+    rows: int
+    captions: NotRequired[list[str]]
+
+
+class LossRow(TypedDict):
+    """One loss curve; `samples` count from the start of the whole schedule."""
+
+    name: str
+    samples: list[float]
+    loss: list[float | None]
+    kind: NotRequired[ModelKind]  # `dense` is drawn dashed
+    expert: NotRequired[int | None]  # for a data expert's curve, its number
+
+
+class ReportData(TypedDict):
+    """All that the report shows. Whatever is not required and not given is left out of the page."""
+
+    title: str
+    run: str
+    created: str  # date and time, as it is to be shown
+    rule: str  # the config's routing rule, chosen before the results: the verdict is about it
+    tasks: list[TaskRow]
+    models: list[ModelRow]
+    machine: NotRequired[str]
+    versions: NotRequired[dict[str, str]]
+    stages: NotRequired[list[StageRow]]
+    routing: NotRequired[list[RoutingRow]]
+    nearest: NotRequired[dict[str, list[NearestRow]]]  # by task
+    experts: NotRequired[list[ExpertRow]]
+    fine_clusters: NotRequired[list[FineClusterRow]]
+    losses: NotRequired[list[LossRow]]
+    licences: NotRequired[str]  # of the data shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultRow:
+    """One line of the main table.
+
+    Attributes:
+        model: What it shows.
+        scores: Main metric of every task, None where it was not measured.
+        mean: Mean over tasks, None where one is missing.
+        change: Mean minus the dense model's mean.
+        best: Per task, and last the mean: whether this is the best of the lines that may compete.
+        cost: Samples in all, relative to the dense model's.
+    """
+
+    model: ModelRow
+    scores: tuple[float | None, ...]
+    mean: float | None
+    change: float | None
+    best: tuple[bool, ...]
+    cost: float | None
+
+    @property
+    def competes(self) -> bool:
+        """Whether it could be deployed: an oracle that picks by the test labels could not."""
+        return self.model["kind"] != "best_single"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the numbers say of MoDE against the dense model.
+
+    Attributes:
+        outcome: `tie`: the difference of the means is within the sampling error of the test sets.
+        sentence: One sentence for the top of the report.
+        remarks: What weakens or explains it.
+    """
+
+    outcome: Outcome
+    sentence: str
+    remarks: tuple[str, ...]
+
+
+def check_report(report: Mapping[str, Any]) -> ReportData:
+    """The report as its typed dict; unknown keys are left out.
+
+    Raises:
+        DataError: A field is missing, of a wrong type, or names a task that is not in `tasks`.
+    """
+    try:
+        data = TypeAdapter(ReportData).validate_python(dict(report))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"report data: {field}: {first['msg'].lower()}") from None
+    names = {task["name"] for task in data["tasks"]}
+    named = [(f"models, {model['name']}", set(model["metrics"])) for model in data["models"]]
+    named += [("routing", {row["task"] for row in data.get("routing", [])})]
+    for field, tasks in named:
+        if unknown := sorted(tasks - names):
+            raise DataError(f"report data: {field}: task {unknown[0]!r} is not one of tasks")
+    return data
+
+
+def result_rows(data: ReportData) -> list[ResultRow]:
+    """The main table, in the order of `models`."""
+    models, names = data["models"], [task["name"] for task in data["tasks"]]
+    scores = [tuple(_score(model, task) for task in data["tasks"]) for model in models]
+    means = [macro_mean(dict(zip(names, row, strict=True))) for row in scores]
+    cells = [(*row, mean) for row, mean in zip(scores, means, strict=True)]
+    fair = [row for row, model in zip(cells, models, strict=True) if model["kind"] != "best_single"]
+    columns = zip(*fair, strict=True)
+    highest = [max((cell for cell in column if cell is not None), default=None) for column in columns]
+    dense = next((index for index, model in enumerate(models) if model["kind"] == "dense"), None)
+    dense_mean = None if dense is None else means[dense]
+    dense_total = None if dense is None else models[dense].get("samples_total")
+    rows = []
+    for index, model in enumerate(models):
+        mean, total, oracle = means[index], model.get("samples_total"), model["kind"] == "best_single"
+        pairs = zip(cells[index], highest, strict=True)
+        best = tuple(cell is not None and cell == high and not oracle for cell, high in pairs)
+        change = None if mean is None or dense_mean is None or index == dense else mean - dense_mean
+        cost = total / dense_total if total and dense_total else None
+        row = scores[index]
+        rows.append(ResultRow(model=model, scores=row, mean=mean, change=change, best=best, cost=cost))
+    return rows
+
+
+def verdict(data: ReportData) -> Verdict:
+    """Whether MoDE under the config's rule beats the dense model, by how much, and how sure that is."""
+    rows = result_rows(data)
+    mode = next((r for r in rows if r.model["kind"] == "mode" and r.model.get("rule") == data["rule"]), None)
+    dense = next((r for r in rows if r.model["kind"] == "dense"), None)
+    if mode is None:
+        return _undecided(f"No MoDE ensemble under the rule {data['rule']} was evaluated.")
+    if dense is None:
+        level = "" if mode.mean is None else f"; {mode.model['name']} averages {percent(mode.mean)} %"
+        nothing = f"No dense baseline was trained, so nothing can be said about a gain{level}."
+        return _undecided(nothing, _comparisons(rows, mode))
+    columns = zip(mode.scores, dense.scores, data["tasks"], strict=True)
+    pairs = [(m, d, task["items"]) for m, d, task in columns if m is not None and d is not None]
+    if not pairs:
+        return _undecided(f"{mode.model['name']} and the dense model share no measured task.")
+    outcome, sentence, margin = _gain(mode, pairs)
+    noise = (
+        f"Finite test sets alone leave up to ±{margin * 100:.1f} points (95 %) on this difference. One training "
+        "seed: the noise between seeds is not measured, and may be larger."
+    )
+    return Verdict(outcome=outcome, sentence=sentence, remarks=(noise, *_comparisons(rows, mode)))
+
+
+def render_report(report: Mapping[str, Any], thumbnails: Mapping[int, Sequence[bytes]] | None = None) -> str:
+    """The report as one HTML page that needs no network and no script.
+
+    Args:
+        report: A `ReportData`; every text in it is untrusted and escaped.
+        thumbnails: For every expert a few small PNG or JPEG files of its training images.
+
+    Raises:
+        DataError: The report lacks a field, or one is of a wrong type; the message names it.
+    """
+    data = check_report(report)
+    clusters = data.get("fine_clusters", [])
+    captions_each = max(1, min(6, MAX_CLUSTER_CAPTIONS // max(1, len(clusters))))
+    curves = [
+        Curve(row["samples"], row["loss"], row.get("expert"), dashed=row.get("kind") == "dense")
+        for row in data.get("losses", [])
+    ]
+    template = _environment().get_template("report.html.j2")
+    return template.render(
+        data=data,
+        rows=result_rows(data),
+        verdict=verdict(data),
+        colors=EXPERT_COLORS,
+        classes_shown=MAX_CLASSES_SHOWN,
+        captions_each=captions_each,
+        thumbnails=thumbnail_uris(thumbnails or {}),
+        histogram=Markup(size_histogram([c["rows"] for c in clusters])) if clusters else None,  # noqa: S704
+        loss_plot=Markup(loss_figure(curves)) if curves else None,  # noqa: S704
+    )
+
+
+def results_table(report: Mapping[str, Any]) -> Table:
+    """The main table for the terminal, best values bold.
+
+    Raises:
+        DataError: As for `render_report`.
+    """
+    data = check_report(report)
+    table = Table(title=Text(data["title"]), caption=Text(verdict(data).sentence))
+    table.add_column("model")
+    for task in data["tasks"]:
+        table.add_column(Text(f"{task['name']}\n{task['metric']}"), justify="right")
+    for heading in ("mean", "vs dense", "samples", "in all"):
+        table.add_column(heading, justify="right")
+    for row in result_rows(data):
+        cells = [
+            Text(percent(value), style="bold" if best else "")
+            for value, best in zip((*row.scores, row.mean), row.best, strict=True)
+        ]
+        samples = [compact(row.model.get("samples_seen")), compact(row.model.get("samples_total"))]
+        style = "" if row.competes else "dim"
+        table.add_row(Text(row.model["name"]), *cells, signed(row.change), *samples, style=style)
+    return table
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """A fraction in per cent, without the sign: 0.4427 as 44.3."""
+    return _DASH if fraction is None else f"{fraction * 100:.{digits}f}"
+
+
+def signed(fraction: float | None) -> str:
+    """A difference of fractions in points, with a sign: 0.019 as +1.9."""
+    return _DASH if fraction is None else f"{fraction * 100:+.1f}".replace("-", _MINUS)
+
+
+def compact(count: float | None) -> str:
+    """A count with three digits: 12800000 as 12.8 M."""
+    if count is None:
+        return _DASH
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= 0.9995 * size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 4210 as 1 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+def _undecided(sentence: str, remarks: Sequence[str] = ()) -> Verdict:
+    return Verdict(outcome="unknown", sentence=sentence, remarks=tuple(remarks))
+
+
+def _gain(mode: ResultRow, pairs: Sequence[tuple[float, float, int]]) -> tuple[Outcome, str, float]:
+    margin = difference_margin(pairs)
+    mode_mean = sum(m for m, _, _ in pairs) / len(pairs)
+    dense_mean = sum(d for _, d, _ in pairs) / len(pairs)
+    gain, wins = mode_mean - dense_mean, sum(m > d for m, d, _ in pairs)
+    outcome: Outcome = "tie" if abs(gain) <= max(margin, 5e-4) else "win" if gain > 0 else "loss"
+    name, points = mode.model["name"], f"{abs(gain) * 100:.1f} points"
+    claim = {
+        "win": f"{name} beats the dense model by {points}",
+        "loss": f"{name} does not win: it stays {points} below the dense model",
+        "tie": f"{name} does not win clearly: it is {points} {'above' if gain > 0 else 'below'} the dense model, "
+        "within the sampling error of the test sets",
+    }[outcome]
+    cost = f", for {mode.cost:.2f}{_TIMES} the training samples" if mode.cost is not None else ""
+    levels = (
+        f"{percent(mode_mean)} % against {percent(dense_mean)} % on average, ahead in {wins} of {len(pairs)}"
+    )
+    return outcome, f"{claim}{cost} ({levels} tasks).", margin
+
+
+def _comparisons(rows: Sequence[ResultRow], mode: ResultRow) -> list[str]:
+    """What the other lines say about where the gain comes from, as far as they were measured on all tasks."""
+    remarks = []
+    for row in rows:
+        if row is mode or row.mean is None or mode.mean is None:
+            continue
+        kind, name, level = row.model["kind"], row.model["name"], f"{percent(row.mean)} %"
+        gain = mode.mean - row.mean
+        if kind == "mode" and row.model.get("rule") == "uniform":
+            helps = "Routing adds" if gain > 0 else "Routing does not help:"
+            remarks.append(f"{helps} {signed(gain)} points over the uniform mean of the experts ({level}).")
+        elif kind == "mode" and gain < 0:
+            remarks.append(f"{name} reaches more ({level}), but is not the rule that was chosen beforehand.")
+        elif kind == "random":
+            helps = "Clustering adds" if gain > 0 else "Clustering does not help:"
+            remarks.append(
+                f"{helps} {signed(gain)} points over {name}, experts on rows dealt at random ({level})."
+            )
+        elif kind == "best_single" and gain < 0:
+            remarks.append(f"Picking the best expert of each task by its test labels would reach {level}.")
+    return remarks
+
+
+def _score(model: ModelRow, task: TaskRow) -> float | None:
+    value = model["metrics"].get(task["name"], {}).get(task["metric"])
+    return None if value is None or math.isnan(value) else value
+
+
+def _clipped(text: str) -> str:
+    plain = " ".join(text.split())
+    return plain if len(plain) <= MAX_CAPTION_CHARACTERS else plain[: MAX_CAPTION_CHARACTERS - 1] + "…"
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mode_ray.evaluate", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = {
+        "percent": percent,
+        "signed": signed,
+        "compact": compact,
+        "duration": duration,
+        "clipped": _clipped,
+    }
+    environment.filters.update(filters)
+    return environment

@@ -1,0 +1,31 @@
+"""Decode untrusted images: known formats by content, bounded size."""
+
+import io
+
+from PIL import Image, UnidentifiedImageError
+
+from mode_ray.errors import DataError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+
+
+def decode_image(data: bytes, max_pixels: int, place: str) -> Image.Image:
+    """Decode to RGB.
+
+    Args:
+        data: The encoded image.
+        max_pixels: Larger images are refused before they are decoded.
+        place: File and row, for the message.
+
+    Raises:
+        DataError: Not an image of a known format, damaged, or too large.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > max_pixels:
+            raise DataError(f"{place}: image of {image.width} x {image.height} pixels, more than {max_pixels} allowed")
+        return image.convert("RGB")
+    except UnidentifiedImageError:
+        raise DataError(f"{place}: not an image of a known format ({', '.join(FORMATS)})") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{place}: damaged image ({error})") from None

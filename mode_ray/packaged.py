@@ -1,0 +1,30 @@
+"""Folders that lie inside installed Python packages: models and model configs that come from a package index."""
+
+import importlib.util
+from pathlib import Path
+
+from mode_ray.errors import UsageError
+
+PREFIX = "package:"
+
+
+def resolve_folder(name: str, field: str) -> str:
+    """Resolve `package:NAME/FOLDER` to the installed folder; other names are returned as they are.
+
+    Args:
+        name: A folder, a hub id, or a packaged folder.
+        field: The config field it stands in, for messages.
+
+    Raises:
+        UsageError: No such package is installed, or it has no such folder.
+    """
+    if not name.startswith(PREFIX):
+        return name
+    package, _, folder = name.removeprefix(PREFIX).partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError(f"{field}: {name}: no package {package!r} is installed; pip install it first")
+    path = Path(spec.submodule_search_locations[0]) / folder
+    if not path.is_dir():
+        raise UsageError(f"{field}: {name}: {path} is not a folder")
+    return str(path)

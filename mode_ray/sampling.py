@@ -1,0 +1,32 @@
+"""Uniform samples over the rows of all shards, without a list of all rows."""
+
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+
+
+def allocate_sample(rows_by_unit: Mapping[str, int], sample_rows: int, seed: int) -> dict[str, int]:
+    """How many sampled rows each unit gives, as if rows were drawn from all units at once, without replacement.
+
+    The counts of such a draw follow the multivariate hypergeometric distribution; together with `sample_positions` every
+    set of rows is equally likely.
+
+    Args:
+        rows_by_unit: Rows of each unit.
+        sample_rows: Rows wanted; all are taken where there are not more.
+        seed: Of the draw.
+    """
+    units = sorted(rows_by_unit)
+    rows = np.array([rows_by_unit[unit] for unit in units], dtype=np.int64)
+    if rows.sum() <= sample_rows:
+        return {unit: rows_by_unit[unit] for unit in units}
+    # `marginals` draws unit by unit: its cost grows with the units, not with the rows.
+    counts = np.random.default_rng(seed).multivariate_hypergeometric(rows, sample_rows, method="marginals")
+    return {unit: int(count) for unit, count in zip(units, counts, strict=True)}
+
+
+def sample_positions(unit: str, rows: int, count: int, seed: int) -> np.ndarray:
+    """Which of a unit's rows are sampled: `count` distinct positions below `rows`, ascending, int64."""
+    generator = np.random.default_rng((seed, zlib.crc32(unit.encode())))
+    return np.sort(generator.choice(rows, size=min(count, rows), replace=False))

@@ -1,0 +1,94 @@
+"""Who is trained on what, for how many samples, on which part of the schedule."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mode_ray.config import TrainConfig
+from mode_ray.expert_data import TrainingSet
+
+SEED = "seed"
+DENSE = "dense"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One training run.
+
+    Attributes:
+        name: Also its directory below `experts/`, for example `seed`, `dense`, `n4/00`, `random-n4/00`.
+        members: Its pairs.
+        samples: Samples it sees itself, a multiple of the batch size.
+        first_progress: Where on the schedule (0 to 1) it begins.
+        last_progress: Where it ends.
+        parent: The trial whose weights and optimizer it continues, or None.
+    """
+
+    name: str
+    members: TrainingSet
+    samples: int
+    first_progress: float = 0.0
+    last_progress: float = 1.0
+    parent: str | None = None
+
+
+def expert_name(experts: int, expert: int, *, random: bool = False) -> str:
+    """Name of an expert's trial and directory."""
+    return f"{'random-' if random else ''}n{experts}/{expert:02d}"
+
+
+def plan_trials(config: TrainConfig, pairs_n: np.ndarray, order: Sequence[int]) -> list[Trial]:
+    """All runs of the train stage, in the order in which they are to start.
+
+    The paper trains the seed for 27 of 32 epochs and every expert for the rest. With the `shared` budget the experts
+    together see what the dense run sees in that rest, in proportion to their data, so the total is 1.0 x dense; with
+    `full` each of them sees as much, and the total is (27 + 5n)/32 x dense.
+
+    Args:
+        config: Budgets.
+        pairs_n: Pairs of each expert, out-of-cluster ones excluded.
+        order: Experts, the one to train first in front (the paper: the widest cluster first).
+    """
+    n = config.experts
+    seed_samples = _whole_batches(config.dense_samples * config.seed_share, config.batch_size)
+    has_seed = config.model.pretrained is None and seed_samples > 0
+    first = config.seed_share if has_seed else 0.0
+    trials = []
+    if has_seed:
+        everything = TrainingSet(kind="all", seed=config.seed)
+        trials.append(Trial(name=SEED, members=everything, samples=seed_samples, last_progress=config.seed_share))
+    # Next to the seed: the dense run waits for nothing, so no slot stands idle while the seed is trained.
+    if config.dense:
+        everything = TrainingSet(kind="all", seed=config.seed + 1)
+        trials.append(
+            Trial(name=DENSE, members=everything, samples=_whole_batches(config.dense_samples, config.batch_size))
+        )
+    rest = config.dense_samples * (1 - first)
+    shares_n = pairs_n / pairs_n.sum() if config.expert_budget == "shared" else np.ones(n)
+    for random in (False, True) if config.random_control else (False,):
+        for expert in order:
+            members = TrainingSet(
+                kind="random" if random else "expert",
+                experts=n,
+                expert=expert,
+                out_of_cluster_share=0.0 if random else config.out_of_cluster_share,
+                seed=config.seed,
+            )
+            trials.append(
+                Trial(
+                    name=expert_name(n, expert, random=random),
+                    members=members,
+                    samples=_whole_batches(rest * shares_n[expert], config.batch_size),
+                    first_progress=first,
+                    parent=SEED if has_seed else None,
+                )
+            )
+    return trials
+
+
+def _whole_batches(samples: float, batch_size: int) -> int:
+    """The nearest multiple of the batch size; at least one batch where any sample is asked for."""
+    if samples <= 0:
+        return 0
+    return max(1, round(samples / batch_size)) * batch_size

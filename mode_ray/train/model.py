@@ -1,0 +1,139 @@
+"""CLIP models from open_clip: built from a config, loaded from and saved to expert folders.
+
+An expert folder holds `open_clip_config.json` and `open_clip_model.safetensors`, so that open_clip itself loads it with
+`local-dir:PATH`, without this package.
+"""
+
+import copy
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import safetensors.torch
+import torch
+
+from mode_ray.config import ModelConfig
+from mode_ray.errors import DataError, UsageError
+from mode_ray.packaged import resolve_folder
+from mode_ray.storage import Location
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+FOLDER_WEIGHTS = "folder"
+
+
+@dataclass(frozen=True)
+class ClipModel:
+    """A CLIP model with what belongs to it.
+
+    Attributes:
+        module: The open_clip model; its forward returns a dict of features and logit scale.
+        tokenizer: Texts to int64 [b, context].
+        train_transform: PIL image to float32 [3, h, w], with random crops.
+        eval_transform: The same without randomness.
+        config: Content of `open_clip_config.json`.
+    """
+
+    module: torch.nn.Module
+    tokenizer: Callable[[list[str]], torch.Tensor]
+    train_transform: Callable[[Any], torch.Tensor]
+    eval_transform: Callable[[Any], torch.Tensor]
+    config: Mapping[str, Any]
+
+
+def build_clip(config: ModelConfig, seed: int) -> ClipModel:
+    """Build a model: freshly initialised by `seed`, or from `pretrained`.
+
+    Raises:
+        UsageError: No such architecture, folder, tag or checkpoint file.
+    """
+    folder = Path(resolve_folder(config.architecture, "train.model.architecture"))
+    if config.pretrained == FOLDER_WEIGHTS:
+        return load_clip(Location.parse(str(folder)))
+    clip_config = _folder_config(folder) if folder.is_dir() else _named_config(config.architecture)
+    torch.manual_seed(seed)
+    clip = _create(clip_config, weights=None)
+    if config.pretrained is not None:
+        name = config.architecture
+        try:
+            source = open_clip.create_model(name, pretrained=config.pretrained)
+        except (RuntimeError, OSError) as error:
+            raise UsageError(f"train.model.pretrained: {config.pretrained}: {str(error).splitlines()[0]}") from None
+        clip.module.load_state_dict(source.state_dict())
+    return clip
+
+
+def load_clip(folder: Location) -> ClipModel:
+    """Load an expert folder.
+
+    Raises:
+        DataError: The folder is missing, incomplete or damaged; names the file.
+    """
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).exists():
+            raise DataError(f"{folder / name}: missing; the model was not trained to its end, or the folder is no model")
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+    except ValueError:
+        raise DataError(f"{folder / CONFIG_FILE}: not valid JSON; train or copy this model again") from None
+    try:
+        weights = safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes())
+        return _create(config, weights)
+    except (safetensors.SafetensorError, RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{folder / WEIGHTS_FILE}: damaged, or of another model ({reason}); train or copy it again") from None
+
+
+def save_clip(folder: Location, clip: ClipModel) -> None:
+    """Write an expert folder; the config last, so that a folder with a config is whole."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in clip.module.state_dict().items()}
+    (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(tensors))
+    (folder / CONFIG_FILE).write_text(json.dumps(clip.config, indent=2))
+
+
+def _create(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None) -> ClipModel:
+    with _config_folder(config) as folder:
+        name = f"local-dir:{folder}"
+        module, train_transform, eval_transform = open_clip.create_model_and_transforms(
+            name, load_weights=False, pretrained_text=False, output_dict=True
+        )
+        tokenizer = open_clip.get_tokenizer(name)
+    if weights is not None:
+        module.load_state_dict(weights)
+    preprocess = {
+        key: module.visual.preprocess_cfg[key] for key in ("mean", "std", "interpolation", "resize_mode")
+    }
+    complete = {**copy.deepcopy(dict(config)), "preprocess_cfg": preprocess}
+    return ClipModel(module, tokenizer, train_transform, eval_transform, complete)
+
+
+@contextmanager
+def _config_folder(config: Mapping[str, Any]) -> Iterator[Path]:
+    """A temporary folder that open_clip's `local-dir:` scheme understands."""
+    with tempfile.TemporaryDirectory(prefix="mode-ray-clip-") as name:
+        folder = Path(name)
+        (folder / CONFIG_FILE).write_text(json.dumps(config))
+        yield folder
+
+
+def _folder_config(folder: Path) -> Mapping[str, Any]:
+    location = folder / CONFIG_FILE
+    if not location.is_file():
+        raise UsageError(f"train.model.architecture: {location} does not exist; name a folder that holds one")
+    config: Mapping[str, Any] = json.loads(location.read_text())
+    return config
+
+
+def _named_config(name: str) -> Mapping[str, Any]:
+    model_config = open_clip.get_model_config(name)
+    if model_config is None:
+        raise UsageError(
+            f"train.model.architecture: {name}: neither a folder nor an open_clip architecture "
+            f"(such as ViT-B-16; `python -c 'import open_clip; print(open_clip.list_models())'` lists them)"
+        )
+    return {"model_cfg": model_config}

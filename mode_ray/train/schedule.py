@@ -1,0 +1,18 @@
+"""Learning rate: linear warm-up, then a cosine to zero, over the progress of the whole schedule."""
+
+import math
+
+from mode_ray.train.budget import Trial
+
+
+def progress(trial: Trial, samples_seen: int) -> float:
+    """Where on the schedule (0 to 1) a trial is: an expert goes on where the seed stopped."""
+    done = samples_seen / trial.samples if trial.samples else 1.0
+    return trial.first_progress + (trial.last_progress - trial.first_progress) * done
+
+
+def learning_rate(peak: float, at: float, warmup: float) -> float:
+    """The rate at progress `at`, both `at` and `warmup` as shares of the whole schedule."""
+    if at < warmup:
+        return peak * at / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (at - warmup) / (1 - warmup))) if warmup < 1 else peak

@@ -1,0 +1,157 @@
+"""One worker of one training run under Ray Train: loads, restores, loops, checkpoints, and writes the expert folder."""
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import safetensors.torch
+import torch
+import torch.distributed
+
+from mode_ray.captions.shards import read_shards
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.config import RunConfig
+from mode_ray.expert_data import FINE, PairIndex, load_index, select_members
+from mode_ray.storage import Location
+from mode_ray.train.budget import Trial
+from mode_ray.train.data import PairDataset, train_loader
+from mode_ray.train.loop import TrainLoop
+from mode_ray.train.model import ClipModel, build_clip, load_clip, save_clip
+
+STATE_FILE = "training_state.pt"
+METRICS_FILE = "metrics.json"
+PROGRESS_FILE = "progress.json"
+SHARDS_FILE = "shards.parquet"
+_CHECKPOINT_WEIGHTS = "model.safetensors"
+_PROGRESS_INTERVAL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """Everything a worker needs to know.
+
+    Attributes:
+        trial: What to train.
+        config: The run's config.
+        assignments: Directory of the assignment shards.
+        clusters: Directory of the clustering.
+        experts: Directory of all trials' outputs.
+    """
+
+    trial: Trial
+    config: RunConfig
+    assignments: Location
+    clusters: Location
+    experts: Location
+
+    @property
+    def folder(self) -> Location:
+        """The trial's own directory."""
+        return self.experts / self.trial.name
+
+
+def train_worker(settings: Mapping[str, Any]) -> None:
+    """The function that Ray Train runs on every worker of a trial.
+
+    Args:
+        settings: `job`: the TrialJob.
+    """
+    job: TrialJob = settings["job"]
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    train, placement = job.config.train, job.config.train.placement
+    torch.set_num_threads(placement.threads_per_worker)
+    clip = _initial_model(job)
+    module = ray.train.torch.prepare_model(clip.module) if world_size > 1 or placement.use_gpu else clip.module
+    loop = TrainLoop(module, job.trial, train, job.config.captions.max_bad_image_share, rank, world_size)
+    _restore(job, clip, loop)
+    dataset = PairDataset(_members(job), job.config.captions, clip, job.trial.members.seed)
+    reporter = _Reporter(job, clip, loop, rank)
+
+    def loader(first: int) -> Any:  # noqa: ANN401 - DataLoader is generic in what the sampler gives
+        return train_loader(
+            dataset, first, job.trial.samples, train.batch_size, rank, world_size, placement.loader_workers
+        )
+
+    loop.run(loader, reporter.log, reporter.checkpoint_when_due)
+    if rank == 0:
+        # The state first and the model's config last: whoever sees a whole folder sees all of it.
+        (job.folder / STATE_FILE).write_bytes(loop.optimizer_state())
+        summary = {**vars(loop.state), "pairs": len(dataset), "samples": job.trial.samples}
+        (job.folder / METRICS_FILE).write_text(json.dumps(summary, indent=1))
+        save_clip(job.folder, clip)
+
+
+def _members(job: TrialJob) -> PairIndex:
+    """The trial's training set."""
+    index = load_index(job.assignments, read_shards(job.experts / SHARDS_FILE))
+    members = job.trial.members
+    clustering = Clustering.load(job.clusters)
+    group_m = clustering.coarse[members.experts] if members.kind != "all" else clustering.coarse[min(clustering.coarse)]
+    return index.take(select_members(index.table[FINE].to_numpy(), group_m, members))
+
+
+def _initial_model(job: TrialJob) -> ClipModel:
+    """The parent's model, or a new one."""
+    if job.trial.parent is not None:
+        return load_clip(job.experts / job.trial.parent)
+    return build_clip(job.config.train.model, job.config.train.seed)
+
+
+def _restore(job: TrialJob, clip: ClipModel, loop: TrainLoop) -> None:
+    """Go on from the newest checkpoint of this run, or take over the parent's optimizer."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            clip.module.load_state_dict(safetensors.torch.load_file(Path(folder) / _CHECKPOINT_WEIGHTS))
+            loop.load_state((Path(folder) / STATE_FILE).read_bytes(), continues=True)
+    elif job.trial.parent is not None:
+        loop.load_state((job.experts / job.trial.parent / STATE_FILE).read_bytes(), continues=False)
+
+
+class _Reporter:
+    """Writes progress and, by wall clock, checkpoints."""
+
+    def __init__(self, job: TrialJob, clip: ClipModel, loop: TrainLoop, rank: int) -> None:
+        self._job = job
+        self._clip = clip
+        self._loop = loop
+        self._rank = rank
+        self._interval_seconds = job.config.train.placement.checkpoint_interval_seconds
+        self._last_checkpoint = time.monotonic()
+        self._last_progress = 0.0
+
+    def log(self, point: dict[str, float]) -> None:
+        """Rank 0 leaves the newest point where `mode-ray status` finds it."""
+        now = time.monotonic()
+        if self._rank == 0 and now - self._last_progress >= _PROGRESS_INTERVAL_SECONDS:
+            self._last_progress = now
+            (self._job.folder / PROGRESS_FILE).write_text(json.dumps(point))
+
+    def checkpoint_when_due(self) -> None:
+        """Checkpoint if the interval is over; rank 0's clock decides for all, since reporting is a barrier."""
+        due = torch.tensor([time.monotonic() - self._last_checkpoint >= self._interval_seconds], dtype=torch.uint8)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            due = due.to(next(self._clip.module.parameters()).device)
+            torch.distributed.broadcast(due, src=0)
+        if bool(due.item()):
+            self._report()
+            self._last_checkpoint = time.monotonic()
+
+    def _report(self) -> None:
+        metrics = {"samples": self._loop.state.samples_seen}
+        if self._rank != 0:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory(prefix="mode-ray-checkpoint-") as name:
+            folder = Path(name)
+            safetensors.torch.save_model(self._clip.module, str(folder / _CHECKPOINT_WEIGHTS))
+            (folder / STATE_FILE).write_bytes(self._loop.optimizer_state())
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+

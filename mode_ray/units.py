@@ -1,0 +1,62 @@
+"""Begin and end of the stages that work shard by shard: what is left to do, and whether the result may stand."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mode_ray.captions.shards import Shard
+from mode_ray.config import CaptionsConfig
+from mode_ray.errors import DataError
+from mode_ray.stage import Manifest, Stage, UnitRecord, count_refused
+
+QUARANTINE = "quarantine.json"
+_NAMED_AT_MOST = 5
+
+
+def units_left(stage: Stage, shards: Sequence[Shard]) -> tuple[dict[str, UnitRecord], list[Shard]]:
+    """The records of the units whose outputs stand, and the shards that still have none."""
+    names = {shard.unit for shard in shards}
+    finished = {unit: record for unit, record in stage.finished_units().items() if unit in names}
+    return finished, [shard for shard in shards if shard.unit not in finished]
+
+
+def finish_units(
+    stage: Stage, records: Sequence[UnitRecord], captions: CaptionsConfig, summary: Mapping[str, Any]
+) -> Manifest:
+    """Write the manifest, unless too much was left out.
+
+    Raises:
+        DataError: More unreadable shards or refused captions than the config allows, or no caption at all. The outputs
+            stay, so that after the mend only what failed is done again.
+    """
+    quarantined = [record for record in records if record.error is not None]
+    listing = {record.source: record.error for record in quarantined}
+    if quarantined:
+        (stage.directory / QUARANTINE).write_text(json.dumps(listing, indent=1))
+    if len(quarantined) > captions.max_quarantined_units:
+        shown = "\n".join(f"  {record.error}" for record in quarantined[:_NAMED_AT_MOST])
+        raise DataError(
+            f"{stage.name}: {len(quarantined)} of {len(records)} shards could not be read "
+            f"(list: {stage.directory / QUARANTINE}):\n{shown}\n"
+            f"Mend them and run again (only they are done again), or set captions.max_quarantined_units="
+            f"{len(quarantined)} to go on without them"
+        )
+    rows_in = sum(record.rows_in for record in records)
+    if rows_in == 0:
+        raise DataError(f"{stage.name}: the input holds no caption: {', '.join(captions.paths)}")
+    refused = count_refused(records)
+    if sum(refused.values()) > captions.max_refused_share * rows_in:
+        raise DataError(
+            f"{stage.name}: {sum(refused.values())} of {rows_in} captions were refused, more than "
+            f"captions.max_refused_share={captions.max_refused_share} allows: {describe_refused(records)}"
+        )
+    return stage.finish(records, summary)
+
+
+def describe_refused(records: Sequence[UnitRecord]) -> str:
+    """Refused captions by reason, with the place of the first one of each."""
+    parts = []
+    for reason, count in count_refused(records).items():
+        first = next(record for record in records if reason in record.refused)
+        parts.append(f"{count} {reason} (first: {first.source}, {first.examples[reason]})")
+    return "; ".join(parts)

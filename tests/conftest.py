@@ -1,0 +1,129 @@
+"""Shared fixtures: one Ray for the whole session, a real S3 server, buckets, the larger data sets."""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+S3_ENDPOINT = f"http://127.0.0.1:{_free_port()}"
+S3_START_DEADLINE_SECONDS = 60.0
+S3_STOP_DEADLINE_SECONDS = 10.0
+
+# Ray, torch and arrow read these once, at import or at their first call, and Ray's workers inherit them: they
+# are set here, before any test module is imported.
+_REMOVED = (
+    "RAY_ADDRESS",
+    "AWS_PROFILE",
+    "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+)
+_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_ENDPOINT_URL": S3_ENDPOINT,
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_REGION": "us-east-1",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+for _name in _REMOVED:
+    os.environ.pop(_name, None)
+os.environ.update(_ENVIRONMENT)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A Ray of its own on this machine, shared by all tests that ask for it."""
+    # Imported here: most tests need no Ray, and should not wait for it.
+    import ray  # noqa: PLC0415
+    from ray.data import DataContext  # noqa: PLC0415
+
+    # "local": without it Ray joins whatever cluster happens to run on the developer's machine.
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=300_000_000,
+        log_to_driver=False,
+    )
+    DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of a real S3 server (moto) on the loopback; the AWS_* variables point at it."""
+    log = tmp_path_factory.mktemp("s3") / "server.log"
+    port = S3_ENDPOINT.rsplit(":", 1)[1]
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _wait_until_it_answers(server, log)
+        yield S3_ENDPOINT
+    finally:
+        server.terminate()
+        try:
+            server.wait(S3_STOP_DEADLINE_SECONDS)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+@pytest.fixture
+def bucket(s3_server: str) -> str:
+    """`s3://name` of a fresh, empty bucket."""
+    name = f"mode-ray-{secrets.token_hex(4)}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with the larger real data sets; the test is skipped where there is none."""
+    named = os.environ.get("MODE_RAY_SHARED_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no data folder at {folder}: set MODE_RAY_SHARED_DATA to run this test")
+    return folder
+
+
+def _wait_until_it_answers(server: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + S3_START_DEADLINE_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(f"{S3_ENDPOINT}/moto-api/", timeout=2).close()  # noqa: S310  (http, loopback)
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.05)
+        else:
+            return
+    raise RuntimeError(f"the S3 server at {S3_ENDPOINT} did not come up:\n{log.read_text()}")

@@ -1,0 +1,143 @@
+import numpy as np
+import pytest
+import torch
+
+from mode_ray.errors import DataError
+from mode_ray.evaluate.metrics import classification_metrics, macro_mean, retrieval_metrics
+
+
+def test_accuracy_over_images_and_over_classes() -> None:
+    # Predictions 0, 0, 1, 0 for labels 0, 0, 1, 2: 3 of 4 right; classes 2/2, 1/1, 0/1 -> mean 2/3.
+    scores = np.array([[0.9, 0.1, 0.0], [0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.5]])
+    metrics = classification_metrics(scores, np.array([0, 0, 1, 2]), 3)
+    assert metrics == pytest.approx({"top1": 0.75, "mean_per_class": 2 / 3})
+
+
+def test_top5_counts_the_five_highest() -> None:
+    # Class c has score -c, so label 4 ranks fifth and label 5 sixth.
+    scores = np.tile(-np.arange(7.0), (2, 1))
+    metrics = classification_metrics(scores, np.array([4, 5]), 7)
+    assert metrics["top5"] == 0.5
+    assert metrics["top1"] == 0.0
+
+
+@pytest.mark.parametrize(("classes", "has_top5"), [(5, False), (6, True)])
+def test_top5_is_left_out_where_it_would_be_one_for_any_model(classes: int, has_top5: bool) -> None:
+    metrics = classification_metrics(np.eye(classes), np.arange(classes), classes)
+    assert ("top5" in metrics) is has_top5
+
+
+def test_classes_without_images_do_not_count_in_the_mean_per_class() -> None:
+    metrics = classification_metrics(np.array([[1.0, 0.0, 0.0]]), np.array([0]), 3)
+    assert metrics["mean_per_class"] == 1.0
+
+
+def test_equal_scores_rank_by_index() -> None:
+    metrics = classification_metrics(np.zeros((3, 8)), np.array([0, 4, 5]), 8)
+    assert metrics["top1"] == pytest.approx(1 / 3)
+    assert metrics["top5"] == pytest.approx(2 / 3)
+
+
+def test_agrees_with_torch_topk_without_ties() -> None:
+    generator = np.random.default_rng(0)
+    scores, labels = generator.standard_normal((200, 20)), generator.integers(0, 20, 200)
+    top = torch.tensor(scores).topk(5, dim=1).indices.numpy() == labels[:, None]
+    metrics = classification_metrics(scores, labels, 20)
+    assert metrics["top1"] == pytest.approx(top[:, 0].mean())
+    assert metrics["top5"] == pytest.approx(top.any(axis=1).mean())
+
+
+def test_any_text_of_an_image_is_right() -> None:
+    # Image 0 has texts 0, 1 and ranks text 1 first; image 1 has text 2 and ranks it second.
+    scores = np.array([[0.1, 0.9, 0.5], [0.0, 0.7, 0.6]])
+    metrics = retrieval_metrics(scores, np.array([0, 0, 1]))
+    assert metrics["image_to_text_r1"] == 0.5
+    # Text 0 finds image 0 (0.1 > 0.0), text 1 finds image 0 (0.9 > 0.7), text 2 finds image 1 (0.6 > 0.5).
+    assert metrics["text_to_image_r1"] == 1.0
+
+
+def test_equal_captions_are_right_for_each_of_their_images() -> None:
+    # Texts 0 and 1 read the same, so their columns are equal. By index, image 1 finds text 0 first.
+    scores = np.array([[0.9, 0.9, 0.1], [0.8, 0.8, 0.2], [0.3, 0.3, 0.4]])
+    image_of_text = np.array([0, 1, 2])
+    strict = retrieval_metrics(scores, image_of_text)
+    assert strict["image_to_text_r1"] == pytest.approx(2 / 3)
+    assert strict["text_to_image_r1"] == pytest.approx(2 / 3)
+    fair = retrieval_metrics(scores, image_of_text, ["a cat", "a cat", "a dog"])
+    assert fair["image_to_text_r1"] == 1.0
+    assert fair["text_to_image_r1"] == 1.0
+
+
+def test_recall_at_five_and_ten() -> None:
+    # Every image scores text j with -j: image i finds its own text at rank i. Every text finds image 0 first.
+    scores = np.tile(-np.arange(20.0), (20, 1))
+    metrics = retrieval_metrics(scores, np.arange(20))
+    assert metrics["image_to_text_r1"] == 1 / 20
+    assert metrics["image_to_text_r5"] == 5 / 20
+    assert metrics["image_to_text_r10"] == 10 / 20
+    # All images score a text alike: ties go by index, so text j finds its image at rank j.
+    assert metrics["text_to_image_r5"] == 5 / 20
+
+
+def test_recalls_that_any_model_would_reach_are_left_out() -> None:
+    # 2 images, 7 texts: R@5 says nothing about 2 images, R@10 nothing about 7 texts.
+    metrics = retrieval_metrics(np.zeros((2, 7)), np.array([0, 0, 0, 0, 1, 1, 1]))
+    assert set(metrics) == {"image_to_text_r1", "image_to_text_r5", "text_to_image_r1"}
+
+
+def test_images_without_a_text_are_searched_but_not_asked() -> None:
+    # Image 2 has no text, yet takes text 1 from image 1.
+    scores = np.array([[0.9, 0.0], [0.0, 0.5], [0.0, 0.8]])
+    metrics = retrieval_metrics(scores, np.array([0, 1]))
+    assert metrics["image_to_text_r1"] == 1.0
+    assert metrics["text_to_image_r1"] == 0.5
+
+
+def test_the_direction_text_to_image_may_have_scores_of_its_own() -> None:
+    good, bad = np.eye(3), 1.0 - np.eye(3)
+    metrics = retrieval_metrics(good, np.arange(3), text_to_image_scores_ij=bad)
+    assert metrics["image_to_text_r1"] == 1.0
+    assert metrics["text_to_image_r1"] == 0.0
+
+
+def test_agrees_with_a_plain_sort_in_any_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(3)
+    image_of_text = generator.integers(0, 40, 90)
+    captions = [f"caption {number}" for number in generator.integers(0, 60, 90)]
+    scores = generator.standard_normal((40, 90))
+    right = np.array(
+        [
+            [any(image_of_text[k] == i and captions[k] == captions[j] for k in range(90)) for j in range(90)]
+            for i in range(40)
+        ]
+    )
+    asked = right.any(axis=1)
+    expected = {}
+    for rank in (1, 5, 10):
+        texts = np.argsort(-scores, axis=1)[:, :rank]
+        images = np.argsort(-scores, axis=0)[:rank]
+        expected[f"image_to_text_r{rank}"] = np.take_along_axis(right, texts, 1).any(axis=1)[asked].mean()
+        expected[f"text_to_image_r{rank}"] = np.take_along_axis(right, images, 0).any(axis=0).mean()
+    monkeypatch.setattr("mode_ray.evaluate.metrics._SCORES_AT_ONCE", 200)
+    assert retrieval_metrics(scores, image_of_text, captions) == pytest.approx(expected)
+
+
+def test_scores_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(DataError, match="expected \\(2, 4\\)"):
+        classification_metrics(np.zeros((2, 3)), np.array([0, 1]), 4)
+    with pytest.raises(DataError, match="outside 0 to 2"):
+        classification_metrics(np.zeros((2, 3)), np.array([0, 3]), 3)
+    with pytest.raises(DataError, match="not a finite number"):
+        classification_metrics(np.full((1, 2), np.nan), np.array([0]), 2)
+    with pytest.raises(DataError, match="no scores"):
+        retrieval_metrics(np.zeros((3, 0)), np.array([], dtype=int))
+    with pytest.raises(DataError, match="outside 0 to 1"):
+        retrieval_metrics(np.zeros((2, 1)), np.array([2]))
+    with pytest.raises(DataError, match="2 captions but 1 texts"):
+        retrieval_metrics(np.zeros((2, 1)), np.array([1]), ["a", "b"])
+
+
+def test_the_mean_over_tasks_needs_all_of_them() -> None:
+    assert macro_mean({"a": 0.2, "b": 0.4}) == pytest.approx(0.3)
+    assert macro_mean({"a": 0.2, "b": None}) is None
+    assert macro_mean({}) is None

@@ -1,0 +1,245 @@
+"""Every storage operation gives the same on a local directory and on S3."""
+
+import itertools
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mode_ray.errors import UsageError
+from mode_ray.storage import Location
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """An empty directory of each kind."""
+    if request.param == "local":
+        return Location.parse(str(tmp_path))
+    return Location.parse(request.getfixturevalue("bucket")) / "run"
+
+
+def below(root: Location, files: list[Location]) -> list[str]:
+    """The files' paths, relative to the root."""
+    return [file.uri.removeprefix(f"{root.uri}/") for file in files]
+
+
+def fill(root: Location, *names: str) -> None:
+    """Write a small file of each name."""
+    for name in names:
+        (root / name).write_text(name)
+
+
+def write_half(target: Location) -> None:
+    """Begin an atomic write and fail in the middle of it."""
+    with target.open_atomic() as stream:
+        stream.write(b"half of it")
+        raise RuntimeError("power cut")
+
+
+class TestReadingAndWriting:
+    def test_bytes_and_text_come_back_as_written(self, root: Location) -> None:
+        (root / "a/data.bin").write_bytes(bytes(range(256)))
+        (root / "a/text.txt").write_text("Zürich 北京 🐈\n")
+        assert (root / "a/data.bin").read_bytes() == bytes(range(256))
+        assert (root / "a/text.txt").read_text() == "Zürich 北京 🐈\n"
+        assert (root / "a/data.bin").size_bytes() == 256
+
+    def test_a_second_write_replaces_the_first(self, root: Location) -> None:
+        target = root / "manifest.json"
+        target.write_text("the first, which is longer")
+        target.write_text("the second")
+        assert target.read_text() == "the second"
+
+    def test_names_with_spaces_and_signs_survive(self, root: Location) -> None:
+        name = "a b/größe #1 %20 50%.txt"
+        fill(root, name)
+        assert below(root, root.files(recursive=True)) == [name]
+        assert (root / name).read_text() == name
+
+    def test_a_table_comes_back_and_its_size_is_returned(self, root: Location) -> None:
+        table = pa.table({"key": ["a", "b"], "distance": [0.5, 1.5]})
+        size = (root / "x/part.parquet").write_table(table)
+        assert size == (root / "x/part.parquet").size_bytes() > 0
+        assert (root / "x/part.parquet").read_table() == table
+        assert (root / "x/part.parquet").read_table(["distance"]) == table.select(["distance"])
+
+    def test_random_access_reads_only_what_is_asked(self, root: Location) -> None:
+        (root / "digits").write_bytes(b"0123456789")
+        with (root / "digits").open_input() as source:
+            source.seek(4)
+            assert source.read(3) == b"456"
+
+    def test_reading_what_is_not_there_raises_file_not_found(self, root: Location) -> None:
+        with pytest.raises(FileNotFoundError):
+            (root / "absent").read_bytes()
+
+
+class TestAtomicWrites:
+    def test_an_exception_leaves_nothing(self, root: Location) -> None:
+        with pytest.raises(RuntimeError, match="power cut"):
+            write_half(root / "out/file")
+        assert not (root / "out/file").exists()
+        if root.is_local:
+            assert list(Path(root.path, "out").iterdir()) == [], "temporary file left behind"
+
+    def test_an_exception_leaves_the_earlier_file(self, root: Location) -> None:
+        target = root / "file"
+        target.write_text("earlier")
+        with pytest.raises(RuntimeError, match="power cut"):
+            write_half(target)
+        assert target.read_text() == "earlier"
+
+    def test_nothing_is_seen_before_the_end(self, root: Location) -> None:
+        with (root / "file").open_atomic() as stream:
+            stream.write(b"content")
+            assert not (root / "file").exists()
+            assert root.files(recursive=True) == []
+        assert (root / "file").read_bytes() == b"content"
+
+    def test_a_table_that_cannot_be_written_leaves_nothing(self, root: Location) -> None:
+        union = pa.UnionArray.from_dense(pa.array([0], pa.int8()), pa.array([0], pa.int32()), [pa.array([1])])
+        with pytest.raises(pa.ArrowNotImplementedError):
+            (root / "part.parquet").write_table(pa.table({"x": union}))
+        assert not (root / "part.parquet").exists()
+
+
+class TestLooking:
+    def test_exists_and_is_directory(self, root: Location) -> None:
+        fill(root, "a/b.txt")
+        assert (root / "a").exists()
+        assert (root / "a").is_directory()
+        assert (root / "a/b.txt").exists()
+        assert not (root / "a/b.txt").is_directory()
+        assert not (root / "a/c.txt").exists()
+        assert not (root / "c").is_directory()
+
+    def test_files_are_sorted_and_only_of_this_directory(self, root: Location) -> None:
+        fill(root, "b", "a", "sub/c")
+        assert below(root, root.files()) == ["a", "b"]
+        assert below(root, root.files(recursive=True)) == ["a", "b", "sub/c"]
+
+    def test_no_directory_has_no_files(self, root: Location) -> None:
+        assert (root / "absent").files() == []
+        assert (root / "absent").files(recursive=True) == []
+
+    def test_dot_files_and_what_lies_in_dot_directories_are_hidden(self, root: Location) -> None:
+        fill(root, "a", ".hidden", "sub/.hidden", ".cache/a", "sub/.cache/deep/a")
+        assert below(root, root.files(recursive=True)) == ["a"]
+        assert below(root, (root / "**/*").glob()) == ["a"]
+
+    def test_a_dot_directory_that_is_named_is_listed(self, root: Location) -> None:
+        fill(root, ".cache/a")
+        assert below(root, (root / ".cache").files()) == [".cache/a"]
+
+    @pytest.mark.parametrize(
+        ("pattern", "found"),
+        [
+            ("*.parquet", ["1.parquet", "2.parquet"]),
+            ("?.txt", ["3.txt"]),
+            ("[12].parquet", ["1.parquet", "2.parquet"]),
+            ("x/*.parquet", ["x/4.parquet"]),
+            ("*/*.parquet", ["x/4.parquet"]),
+            ("**/*.parquet", ["1.parquet", "2.parquet", "x/4.parquet", "x/y/5.parquet"]),
+            ("x/**/*.parquet", ["x/4.parquet", "x/y/5.parquet"]),
+            ("x/**", ["x/4.parquet", "x/y/5.parquet"]),
+            ("**/y/*", ["x/y/5.parquet"]),
+            ("1.parquet", ["1.parquet"]),
+            ("absent/*.parquet", []),
+            ("absent.parquet", []),
+        ],
+    )
+    def test_glob(self, root: Location, pattern: str, found: list[str]) -> None:
+        fill(root, "1.parquet", "2.parquet", "3.txt", "x/4.parquet", "x/y/5.parquet")
+        assert below(root, (root / pattern).glob()) == found
+
+
+class TestDeleting:
+    def test_a_file(self, root: Location) -> None:
+        fill(root, "a/1", "a/2")
+        (root / "a/1").delete()
+        assert below(root, root.files(recursive=True)) == ["a/2"]
+
+    def test_a_directory_with_all_that_is_in_it(self, root: Location) -> None:
+        fill(root, "a/1", "a/b/2", "ab")
+        (root / "a").delete()
+        assert not (root / "a").exists()
+        assert below(root, root.files(recursive=True)) == ["ab"]
+
+    def test_what_is_not_there(self, root: Location) -> None:
+        (root / "absent").delete()
+        assert root.files(recursive=True) == []
+
+
+class TestParsing:
+    def test_relative_paths_count_from_the_working_directory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert Location.parse("run/a/").uri == f"{tmp_path}/run/a"
+
+    def test_home_is_expanded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert Location.parse("~/run").uri == f"{tmp_path}/run"
+
+    @pytest.mark.parametrize(
+        ("text", "uri", "path"),
+        [
+            ("/data/run/", "/data/run", "/data/run"),
+            ("file:///data/run", "/data/run", "/data/run"),
+            ("s3://bucket/run/", "s3://bucket/run", "bucket/run"),
+            ("s3://bucket", "s3://bucket", "bucket"),
+            ("gs://bucket/a/b", "gs://bucket/a/b", "bucket/a/b"),
+        ],
+    )
+    def test_uri_and_path(self, text: str, uri: str, path: str) -> None:
+        location = Location.parse(text)
+        assert (location.uri, location.path) == (uri, path)
+        assert Location.parse(uri) == location
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("ftp://host/x", "unknown scheme 'ftp'"),
+            ("http://host/x.yaml", "unknown scheme 'http'"),
+            ("s3://", "no bucket named"),
+            ("s3:///run", "no bucket named"),
+            ("file://data/run", "write file:///PATH"),
+        ],
+    )
+    def test_what_cannot_be_meant_is_refused_with_the_reason(self, text: str, reason: str) -> None:
+        with pytest.raises(UsageError, match=reason) as caught:
+            Location.parse(text)
+        assert text in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("text", "parent", "name"),
+        [
+            ("/data/run", "/data", "run"),
+            ("/data", "/", "data"),
+            ("/", "/", ""),
+            ("s3://bucket/a/b", "s3://bucket/a", "b"),
+            ("s3://bucket/a", "s3://bucket", "a"),
+            ("s3://bucket", "s3://bucket", "bucket"),
+        ],
+    )
+    def test_parent_and_name(self, text: str, parent: str, name: str) -> None:
+        location = Location.parse(text)
+        assert (location.parent.uri, location.name) == (parent, name)
+
+    @pytest.mark.parametrize(
+        ("base", "part"), itertools.product(["/", "/a", "s3://bucket"], ["b", "/b", "b/"])
+    )
+    def test_joining_puts_exactly_one_slash(self, base: str, part: str) -> None:
+        assert (Location.parse(base) / part).uri == f"{base.rstrip('/')}/b"
+
+
+def test_a_missing_bucket_is_an_error_that_names_it(s3_server: str) -> None:
+    with pytest.raises(OSError, match="no-such-bucket"):
+        Location.parse("s3://no-such-bucket/x").write_text("x")
+
+
+def test_other_programs_can_read_what_was_written(root: Location) -> None:
+    table = pa.table({"x": [1, 2]})
+    (root / "x.parquet").write_table(table)
+    assert pq.read_table((root / "x.parquet").path, filesystem=root.filesystem) == table
