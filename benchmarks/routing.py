@@ -1,7 +1,7 @@
 """Routing a task of 1,000 classes takes a fraction of a second, and gives what the bare formula gives.
 
-Peer: the soft rule (paper section 3.3, but with a softmax over all centers) as three lines of float32 torch: the
-least that it can cost. Ours adds the checks, the float64 sums and the per-class diagnostics.
+Peer: the soft rule (paper section 3.3, but with a softmax over all centers) as three lines of float32 torch,
+the least that it can cost. Ours adds the checks, the float64 sums and the per-class diagnostics.
 """
 
 import numpy as np

@@ -91,4 +91,4 @@ def run_assign(
     pool = config.assign.pool
     made = run_units(left, AssignWorker, arguments, stage.directory, stage.attempt, pool, on_record)
     summary = {"units_made": len(made), "seconds_in_units": round(time.monotonic() - began, 3)}
-    return finish_units(stage, [*finished.values(), *made], config.captions, summary)
+    return finish_units(stage, [*finished.values(), *made], config, summary)

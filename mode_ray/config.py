@@ -30,7 +30,12 @@ class Settings(BaseModel):
     """Base of all config sections: frozen, no unknown keys, no silent conversions."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
     )
     versioned: ClassVar[bool] = True
 
@@ -78,20 +83,25 @@ class CaptionsConfig(Settings):
     """Longer captions are refused, and counted."""
     max_rows_per_unit: PositiveInt = 1_000_000
     """A parquet file with more rows is split by row groups into several work units."""
-    max_image_pixels: PositiveInt = 64_000_000
-    """Larger images are refused before they are decoded."""
-    max_bad_image_share: Share = 0.01
-    """Above this share of undecodable images a training run ends with an error."""
-    max_refused_share: Share = 0.2
-    """Above this share of refused captions the stage ends with an error: the wrong column, most likely."""
-    max_quarantined_units: Annotated[int, Field(ge=0)] = 0
-    """How many unreadable shards a stage may leave out and still count as done."""
 
     @model_validator(mode="after")
     def _paths_given(self) -> Self:
         if not self.paths:
             raise ValueError("paths is empty: name at least one file, directory or glob")
         return self
+
+
+class LimitsConfig(Placement):
+    """What a run puts up with in its input. Not part of the fingerprint: a run may go on with other limits."""
+
+    max_refused_share: Share = 0.2
+    """Above this share of refused captions a stage ends with an error: the wrong column, most likely."""
+    max_quarantined_units: Annotated[int, Field(ge=0)] = 0
+    """How many unreadable shards a stage may leave out and still count as done."""
+    max_bad_image_share: Share = 0.01
+    """Above this share of undecodable images a training run ends with an error."""
+    max_image_pixels: PositiveInt = 64_000_000
+    """Larger images are refused before they are decoded."""
 
 
 class EncoderConfig(Settings):
@@ -305,7 +315,11 @@ class RayConfig(Placement):
     address: str | None = None
     """`auto` or host:port joins a cluster; empty starts one on this machine unless RAY_ADDRESS is set."""
     num_cpus: PositiveInt | None = None
+    """Logical CPUs of a cluster started here; by default as many as there are."""
     object_store_bytes: PositiveInt | None = None
+    dashboard: bool = True
+    log_to_driver: bool = False
+    """Copy the workers' output to the driver's."""
 
 
 class RunConfig(Settings):
@@ -314,6 +328,7 @@ class RunConfig(Settings):
     run: str
     """The run directory: a local path, s3:// or gs:// URI."""
     captions: CaptionsConfig
+    limits: LimitsConfig = LimitsConfig()
     encoder: EncoderConfig = EncoderConfig()
     embed: EmbedConfig = EmbedConfig()
     cluster: ClusterConfig = ClusterConfig()

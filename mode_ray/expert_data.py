@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mode_ray.assign import FINE
+from mode_ray.assign import DISTANCE, FINE
 from mode_ray.captions.shards import Shard
 from mode_ray.errors import DataError
 from mode_ray.storage import Location
 
 SHARD = "shard"
-_INDEX_COLUMNS = ("row", "caption_index", "image_offset", "image_bytes", "caption_offset", "caption_bytes", FINE)
+_INDEX_COLUMNS = ("row", "caption_index", "image_offset", "image_bytes", "caption_offset", "caption_bytes", FINE, DISTANCE)
 _INDEX_READERS = 8
 
 
@@ -48,7 +48,7 @@ class PairIndex:
 
     Attributes:
         shards: The source shards.
-        table: One row a (pair, caption): `shard` int32 (position in `shards`), `row`, `caption_index`, `fine`, and for
+        table: One row a (pair, caption): `shard` int32 (position in `shards`), `row`, `caption_index`, `fine`, `distance`, and for
             tars the members' offsets and sizes.
     """
 
@@ -120,10 +120,10 @@ def select_members(fine_p: np.ndarray, group_m: np.ndarray, members: TrainingSet
     return np.sort(np.concatenate([own, generator.choice(others, size=wanted, replace=False)]))
 
 
-def nearest_rows(assignment: pa.Table, centers: int, per_center: int) -> np.ndarray:
-    """Row positions of the captions nearest to each center, up to `per_center` each; for samples in reports."""
-    order = pc.sort_indices(assignment, [(FINE, "ascending"), ("distance", "ascending")]).to_numpy()
-    fine = assignment[FINE].to_numpy()[order]
+def nearest_rows(index: PairIndex, centers: int, per_center: int) -> np.ndarray:
+    """Positions of the captions nearest to each center, up to `per_center` each, in order of centers; for reports."""
+    order = pc.sort_indices(index.table, [(FINE, "ascending"), (DISTANCE, "ascending")]).to_numpy()
+    fine = index.table[FINE].to_numpy()[order]
     starts = np.searchsorted(fine, np.arange(centers))
-    rank = np.arange(len(fine)) - starts[fine]
-    return order[rank < per_center]
+    nearest: np.ndarray = order[np.arange(len(fine)) - starts[fine] < per_center]
+    return nearest

@@ -6,8 +6,8 @@ the centers of expert c. The rules:
 - `soft` (default): p(c) = mean over l of the sum over s in S_c of softmax over all s of
   -d2(l, s) / temperature. It is continuous in the number of texts, and useful for a single text.
 - `paper`: A(l, s) = exp(-d2(l, s) / lambda) for the nearest s of each l, else 0; p = softmax over c of the
-  sum of A over l and S_c. Fewer than 10 texts: A is multiplied by exp(0.5 - sqrt|L|). More than 200: lambda is
-  divided by log|L|.
+  sum of A over l and S_c. Fewer than 10 texts: A is multiplied by exp(0.5 - sqrt|L|). More than 200: lambda
+  is divided by log|L|.
 - `released`: d(l) = plain distance to the nearest center; a = exp(0.5 - sqrt|L|) below 10 texts, else 0;
   k = 5 log10(max(10, |L| - 200)); w(c) = sum of exp(k (a - d(l))) over the l whose nearest center is in S_c;
   p = softmax over c of w(c) / 8. This is how the authors' released scripts weigh; the paper's text differs.

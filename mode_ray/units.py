@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mode_ray.captions.shards import Shard
-from mode_ray.config import CaptionsConfig
+from mode_ray.config import RunConfig
 from mode_ray.errors import DataError
 from mode_ray.stage import Manifest, Stage, UnitRecord, count_refused
 
@@ -21,7 +21,7 @@ def units_left(stage: Stage, shards: Sequence[Shard]) -> tuple[dict[str, UnitRec
 
 
 def finish_units(
-    stage: Stage, records: Sequence[UnitRecord], captions: CaptionsConfig, summary: Mapping[str, Any]
+    stage: Stage, records: Sequence[UnitRecord], config: RunConfig, summary: Mapping[str, Any]
 ) -> Manifest:
     """Write the manifest, unless too much was left out.
 
@@ -33,22 +33,22 @@ def finish_units(
     listing = {record.source: record.error for record in quarantined}
     if quarantined:
         (stage.directory / QUARANTINE).write_text(json.dumps(listing, indent=1))
-    if len(quarantined) > captions.max_quarantined_units:
+    if len(quarantined) > config.limits.max_quarantined_units:
         shown = "\n".join(f"  {record.error}" for record in quarantined[:_NAMED_AT_MOST])
         raise DataError(
             f"{stage.name}: {len(quarantined)} of {len(records)} shards could not be read "
             f"(list: {stage.directory / QUARANTINE}):\n{shown}\n"
-            f"Mend them and run again (only they are done again), or set captions.max_quarantined_units="
+            f"Mend them and run again (only they are done again), or set limits.max_quarantined_units="
             f"{len(quarantined)} to go on without them"
         )
     rows_in = sum(record.rows_in for record in records)
     if rows_in == 0:
-        raise DataError(f"{stage.name}: the input holds no caption: {', '.join(captions.paths)}")
+        raise DataError(f"{stage.name}: the input holds no caption: {', '.join(config.captions.paths)}")
     refused = count_refused(records)
-    if sum(refused.values()) > captions.max_refused_share * rows_in:
+    if sum(refused.values()) > config.limits.max_refused_share * rows_in:
         raise DataError(
             f"{stage.name}: {sum(refused.values())} of {rows_in} captions were refused, more than "
-            f"captions.max_refused_share={captions.max_refused_share} allows: {describe_refused(records)}"
+            f"limits.max_refused_share={config.limits.max_refused_share} allows: {describe_refused(records)}"
         )
     return stage.finish(records, summary)
 

@@ -19,6 +19,7 @@ from mode_ray.cluster.nearest import Float32Array, Int32Array, NearestCenters, l
 TARGET_MAX_OVER_MEAN = 1.25
 TARGET_IMBALANCE_FACTOR = 1.02
 _CANDIDATES_PER_ROW = 32
+_CANDIDATES_IN_ALL = 4_000_000
 _ROWS_PER_BATCH = 131_072
 
 Float64Array = npt.NDArray[np.float64]
@@ -71,8 +72,8 @@ def capped_weights(multiplicity_n: npt.NDArray[np.int64], m: int) -> Float32Arra
 class Candidates:
     """Each row's best centers under the prices of the moment, kept while centers stand still and prices move.
 
-    32 candidates take 256 bytes a row, whatever m is. Where prices move so far that the best center is none of them,
-    the sizes are slightly off; the next search mends it.
+    32 candidates take 256 bytes a row, whatever m is; samples of few rows keep more, up to all m. Where prices move so
+    far that the best center is none of them, the sizes are slightly off; the next search mends it.
 
     Attributes:
         fine_nk: int32 [n, k].
@@ -99,8 +100,19 @@ class Candidates:
     ) -> Self:
         """Search the candidates of rows."""
         nearest = NearestCenters(centers_md, prices_m, threads)
-        fine_nk, squared_distance_nk = nearest.candidates(vectors_nd, _CANDIDATES_PER_ROW)
+        count = max(_CANDIDATES_PER_ROW, _CANDIDATES_IN_ALL // max(1, len(vectors_nd)))
+        fine_nk, squared_distance_nk = nearest.candidates(vectors_nd, count)
         return cls(fine_nk, squared_distance_nk, weights_n, len(centers_md), threads)
+
+    @property
+    def best_n(self) -> Int32Array:
+        """The exact assignment under the prices that the candidates were searched with, int32 [n]."""
+        return self.fine_nk[:, 0]
+
+    @property
+    def inertia(self) -> float:
+        """Sum of unpriced squared distances of the assignment `best_n`."""
+        return float(self.squared_distance_nk[:, 0].sum(dtype=np.float64))
 
     def assign(self, prices_m: Float64Array) -> tuple[Int32Array, Float32Array]:
         """Best candidate of every row under prices: ids int32 [n], unpriced squared distances float32 [n]."""

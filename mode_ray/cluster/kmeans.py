@@ -311,17 +311,19 @@ def fit_fine(
         prices_m = prices_m[donor_m]
         if _settled(history, sums, config):
             break
-    if config.balanced:
-        prices_m = _polished(sample_nd, centers_md, prices_m, weights_n, config, threads)
     nearest = lloyd_step(sample_nd, centers_md, None, threads)
-    fitted = lloyd_step(sample_nd, centers_md, prices_m, threads) if config.balanced else nearest
+    fitted_mass_m, fitted_inertia = nearest.counts_m, nearest.inertia
+    if config.balanced:
+        prices_m, fitted_mass_m, fitted_inertia = _polished(
+            sample_nd, centers_md, prices_m, weights_n, config, threads
+        )
     return FineFit(
         centers_md=centers_md,
         prices_m=prices_m,
         mass_m=nearest.counts_m,
-        fitted_mass_m=fitted.counts_m,
+        fitted_mass_m=fitted_mass_m,
         squared_distance_m=nearest.squared_distance_m,
-        fitted_inertia=fitted.inertia,
+        fitted_inertia=fitted_inertia,
         history=tuple(history),
         rows=len(sample_nd),
         distinct_rows=len(first_u),
@@ -339,7 +341,7 @@ def _balanced_step(
     threads: int,
 ) -> tuple[PartialSums, Float64Array]:
     candidates = Candidates.find(sample_nd, centers_md, prices_m, weights_n, threads)
-    step = config.price_rate * decay * float(candidates.squared_distance_nk[:, 0].mean(dtype=np.float64))
+    step = config.price_rate * decay * candidates.inertia / len(sample_nd)
     prices_m = balance_prices(prices_m, candidates.sizes, step, config.price_updates)
     fine_n, squared_distance_n = candidates.assign(prices_m)
     return partial_sums(sample_nd, fine_n, squared_distance_n, len(centers_md), threads), prices_m
@@ -352,13 +354,21 @@ def _polished(
     weights_n: Float32Array,
     config: FineConfig,
     threads: int,
-) -> Float64Array:
-    for _ in range(_POLISH_ROUNDS):
+) -> tuple[Float64Array, npt.NDArray[np.int64], float]:
+    """The best prices for these centers by exact assignments, with the masses and the inertia under them."""
+    m = len(centers_md)
+    best_score, best = float("inf"), (prices_m, np.zeros(m, np.int64), 0.0)
+    for round_number in range(_POLISH_ROUNDS + 1):
         candidates = Candidates.find(sample_nd, centers_md, prices_m, weights_n, threads)
-        step = config.price_rate / 2.0 * float(candidates.squared_distance_nk[:, 0].mean(dtype=np.float64))
-        updates = max(config.price_updates, _POLISH_UPDATES)
-        prices_m = balance_prices(prices_m, candidates.sizes, step, updates, _POLISH_DECAY_UPDATES)
-    return prices_m
+        score = balance_score(np.bincount(candidates.best_n, weights=weights_n, minlength=m))
+        if score < best_score:
+            counts_m = np.bincount(candidates.best_n, minlength=m).astype(np.int64)
+            best_score, best = score, (prices_m, counts_m, candidates.inertia)
+        if round_number < _POLISH_ROUNDS:
+            step = config.price_rate / 2.0 * candidates.inertia / len(sample_nd)
+            updates = max(config.price_updates, _POLISH_UPDATES)
+            prices_m = balance_prices(prices_m, candidates.sizes, step, updates, _POLISH_DECAY_UPDATES)
+    return best
 
 
 def _settled(history: list[IterationReport], sums: PartialSums, config: FineConfig) -> bool:

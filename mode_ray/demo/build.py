@@ -78,8 +78,8 @@ def build_demo_data(
     standing = _read_manifest(directory)
     if standing is not None and standing["made_from"] == identity:
         return _data_of(directory, standing)
-    # The old manifest would vouch for files that are being replaced; tars are overwritten, but an old task may
-    # have no successor.
+    # The old manifest would vouch for files that are being replaced. Tars are overwritten, but an old task
+    # may have no successor.
     for old in (directory / MANIFEST, *(task_file(directory, name) for name in TASK_NAMES)):
         old.delete()
 

@@ -54,7 +54,7 @@ class Drawing:
     def png(self) -> bytes:
         """The image as a PNG file, the same bytes every time."""
         sink = io.BytesIO()
-        Image.fromarray(self.pixels_hwc).save(sink, format="PNG", compress_level=9)
+        Image.fromarray(self.pixels_hwc).save(sink, format="PNG", compress_level=4)
         return sink.getvalue()
 
 

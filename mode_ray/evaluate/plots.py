@@ -31,7 +31,7 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "mode_ray",
     "text.parse_math": False,
     "font.family": "sans-serif",
-    "font.size": 10.0,
+    "font.size": 9.0,
     "text.color": _INK,
     "axes.edgecolor": _RULE,
     "axes.labelcolor": _INK,
@@ -70,7 +70,7 @@ class Curve:
 def loss_figure(curves: Sequence[Curve]) -> str:
     """Loss curves over samples seen, as an SVG element without names: the page has the legend."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _canvas(9.0, 3.4)
+        figure, axes = _canvas(11.0, 3.6)
         for curve in curves:
             samples, loss = _thinned(curve)
             color = _INK if curve.expert is None else _EXPERT_STAND_INS[curve.expert % EXPERT_COLORS]
@@ -87,16 +87,17 @@ def loss_figure(curves: Sequence[Curve]) -> str:
 def size_histogram(sizes: Sequence[int]) -> str:
     """Histogram of the fine clusters' sizes with a line at their mean, as an SVG element."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _canvas(9.0, 2.4)
+        figure, axes = _canvas(11.0, 2.6)
         bins = int(np.clip(np.sqrt(len(sizes)) * 2, 8, 40))
         axes.hist(np.asarray(sizes, dtype=float), bins=bins, color=_ACCENT, rwidth=0.92)
         mean = float(np.mean(sizes))
         axes.axvline(mean, color=_INK, linewidth=1.0, linestyle=(0, (4, 3)))
+        axes.margins(y=0.18)
         axes.annotate(
             f"mean {mean:,.0f}",
             (mean, 1.0),
-            (4, -2),
-            xycoords=("data", "axes fraction"),
+            (4, -1),
+            xycoords=axes.get_xaxis_transform(),
             textcoords="offset points",
             va="top",
         )

@@ -192,6 +192,8 @@ def check_report(report: Mapping[str, Any]) -> ReportData:
         field = ".".join(str(part) for part in first["loc"])
         raise DataError(f"report data: {field}: {first['msg'].lower()}") from None
     names = {task["name"] for task in data["tasks"]}
+    if ragged := [row["name"] for row in data.get("losses", []) if len(row["samples"]) != len(row["loss"])]:
+        raise DataError(f"report data: losses, {ragged[0]}: samples and loss differ in length")
     named = [(f"models, {model['name']}", set(model["metrics"])) for model in data["models"]]
     named += [("routing", {row["task"] for row in data.get("routing", [])})]
     for field, tasks in named:
@@ -207,7 +209,7 @@ def result_rows(data: ReportData) -> list[ResultRow]:
     means = [macro_mean(dict(zip(names, row, strict=True))) for row in scores]
     cells = [(*row, mean) for row, mean in zip(scores, means, strict=True)]
     fair = [row for row, model in zip(cells, models, strict=True) if model["kind"] != "best_single"]
-    columns = zip(*fair, strict=True)
+    columns = [[row[column] for row in fair] for column in range(len(names) + 1)]
     highest = [max((cell for cell in column if cell is not None), default=None) for column in columns]
     dense = next((index for index, model in enumerate(models) if model["kind"] == "dense"), None)
     dense_mean = None if dense is None else means[dense]
@@ -219,8 +221,8 @@ def result_rows(data: ReportData) -> list[ResultRow]:
         best = tuple(cell is not None and cell == high and not oracle for cell, high in pairs)
         change = None if mean is None or dense_mean is None or index == dense else mean - dense_mean
         cost = total / dense_total if total and dense_total else None
-        row = scores[index]
-        rows.append(ResultRow(model=model, scores=row, mean=mean, change=change, best=best, cost=cost))
+        own = scores[index]
+        rows.append(ResultRow(model=model, scores=own, mean=mean, change=change, best=best, cost=cost))
     return rows
 
 
@@ -241,8 +243,8 @@ def verdict(data: ReportData) -> Verdict:
         return _undecided(f"{mode.model['name']} and the dense model share no measured task.")
     outcome, sentence, margin = _gain(mode, pairs)
     noise = (
-        f"Finite test sets alone leave up to ±{margin * 100:.1f} points (95 %) on this difference. One training "
-        "seed: the noise between seeds is not measured, and may be larger."
+        f"Finite test sets alone leave up to ±{margin * 100:.1f} points (95 %) on this difference. "
+        "One training seed: the noise between seeds is not measured, and may be larger."
     )
     return Verdict(outcome=outcome, sentence=sentence, remarks=(noise, *_comparisons(rows, mode)))
 
@@ -259,7 +261,6 @@ def render_report(report: Mapping[str, Any], thumbnails: Mapping[int, Sequence[b
     """
     data = check_report(report)
     clusters = data.get("fine_clusters", [])
-    captions_each = max(1, min(6, MAX_CLUSTER_CAPTIONS // max(1, len(clusters))))
     curves = [
         Curve(row["samples"], row["loss"], row.get("expert"), dashed=row.get("kind") == "dense")
         for row in data.get("losses", [])
@@ -271,7 +272,7 @@ def render_report(report: Mapping[str, Any], thumbnails: Mapping[int, Sequence[b
         verdict=verdict(data),
         colors=EXPERT_COLORS,
         classes_shown=MAX_CLASSES_SHOWN,
-        captions_each=captions_each,
+        captions_each=max(1, min(6, MAX_CLUSTER_CAPTIONS // max(1, len(clusters)))),
         thumbnails=thumbnail_uris(thumbnails or {}),
         histogram=Markup(size_histogram([c["rows"] for c in clusters])) if clusters else None,  # noqa: S704
         loss_plot=Markup(loss_figure(curves)) if curves else None,  # noqa: S704
@@ -324,10 +325,16 @@ def compact(count: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """A time as people say it: 4210 as 1 h 10 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+def clipped(text: str) -> str:
+    """A caption on one line, cut where it is long."""
+    plain = " ".join(text.split())
+    return plain if len(plain) <= MAX_CAPTION_CHARACTERS else plain[: MAX_CAPTION_CHARACTERS - 1] + "…"
 
 
 def _undecided(sentence: str, remarks: Sequence[str] = ()) -> Verdict:
@@ -340,18 +347,15 @@ def _gain(mode: ResultRow, pairs: Sequence[tuple[float, float, int]]) -> tuple[O
     dense_mean = sum(d for _, d, _ in pairs) / len(pairs)
     gain, wins = mode_mean - dense_mean, sum(m > d for m, d, _ in pairs)
     outcome: Outcome = "tie" if abs(gain) <= max(margin, 5e-4) else "win" if gain > 0 else "loss"
-    name, points = mode.model["name"], f"{abs(gain) * 100:.1f} points"
+    name, points, side = mode.model["name"], f"{abs(gain) * 100:.1f} points", "above" if gain > 0 else "below"
     claim = {
         "win": f"{name} beats the dense model by {points}",
         "loss": f"{name} does not win: it stays {points} below the dense model",
-        "tie": f"{name} does not win clearly: it is {points} {'above' if gain > 0 else 'below'} the dense model, "
-        "within the sampling error of the test sets",
+        "tie": f"{name} does not win clearly: it is {points} {side} the dense model, within sampling error",
     }[outcome]
     cost = f", for {mode.cost:.2f}{_TIMES} the training samples" if mode.cost is not None else ""
-    levels = (
-        f"{percent(mode_mean)} % against {percent(dense_mean)} % on average, ahead in {wins} of {len(pairs)}"
-    )
-    return outcome, f"{claim}{cost} ({levels} tasks).", margin
+    levels = f"{percent(mode_mean)} % against {percent(dense_mean)} % on average"
+    return outcome, f"{claim}{cost} ({levels}, ahead in {wins} of {len(pairs)} tasks).", margin
 
 
 def _comparisons(rows: Sequence[ResultRow], mode: ResultRow) -> list[str]:
@@ -363,15 +367,15 @@ def _comparisons(rows: Sequence[ResultRow], mode: ResultRow) -> list[str]:
         kind, name, level = row.model["kind"], row.model["name"], f"{percent(row.mean)} %"
         gain = mode.mean - row.mean
         if kind == "mode" and row.model.get("rule") == "uniform":
-            helps = "Routing adds" if gain > 0 else "Routing does not help:"
-            remarks.append(f"{helps} {signed(gain)} points over the uniform mean of the experts ({level}).")
+            helps = "Routing" if gain > 0 else "Routing does not help"
+            remarks.append(
+                f"{helps}: {signed(gain)} points against the uniform mean of the experts ({level})."
+            )
         elif kind == "mode" and gain < 0:
             remarks.append(f"{name} reaches more ({level}), but is not the rule that was chosen beforehand.")
         elif kind == "random":
-            helps = "Clustering adds" if gain > 0 else "Clustering does not help:"
-            remarks.append(
-                f"{helps} {signed(gain)} points over {name}, experts on rows dealt at random ({level})."
-            )
+            helps = "Clustering" if gain > 0 else "Clustering does not help"
+            remarks.append(f"{helps}: {signed(gain)} points against {name}, rows dealt at random ({level}).")
         elif kind == "best_single" and gain < 0:
             remarks.append(f"Picking the best expert of each task by its test labels would reach {level}.")
     return remarks
@@ -382,26 +386,14 @@ def _score(model: ModelRow, task: TaskRow) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
-def _clipped(text: str) -> str:
-    plain = " ".join(text.split())
-    return plain if len(plain) <= MAX_CAPTION_CHARACTERS else plain[: MAX_CAPTION_CHARACTERS - 1] + "…"
-
-
 @functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mode_ray.evaluate", "."),
         autoescape=True,
-        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = {
-        "percent": percent,
-        "signed": signed,
-        "compact": compact,
-        "duration": duration,
-        "clipped": _clipped,
-    }
-    environment.filters.update(filters)
+    for shown in (percent, signed, compact, duration, clipped):
+        environment.filters[shown.__name__] = shown
     return environment

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mode_ray.config import CaptionsConfig
+from mode_ray.config import RunConfig
 from mode_ray.errors import DataError
 from mode_ray.expert_data import PairIndex
 from mode_ray.images import decode_image
@@ -76,15 +76,15 @@ class PairDataset(Dataset[TrainBatch]):
 
     Args:
         index: The training set.
-        captions: How its shards are read.
+        config: How its shards are read, and the largest image.
         clip: Transforms and tokenizer.
         seed: Of the order and of the random crops.
     """
 
-    def __init__(self, index: PairIndex, captions: CaptionsConfig, clip: ClipModel, seed: int) -> None:
-        self._reader = PairReader(index, captions)
+    def __init__(self, index: PairIndex, config: RunConfig, clip: ClipModel, seed: int) -> None:
+        self._reader = PairReader(index, config.captions)
         self._order = SampleOrder(len(index), seed)
-        self._max_pixels = captions.max_image_pixels
+        self._max_pixels = config.limits.max_image_pixels
         self._transform = clip.train_transform
         self._tokenizer = clip.tokenizer
         self._seed = seed

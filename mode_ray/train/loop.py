@@ -154,7 +154,7 @@ class TrainLoop:
         if self.state.bad_images > allowed:
             raise DataError(
                 f"{self._trial.name}: {self.state.bad_images} of {round(seen)} images cannot be decoded, more than "
-                f"captions.max_bad_image_share={self._max_bad_image_share} allows; first: {self.state.first_bad_image}"
+                f"limits.max_bad_image_share={self._max_bad_image_share} allows; first: {self.state.first_bad_image}"
             )
 
     def _log(

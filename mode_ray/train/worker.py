@@ -69,9 +69,9 @@ def train_worker(settings: Mapping[str, Any]) -> None:
     torch.set_num_threads(placement.threads_per_worker)
     clip = _initial_model(job)
     module = ray.train.torch.prepare_model(clip.module) if world_size > 1 or placement.use_gpu else clip.module
-    loop = TrainLoop(module, job.trial, train, job.config.captions.max_bad_image_share, rank, world_size)
+    loop = TrainLoop(module, job.trial, train, job.config.limits.max_bad_image_share, rank, world_size)
     _restore(job, clip, loop)
-    dataset = PairDataset(_members(job), job.config.captions, clip, job.trial.members.seed)
+    dataset = PairDataset(_members(job), job.config, clip, job.trial.members.seed)
     reporter = _Reporter(job, clip, loop, rank)
 
     def loader(first: int) -> Any:  # noqa: ANN401 - DataLoader is generic in what the sampler gives
@@ -86,6 +86,21 @@ def train_worker(settings: Mapping[str, Any]) -> None:
         summary = {**vars(loop.state), "pairs": len(dataset), "samples": job.trial.samples}
         (job.folder / METRICS_FILE).write_text(json.dumps(summary, indent=1))
         save_clip(job.folder, clip)
+
+
+def read_metrics(folder: Location) -> dict[str, Any]:
+    """The metrics file of a finished trial: loop state, `pairs` of its training set, `samples`."""
+    metrics: dict[str, Any] = json.loads((folder / METRICS_FILE).read_text())
+    return metrics
+
+
+def read_progress(folder: Location) -> dict[str, float] | None:
+    """The newest logged point of a trial, or None before the first."""
+    location = folder / PROGRESS_FILE
+    if not location.exists():
+        return None
+    point: dict[str, float] = json.loads(location.read_text())
+    return point
 
 
 def _members(job: TrialJob) -> PairIndex:

@@ -1,0 +1,202 @@
+"""The clustering artefact: fine centers and the coarse maps made of them, as safetensors files."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from mode_ray.cluster.nearest import Float32Array, Int32Array
+from mode_ray.errors import DataError, UsageError
+from mode_ray.storage import Location
+
+FINE_FILE = "fine.safetensors"
+_METADATA_KEY = "mode_ray"
+_FINE_TENSORS = {
+    "centers_md": ("float32", 2),
+    "prices_m": ("float64", 1),
+    "mass_m": ("int64", 1),
+    "squared_distance_m": ("float64", 1),
+}
+
+Tensors = dict[str, npt.NDArray[Any]]
+
+
+def coarse_file(n: int) -> str:
+    """Name of the file with the map of n groups."""
+    return f"coarse-n{n}.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Clustering:
+    """Fine centers and the coarse maps over them.
+
+    Attributes:
+        centers_md: float32 [m, d].
+        prices_m: float64 [m], balancing prices; all 0 for plain k-means.
+        mass_m: int64 [m], rows of the sample by nearest center.
+        squared_distance_m: float64 [m], sum of squared distances of those rows.
+        encoder_name: The encoder that made the embeddings.
+        coarse: For each n, int32 [m], the expert of each fine center.
+        training: Statistics of the fit, any JSON values.
+    """
+
+    centers_md: Float32Array
+    prices_m: npt.NDArray[np.float64]
+    mass_m: npt.NDArray[np.int64]
+    squared_distance_m: npt.NDArray[np.float64]
+    encoder_name: str
+    coarse: Mapping[int, Int32Array]
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dimension(self) -> int:
+        """d of the embeddings."""
+        return int(self.centers_md.shape[1])
+
+    def save(self, directory: Location) -> None:
+        """Write `fine.safetensors` and one `coarse-n<n>.safetensors` a map; the fine file, which names the maps, last."""
+        for n, group_m in self.coarse.items():
+            (directory / coarse_file(n)).write_bytes(
+                safetensors.numpy.save({"group_m": np.ascontiguousarray(group_m, np.int32)})
+            )
+        tensors = {
+            name: np.ascontiguousarray(getattr(self, name), dtype) for name, (dtype, _) in _FINE_TENSORS.items()
+        }
+        # One key only: the order of several is not fixed, and equal clusterings shall be equal bytes.
+        about = {
+            "encoder_name": self.encoder_name,
+            "coarse": sorted(int(n) for n in self.coarse),
+            "training": dict(self.training),
+        }
+        metadata = {_METADATA_KEY: json.dumps(about, sort_keys=True)}
+        (directory / FINE_FILE).write_bytes(safetensors.numpy.save(tensors, metadata))
+
+    @classmethod
+    def load(cls, directory: Location) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: A file is absent, corrupt, or does not fit the others; the message names it.
+        """
+        file = directory / FINE_FILE
+        data = _read(file)
+        tensors = _tensors(file, data, _FINE_TENSORS)
+        m = len(tensors["centers_md"])
+        for name, values in tensors.items():
+            if len(values) != m or not np.isfinite(values).all():
+                raise DataError(
+                    f"{file}: {name} of shape {values.shape} is not one finite entry for each of {m} centers; "
+                    "run the cluster stage again"
+                )
+        encoder_name, counts, training = _about(file, data)
+        coarse = {n: _load_map(directory / coarse_file(n), n, m) for n in counts}
+        return cls(**tensors, encoder_name=encoder_name, coarse=coarse, training=training)
+
+    def experts_of(self, n: int) -> Int32Array:
+        """The expert of each fine center, int32 [m].
+
+        Raises:
+            UsageError: There is no map for this n.
+        """
+        if n not in self.coarse:
+            raise UsageError(
+                f"no coarse map for n={n}, only for {sorted(self.coarse)}: add it to cluster.coarse.experts "
+                "and run the cluster stage"
+            )
+        return self.coarse[n]
+
+    def masses(self, n: int) -> npt.NDArray[np.int64]:
+        """Rows of the sample that belong to each expert, int64 [n]."""
+        mass_n = np.zeros(n, np.int64)
+        np.add.at(mass_n, self.experts_of(n), self.mass_m)
+        return mass_n
+
+    def spread(self, n: int) -> npt.NDArray[np.float64]:
+        """Mean squared distance of each expert's rows to the expert's centroid, float64 [n].
+
+        The centroid is the mass-weighted mean of the expert's centers. The distance splits into that of the rows to
+        their centers and that of the centers to the centroid, which is exact where centers are the means of their rows.
+        An expert without rows has spread 0.
+        """
+        group_m, mass_n = self.experts_of(n), self.masses(n)
+        divisor_n = np.maximum(mass_n, 1)
+        centroids_nd = np.zeros((n, self.dimension))
+        np.add.at(centroids_nd, group_m, self.centers_md.astype(np.float64) * self.mass_m[:, None])
+        centroids_nd /= divisor_n[:, None]
+        between_m = self.mass_m * np.square(self.centers_md - centroids_nd[group_m]).sum(axis=1)
+        return np.bincount(group_m, weights=self.squared_distance_m + between_m, minlength=n) / divisor_n
+
+    def widest_first(self, n: int) -> list[int]:
+        """Experts in the order to train them when compute is short: largest spread, then largest size, then number."""
+        spread_n, mass_n = self.spread(n), self.masses(n)
+        return sorted(range(n), key=lambda expert: (-spread_n[expert], -mass_n[expert], expert))
+
+    def compatible_with(self, encoder_name: str, dimension: int) -> None:
+        """Check that embeddings belong to this clustering.
+
+        Raises:
+            DataError: They are of another encoder or dimension; the message names both.
+        """
+        if (encoder_name, dimension) != (self.encoder_name, self.dimension):
+            raise DataError(
+                f"the clustering was made with encoder {self.encoder_name!r} ({self.dimension} dimensions), the embeddings "
+                f"with {encoder_name!r} ({dimension} dimensions): use the same encoder or cluster again"
+            )
+
+
+def _read(file: Location) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file; run the cluster stage first") from None
+
+
+def _tensors(file: Location, data: bytes, expected: Mapping[str, tuple[str, int]]) -> Tensors:
+    try:
+        tensors: Tensors = safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise DataError(f"{file}: not a readable safetensors file ({error}); run the cluster stage again") from None
+    for name, (dtype, dimensions) in expected.items():
+        if name not in tensors:
+            raise DataError(f"{file}: tensor {name!r} is missing; run the cluster stage again")
+        found = tensors[name]
+        if found.dtype != np.dtype(dtype) or found.ndim != dimensions or not found.size:
+            raise DataError(
+                f"{file}: tensor {name!r} is {found.dtype}{list(found.shape)}, expected {dtype} of {dimensions} "
+                "dimensions; run the cluster stage again"
+            )
+    return {name: tensors[name] for name in expected}
+
+
+def _about(file: Location, data: bytes) -> tuple[str, list[int], dict[str, Any]]:
+    """Encoder name, coarse counts and training statistics: `__metadata__` of the safetensors JSON header."""
+    header_bytes = int.from_bytes(data[:8], "little")
+    try:
+        header = json.loads(data[8 : 8 + header_bytes])
+        about = json.loads(header["__metadata__"][_METADATA_KEY])
+        encoder_name, counts, training = about["encoder_name"], about["coarse"], about["training"]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{file}: its metadata is not a clustering's; run the cluster stage again") from None
+    if not (
+        isinstance(encoder_name, str)
+        and isinstance(training, dict)
+        and isinstance(counts, list)
+        and all(type(n) is int and n >= 1 for n in counts)
+    ):
+        raise DataError(f"{file}: its metadata has a wrong type; run the cluster stage again")
+    return encoder_name, counts, training
+
+
+def _load_map(file: Location, n: int, m: int) -> Int32Array:
+    group_m = _tensors(file, _read(file), {"group_m": ("int32", 1)})["group_m"]
+    if len(group_m) != m or group_m.min() < 0 or group_m.max() >= n:
+        raise DataError(
+            f"{file}: not a map of {m} fine centers into {n} experts (it has {len(group_m)} entries from "
+            f"{group_m.min()} to {group_m.max()}); run the cluster stage again"
+        )
+    return group_m

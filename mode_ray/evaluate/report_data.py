@@ -1,0 +1,295 @@
+"""Fill the report's data from a run's manifests, measurements and source pairs."""
+
+import io
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from mode_ray.captions.shards import Shard
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.config import RunConfig
+from mode_ray.errors import DataError
+from mode_ray.evaluate.compare import TaskResults
+from mode_ray.evaluate.report import (
+    ExpertRow,
+    FineClusterRow,
+    LossRow,
+    ModelKind,
+    ModelRow,
+    NearestRow,
+    ReportData,
+    RoutingRow,
+    StageRow,
+    TaskRow,
+)
+from mode_ray.evaluate.similarities import TaskCosines
+from mode_ray.evaluate.tasks import Task
+from mode_ray.expert_data import FINE, PairIndex, fine_counts, load_index, nearest_rows
+from mode_ray.images import decode_image
+from mode_ray.pair_reader import PairReader
+from mode_ray.routing import nearest_centers
+from mode_ray.stage import package_versions, read_manifest
+from mode_ray.storage import Location
+from mode_ray.train.budget import DENSE, SEED, Trial, expert_name
+from mode_ray.train.worker import read_metrics
+
+_SAMPLE_SHARDS = 16
+_CAPTIONS_PER_CLUSTER = 3
+_CAPTIONS_PER_EXPERT = 8
+_IMAGES_PER_EXPERT = 12
+_THUMBNAIL_PIXELS = 64
+_NEAREST_PER_TEXT = 3
+_TEXTS_SHOWN = 40
+_LICENCE_FILES = ("ATTRIBUTION.txt", "LICENCE.txt", "LICENSE.txt")
+
+
+@dataclass(frozen=True)
+class ReportSources:
+    """What a report is made of.
+
+    Attributes:
+        config: The run's config.
+        shards: The run's input.
+        directories: Of all stages, by name.
+        clustering: The run's clustering.
+        trials: All training runs.
+        pairs_n: Pairs of each expert.
+        tasks: The tasks.
+        measured: Stored cosines by task name.
+        results: Results by task name.
+    """
+
+    config: RunConfig
+    shards: Sequence[Shard]
+    directories: Mapping[str, Location]
+    clustering: Clustering
+    trials: Sequence[Trial]
+    pairs_n: np.ndarray
+    tasks: Sequence[Task]
+    measured: Mapping[str, TaskCosines]
+    results: Mapping[str, TaskResults]
+
+    @property
+    def group_m(self) -> np.ndarray:
+        """Expert of every fine center."""
+        return self.clustering.coarse[self.config.train.experts]
+
+    @cached_property
+    def near_pairs(self) -> PairIndex:
+        """The pairs nearest to each center, of the first shards."""
+        index = load_index(self.directories["assign"], self.shards[:_SAMPLE_SHARDS])
+        return index.take(nearest_rows(index, len(self.clustering.centers_md), _CAPTIONS_PER_CLUSTER))
+
+    @cached_property
+    def near_captions(self) -> Mapping[int, list[str]]:
+        """Captions nearest to each center, by fine cluster."""
+        reader = PairReader(self.near_pairs, self.config.captions)
+        pairs = reader.read(range(len(self.near_pairs)))
+        captions: dict[int, list[str]] = {}
+        for fine, pair in zip(self.near_pairs.table[FINE].to_pylist(), pairs, strict=True):
+            captions.setdefault(fine, []).append(pair.caption)
+        return captions
+
+    def thumbnails(self) -> dict[int, list[bytes]]:
+        """Small PNGs of a few images of each expert, from different fine clusters."""
+        reader = PairReader(self.near_pairs, self.config.captions)
+        expert_p = self.group_m[self.near_pairs.table[FINE].to_numpy()]
+        pictures: dict[int, list[bytes]] = {}
+        for expert in range(self.config.train.experts):
+            positions = np.flatnonzero(expert_p == expert)
+            spread = positions[np.linspace(0, len(positions) - 1, min(_IMAGES_PER_EXPERT, len(positions))).astype(int)]
+            pairs = reader.read(spread.tolist())
+            pictures[expert] = [_thumbnail(pair.image, self.config, pair.place) for pair in pairs]
+        return {expert: [picture for picture in found if picture] for expert, found in pictures.items()}
+
+
+def report_data(sources: ReportSources) -> ReportData:
+    """All that the report shows."""
+    config = sources.config
+    n = config.train.experts
+    return ReportData(
+        title=f"MoDE-{n}: {len(sources.clustering.centers_md)} fine clusters, {n} experts",
+        run=config.directory.uri,
+        created=time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
+        rule=config.routing.rule,
+        machine=f"{platform.processor() or platform.machine()}, {platform.system()}",
+        versions=package_versions(),
+        stages=_stages(sources),
+        tasks=[_task_row(task, sources.measured[task.name]) for task in sources.tasks],
+        models=_models(sources),
+        routing=[
+            RoutingRow(
+                task=task,
+                rule=rule,
+                weights=weights.weights_c.tolist(),
+                normalised_entropy=weights.normalised_entropy,
+            )
+            for task, results in sources.results.items()
+            for rule, weights in results.weights.items()
+        ],
+        nearest={task.name: _nearest(sources, sources.measured[task.name]) for task in sources.tasks},
+        experts=_experts(sources),
+        fine_clusters=_fine_clusters(sources),
+        losses=_losses(sources),
+        licences=_licences(sources.shards),
+    )
+
+
+def _stages(sources: ReportSources) -> list[StageRow]:
+    rows = []
+    for name, directory in sources.directories.items():
+        manifest = read_manifest(directory)
+        if manifest is not None:
+            rows.append(
+                StageRow(
+                    name=name,
+                    seconds=manifest.seconds,
+                    rows_in=manifest.rows_in,
+                    rows_out=manifest.rows_out,
+                    refused=dict(manifest.refused),
+                    quarantined=dict(manifest.quarantined),
+                )
+            )
+    return rows
+
+
+def _task_row(task: Task, measured: TaskCosines) -> TaskRow:
+    texts = len(measured.summary.texts)
+    return TaskRow(
+        name=task.name, metric=task.metric, items=measured.summary.images, texts=texts, chance=1 / texts
+    )
+
+
+def _models(sources: ReportSources) -> list[ModelRow]:
+    """Dense, the ensemble by rule, every expert alone, the best of them per task, and the random control."""
+    n = sources.config.train.experts
+    samples = {trial.name: trial.samples for trial in sources.trials}
+    seed = samples.get(SEED, 0)
+    experts = [expert_name(n, expert) for expert in range(n)]
+    together = sum(samples[name] for name in experts)
+    rows = []
+
+    def add(name: str, kind: ModelKind, metrics: dict[str, dict[str, float]], own: int, rule: str | None = None) -> None:
+        behind = 0 if kind == "dense" else seed
+        rows.append(
+            ModelRow(name=name, kind=kind, rule=rule, metrics=metrics, samples_seen=own, samples_total=own + behind)
+        )
+
+    def single(name: str) -> dict[str, dict[str, float]]:
+        return {task: dict(results.single[name]) for task, results in sources.results.items()}
+
+    if DENSE in samples:
+        add("dense", "dense", single(DENSE), samples[DENSE])
+    for rule in sources.config.evaluate.rules:
+        by_task = {task: dict(results.rules[rule]) for task, results in sources.results.items()}
+        add(f"MoDE-{n} {rule}", "mode", by_task, together, rule)
+    best = {}
+    for task in sources.tasks:
+        alone = sources.results[task.name].single
+        best[task.name] = dict(max((alone[name] for name in experts), key=lambda metrics: metrics[task.metric]))
+    add("best single expert per task", "best_single", best, together)
+    for expert, name in enumerate(experts):
+        add(f"expert {expert} alone", "single", single(name), samples[name])
+    control = {task: dict(results.random) for task, results in sources.results.items() if results.random is not None}
+    if control:
+        dealt = sum(samples[expert_name(n, expert, random=True)] for expert in range(n))
+        add(f"Random-{n} uniform", "random", control, dealt)
+    return rows
+
+
+def _nearest(sources: ReportSources, measured: TaskCosines) -> list[NearestRow]:
+    """The fine clusters nearest to the first texts of a task."""
+    texts = measured.summary.texts[:_TEXTS_SHOWN]
+    fine_lk, squared_lk = nearest_centers(
+        measured.routing_texts_ld[: len(texts)], sources.clustering.centers_md, _NEAREST_PER_TEXT
+    )
+    rows = []
+    for text, fine_k, squared_k in zip(texts, fine_lk, squared_lk, strict=True):
+        clusters = []
+        for fine, squared in zip(fine_k.tolist(), squared_k.tolist(), strict=True):
+            captions = sources.near_captions.get(fine, [""])
+            clusters.append(
+                {"fine": fine, "expert": int(sources.group_m[fine]), "squared_distance": squared, "caption": captions[0]}
+            )
+        rows.append(NearestRow(text=text, clusters=clusters))
+    return rows
+
+
+def _experts(sources: ReportSources) -> list[ExpertRow]:
+    n = sources.config.train.experts
+    samples = {trial.name: trial.samples for trial in sources.trials}
+    spread_n = sources.clustering.spread(n)
+    total = max(1, int(sources.pairs_n.sum()))
+    rows = []
+    for expert in range(n):
+        own = [fine for fine in np.flatnonzero(sources.group_m == expert).tolist() if fine in sources.near_captions]
+        chosen = [own[place] for place in np.linspace(0, len(own) - 1, min(_CAPTIONS_PER_EXPERT, len(own))).astype(int)]
+        rows.append(
+            ExpertRow(
+                rows=int(sources.pairs_n[expert]),
+                share=float(sources.pairs_n[expert] / total),
+                spread=float(spread_n[expert]),
+                samples_seen=samples[expert_name(n, expert)],
+                captions=[sources.near_captions[fine][0] for fine in chosen],
+            )
+        )
+    return rows
+
+
+def _fine_clusters(sources: ReportSources) -> list[FineClusterRow]:
+    counts_m = fine_counts(load_index(sources.directories["assign"], sources.shards), len(sources.group_m))
+    return [
+        FineClusterRow(
+            fine=fine,
+            expert=int(sources.group_m[fine]),
+            rows=int(rows),
+            captions=sources.near_captions.get(fine, []),
+        )
+        for fine, rows in enumerate(counts_m.tolist())
+    ]
+
+
+def _losses(sources: ReportSources) -> list[LossRow]:
+    """Loss curves on one axis: the experts' begin where the seed's ends."""
+    samples = {trial.name: trial.samples for trial in sources.trials}
+    rows = []
+    for trial in sources.trials:
+        history = read_metrics(sources.directories["train"] / trial.name)["history"]
+        before = samples[trial.parent] if trial.parent else 0
+        kind: ModelKind = {"all": "seed", "expert": "single", "random": "random"}[trial.members.kind]  # type: ignore[assignment]
+        rows.append(
+            LossRow(
+                name=trial.name,
+                samples=[before + point["samples"] for point in history],
+                loss=[point["loss"] for point in history],
+                kind="dense" if trial.name == DENSE else kind,
+                expert=trial.members.expert if trial.members.kind == "expert" else None,
+            )
+        )
+    return rows
+
+
+def _thumbnail(image: bytes, config: RunConfig, place: str) -> bytes | None:
+    """A small PNG, or None for an image that cannot be decoded (training counts those)."""
+    try:
+        picture = decode_image(image, config.limits.max_image_pixels, place)
+    except DataError:
+        return None
+    picture.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _licences(shards: Sequence[Shard]) -> str:
+    """The licence text that lies beside the data, where there is one."""
+    folder = shards[0].location.parent
+    for place in (folder, folder.parent):
+        for name in _LICENCE_FILES:
+            if (place / name).exists():
+                return " ".join((place / name).read_text().split())
+    return ""

@@ -1,0 +1,207 @@
+"""Cosines of every image with every text, for every model, in one pass over the images; stored for all routing rules.
+
+A new routing rule is evaluated from these files without running a model again.
+"""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mode_ray.config import EvaluatePlacement
+from mode_ray.encoders.encoder import CaptionEncoder
+from mode_ray.errors import DataError
+from mode_ray.evaluate.tasks import Sample, Task, read_samples
+from mode_ray.expert import Expert
+from mode_ray.images import decode_image
+from mode_ray.routing import mean_direction
+from mode_ray.storage import Location
+
+SUMMARY_FILE = "task.json"
+_NO_IMAGE, _BAD_IMAGE, _NO_TEXT, _OTHER_CLASS = "no image", "undecodable image", "no text", "of no class of the task"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSummary:
+    """What stands beside a task's cosines; `task.json`, written last.
+
+    Attributes:
+        task: Its name.
+        models: Names of the models, each with a file `cosines/<name>.npy` ('/' written as '_').
+        logit_scales: By model.
+        images: Images used.
+        texts: What the task's texts say: class names or captions, in order of the columns.
+        skipped: Samples left out, by reason.
+        examples: Where the first of each stands.
+    """
+
+    task: str
+    models: tuple[str, ...]
+    logit_scales: Mapping[str, float]
+    images: int
+    texts: tuple[str, ...]
+    skipped: Mapping[str, int]
+    examples: Mapping[str, str]
+
+
+def measure_task(
+    task: Task,
+    models: Mapping[str, Location],
+    encoder: CaptionEncoder,
+    directory: Location,
+    placement: EvaluatePlacement,
+    max_pixels: int,
+) -> TaskSummary:
+    """Measure a task with all models, decoding every image once.
+
+    Args:
+        task: The task.
+        models: Expert folders by name.
+        encoder: The caption encoder that routing uses.
+        directory: Where the task's files belong.
+        placement: Batch size and threads.
+        max_pixels: Larger images are left out.
+
+    Raises:
+        DataError: A model or file cannot be read, or no sample is usable.
+    """
+    torch.set_num_threads(placement.threads_per_task)
+    experts = {name: Expert(folder) for name, folder in models.items()}
+    prepare = next(iter(experts.values())).prepare
+    collected = _Collector(task)
+    features: dict[str, list[np.ndarray]] = {name: [] for name in models}
+    batch: list[torch.Tensor] = []
+    for sample in read_samples(task):
+        image = collected.take(sample, max_pixels)
+        if image is not None:
+            batch.append(prepare(image))
+        if len(batch) == placement.batch_size:
+            _encode(experts, batch, features)
+            batch = []
+    _encode(experts, batch, features)
+    if not collected.numbers:
+        raise DataError(f"task {task.name}: no usable sample ({dict(collected.skipped)}); look at its paths and fields")
+    texts = tuple(name[0] for name in task.class_texts()) if task.kind == "classification" else tuple(collected.captions)
+    for name, expert in experts.items():
+        cosines_il = np.concatenate(features[name]) @ _text_side(task, collected.captions, expert.encode_texts).T
+        _save(directory / "cosines" / f"{name.replace('/', '_')}.npy", cosines_il.astype(np.float32))
+    _save(directory / "labels.npy", np.array(collected.numbers, np.int64))
+    _save(directory / "routing_texts.npy", _text_side(task, collected.captions, encoder.encode))
+    summary = TaskSummary(
+        task=task.name,
+        models=tuple(models),
+        logit_scales={name: expert.logit_scale for name, expert in experts.items()},
+        images=len(collected.numbers),
+        texts=texts,
+        skipped=dict(collected.skipped),
+        examples=collected.examples,
+    )
+    (directory / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=1))
+    return summary
+
+
+@dataclass(frozen=True)
+class TaskCosines:
+    """A task's stored measurements.
+
+    Attributes:
+        summary: What they are of.
+        cosines: By model, float32 [images, texts].
+        labels: Text number of every image, int64 [images].
+        routing_texts_ld: Caption embeddings of the task's texts, float32.
+    """
+
+    summary: TaskSummary
+    cosines: Mapping[str, np.ndarray]
+    labels: np.ndarray
+    routing_texts_ld: np.ndarray
+
+
+def load_summary(directory: Location) -> TaskSummary | None:
+    """The summary of a measured task, or None where it is not measured."""
+    location = directory / SUMMARY_FILE
+    if not location.exists():
+        return None
+    values = json.loads(location.read_text())
+    return TaskSummary(**{**values, "models": tuple(values["models"]), "texts": tuple(values["texts"])})
+
+
+def load_cosines(directory: Location) -> TaskCosines:
+    """Read what `measure_task` wrote.
+
+    Raises:
+        DataError: The task is not measured.
+    """
+    summary = load_summary(directory)
+    if summary is None:
+        raise DataError(f"{directory / SUMMARY_FILE}: missing; run `mode-ray evaluate` first")
+    cosines = {name: _load(directory / "cosines" / f"{name.replace('/', '_')}.npy") for name in summary.models}
+    return TaskCosines(summary, cosines, _load(directory / "labels.npy"), _load(directory / "routing_texts.npy"))
+
+
+class _Collector:
+    """Counts and numbers the samples of a task as they come."""
+
+    def __init__(self, task: Task) -> None:
+        self._classes = {label: number for number, label in enumerate(task.classes)}
+        self._retrieval = task.kind == "retrieval"
+        self.numbers: list[int] = []
+        self.captions: list[str] = []
+        self.skipped: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+
+    def take(self, sample: Sample, max_pixels: int) -> Image.Image | None:
+        """The decoded image of a usable sample; None for others, which are counted."""
+        if sample.text is None or sample.text == "":
+            return self._skip(_NO_TEXT, sample.place)
+        if not self._retrieval and sample.text not in self._classes:
+            return self._skip(_OTHER_CLASS, sample.place)
+        if sample.image is None:
+            return self._skip(_NO_IMAGE, sample.place)
+        try:
+            image = decode_image(sample.image, max_pixels, sample.place)
+        except DataError as error:
+            return self._skip(_BAD_IMAGE, str(error))
+        if self._retrieval:
+            self.numbers.append(len(self.captions))
+            self.captions.append(sample.text)
+        else:
+            self.numbers.append(self._classes[sample.text])
+        return image
+
+    def _skip(self, reason: str, place: str) -> None:
+        self.skipped[reason] += 1
+        self.examples.setdefault(reason, place)
+
+
+def _encode(experts: Mapping[str, Expert], batch: list[torch.Tensor], features: dict[str, list[np.ndarray]]) -> None:
+    if batch:
+        images_b3hw = torch.stack(batch)
+        for name, expert in experts.items():
+            features[name].append(expert.encode_images(images_b3hw))
+
+
+def _text_side(task: Task, captions: list[str], encode: Callable[[list[str]], np.ndarray]) -> np.ndarray:
+    """One unit row a text: a caption's embedding, or the mean direction of a class name's templates."""
+    if task.kind == "retrieval":
+        return encode(captions)
+    names = task.class_texts()
+    flat = encode([text for texts in names for text in texts])
+    per_class = np.split(flat, np.cumsum([len(texts) for texts in names])[:-1])
+    return np.stack([mean_direction(rows_td) for rows_td in per_class])
+
+
+def _save(location: Location, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    location.write_bytes(buffer.getvalue())
+
+
+def _load(location: Location) -> np.ndarray:
+    loaded: np.ndarray = np.load(io.BytesIO(location.read_bytes()), allow_pickle=False)
+    return loaded

@@ -1,0 +1,50 @@
+"""Joining a Ray cluster, or starting one on this machine."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import ray.data
+
+from mode_ray.config import RayConfig
+
+# Read by Ray when it starts its processes; set only for clusters that are started here.
+_LOCAL_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",  # loopback only; on clusters the operator sets `token`
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+@contextmanager
+def ray_session(config: RayConfig) -> Iterator[None]:
+    """Use the cluster of the config or of RAY_ADDRESS, else start one here and end it afterwards.
+
+    Where Ray is already initialised (a notebook, a test) that session is used and left alone.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        for name, value in _LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        ray.init(
+            num_cpus=config.num_cpus,
+            object_store_memory=config.object_store_bytes,
+            include_dashboard=config.dashboard,
+            log_to_driver=config.log_to_driver,
+            logging_level="warning",
+        )
+    else:
+        ray.init(address=address, log_to_driver=config.log_to_driver, logging_level="warning")
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
