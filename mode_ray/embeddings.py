@@ -7,7 +7,15 @@ from mode_ray.captions.clean import CaptionTable
 
 EMBEDDING = "embedding"
 NO_EMBEDDING = "no embedding (no known word, or not finite)"
-_PLACE_COLUMNS = ("row", "caption_index", "key", "image_offset", "image_bytes", "caption_offset", "caption_bytes")
+_PLACE_COLUMNS = (
+    "row",
+    "caption_index",
+    "key",
+    "image_offset",
+    "image_bytes",
+    "caption_offset",
+    "caption_bytes",
+)
 
 
 def place_columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:

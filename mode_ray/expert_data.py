@@ -19,7 +19,16 @@ from mode_ray.errors import DataError
 from mode_ray.storage import Location
 
 SHARD = "shard"
-_INDEX_COLUMNS = ("row", "caption_index", "image_offset", "image_bytes", "caption_offset", "caption_bytes", FINE, DISTANCE)
+_INDEX_COLUMNS = (
+    "row",
+    "caption_index",
+    "image_offset",
+    "image_bytes",
+    "caption_offset",
+    "caption_bytes",
+    FINE,
+    DISTANCE,
+)
 _INDEX_READERS = 8
 
 

@@ -73,7 +73,9 @@ class Pipeline:
     def _require_earlier(self, name: str) -> None:
         for earlier in STAGE_NAMES[: STAGE_NAMES.index(name)]:
             if self._states[earlier] != "done":
-                raise UsageError(f"{name} needs the {earlier} stage, which is not done: run `mode-ray {earlier}` first")
+                raise UsageError(
+                    f"{name} needs the {earlier} stage, which is not done: run `mode-ray {earlier}` first"
+                )
 
     def _run_stage(self, name: str) -> Manifest:
         config, shards, places, progress = self._config, self._shards, self._directories, self._progress
@@ -91,7 +93,11 @@ class Pipeline:
         return run_evaluate(config, stage, shards, places, progress.unit)
 
     def _units(self, name: str) -> int:
-        counts = {"embed": len(self._shards), "assign": len(self._shards), "evaluate": len(self._config.evaluate.tasks)}
+        counts = {
+            "embed": len(self._shards),
+            "assign": len(self._shards),
+            "evaluate": len(self._config.evaluate.tasks),
+        }
         return counts.get(name, 1)
 
     def _say_trials(self, statuses: Mapping[str, TrialStatus]) -> None:

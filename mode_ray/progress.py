@@ -9,6 +9,7 @@ from mode_ray.stage import Manifest, UnitRecord
 from mode_ray.train.scheduler import TrialStatus
 
 _INTERVAL_SECONDS = 3.0
+_TRIALS_INTERVAL_SECONDS = 10.0
 
 
 class Progress:
@@ -46,7 +47,9 @@ class Progress:
         if now - self._last >= _INTERVAL_SECONDS:
             self._last = now
             rate = self._rows / (now - self._began)
-            self.say(f"[{self._stage}] {self._done}/{self._units} units, {self._rows:,} rows, {rate:,.0f} rows/s")
+            self.say(
+                f"[{self._stage}] {self._done}/{self._units} units, {self._rows:,} rows, {rate:,.0f} rows/s"
+            )
 
     def trials(self, statuses: Mapping[str, TrialStatus], points: Mapping[str, Mapping[str, float]]) -> None:
         """Training runs: every change of state at once, samples and loss of the running ones now and then."""
@@ -56,7 +59,7 @@ class Progress:
                 self.say(f"[{self._stage}] {name}: {status.state} ({status.samples:,} samples){reason}")
             self._states[name] = status.state
         now = time.monotonic()
-        if now - self._last < _INTERVAL_SECONDS:
+        if now - self._last < _TRIALS_INTERVAL_SECONDS:
             return
         self._last = now
         running = [

@@ -1,11 +1,13 @@
 """Joining a Ray cluster, or starting one on this machine."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
 import ray.data
+from ray.util.debug import log_once
 
 from mode_ray.config import RayConfig
 
@@ -44,6 +46,8 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    log_once("ray_data_progress_manager_disabled")  # Ray would remind of it, once a process
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
         yield
     finally:

@@ -52,7 +52,12 @@ class UnitActor:
     """
 
     def __init__(
-        self, worker: Callable[..., UnitWorker], arguments: Sequence[Any], directory: str, attempt: str, retries: int
+        self,
+        worker: Callable[..., UnitWorker],
+        arguments: Sequence[Any],
+        directory: str,
+        attempt: str,
+        retries: int,
     ) -> None:
         self._worker = worker(*arguments)
         self._directory = Location(directory)
@@ -107,7 +112,9 @@ class UnitActor:
                 return self._quarantine(shard, str(error))
             except OSError as error:
                 if attempts_left == 0:
-                    return self._quarantine(shard, f"{shard.uri}: I/O error after {self._retries} retries: {error}")
+                    return self._quarantine(
+                        shard, f"{shard.uri}: I/O error after {self._retries} retries: {error}"
+                    )
                 time.sleep(pause)
                 step, pause = again, pause * 2
         raise AssertionError("unreachable: the last attempt returns")

@@ -35,7 +35,10 @@ class CaptionTable:
 
 
 def clean(
-    columns: Mapping[str, pa.Array], raw_captions: pa.Array, max_caption_bytes: int, found_reasons: pa.Array | None = None
+    columns: Mapping[str, pa.Array],
+    raw_captions: pa.Array,
+    max_caption_bytes: int,
+    found_reasons: pa.Array | None = None,
 ) -> CaptionTable:
     """Keep the usable captions; count the others.
 

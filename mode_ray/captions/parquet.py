@@ -76,10 +76,14 @@ def _one_a_caption(
         captions = captions.dictionary_decode()
     if pa.types.is_list(captions.type) or pa.types.is_large_list(captions.type):
         if not _is_text(captions.type.value_type):
-            raise DataError(f"{shard.uri}: column {field!r} holds {captions.type}; captions are strings or lists of them")
+            raise DataError(
+                f"{shard.uri}: column {field!r} holds {captions.type}; captions are strings or lists of them"
+            )
         return _explode(captions, rows, keys, first_only=config.select == "first")
     if not _is_text(captions.type):
-        raise DataError(f"{shard.uri}: column {field!r} holds {captions.type}; captions are strings or lists of them")
+        raise DataError(
+            f"{shard.uri}: column {field!r} holds {captions.type}; captions are strings or lists of them"
+        )
     columns = {
         "row": pa.array(rows),
         "caption_index": pa.array(np.zeros(len(rows), np.int32)),

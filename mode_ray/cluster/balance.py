@@ -1,9 +1,9 @@
 """Capacity prices: balanced assignment as semi-discrete optimal transport.
 
-Every center gets one price, added to the squared distances of the rows; a center above its fair share becomes dearer,
-one below cheaper. That is gradient ascent on the concave dual of the transport problem in which every center takes an
-equal share of the rows, whose gradient is the difference of shares. The balanced assignment of a new row needs nothing
-but the prices, so it works in streaming batches.
+Every center gets one price, added to the squared distances of the rows; a center above its fair share becomes
+dearer, one below cheaper. That is gradient ascent on the concave dual of the transport problem in which every
+center takes an equal share of the rows: its gradient is the difference of shares. The balanced assignment
+of a new row needs nothing but the prices, so it works in streaming batches.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,10 @@ Counts = npt.NDArray[np.integer[Any]] | npt.NDArray[np.floating[Any]]
 
 
 def imbalance_factor(counts: Counts) -> float:
-    """m * sum(n_j^2) / (sum n_j)^2: 1 where all sizes are equal, m where one cluster has all; 1 for no rows at all."""
+    """The factor m * sum(n_j^2) / (sum n_j)^2.
+
+    It is 1 where all sizes are equal, m where one cluster has all rows, and 1 for no rows at all.
+    """
     sizes = np.asarray(counts, np.float64)
     total = sizes.sum()
     return float(len(sizes) * np.square(sizes / total).sum()) if total else 1.0
@@ -40,18 +43,46 @@ def max_over_mean(counts: Counts) -> float:
 
 
 def balance_score(counts: Counts) -> float:
-    """How far sizes are from balance: 0 is perfect, up to 1 meets both targets, 1.25 x mean and a factor of 1.02."""
+    """How far sizes are from balance: 0 is perfect, 1 meets both targets (1.25 x mean, factor 1.02)."""
     return max(
         (max_over_mean(counts) - 1.0) / (TARGET_MAX_OVER_MEAN - 1.0),
         (imbalance_factor(counts) - 1.0) / (TARGET_IMBALANCE_FACTOR - 1.0),
     )
 
 
+def row_multiplicity(
+    vectors_nd: npt.NDArray[np.floating],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Which rows are first of their kind, and how often each row's vector occurs.
+
+    Rows are compared by a 64-bit hash: the sum of their float32 bits times random odd numbers. Two
+    different rows collide with a chance of about 2^-60.
+
+    Returns:
+        first_u: int64 [u], index of the first row of each distinct vector, ascending.
+        multiplicity_n: int64 [n].
+    """
+    factors_d = np.random.default_rng(0).integers(0, 2**63, vectors_nd.shape[1], dtype=np.uint64)
+    factors_d = (factors_d << np.uint64(1)) | np.uint64(1)
+    hash_n = np.empty(len(vectors_nd), np.uint64)
+    for start in range(0, len(vectors_nd), _ROWS_PER_BATCH):
+        rows = slice(start, start + _ROWS_PER_BATCH)
+        bits_bd = (np.ascontiguousarray(vectors_nd[rows], np.float32) + np.float32(0.0)).view(np.uint32)
+        mixed_bd = bits_bd * factors_d
+        # An odd factor alone leaves the low bits of a sum to the low bits of the values.
+        hash_n[rows] = (mixed_bd ^ (mixed_bd >> np.uint64(29))).sum(axis=1, dtype=np.uint64)
+    _, first_u, inverse_n, count_u = np.unique(
+        hash_n, return_index=True, return_inverse=True, return_counts=True
+    )
+    return np.sort(first_u).astype(np.int64), count_u[inverse_n].astype(np.int64)
+
+
 def capped_weights(multiplicity_n: npt.NDArray[np.int64], m: int) -> Float32Array:
     """Row weights for balancing in which equal rows together count at most as one fair share of the total.
 
-    Equal rows cannot be told apart, so a caption that is repeated more often than a cluster's fair share could not be
-    balanced at any price: its cluster would become ever dearer until all copies jump to the next one.
+    Equal rows cannot be told apart, so a caption that is repeated more often than a cluster's fair share
+    could not be balanced at any price: its cluster would become ever dearer until all copies jump to the
+    next one.
 
     Args:
         multiplicity_n: How many rows are equal to each row, itself included.
@@ -72,8 +103,9 @@ def capped_weights(multiplicity_n: npt.NDArray[np.int64], m: int) -> Float32Arra
 class Candidates:
     """Each row's best centers under the prices of the moment, kept while centers stand still and prices move.
 
-    32 candidates take 256 bytes a row, whatever m is; samples of few rows keep more, up to all m. Where prices move so
-    far that the best center is none of them, the sizes are slightly off; the next search mends it.
+    32 candidates take 256 bytes a row, whatever m is; samples of few rows keep more, up to all m. Where
+    prices move so far that the best center is none of them, the sizes are slightly off; the next search
+    mends it.
 
     Attributes:
         fine_nk: int32 [n, k].
@@ -133,14 +165,14 @@ class Candidates:
     def sizes(self, prices_m: Float64Array) -> Float64Array:
         """Weight of the rows that each center gets under prices: float64 [m]."""
         fine_n, _ = self.assign(prices_m)
-        return np.bincount(fine_n, weights=self.weights_n, minlength=self.centers)
+        return np.bincount(fine_n, weights=self.weights_n, minlength=self.centers).astype(np.float64)
 
 
 def updated_prices(prices_m: Float64Array, sizes_m: Float64Array, step: float) -> Float64Array:
     """One price update: step * (min(size/mean, 2) - 1) is added to each price; the mean price is kept at 0.
 
-    Linear and clamped: an update by the logarithm of size/mean overshoots, because near balance a small change of price
-    moves many rows.
+    Linear and clamped: an update by the logarithm of size/mean overshoots, because near balance a small
+    change of price moves many rows.
 
     Args:
         prices_m: float64 [m], in units of squared distance.
@@ -168,7 +200,7 @@ def balance_prices(
         sizes_of: Cluster sizes [m] under given prices; `Candidates.sizes`, or its sum over shards.
         step: First step size, in units of squared distance.
         updates: Number of updates.
-        decay_updates: The step is halved after so many updates (harmonic decay); infinite for a constant step.
+        decay_updates: After so many updates the step is halved (harmonic decay); infinite: a constant step.
 
     Returns:
         The prices with the lowest `balance_score`, the given ones among them.

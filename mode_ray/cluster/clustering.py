@@ -55,17 +55,18 @@ class Clustering:
 
     @property
     def dimension(self) -> int:
-        """d of the embeddings."""
+        """Length d of an embedding."""
         return int(self.centers_md.shape[1])
 
     def save(self, directory: Location) -> None:
-        """Write `fine.safetensors` and one `coarse-n<n>.safetensors` a map; the fine file, which names the maps, last."""
+        """Write one `coarse-n<n>.safetensors` a map, then `fine.safetensors`, which names the maps."""
         for n, group_m in self.coarse.items():
             (directory / coarse_file(n)).write_bytes(
                 safetensors.numpy.save({"group_m": np.ascontiguousarray(group_m, np.int32)})
             )
         tensors = {
-            name: np.ascontiguousarray(getattr(self, name), dtype) for name, (dtype, _) in _FINE_TENSORS.items()
+            name: np.ascontiguousarray(getattr(self, name), dtype)
+            for name, (dtype, _) in _FINE_TENSORS.items()
         }
         # One key only: the order of several is not fixed, and equal clusterings shall be equal bytes.
         about = {
@@ -90,8 +91,8 @@ class Clustering:
         for name, values in tensors.items():
             if len(values) != m or not np.isfinite(values).all():
                 raise DataError(
-                    f"{file}: {name} of shape {values.shape} is not one finite entry for each of {m} centers; "
-                    "run the cluster stage again"
+                    f"{file}: {name} of shape {values.shape} is not one finite entry for each of {m} "
+                    "centers; run the cluster stage again"
                 )
         encoder_name, counts, training = _about(file, data)
         coarse = {n: _load_map(directory / coarse_file(n), n, m) for n in counts}
@@ -119,9 +120,9 @@ class Clustering:
     def spread(self, n: int) -> npt.NDArray[np.float64]:
         """Mean squared distance of each expert's rows to the expert's centroid, float64 [n].
 
-        The centroid is the mass-weighted mean of the expert's centers. The distance splits into that of the rows to
-        their centers and that of the centers to the centroid, which is exact where centers are the means of their rows.
-        An expert without rows has spread 0.
+        The centroid is the mass-weighted mean of the expert's centers. The distance splits into that of the
+        rows to their centers and that of the centers to the centroid: exact where centers are the means of
+        their rows. An expert without rows has spread 0.
         """
         group_m, mass_n = self.experts_of(n), self.masses(n)
         divisor_n = np.maximum(mass_n, 1)
@@ -132,7 +133,7 @@ class Clustering:
         return np.bincount(group_m, weights=self.squared_distance_m + between_m, minlength=n) / divisor_n
 
     def widest_first(self, n: int) -> list[int]:
-        """Experts in the order to train them when compute is short: largest spread, then largest size, then number."""
+        """Experts in the order to train them when compute is short: by falling spread, size, then number."""
         spread_n, mass_n = self.spread(n), self.masses(n)
         return sorted(range(n), key=lambda expert: (-spread_n[expert], -mass_n[expert], expert))
 
@@ -144,8 +145,9 @@ class Clustering:
         """
         if (encoder_name, dimension) != (self.encoder_name, self.dimension):
             raise DataError(
-                f"the clustering was made with encoder {self.encoder_name!r} ({self.dimension} dimensions), the embeddings "
-                f"with {encoder_name!r} ({dimension} dimensions): use the same encoder or cluster again"
+                f"the clustering was made with encoder {self.encoder_name!r} ({self.dimension} dimensions), "
+                f"the embeddings with {encoder_name!r} ({dimension} dimensions): "
+                "use the same encoder or cluster again"
             )
 
 
@@ -160,15 +162,17 @@ def _tensors(file: Location, data: bytes, expected: Mapping[str, tuple[str, int]
     try:
         tensors: Tensors = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise DataError(f"{file}: not a readable safetensors file ({error}); run the cluster stage again") from None
+        raise DataError(
+            f"{file}: not a readable safetensors file ({error}); run the cluster stage again"
+        ) from None
     for name, (dtype, dimensions) in expected.items():
         if name not in tensors:
             raise DataError(f"{file}: tensor {name!r} is missing; run the cluster stage again")
         found = tensors[name]
         if found.dtype != np.dtype(dtype) or found.ndim != dimensions or not found.size:
             raise DataError(
-                f"{file}: tensor {name!r} is {found.dtype}{list(found.shape)}, expected {dtype} of {dimensions} "
-                "dimensions; run the cluster stage again"
+                f"{file}: tensor {name!r} is {found.dtype}{list(found.shape)}, expected {dtype} "
+                f"of {dimensions} dimensions; run the cluster stage again"
             )
     return {name: tensors[name] for name in expected}
 

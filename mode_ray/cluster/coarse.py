@@ -1,4 +1,4 @@
-"""Coarse grouping of the fine centers into experts: mass-weighted k-means with capacities (paper section 3.2, step 2)."""
+"""Coarse grouping of the fine centers into experts (paper section 3.2, step 2): k-means with capacities."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,8 @@ from mode_ray.config import CoarseConfig
 
 MAX_LINEAR_PROGRAM_VARIABLES = 100_000
 _REFINED_RESTARTS = 2
-_MAX_LINEAR_PROGRAMS = 6
-_IMPROVEMENT_PASSES = 3
+_MAX_LINEAR_PROGRAMS = 8
+_GREEDY_ITERATIONS = 10
 _SWAP_CENTERS = 4096
 _ROUNDING = 1e-9
 
@@ -29,7 +29,7 @@ class CoarseMap:
     Attributes:
         group_m: int32 [m], group of each center.
         load_n: float64 [n], share of the rows in each group; sums to 1.
-        slack_used: The capacity that the loads really keep is (1 + slack_used)/n: the configured slack, or more where a
+        slack_used: The loads keep a capacity of (1 + slack_used)/n: the configured slack, or more where a
             center is heavier than the capacity or the centers cannot be packed into it.
         cost: Mass-weighted mean squared distance of the centers to their group's centroid.
     """
@@ -45,8 +45,8 @@ def group_centers(
 ) -> CoarseMap:
     """Group m centers into n experts of at most (1 + slack)/n of the rows each.
 
-    Several greedy k-means runs give starts; the best go on with the exact assignment step, the linear relaxation of the
-    transport problem, whose few split centers are rounded to the nearest group with room.
+    Several greedy k-means runs give starts; the best go on with the exact assignment step, the linear
+    relaxation of the transport problem, whose few split centers are rounded to the nearest group with room.
 
     Args:
         centers_md: float32 [m, d].
@@ -69,7 +69,10 @@ def group_centers(
     if n in (1, m):
         return problem.canonical(np.arange(m) % n, config.slack)
     rng = np.random.default_rng(seed)
-    starts = [problem.lloyd(problem.seeds(rng), config.iterations, exact=False) for _ in range(config.restarts)]
+    greedy_iterations = min(config.iterations, _GREEDY_ITERATIONS)
+    starts = [
+        problem.lloyd(problem.seeds(rng), greedy_iterations, exact=False) for _ in range(config.restarts)
+    ]
     starts.sort(key=problem.rank)
     if m * n > MAX_LINEAR_PROGRAM_VARIABLES:
         return problem.canonical(starts[0], config.slack)
@@ -103,19 +106,18 @@ class _Problem:
         return self.centers_md[chosen]
 
     def lloyd(self, centroids_nd: Float64Array, iterations: int, exact: bool) -> Groups:
-        """Alternate capacitated assignment and centroids; the best partition seen."""
-        best: Groups | None = None
-        previous: Groups | None = None
+        """Alternate capacitated assignment and centroids until nothing moves, then take overload away."""
+        group_m = np.zeros(len(self.weights_m), np.intp)
         for _ in range(iterations):
             distance_mn = _squared_distances(self.centers_md, centroids_nd)
-            group_m = self._transport(distance_mn) if exact else self._greedy(distance_mn)
-            group_m = self._filled(self._repaired(self._improved(group_m, distance_mn), distance_mn), distance_mn)
-            if best is None or self.rank(group_m) < self.rank(best):
-                best = group_m
-            if previous is not None and np.array_equal(group_m, previous):
+            assigned_m = self._transport(distance_mn) if exact else self._greedy(distance_mn)
+            assigned_m = self._filled(self._improved(assigned_m, distance_mn), distance_mn)
+            unmoved = np.array_equal(assigned_m, group_m)
+            group_m, centroids_nd = assigned_m, self.centroids(assigned_m)
+            if unmoved:
                 break
-            previous, centroids_nd = group_m, self.centroids(group_m)
-        return best if best is not None else np.zeros(len(self.weights_m), np.intp)
+        distance_mn = _squared_distances(self.centers_md, centroids_nd)
+        return self._filled(self._repaired(group_m, distance_mn), distance_mn)
 
     def rank(self, group_m: Groups) -> tuple[float, float]:
         """Sort key of partitions: overload first, then cost."""
@@ -150,19 +152,27 @@ class _Problem:
         return CoarseMap(number_n[group_m], load_n[order], slack_used, self.cost(group_m))
 
     def _loads(self, group_m: Groups) -> Float64Array:
-        return np.bincount(group_m, weights=self.weights_m, minlength=self.n)
+        return np.bincount(group_m, weights=self.weights_m, minlength=self.n).astype(np.float64)
 
     def _has_room(self, load_n: Float64Array, weight: float) -> npt.NDArray[np.bool_]:
         return np.asarray(load_n + weight <= self.capacity + _ROUNDING)
 
     def _place(self, group_m: Groups, waiting: npt.NDArray[np.intp], distance_mn: Float64Array) -> Groups:
-        """Put waiting centers, in their order, into the nearest group with room, else into the one with most room."""
+        """Put waiting centers, in order, into the nearest group with room, else into that with most room."""
         placed_m = np.ones(len(group_m), bool)
         placed_m[waiting] = False
-        load_n = np.bincount(group_m[placed_m], weights=self.weights_m[placed_m], minlength=self.n)
+        load_n = np.bincount(group_m[placed_m], self.weights_m[placed_m], self.n).astype(np.float64)
+        nearest_m = distance_mn.argmin(axis=1)
         for center in waiting:
+            nearest = nearest_m[center]
+            if load_n[nearest] + self.weights_m[center] <= self.capacity + _ROUNDING:
+                group_m[center] = nearest
+                load_n[nearest] += self.weights_m[center]
+                continue
             room_n = self._has_room(load_n, self.weights_m[center])
-            group = np.where(room_n, distance_mn[center], np.inf).argmin() if room_n.any() else load_n.argmin()
+            group = (
+                np.where(room_n, distance_mn[center], np.inf).argmin() if room_n.any() else load_n.argmin()
+            )
             group_m[center] = group
             load_n[group] += self.weights_m[center]
         return group_m
@@ -175,7 +185,7 @@ class _Problem:
         return self._place(np.zeros(len(order), np.intp), order, distance_mn)
 
     def _transport(self, distance_mn: Float64Array) -> Groups:
-        """Linear program over the share of each center in each group; split centers, fewer than n, are rounded."""
+        """Linear program over each center's share in each group; split centers, fewer than n, are rounded."""
         heavy = np.flatnonzero(self.weights_m > 0.0)
         weights_h, distance_hn = self.weights_m[heavy], distance_mn[heavy]
         capacity = max(self.capacity, float(weights_h.max()))
@@ -183,7 +193,7 @@ class _Problem:
         scaled_h = weights_h * len(heavy)
         each = scipy.sparse.kron(scipy.sparse.eye_array(len(heavy)), np.ones((1, self.n)), format="csr")
         load = scipy.sparse.kron(scaled_h[None, :], scipy.sparse.eye_array(self.n), format="csr")
-        solution = scipy.optimize.linprog(
+        solution = scipy.optimize.linprog(  # type: ignore[call-overload]  # the stubs know no sparse arrays
             (scaled_h[:, None] * distance_hn).ravel(),
             A_ub=load,
             b_ub=np.full(self.n, capacity * len(heavy)),
@@ -201,37 +211,38 @@ class _Problem:
         return self._place(group_m, split[np.argsort(-self.weights_m[split], kind="stable")], distance_mn)
 
     def _improved(self, group_m: Groups, distance_mn: Float64Array) -> Groups:
-        """Move centers to nearer groups with room, or swap them with a center there, while the cost falls."""
+        """Move centers to their nearest groups, or swap them with a center there, where it costs less."""
         group_m = group_m.copy()
-        for _ in range(_IMPROVEMENT_PASSES):
-            own_m = np.take_along_axis(distance_mn, group_m[:, None], axis=1)[:, 0]
-            gain_m = self.weights_m * (own_m - distance_mn.min(axis=1))
-            wanting = np.argsort(-gain_m, kind="stable")[:_SWAP_CENTERS]
-            changed = sum(self._improve_one(int(i), group_m, distance_mn) for i in wanting if gain_m[i] > 0.0)
-            if not changed:
-                break
+        load_n = self._loads(group_m)
+        own_m = np.take_along_axis(distance_mn, group_m[:, None], axis=1)[:, 0]
+        gain_m = self.weights_m * (own_m - distance_mn.min(axis=1))
+        for center in np.argsort(-gain_m, kind="stable")[: np.count_nonzero(gain_m > 0.0)]:
+            self._improve_one(int(center), load_n, group_m, distance_mn)
         return group_m
 
-    def _improve_one(self, center: int, group_m: Groups, distance_mn: Float64Array) -> bool:
+    def _improve_one(
+        self, center: int, load_n: Float64Array, group_m: Groups, distance_mn: Float64Array
+    ) -> None:
         here, there = int(group_m[center]), int(distance_mn[center].argmin())
-        weight, load_n = self.weights_m[center], self._loads(group_m)
+        weight = self.weights_m[center]
         gain = weight * (distance_mn[center, here] - distance_mn[center, there])
-        if gain <= 0.0:
-            return False
-        if self._has_room(load_n, weight)[there]:
-            group_m[center] = there
-            return True
         others = np.flatnonzero(group_m == there)
-        weight_o = self.weights_m[others]
-        gain_o = gain + weight_o * (distance_mn[others, there] - distance_mn[others, here])
-        fits_o = (load_n[there] + weight - weight_o <= self.capacity + _ROUNDING) & (
-            load_n[here] - weight + weight_o <= self.capacity + _ROUNDING
+        # The last candidate stands for a plain move, without a center that comes back.
+        weight_o = np.append(self.weights_m[others], 0.0)
+        loss_o = np.append(
+            self.weights_m[others] * (distance_mn[others, here] - distance_mn[others, there]), 0.0
         )
-        gain_o = np.where(fits_o, gain_o, -np.inf)
-        if not len(others) or gain_o.max() <= _ROUNDING:
-            return False
-        group_m[center], group_m[others[gain_o.argmax()]] = there, here
-        return True
+        limit = self.capacity + _ROUNDING
+        fits_o = (load_n[there] + weight - weight_o <= limit) & (load_n[here] - weight + weight_o <= limit)
+        gain_o = np.where(fits_o, gain - loss_o, -np.inf)
+        best = int(gain_o.argmax())
+        if gain_o[best] <= _ROUNDING * gain:
+            return
+        group_m[center] = there
+        if best < len(others):
+            group_m[others[best]] = here
+        load_n[there] += weight - weight_o[best]
+        load_n[here] -= weight - weight_o[best]
 
     def _repaired(self, group_m: Groups, distance_mn: Float64Array) -> Groups:
         """Take overload away by the moves and swaps that cost least for what they take away."""
@@ -254,10 +265,12 @@ class _Problem:
         # Columns: a plain move into each group, then a swap with each center of another group.
         target = np.concatenate([np.arange(self.n), group_m[others]])
         weight_back = np.concatenate([np.zeros(self.n), self.weights_m[others]])
-        returning = self.weights_m[others] * (distance_mn[others, full] - distance_mn[others, group_m[others]])
+        returning = self.weights_m[others] * (
+            distance_mn[others, full] - distance_mn[others, group_m[others]]
+        )
         cost_it = leaving_in[:, target] + np.concatenate([np.zeros(self.n), returning])
         relief_it = weight_i[:, None] - weight_back
-        # The receiving group may not end up worse than the full one was.
+        # Where nothing fits, it is enough that the receiving group ends up below what the full one held.
         allowed_it = (relief_it > _ROUNDING) & (load_n[target] + relief_it <= self.capacity + _ROUNDING)
         allowed_it[:, full] = False
         if not allowed_it.any():
@@ -265,6 +278,10 @@ class _Problem:
             allowed_it[:, full] = False
         if not allowed_it.any():
             return False
+        # Steps of at least half the excess where there are any: tiny swaps would be the cheapest.
+        large_it = allowed_it & (relief_it >= excess / 2.0)
+        if large_it.any():
+            allowed_it = large_it
         price_it = np.where(allowed_it, cost_it / np.clip(relief_it, _ROUNDING, excess), np.inf)
         member, column = np.unravel_index(int(price_it.argmin()), price_it.shape)
         group_m[members[member]] = target[column]
@@ -283,5 +300,7 @@ class _Problem:
 
 
 def _squared_distances(left_md: Float64Array, right_nd: Float64Array) -> Float64Array:
-    squared_mn = np.square(left_md).sum(axis=1)[:, None] - 2.0 * left_md @ right_nd.T + np.square(right_nd).sum(axis=1)
-    return np.maximum(squared_mn, 0.0)
+    squared_mn = (
+        np.square(left_md).sum(axis=1)[:, None] - 2.0 * left_md @ right_nd.T + np.square(right_nd).sum(axis=1)
+    )
+    return np.asarray(np.maximum(squared_mn, 0.0), np.float64)

@@ -1,7 +1,7 @@
 """Exact Lloyd k-means over partial sums, with optional balancing prices (paper section 3.2, step 1).
 
-A step reads the rows only through `PartialSums`, which add up over shards: the same functions serve one process and
-many.
+A step reads the rows only through `PartialSums`, which add up over shards: the same functions serve one
+process and many.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,6 +20,7 @@ from mode_ray.cluster.balance import (
     capped_weights,
     imbalance_factor,
     max_over_mean,
+    row_multiplicity,
 )
 from mode_ray.cluster.nearest import Float32Array, Int32Array, NearestCenters, limited_threads
 from mode_ray.config import FineConfig
@@ -54,7 +55,7 @@ class PartialSums:
 
     @classmethod
     def merge(cls, parts: Mapping[int, Self]) -> Self:
-        """Add the sums of shards in the order of their numbers, so that the result does not depend on who is first.
+        """Add the sums of shards in the order of their numbers, so that it does not matter who is first.
 
         Raises:
             ValueError: No parts.
@@ -129,30 +130,9 @@ class FineFit:
         return self.rows - self.distinct_rows
 
 
-def row_multiplicity(vectors_nd: Vectors) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Which rows are first of their kind, and how often each row's vector occurs.
-
-    Rows are compared by a 64-bit sum of their float32 bits times random odd numbers; two different rows collide with a
-    chance of about 2^-60.
-
-    Returns:
-        first_u: int64 [u], index of the first row of each distinct vector, ascending.
-        multiplicity_n: int64 [n].
-    """
-    factors_d = np.random.default_rng(0).integers(0, 2**63, vectors_nd.shape[1], dtype=np.uint64)
-    factors_d = (factors_d << np.uint64(1)) | np.uint64(1)
-    hash_n = np.empty(len(vectors_nd), np.uint64)
-    for start in range(0, len(vectors_nd), _ROWS_PER_BATCH):
-        rows = slice(start, start + _ROWS_PER_BATCH)
-        bits_bd = (np.ascontiguousarray(vectors_nd[rows], np.float32) + np.float32(0.0)).view(np.uint32)
-        mixed_bd = bits_bd * factors_d
-        # The high half of each product depends on all bits of the value; odd factors alone leave low bits weak.
-        hash_n[rows] = (mixed_bd ^ (mixed_bd >> np.uint64(29))).sum(axis=1, dtype=np.uint64)
-    _, first_u, inverse_n, count_u = np.unique(hash_n, return_index=True, return_inverse=True, return_counts=True)
-    return np.sort(first_u).astype(np.int64), count_u[inverse_n].astype(np.int64)
-
-
-def partial_sums(vectors_nd: Vectors, fine_n: Int32Array, squared_distance_n: Float32Array, m: int, threads: int) -> PartialSums:
+def partial_sums(
+    vectors_nd: Vectors, fine_n: Int32Array, squared_distance_n: Float32Array, m: int, threads: int
+) -> PartialSums:
     """Sums of assigned rows, in float64."""
     sums = torch.zeros((m, vectors_nd.shape[1]), dtype=torch.float64)
     with limited_threads(threads):
@@ -163,11 +143,13 @@ def partial_sums(vectors_nd: Vectors, fine_n: Int32Array, squared_distance_n: Fl
     return PartialSums(
         sums_md=sums.numpy(),
         counts_m=np.bincount(fine_n, minlength=m).astype(np.int64),
-        squared_distance_m=np.bincount(fine_n, weights=squared_distance_n, minlength=m),
+        squared_distance_m=np.bincount(fine_n, weights=squared_distance_n, minlength=m).astype(np.float64),
     )
 
 
-def lloyd_step(vectors_nd: Vectors, centers_md: Float32Array, prices_m: Float64Array | None, threads: int) -> PartialSums:
+def lloyd_step(
+    vectors_nd: Vectors, centers_md: Float32Array, prices_m: Float64Array | None, threads: int
+) -> PartialSums:
     """Assign rows to their best centers and sum them up.
 
     Args:
@@ -183,10 +165,13 @@ def lloyd_step(vectors_nd: Vectors, centers_md: Float32Array, prices_m: Float64A
     return partial_sums(vectors_nd, fine_n, squared_distance_n, len(centers_md), threads)
 
 
-def update_centers(sums: PartialSums, centers_md: Float32Array, spherical: bool) -> tuple[Float32Array, npt.NDArray[np.int64]]:
+def update_centers(
+    sums: PartialSums, centers_md: Float32Array, spherical: bool
+) -> tuple[Float32Array, npt.NDArray[np.int64]]:
     """Move the centers to the means of their rows.
 
-    An empty cluster takes half of the largest one: both get its mean, moved apart by 1/1024 of each coordinate.
+    An empty cluster takes half of the largest one: both get its mean, moved apart by 1/1024 of each
+    coordinate.
 
     Returns:
         centers_md: float32 [m, d].
@@ -213,8 +198,8 @@ def update_centers(sums: PartialSums, centers_md: Float32Array, spherical: bool)
 def initial_centers(sample_nd: Vectors, m: int, method: InitMethod, rng: np.random.Generator) -> Float32Array:
     """Choose m distinct rows as first centers.
 
-    `kmeans++` is the greedy variant (several draws in proportion to the squared distance, the best is kept), on a
-    uniform sub-sample of 64 rows a center.
+    `kmeans++` is the greedy variant (several draws in proportion to the squared distance, the best is
+    kept), on a uniform sub-sample of 64 rows a center.
 
     Returns:
         float32 [m, d].
@@ -268,8 +253,8 @@ def fit_fine(
 ) -> FineFit:
     """Fit the fine centers on a sample of caption embeddings.
 
-    Balanced fits update the prices on each Lloyd step's candidates, at a rate that falls to a quarter over the
-    iterations, and polish them at the end for the centers as they are.
+    Balanced fits update the prices on each Lloyd step's candidates, at a rate that falls to a quarter over
+    the iterations, and polish them at the end for the centers as they are.
 
     Args:
         sample_nd: Floats [n, d]; equal rows stay, as weight.
@@ -284,13 +269,15 @@ def fit_fine(
     """
     for start in range(0, len(sample_nd), _ROWS_PER_BATCH):
         if not np.isfinite(sample_nd[start : start + _ROWS_PER_BATCH]).all():
-            raise ValueError(f"NaN or infinite values in rows {start} to {start + _ROWS_PER_BATCH} of the sample")
+            raise ValueError(
+                f"NaN or infinite values in rows {start} to {start + _ROWS_PER_BATCH} of the sample"
+            )
     m = config.centers
     first_u, multiplicity_n = row_multiplicity(sample_nd)
     if len(first_u) < m:
         raise DataError(
-            f"the sample has {len(first_u)} distinct embeddings ({len(sample_nd)} rows) for {m} fine centers: "
-            f"lower cluster.fine.centers to at most {len(first_u)}, or bring more captions"
+            f"the sample has {len(first_u)} distinct embeddings ({len(sample_nd)} rows) for {m} fine "
+            f"centers: lower cluster.fine.centers to at most {len(first_u)}, or bring more captions"
         )
     init: InitMethod = config.init if m <= MAX_CENTERS_OF_PLUS_PLUS else "random"
     with limited_threads(threads):
@@ -301,7 +288,15 @@ def fit_fine(
     for iteration in range(config.iterations):
         if config.balanced:
             decay = 1.0 - (1.0 - _LAST_RATE_SHARE) * iteration / config.iterations
-            sums, prices_m = _balanced_step(sample_nd, centers_md, prices_m, weights_n, config, decay, threads)
+            sums, prices_m = _balanced_step(
+                sample_nd,
+                centers_md,
+                prices_m,
+                weights_n=weights_n,
+                config=config,
+                decay=decay,
+                threads=threads,
+            )
         else:
             sums = lloyd_step(sample_nd, centers_md, None, threads)
         history.append(_report(iteration + 1, sums))
@@ -315,7 +310,7 @@ def fit_fine(
     fitted_mass_m, fitted_inertia = nearest.counts_m, nearest.inertia
     if config.balanced:
         prices_m, fitted_mass_m, fitted_inertia = _polished(
-            sample_nd, centers_md, prices_m, weights_n, config, threads
+            sample_nd, centers_md, prices_m, weights_n=weights_n, config=config, threads=threads
         )
     return FineFit(
         centers_md=centers_md,
@@ -335,6 +330,7 @@ def _balanced_step(
     sample_nd: Vectors,
     centers_md: Float32Array,
     prices_m: Float64Array,
+    *,
     weights_n: Float32Array,
     config: FineConfig,
     decay: float,
@@ -351,6 +347,7 @@ def _polished(
     sample_nd: Vectors,
     centers_md: Float32Array,
     prices_m: Float64Array,
+    *,
     weights_n: Float32Array,
     config: FineConfig,
     threads: int,

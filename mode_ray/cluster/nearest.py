@@ -27,7 +27,8 @@ def import_faiss() -> ModuleType:
         return importlib.import_module("faiss")
     except ImportError:
         raise UsageError(
-            "faiss is not installed: run `pip install 'mode_ray[cpu]'`, or `pip install 'mode_ray[gpu]'` on a GPU machine"
+            "faiss is not installed: run `pip install 'mode_ray[cpu]'`, "
+            "or `pip install 'mode_ray[gpu]'` on a GPU machine"
         ) from None
 
 
@@ -48,9 +49,9 @@ def limited_threads(threads: int) -> Iterator[None]:
 class NearestCenters:
     """Exact search for the center with the smallest squared L2 distance plus price.
 
-    A price is one more coordinate: sqrt(price - lowest price) on the center's side and 0 on the vector's adds exactly the
-    price, up to a constant, to the squared distance. Of equal centers only the first takes part, so that ties between
-    them go to the lowest id whatever the order of the arithmetic.
+    A price is one more coordinate: sqrt(price - lowest price) on the center's side and 0 on the vector's
+    adds exactly the price, up to a constant, to the squared distance. Of equal centers only the first takes
+    part, so that ties between them go to the lowest id whatever the order of the arithmetic.
 
     Args:
         centers_md: float32 [m, d].
@@ -92,7 +93,8 @@ class NearestCenters:
 
         Returns:
             fine_b: int32 [b], ids of centers by squared distance plus price.
-            squared_distance_b: float32 [b], squared L2 distance to that center without its price; never negative.
+            squared_distance_b: float32 [b], squared L2 distance to that center without its price; never
+            negative.
 
         Raises:
             ValueError: A vector is NaN or infinite, or of another dimension than the centers.
@@ -110,7 +112,9 @@ class NearestCenters:
             ValueError: As in `search`.
         """
         if vectors_bd.ndim != 2 or vectors_bd.shape[1] != self._dimension:
-            raise ValueError(f"vectors of shape {vectors_bd.shape} do not fit centers of dimension {self._dimension}")
+            raise ValueError(
+                f"vectors of shape {vectors_bd.shape} do not fit centers of dimension {self._dimension}"
+            )
         count = min(count, len(self._id_of_row))
         fine_bk = np.empty((len(vectors_bd), count), np.int32)
         squared_distance_bk = np.empty((len(vectors_bd), count), np.float32)
@@ -132,4 +136,3 @@ class NearestCenters:
             bad = np.flatnonzero(~finite_b)
             raise ValueError(f"{len(bad)} vectors are NaN or infinite, the first at row {first_row + bad[0]}")
         return query
-

@@ -49,7 +49,10 @@ def fit_clustering(config: RunConfig, embeddings: Location) -> tuple[Clustering,
     cluster = config.cluster
     sample_nd = read_sample(embeddings, cluster.sample_rows, cluster.seed)
     fit = fit_fine(sample_nd, cluster.fine, cluster.seed, cluster.threads.threads, None)
-    maps = {n: group_centers(fit.centers_md, fit.mass_m, n, cluster.coarse, cluster.seed) for n in cluster.coarse.experts}
+    maps = {
+        n: group_centers(fit.centers_md, fit.mass_m, n, cluster.coarse, cluster.seed)
+        for n in cluster.coarse.experts
+    }
     clustering = Clustering(
         centers_md=fit.centers_md,
         prices_m=fit.prices_m,
@@ -60,7 +63,7 @@ def fit_clustering(config: RunConfig, embeddings: Location) -> tuple[Clustering,
     )
     summary = {
         "sample_rows": len(sample_nd),
-        "distinct_rows": fit.distinct,
+        "distinct_rows": fit.distinct_rows,
         "iterations": len(fit.history),
         "mean_squared_distance": float(fit.squared_distance_m.sum() / len(sample_nd)),
         "fitted_max_over_mean": float(fit.fitted_mass_m.max() / fit.fitted_mass_m.mean()),
@@ -75,7 +78,9 @@ def fit_clustering(config: RunConfig, embeddings: Location) -> tuple[Clustering,
     return clustering, summary
 
 
-def run_cluster(config: RunConfig, stage: Stage, embeddings: Location, on_record: Callable[[UnitRecord], None]) -> Manifest:
+def run_cluster(
+    config: RunConfig, stage: Stage, embeddings: Location, on_record: Callable[[UnitRecord], None]
+) -> Manifest:
     """Run the cluster stage in a Ray task of its own, so that it finds the CPU it needs wherever that is.
 
     Raises:

@@ -65,7 +65,8 @@ class HuggingFaceEncoder:
         for start in range(0, len(captions), self._batch_size):
             chosen = order[start : start + self._batch_size]
             batch = self._tokenizer.pad(
-                {name: [values[index] for index in chosen] for name, values in tokens.items()}, return_tensors="pt"
+                {name: [values[index] for index in chosen] for name, values in tokens.items()},
+                return_tensors="pt",
             ).to(self._device)
             with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
                 output = self._model(**batch)

@@ -28,7 +28,9 @@ class StaticEncoder:
     def __init__(self, config: EncoderConfig) -> None:
         folder = Path(resolve_folder(config.model, "encoder.model"))
         self.name = encoder_name(config)
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(_only(folder, ("tokenizer.json", "*tokenizer*.json"), config)))
+        self._tokenizer = tokenizers.Tokenizer.from_file(
+            str(_only(folder, ("tokenizer.json", "*tokenizer*.json"), config))
+        )
         # wordllama's file comes with padding to its training length: a mean wants the real tokens alone.
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(config.max_tokens)

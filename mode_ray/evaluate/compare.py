@@ -62,7 +62,9 @@ def compare(
         # Retrieving images, every query is a task of its own; retrieving texts, all of them are the task.
         per_query_il = None
         if task.kind == "retrieval":
-            weights_lc = per_query_weights(texts_ld, centers_md, group_m, routing, rule, n_experts=len(experts))
+            weights_lc = per_query_weights(
+                texts_ld, centers_md, group_m, routing, rule, n_experts=len(experts)
+            )
             per_query_il = per_query_scores(cosines_cil, weights_lc)
         scores_il = ensemble_scores(cosines_cil, weights[rule].weights_c)
         by_rule[rule] = task_metrics(task, measured, scores_il, per_query_il)

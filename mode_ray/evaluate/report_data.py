@@ -101,7 +101,9 @@ class ReportSources:
         pictures: dict[int, list[bytes]] = {}
         for expert in range(self.config.train.experts):
             positions = np.flatnonzero(expert_p == expert)
-            spread = positions[np.linspace(0, len(positions) - 1, min(_IMAGES_PER_EXPERT, len(positions))).astype(int)]
+            spread = positions[
+                np.linspace(0, len(positions) - 1, min(_IMAGES_PER_EXPERT, len(positions))).astype(int)
+            ]
             pairs = reader.read(spread.tolist())
             pictures[expert] = [_thumbnail(pair.image, self.config, pair.place) for pair in pairs]
         return {expert: [picture for picture in found if picture] for expert, found in pictures.items()}
@@ -173,10 +175,14 @@ def _models(sources: ReportSources) -> list[ModelRow]:
     together = sum(samples[name] for name in experts)
     rows = []
 
-    def add(name: str, kind: ModelKind, metrics: dict[str, dict[str, float]], own: int, rule: str | None = None) -> None:
+    def add(
+        name: str, kind: ModelKind, metrics: dict[str, dict[str, float]], own: int, rule: str | None = None
+    ) -> None:
         behind = 0 if kind == "dense" else seed
         rows.append(
-            ModelRow(name=name, kind=kind, rule=rule, metrics=metrics, samples_seen=own, samples_total=own + behind)
+            ModelRow(
+                name=name, kind=kind, rule=rule, metrics=metrics, samples_seen=own, samples_total=own + behind
+            )
         )
 
     def single(name: str) -> dict[str, dict[str, float]]:
@@ -190,11 +196,15 @@ def _models(sources: ReportSources) -> list[ModelRow]:
     best = {}
     for task in sources.tasks:
         alone = sources.results[task.name].single
-        best[task.name] = dict(max((alone[name] for name in experts), key=lambda metrics: metrics[task.metric]))
+        best[task.name] = dict(
+            max((alone[name] for name in experts), key=lambda metrics: metrics[task.metric])
+        )
     add("best single expert per task", "best_single", best, together)
     for expert, name in enumerate(experts):
         add(f"expert {expert} alone", "single", single(name), samples[name])
-    control = {task: dict(results.random) for task, results in sources.results.items() if results.random is not None}
+    control = {
+        task: dict(results.random) for task, results in sources.results.items() if results.random is not None
+    }
     if control:
         dealt = sum(samples[expert_name(n, expert, random=True)] for expert in range(n))
         add(f"Random-{n} uniform", "random", control, dealt)
@@ -213,7 +223,12 @@ def _nearest(sources: ReportSources, measured: TaskCosines) -> list[NearestRow]:
         for fine, squared in zip(fine_k.tolist(), squared_k.tolist(), strict=True):
             captions = sources.near_captions.get(fine, [""])
             clusters.append(
-                {"fine": fine, "expert": int(sources.group_m[fine]), "squared_distance": squared, "caption": captions[0]}
+                {
+                    "fine": fine,
+                    "expert": int(sources.group_m[fine]),
+                    "squared_distance": squared,
+                    "caption": captions[0],
+                }
             )
         rows.append(NearestRow(text=text, clusters=clusters))
     return rows
@@ -226,8 +241,15 @@ def _experts(sources: ReportSources) -> list[ExpertRow]:
     total = max(1, int(sources.pairs_n.sum()))
     rows = []
     for expert in range(n):
-        own = [fine for fine in np.flatnonzero(sources.group_m == expert).tolist() if fine in sources.near_captions]
-        chosen = [own[place] for place in np.linspace(0, len(own) - 1, min(_CAPTIONS_PER_EXPERT, len(own))).astype(int)]
+        own = [
+            fine
+            for fine in np.flatnonzero(sources.group_m == expert).tolist()
+            if fine in sources.near_captions
+        ]
+        chosen = [
+            own[place]
+            for place in np.linspace(0, len(own) - 1, min(_CAPTIONS_PER_EXPERT, len(own))).astype(int)
+        ]
         rows.append(
             ExpertRow(
                 rows=int(sources.pairs_n[expert]),

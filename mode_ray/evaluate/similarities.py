@@ -23,7 +23,12 @@ from mode_ray.routing import mean_direction
 from mode_ray.storage import Location
 
 SUMMARY_FILE = "task.json"
-_NO_IMAGE, _BAD_IMAGE, _NO_TEXT, _OTHER_CLASS = "no image", "undecodable image", "no text", "of no class of the task"
+_NO_IMAGE, _BAD_IMAGE, _NO_TEXT, _OTHER_CLASS = (
+    "no image",
+    "undecodable image",
+    "no text",
+    "of no class of the task",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +90,18 @@ def measure_task(
             batch = []
     _encode(experts, batch, features)
     if not collected.numbers:
-        raise DataError(f"task {task.name}: no usable sample ({dict(collected.skipped)}); look at its paths and fields")
-    texts = tuple(name[0] for name in task.class_texts()) if task.kind == "classification" else tuple(collected.captions)
+        raise DataError(
+            f"task {task.name}: no usable sample ({dict(collected.skipped)}); look at its paths and fields"
+        )
+    texts = (
+        tuple(name[0] for name in task.class_texts())
+        if task.kind == "classification"
+        else tuple(collected.captions)
+    )
     for name, expert in experts.items():
-        cosines_il = np.concatenate(features[name]) @ _text_side(task, collected.captions, expert.encode_texts).T
+        cosines_il = (
+            np.concatenate(features[name]) @ _text_side(task, collected.captions, expert.encode_texts).T
+        )
         _save(directory / "cosines" / f"{name.replace('/', '_')}.npy", cosines_il.astype(np.float32))
     _save(directory / "labels.npy", np.array(collected.numbers, np.int64))
     _save(directory / "routing_texts.npy", _text_side(task, collected.captions, encoder.encode))
@@ -140,8 +153,12 @@ def load_cosines(directory: Location) -> TaskCosines:
     summary = load_summary(directory)
     if summary is None:
         raise DataError(f"{directory / SUMMARY_FILE}: missing; run `mode-ray evaluate` first")
-    cosines = {name: _load(directory / "cosines" / f"{name.replace('/', '_')}.npy") for name in summary.models}
-    return TaskCosines(summary, cosines, _load(directory / "labels.npy"), _load(directory / "routing_texts.npy"))
+    cosines = {
+        name: _load(directory / "cosines" / f"{name.replace('/', '_')}.npy") for name in summary.models
+    }
+    return TaskCosines(
+        summary, cosines, _load(directory / "labels.npy"), _load(directory / "routing_texts.npy")
+    )
 
 
 class _Collector:
@@ -179,7 +196,9 @@ class _Collector:
         self.examples.setdefault(reason, place)
 
 
-def _encode(experts: Mapping[str, Expert], batch: list[torch.Tensor], features: dict[str, list[np.ndarray]]) -> None:
+def _encode(
+    experts: Mapping[str, Expert], batch: list[torch.Tensor], features: dict[str, list[np.ndarray]]
+) -> None:
     if batch:
         images_b3hw = torch.stack(batch)
         for name, expert in experts.items():

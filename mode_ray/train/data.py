@@ -63,7 +63,9 @@ class TrainBatch:
     def to(self, device: torch.device) -> "TrainBatch":
         """Copy the tensors to a device."""
         return replace(
-            self, images=self.images.to(device, non_blocking=True), texts=self.texts.to(device, non_blocking=True)
+            self,
+            images=self.images.to(device, non_blocking=True),
+            texts=self.texts.to(device, non_blocking=True),
         )
 
     def pin_memory(self) -> "TrainBatch":

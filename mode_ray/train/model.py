@@ -6,6 +6,7 @@ An expert folder holds `open_clip_config.json` and `open_clip_model.safetensors`
 
 import copy
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -63,7 +64,9 @@ def build_clip(config: ModelConfig, seed: int) -> ClipModel:
         try:
             source = open_clip.create_model(name, pretrained=config.pretrained)
         except (RuntimeError, OSError) as error:
-            raise UsageError(f"train.model.pretrained: {config.pretrained}: {str(error).splitlines()[0]}") from None
+            raise UsageError(
+                f"train.model.pretrained: {config.pretrained}: {str(error).splitlines()[0]}"
+            ) from None
         clip.module.load_state_dict(source.state_dict())
     return clip
 
@@ -76,7 +79,9 @@ def load_clip(folder: Location) -> ClipModel:
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).exists():
-            raise DataError(f"{folder / name}: missing; the model was not trained to its end, or the folder is no model")
+            raise DataError(
+                f"{folder / name}: missing; the model was not trained to its end, or the folder is no model"
+            )
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
     except ValueError:
@@ -86,7 +91,9 @@ def load_clip(folder: Location) -> ClipModel:
         return _create(config, weights)
     except (safetensors.SafetensorError, RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{folder / WEIGHTS_FILE}: damaged, or of another model ({reason}); train or copy it again") from None
+        raise DataError(
+            f"{folder / WEIGHTS_FILE}: damaged, or of another model ({reason}); train or copy it again"
+        ) from None
 
 
 def save_clip(folder: Location, clip: ClipModel) -> None:
@@ -99,9 +106,10 @@ def save_clip(folder: Location, clip: ClipModel) -> None:
 def _create(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None) -> ClipModel:
     with _config_folder(config) as folder:
         name = f"local-dir:{folder}"
-        module, train_transform, eval_transform = open_clip.create_model_and_transforms(
-            name, load_weights=False, pretrained_text=False, output_dict=True
-        )
+        with _root_logger_at(logging.ERROR):  # it warns that there are no weights in the folder: as intended
+            module, train_transform, eval_transform = open_clip.create_model_and_transforms(
+                name, load_weights=False, pretrained_text=False, output_dict=True
+            )
         tokenizer = open_clip.get_tokenizer(name)
     if weights is not None:
         module.load_state_dict(weights)
@@ -119,6 +127,18 @@ def _config_folder(config: Mapping[str, Any]) -> Iterator[Path]:
         folder = Path(name)
         (folder / CONFIG_FILE).write_text(json.dumps(config))
         yield folder
+
+
+@contextmanager
+def _root_logger_at(level: int) -> Iterator[None]:
+    """Let only messages of a level and above through to open_clip's logger, the root, for a while."""
+    logger = logging.getLogger()
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _folder_config(folder: Path) -> Mapping[str, Any]:

@@ -120,7 +120,9 @@ def initial_statuses(trials: Sequence[Trial], experts: Location) -> dict[str, Tr
         status = read_status(experts / trial.name) or TrialStatus(
             trial=trial.name, state="waiting", samples=trial.samples
         )
-        statuses[trial.name] = status if status.state == "finished" else replace(status, state="waiting", reason=None)
+        statuses[trial.name] = (
+            status if status.state == "finished" else replace(status, state="waiting", reason=None)
+        )
     return statuses
 
 
@@ -209,7 +211,10 @@ def fit_trial(job: TrialJob) -> TrialEnd:
         scaling_config=ScalingConfig(
             num_workers=placement.workers_per_run,
             use_gpu=placement.use_gpu,
-            resources_per_worker={"CPU": placement.cpus_per_worker, **({"GPU": 1} if placement.use_gpu else {})},
+            resources_per_worker={
+                "CPU": placement.cpus_per_worker,
+                **({"GPU": 1} if placement.use_gpu else {}),
+            },
         ),
         run_config=TrainRunConfig(
             name=f"{job.trial.name.replace('/', '-')}-{versioned}",
@@ -222,7 +227,9 @@ def fit_trial(job: TrialJob) -> TrialEnd:
     try:
         trainer.fit()
     except WorkerGroupError as error:
-        causes = [f"worker {rank}: {_last_line(cause)}" for rank, cause in sorted(error.worker_failures.items())]
+        causes = [
+            f"worker {rank}: {_last_line(cause)}" for rank, cause in sorted(error.worker_failures.items())
+        ]
         return TrialEnd("; ".join(causes) or _last_line(error))
     except TrainingFailedError as error:
         return TrialEnd(_last_line(error), again=True)

@@ -68,10 +68,13 @@ def train_worker(settings: Mapping[str, Any]) -> None:
     train, placement = job.config.train, job.config.train.placement
     torch.set_num_threads(placement.threads_per_worker)
     clip = _initial_model(job)
-    module = ray.train.torch.prepare_model(clip.module) if world_size > 1 or placement.use_gpu else clip.module
+    module = (
+        ray.train.torch.prepare_model(clip.module) if world_size > 1 or placement.use_gpu else clip.module
+    )
     loop = TrainLoop(module, job.trial, train, job.config.limits.max_bad_image_share, rank, world_size)
     _restore(job, clip, loop)
-    dataset = PairDataset(_members(job), job.config, clip, job.trial.members.seed)
+    members = _members(job)
+    dataset = PairDataset(members, job.config, clip, job.trial.members.seed)
     reporter = _Reporter(job, clip, loop, rank)
 
     def loader(first: int) -> Any:  # noqa: ANN401 - DataLoader is generic in what the sampler gives
@@ -83,7 +86,7 @@ def train_worker(settings: Mapping[str, Any]) -> None:
     if rank == 0:
         # The state first and the model's config last: whoever sees a whole folder sees all of it.
         (job.folder / STATE_FILE).write_bytes(loop.optimizer_state())
-        summary = {**vars(loop.state), "pairs": len(dataset), "samples": job.trial.samples}
+        summary = {**vars(loop.state), "pairs": len(members), "samples": job.trial.samples}
         (job.folder / METRICS_FILE).write_text(json.dumps(summary, indent=1))
         save_clip(job.folder, clip)
 
@@ -108,7 +111,11 @@ def _members(job: TrialJob) -> PairIndex:
     index = load_index(job.assignments, read_shards(job.experts / SHARDS_FILE))
     members = job.trial.members
     clustering = Clustering.load(job.clusters)
-    group_m = clustering.coarse[members.experts] if members.kind != "all" else clustering.coarse[min(clustering.coarse)]
+    group_m = (
+        clustering.coarse[members.experts]
+        if members.kind != "all"
+        else clustering.coarse[min(clustering.coarse)]
+    )
     return index.take(select_members(index.table[FINE].to_numpy(), group_m, members))
 
 
@@ -151,7 +158,9 @@ class _Reporter:
 
     def checkpoint_when_due(self) -> None:
         """Checkpoint if the interval is over; rank 0's clock decides for all, since reporting is a barrier."""
-        due = torch.tensor([time.monotonic() - self._last_checkpoint >= self._interval_seconds], dtype=torch.uint8)
+        due = torch.tensor(
+            [time.monotonic() - self._last_checkpoint >= self._interval_seconds], dtype=torch.uint8
+        )
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             due = due.to(next(self._clip.module.parameters()).device)
             torch.distributed.broadcast(due, src=0)
@@ -169,4 +178,3 @@ class _Reporter:
             safetensors.torch.save_model(self._clip.module, str(folder / _CHECKPOINT_WEIGHTS))
             (folder / STATE_FILE).write_bytes(self._loop.optimizer_state())
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-

@@ -1,0 +1,176 @@
+import faiss
+import numpy as np
+import pytest
+
+from mode_ray.cluster.balance import imbalance_factor, max_over_mean, row_multiplicity
+from mode_ray.cluster.kmeans import (
+    InitMethod,
+    PartialSums,
+    fit_fine,
+    initial_centers,
+    lloyd_step,
+    update_centers,
+)
+from mode_ray.config import FineConfig
+from mode_ray.errors import DataError
+
+
+def sphere_mixture(
+    rows: int, dimension: int = 64, components: int = 40, noise: float = 1.5, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors around `components` directions with sizes of a power law."""
+    rng = np.random.default_rng(seed)
+    means = rng.normal(size=(components, dimension))
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    share = 1.0 / np.arange(1, components + 1)
+    label = rng.choice(components, rows, p=share / share.sum())
+    vectors = means[label] + noise / np.sqrt(dimension) * rng.normal(size=(rows, dimension))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), label
+
+
+def test_two_points_a_side_have_known_means() -> None:
+    rows = np.array([[0.0, 0.0], [0.0, 2.0], [10.0, 0.0], [10.0, 2.0]], np.float32)
+    sums = lloyd_step(rows, np.array([[1, 1], [9, 1]], np.float32), None, threads=1)
+    np.testing.assert_array_equal(sums.counts_m, [2, 2])
+    np.testing.assert_array_equal(sums.sums_md, [[0, 2], [20, 2]])
+    np.testing.assert_allclose(sums.squared_distance_m, [4, 4])
+    centers, donors = update_centers(sums, np.zeros((2, 2), np.float32), spherical=False)
+    np.testing.assert_array_equal(centers, [[0, 1], [10, 1]])
+    np.testing.assert_array_equal(donors, [0, 1])
+
+
+def test_sums_do_not_depend_on_the_order_in_which_shards_arrive_nor_on_their_number() -> None:
+    rows, _ = sphere_mixture(1000)
+    centers = rows[:20]
+    parts = {shard: lloyd_step(rows[shard::4], centers, None, 1) for shard in range(4)}
+    merged = PartialSums.merge(parts)
+    backwards = PartialSums.merge({shard: parts[shard] for shard in (3, 1, 0, 2)})
+    np.testing.assert_array_equal(merged.sums_md, backwards.sums_md)
+    np.testing.assert_array_equal(merged.squared_distance_m, backwards.squared_distance_m)
+    whole = lloyd_step(rows, centers, None, 1)
+    np.testing.assert_array_equal(merged.counts_m, whole.counts_m)
+    np.testing.assert_allclose(merged.sums_md, whole.sums_md, atol=1e-10)
+    assert merged.inertia == pytest.approx(whole.inertia, rel=1e-6)
+    with pytest.raises(ValueError, match="no partial sums"):
+        PartialSums.merge({})
+
+
+def test_objective_equals_faiss_kmeans_from_the_same_start() -> None:
+    rows, _ = sphere_mixture(5000)
+    start = initial_centers(rows, 32, "random", np.random.default_rng(0))
+    peer = faiss.Kmeans(64, 32, niter=12, max_points_per_centroid=10**6, min_points_per_centroid=1)
+    peer.train(rows, init_centroids=start)
+    centers, inertia = start, []
+    for _ in range(12):
+        sums = lloyd_step(rows, centers, None, 2)
+        inertia.append(sums.inertia)
+        centers, _ = update_centers(sums, centers, spherical=False)
+    np.testing.assert_allclose(inertia, peer.obj, rtol=1e-4)
+
+
+def test_an_empty_cluster_takes_half_of_the_largest() -> None:
+    rows = np.concatenate([np.full((30, 2), 1.0), np.full((10, 2), 5.0)]) + np.random.default_rng(0).normal(
+        scale=0.01, size=(40, 2)
+    )
+    centers = np.array([[1, 1], [5, 5], [90, 90]], np.float32)
+    sums = lloyd_step(rows, centers, None, 1)
+    moved, donors = update_centers(sums, centers, spherical=False)
+    np.testing.assert_array_equal(donors, [0, 1, 0])
+    assert np.isfinite(moved).all()
+    assert (lloyd_step(rows, moved, None, 1).counts_m > 0).all()
+
+
+def test_spherical_centers_have_unit_length() -> None:
+    rows, _ = sphere_mixture(500)
+    fit = fit_fine(rows, FineConfig(centers=8, spherical=True, balanced=False, iterations=5), 0, 1)
+    np.testing.assert_allclose(np.linalg.norm(fit.centers_md, axis=1), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["kmeans++", "random"])
+def test_first_centers_are_distinct_rows(method: InitMethod) -> None:
+    rows = np.repeat(sphere_mixture(40)[0], 25, axis=0)
+    centers = initial_centers(rows, 40, method, np.random.default_rng(0))
+    assert len(np.unique(centers, axis=0)) == 40
+    assert {row.tobytes() for row in centers} <= {row.tobytes() for row in rows}
+    with pytest.raises(ValueError, match="40 distinct rows"):
+        initial_centers(rows, 41, method, np.random.default_rng(0))
+
+
+def test_plus_plus_finds_every_planted_cluster() -> None:
+    rows, label = sphere_mixture(4000, components=20, noise=0.1)
+    fit = fit_fine(rows, FineConfig(centers=20, balanced=False), 0, 1)
+    np.testing.assert_array_equal(np.sort(fit.mass_m), np.sort(np.bincount(label, minlength=20)))
+    assert fit.history[-1].inertia <= fit.history[0].inertia
+
+
+def test_multiplicity_tells_copies_and_signed_zeros() -> None:
+    rows = np.array([[1, 0], [2, 3], [1, -0.0], [3, 2], [1, 0]], np.float32)
+    first, multiplicity = row_multiplicity(rows)
+    np.testing.assert_array_equal(first, [0, 1, 3])
+    np.testing.assert_array_equal(multiplicity, [3, 1, 3, 1, 3])
+
+
+@pytest.mark.parametrize(("rows", "m"), [(15_360, 32), (5_120, 64)])
+def test_balanced_fit_reaches_the_targets(rows: int, m: int) -> None:
+    vectors, _ = sphere_mixture(rows)
+    plain = fit_fine(vectors, FineConfig(centers=m, balanced=False), 0, 2)
+    balanced = fit_fine(vectors, FineConfig(centers=m, iterations=12), 0, 2)
+    assert max_over_mean(plain.mass_m) > 1.8
+    assert max_over_mean(balanced.fitted_mass_m) <= 1.25
+    assert imbalance_factor(balanced.fitted_mass_m) <= 1.02
+    assert balanced.fitted_inertia <= 1.05 * plain.fitted_inertia
+    # What the fit says of itself is what its centers and prices do.
+    again = lloyd_step(vectors, balanced.centers_md, balanced.prices_m, 2)
+    np.testing.assert_array_equal(again.counts_m, balanced.fitted_mass_m)
+    np.testing.assert_array_equal(lloyd_step(vectors, balanced.centers_md, None, 2).counts_m, balanced.mass_m)
+
+
+def test_prices_stay_bounded_where_one_caption_is_repeated_beyond_a_fair_share() -> None:
+    vectors, _ = sphere_mixture(2000)
+    vectors = np.concatenate([vectors, np.repeat(vectors[:1], 1000, axis=0)])
+    fit = fit_fine(vectors, FineConfig(centers=16), 0, 1)
+    assert fit.duplicate_rows == 1000
+    others = np.sort(fit.fitted_mass_m)[:-1]
+    assert max_over_mean(others) <= 1.25
+    assert np.abs(fit.prices_m).max() < 4.0
+
+
+def test_balance_is_free_of_scale() -> None:
+    vectors, _ = sphere_mixture(3000)
+    config = FineConfig(centers=16, iterations=6)
+    small, large = fit_fine(vectors, config, 0, 1), fit_fine(vectors * 1024, config, 0, 1)
+    np.testing.assert_allclose(large.prices_m, small.prices_m * 1024**2, rtol=1e-3, atol=1e-2)
+
+
+def test_the_same_seed_gives_the_same_fit() -> None:
+    vectors, _ = sphere_mixture(1500)
+    config = FineConfig(centers=24, iterations=4)
+    one, two = (fit_fine(vectors, config, 3, 2) for _ in range(2))
+    np.testing.assert_array_equal(one.centers_md, two.centers_md)
+    np.testing.assert_array_equal(one.prices_m, two.prices_m)
+
+
+def test_iterations_are_reported_as_they_happen() -> None:
+    seen = []
+    fit = fit_fine(
+        sphere_mixture(400)[0], FineConfig(centers=8, iterations=3, tolerance=0.0), 0, 1, seen.append
+    )
+    assert seen == list(fit.history)
+    assert [report.iteration for report in seen] == [1, 2, 3]
+    assert fit.rows == fit.mass_m.sum() == fit.fitted_mass_m.sum() == 400
+
+
+def test_too_few_distinct_captions_name_both_numbers_and_the_mend() -> None:
+    rows = np.repeat(np.eye(5, dtype=np.float32), 100, axis=0)
+    with pytest.raises(
+        DataError, match=r"5 distinct embeddings \(500 rows\) for 6 fine centers.*fine.centers"
+    ):
+        fit_fine(rows, FineConfig(centers=6), 0, 1)
+    assert (fit_fine(rows, FineConfig(centers=5), 0, 1).mass_m == 100).all()
+
+
+def test_bad_rows_are_refused() -> None:
+    rows = np.ones((10, 2), np.float32)
+    rows[3] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        fit_fine(rows, FineConfig(centers=1), 0, 1)
