@@ -102,16 +102,12 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mode-ray", description="CLIP data experts via clustering (MoDE) on Ray."
-    )
+    parser = argparse.ArgumentParser(prog="mode-ray", description="CLIP data experts via clustering (MoDE) on Ray.")
     parser.add_argument("--version", action="version", version=f"mode-ray {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in {"run": "run all stages, or what is left of them", **_STAGE_HELP}.items():
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument(
-            "--config", required=True, help="YAML file or URI, or a preset: demo, small, paper"
-        )
+        command.add_argument("--config", required=True, help="YAML file or URI, or a preset: demo, small, paper")
         _add_overrides(command)
         command.set_defaults(function=_run)
     status = commands.add_parser("status", help="show how far a run is")

@@ -52,9 +52,7 @@ class EmbedWorker:
         captions = read_captions(shard, self._captions)
         if self._sample is None:
             return captions
-        positions = sample_positions(
-            shard.unit, captions.table.num_rows, self._sample[shard.unit], self._seed
-        )
+        positions = sample_positions(shard.unit, captions.table.num_rows, self._sample[shard.unit], self._seed)
         return CaptionTable(
             captions.table.take(pa.array(positions)), captions.rows_in, captions.refused, captions.examples
         )

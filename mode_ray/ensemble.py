@@ -1,6 +1,7 @@
 """Mix the experts' outputs (paper section 3.3): cosines, not logits, are averaged with the routing weights.
 
-score(x, l) = sum over c of p_c cos(f_c(x), g_c(l)). The same number is one inner product of concatenated embeddings, with the
+score(x, l) = sum over c of p_c cos(f_c(x), g_c(l)). The same number is one inner product of concatenated embeddings,
+with the
 weights on the text side: images can be embedded and indexed once, whatever the task.
 """
 
@@ -47,7 +48,7 @@ def concatenated_texts(features: Sequence[Floats], weights: Floats) -> Floats:
 
 
 def probabilities(scores_il: Floats, weights_c: Floats, logit_scales_c: Floats) -> Floats:
-    """softmax(s * score) over the texts, with s the weighted mean of the experts' logit scales (not their logarithms)."""
+    """softmax(s * score) over the texts, with s the weighted mean of the experts' logit scales."""
     result: Floats = softmax(float(weights_c @ logit_scales_c) * scores_il, axis=1)
     return result
 

@@ -1,7 +1,7 @@
 """Each expert's training set: an index over the source shards; no pair is copied.
 
-The index of a training set names (shard, row, caption) and, for tars, the byte offsets that `assign` recorded. The coarse
-map turns fine clusters into experts by a table lookup, so one set of assignments serves every n.
+The index of a training set names (shard, row, caption) and, for tars, the byte offsets that `assign` recorded. The
+coarse map turns fine clusters into experts by a table lookup, so one set of assignments serves every n.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,8 @@ class TrainingSet:
     """Which pairs a model is trained on.
 
     Attributes:
-        kind: `all` pairs; those of one `expert`; or a `random` deal of the pairs with the experts' sizes (the control).
+        kind: `all` pairs; those of one `expert`; or a `random` deal of the pairs with the experts' sizes (the
+        control).
         experts: n, for `expert` and `random`.
         expert: Which of them.
         out_of_cluster_share: Share of the set that is drawn from the other clusters.
@@ -57,8 +58,8 @@ class PairIndex:
 
     Attributes:
         shards: The source shards.
-        table: One row a (pair, caption): `shard` int32 (position in `shards`), `row`, `caption_index`, `fine`, `distance`, and for
-            tars the members' offsets and sizes.
+        table: One row a (pair, caption): `shard` int32 (position in `shards`), `row`, `caption_index`, `fine`,
+            `distance`, and for tars the members' offsets and sizes.
     """
 
     shards: tuple[Shard, ...]

@@ -23,9 +23,7 @@ def decode_image(data: bytes, max_pixels: int, place: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
-            raise DataError(
-                f"{place}: image of {image.width} x {image.height} pixels, more than {max_pixels} allowed"
-            )
+            raise DataError(f"{place}: image of {image.width} x {image.height} pixels, more than {max_pixels} allowed")
         return image.convert("RGB")
     except UnidentifiedImageError:
         raise DataError(f"{place}: not an image of a known format ({', '.join(FORMATS)})") from None

@@ -113,9 +113,7 @@ class PairReader:
             raise DataError(f"{place}: column {self._captions.image_field!r} holds no image bytes")
         if isinstance(caption, list):
             caption = caption[int(self._columns["caption_index"][position])]
-        return Pair(
-            image, _normalise(caption if isinstance(caption, bytes) else str(caption).encode()), place
-        )
+        return Pair(image, _normalise(caption if isinstance(caption, bytes) else str(caption).encode()), place)
 
     def _open_tar(self, number: int) -> pa.NativeFile:
         return self._index.shards[number].location.open_input()

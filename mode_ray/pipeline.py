@@ -115,7 +115,7 @@ def stage_directories(run: Location) -> dict[str, Location]:
 
 
 def build_stages(config: RunConfig, shards: Sequence[Shard]) -> dict[str, Stage]:
-    """Every stage with the fields that decide its output: its own config sections and the hash of the stage before it."""
+    """Every stage with the fields that decide its output: its config sections and the hash of the stage before."""
     listing = combined_hash(f"{shard.unit} {shard.uri}" for shard in shards)
     sampling = {}
     if config.embed.keep == "sample":

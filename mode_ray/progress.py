@@ -47,9 +47,7 @@ class Progress:
         if now - self._last >= _INTERVAL_SECONDS:
             self._last = now
             rate = self._rows / (now - self._began)
-            self.say(
-                f"[{self._stage}] {self._done}/{self._units} units, {self._rows:,} rows, {rate:,.0f} rows/s"
-            )
+            self.say(f"[{self._stage}] {self._done}/{self._units} units, {self._rows:,} rows, {rate:,.0f} rows/s")
 
     def trials(self, statuses: Mapping[str, TrialStatus], points: Mapping[str, Mapping[str, float]]) -> None:
         """Training runs: every change of state at once, samples and loss of the running ones now and then."""
@@ -75,8 +73,8 @@ class Progress:
         refused = sum(manifest.refused.values())
         left_out = f", {len(manifest.quarantined)} shards left out" if manifest.quarantined else ""
         self.say(
-            f"[{manifest.stage}] done: {manifest.rows_out:,} rows of {manifest.rows_in:,}, {refused:,} refused{left_out}, "
-            f"{manifest.seconds:.1f} s"
+            f"[{manifest.stage}] done: {manifest.rows_out:,} rows of {manifest.rows_in:,}, "
+            f"{refused:,} refused{left_out}, {manifest.seconds:.1f} s"
         )
         for reason, count in manifest.refused.items():
             self.say(f"[{manifest.stage}]   refused {count:,}: {reason}")

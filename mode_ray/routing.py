@@ -82,9 +82,7 @@ def routing_weights(
     texts = len(text_embeddings_ld)
     per_text_lc = None
     if chosen == "soft":
-        nearest_l, squared_l, per_text_lc = _soft_pass(
-            text_embeddings_ld, centers_md, group_m, n, config.temperature
-        )
+        nearest_l, squared_l, per_text_lc = _soft_pass(text_embeddings_ld, centers_md, group_m, n, config.temperature)
         weights_c = per_text_lc.mean(axis=0)
     else:
         nearest_l, squared_l = _nearest(text_embeddings_ld, centers_md)
@@ -240,9 +238,7 @@ def _squared_distances(
         yield rows, np.maximum(distances, 0.0)
 
 
-def _check_embeddings(
-    text_embeddings_ld: npt.NDArray[np.floating], centers_md: npt.NDArray[np.floating]
-) -> None:
+def _check_embeddings(text_embeddings_ld: npt.NDArray[np.floating], centers_md: npt.NDArray[np.floating]) -> None:
     if len(text_embeddings_ld) == 0:
         raise UsageError("the task has no texts: routing needs at least one class name or query")
     if text_embeddings_ld.ndim != 2 or centers_md.ndim != 2:
@@ -260,9 +256,7 @@ def _check_embeddings(
     norms_l = np.linalg.norm(text_embeddings_ld.astype(np.float64, copy=False), axis=1)
     wrong = np.flatnonzero(~(np.abs(norms_l - 1.0) <= _NORM_TOLERANCE))
     if len(wrong):
-        raise DataError(
-            f"text {wrong[0]} has an embedding of length {norms_l[wrong[0]]:g}: expected unit rows"
-        )
+        raise DataError(f"text {wrong[0]} has an embedding of length {norms_l[wrong[0]]:g}: expected unit rows")
 
 
 def _checked_experts(
@@ -273,9 +267,7 @@ def _checked_experts(
 ) -> int:
     _check_embeddings(text_embeddings_ld, centers_md)
     if group_m.shape != (len(centers_md),):
-        raise DataError(
-            f"there are {len(centers_md)} fine centers but the coarse map has shape {group_m.shape}"
-        )
+        raise DataError(f"there are {len(centers_md)} fine centers but the coarse map has shape {group_m.shape}")
     low, high = int(group_m.min()), int(group_m.max())
     n = high + 1 if n_experts is None else n_experts
     if low < 0 or high >= n:

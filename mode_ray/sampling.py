@@ -9,8 +9,8 @@ import numpy as np
 def allocate_sample(rows_by_unit: Mapping[str, int], sample_rows: int, seed: int) -> dict[str, int]:
     """How many sampled rows each unit gives, as if rows were drawn from all units at once, without replacement.
 
-    The counts of such a draw follow the multivariate hypergeometric distribution; together with `sample_positions` every
-    set of rows is equally likely.
+    The counts of such a draw follow the multivariate hypergeometric distribution; together with `sample_positions`
+    every set of rows is equally likely.
 
     Args:
         rows_by_unit: Rows of each unit.

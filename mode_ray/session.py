@@ -39,10 +39,10 @@ def ray_session(config: RayConfig) -> Iterator[None]:
             object_store_memory=config.object_store_bytes,
             include_dashboard=config.dashboard,
             log_to_driver=config.log_to_driver,
-            logging_level="warning",
+            logging_level=logging.WARNING,
         )
     else:
-        ray.init(address=address, log_to_driver=config.log_to_driver, logging_level="warning")
+        ray.init(address=address, log_to_driver=config.log_to_driver, logging_level=logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

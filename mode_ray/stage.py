@@ -231,8 +231,7 @@ def read_manifest(directory: Location) -> Manifest | None:
 def read_units(directory: Location) -> list[UnitRecord]:
     """The unit records of a finished stage, in order of their names."""
     return [
-        UnitRecord.from_json(str(text))
-        for text in (directory / UNITS).read_table(["record"])["record"].to_pylist()
+        UnitRecord.from_json(str(text)) for text in (directory / UNITS).read_table(["record"])["record"].to_pylist()
     ]
 
 
@@ -308,9 +307,7 @@ def _units_table(records: Sequence[UnitRecord]) -> pa.Table:
             "rows_out": pa.array([record.rows_out for record in records], pa.int64()),
             "seconds": pa.array([record.seconds for record in records], pa.float64()),
             "attempt": pa.array([record.attempt for record in records], pa.string()),
-            "finished_unix_seconds": pa.array(
-                [record.finished_unix_seconds for record in records], pa.float64()
-            ),
+            "finished_unix_seconds": pa.array([record.finished_unix_seconds for record in records], pa.float64()),
             "error": pa.array([record.error for record in records], pa.string()),
             "record": pa.array([record.to_json() for record in records], pa.string()),
         }

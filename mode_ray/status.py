@@ -19,9 +19,7 @@ def status_table(run: Location) -> Table:
         UsageError: There is no run in this directory.
     """
     if not (run / "config.yaml").exists():
-        raise UsageError(
-            f"{run}: no run here (no config.yaml); give the directory that the config calls `run`"
-        )
+        raise UsageError(f"{run}: no run here (no config.yaml); give the directory that the config calls `run`")
     table = Table(title=str(run))
     for column in ("stage", "state"):
         table.add_column(column)
@@ -76,7 +74,5 @@ def _units_done(name: str, directory: Location) -> int:
         return sum(status is not None and status.state == "finished" for status in statuses)
     if name == "evaluate":
         return sum(file.name == "task.json" for file in files)
-    outputs = [
-        file for file in files if file.name.endswith(".parquet") and file.name not in (UNITS, MANIFEST)
-    ]
+    outputs = [file for file in files if file.name.endswith(".parquet") and file.name not in (UNITS, MANIFEST)]
     return len(outputs)

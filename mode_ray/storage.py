@@ -104,11 +104,11 @@ class Location:
 
     def exists(self) -> bool:
         """Whether a file or directory is there."""
-        return self._info().type != pyarrow.fs.FileType.NotFound
+        return bool(self._info().type != pyarrow.fs.FileType.NotFound)
 
     def is_directory(self) -> bool:
         """Whether a directory (or an S3 prefix with objects below it) is there."""
-        return self._info().type == pyarrow.fs.FileType.Directory
+        return bool(self._info().type == pyarrow.fs.FileType.Directory)
 
     def size_bytes(self) -> int:
         """Size of the file in bytes."""

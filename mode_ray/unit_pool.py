@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -80,13 +81,13 @@ class UnitActor:
             following = shards[index + 1] if index + 1 < len(shards) else None
             ahead, reading = reading, None  # type: ignore[assignment]
             began = time.monotonic()
-            source = self._attempts(shard, ahead.result, lambda shard=shard: self._worker.read(shard))
+            source = self._attempts(shard, ahead.result, partial(self._worker.read, shard))
             if following is not None:
                 reading = self._reader.submit(self._worker.read, following)
             if writing is not None:
                 yield writing.result()
             if isinstance(source, UnitRecord):
-                writing = self._writer.submit(lambda record=source: record)
+                writing = self._writer.submit(_identity, source)
                 continue
             table, record = self._worker.compute(shard, source)
             record = replace(record, attempt=self._attempt)
@@ -112,9 +113,7 @@ class UnitActor:
                 return self._quarantine(shard, str(error))
             except OSError as error:
                 if attempts_left == 0:
-                    return self._quarantine(
-                        shard, f"{shard.uri}: I/O error after {self._retries} retries: {error}"
-                    )
+                    return self._quarantine(shard, f"{shard.uri}: I/O error after {self._retries} retries: {error}")
                 time.sleep(pause)
                 step, pause = again, pause * 2
         raise AssertionError("unreachable: the last attempt returns")
@@ -171,6 +170,10 @@ def run_units(
         on_record(record)
         records.append(record)
     return records
+
+
+def _identity(record: UnitRecord) -> UnitRecord:
+    return record
 
 
 def _shard_from_json(text: str) -> Shard:

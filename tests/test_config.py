@@ -89,10 +89,7 @@ class TestOverrides:
 
     @pytest.mark.parametrize("text", ["5e-4", "5E-4", "0.0005", "5.0e-4", "0.5e-3"])
     def test_a_number_may_be_written_with_an_exponent(self, file: Path, text: str) -> None:
-        assert (
-            load_config(str(file), [f"train.optimizer.learning_rate={text}"]).train.optimizer.learning_rate
-            == 5e-4
-        )
+        assert load_config(str(file), [f"train.optimizer.learning_rate={text}"]).train.optimizer.learning_rate == 5e-4
 
     def test_text_that_begins_like_such_a_number_stays_text(self, file: Path) -> None:
         assert load_config(str(file), ["encoder.model=5e-4-model"]).encoder.model == "5e-4-model"
@@ -122,9 +119,7 @@ class TestOverrides:
             ("captions={paths: 3}", "captions.paths: "),
         ],
     )
-    def test_a_wrong_value_names_the_override_and_the_field(
-        self, file: Path, override: str, field: str
-    ) -> None:
+    def test_a_wrong_value_names_the_override_and_the_field(self, file: Path, override: str, field: str) -> None:
         message = refusal(file, override)
         assert message.startswith(f"override {override!r}: {field}")
         assert str(file) not in message

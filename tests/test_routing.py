@@ -84,9 +84,7 @@ def test_soft_is_the_same_for_a_text_once_or_three_hundred_times() -> None:
         (201, 1.0),
     ],
 )
-def test_paper_counts_only_the_nearest_center_and_rescales_small_and_large_tasks(
-    count: int, evidence: float
-) -> None:
+def test_paper_counts_only_the_nearest_center_and_rescales_small_and_large_tasks(count: int, evidence: float) -> None:
     # Expert 1 owns the origin, expert 0 owns (-1, 0), which is nobody's nearest: softmax of (0, evidence).
     centers = np.array([[-1.0, 0.0], [0.0, 0.0]], dtype=np.float32)
     config = RoutingConfig(paper_lambda=1.0)
@@ -130,9 +128,7 @@ def test_paper_on_a_mixed_task_of_ten() -> None:
         (300, 0.0, 10.0),  # log10(100) = 2
     ],
 )
-def test_released_adds_the_small_term_to_the_plain_distance(
-    count: int, small_term: float, sharpness: float
-) -> None:
+def test_released_adds_the_small_term_to_the_plain_distance(count: int, small_term: float, sharpness: float) -> None:
     # The plain distance of X to its nearest center is sqrt(0.04) = 0.2.
     evidence = count * math.exp(sharpness * (small_term - 0.2)) / 8
     routed = routing_weights(texts(*[X] * count), CENTERS, GROUP, RoutingConfig(), "released")
@@ -168,9 +164,7 @@ def test_weights_are_a_distribution_whatever_the_order_of_texts(rule: str, count
     embeddings, centers, group = random_task(count)
     config = RoutingConfig()
     straight = routing_weights(embeddings, centers, group, config, rule)
-    shuffled = routing_weights(
-        embeddings[np.random.default_rng(1).permutation(count)], centers, group, config, rule
-    )
+    shuffled = routing_weights(embeddings[np.random.default_rng(1).permutation(count)], centers, group, config, rule)
     assert straight.weights_c.dtype == np.float64
     assert straight.weights_c.sum() == pytest.approx(1.0, abs=1e-12)
     assert (straight.weights_c >= 0).all()
@@ -192,8 +186,7 @@ def test_per_query_weights_treat_every_text_as_its_own_task(rule: str) -> None:
     config = RoutingConfig()
     weights_lc = per_query_weights(embeddings, centers, group, config, rule, n_experts=4)
     alone = [
-        routing_weights(embeddings[[row]], centers, group, config, rule, n_experts=4).weights_c
-        for row in range(15)
+        routing_weights(embeddings[[row]], centers, group, config, rule, n_experts=4).weights_c for row in range(15)
     ]
     assert weights_lc == pytest.approx(np.stack(alone), abs=1e-12)
 

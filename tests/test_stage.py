@@ -144,9 +144,7 @@ class TestResume:
         stage.finish([write(stage, "0000", "a")], {})
         assert list(stage.finished_units()) == ["0000"]
 
-    def test_a_resumed_stage_counts_its_attempts_and_hashes_like_an_unbroken_one(
-        self, directory: Location
-    ) -> None:
+    def test_a_resumed_stage_counts_its_attempts_and_hashes_like_an_unbroken_one(self, directory: Location) -> None:
         first = Stage("embed", directory / "broken", FIELDS)
         first.begin(units=2)
         write(first, "0001", "c")

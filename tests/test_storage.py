@@ -227,9 +227,7 @@ class TestParsing:
         location = Location.parse(text)
         assert (location.parent.uri, location.name) == (parent, name)
 
-    @pytest.mark.parametrize(
-        ("base", "part"), itertools.product(["/", "/a", "s3://bucket"], ["b", "/b", "b/"])
-    )
+    @pytest.mark.parametrize(("base", "part"), itertools.product(["/", "/a", "s3://bucket"], ["b", "/b", "b/"]))
     def test_joining_puts_exactly_one_slash(self, base: str, part: str) -> None:
         assert (Location.parse(base) / part).uri == f"{base.rstrip('/')}/b"
 

@@ -81,9 +81,7 @@ def _one_a_caption(
             )
         return _explode(captions, rows, keys, first_only=config.select == "first")
     if not _is_text(captions.type):
-        raise DataError(
-            f"{shard.uri}: column {field!r} holds {captions.type}; captions are strings or lists of them"
-        )
+        raise DataError(f"{shard.uri}: column {field!r} holds {captions.type}; captions are strings or lists of them")
     columns = {
         "row": pa.array(rows),
         "caption_index": pa.array(np.zeros(len(rows), np.int32)),
@@ -115,10 +113,11 @@ def _explode(
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_null(kind)
+    tests = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_null,
     )
+    return any(test(kind) for test in tests)

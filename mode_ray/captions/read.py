@@ -27,4 +27,4 @@ def count_rows(shard: Shard, config: CaptionsConfig) -> int:
     if shard.format == "parquet" and config.select == "first":
         file = open_parquet(shard)
         return sum(file.metadata.row_group(group).num_rows for group in row_group_range(shard, file))
-    return read_captions(shard, config).table.num_rows
+    return int(read_captions(shard, config).table.num_rows)

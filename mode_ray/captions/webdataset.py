@@ -73,9 +73,7 @@ def read_tar_samples(shard: Shard, wanted: frozenset[str], max_bytes: int) -> It
                     source = archive.extractfile(member)
                     sample.contents[suffix] = source.read(max_bytes + 1) if source else b""
         except tarfile.ReadError as error:
-            raise DataError(
-                f"{shard.uri}: truncated or damaged tar ({error}); replace or remove it"
-            ) from None
+            raise DataError(f"{shard.uri}: truncated or damaged tar ({error}); replace or remove it") from None
         if size_bytes < archive.offset + tarfile.BLOCKSIZE:
             raise DataError(
                 f"{shard.uri}: truncated tar (no end marker after {size_bytes} bytes); replace or remove it"
@@ -94,9 +92,7 @@ def _open_tar(shard: Shard) -> Iterator[tuple[tarfile.TarFile, int]]:
                 source = stack.enter_context(Path(location.path).open("rb"))
                 archive = stack.enter_context(tarfile.open(fileobj=source, mode="r:"))
             else:
-                stream = location.filesystem.open_input_stream(
-                    location.path, buffer_size=_STREAM_BUFFER_BYTES
-                )
+                stream = location.filesystem.open_input_stream(location.path, buffer_size=_STREAM_BUFFER_BYTES)
                 archive = stack.enter_context(tarfile.open(fileobj=stack.enter_context(stream), mode="r|"))
             yield archive, location.size_bytes()
     except FileNotFoundError:
@@ -149,9 +145,7 @@ def json_captions(content: bytes, field_name: str) -> list[bytes | None]:
     return [text.encode(errors="surrogatepass") if isinstance(text, str) else None for text in texts]
 
 
-def _captions_of(
-    sample: TarSample, suffix: str, config: CaptionsConfig
-) -> tuple[list[bytes | None], str | None]:
+def _captions_of(sample: TarSample, suffix: str, config: CaptionsConfig) -> tuple[list[bytes | None], str | None]:
     """A sample's captions, at least one entry, and the reason to refuse them all, if there is one."""
     content = sample.contents.get(suffix)
     if content is None:

@@ -71,9 +71,7 @@ def row_multiplicity(
         mixed_bd = bits_bd * factors_d
         # An odd factor alone leaves the low bits of a sum to the low bits of the values.
         hash_n[rows] = (mixed_bd ^ (mixed_bd >> np.uint64(29))).sum(axis=1, dtype=np.uint64)
-    _, first_u, inverse_n, count_u = np.unique(
-        hash_n, return_index=True, return_inverse=True, return_counts=True
-    )
+    _, first_u, inverse_n, count_u = np.unique(hash_n, return_index=True, return_inverse=True, return_counts=True)
     return np.sort(first_u).astype(np.int64), count_u[inverse_n].astype(np.int64)
 
 

@@ -65,8 +65,7 @@ class Clustering:
                 safetensors.numpy.save({"group_m": np.ascontiguousarray(group_m, np.int32)})
             )
         tensors = {
-            name: np.ascontiguousarray(getattr(self, name), dtype)
-            for name, (dtype, _) in _FINE_TENSORS.items()
+            name: np.ascontiguousarray(getattr(self, name), dtype) for name, (dtype, _) in _FINE_TENSORS.items()
         }
         # One key only: the order of several is not fixed, and equal clusterings shall be equal bytes.
         about = {
@@ -162,9 +161,7 @@ def _tensors(file: Location, data: bytes, expected: Mapping[str, tuple[str, int]
     try:
         tensors: Tensors = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise DataError(
-            f"{file}: not a readable safetensors file ({error}); run the cluster stage again"
-        ) from None
+        raise DataError(f"{file}: not a readable safetensors file ({error}); run the cluster stage again") from None
     for name, (dtype, dimensions) in expected.items():
         if name not in tensors:
             raise DataError(f"{file}: tensor {name!r} is missing; run the cluster stage again")

@@ -70,9 +70,7 @@ def group_centers(
         return problem.canonical(np.arange(m) % n, config.slack)
     rng = np.random.default_rng(seed)
     greedy_iterations = min(config.iterations, _GREEDY_ITERATIONS)
-    starts = [
-        problem.lloyd(problem.seeds(rng), greedy_iterations, exact=False) for _ in range(config.restarts)
-    ]
+    starts = [problem.lloyd(problem.seeds(rng), greedy_iterations, exact=False) for _ in range(config.restarts)]
     starts.sort(key=problem.rank)
     if m * n > MAX_LINEAR_PROGRAM_VARIABLES:
         return problem.canonical(starts[0], config.slack)
@@ -170,9 +168,7 @@ class _Problem:
                 load_n[nearest] += self.weights_m[center]
                 continue
             room_n = self._has_room(load_n, self.weights_m[center])
-            group = (
-                np.where(room_n, distance_mn[center], np.inf).argmin() if room_n.any() else load_n.argmin()
-            )
+            group = np.where(room_n, distance_mn[center], np.inf).argmin() if room_n.any() else load_n.argmin()
             group_m[center] = group
             load_n[group] += self.weights_m[center]
         return group_m
@@ -220,18 +216,14 @@ class _Problem:
             self._improve_one(int(center), load_n, group_m, distance_mn)
         return group_m
 
-    def _improve_one(
-        self, center: int, load_n: Float64Array, group_m: Groups, distance_mn: Float64Array
-    ) -> None:
+    def _improve_one(self, center: int, load_n: Float64Array, group_m: Groups, distance_mn: Float64Array) -> None:
         here, there = int(group_m[center]), int(distance_mn[center].argmin())
         weight = self.weights_m[center]
         gain = weight * (distance_mn[center, here] - distance_mn[center, there])
         others = np.flatnonzero(group_m == there)
         # The last candidate stands for a plain move, without a center that comes back.
         weight_o = np.append(self.weights_m[others], 0.0)
-        loss_o = np.append(
-            self.weights_m[others] * (distance_mn[others, here] - distance_mn[others, there]), 0.0
-        )
+        loss_o = np.append(self.weights_m[others] * (distance_mn[others, here] - distance_mn[others, there]), 0.0)
         limit = self.capacity + _ROUNDING
         fits_o = (load_n[there] + weight - weight_o <= limit) & (load_n[here] - weight + weight_o <= limit)
         gain_o = np.where(fits_o, gain - loss_o, -np.inf)
@@ -265,9 +257,7 @@ class _Problem:
         # Columns: a plain move into each group, then a swap with each center of another group.
         target = np.concatenate([np.arange(self.n), group_m[others]])
         weight_back = np.concatenate([np.zeros(self.n), self.weights_m[others]])
-        returning = self.weights_m[others] * (
-            distance_mn[others, full] - distance_mn[others, group_m[others]]
-        )
+        returning = self.weights_m[others] * (distance_mn[others, full] - distance_mn[others, group_m[others]])
         cost_it = leaving_in[:, target] + np.concatenate([np.zeros(self.n), returning])
         relief_it = weight_i[:, None] - weight_back
         # Where nothing fits, it is enough that the receiving group ends up below what the full one held.
@@ -300,7 +290,5 @@ class _Problem:
 
 
 def _squared_distances(left_md: Float64Array, right_nd: Float64Array) -> Float64Array:
-    squared_mn = (
-        np.square(left_md).sum(axis=1)[:, None] - 2.0 * left_md @ right_nd.T + np.square(right_nd).sum(axis=1)
-    )
+    squared_mn = np.square(left_md).sum(axis=1)[:, None] - 2.0 * left_md @ right_nd.T + np.square(right_nd).sum(axis=1)
     return np.asarray(np.maximum(squared_mn, 0.0), np.float64)

@@ -269,9 +269,7 @@ def fit_fine(
     """
     for start in range(0, len(sample_nd), _ROWS_PER_BATCH):
         if not np.isfinite(sample_nd[start : start + _ROWS_PER_BATCH]).all():
-            raise ValueError(
-                f"NaN or infinite values in rows {start} to {start + _ROWS_PER_BATCH} of the sample"
-            )
+            raise ValueError(f"NaN or infinite values in rows {start} to {start + _ROWS_PER_BATCH} of the sample")
     m = config.centers
     first_u, multiplicity_n = row_multiplicity(sample_nd)
     if len(first_u) < m:

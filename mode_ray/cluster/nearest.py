@@ -112,9 +112,7 @@ class NearestCenters:
             ValueError: As in `search`.
         """
         if vectors_bd.ndim != 2 or vectors_bd.shape[1] != self._dimension:
-            raise ValueError(
-                f"vectors of shape {vectors_bd.shape} do not fit centers of dimension {self._dimension}"
-            )
+            raise ValueError(f"vectors of shape {vectors_bd.shape} do not fit centers of dimension {self._dimension}")
         count = min(count, len(self._id_of_row))
         fine_bk = np.empty((len(vectors_bd), count), np.int32)
         squared_distance_bk = np.empty((len(vectors_bd), count), np.float32)

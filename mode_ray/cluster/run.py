@@ -50,8 +50,7 @@ def fit_clustering(config: RunConfig, embeddings: Location) -> tuple[Clustering,
     sample_nd = read_sample(embeddings, cluster.sample_rows, cluster.seed)
     fit = fit_fine(sample_nd, cluster.fine, cluster.seed, cluster.threads.threads, None)
     maps = {
-        n: group_centers(fit.centers_md, fit.mass_m, n, cluster.coarse, cluster.seed)
-        for n in cluster.coarse.experts
+        n: group_centers(fit.centers_md, fit.mass_m, n, cluster.coarse, cluster.seed) for n in cluster.coarse.experts
     }
     clustering = Clustering(
         centers_md=fit.centers_md,
@@ -95,9 +94,7 @@ def run_cluster(
             raise error.cause from None
         raise
     rows = int(summary["sample_rows"])
-    record = UnitRecord(
-        unit="clustering", source=embeddings.uri, rows_in=rows, rows_out=rows, attempt=stage.attempt
-    )
+    record = UnitRecord(unit="clustering", source=embeddings.uri, rows_in=rows, rows_out=rows, attempt=stage.attempt)
     on_record(record)
     return stage.finish([record], summary)
 

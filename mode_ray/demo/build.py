@@ -132,8 +132,8 @@ def _package_versions() -> dict[str, str]:
 
 def _all_pairs(seed: int, limit: int | None) -> tuple[list[Pair], dict[str, list[str]]]:
     # Here, not at the top: without the extra this import fails before `_package_versions` can say so.
-    from mode_ray.demo.emoji import emoji_pairs  # noqa: PLC0415
-    from mode_ray.demo.icons import icon_pairs  # noqa: PLC0415
+    from mode_ray.demo.emoji import emoji_pairs
+    from mode_ray.demo.icons import icon_pairs
 
     emoji, never_drawn = emoji_pairs(seed)
     pairs = [pair for domain in (emoji, icon_pairs(seed)) for pair in _limited(domain, limit, seed)]
@@ -150,9 +150,7 @@ def _limited(pairs: Sequence[Pair], limit: int | None, seed: int) -> Sequence[Pa
     return ordered[:limit]
 
 
-def draw_all(
-    pairs: Sequence[Pair], on_progress: Progress | None = None
-) -> tuple[list[Drawing], dict[str, list[str]]]:
+def draw_all(pairs: Sequence[Pair], on_progress: Progress | None = None) -> tuple[list[Drawing], dict[str, list[str]]]:
     """Draw the pairs that can be drawn.
 
     Returns:

@@ -26,15 +26,11 @@ def group_drawings(concepts: Sequence[str], pixels_nhwc: NDArray[np.uint8]) -> N
         int64 [n]: number of each image's group.
     """
     first_of_concept: dict[str, int] = {}
-    leaders = np.array(
-        [first_of_concept.setdefault(name, row) for row, name in enumerate(concepts)], dtype=np.int64
-    )
+    leaders = np.array([first_of_concept.setdefault(name, row) for row, name in enumerate(concepts)], dtype=np.int64)
     near_rows, near_columns = np.nonzero(_near(pixels_nhwc))
     rows = np.concatenate([np.arange(len(leaders)), near_rows])
     columns = np.concatenate([leaders, near_columns])
-    graph = coo_array(
-        (np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(len(leaders), len(leaders))
-    )
+    graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(len(leaders), len(leaders)))
     _, labels = connected_components(graph, directed=False)
     return np.asarray(labels, dtype=np.int64)
 
@@ -59,9 +55,7 @@ def hold_out(
     leaders: dict[int, int] = {}
     for row in sorted(range(len(keys)), key=lambda row: keys[row]):
         leaders.setdefault(int(groups_n[row]), row)
-    ordered = sorted(
-        leaders, key=lambda group: (strata[leaders[group]], stable_hash(seed, keys[leaders[group]]))
-    )
+    ordered = sorted(leaders, key=lambda group: (strata[leaders[group]], stable_hash(seed, keys[leaders[group]])))
     steps = np.floor(np.arange(len(ordered) + 1) * share + 0.5)
     chosen = np.asarray(ordered, dtype=np.int64)[np.diff(steps) > 0]
     return np.isin(groups_n, chosen)

@@ -6,7 +6,7 @@ sentence-transformers would silently replace by a mean for that folder.
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -73,10 +73,11 @@ class HuggingFaceEncoder:
             embeddings_bd[chosen] = self._pool(output, batch["attention_mask"]).float().cpu().numpy()
         return unit_rows(embeddings_bd)
 
-    def _pool(self, output: torch.nn.Module, mask_bt: torch.Tensor) -> torch.Tensor:
+    def _pool(self, output: Any, mask_bt: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 - differs by model
         if self._pooling == "pooler":
-            return output.pooler_output
-        hidden_btd: torch.Tensor = output.last_hidden_state  # type: ignore[assignment]
+            pooled_bd: torch.Tensor = output.pooler_output
+            return pooled_bd
+        hidden_btd: torch.Tensor = output.last_hidden_state
         if self._pooling == "cls":
             return hidden_btd[:, 0]
         weights_bt1 = mask_bt.unsqueeze(-1).to(hidden_btd.dtype)

@@ -1,4 +1,4 @@
-"""Static word tables: the mean of token vectors; thousands of times cheaper than a transformer, for drafts and drills."""
+"""Static word tables: the mean of token vectors; far cheaper than a transformer, for drafts and drills."""
 
 from pathlib import Path
 

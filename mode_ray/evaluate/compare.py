@@ -56,15 +56,14 @@ def compare(
     """
     cosines_cil = np.stack([measured.cosines[name] for name in experts])
     texts_ld = measured.routing_texts_ld
-    by_rule, weights = {}, {}
+    by_rule: dict[str, Metrics] = {}
+    weights: dict[str, RoutingWeights] = {}
     for rule in rules:
         weights[rule] = routing_weights(texts_ld, centers_md, group_m, routing, rule, n_experts=len(experts))
         # Retrieving images, every query is a task of its own; retrieving texts, all of them are the task.
         per_query_il = None
         if task.kind == "retrieval":
-            weights_lc = per_query_weights(
-                texts_ld, centers_md, group_m, routing, rule, n_experts=len(experts)
-            )
+            weights_lc = per_query_weights(texts_ld, centers_md, group_m, routing, rule, n_experts=len(experts))
             per_query_il = per_query_scores(cosines_cil, weights_lc)
         scores_il = ensemble_scores(cosines_cil, weights[rule].weights_c)
         by_rule[rule] = task_metrics(task, measured, scores_il, per_query_il)

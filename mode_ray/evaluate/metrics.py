@@ -86,8 +86,7 @@ def retrieval_metrics(
     _check_scores(backward_ij, (images, texts), "images and texts")
     if image_of_text.min() < 0 or image_of_text.max() >= images:
         raise DataError(
-            f"image_of_text runs from {image_of_text.min()} to {image_of_text.max()}, "
-            f"outside 0 to {images - 1}"
+            f"image_of_text runs from {image_of_text.min()} to {image_of_text.max()}, outside 0 to {images - 1}"
         )
     if captions is not None and len(captions) != texts:
         raise DataError(f"there are {len(captions)} captions but {texts} texts")

@@ -368,9 +368,7 @@ def _comparisons(rows: Sequence[ResultRow], mode: ResultRow) -> list[str]:
         gain = mode.mean - row.mean
         if kind == "mode" and row.model.get("rule") == "uniform":
             helps = "Routing" if gain > 0 else "Routing does not help"
-            remarks.append(
-                f"{helps}: {signed(gain)} points against the uniform mean of the experts ({level})."
-            )
+            remarks.append(f"{helps}: {signed(gain)} points against the uniform mean of the experts ({level}).")
         elif kind == "mode" and gain < 0:
             remarks.append(f"{name} reaches more ({level}), but is not the rule that was chosen beforehand.")
         elif kind == "random":

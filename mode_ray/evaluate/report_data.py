@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from mode_ray.assign import FINE
 from mode_ray.captions.shards import Shard
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
@@ -20,6 +21,7 @@ from mode_ray.evaluate.report import (
     LossRow,
     ModelKind,
     ModelRow,
+    NearCluster,
     NearestRow,
     ReportData,
     RoutingRow,
@@ -28,7 +30,7 @@ from mode_ray.evaluate.report import (
 )
 from mode_ray.evaluate.similarities import TaskCosines
 from mode_ray.evaluate.tasks import Task
-from mode_ray.expert_data import FINE, PairIndex, fine_counts, load_index, nearest_rows
+from mode_ray.expert_data import PairIndex, fine_counts, load_index, nearest_rows
 from mode_ray.images import decode_image
 from mode_ray.pair_reader import PairReader
 from mode_ray.routing import nearest_centers
@@ -98,12 +100,10 @@ class ReportSources:
         """Small PNGs of a few images of each expert, from different fine clusters."""
         reader = PairReader(self.near_pairs, self.config.captions)
         expert_p = self.group_m[self.near_pairs.table[FINE].to_numpy()]
-        pictures: dict[int, list[bytes]] = {}
+        pictures: dict[int, list[bytes | None]] = {}
         for expert in range(self.config.train.experts):
             positions = np.flatnonzero(expert_p == expert)
-            spread = positions[
-                np.linspace(0, len(positions) - 1, min(_IMAGES_PER_EXPERT, len(positions))).astype(int)
-            ]
+            spread = positions[np.linspace(0, len(positions) - 1, min(_IMAGES_PER_EXPERT, len(positions))).astype(int)]
             pairs = reader.read(spread.tolist())
             pictures[expert] = [_thumbnail(pair.image, self.config, pair.place) for pair in pairs]
         return {expert: [picture for picture in found if picture] for expert, found in pictures.items()}
@@ -161,9 +161,7 @@ def _stages(sources: ReportSources) -> list[StageRow]:
 
 def _task_row(task: Task, measured: TaskCosines) -> TaskRow:
     texts = len(measured.summary.texts)
-    return TaskRow(
-        name=task.name, metric=task.metric, items=measured.summary.images, texts=texts, chance=1 / texts
-    )
+    return TaskRow(name=task.name, metric=task.metric, items=measured.summary.images, texts=texts, chance=1 / texts)
 
 
 def _models(sources: ReportSources) -> list[ModelRow]:
@@ -180,9 +178,7 @@ def _models(sources: ReportSources) -> list[ModelRow]:
     ) -> None:
         behind = 0 if kind == "dense" else seed
         rows.append(
-            ModelRow(
-                name=name, kind=kind, rule=rule, metrics=metrics, samples_seen=own, samples_total=own + behind
-            )
+            ModelRow(name=name, kind=kind, rule=rule, metrics=metrics, samples_seen=own, samples_total=own + behind)
         )
 
     def single(name: str) -> dict[str, dict[str, float]]:
@@ -192,22 +188,18 @@ def _models(sources: ReportSources) -> list[ModelRow]:
         add("dense", "dense", single(DENSE), samples[DENSE])
     for rule in sources.config.evaluate.rules:
         by_task = {task: dict(results.rules[rule]) for task, results in sources.results.items()}
-        add(f"MoDE-{n} {rule}", "mode", by_task, together, rule)
+        add(f"MoDE-{n} ({rule})", "mode", by_task, together, rule)
     best = {}
     for task in sources.tasks:
         alone = sources.results[task.name].single
-        best[task.name] = dict(
-            max((alone[name] for name in experts), key=lambda metrics: metrics[task.metric])
-        )
+        best[task.name] = dict(max((alone[name] for name in experts), key=lambda metrics: metrics[task.metric]))
     add("best single expert per task", "best_single", best, together)
     for expert, name in enumerate(experts):
         add(f"expert {expert} alone", "single", single(name), samples[name])
-    control = {
-        task: dict(results.random) for task, results in sources.results.items() if results.random is not None
-    }
+    control = {task: dict(results.random) for task, results in sources.results.items() if results.random is not None}
     if control:
         dealt = sum(samples[expert_name(n, expert, random=True)] for expert in range(n))
-        add(f"Random-{n} uniform", "random", control, dealt)
+        add(f"Random-{n} (uniform)", "random", control, dealt)
     return rows
 
 
@@ -223,12 +215,9 @@ def _nearest(sources: ReportSources, measured: TaskCosines) -> list[NearestRow]:
         for fine, squared in zip(fine_k.tolist(), squared_k.tolist(), strict=True):
             captions = sources.near_captions.get(fine, [""])
             clusters.append(
-                {
-                    "fine": fine,
-                    "expert": int(sources.group_m[fine]),
-                    "squared_distance": squared,
-                    "caption": captions[0],
-                }
+                NearCluster(
+                    fine=fine, expert=int(sources.group_m[fine]), squared_distance=squared, caption=captions[0]
+                )
             )
         rows.append(NearestRow(text=text, clusters=clusters))
     return rows
@@ -241,14 +230,9 @@ def _experts(sources: ReportSources) -> list[ExpertRow]:
     total = max(1, int(sources.pairs_n.sum()))
     rows = []
     for expert in range(n):
-        own = [
-            fine
-            for fine in np.flatnonzero(sources.group_m == expert).tolist()
-            if fine in sources.near_captions
-        ]
+        own = [fine for fine in np.flatnonzero(sources.group_m == expert).tolist() if fine in sources.near_captions]
         chosen = [
-            own[place]
-            for place in np.linspace(0, len(own) - 1, min(_CAPTIONS_PER_EXPERT, len(own))).astype(int)
+            own[place] for place in np.linspace(0, len(own) - 1, min(_CAPTIONS_PER_EXPERT, len(own))).astype(int)
         ]
         rows.append(
             ExpertRow(

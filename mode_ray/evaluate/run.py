@@ -51,9 +51,7 @@ def run_evaluate(
     records = _measure(config, stage, tasks, models, on_record)
     measured = {task.name: load_cosines(stage.directory / "tasks" / task.name) for task in tasks}
     results = {task.name: _compare(config, task, measured[task.name], clustering, trials) for task in tasks}
-    sources = ReportSources(
-        config, shards, directories, clustering, trials, pairs_n, tasks, measured, results
-    )
+    sources = ReportSources(config, shards, directories, clustering, trials, pairs_n, tasks, measured, results)
     data = report_data(sources)
     (stage.directory / REPORT_JSON).write_text(json.dumps(data, indent=1))
     (stage.directory / REPORT_HTML).write_text(render_report(data, sources.thumbnails()))
@@ -75,9 +73,7 @@ def _measure(
 ) -> list[UnitRecord]:
     """Measure what is not measured yet, each task in a Ray task of its own."""
     placement = config.evaluate.placement
-    remote = ray.remote(_measure_one).options(
-        num_cpus=placement.cpus_per_task, num_gpus=placement.gpus_per_task
-    )
+    remote = ray.remote(_measure_one).options(num_cpus=placement.cpus_per_task, num_gpus=placement.gpus_per_task)
     directories = {task.name: stage.directory / "tasks" / task.name for task in tasks}
     summaries = {name: load_summary(directory) for name, directory in directories.items()}
     pending = {
@@ -101,9 +97,7 @@ def _measure(
     return records
 
 
-def _measure_one(
-    config: RunConfig, task: Task, models: Mapping[str, Location], directory: Location
-) -> TaskSummary:
+def _measure_one(config: RunConfig, task: Task, models: Mapping[str, Location], directory: Location) -> TaskSummary:
     placement = config.evaluate.placement
     encoder = load_encoder(config.encoder, config.embed.encoder, placement.threads_per_task)
     return measure_task(task, models, encoder, directory, placement, config.limits.max_image_pixels)

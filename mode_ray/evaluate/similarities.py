@@ -94,14 +94,10 @@ def measure_task(
             f"task {task.name}: no usable sample ({dict(collected.skipped)}); look at its paths and fields"
         )
     texts = (
-        tuple(name[0] for name in task.class_texts())
-        if task.kind == "classification"
-        else tuple(collected.captions)
+        tuple(name[0] for name in task.class_texts()) if task.kind == "classification" else tuple(collected.captions)
     )
     for name, expert in experts.items():
-        cosines_il = (
-            np.concatenate(features[name]) @ _text_side(task, collected.captions, expert.encode_texts).T
-        )
+        cosines_il = np.concatenate(features[name]) @ _text_side(task, collected.captions, expert.encode_texts).T
         _save(directory / "cosines" / f"{name.replace('/', '_')}.npy", cosines_il.astype(np.float32))
     _save(directory / "labels.npy", np.array(collected.numbers, np.int64))
     _save(directory / "routing_texts.npy", _text_side(task, collected.captions, encoder.encode))
@@ -153,12 +149,8 @@ def load_cosines(directory: Location) -> TaskCosines:
     summary = load_summary(directory)
     if summary is None:
         raise DataError(f"{directory / SUMMARY_FILE}: missing; run `mode-ray evaluate` first")
-    cosines = {
-        name: _load(directory / "cosines" / f"{name.replace('/', '_')}.npy") for name in summary.models
-    }
-    return TaskCosines(
-        summary, cosines, _load(directory / "labels.npy"), _load(directory / "routing_texts.npy")
-    )
+    cosines = {name: _load(directory / "cosines" / f"{name.replace('/', '_')}.npy") for name in summary.models}
+    return TaskCosines(summary, cosines, _load(directory / "labels.npy"), _load(directory / "routing_texts.npy"))
 
 
 class _Collector:
@@ -174,31 +166,36 @@ class _Collector:
 
     def take(self, sample: Sample, max_pixels: int) -> Image.Image | None:
         """The decoded image of a usable sample; None for others, which are counted."""
-        if sample.text is None or sample.text == "":
-            return self._skip(_NO_TEXT, sample.place)
+        reason, place = self._refusal(sample), sample.place
+        if reason is None and sample.image is not None and sample.text is not None:
+            try:
+                image = decode_image(sample.image, max_pixels, sample.place)
+            except DataError as error:
+                reason, place = _BAD_IMAGE, str(error)
+            else:
+                self._number(sample.text)
+                return image
+        self.skipped[str(reason)] += 1
+        self.examples.setdefault(str(reason), place)
+        return None
+
+    def _refusal(self, sample: Sample) -> str | None:
+        """Why a sample cannot be used, as far as that shows before its image is decoded."""
+        if not sample.text:
+            return _NO_TEXT
         if not self._retrieval and sample.text not in self._classes:
-            return self._skip(_OTHER_CLASS, sample.place)
-        if sample.image is None:
-            return self._skip(_NO_IMAGE, sample.place)
-        try:
-            image = decode_image(sample.image, max_pixels, sample.place)
-        except DataError as error:
-            return self._skip(_BAD_IMAGE, str(error))
+            return _OTHER_CLASS
+        return _NO_IMAGE if sample.image is None else None
+
+    def _number(self, text: str) -> None:
         if self._retrieval:
             self.numbers.append(len(self.captions))
-            self.captions.append(sample.text)
+            self.captions.append(text)
         else:
-            self.numbers.append(self._classes[sample.text])
-        return image
-
-    def _skip(self, reason: str, place: str) -> None:
-        self.skipped[reason] += 1
-        self.examples.setdefault(reason, place)
+            self.numbers.append(self._classes[text])
 
 
-def _encode(
-    experts: Mapping[str, Expert], batch: list[torch.Tensor], features: dict[str, list[np.ndarray]]
-) -> None:
+def _encode(experts: Mapping[str, Expert], batch: list[torch.Tensor], features: dict[str, list[np.ndarray]]) -> None:
     if batch:
         images_b3hw = torch.stack(batch)
         for name, expert in experts.items():

@@ -55,9 +55,7 @@ class Task(Settings):
 
     def class_texts(self) -> list[list[str]]:
         """For every class its name in every template."""
-        names = [
-            self.class_names.get(label, label.replace("_", " ").replace("-", " ")) for label in self.classes
-        ]
+        names = [self.class_names.get(label, label.replace("_", " ").replace("-", " ")) for label in self.classes]
         return [[template.replace("{}", name) for template in self.templates] for name in names]
 
     @property
@@ -121,9 +119,7 @@ def read_samples(task: Task) -> Iterator[Sample]:
     """
     listing = CaptionsConfig(paths=task.paths, format=task.format)
     for shard in list_shards(listing):
-        yield from (
-            _tar_samples(task, shard) if shard.format == "webdataset" else _parquet_samples(task, shard)
-        )
+        yield from (_tar_samples(task, shard) if shard.format == "webdataset" else _parquet_samples(task, shard))
 
 
 def _tar_samples(task: Task, shard: Shard) -> Iterator[Sample]:
@@ -135,9 +131,7 @@ def _tar_samples(task: Task, shard: Shard) -> Iterator[Sample]:
         place = f"{shard.uri}: sample {row} ({sample.key})"
         image = next((content for name, content in sample.contents.items() if name != suffix), None)
         content = sample.contents.get(suffix)
-        yield Sample(
-            image, None if content is None else _text(content, field if from_json else None, place), place
-        )
+        yield Sample(image, None if content is None else _text(content, field if from_json else None, place), place)
 
 
 def _text(content: bytes, field: str | None, place: str) -> str | None:
@@ -158,16 +152,12 @@ def _parquet_samples(task: Task, shard: Shard) -> Iterator[Sample]:
     field = task.label_field if task.kind == "classification" else task.caption_field or "caption"
     for name in (task.image_field, field):
         if name not in file.schema_arrow.names:
-            raise DataError(
-                f"{shard.uri}: no column {name!r} (task {task.name}); it has {file.schema_arrow.names}"
-            )
+            raise DataError(f"{shard.uri}: no column {name!r} (task {task.name}); it has {file.schema_arrow.names}")
     row = 0
     for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[task.image_field, field]):
         for values in batch.to_pylist():
             text = values[field]
             if isinstance(text, list):
                 text = text[0] if text else None
-            yield Sample(
-                values[task.image_field], None if text is None else str(text), f"{shard.uri}: row {row}"
-            )
+            yield Sample(values[task.image_field], None if text is None else str(text), f"{shard.uri}: row {row}")
             row += 1

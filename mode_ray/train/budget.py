@@ -57,9 +57,7 @@ def plan_trials(config: TrainConfig, pairs_n: np.ndarray, order: Sequence[int]) 
     trials = []
     if has_seed:
         everything = TrainingSet(kind="all", seed=config.seed)
-        trials.append(
-            Trial(name=SEED, members=everything, samples=seed_samples, last_progress=config.seed_share)
-        )
+        trials.append(Trial(name=SEED, members=everything, samples=seed_samples, last_progress=config.seed_share))
     # Next to the seed: the dense run waits for nothing, so no slot stands idle while the seed is trained.
     if config.dense:
         everything = TrainingSet(kind="all", seed=config.seed + 1)

@@ -1,8 +1,8 @@
 """The order of samples, and the loader that follows it.
 
-A run's samples are one sequence that depends on nothing but the training set and the seed: position p lies in epoch p // N,
-at place p % N of that epoch's permutation. A global batch is a slice of it, a rank's part a slice of that. The number of
-samples seen is therefore the whole state of the loader, and a run may go on with another number of workers.
+A run's samples are one sequence that depends on nothing but the training set and the seed: position p lies in epoch
+p // N, at place p % N of that epoch's permutation. A global batch is a slice of it, a rank's part a slice of that. The
+number of samples seen is therefore the whole state of the loader, and a run may go on with another number of workers.
 """
 
 from collections.abc import Callable, Iterator

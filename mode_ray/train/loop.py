@@ -180,12 +180,8 @@ class TrainLoop:
 
 def _adamw(module: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW without decay on gains, biases and the logit scale, as CLIP is trained."""
-    decayed = [
-        parameter for parameter in module.parameters() if parameter.requires_grad and parameter.ndim >= 2
-    ]
-    others = [
-        parameter for parameter in module.parameters() if parameter.requires_grad and parameter.ndim < 2
-    ]
+    decayed = [parameter for parameter in module.parameters() if parameter.requires_grad and parameter.ndim >= 2]
+    others = [parameter for parameter in module.parameters() if parameter.requires_grad and parameter.ndim < 2]
     return torch.optim.AdamW(
         [
             {"params": decayed, "weight_decay": config.optimizer.weight_decay},

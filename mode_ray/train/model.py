@@ -1,7 +1,7 @@
 """CLIP models from open_clip: built from a config, loaded from and saved to expert folders.
 
-An expert folder holds `open_clip_config.json` and `open_clip_model.safetensors`, so that open_clip itself loads it with
-`local-dir:PATH`, without this package.
+An expert folder holds `open_clip_config.json` and `open_clip_model.safetensors`, so that open_clip itself loads it
+with `local-dir:PATH`, without this package.
 """
 
 import copy
@@ -64,9 +64,7 @@ def build_clip(config: ModelConfig, seed: int) -> ClipModel:
         try:
             source = open_clip.create_model(name, pretrained=config.pretrained)
         except (RuntimeError, OSError) as error:
-            raise UsageError(
-                f"train.model.pretrained: {config.pretrained}: {str(error).splitlines()[0]}"
-            ) from None
+            raise UsageError(f"train.model.pretrained: {config.pretrained}: {str(error).splitlines()[0]}") from None
         clip.module.load_state_dict(source.state_dict())
     return clip
 
@@ -113,9 +111,7 @@ def _create(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | Non
         tokenizer = open_clip.get_tokenizer(name)
     if weights is not None:
         module.load_state_dict(weights)
-    preprocess = {
-        key: module.visual.preprocess_cfg[key] for key in ("mean", "std", "interpolation", "resize_mode")
-    }
+    preprocess = {key: module.visual.preprocess_cfg[key] for key in ("mean", "std", "interpolation", "resize_mode")}
     complete = {**copy.deepcopy(dict(config)), "preprocess_cfg": preprocess}
     return ClipModel(module, tokenizer, train_transform, eval_transform, complete)
 

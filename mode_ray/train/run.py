@@ -32,9 +32,7 @@ def run_train(
         UsageError: The architecture or checkpoint does not exist.
         TrainingError: A trial failed for good; the others were finished.
     """
-    build_clip(
-        config.train.model, config.train.seed
-    )  # a wrong name is to be said here, once, not by every worker
+    build_clip(config.train.model, config.train.seed)  # a wrong name is to be said here, once, not by every worker
     clustering = Clustering.load(clusters)
     trials, pairs_n = planned_trials(config, clustering, assignments, shards)
     stage.begin(len(trials))

@@ -1,7 +1,7 @@
 """The asynchronous scheduler: which training run starts when, what a failure costs, and what the status files say.
 
-`TrialQueue` decides, without Ray; `run_trials` carries it out with one zero-CPU launcher task a trial. Experts never wait for
-one another, and one that fails for good ends alone.
+`TrialQueue` decides, without Ray; `run_trials` carries it out with one zero-CPU launcher task a trial. Experts never
+wait for one another, and one that fails for good ends alone.
 """
 
 import json
@@ -120,9 +120,7 @@ def initial_statuses(trials: Sequence[Trial], experts: Location) -> dict[str, Tr
         status = read_status(experts / trial.name) or TrialStatus(
             trial=trial.name, state="waiting", samples=trial.samples
         )
-        statuses[trial.name] = (
-            status if status.state == "finished" else replace(status, state="waiting", reason=None)
-        )
+        statuses[trial.name] = status if status.state == "finished" else replace(status, state="waiting", reason=None)
     return statuses
 
 
@@ -227,9 +225,7 @@ def fit_trial(job: TrialJob) -> TrialEnd:
     try:
         trainer.fit()
     except WorkerGroupError as error:
-        causes = [
-            f"worker {rank}: {_last_line(cause)}" for rank, cause in sorted(error.worker_failures.items())
-        ]
+        causes = [f"worker {rank}: {_last_line(cause)}" for rank, cause in sorted(error.worker_failures.items())]
         return TrialEnd("; ".join(causes) or _last_line(error))
     except TrainingFailedError as error:
         return TrialEnd(_last_line(error), again=True)

@@ -1,4 +1,4 @@
-"""One worker of one training run under Ray Train: loads, restores, loops, checkpoints, and writes the expert folder."""
+"""One worker of one training run under Ray Train: restores, loops, checkpoints, writes the expert folder."""
 
 import json
 import tempfile
@@ -14,10 +14,11 @@ import safetensors.torch
 import torch
 import torch.distributed
 
+from mode_ray.assign import FINE
 from mode_ray.captions.shards import read_shards
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
-from mode_ray.expert_data import FINE, PairIndex, load_index, select_members
+from mode_ray.expert_data import PairIndex, load_index, select_members
 from mode_ray.storage import Location
 from mode_ray.train.budget import Trial
 from mode_ray.train.data import PairDataset, train_loader
@@ -68,9 +69,7 @@ def train_worker(settings: Mapping[str, Any]) -> None:
     train, placement = job.config.train, job.config.train.placement
     torch.set_num_threads(placement.threads_per_worker)
     clip = _initial_model(job)
-    module = (
-        ray.train.torch.prepare_model(clip.module) if world_size > 1 or placement.use_gpu else clip.module
-    )
+    module = ray.train.torch.prepare_model(clip.module) if world_size > 1 or placement.use_gpu else clip.module
     loop = TrainLoop(module, job.trial, train, job.config.limits.max_bad_image_share, rank, world_size)
     _restore(job, clip, loop)
     members = _members(job)
@@ -112,9 +111,7 @@ def _members(job: TrialJob) -> PairIndex:
     members = job.trial.members
     clustering = Clustering.load(job.clusters)
     group_m = (
-        clustering.coarse[members.experts]
-        if members.kind != "all"
-        else clustering.coarse[min(clustering.coarse)]
+        clustering.coarse[members.experts] if members.kind != "all" else clustering.coarse[min(clustering.coarse)]
     )
     return index.take(select_members(index.table[FINE].to_numpy(), group_m, members))
 
@@ -158,9 +155,7 @@ class _Reporter:
 
     def checkpoint_when_due(self) -> None:
         """Checkpoint if the interval is over; rank 0's clock decides for all, since reporting is a barrier."""
-        due = torch.tensor(
-            [time.monotonic() - self._last_checkpoint >= self._interval_seconds], dtype=torch.uint8
-        )
+        due = torch.tensor([time.monotonic() - self._last_checkpoint >= self._interval_seconds], dtype=torch.uint8)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             due = due.to(next(self._clip.module.parameters()).device)
             torch.distributed.broadcast(due, src=0)

@@ -152,9 +152,7 @@ def test_the_same_seed_gives_the_same_fit() -> None:
 
 def test_iterations_are_reported_as_they_happen() -> None:
     seen = []
-    fit = fit_fine(
-        sphere_mixture(400)[0], FineConfig(centers=8, iterations=3, tolerance=0.0), 0, 1, seen.append
-    )
+    fit = fit_fine(sphere_mixture(400)[0], FineConfig(centers=8, iterations=3, tolerance=0.0), 0, 1, seen.append)
     assert seen == list(fit.history)
     assert [report.iteration for report in seen] == [1, 2, 3]
     assert fit.rows == fit.mass_m.sum() == fit.fitted_mass_m.sum() == 400
@@ -162,9 +160,7 @@ def test_iterations_are_reported_as_they_happen() -> None:
 
 def test_too_few_distinct_captions_name_both_numbers_and_the_mend() -> None:
     rows = np.repeat(np.eye(5, dtype=np.float32), 100, axis=0)
-    with pytest.raises(
-        DataError, match=r"5 distinct embeddings \(500 rows\) for 6 fine centers.*fine.centers"
-    ):
+    with pytest.raises(DataError, match=r"5 distinct embeddings \(500 rows\) for 6 fine centers.*fine.centers"):
         fit_fine(rows, FineConfig(centers=6), 0, 1)
     assert (fit_fine(rows, FineConfig(centers=5), 0, 1).mass_m == 100).all()
 

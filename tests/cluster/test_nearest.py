@@ -6,9 +6,7 @@ from mode_ray.cluster.nearest import NearestCenters
 from mode_ray.errors import UsageError
 
 
-def brute_force(
-    vectors: np.ndarray, centers: np.ndarray, prices: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def brute_force(vectors: np.ndarray, centers: np.ndarray, prices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     squared = np.square(vectors[:, None].astype(np.float64) - centers[None]).sum(axis=2)
     best = (squared + prices).argmin(axis=1)
     return best, squared[np.arange(len(vectors)), best]

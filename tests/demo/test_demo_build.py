@@ -61,9 +61,7 @@ def _held_out(data: DemoData) -> tuple[Location, Location]:
 
 
 def _bytes(directory: Location) -> dict[str, bytes]:
-    return {
-        file.uri.removeprefix(directory.uri): file.read_bytes() for file in directory.files(recursive=True)
-    }
+    return {file.uri.removeprefix(directory.uri): file.read_bytes() for file in directory.files(recursive=True)}
 
 
 def test_a_pair_is_an_image_its_first_caption_and_its_record(data: DemoData) -> None:
@@ -73,9 +71,7 @@ def test_a_pair_is_an_image_its_first_caption_and_its_record(data: DemoData) -> 
         assert (image.format, image.mode, image.size) == ("PNG", "RGB", (64, 64))
         assert np.asarray(image).min() < 225
         assert record["json"]["captions"][0] == record["txt"].decode()
-        expected = {"emoji": {"group", "subgroup"}, "icon": {"provider", "category"}}[
-            record["json"]["domain"]
-        ]
+        expected = {"emoji": {"group", "subgroup"}, "icon": {"provider", "category"}}[record["json"]["domain"]]
         assert expected | {"name"} <= set(record["json"])
 
 
@@ -85,9 +81,7 @@ def test_no_concept_and_no_picture_is_both_trained_on_and_held_out(data: DemoDat
         lambda record: (record["json"]["domain"], record["json"]["concept"]),
         lambda record: np.asarray(Image.open(io.BytesIO(record["png"]))).tobytes(),
     ):
-        assert not {identity(record) for record in train.values()} & {
-            identity(record) for record in held_out.values()
-        }
+        assert not {identity(record) for record in train.values()} & {identity(record) for record in held_out.values()}
 
 
 def test_held_out_pictures_and_captions_are_all_different(data: DemoData) -> None:
@@ -106,9 +100,7 @@ def test_every_pair_is_counted(data: DemoData) -> None:
         "same_picture_and_name",
         "held_out_with_the_same_picture",
     )
-    sides = sum(
-        data.counts[f"{side}_{domain}"] for side in ("train", "heldout") for domain in ("emoji", "icon")
-    )
+    sides = sum(data.counts[f"{side}_{domain}"] for side in ("train", "heldout") for domain in ("emoji", "icon"))
     assert sides + sum(data.counts[f"left_out_{reason}"] for reason in after_drawing) == 2 * LIMIT
 
 
@@ -116,9 +108,7 @@ def test_shards_are_equal_in_size_and_mix_the_domains(data: DemoData) -> None:
     shards = [_records(shard) for shard in data.train_shards]
     assert len(shards) == 8
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
-    assert all(
-        {record["json"]["domain"] for record in shard.values()} == {"emoji", "icon"} for shard in shards
-    )
+    assert all({record["json"]["domain"] for record in shard.values()} == {"emoji", "icon"} for shard in shards)
 
 
 def test_webdataset_reads_the_shards(data: DemoData) -> None:
@@ -154,9 +144,7 @@ def test_licences_stand_beside_the_data(data: DemoData) -> None:
     assert "CC BY-SA 4.0" in text
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_replaces_them(
-    data: DemoData, tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_replaces_them(data: DemoData, tmp_path: Path) -> None:
     again = build_demo_data(Location.parse(str(tmp_path)), limit=60)
     first = _bytes(again.directory)
     (again.directory / "manifest.json").delete()

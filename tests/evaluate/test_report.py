@@ -67,11 +67,7 @@ def report() -> dict[str, Any]:
     ]
     weights = {task: generator.dirichlet([0.8] * 4) for task in TASKS}
     flatness = {"soft": 0.0, "paper": 0.3, "released": 0.9, "uniform": 1.0}
-    mixed = {
-        (task, rule): (1 - flat) * weights[task] + flat / 4
-        for task in TASKS
-        for rule, flat in flatness.items()
-    }
+    mixed = {(task, rule): (1 - flat) * weights[task] + flat / 4 for task in TASKS for rule, flat in flatness.items()}
     steps = np.linspace(4_000, 256_000, 700)
     falling = 4.2 * np.exp(-steps / 160_000)
     curves = [
@@ -93,9 +89,7 @@ def report() -> dict[str, Any]:
             "kind": "single",
             "expert": number,
             "samples": (steps / 4 + 256_000).tolist(),
-            "loss": (
-                (0.95 + 0.1 * number) * np.exp(-steps / 500_000) + generator.normal(0, 0.03, 700)
-            ).tolist(),
+            "loss": ((0.95 + 0.1 * number) * np.exp(-steps / 500_000) + generator.normal(0, 0.03, 700)).tolist(),
         }
         for number in range(4)
     ]
@@ -417,9 +411,7 @@ def test_terminal_table_has_the_same_rows(report: dict[str, Any]) -> None:
         ({"models": [{"name": "x", "kind": "other", "metrics": {}}]}, "models.0.kind"),
     ],
 )
-def test_what_is_wrong_in_the_data_is_named(
-    report: dict[str, Any], change: dict[str, Any], message: str
-) -> None:
+def test_what_is_wrong_in_the_data_is_named(report: dict[str, Any], change: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=re.escape(message)):
         render_report({**report, **change})
 

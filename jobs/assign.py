@@ -1,0 +1,8 @@
+"""The assign stage as a job: `ray job submit --working-dir . -- python jobs/assign.py --config my.yaml [key=value …]`."""
+
+import sys
+
+from mode_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["assign", *sys.argv[1:]]))

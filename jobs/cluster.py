@@ -1,0 +1,8 @@
+"""The cluster stage as a job: `ray job submit --working-dir . -- python jobs/cluster.py --config my.yaml [key=value …]`."""
+
+import sys
+
+from mode_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["cluster", *sys.argv[1:]]))

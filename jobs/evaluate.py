@@ -1,0 +1,8 @@
+"""The evaluate stage as a job: `ray job submit --working-dir . -- python jobs/evaluate.py --config my.yaml [key=value …]`."""
+
+import sys
+
+from mode_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

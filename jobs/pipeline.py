@@ -1,0 +1,8 @@
+"""All stages, or what is left of them, as a job: `ray job submit --working-dir . -- python jobs/pipeline.py --config my.yaml [key=value …]`."""
+
+import sys
+
+from mode_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["run", *sys.argv[1:]]))
