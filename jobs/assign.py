@@ -1,4 +1,7 @@
-"""The assign stage as a job: `ray job submit --working-dir . -- python jobs/assign.py --config my.yaml [key=value …]`."""
+"""The assign stage as a Ray job.
+
+ray job submit --working-dir . -- python jobs/assign.py --config my.yaml [key=value …]
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""The cluster stage as a job: `ray job submit --working-dir . -- python jobs/cluster.py --config my.yaml [key=value …]`."""
+"""The cluster stage as a Ray job.
+
+ray job submit --working-dir . -- python jobs/cluster.py --config my.yaml [key=value …]
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""The embed stage as a job: `ray job submit --working-dir . -- python jobs/embed.py --config my.yaml [key=value …]`."""
+"""The embed stage as a Ray job.
+
+ray job submit --working-dir . -- python jobs/embed.py --config my.yaml [key=value …]
+"""
 
 import sys
 

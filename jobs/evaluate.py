@@ -1,4 +1,7 @@
-"""The evaluate stage as a job: `ray job submit --working-dir . -- python jobs/evaluate.py --config my.yaml [key=value …]`."""
+"""The evaluate stage as a Ray job.
+
+ray job submit --working-dir . -- python jobs/evaluate.py --config my.yaml [key=value …]
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""All stages, or what is left of them, as a job: `ray job submit --working-dir . -- python jobs/pipeline.py --config my.yaml [key=value …]`."""
+"""All stages of a run, or what is left of them, as a Ray job.
+
+ray job submit --working-dir . -- python jobs/pipeline.py --config my.yaml [key=value …]
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""The train stage as a job: `ray job submit --working-dir . -- python jobs/train.py --config my.yaml [key=value …]`."""
+"""The train stage as a Ray job.
+
+ray job submit --working-dir . -- python jobs/train.py --config my.yaml [key=value …]
+"""
 
 import sys
 

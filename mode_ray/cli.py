@@ -5,7 +5,9 @@ Exit codes: 0 done, 1 the data or a training run failed, 2 wrong usage.
 
 import argparse
 import sys
+import webbrowser
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -14,6 +16,7 @@ from mode_ray.config import RunConfig, load_config
 from mode_ray.errors import ModeRayError
 from mode_ray.storage import Location
 
+_LOG_WIDTH = 140
 _STAGE_HELP = {
     "embed": "embed the captions",
     "cluster": "fit the fine centers and group them into experts",
@@ -26,7 +29,8 @@ _STAGE_HELP = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
-    console = Console(stderr=False)
+    # A log file has no width of its own: wide enough there for the results table.
+    console = Console(width=None if sys.stdout.isatty() else _LOG_WIDTH)
     try:
         code: int = options.function(options, console)
     except ModeRayError as error:
@@ -41,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_stages(config: RunConfig, names: Sequence[str], console: Console) -> None:
     """Run stages of a config on Ray, and show the results where they are evaluated."""
     # Imported late, so that `--help` and usage errors do not wait for Ray and torch.
-    from mode_ray.pipeline import Pipeline, stage_directories
+    from mode_ray.evaluate.report import results_table
+    from mode_ray.evaluate.run import load_report
+    from mode_ray.pipeline import Pipeline
     from mode_ray.progress import Progress
     from mode_ray.session import ray_session
 
@@ -52,23 +58,22 @@ def run_stages(config: RunConfig, names: Sequence[str], console: Console) -> Non
         with ray_session(config.ray):
             pipeline.run(names)
     if "evaluate" in names:
-        show_report(stage_directories(config.directory)["evaluate"], console)
+        console.print(results_table(load_report(report_location(config).parent)))
+        console.print(f"report: {report_location(config)}", soft_wrap=True, highlight=False)
 
 
-def show_report(directory: Location, console: Console) -> None:
-    """Print the results table and where the report lies."""
-    from mode_ray.evaluate.report import results_table
-    from mode_ray.evaluate.run import REPORT_HTML, load_report
+def report_location(config: RunConfig) -> Location:
+    """Where the HTML report of a run lies."""
+    from mode_ray.evaluate.run import REPORT_HTML
+    from mode_ray.pipeline import stage_directories
 
-    console.print(results_table(load_report(directory)))
-    console.print(f"report: {directory / REPORT_HTML}", soft_wrap=True, highlight=False)
+    return stage_directories(config.directory)["evaluate"] / REPORT_HTML
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
-    from mode_ray.pipeline import STAGE_NAMES
-
-    names = STAGE_NAMES if options.command == "run" else (options.command,)
-    run_stages(load_config(options.config, options.overrides), names, console)
+    config = load_config(options.config, options.overrides)
+    names = tuple(_STAGE_HELP) if options.command == "run" else (options.command,)
+    run_stages(config, names, console)
     return 0
 
 
@@ -91,13 +96,16 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
     console.print(f"[demo] data: emoji and icons from Python packages, in {directory / 'data'}", markup=False)
     data = build_demo_data(directory / "data")
     overrides = [
-        f"run={directory / 'run'}",
+        f"run={directory / ('run-controls' if options.controls else 'run')}",
         f"captions.paths={[shard.uri for shard in data.train_shards]}",
         f"evaluate.tasks={[file.uri for file in data.task_files]}",
         *(["train.random_control=true"] if options.controls else []),
         *options.overrides,
     ]
-    run_stages(load_config("demo", overrides), STAGE_NAMES, console)
+    config = load_config("demo", overrides)
+    run_stages(config, STAGE_NAMES, console)
+    if sys.stdout.isatty():
+        webbrowser.open(Path(report_location(config).path).as_uri())
     return 0
 
 

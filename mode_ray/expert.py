@@ -1,7 +1,7 @@
 """A trained CLIP model in use: unit-norm image and text embeddings, and zero-shot classifiers."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class Expert:
     def __init__(self, folder: Location, device: str = "auto") -> None:
         clip = load_clip(folder)
         self._device = pick_device(device)
-        self._module: Any = clip.module.eval().to(self._device)
+        self._module = cast(Any, clip.module.eval().to(self._device))
         self._tokenizer = clip.tokenizer
         self._transform = clip.eval_transform
         self.logit_scale = float(self._module.logit_scale.exp())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -101,5 +102,5 @@ def run_cluster(
 
 def _fit_and_save(config: RunConfig, embeddings: Location, directory: Location) -> dict[str, Any]:
     clustering, summary = fit_clustering(config, embeddings)
-    clustering.save(directory)
+    replace(clustering, training=summary).save(directory)
     return summary

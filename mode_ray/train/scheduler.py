@@ -23,6 +23,7 @@ from mode_ray.train.budget import Trial
 from mode_ray.train.worker import TrialJob, train_worker
 
 STATUS_FILE = "status.json"
+CHECKPOINT_FOLDER = "checkpoints"
 _CHECKPOINTS_KEPT = 2
 _POLL_SECONDS = 1.0
 
@@ -155,6 +156,8 @@ def run_trials(
             except ray.exceptions.RayError as error:
                 end = TrialEnd(f"launcher lost: {type(error).__name__}", again=True)
             if end.reason is None:
+                # The model stands in the trial's folder; its checkpoints have no further use.
+                (jobs[trial.name].folder / CHECKPOINT_FOLDER).delete()
                 queue.finished(trial, seconds)
             else:
                 queue.failed(trial, end.reason, seconds, again=end.again)
@@ -202,7 +205,7 @@ def fit_trial(job: TrialJob) -> TrialEnd:
     placement = job.config.train.placement
     # The same name resumes, so whatever changes the outcome must be in it.
     versioned = config_hash({**fingerprint_fields(job.config.train, "train"), "trial": repr(job.trial)})
-    storage = job.folder / "ray"
+    storage = job.folder / CHECKPOINT_FOLDER
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},

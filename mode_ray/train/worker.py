@@ -20,7 +20,7 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
 from mode_ray.expert_data import PairIndex, load_index, select_members
 from mode_ray.storage import Location
-from mode_ray.train.budget import Trial
+from mode_ray.train.budget import SEED, Trial
 from mode_ray.train.data import PairDataset, train_loader
 from mode_ray.train.loop import TrainLoop
 from mode_ray.train.model import ClipModel, build_clip, load_clip, save_clip
@@ -83,8 +83,9 @@ def train_worker(settings: Mapping[str, Any]) -> None:
 
     loop.run(loader, reporter.log, reporter.checkpoint_when_due)
     if rank == 0:
-        # The state first and the model's config last: whoever sees a whole folder sees all of it.
-        (job.folder / STATE_FILE).write_bytes(loop.optimizer_state())
+        # The model's config comes last: whoever sees a whole folder sees all of it.
+        if job.trial.name == SEED:  # its children go on with its optimizer
+            (job.folder / STATE_FILE).write_bytes(loop.optimizer_state())
         summary = {**vars(loop.state), "pairs": len(members), "samples": job.trial.samples}
         (job.folder / METRICS_FILE).write_text(json.dumps(summary, indent=1))
         save_clip(job.folder, clip)
