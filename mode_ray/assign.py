@@ -15,7 +15,7 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.nearest import NearestCenters
 from mode_ray.config import RunConfig
 from mode_ray.embed import unit_record
-from mode_ray.embeddings import embedding_vectors, place_columns, split_usable
+from mode_ray.embeddings import as_stored, embedding_vectors, place_columns, split_usable
 from mode_ray.encoders.encoder import load_encoder
 from mode_ray.errors import DataError
 from mode_ray.stage import Manifest, Stage, UnitRecord
@@ -62,6 +62,8 @@ class AssignWorker:
         if self._embeddings is None:
             vectors_bd = self._encoder.encode(source.table["caption"].to_pylist())
             source, vectors_bd = split_usable(source, vectors_bd)
+            # Assignments do not depend on whether embeddings are kept.
+            vectors_bd = as_stored(vectors_bd)
         else:
             vectors_bd = embedding_vectors(source.table)
         fine_b, squared_distance_b = self._nearest.search(vectors_bd)

@@ -6,6 +6,7 @@ With `embed.keep: all` every caption is embedded. With `sample` only the rows th
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
@@ -15,10 +16,13 @@ from mode_ray.captions.shards import Shard
 from mode_ray.config import CaptionsConfig, EncoderConfig, EncoderPlacement, RunConfig
 from mode_ray.embeddings import EMBEDDING, embedding_column, place_columns, split_usable
 from mode_ray.encoders.encoder import load_encoder
+from mode_ray.errors import DataError
 from mode_ray.sampling import allocate_sample, sample_positions
 from mode_ray.stage import Manifest, Stage, UnitRecord
 from mode_ray.unit_pool import run_units
 from mode_ray.units import finish_units, units_left
+
+_ROW_COUNTERS = 8
 
 
 class EmbedWorker:
@@ -77,6 +81,14 @@ def unit_record(shard: Shard, captions: CaptionTable) -> UnitRecord:
     )
 
 
+def _rows(shard: Shard, captions: CaptionsConfig) -> int:
+    """Rows of a shard; none where it cannot be read: the unit that reads it is quarantined, with the reason."""
+    try:
+        return count_rows(shard, captions)
+    except DataError:
+        return 0
+
+
 def run_embed(
     config: RunConfig, stage: Stage, shards: Sequence[Shard], on_record: Callable[[UnitRecord], None]
 ) -> Manifest:
@@ -90,7 +102,9 @@ def run_embed(
     began = time.monotonic()
     sample = None
     if config.embed.keep == "sample":
-        rows = {shard.unit: count_rows(shard, config.captions) for shard in shards}
+        with ThreadPoolExecutor(_ROW_COUNTERS) as counters:
+            counts = counters.map(lambda shard: _rows(shard, config.captions), shards)
+            rows = {shard.unit: count for shard, count in zip(shards, counts, strict=True)}
         sample = allocate_sample(rows, config.cluster.sample_rows, config.cluster.seed)
     pool = config.embed.pool
     arguments = (

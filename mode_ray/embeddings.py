@@ -23,6 +23,11 @@ def place_columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
     return {name: table[name] for name in _PLACE_COLUMNS if name in table.column_names}
 
 
+def as_stored(vectors_bd: np.ndarray) -> np.ndarray:
+    """Vectors float32 [b, d] as they come back from an embedding shard, in float16 steps."""
+    return vectors_bd.astype(np.float16).astype(np.float32)
+
+
 def embedding_column(vectors_bd: np.ndarray) -> pa.FixedSizeListArray:
     """Vectors as `fixed_size_list<float16>[d]`."""
     half = np.ascontiguousarray(vectors_bd, dtype=np.float16)

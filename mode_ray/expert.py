@@ -34,7 +34,7 @@ class Expert:
         self._module = cast(Any, clip.module.eval().to(self._device))
         self._tokenizer = clip.tokenizer
         self._transform = clip.eval_transform
-        self.logit_scale = float(self._module.logit_scale.exp())
+        self.logit_scale = float(self._module.logit_scale.detach().exp())
 
     def prepare(self, image: Image.Image) -> torch.Tensor:
         """Resize and normalise one image, float32 [3, h, w]; experts of one run share this step."""

@@ -25,7 +25,9 @@ def decode_image(data: bytes, max_pixels: int, place: str) -> Image.Image:
         if image.width * image.height > max_pixels:
             raise DataError(f"{place}: image of {image.width} x {image.height} pixels, more than {max_pixels} allowed")
         return image.convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{place}: image too large ({error})") from None
     except UnidentifiedImageError:
         raise DataError(f"{place}: not an image of a known format ({', '.join(FORMATS)})") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{place}: damaged image ({error})") from None

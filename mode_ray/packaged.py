@@ -21,7 +21,8 @@ def resolve_folder(name: str, field: str) -> str:
     if not name.startswith(PREFIX):
         return name
     package, _, folder = name.removeprefix(PREFIX).partition("/")
-    spec = importlib.util.find_spec(package)
+    # A dotted name would import its parent.
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise UsageError(f"{field}: {name}: no package {package!r} is installed; pip install it first")
     path = Path(spec.submodule_search_locations[0]) / folder

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mode_ray.captions.parquet import DEFAULT_CAPTION_FIELD, open_parquet
-from mode_ray.captions.shards import Shard
+from mode_ray.captions.shards import Shard, is_damage
 from mode_ray.captions.webdataset import json_captions
 from mode_ray.config import CaptionsConfig
 from mode_ray.errors import DataError
@@ -89,12 +89,13 @@ class PairReader:
             except (ValueError, IndexError):
                 raise DataError(f"{place}: its .json member changed since it was assigned") from None
             content = text
-        return Pair(image, _normalise(content), place)
+        return Pair(image, _normalise(content, place), place)
 
     def _read_member(self, file: pa.NativeFile, kind: str, position: int, place: str) -> bytes:
         offset = int(self._columns[f"{kind}_offset"][position])
         size = int(self._columns[f"{kind}_bytes"][position])
-        content = bytes(file.read_at(size, offset))
+        # Arrow's S3 files raise where others give fewer bytes.
+        content = b"" if offset + size > file.size() else bytes(file.read_at(size, offset))
         if len(content) != size:
             raise DataError(f"{place}: the file ends inside its {kind}; it changed since it was assigned")
         return content
@@ -103,20 +104,30 @@ class PairReader:
         row = int(self._columns["row"][position])
         place = f"{shard.uri}: row {row}"
         _, ends = self._parquet(number)
+        if len(ends) == 0 or row >= ends[-1]:
+            raise DataError(f"{place}: the file has fewer rows; it changed since it was assigned")
         group = int(np.searchsorted(ends, row, side="right"))
         images, captions = self._row_group(number, group)
         within = row - (int(ends[group - 1]) if group else 0)
         image, caption = images[within].as_py(), captions[within].as_py()
+        if image is None:
+            image = b""  # a bad image, which training counts like any other
         if isinstance(image, dict):  # the layout of Hugging Face data sets
             image = image.get("bytes")
         if not isinstance(image, bytes):
             raise DataError(f"{place}: column {self._captions.image_field!r} holds no image bytes")
         if isinstance(caption, list):
-            caption = caption[int(self._columns["caption_index"][position])]
-        return Pair(image, _normalise(caption if isinstance(caption, bytes) else str(caption).encode()), place)
+            caption = dict(enumerate(caption)).get(int(self._columns["caption_index"][position]))
+        if not isinstance(caption, str | bytes):
+            raise DataError(f"{place}: its caption is gone; the file changed since it was assigned")
+        return Pair(image, _normalise(caption.encode() if isinstance(caption, str) else caption, place), place)
 
     def _open_tar(self, number: int) -> pa.NativeFile:
-        return self._index.shards[number].location.open_input()
+        shard = self._index.shards[number]
+        try:
+            return shard.location.open_input()
+        except FileNotFoundError:
+            raise DataError(f"{shard.uri}: no such file; it was there when it was assigned") from None
 
     def _open_parquet(self, number: int) -> tuple[pq.ParquetFile, np.ndarray]:
         """The file and the row number at which each of its row groups ends."""
@@ -128,14 +139,24 @@ class PairReader:
         """The images and the captions of a row group."""
         file, _ = self._parquet(number)
         field = self._captions.caption_field or DEFAULT_CAPTION_FIELD
-        if self._captions.image_field not in file.schema_arrow.names:
-            raise DataError(
-                f"{self._index.shards[number].uri}: no column {self._captions.image_field!r}; set "
-                f"captions.image_field to one of {file.schema_arrow.names}"
-            )
-        table = file.read_row_group(group, [self._captions.image_field, field])
+        shard = self._index.shards[number]
+        names = {"image_field": self._captions.image_field, "caption_field": field}
+        for setting, name in names.items():
+            if name not in file.schema_arrow.names:
+                raise DataError(
+                    f"{shard.uri}: no column {name!r}; set captions.{setting} to one of {file.schema_arrow.names}"
+                )
+        try:
+            table = file.read_row_group(group, list(names.values()))
+        except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+            if not is_damage(error, shard.location):
+                raise
+            raise DataError(f"{shard.uri}: damaged parquet data in row group {group}; replace it ({error})") from None
         return table[self._captions.image_field], table[field]
 
 
-def _normalise(caption: bytes) -> str:
-    return " ".join(caption.decode().split())
+def _normalise(caption: bytes, place: str) -> str:
+    try:
+        return " ".join(caption.decode().split())
+    except UnicodeDecodeError:
+        raise DataError(f"{place}: its caption is not UTF-8; the file changed since it was assigned") from None

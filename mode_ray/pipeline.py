@@ -16,7 +16,7 @@ from mode_ray.stage import Manifest, Stage, combined_hash, package_versions
 from mode_ray.storage import Location
 from mode_ray.train.run import run_train
 from mode_ray.train.scheduler import TrialStatus
-from mode_ray.train.worker import read_progress
+from mode_ray.train.trial import read_progress
 
 STAGE_DIRECTORIES = {
     "embed": "embeddings",

@@ -35,7 +35,7 @@ class Progress:
         self._stage, self._units, self._done, self._rows = stage, units, done, 0
         self._began = self._last = time.monotonic()
         self._states = {}
-        self.say(f"[{stage}] {units} units" + (f", {done} of them done before" if done else ""))
+        self.say(f"[{stage}] {done} of {units} units done before" if done else f"[{stage}] begins")
 
     def unit(self, record: UnitRecord) -> None:
         """A unit is done, or quarantined."""

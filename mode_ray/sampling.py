@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+_HYPERGEOMETRIC_LIMIT = 1_000_000_000  # of numpy's generator
+
 
 def allocate_sample(rows_by_unit: Mapping[str, int], sample_rows: int, seed: int) -> dict[str, int]:
     """How many sampled rows each unit gives, as if rows were drawn from all units at once, without replacement.
@@ -21,9 +23,24 @@ def allocate_sample(rows_by_unit: Mapping[str, int], sample_rows: int, seed: int
     rows = np.array([rows_by_unit[unit] for unit in units], dtype=np.int64)
     if rows.sum() <= sample_rows:
         return {unit: rows_by_unit[unit] for unit in units}
+    generator = np.random.default_rng(seed)
+    if rows.sum() >= _HYPERGEOMETRIC_LIMIT:
+        rows = _thin(rows, sample_rows, generator)
     # `marginals` draws unit by unit: its cost grows with the units, not with the rows.
-    counts = np.random.default_rng(seed).multivariate_hypergeometric(rows, sample_rows, method="marginals")
+    counts = generator.multivariate_hypergeometric(rows, sample_rows, method="marginals")
     return {unit: int(count) for unit, count in zip(units, counts, strict=True)}
+
+
+def _thin(rows: np.ndarray, sample_rows: int, generator: np.random.Generator) -> np.ndarray:
+    """Keep every row by a coin of its own, biased so that slightly more than `sample_rows` stay.
+
+    Given how many rows stay, every set of that many is equally likely: a uniform draw from it is one from all rows.
+    """
+    share = min(1.0, (sample_rows + 6 * np.sqrt(sample_rows) + 10) / rows.sum())
+    while True:
+        kept: np.ndarray = generator.binomial(rows, share)
+        if kept.sum() >= sample_rows:
+            return kept
 
 
 def sample_positions(unit: str, rows: int, count: int, seed: int) -> np.ndarray:

@@ -31,10 +31,11 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         yield
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
-    if address is None:
+    if not address:
         for name, value in _LOCAL_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         ray.init(
+            address="local",  # without it Ray joins whatever cluster `ray start` last began on this machine
             num_cpus=config.num_cpus,
             object_store_memory=config.object_store_bytes,
             include_dashboard=config.dashboard,

@@ -9,7 +9,7 @@ from mode_ray.pipeline import STAGE_DIRECTORIES
 from mode_ray.stage import MANIFEST, STARTED, UNITS, read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.scheduler import STATUS_FILE, read_status
-from mode_ray.train.worker import read_progress
+from mode_ray.train.trial import read_progress
 
 
 def status_table(run: Location) -> Table:

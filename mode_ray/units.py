@@ -33,6 +33,8 @@ def finish_units(
     listing = {record.source: record.error for record in quarantined}
     if quarantined:
         (stage.directory / QUARANTINE).write_text(json.dumps(listing, indent=1))
+    else:
+        (stage.directory / QUARANTINE).delete()  # of an earlier attempt
     if len(quarantined) > config.limits.max_quarantined_units:
         shown = "\n".join(f"  {record.error}" for record in quarantined[:_NAMED_AT_MOST])
         raise DataError(

@@ -14,6 +14,9 @@ INVALID_UTF8 = "caption not UTF-8"
 DUPLICATE_KEY = "key repeated in its shard"
 NO_IMAGE = "no image"
 BAD_JSON = ".json member not a JSON object"
+BIG_JSON = ".json member too large"
+# What `str.split` takes for white space; `\s` of arrow's regular expressions is ASCII only.
+_WHITE_SPACE = r"[\t-\r\x1c-\x1f\x{85}\p{Z}]+"
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ def clean(
 ) -> CaptionTable:
     """Keep the usable captions; count the others.
 
-    White space is trimmed and runs of it become one space. Of several samples with one key only the first is kept.
+    White space (Unicode's, as `str.split` knows it) is trimmed and runs of it become one space. Of several samples
+    with one key only the first is kept.
 
     Args:
         columns: `row`, `caption_index`, `key`, and any further columns to carry along, all of one length.
@@ -51,13 +55,14 @@ def clean(
         found_reasons: String array of reasons the reader already found, null where there is none.
     """
     text, invalid = _decode(raw_captions)
-    text = pc.utf8_trim_whitespace(pc.replace_substring_regex(text, r"\s+", " "))
+    text = pc.utf8_trim(pc.replace_substring_regex(text, _WHITE_SPACE, " "), " ")
     reasons = np.full(len(text), "", dtype=object)
     for mask, reason in (
         (_first_key_differs(columns), DUPLICATE_KEY),
         (_true(pc.equal(pc.binary_length(text), 0)), EMPTY),
-        (_true(pc.greater(pc.binary_length(raw_captions), max_caption_bytes)), TOO_LONG),
         (invalid, INVALID_UTF8),
+        # After UTF-8: readers cut a long caption where they stop reading, maybe inside a character.
+        (_true(pc.greater(pc.binary_length(raw_captions), max_caption_bytes)), TOO_LONG),
         (raw_captions.is_null().to_numpy(zero_copy_only=False), MISSING),
     ):
         reasons[mask] = reason
@@ -99,9 +104,8 @@ def _decode_one(value: bytes | None) -> str | None:
 
 def _first_key_differs(columns: Mapping[str, pa.Array]) -> np.ndarray:
     """Mask of captions whose key already stood at an earlier row."""
-    _, first_index, inverse = np.unique(
-        columns["key"].to_numpy(zero_copy_only=False).astype(str), return_index=True, return_inverse=True
-    )
+    numbers = columns["key"].dictionary_encode().indices.to_numpy()
+    _, first_index, inverse = np.unique(numbers, return_index=True, return_inverse=True)
     rows = columns["row"].to_numpy()
     mask: np.ndarray = rows[first_index][inverse] != rows
     return mask

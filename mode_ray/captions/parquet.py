@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mode_ray.captions.clean import CaptionTable, clean
-from mode_ray.captions.shards import Shard
+from mode_ray.captions.shards import Shard, is_damage
 from mode_ray.config import CaptionsConfig
 from mode_ray.errors import DataError
 
@@ -22,11 +22,16 @@ def open_parquet(shard: Shard) -> pq.ParquetFile:
         DataError: Not a readable parquet file.
     """
     try:
-        return pq.ParquetFile(shard.location.open_input())
+        file = pq.ParquetFile(shard.location.open_input())
+        _ = file.schema_arrow.names  # decoded on demand; undecodable names are damage too
     except FileNotFoundError:
         raise DataError(f"{shard.uri}: no such file") from None
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{shard.uri}: not a readable parquet file ({error}); replace or remove it") from None
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        if not is_damage(error, shard.location):
+            raise
+        reason = " ".join(str(error).split())
+        raise DataError(f"{shard.uri}: not a readable parquet file ({reason}); replace or remove it") from None
+    return file
 
 
 def row_group_range(shard: Shard, file: pq.ParquetFile) -> range:
@@ -50,22 +55,30 @@ def read_parquet_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
             )
     try:
         table = file.read_row_groups(list(row_group_range(shard, file)), columns=names)
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, OSError) and not shard.location.is_local:
-            raise  # a remote read may succeed when tried again
-        raise DataError(f"{shard.uri}: damaged parquet data ({error}); replace or remove it") from None
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        if not is_damage(error, shard.location):
+            raise  # may succeed when tried again
+        reason = " ".join(str(error).split())
+        raise DataError(f"{shard.uri}: damaged parquet data ({reason}); replace or remove it") from None
     rows = np.arange(shard.first_row, shard.first_row + table.num_rows)
-    keys = _keys(table, config.key_field, rows)
+    keys = _keys(table, config.key_field, rows, shard)
     captions = table[field].combine_chunks()
     columns, raw = _one_a_caption(captions, rows, keys, config, shard, field)
     return clean(columns, raw, config.max_caption_bytes)
 
 
-def _keys(table: pa.Table, key_field: str | None, rows: np.ndarray) -> pa.Array:
+def _keys(table: pa.Table, key_field: str | None, rows: np.ndarray, shard: Shard) -> pa.Array:
     row_names = pa.array(rows).cast(pa.string())
     if key_field is None:
         return row_names
-    return pc.coalesce(table[key_field].combine_chunks().cast(pa.string()), row_names)
+    keys = table[key_field].combine_chunks()
+    try:
+        return pc.coalesce(keys.cast(pa.string()), row_names)
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"{shard.uri}: column {key_field!r} holds {keys.type}, not names as UTF-8 text or numbers ({error}); "
+            "set captions.key_field to another column"
+        ) from None
 
 
 def _one_a_caption(

@@ -64,7 +64,15 @@ def list_shards(config: CaptionsConfig) -> list[Shard]:
 def unit_name(location: Location) -> str:
     """A readable name that is unique by URI."""
     stem = location.name.rsplit(".", 1)[0]
-    return f"{stem}-{hashlib.blake2b(location.uri.encode(), digest_size=4).hexdigest()}"
+    return f"{stem}-{hashlib.blake2b(location.uri.encode(), digest_size=8).hexdigest()}"
+
+
+def is_damage(error: Exception, location: Location) -> bool:
+    """Whether an error of arrow's parquet reader is about the bytes themselves, so that trying again is of no use.
+
+    Arrow raises OSError for undecodable bytes too, then without an errno; remote errors never carry one.
+    """
+    return not isinstance(error, OSError) or (location.is_local and error.errno is None)
 
 
 def _expand(path: str) -> list[Location]:
@@ -101,8 +109,10 @@ def _split(file: Location, shard_format: ShardFormat, max_rows: int) -> Sequence
     try:
         with file.open_input() as source:
             metadata = pq.read_metadata(source)
-    except pa.ArrowInvalid:
-        return [whole]  # unreadable: the unit that reads it is quarantined, with the reason
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        if is_damage(error, file):
+            return [whole]  # the unit that reads it is quarantined, with the reason
+        raise DataError(f"{file}: cannot be read ({error})") from None
     if metadata.num_rows <= max_rows:
         return [whole]
     shards, first_group, first_row, row = [], 0, 0, 0

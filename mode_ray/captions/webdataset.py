@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from mode_ray.captions.clean import BAD_JSON, NO_IMAGE, CaptionTable, clean
+from mode_ray.captions.clean import BAD_JSON, BIG_JSON, NO_IMAGE, CaptionTable, clean
 from mode_ray.captions.shards import Shard
 from mode_ray.config import CaptionsConfig
 from mode_ray.errors import DataError
@@ -56,14 +56,14 @@ def read_tar_samples(shard: Shard, wanted: frozenset[str], max_bytes: int) -> It
         DataError: Not a tar, or a truncated one.
     """
     sample: TarSample | None = None
-    with _open_tar(shard) as (archive, size_bytes):
+    with _open_tar(shard) as archive:
         try:
             for member in archive:
                 if not member.isfile():
                     continue
                 directory, _, base = member.name.rpartition("/")
                 stem, _, suffix = base.partition(".")
-                key, suffix = f"{directory}/{stem}".lstrip("/"), suffix.lower()
+                key, suffix = _as_utf8(f"{directory}/{stem}".lstrip("/")), suffix.lower()
                 if sample is None or sample.key != key or suffix in sample.members:
                     if sample is not None:
                         yield sample
@@ -74,16 +74,19 @@ def read_tar_samples(shard: Shard, wanted: frozenset[str], max_bytes: int) -> It
                     sample.contents[suffix] = source.read(max_bytes + 1) if source else b""
         except tarfile.ReadError as error:
             raise DataError(f"{shard.uri}: truncated or damaged tar ({error}); replace or remove it") from None
-        if size_bytes < archive.offset + tarfile.BLOCKSIZE:
-            raise DataError(
-                f"{shard.uri}: truncated tar (no end marker after {size_bytes} bytes); replace or remove it"
-            )
+        # tarfile takes a damaged header for the end of the archive, and so it does a missing one.
+        with shard.location.open_input() as file:
+            if bytes(file.read_at(tarfile.BLOCKSIZE, archive.offset)) != bytes(tarfile.BLOCKSIZE):
+                raise DataError(
+                    f"{shard.uri}: truncated or damaged tar (no header and no end marker at byte {archive.offset}); "
+                    "replace or remove it"
+                )
     if sample is not None:
         yield sample
 
 
 @contextlib.contextmanager
-def _open_tar(shard: Shard) -> Iterator[tuple[tarfile.TarFile, int]]:
+def _open_tar(shard: Shard) -> Iterator[tarfile.TarFile]:
     """Open a tar: locally by seeking over the images, remotely as one sequential stream."""
     location = shard.location
     try:
@@ -94,11 +97,16 @@ def _open_tar(shard: Shard) -> Iterator[tuple[tarfile.TarFile, int]]:
             else:
                 stream = location.filesystem.open_input_stream(location.path, buffer_size=_STREAM_BUFFER_BYTES)
                 archive = stack.enter_context(tarfile.open(fileobj=stack.enter_context(stream), mode="r|"))
-            yield archive, location.size_bytes()
+            yield archive
     except FileNotFoundError:
         raise DataError(f"{shard.uri}: no such file") from None
     except tarfile.ReadError as error:
         raise DataError(f"{shard.uri}: not a readable tar ({error}); replace or remove it") from None
+
+
+def _as_utf8(name: str) -> str:
+    """A member's name with bytes that are not UTF-8 (tarfile's surrogates) written as escapes."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def read_tar_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
@@ -137,7 +145,10 @@ def json_captions(content: bytes, field_name: str) -> list[bytes | None]:
     Raises:
         ValueError: Not a JSON object.
     """
-    values = json.loads(content)
+    try:
+        values = json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(values, dict):
         raise ValueError("not a JSON object")
     found = values.get(field_name)
@@ -152,6 +163,8 @@ def _captions_of(sample: TarSample, suffix: str, config: CaptionsConfig) -> tupl
         return [None], None
     if config.caption_field is None:
         return [content], None
+    if len(content) > MAX_JSON_BYTES:
+        return [None], BIG_JSON
     try:
         captions = json_captions(content, config.caption_field)
     except ValueError:

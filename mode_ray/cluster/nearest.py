@@ -7,7 +7,6 @@ from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from mode_ray.errors import UsageError
 
@@ -35,6 +34,8 @@ def import_faiss() -> ModuleType:
 @contextlib.contextmanager
 def limited_threads(threads: int) -> Iterator[None]:
     """Let faiss and torch use `threads` threads within the block; the old settings come back after it."""
+    import torch  # the driver imports this module for the clustering's types, and has no use for torch
+
     faiss = import_faiss()
     faiss_before, torch_before = faiss.omp_get_max_threads(), torch.get_num_threads()
     faiss.omp_set_num_threads(threads)

@@ -1,11 +1,13 @@
 """What every caption encoder is, and how one is made from the config."""
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 
 from mode_ray.config import EncoderConfig, EncoderPlacement
+
+if TYPE_CHECKING:
+    import torch
 
 
 class CaptionEncoder(Protocol):
@@ -57,8 +59,10 @@ def unit_rows(vectors_bd: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str) -> "torch.device":
     """`auto` is CUDA where there is one."""
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)

@@ -58,6 +58,8 @@ class HuggingFaceEncoder:
     @torch.inference_mode()
     def encode(self, captions: list[str]) -> np.ndarray:
         """Embed captions, batches sorted by length so that little is padded."""
+        if not captions:
+            return np.empty((0, self.dimension), np.float32)
         tokens = self._tokenizer(captions, truncation=True, max_length=self._max_tokens)
         lengths = np.array([len(ids) for ids in tokens["input_ids"]])
         order = np.argsort(-lengths, kind="stable")

@@ -7,8 +7,8 @@ import numpy as np
 
 from mode_ray.config import RoutingConfig, RoutingRule
 from mode_ray.ensemble import ensemble_scores, per_query_scores
+from mode_ray.evaluate.measurements import TaskCosines
 from mode_ray.evaluate.metrics import classification_metrics, retrieval_metrics
-from mode_ray.evaluate.similarities import TaskCosines
 from mode_ray.evaluate.tasks import Task
 from mode_ray.routing import RoutingWeights, per_query_weights, routing_weights
 

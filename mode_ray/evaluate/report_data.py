@@ -15,6 +15,7 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
 from mode_ray.errors import DataError
 from mode_ray.evaluate.compare import TaskResults
+from mode_ray.evaluate.measurements import TaskCosines
 from mode_ray.evaluate.report import (
     ExpertRow,
     FineClusterRow,
@@ -28,7 +29,6 @@ from mode_ray.evaluate.report import (
     StageRow,
     TaskRow,
 )
-from mode_ray.evaluate.similarities import TaskCosines
 from mode_ray.evaluate.tasks import Task
 from mode_ray.expert_data import PairIndex, fine_counts, load_index, nearest_rows
 from mode_ray.images import decode_image
@@ -37,7 +37,7 @@ from mode_ray.routing import nearest_centers
 from mode_ray.stage import package_versions, read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.budget import DENSE, SEED, Trial, expert_name
-from mode_ray.train.worker import read_metrics
+from mode_ray.train.trial import read_metrics
 
 _SAMPLE_SHARDS = 16
 _CAPTIONS_PER_CLUSTER = 3

@@ -11,9 +11,9 @@ from mode_ray.config import RunConfig
 from mode_ray.encoders.encoder import load_encoder
 from mode_ray.errors import ModeRayError
 from mode_ray.evaluate.compare import TaskResults, compare
+from mode_ray.evaluate.measurements import TaskCosines, TaskSummary, load_cosines, load_summary
 from mode_ray.evaluate.report import ReportData, render_report
 from mode_ray.evaluate.report_data import ReportSources, report_data
-from mode_ray.evaluate.similarities import TaskCosines, TaskSummary, load_cosines, load_summary, measure_task
 from mode_ray.evaluate.tasks import Task, load_task
 from mode_ray.stage import Manifest, Stage, UnitRecord
 from mode_ray.storage import Location
@@ -98,6 +98,8 @@ def _measure(
 
 
 def _measure_one(config: RunConfig, task: Task, models: Mapping[str, Location], directory: Location) -> TaskSummary:
+    from mode_ray.evaluate.similarities import measure_task  # needs torch, which the driver has no use for
+
     placement = config.evaluate.placement
     encoder = load_encoder(config.encoder, config.embed.encoder, placement.threads_per_task)
     return measure_task(task, models, encoder, directory, placement, config.limits.max_image_pixels)

@@ -3,11 +3,10 @@
 A new routing rule is evaluated from these files without running a model again.
 """
 
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -16,42 +15,26 @@ from PIL import Image
 from mode_ray.config import EvaluatePlacement
 from mode_ray.encoders.encoder import CaptionEncoder
 from mode_ray.errors import DataError
+from mode_ray.evaluate.measurements import (
+    LABELS_FILE,
+    ROUTING_FILE,
+    SUMMARY_FILE,
+    TaskSummary,
+    cosine_file,
+    save_array,
+)
 from mode_ray.evaluate.tasks import Sample, Task, read_samples
 from mode_ray.expert import Expert
 from mode_ray.images import decode_image
 from mode_ray.routing import mean_direction
 from mode_ray.storage import Location
 
-SUMMARY_FILE = "task.json"
 _NO_IMAGE, _BAD_IMAGE, _NO_TEXT, _OTHER_CLASS = (
     "no image",
     "undecodable image",
     "no text",
     "of no class of the task",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskSummary:
-    """What stands beside a task's cosines; `task.json`, written last.
-
-    Attributes:
-        task: Its name.
-        models: Names of the models, each with a file `cosines/<name>.npy` ('/' written as '_').
-        logit_scales: By model.
-        images: Images used.
-        texts: What the task's texts say: class names or captions, in order of the columns.
-        skipped: Samples left out, by reason.
-        examples: Where the first of each stands.
-    """
-
-    task: str
-    models: tuple[str, ...]
-    logit_scales: Mapping[str, float]
-    images: int
-    texts: tuple[str, ...]
-    skipped: Mapping[str, int]
-    examples: Mapping[str, str]
 
 
 def measure_task(
@@ -98,9 +81,9 @@ def measure_task(
     )
     for name, expert in experts.items():
         cosines_il = np.concatenate(features[name]) @ _text_side(task, collected.captions, expert.encode_texts).T
-        _save(directory / "cosines" / f"{name.replace('/', '_')}.npy", cosines_il.astype(np.float32))
-    _save(directory / "labels.npy", np.array(collected.numbers, np.int64))
-    _save(directory / "routing_texts.npy", _text_side(task, collected.captions, encoder.encode))
+        save_array(cosine_file(directory, name), cosines_il.astype(np.float32))
+    save_array(directory / LABELS_FILE, np.array(collected.numbers, np.int64))
+    save_array(directory / ROUTING_FILE, _text_side(task, collected.captions, encoder.encode))
     summary = TaskSummary(
         task=task.name,
         models=tuple(models),
@@ -112,45 +95,6 @@ def measure_task(
     )
     (directory / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=1))
     return summary
-
-
-@dataclass(frozen=True)
-class TaskCosines:
-    """A task's stored measurements.
-
-    Attributes:
-        summary: What they are of.
-        cosines: By model, float32 [images, texts].
-        labels: Text number of every image, int64 [images].
-        routing_texts_ld: Caption embeddings of the task's texts, float32.
-    """
-
-    summary: TaskSummary
-    cosines: Mapping[str, np.ndarray]
-    labels: np.ndarray
-    routing_texts_ld: np.ndarray
-
-
-def load_summary(directory: Location) -> TaskSummary | None:
-    """The summary of a measured task, or None where it is not measured."""
-    location = directory / SUMMARY_FILE
-    if not location.exists():
-        return None
-    values = json.loads(location.read_text())
-    return TaskSummary(**{**values, "models": tuple(values["models"]), "texts": tuple(values["texts"])})
-
-
-def load_cosines(directory: Location) -> TaskCosines:
-    """Read what `measure_task` wrote.
-
-    Raises:
-        DataError: The task is not measured.
-    """
-    summary = load_summary(directory)
-    if summary is None:
-        raise DataError(f"{directory / SUMMARY_FILE}: missing; run `mode-ray evaluate` first")
-    cosines = {name: _load(directory / "cosines" / f"{name.replace('/', '_')}.npy") for name in summary.models}
-    return TaskCosines(summary, cosines, _load(directory / "labels.npy"), _load(directory / "routing_texts.npy"))
 
 
 class _Collector:
@@ -210,14 +154,3 @@ def _text_side(task: Task, captions: list[str], encode: Callable[[list[str]], np
     flat = encode([text for texts in names for text in texts])
     per_class = np.split(flat, np.cumsum([len(texts) for texts in names])[:-1])
     return np.stack([mean_direction(rows_td) for rows_td in per_class])
-
-
-def _save(location: Location, array: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    location.write_bytes(buffer.getvalue())
-
-
-def _load(location: Location) -> np.ndarray:
-    loaded: np.ndarray = np.load(io.BytesIO(location.read_bytes()), allow_pickle=False)
-    return loaded

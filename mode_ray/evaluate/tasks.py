@@ -105,10 +105,13 @@ def load_task(path: str) -> Task:
 def _beside(task_file: Location, path: str) -> str:
     if "://" in path or path.startswith("/"):
         return path
-    folder, parts = task_file.parent, path.split("/")
-    while parts[0] == "..":
-        folder, parts = folder.parent, parts[1:]
-    return (folder / "/".join(parts)).uri
+    place = task_file.parent
+    for part in path.split("/"):
+        if part == "..":
+            place = place.parent
+        elif part not in ("", "."):
+            place = place / part
+    return place.uri
 
 
 def read_samples(task: Task) -> Iterator[Sample]:

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mode_ray.config import RunConfig
-from mode_ray.errors import DataError
+from mode_ray.errors import DataError, UsageError
 from mode_ray.expert_data import PairIndex
 from mode_ray.images import decode_image
 from mode_ray.pair_reader import Pair, PairReader
@@ -99,7 +99,7 @@ class PairDataset(Dataset[TrainBatch]):
         with torch.random.fork_rng(devices=[]):
             for position, pair in zip(positions, pairs, strict=True):
                 # Seeded by position, so that a crop does not depend on worker, rank or restart.
-                torch.manual_seed((self._seed << 40) + position)
+                torch.manual_seed(_mixed_seed(self._seed, position))
                 try:
                     decoded.append((self._image(pair), pair.caption))
                 except DataError as error:
@@ -113,6 +113,10 @@ class PairDataset(Dataset[TrainBatch]):
 
     def _image(self, pair: Pair) -> torch.Tensor:
         return self._transform(decode_image(pair.image, self._max_pixels, pair.place))
+
+
+def _mixed_seed(seed: int, position: int) -> int:
+    return int(np.random.SeedSequence((seed, position)).generate_state(1, np.uint64)[0])
 
 
 class _RankPositions:
@@ -141,9 +145,17 @@ def train_loader(
         last: Samples after which the run ends.
         batch_size: Global batch.
         rank: Of this process.
-        world_size: Number of processes; it divides the batch size.
+        world_size: Number of processes.
         workers: Loader processes; 0 loads in this one.
+
+    Raises:
+        UsageError: The batch cannot be dealt evenly to the processes.
     """
+    if batch_size % world_size:
+        raise UsageError(
+            f"train.batch_size={batch_size} cannot be dealt evenly to {world_size} workers; "
+            "make it a multiple of train.placement.workers_per_run"
+        )
     positions: Any = _RankPositions(first, last, batch_size, rank, world_size)
     multiprocess: dict[str, Any] = {"prefetch_factor": _PREFETCHED_BATCHES} if workers else {}
     # batch_size=None: the sampler's lists go to the dataset whole, which reads a batch shard by shard.

@@ -170,7 +170,7 @@ class TrainLoop:
             "samples": float(self.state.samples_seen),
             "loss": value,
             "learning_rate": float(self._optimizer.param_groups[0]["lr"]),
-            "logit_scale": float(self._bare.logit_scale.exp()),
+            "logit_scale": float(self._bare.logit_scale.detach().exp()),
             "samples_per_second": rate,
             "data_wait_share": wait_share,
         }

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
@@ -22,10 +23,12 @@ from mode_ray.config import ModelConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.packaged import resolve_folder
 from mode_ray.storage import Location
+from mode_ray.train.architecture import ARCHITECTURE_FIELD, CONFIG_FILE, clip_config_of
 
-CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 FOLDER_WEIGHTS = "folder"
+# What open_clip raises for a config that is not one: it checks little of its own.
+_CONFIG_ERRORS = (ValueError, TypeError, KeyError, RuntimeError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -53,20 +56,28 @@ def build_clip(config: ModelConfig, seed: int) -> ClipModel:
     Raises:
         UsageError: No such architecture, folder, tag or checkpoint file.
     """
-    folder = Path(resolve_folder(config.architecture, "train.model.architecture"))
     if config.pretrained == FOLDER_WEIGHTS:
-        return load_clip(Location.parse(str(folder)))
-    clip_config = _folder_config(folder) if folder.is_dir() else _named_config(config.architecture)
+        return load_clip(Location.parse(resolve_folder(config.architecture, ARCHITECTURE_FIELD)))
+    clip_config = clip_config_of(config)
     torch.manual_seed(seed)
-    clip = _create(clip_config, weights=None)
+    try:
+        clip = _create(clip_config)
+    except _CONFIG_ERRORS as error:
+        raise UsageError(f"train.model.architecture: {config.architecture}: {error}") from None
     if config.pretrained is not None:
-        name = config.architecture
         try:
-            source = open_clip.create_model(name, pretrained=config.pretrained)
-        except (RuntimeError, OSError) as error:
+            _load_pretrained(clip.module, config.architecture, config.pretrained)
+        except (RuntimeError, OSError, UnpicklingError, safetensors.SafetensorError) as error:
             raise UsageError(f"train.model.pretrained: {config.pretrained}: {str(error).splitlines()[0]}") from None
-        clip.module.load_state_dict(source.state_dict())
     return clip
+
+
+def _load_pretrained(module: torch.nn.Module, architecture: str, pretrained: str) -> None:
+    """Load a checkpoint file, which any architecture may have, or a tag of a named architecture."""
+    if Path(pretrained).is_file():
+        open_clip.load_checkpoint(module, pretrained)
+    else:
+        module.load_state_dict(open_clip.create_model(architecture, pretrained=pretrained).state_dict())
 
 
 def load_clip(folder: Location) -> ClipModel:
@@ -85,13 +96,19 @@ def load_clip(folder: Location) -> ClipModel:
     except ValueError:
         raise DataError(f"{folder / CONFIG_FILE}: not valid JSON; train or copy this model again") from None
     try:
-        weights = safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes())
-        return _create(config, weights)
-    except (safetensors.SafetensorError, RuntimeError, KeyError) as error:
+        clip = _create(config)
+    except _CONFIG_ERRORS as error:
+        raise DataError(
+            f"{folder / CONFIG_FILE}: not a config of an open_clip model ({error}); train or copy this model again"
+        ) from None
+    try:
+        clip.module.load_state_dict(safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes()))
+    except (safetensors.SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
             f"{folder / WEIGHTS_FILE}: damaged, or of another model ({reason}); train or copy it again"
         ) from None
+    return clip
 
 
 def save_clip(folder: Location, clip: ClipModel) -> None:
@@ -101,7 +118,7 @@ def save_clip(folder: Location, clip: ClipModel) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps(clip.config, indent=2))
 
 
-def _create(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None) -> ClipModel:
+def _create(config: Mapping[str, Any]) -> ClipModel:
     with _config_folder(config) as folder:
         name = f"local-dir:{folder}"
         with _root_logger_at(logging.ERROR):  # it warns that there are no weights in the folder: as intended
@@ -109,8 +126,6 @@ def _create(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | Non
                 name, load_weights=False, pretrained_text=False, output_dict=True
             )
         tokenizer = open_clip.get_tokenizer(name)
-    if weights is not None:
-        module.load_state_dict(weights)
     preprocess = {key: module.visual.preprocess_cfg[key] for key in ("mean", "std", "interpolation", "resize_mode")}
     complete = {**copy.deepcopy(dict(config)), "preprocess_cfg": preprocess}
     return ClipModel(module, tokenizer, train_transform, eval_transform, complete)
@@ -135,21 +150,3 @@ def _root_logger_at(level: int) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def _folder_config(folder: Path) -> Mapping[str, Any]:
-    location = folder / CONFIG_FILE
-    if not location.is_file():
-        raise UsageError(f"train.model.architecture: {location} does not exist; name a folder that holds one")
-    config: Mapping[str, Any] = json.loads(location.read_text())
-    return config
-
-
-def _named_config(name: str) -> Mapping[str, Any]:
-    model_config = open_clip.get_model_config(name)
-    if model_config is None:
-        raise UsageError(
-            f"train.model.architecture: {name}: neither a folder nor an open_clip architecture "
-            f"(such as ViT-B-16; `python -c 'import open_clip; print(open_clip.list_models())'` lists them)"
-        )
-    return {"model_cfg": model_config}

@@ -12,10 +12,10 @@ from mode_ray.errors import TrainingError
 from mode_ray.expert_data import fine_counts, load_index
 from mode_ray.stage import Manifest, Stage, UnitRecord
 from mode_ray.storage import Location
+from mode_ray.train.architecture import check_architecture
 from mode_ray.train.budget import Trial, plan_trials
-from mode_ray.train.model import build_clip
 from mode_ray.train.scheduler import TrialQueue, TrialStatus, initial_statuses, run_trials
-from mode_ray.train.worker import SHARDS_FILE, TrialJob
+from mode_ray.train.trial import SHARDS_FILE, TrialJob
 
 
 def run_train(
@@ -32,7 +32,7 @@ def run_train(
         UsageError: The architecture or checkpoint does not exist.
         TrainingError: A trial failed for good; the others were finished.
     """
-    build_clip(config.train.model, config.train.seed)  # a wrong name is to be said here, once, not by every worker
+    check_architecture(config.train.model)
     clustering = Clustering.load(clusters)
     trials, pairs_n = planned_trials(config, clustering, assignments, shards)
     stage.begin(len(trials))

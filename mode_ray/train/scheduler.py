@@ -13,14 +13,13 @@ from typing import Any, Literal
 import ray
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mode_ray.config import TrainPlacement, config_hash, fingerprint_fields
 from mode_ray.storage import Location
 from mode_ray.train.budget import Trial
-from mode_ray.train.worker import TrialJob, train_worker
+from mode_ray.train.trial import ERROR_FILE, TrialJob, read_error
 
 STATUS_FILE = "status.json"
 CHECKPOINT_FOLDER = "checkpoints"
@@ -156,9 +155,10 @@ def run_trials(
             except ray.exceptions.RayError as error:
                 end = TrialEnd(f"launcher lost: {type(error).__name__}", again=True)
             if end.reason is None:
-                # The model stands in the trial's folder; its checkpoints have no further use.
-                (jobs[trial.name].folder / CHECKPOINT_FOLDER).delete()
                 queue.finished(trial, seconds)
+                # Only when the status file says so too: a driver that dies in between would train it all again.
+                _write_changed(jobs, queue.statuses, written)
+                (jobs[trial.name].folder / CHECKPOINT_FOLDER).delete()
             else:
                 queue.failed(trial, end.reason, seconds, again=end.again)
     _write_changed(jobs, queue.statuses, written)
@@ -202,12 +202,14 @@ class TrialEnd:
 
 def fit_trial(job: TrialJob) -> TrialEnd:
     """Run one trial's TorchTrainer to its end, going on from its newest checkpoint."""
+    from ray.train.torch import TorchTrainer  # needs torch, which the driver has no use for
+
     placement = job.config.train.placement
     # The same name resumes, so whatever changes the outcome must be in it.
     versioned = config_hash({**fingerprint_fields(job.config.train, "train"), "trial": repr(job.trial)})
     storage = job.folder / CHECKPOINT_FOLDER
     trainer = TorchTrainer(
-        train_worker,
+        _train,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
             num_workers=placement.workers_per_run,
@@ -225,14 +227,22 @@ def fit_trial(job: TrialJob) -> TrialEnd:
             checkpoint_config=CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
         ),
     )
+    (job.folder / ERROR_FILE).delete()
     try:
         trainer.fit()
     except WorkerGroupError as error:
         causes = [f"worker {rank}: {_last_line(cause)}" for rank, cause in sorted(error.worker_failures.items())]
-        return TrialEnd("; ".join(causes) or _last_line(error))
+        return TrialEnd(read_error(job.folder) or "; ".join(causes) or _last_line(error))
     except TrainingFailedError as error:
         return TrialEnd(_last_line(error), again=True)
-    return TrialEnd()
+    return TrialEnd(read_error(job.folder))
+
+
+def _train(settings: Mapping[str, Any]) -> None:
+    """The worker's function, imported there alone: the trainer's own processes do without open_clip."""
+    from mode_ray.train.worker import train_worker
+
+    train_worker(settings)
 
 
 def _last_line(error: BaseException) -> str:

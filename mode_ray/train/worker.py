@@ -1,10 +1,13 @@
-"""One worker of one training run under Ray Train: restores, loops, checkpoints, writes the expert folder."""
+"""One worker of one training run under Ray Train: restores, loops, checkpoints, writes the expert folder.
+
+Ray Train restarts the workers after any exception. That mends a lost machine, never a wrong config or broken data:
+such an error is left in the trial's directory, where restarted workers and the launcher find it.
+"""
 
 import json
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,55 +20,47 @@ import torch.distributed
 from mode_ray.assign import FINE
 from mode_ray.captions.shards import read_shards
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config import RunConfig
+from mode_ray.errors import ModeRayError
 from mode_ray.expert_data import PairIndex, load_index, select_members
-from mode_ray.storage import Location
-from mode_ray.train.budget import SEED, Trial
+from mode_ray.train.budget import SEED
 from mode_ray.train.data import PairDataset, train_loader
 from mode_ray.train.loop import TrainLoop
 from mode_ray.train.model import ClipModel, build_clip, load_clip, save_clip
+from mode_ray.train.trial import (
+    ERROR_FILE,
+    METRICS_FILE,
+    PROGRESS_FILE,
+    SHARDS_FILE,
+    STATE_FILE,
+    TrialJob,
+    read_error,
+)
 
-STATE_FILE = "training_state.pt"
-METRICS_FILE = "metrics.json"
-PROGRESS_FILE = "progress.json"
-SHARDS_FILE = "shards.parquet"
 _CHECKPOINT_WEIGHTS = "model.safetensors"
 _PROGRESS_INTERVAL_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class TrialJob:
-    """Everything a worker needs to know.
-
-    Attributes:
-        trial: What to train.
-        config: The run's config.
-        assignments: Directory of the assignment shards.
-        clusters: Directory of the clustering.
-        experts: Directory of all trials' outputs.
-    """
-
-    trial: Trial
-    config: RunConfig
-    assignments: Location
-    clusters: Location
-    experts: Location
-
-    @property
-    def folder(self) -> Location:
-        """The trial's own directory."""
-        return self.experts / self.trial.name
 
 
 def train_worker(settings: Mapping[str, Any]) -> None:
     """The function that Ray Train runs on every worker of a trial.
 
+    Errors that no restart mends go into the trial's `error.txt`; while that stands, the trial is not trained.
+
     Args:
         settings: `job`: the TrialJob.
     """
     job: TrialJob = settings["job"]
+    if read_error(job.folder) is not None:
+        return
     context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+    try:
+        _train(job, context.get_world_rank(), context.get_world_size())
+    except ModeRayError as error:
+        (job.folder / ERROR_FILE).write_text(_one_line(error))
+        if context.get_world_size() > 1:
+            raise  # the other ranks wait in a collective, and Ray ends them only for a failed worker
+
+
+def _train(job: TrialJob, rank: int, world_size: int) -> None:
     train, placement = job.config.train, job.config.train.placement
     torch.set_num_threads(placement.threads_per_worker)
     clip = _initial_model(job)
@@ -91,19 +86,9 @@ def train_worker(settings: Mapping[str, Any]) -> None:
         save_clip(job.folder, clip)
 
 
-def read_metrics(folder: Location) -> dict[str, Any]:
-    """The metrics file of a finished trial: loop state, `pairs` of its training set, `samples`."""
-    metrics: dict[str, Any] = json.loads((folder / METRICS_FILE).read_text())
-    return metrics
-
-
-def read_progress(folder: Location) -> dict[str, float] | None:
-    """The newest logged point of a trial, or None before the first."""
-    location = folder / PROGRESS_FILE
-    if not location.exists():
-        return None
-    point: dict[str, float] = json.loads(location.read_text())
-    return point
+def _one_line(error: ModeRayError) -> str:
+    """The message alone: a loader process puts its stack trace before it."""
+    return str(error).splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
 
 
 def _members(job: TrialJob) -> PairIndex:

@@ -1,0 +1,94 @@
+"""The stored measurements of a task: every model's cosines, labels, and the texts' caption embeddings."""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mode_ray.errors import DataError
+from mode_ray.storage import Location
+
+SUMMARY_FILE = "task.json"
+LABELS_FILE = "labels.npy"
+ROUTING_FILE = "routing_texts.npy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSummary:
+    """What stands beside a task's cosines; `task.json`, written last.
+
+    Attributes:
+        task: Its name.
+        models: Names of the models, each with a file `cosines/<name>.npy` ('/' written as '_').
+        logit_scales: By model.
+        images: Images used.
+        texts: What the task's texts say: class names or captions, in order of the columns.
+        skipped: Samples left out, by reason.
+        examples: Where the first of each stands.
+    """
+
+    task: str
+    models: tuple[str, ...]
+    logit_scales: Mapping[str, float]
+    images: int
+    texts: tuple[str, ...]
+    skipped: Mapping[str, int]
+    examples: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class TaskCosines:
+    """A task's stored measurements.
+
+    Attributes:
+        summary: What they are of.
+        cosines: By model, float32 [images, texts].
+        labels: Text number of every image, int64 [images].
+        routing_texts_ld: Caption embeddings of the task's texts, float32.
+    """
+
+    summary: TaskSummary
+    cosines: Mapping[str, np.ndarray]
+    labels: np.ndarray
+    routing_texts_ld: np.ndarray
+
+
+def load_summary(directory: Location) -> TaskSummary | None:
+    """The summary of a measured task, or None where it is not measured."""
+    location = directory / SUMMARY_FILE
+    if not location.exists():
+        return None
+    values = json.loads(location.read_text())
+    return TaskSummary(**{**values, "models": tuple(values["models"]), "texts": tuple(values["texts"])})
+
+
+def load_cosines(directory: Location) -> TaskCosines:
+    """Read what `measure_task` wrote.
+
+    Raises:
+        DataError: The task is not measured.
+    """
+    summary = load_summary(directory)
+    if summary is None:
+        raise DataError(f"{directory / SUMMARY_FILE}: missing; run `mode-ray evaluate` first")
+    cosines = {name: _load(cosine_file(directory, name)) for name in summary.models}
+    return TaskCosines(summary, cosines, _load(directory / LABELS_FILE), _load(directory / ROUTING_FILE))
+
+
+def cosine_file(directory: Location, model: str) -> Location:
+    """Where a model's cosines of a task lie."""
+    return directory / "cosines" / f"{model.replace('/', '_')}.npy"
+
+
+def save_array(location: Location, array: np.ndarray) -> None:
+    """Write one .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    location.write_bytes(buffer.getvalue())
+
+
+def _load(location: Location) -> np.ndarray:
+    loaded: np.ndarray = np.load(io.BytesIO(location.read_bytes()), allow_pickle=False)
+    return loaded

@@ -1,0 +1,63 @@
+"""What the driver, the launchers and the workers of a training run tell one another, by files in its directory.
+
+Nothing here needs torch: drivers and launchers stay small.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from mode_ray.config import RunConfig
+from mode_ray.storage import Location
+from mode_ray.train.budget import Trial
+
+STATE_FILE = "training_state.pt"
+METRICS_FILE = "metrics.json"
+PROGRESS_FILE = "progress.json"
+SHARDS_FILE = "shards.parquet"
+ERROR_FILE = "error.txt"
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """Everything a worker needs to know.
+
+    Attributes:
+        trial: What to train.
+        config: The run's config.
+        assignments: Directory of the assignment shards.
+        clusters: Directory of the clustering.
+        experts: Directory of all trials' outputs.
+    """
+
+    trial: Trial
+    config: RunConfig
+    assignments: Location
+    clusters: Location
+    experts: Location
+
+    @property
+    def folder(self) -> Location:
+        """The trial's own directory."""
+        return self.experts / self.trial.name
+
+
+def read_metrics(folder: Location) -> dict[str, Any]:
+    """The metrics file of a finished trial: loop state, `pairs` of its training set, `samples`."""
+    metrics: dict[str, Any] = json.loads((folder / METRICS_FILE).read_text())
+    return metrics
+
+
+def read_error(folder: Location) -> str | None:
+    """Why a trial's launch cannot go on, in one line, or None."""
+    location = folder / ERROR_FILE
+    return location.read_text() if location.exists() else None
+
+
+def read_progress(folder: Location) -> dict[str, float] | None:
+    """The newest logged point of a trial, or None before the first."""
+    location = folder / PROGRESS_FILE
+    if not location.exists():
+        return None
+    point: dict[str, float] = json.loads(location.read_text())
+    return point
