@@ -3,7 +3,6 @@
 Where embeddings were kept they are read; else captions are read, encoded and assigned in one pass.
 """
 
-import time
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
@@ -20,8 +19,7 @@ from mode_ray.encoders.encoder import load_encoder
 from mode_ray.errors import DataError
 from mode_ray.stage import Manifest, Stage, UnitRecord
 from mode_ray.storage import Location
-from mode_ray.unit_pool import run_units
-from mode_ray.units import finish_units, units_left
+from mode_ray.units import run_shard_stage
 
 FINE = "fine"
 DISTANCE = "distance"
@@ -86,11 +84,5 @@ def run_assign(
     Raises:
         DataError: More shards are unreadable, or more captions refused, than the config allows.
     """
-    finished, left = units_left(stage, shards)
-    stage.begin(len(shards))
-    began = time.monotonic()
     arguments = (config, clusters, embeddings)
-    pool = config.assign.pool
-    made = run_units(left, AssignWorker, arguments, stage.directory, stage.attempt, pool, on_record)
-    summary = {"units_made": len(made), "seconds_in_units": round(time.monotonic() - began, 3)}
-    return finish_units(stage, [*finished.values(), *made], config, summary)
+    return run_shard_stage(config, stage, shards, AssignWorker, arguments, config.assign.pool, on_record)

@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from mode_ray import __version__
-from mode_ray.config import RunConfig, load_config
+from mode_ray.config import RunConfig
+from mode_ray.config_file import load_config
 from mode_ray.errors import ModeRayError
 from mode_ray.storage import Location
 

@@ -1,4 +1,4 @@
-"""One typed, frozen config for a run: YAML, then `key=value` overrides, validated on construction.
+"""One typed, frozen config for a run, validated on construction.
 
 pydantic validates (it comes with Ray Serve): it refuses unknown keys and wrong types and names the field.
 Settings that only say *where* or *how fast* to work are `Placement`s: they are left out of the fingerprint,
@@ -7,20 +7,17 @@ so that a run can go on with other resources, while a change of anything else is
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
-from importlib import resources
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mode_ray.errors import UsageError
 from mode_ray.storage import Location
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
 RoutingRule = Literal["soft", "paper", "released", "uniform"]
@@ -174,7 +171,7 @@ class ClusterConfig(Settings):
 
     sample_rows: PositiveInt = 2_000_000
     """Rows the fine centers are fitted on, uniform over all shards' rows."""
-    seed: int = 0
+    seed: Seed = 0
     fine: FineConfig = FineConfig()
     coarse: CoarseConfig = CoarseConfig()
     threads: ClusterThreads = ClusterThreads()
@@ -265,7 +262,7 @@ class TrainConfig(Settings):
     """Train the dense baseline too."""
     random_control: bool = False
     """Train Random-n too: the same sizes, rows dealt at random."""
-    seed: int = 0
+    seed: Seed = 0
     log_interval_steps: PositiveInt = 20
     placement: TrainPlacement = TrainPlacement()
 
@@ -273,6 +270,11 @@ class TrainConfig(Settings):
     def _budget(self) -> Self:
         if self.seed_share >= 1.0:
             raise ValueError("seed_share must be below 1: nothing would be left for the experts")
+        if self.batch_size % max(1, self.placement.workers_per_run):
+            raise ValueError(
+                f"batch_size={self.batch_size} is not a multiple of placement.workers_per_run="
+                f"{self.placement.workers_per_run}: it cannot be dealt evenly"
+            )
         return self
 
 
@@ -353,28 +355,6 @@ class RunConfig(Settings):
         return Location.parse(self.run)
 
 
-def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run's config.
-
-    Args:
-        path: A YAML file, local or remote, or the name of a preset (`demo`, `small`, `paper`).
-        overrides: `dotted.key=value` texts; values are read as YAML.
-
-    Raises:
-        UsageError: No such file, not YAML, an unknown key, a wrong type or value; it names file and field.
-    """
-    name, values = _read_values(path)
-    origin: dict[str, str] = {}
-    for override in overrides:
-        key, value = _parse_override(override)
-        _set_dotted(values, key, value, override)
-        origin[key] = f"override {override!r}"
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise UsageError("\n".join(_problems(error, name, origin))) from None
-
-
 def fingerprint_fields(settings: Settings, prefix: str) -> dict[str, object]:
     """The dotted fields of a config section that decide its output, as JSON values: placements left out."""
     fields: dict[str, object] = {}
@@ -391,83 +371,3 @@ def config_hash(fields: Mapping[str, object]) -> str:
     """SHA-256 (first 16 hex digits) of dotted fields, independent of their order."""
     canonical = json.dumps(dict(fields), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def dump_config(config: RunConfig) -> str:
-    """The whole resolved config as YAML."""
-    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True)
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but `5e-4` and `1.5e6` are numbers (as in YAML 1.2), not texts."""
-
-
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _parse_yaml(text: str) -> object:
-    return yaml.load(text, _YamlLoader)  # noqa: S506  (a SafeLoader)
-
-
-def _read_values(path: str) -> tuple[str, dict[str, Any]]:
-    preset = resources.files("mode_ray") / "presets" / f"{path}.yaml"
-    if path.isidentifier() and preset.is_file():
-        name, text = f"preset {path}", preset.read_text()
-    else:
-        location = Location.parse(path)
-        try:
-            name, text = path, location.read_text()
-        except FileNotFoundError:
-            raise UsageError(f"{path}: no such config file (and no preset of that name)") from None
-        except OSError as error:
-            raise UsageError(f"{path}: the config file cannot be read: {error}") from None
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    try:
-        values = _parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{name}: expected a mapping of config sections at the top level")
-    return name, values
-
-
-def _parse_override(override: str) -> tuple[str, object]:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UsageError(f"override {override!r}: expected KEY=VALUE, for example cluster.fine.centers=256")
-    try:
-        return key, _parse_yaml(text)
-    except yaml.YAMLError:
-        raise UsageError(f"override {override!r}: the value is not valid YAML") from None
-
-
-def _set_dotted(values: dict[str, Any], key: str, value: object, override: str) -> None:
-    *sections, last = key.split(".")
-    target = values
-    for section in sections:
-        target = target.setdefault(section, {})
-        if not isinstance(target, dict):
-            raise UsageError(f"override {override!r}: {section!r} is a value, not a section")
-    target[last] = value
-
-
-def _problems(error: ValidationError, name: str, origin: Mapping[str, str]) -> list[str]:
-    """One sentence a problem: file (or override), field, what is wrong."""
-    sentences = []
-    for problem in error.errors():
-        field = ".".join(str(part) for part in problem["loc"]) or "(top level)"
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = "unknown key"
-        elif problem["type"] == "missing":
-            message = "is required"
-        else:
-            given = problem.get("input")
-            shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
-            message = message[0].lower() + message[1:] + shown
-        source = next((text for key, text in origin.items() if f"{field}.".startswith(f"{key}.")), name)
-        sentences.append(f"{source}: {field}: {message}")
-    return sentences

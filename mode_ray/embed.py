@@ -4,7 +4,6 @@ With `embed.keep: all` every caption is embedded. With `sample` only the rows th
 `assign` encodes the captions itself in its one pass.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,8 +18,7 @@ from mode_ray.encoders.encoder import load_encoder
 from mode_ray.errors import DataError
 from mode_ray.sampling import allocate_sample, sample_positions
 from mode_ray.stage import Manifest, Stage, UnitRecord
-from mode_ray.unit_pool import run_units
-from mode_ray.units import finish_units, units_left
+from mode_ray.units import run_shard_stage
 
 _ROW_COUNTERS = 8
 
@@ -97,9 +95,6 @@ def run_embed(
     Raises:
         DataError: More shards are unreadable, or more captions refused, than the config allows.
     """
-    finished, left = units_left(stage, shards)
-    stage.begin(len(shards))
-    began = time.monotonic()
     sample = None
     if config.embed.keep == "sample":
         with ThreadPoolExecutor(_ROW_COUNTERS) as counters:
@@ -115,6 +110,4 @@ def run_embed(
         sample,
         config.cluster.seed,
     )
-    made = run_units(left, EmbedWorker, arguments, stage.directory, stage.attempt, pool, on_record)
-    summary = {"units_made": len(made), "seconds_in_units": round(time.monotonic() - began, 3)}
-    return finish_units(stage, [*finished.values(), *made], config, summary)
+    return run_shard_stage(config, stage, shards, EmbedWorker, arguments, pool, on_record)

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from mode_ray.assign import run_assign
 from mode_ray.captions.shards import Shard, list_shards
 from mode_ray.cluster.run import run_cluster
-from mode_ray.config import RunConfig, config_hash, dump_config, fingerprint_fields
+from mode_ray.config import RunConfig, config_hash, fingerprint_fields
+from mode_ray.config_file import dump_config
 from mode_ray.embed import run_embed
 from mode_ray.errors import UsageError
 from mode_ray.evaluate.run import run_evaluate
-from mode_ray.evaluate.tasks import load_task
+from mode_ray.evaluate.tasks import load_tasks
 from mode_ray.progress import Progress
 from mode_ray.stage import Manifest, Stage, combined_hash, package_versions
 from mode_ray.storage import Location
@@ -120,7 +121,7 @@ def build_stages(config: RunConfig, shards: Sequence[Shard]) -> dict[str, Stage]
     sampling = {}
     if config.embed.keep == "sample":
         sampling = {"cluster.sample_rows": config.cluster.sample_rows, "cluster.seed": config.cluster.seed}
-    tasks = [load_task(path).model_dump_json() for path in config.evaluate.tasks]
+    tasks = [task.model_dump_json() for task in load_tasks(config.evaluate.tasks)]
     own: dict[str, dict[str, object]] = {
         "embed": {
             **fingerprint_fields(config.captions, "captions"),

@@ -2,6 +2,7 @@
 
 import json
 
+from rich.markup import escape
 from rich.table import Table
 
 from mode_ray.errors import UsageError
@@ -20,7 +21,7 @@ def status_table(run: Location) -> Table:
     """
     if not (run / "config.yaml").exists():
         raise UsageError(f"{run}: no run here (no config.yaml); give the directory that the config calls `run`")
-    table = Table(title=str(run))
+    table = Table(title=escape(str(run)))
     for column in ("stage", "state"):
         table.add_column(column)
     for column in ("units", "rows in", "rows out", "refused", "left out", "seconds"):
@@ -49,7 +50,7 @@ def trial_table(run: Location) -> Table | None:
         samples = status.samples if status.state == "finished" else int(point["samples"]) if point else 0
         loss = f"{point['loss']:.3f}" if point else ""
         numbers = (f"{samples:,}", f"{status.samples:,}", loss, str(status.launches), f"{status.seconds:.1f}")
-        table.add_row(status.trial, status.state, *numbers, status.reason or "")
+        table.add_row(status.trial, status.state, *numbers, escape(status.reason or ""))
     return table
 
 

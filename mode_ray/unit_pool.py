@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -75,15 +76,13 @@ class UnitActor:
 
     def process(self, shards: Sequence[Shard]) -> Iterator[UnitRecord]:
         """Process shards in order; yields one record each, delayed by one unit."""
-        reading = self._reader.submit(self._worker.read, shards[0])
+        ahead = self._reader.submit(self._worker.read, shards[0])
         writing: Future[UnitRecord] | None = None
-        for index, shard in enumerate(shards):
-            following = shards[index + 1] if index + 1 < len(shards) else None
-            ahead, reading = reading, None  # type: ignore[assignment]
+        for shard, following in zip_longest(shards, shards[1:]):
             began = time.monotonic()
             source = self._attempts(shard, ahead.result, partial(self._worker.read, shard))
             if following is not None:
-                reading = self._reader.submit(self._worker.read, following)
+                ahead = self._reader.submit(self._worker.read, following)
             if writing is not None:
                 yield writing.result()
             if isinstance(source, UnitRecord):

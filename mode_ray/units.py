@@ -1,13 +1,15 @@
-"""Begin and end of the stages that work shard by shard: what is left to do, and whether the result may stand."""
+"""The stages that work shard by shard: what is left to do, doing it, and whether the result may stand."""
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mode_ray.captions.shards import Shard
-from mode_ray.config import RunConfig
+from mode_ray.config import ActorPool, RunConfig
 from mode_ray.errors import DataError
 from mode_ray.stage import Manifest, Stage, UnitRecord, count_refused
+from mode_ray.unit_pool import UnitWorker, run_units
 
 QUARANTINE = "quarantine.json"
 _NAMED_AT_MOST = 5
@@ -18,6 +20,37 @@ def units_left(stage: Stage, shards: Sequence[Shard]) -> tuple[dict[str, UnitRec
     names = {shard.unit for shard in shards}
     finished = {unit: record for unit, record in stage.finished_units().items() if unit in names}
     return finished, [shard for shard in shards if shard.unit not in finished]
+
+
+def run_shard_stage(
+    config: RunConfig,
+    stage: Stage,
+    shards: Sequence[Shard],
+    worker: Callable[..., UnitWorker],
+    arguments: Sequence[Any],
+    pool: ActorPool,
+    on_record: Callable[[UnitRecord], None],
+) -> Manifest:
+    """Process the shards that have no output yet, and finish the stage.
+
+    Args:
+        config: The run's config.
+        stage: The stage.
+        shards: All of its units.
+        worker: Makes the worker, in each actor.
+        arguments: Its arguments.
+        pool: Size and resources of the pool.
+        on_record: Called with every new record.
+
+    Raises:
+        DataError: As `finish_units`.
+    """
+    finished, left = units_left(stage, shards)
+    stage.begin(len(shards))
+    began = time.monotonic()
+    made = run_units(left, worker, arguments, stage.directory, stage.attempt, pool, on_record)
+    summary = {"units_made": len(made), "seconds_in_units": round(time.monotonic() - began, 3)}
+    return finish_units(stage, [*finished.values(), *made], config, summary)
 
 
 def finish_units(

@@ -58,8 +58,8 @@ os.environ.update(_ENVIRONMENT)
 def ray_session() -> Iterator[None]:
     """A Ray of its own on this machine, shared by all tests that ask for it."""
     # Imported here: most tests need no Ray, and should not wait for it.
-    import ray  # noqa: PLC0415
-    from ray.data import DataContext  # noqa: PLC0415
+    import ray
+    from ray.data import DataContext
 
     # "local": without it Ray joins whatever cluster happens to run on the developer's machine.
     ray.init(

@@ -14,10 +14,9 @@ from mode_ray.config import (
     Settings,
     TrainConfig,
     config_hash,
-    dump_config,
     fingerprint_fields,
-    load_config,
 )
+from mode_ray.config_file import dump_config, load_config
 from mode_ray.errors import UsageError
 from mode_ray.storage import Location
 

@@ -14,7 +14,7 @@ from mode_ray.evaluate.compare import TaskResults, compare
 from mode_ray.evaluate.measurements import TaskCosines, TaskSummary, load_cosines, load_summary
 from mode_ray.evaluate.report import ReportData, render_report
 from mode_ray.evaluate.report_data import ReportSources, report_data
-from mode_ray.evaluate.tasks import Task, load_task
+from mode_ray.evaluate.tasks import Task, load_tasks
 from mode_ray.stage import Manifest, Stage, UnitRecord
 from mode_ray.storage import Location
 from mode_ray.train.budget import SEED, Trial, expert_name
@@ -43,7 +43,7 @@ def run_evaluate(
     Raises:
         DataError: A task or model cannot be read.
     """
-    tasks = [load_task(path) for path in config.evaluate.tasks]
+    tasks = load_tasks(config.evaluate.tasks)
     stage.begin(len(tasks))
     clustering = Clustering.load(directories["cluster"])
     trials, pairs_n = planned_trials(config, clustering, directories["assign"], shards)

@@ -1,7 +1,7 @@
 """Evaluation tasks from YAML files: images with labels (zero-shot classification) or with captions (retrieval)."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -79,6 +79,21 @@ class Sample:
     place: str
 
 
+def load_tasks(paths: Sequence[str]) -> list[Task]:
+    """Read a run's task files.
+
+    Raises:
+        UsageError: As `load_task`; or two of them have the same name, which is their results' directory.
+    """
+    tasks: dict[str, Task] = {}
+    for path in paths:
+        task = load_task(path)
+        if task.name in tasks:
+            raise UsageError(f"{path}: name: another task of evaluate.tasks is called {task.name!r} too; rename one")
+        tasks[task.name] = task
+    return list(tasks.values())
+
+
 def load_task(path: str) -> Task:
     """Read a task file.
 
@@ -90,6 +105,10 @@ def load_task(path: str) -> Task:
         values = yaml.safe_load(location.read_text())
     except FileNotFoundError:
         raise UsageError(f"evaluate.tasks: {path}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"evaluate.tasks: {path}: cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     try:
@@ -162,5 +181,14 @@ def _parquet_samples(task: Task, shard: Shard) -> Iterator[Sample]:
             text = values[field]
             if isinstance(text, list):
                 text = text[0] if text else None
-            yield Sample(values[task.image_field], None if text is None else str(text), f"{shard.uri}: row {row}")
+            place = f"{shard.uri}: row {row}"
+            yield Sample(_image(values[task.image_field], task, place), None if text is None else str(text), place)
             row += 1
+
+
+def _image(value: object, task: Task, place: str) -> bytes | None:
+    if isinstance(value, dict):  # the layout of Hugging Face data sets
+        value = value.get("bytes")
+    if value is not None and not isinstance(value, bytes):
+        raise DataError(f"{place}: column {task.image_field!r} holds no image bytes (task {task.name})")
+    return value

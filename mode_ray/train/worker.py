@@ -135,7 +135,8 @@ class _Reporter:
     def log(self, point: dict[str, float]) -> None:
         """Rank 0 leaves the newest point where `mode-ray status` finds it."""
         now = time.monotonic()
-        if self._rank == 0 and now - self._last_progress >= _PROGRESS_INTERVAL_SECONDS:
+        due = now - self._last_progress >= _PROGRESS_INTERVAL_SECONDS or point["samples"] >= self._job.trial.samples
+        if self._rank == 0 and due:
             self._last_progress = now
             (self._job.folder / PROGRESS_FILE).write_text(json.dumps(point))
 

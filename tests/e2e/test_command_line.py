@@ -5,8 +5,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ import yaml
 
 USAGE, DATA = 2, 1
 COMMAND = Path(sys.executable).with_name("mode-ray")
-DEADLINE_SECONDS = 90.0
+DEADLINE_SECONDS = 240.0
 
 
 def run_command(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -74,7 +75,6 @@ class TestUsageErrors:
             (["cluster.coarse.experts=[2, 32]"], "n=32 but fine.centers is m=16"),
             (["train.experts=3"], "train.experts=3 has no coarse map"),
             (["train.seed_share=1.5"], "train.seed_share: input should be less than or equal to 1 (given: 1.5)"),
-            (["run=ftp://host/run"], "unknown scheme 'ftp'"),
             (["cluster"], "expected KEY=VALUE"),
         ],
     )
@@ -111,75 +111,49 @@ class TestUsageErrors:
         assert "'train'" in ended.stderr
         assert "Traceback" not in ended.stderr
 
-    def test_the_status_of_no_run_is_an_error(self, tmp_path: Path) -> None:
-        ended = run_command("status", str(tmp_path))
-        assert ended.returncode == USAGE
-        assert f"{tmp_path}: no run here" in only_line(ended.stderr)
-
 
 class TestDataErrors:
     """Exit code 1, with the file and the mend."""
 
-    def test_input_that_is_not_there_is_named_and_nothing_is_written(self, tmp_path: Path) -> None:
-        config = write_config(tmp_path, settings(tmp_path))
-        ended = run_command("run", "--config", config)
+    def test_input_that_is_not_there_is_named_and_nothing_is_written(self, failures: dict[str, "Failure"]) -> None:
+        folder, ended = failures["absent"]
         assert ended.returncode == DATA
-        assert str(tmp_path / "captions") in only_line(ended.stderr)
-        assert not (tmp_path / "run").exists()
+        assert str(folder / "captions") in only_line(ended.stderr)
+        assert not (folder / "run").exists()
 
-    def test_every_unreadable_shard_is_named_and_the_stage_is_not_done(self, tmp_path: Path, address: str) -> None:
-        corrupt = write_captions(tmp_path, "corrupt", ["a red bus"])
-        corrupt.write_bytes(b"PAR1 and then nothing of the kind")
-        other = write_captions(tmp_path, "other-column", ["a red bus"], column="text")
-        write_captions(tmp_path, "good", ["a red bus", "a green tree"])
-        ended = run_command("run", "--config", write_config(tmp_path, settings(tmp_path)), RAY_ADDRESS=address)
+    def test_every_unreadable_shard_is_named_and_the_stage_is_not_done(self, failures: dict[str, "Failure"]) -> None:
+        folder, ended = failures["unreadable"]
+        captions = folder / "captions"
         assert ended.returncode == DATA
-        assert "embed: 2 of 3 shards could not be read" in ended.stderr
-        assert f"{corrupt}: not a readable parquet file" in ended.stderr
-        assert f"{other}: no column 'caption'; set captions.caption_field to one of ['text']" in ended.stderr
+        assert "mode-ray: embed: 2 of 3 shards could not be read" in ended.stderr
+        assert f"{captions}/corrupt.parquet: not a readable parquet file" in ended.stderr
+        assert f"{captions}/other.parquet: no column 'caption'; set captions.caption_field to one of" in ended.stderr
         assert "run again (only they are done again)" in ended.stderr
         assert "Traceback" not in ended.stderr
-        left = [name for name in files_below(tmp_path / "run") if name.startswith("embeddings/good-")]
-        assert len(left) == 1
-        assert set(files_below(tmp_path / "run")) == {
-            "config.yaml",
-            "versions.json",
-            "embeddings/started.json",
-            "embeddings/quarantine.json",
-            *left,
-        }
+        written = files_below(folder / "run")
+        good = [name for name in written if name.startswith("embeddings/good-")]
+        assert len(good) == 1
+        notes = {"config.yaml", "versions.json", "embeddings/started.json", "embeddings/quarantine.json"}
+        assert set(written) == {*notes, *good}
 
+    def test_too_few_distinct_captions_are_counted(self, failures: dict[str, "Failure"]) -> None:
+        _, ended = failures["few"]
+        assert ended.returncode == DATA
+        said = only_line(ended.stderr)
+        assert "8 distinct embeddings" in said
+        assert "lower cluster.fine.centers to at most 8" in said
 
-class TestARunThatFailedHalfWay:
-    """40 captions, 8 of them distinct, for 16 centers: embed is done, cluster cannot be."""
-
-    @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        folder = tmp_path_factory.mktemp("few-captions")
-        write_captions(folder, "few", [f"a picture of {number % 8} things" for number in range(40)])
-        return folder
-
-    @pytest.fixture(scope="class")
-    def failed(self, folder: Path, address: str) -> "subprocess.CompletedProcess[str]":
-        return run_command("run", "--config", write_config(folder, settings(folder)), RAY_ADDRESS=address)
-
-    def test_too_few_distinct_captions_are_counted(self, failed: "subprocess.CompletedProcess[str]") -> None:
-        assert failed.returncode == DATA
-        said = only_line(failed.stderr)
-        assert "8 distinct" in said
-        assert "16" in said
-
-    def test_the_stage_before_stands_and_the_failed_one_is_not_done(
-        self, failed: "subprocess.CompletedProcess[str]", folder: Path
-    ) -> None:
+    def test_the_stage_before_stands_and_the_failed_one_is_not_done(self, failures: dict[str, "Failure"]) -> None:
+        folder, _ = failures["few"]
         manifest = json.loads((folder / "run/embeddings/manifest.json").read_text())
         assert manifest["rows_out"] == 40
         assert set(files_below(folder / "run/clusters")) == {"started.json"}
         assert not (folder / "run/assignments").exists()
 
     def test_another_config_for_the_same_directory_is_refused_by_the_changed_field(
-        self, failed: "subprocess.CompletedProcess[str]", folder: Path
+        self, failures: dict[str, "Failure"]
     ) -> None:
+        folder, _ = failures["few"]
         before = files_below(folder / "run")
         ended = run_command("run", "--config", str(folder / "config.yaml"), "encoder.max_tokens=32")
         assert ended.returncode == USAGE
@@ -189,15 +163,38 @@ class TestARunThatFailedHalfWay:
         assert files_below(folder / "run") == before
 
 
-def only_line(stderr: str) -> str:
-    """The one line that a mistake is answered with."""
-    lines = stderr.splitlines()
-    assert len(lines) == 1, stderr
-    assert lines[0].startswith("mode-ray: ")
-    return lines[0]
+class Failure(NamedTuple):
+    """A folder with captions, config and run directory, and how `mode-ray run` ended in it."""
+
+    folder: Path
+    ended: "subprocess.CompletedProcess[str]"
 
 
 @pytest.fixture(scope="module")
-def address(ray_session: None) -> str:
-    """The session's Ray, for commands to join instead of starting one each."""
-    return str(ray.get_runtime_context().gcs_address)
+def failures(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Failure]:
+    """Three runs that cannot succeed, at the same time: each spends most of it on imports.
+
+    They join the session's Ray instead of starting one each.
+    """
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("absent", "unreadable", "few")}
+    corrupt = write_captions(folders["unreadable"], "corrupt", ["a red bus"])
+    corrupt.write_bytes(b"PAR1 and then nothing of the kind")
+    write_captions(folders["unreadable"], "other", ["a red bus"], column="text")
+    write_captions(folders["unreadable"], "good", ["a red bus", "a green tree"])
+    write_captions(folders["few"], "few", [f"a picture of {number % 8} things" for number in range(40)])
+    address = str(ray.get_runtime_context().gcs_address)
+
+    def fail(folder: Path) -> Failure:
+        config = write_config(folder, settings(folder))
+        return Failure(folder, run_command("run", "--config", config, RAY_ADDRESS=address))
+
+    with ThreadPoolExecutor(len(folders)) as commands:
+        return dict(zip(folders, commands.map(fail, folders.values()), strict=True))
+
+
+def only_line(stderr: str) -> str:
+    """The one line that a mistake is answered with; Ray's own log lines, which begin with [date, are not ours."""
+    lines = [line for line in stderr.splitlines() if not line.startswith("[20")]
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("mode-ray: ")
+    return lines[0]

@@ -1,0 +1,147 @@
+"""Work units: which files are found, how they are named and split, and what is refused before anything runs."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mode_ray.captions.read import read_captions
+from mode_ray.captions.shards import Shard, list_shards, read_shards, unit_name, write_shards
+from mode_ray.config import CaptionsConfig
+from mode_ray.errors import DataError
+from mode_ray.storage import Location
+
+
+def write_parquet(file: Path, rows: int = 3, group_rows: int = 100) -> Path:
+    """A parquet file with captions `caption 0`, `caption 1`, …"""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"caption": [f"caption {row}" for row in range(rows)]}), file, row_group_size=group_rows)
+    return file
+
+
+def listed(*paths: Path | str, max_rows: int = 1_000_000) -> list[Shard]:
+    """The shards of these paths."""
+    return list_shards(CaptionsConfig(paths=tuple(str(path) for path in paths), max_rows_per_unit=max_rows))
+
+
+class TestFinding:
+    def test_a_directory_gives_the_shards_below_it_in_order(self, tmp_path: Path) -> None:
+        for name in ("b.parquet", "a.PQ", "deep/er/c.tar", "README.md", ".hidden.parquet"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(b"not read while listing")
+        assert [(shard.uri, shard.format) for shard in listed(tmp_path)] == [
+            (f"{tmp_path}/a.PQ", "parquet"),
+            (f"{tmp_path}/b.parquet", "parquet"),
+            (f"{tmp_path}/deep/er/c.tar", "webdataset"),
+        ]
+
+    def test_files_globs_and_directories_may_be_mixed(self, tmp_path: Path) -> None:
+        for name in ("x/1.parquet", "x/2.parquet", "y/1.parquet", "z.parquet"):
+            write_parquet(tmp_path / name)
+        shards = listed(tmp_path / "x/*.parquet", tmp_path / "y", tmp_path / "z.parquet")
+        assert [shard.uri.removeprefix(f"{tmp_path}/") for shard in shards] == [
+            "x/1.parquet",
+            "x/2.parquet",
+            "y/1.parquet",
+            "z.parquet",
+        ]
+
+    def test_the_format_may_be_told_where_the_suffix_does_not(self, tmp_path: Path) -> None:
+        file = write_parquet(tmp_path / "captions.data")
+        shards = list_shards(CaptionsConfig(paths=(str(file),), format="parquet"))
+        assert [shard.format for shard in shards] == ["parquet"]
+
+    def test_s3_is_listed_like_a_directory(self, bucket: str) -> None:
+        root = Location.parse(bucket)
+        for name in ("in/1.parquet", "in/deep/2.tar", "in/notes.txt"):
+            (root / name).write_bytes(b"x")
+        assert [shard.uri for shard in listed(f"{bucket}/in/")] == [
+            f"{bucket}/in/1.parquet",
+            f"{bucket}/in/deep/2.tar",
+        ]
+
+
+class TestRefused:
+    @pytest.mark.parametrize("name", ["absent.parquet", "absent", "absent/*.parquet", "*.parquet"])
+    def test_what_is_not_there(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(DataError, match=r"captions\.paths.*no such file") as caught:
+            listed(tmp_path / name)
+        assert f"{tmp_path}/{name}" in str(caught.value)
+
+    @pytest.mark.usefixtures("s3_server")
+    def test_a_missing_bucket(self) -> None:
+        with pytest.raises(DataError, match=r"captions\.paths: s3://no-such-bucket-anywhere/x: no such file"):
+            listed("s3://no-such-bucket-anywhere/x")
+
+    def test_a_directory_without_shards(self, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("nothing to see")
+        with pytest.raises(DataError, match=r"captions\.paths: .*: no \.parquet or \.tar file in this directory"):
+            listed(tmp_path)
+
+    def test_an_unknown_suffix(self, tmp_path: Path) -> None:
+        (tmp_path / "captions.xlsx").write_bytes(b"x")
+        with pytest.raises(DataError, match=r"captions\.xlsx: unknown suffix; set captions\.format"):
+            listed(tmp_path / "captions.xlsx")
+
+    def test_a_file_named_twice(self, tmp_path: Path) -> None:
+        file = write_parquet(tmp_path / "a.parquet")
+        with pytest.raises(DataError, match=r"a\.parquet is named twice"):
+            listed(tmp_path, file)
+
+
+class TestNames:
+    def test_equal_file_names_in_different_directories_stay_apart(self, tmp_path: Path) -> None:
+        for folder in ("a", "b", "a/b"):
+            write_parquet(tmp_path / folder / "00000.parquet")
+        units = [shard.unit for shard in listed(tmp_path)]
+        assert len(set(units)) == 3
+        assert all(unit.startswith("00000-") for unit in units), "the file is still to be recognised"
+
+    def test_a_file_keeps_its_name_whatever_stands_beside_it(self, tmp_path: Path) -> None:
+        file = write_parquet(tmp_path / "b.parquet")
+        before = listed(tmp_path)[0].unit
+        write_parquet(tmp_path / "a.parquet")
+        assert before in {shard.unit for shard in listed(tmp_path)}
+        assert before == unit_name(Location(str(file))) == listed(file)[0].unit
+
+    def test_names_do_not_change_between_versions(self) -> None:
+        # Outputs on disk are named so: another name would do a finished run again.
+        assert unit_name(Location("s3://bucket/laion/00017.tar")) == "00017-0b28744196c63bd2"
+
+
+class TestSplitting:
+    def test_large_files_are_split_between_row_groups(self, tmp_path: Path) -> None:
+        file = write_parquet(tmp_path / "a.parquet", rows=45, group_rows=10)
+        shards = listed(file, max_rows=20)
+        assert [(shard.row_groups, shard.first_row) for shard in shards] == [((0, 2), 0), ((2, 4), 20), ((4, 5), 40)]
+        assert len({shard.unit for shard in shards}) == 3
+
+    def test_row_numbers_count_over_the_whole_file(self, tmp_path: Path) -> None:
+        file = write_parquet(tmp_path / "a.parquet", rows=45, group_rows=10)
+        config = CaptionsConfig(paths=(str(file),), max_rows_per_unit=20)
+        tables = [read_captions(shard, config).table for shard in list_shards(config)]
+        assert [table.num_rows for table in tables] == [20, 20, 5]
+        whole = pa.concat_tables(tables)
+        assert whole["row"].to_pylist() == list(range(45))
+        assert whole["key"].to_pylist() == [str(row) for row in range(45)]
+        assert whole["caption"].to_pylist() == [f"caption {row}" for row in range(45)]
+
+    def test_a_row_group_above_the_limit_is_one_unit(self, tmp_path: Path) -> None:
+        file = write_parquet(tmp_path / "a.parquet", rows=60, group_rows=30)
+        assert [shard.row_groups for shard in listed(file, max_rows=20)] == [(0, 1), (1, 2)]
+
+    def test_small_and_unreadable_files_are_whole(self, tmp_path: Path) -> None:
+        write_parquet(tmp_path / "a.parquet", rows=20, group_rows=5)
+        (tmp_path / "b.parquet").write_bytes(b"garbage " * 100)
+        assert [shard.row_groups for shard in listed(tmp_path, max_rows=20)] == [None, None]
+
+
+def test_the_table_of_shards_comes_back_as_written(tmp_path: Path) -> None:
+    shards = [
+        Shard(unit="a", uri="/data/a.tar", format="webdataset"),
+        Shard(unit="b-g00002", uri="s3://x/b.parquet", format="parquet", row_groups=(2, 4), first_row=20),
+    ]
+    location = Location(str(tmp_path / "shards.parquet"))
+    write_shards(location, shards)
+    assert read_shards(location) == shards

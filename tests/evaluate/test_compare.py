@@ -1,0 +1,109 @@
+"""Every model, rule and control on a task, from stored cosines alone."""
+
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from mode_ray.config import RoutingConfig, RoutingRule
+from mode_ray.evaluate.compare import TaskResults, compare
+from mode_ray.evaluate.measurements import TaskCosines, TaskSummary
+from mode_ray.evaluate.tasks import Task
+
+RULES: tuple[RoutingRule, ...] = get_args(RoutingRule)
+EXPERTS = ["n2/00", "n2/01"]
+RANDOM = ["random-n2/00", "random-n2/01"]
+CENTERS_MD = np.eye(4, dtype=np.float32)
+GROUP_M = np.array([0, 0, 1, 1], np.int32)
+CLASSIFICATION = Task(name="t", kind="classification", paths=("x",), classes=("a", "b"))
+RETRIEVAL = Task(name="t", kind="retrieval", paths=("x",))
+
+
+def measured(cosines: dict[str, np.ndarray], labels: list[int], routing: np.ndarray) -> TaskCosines:
+    texts = next(iter(cosines.values())).shape[1]
+    summary = TaskSummary(
+        task="t",
+        models=tuple(cosines),
+        logit_scales=dict.fromkeys(cosines, 14.0),
+        images=len(labels),
+        texts=tuple(f"text {number}" for number in range(texts)),
+        skipped={},
+        examples={},
+    )
+    return TaskCosines(summary, cosines, np.array(labels), routing)
+
+
+def results(task: Task, cosines: TaskCosines, random_models: list[str] | None = None) -> TaskResults:
+    return compare(task, cosines, EXPERTS, random_models or [], CENTERS_MD, GROUP_M, RoutingConfig(), RULES)
+
+
+# Right for both images, and wrong for both; the wrong one is surer of itself.
+RIGHT = np.array([[0.6, 0.4], [0.4, 0.6]], np.float32)
+WRONG = np.array([[0.1, 0.9], [0.9, 0.1]], np.float32)
+
+
+@pytest.fixture
+def classification() -> TaskCosines:
+    """Texts that lie at a center of expert 0, which is right; expert 1 is wrong, and surer."""
+    cosines = {"dense": WRONG, "n2/00": RIGHT, "n2/01": WRONG, RANDOM[0]: WRONG, RANDOM[1]: RIGHT}
+    return measured(cosines, [0, 1], CENTERS_MD[[0, 1]])
+
+
+class TestClassification:
+    def test_every_model_alone_and_every_rule_has_metrics(self, classification: TaskCosines) -> None:
+        found = results(CLASSIFICATION, classification, RANDOM)
+        assert set(found.single) == {"dense", *EXPERTS, *RANDOM}
+        assert set(found.rules) == set(found.weights) == set(RULES)
+        assert found.single["n2/00"]["top1"] == 1.0
+        assert found.single["dense"]["top1"] == 0.0
+
+    def test_routing_follows_the_texts_and_the_uniform_ensemble_does_not(self, classification: TaskCosines) -> None:
+        found = results(CLASSIFICATION, classification)
+        assert found.rules["soft"]["top1"] == 1.0
+        assert found.rules["uniform"]["top1"] == 0.0
+        np.testing.assert_allclose(found.weights["uniform"].weights_c, [0.5, 0.5])
+        for rule in RULES:
+            weights_c = found.weights[rule].weights_c
+            assert weights_c.sum() == pytest.approx(1.0)
+            assert weights_c[0] >= weights_c[1]
+            assert found.weights[rule].rule == rule
+
+    def test_the_random_control_is_the_uniform_ensemble_of_its_models(self, classification: TaskCosines) -> None:
+        assert results(CLASSIFICATION, classification).random is None
+        control = results(CLASSIFICATION, classification, RANDOM).random
+        assert control is not None
+        assert control["top1"] == 0.0
+        cosines = {**classification.cosines, RANDOM[0]: RIGHT}
+        better = results(CLASSIFICATION, measured(cosines, [0, 1], CENTERS_MD[[0, 1]]), RANDOM).random
+        assert better is not None
+        assert better["top1"] == 1.0
+
+    def test_the_order_of_the_experts_is_that_of_the_coarse_map(self) -> None:
+        swapped = measured({"n2/00": WRONG, "n2/01": RIGHT}, [0, 1], CENTERS_MD[[0, 1]])
+        assert results(CLASSIFICATION, swapped).rules["soft"]["top1"] == 0.0
+
+    def test_an_expert_without_a_center_has_no_say(self) -> None:
+        cosines = measured({"n2/00": RIGHT, "n2/01": WRONG}, [0, 1], CENTERS_MD[[0, 1]])
+        nobody = np.zeros(4, np.int32)
+        found = compare(CLASSIFICATION, cosines, EXPERTS, [], CENTERS_MD, nobody, RoutingConfig(), ["soft"])
+        np.testing.assert_allclose(found.weights["soft"].weights_c, [1.0, 0.0])
+
+
+class TestRetrieval:
+    def test_every_query_is_a_task_of_its_own_when_images_are_retrieved(self) -> None:
+        # Text 0 lies at expert 0, text 1 at expert 1. Each expert is right for its own text and surely wrong for the
+        # other's: weights of the whole task (one half each) get both queries wrong, weights of each query both right.
+        own_is_0 = np.array([[0.6, 0.9], [0.4, 0.1]], np.float32)
+        own_is_1 = np.array([[0.1, 0.4], [0.9, 0.6]], np.float32)
+        found = results(RETRIEVAL, measured({"n2/00": own_is_0, "n2/01": own_is_1}, [0, 1], CENTERS_MD[[0, 2]]))
+        np.testing.assert_allclose(found.weights["soft"].weights_c, [0.5, 0.5], atol=1e-6)
+        assert found.rules["soft"]["text_to_image_r1"] == 1.0
+        assert found.rules["uniform"]["text_to_image_r1"] == 0.0
+
+    def test_all_texts_are_the_task_when_texts_are_retrieved(self) -> None:
+        good = np.array([[0.9, 0.1], [0.1, 0.9]], np.float32)
+        found = results(RETRIEVAL, measured({"n2/00": good, "n2/01": -good}, [0, 1], CENTERS_MD[[0, 0]]))
+        assert found.rules["soft"]["image_to_text_r1"] == 1.0
+        # Uniform weights cancel to zero: of equal scores the first text wins.
+        assert found.rules["uniform"]["image_to_text_r1"] == 0.5
+        assert found.single["n2/01"]["image_to_text_r1"] == 0.0

@@ -1,0 +1,98 @@
+"""The end of a stage: a manifest only where enough was read, a list of what was not, and what is left to do."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from mode_ray.captions.shards import Shard
+from mode_ray.config import CaptionsConfig, LimitsConfig, RunConfig, TrainConfig
+from mode_ray.errors import DataError
+from mode_ray.stage import Stage, UnitRecord
+from mode_ray.storage import Location
+from mode_ray.units import QUARANTINE, describe_refused, finish_units, units_left
+
+
+def config(folder: Path, *, refused: float = 0.2, quarantined: int = 0) -> RunConfig:
+    """A config with these limits."""
+    limits = LimitsConfig(max_refused_share=refused, max_quarantined_units=quarantined)
+    captions = CaptionsConfig(paths=("/in",))
+    return RunConfig(run=str(folder), captions=captions, train=TrainConfig(dense_samples=1), limits=limits)
+
+
+def record(unit: str, rows_out: int = 10, error: str | None = None, **refused: int) -> UnitRecord:
+    """A unit's record; refused captions stand in its row 3."""
+    return UnitRecord(
+        unit=unit,
+        source=f"/in/{unit}.tar",
+        rows_in=rows_out + sum(refused.values()),
+        rows_out=rows_out,
+        refused=refused,
+        examples=dict.fromkeys(refused, "row 3"),
+        error=error,
+    )
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    begun = Stage("embed", Location(str(tmp_path / "out")), {"x": 1})
+    begun.begin(3)
+    return begun
+
+
+class TestLeft:
+    def test_units_without_an_output(self, stage: Stage) -> None:
+        shards = [Shard(unit=unit, uri=f"/in/{unit}.tar", format="webdataset") for unit in "abc"]
+        for unit in ("b", "of another listing"):
+            stage.write_unit(pa.table({"x": [1]}), record(unit))
+        finished, left = units_left(stage, shards)
+        assert list(finished) == ["b"]
+        assert [shard.unit for shard in left] == ["a", "c"]
+
+
+class TestFinish:
+    def test_a_manifest_with_the_sums(self, stage: Stage, tmp_path: Path) -> None:
+        manifest = finish_units(stage, [record("a"), record("b", empty=1)], config(tmp_path), {"speed": 2})
+        assert stage.state() == "done"
+        assert (manifest.rows_in, manifest.rows_out, manifest.refused) == (21, 20, {"empty": 1})
+        assert not (stage.directory / QUARANTINE).exists()
+
+    def test_too_many_unreadable_shards_are_named_with_the_mend(self, stage: Stage, tmp_path: Path) -> None:
+        records = [record("a"), record("b", 0, "/in/b.tar: truncated"), record("c", 0, "/in/c.tar: no tar")]
+        with pytest.raises(DataError) as caught:
+            finish_units(stage, records, config(tmp_path, quarantined=1), {})
+        for part in ("2 of 3 shards", "/in/b.tar: truncated", "/in/c.tar: no tar", "limits.max_quarantined_units=2"):
+            assert part in str(caught.value)
+        assert stage.state() == "started"
+        listing = json.loads((stage.directory / QUARANTINE).read_text())
+        assert listing == {"/in/b.tar": "/in/b.tar: truncated", "/in/c.tar": "/in/c.tar: no tar"}
+
+    def test_as_many_as_are_allowed_are_left_out_and_recorded(self, stage: Stage, tmp_path: Path) -> None:
+        records = [record("a"), record("b", 0, "/in/b.tar: truncated")]
+        manifest = finish_units(stage, records, config(tmp_path, quarantined=1), {})
+        assert manifest.quarantined == {"/in/b.tar": "/in/b.tar: truncated"}
+
+    def test_after_the_mend_the_list_is_gone(self, stage: Stage, tmp_path: Path) -> None:
+        with pytest.raises(DataError):
+            finish_units(stage, [record("a", 0, "/in/a.tar: truncated")], config(tmp_path), {})
+        finish_units(stage, [record("a")], config(tmp_path), {})
+        assert not (stage.directory / QUARANTINE).exists()
+
+    def test_too_many_refused_captions_are_described(self, stage: Stage, tmp_path: Path) -> None:
+        records = [record("a", 8), record("b", 7, empty=4, long=1)]
+        assert finish_units(stage, records, config(tmp_path, refused=0.25), {}).rows_out == 15
+        with pytest.raises(DataError) as caught:
+            finish_units(stage, records, config(tmp_path, refused=0.24), {})
+        assert "5 of 20 captions were refused, more than limits.max_refused_share=0.24" in str(caught.value)
+        assert "4 empty (first: /in/b.tar, row 3); 1 long (first: /in/b.tar, row 3)" in str(caught.value)
+
+    def test_no_caption_at_all(self, stage: Stage, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="the input holds no caption: /in"):
+            finish_units(stage, [record("a", 0)], config(tmp_path), {})
+        assert stage.manifest() is None
+
+
+def test_the_first_place_of_a_reason_is_in_the_first_shard_that_has_it() -> None:
+    records = [record("a"), record("b", empty=1), record("c", empty=2)]
+    assert describe_refused(records) == "3 empty (first: /in/b.tar, row 3)"

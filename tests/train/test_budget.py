@@ -1,0 +1,108 @@
+"""Who is trained for how many samples: the paper's budgets, counted exactly."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mode_ray.config import TrainConfig
+from mode_ray.train.budget import DENSE, SEED, Trial, expert_name, plan_trials
+
+PAPER_SAMPLES = 32 * 400_000_000
+PAPER_BATCH = 32_768
+
+
+def config(**fields: Any) -> TrainConfig:  # noqa: ANN401
+    return TrainConfig.model_validate({"dense_samples": PAPER_SAMPLES, "batch_size": PAPER_BATCH, **fields})
+
+
+def plan(train: TrainConfig, pairs_n: list[int] | None = None, order: list[int] | None = None) -> dict[str, Trial]:
+    pairs = np.array(pairs_n or [100_000_000] * train.experts)
+    return {trial.name: trial for trial in plan_trials(train, pairs, order or list(range(train.experts)))}
+
+
+def total_without_dense(trials: dict[str, Trial]) -> int:
+    return sum(trial.samples for name, trial in trials.items() if name != DENSE)
+
+
+@pytest.mark.parametrize("n", [2, 4, 16])
+def test_shared_budget_costs_what_the_dense_run_costs(n: int) -> None:
+    pairs = np.random.default_rng(n).integers(10**6, 10**8, n).tolist()
+    trials = plan(config(experts=n, expert_budget="shared"), pairs)
+    # Each trial rounds to the nearest whole batch, so n + 1 of them are off by half a batch each at most.
+    assert abs(total_without_dense(trials) - PAPER_SAMPLES) <= (n + 2) / 2 * PAPER_BATCH
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 8, 16])
+def test_full_budget_costs_27_plus_5n_over_32_of_the_dense_run(n: int) -> None:
+    trials = plan(config(experts=n, expert_budget="full"))
+    wanted = PAPER_SAMPLES * (27 + 5 * n) / 32
+    assert abs(total_without_dense(trials) - wanted) <= (n + 1) / 2 * PAPER_BATCH
+
+
+def test_shared_budget_is_dealt_in_proportion_to_the_data() -> None:
+    trials = plan(config(experts=2), [300, 100])
+    big, small = trials["n2/00"].samples, trials["n2/01"].samples
+    assert big == pytest.approx(3 * small, abs=2 * PAPER_BATCH)
+
+
+def test_full_budget_does_not_look_at_the_sizes() -> None:
+    trials = plan(config(experts=2, expert_budget="full"), [300, 100])
+    assert trials["n2/00"].samples == trials["n2/01"].samples
+
+
+@pytest.mark.parametrize("budget", ["shared", "full"])
+def test_every_trial_sees_whole_batches_and_at_least_one(budget: str) -> None:
+    trials = plan(config(experts=3, expert_budget=budget), [1, 10**9, 10**9])
+    for trial in trials.values():
+        assert trial.samples % PAPER_BATCH == 0
+        assert trial.samples >= PAPER_BATCH
+
+
+def test_the_seed_takes_its_share_and_experts_go_on_where_it_stops() -> None:
+    trials = plan(config(experts=2))
+    seed, dense = trials[SEED], trials[DENSE]
+    assert seed.samples == pytest.approx(PAPER_SAMPLES * 27 / 32, abs=PAPER_BATCH)
+    assert (seed.first_progress, seed.last_progress, seed.parent) == (0.0, 27 / 32, None)
+    assert (dense.first_progress, dense.last_progress, dense.parent) == (0.0, 1.0, None)
+    assert dense.samples == pytest.approx(PAPER_SAMPLES, abs=PAPER_BATCH)
+    for expert in range(2):
+        trial = trials[expert_name(2, expert)]
+        assert (trial.first_progress, trial.last_progress, trial.parent) == (27 / 32, 1.0, SEED)
+        assert (trial.members.kind, trial.members.experts, trial.members.expert) == ("expert", 2, expert)
+
+
+def test_seed_and_dense_see_the_same_pairs_in_different_orders() -> None:
+    trials = plan(config())
+    assert trials[SEED].members.kind == trials[DENSE].members.kind == "all"
+    assert trials[SEED].members.seed != trials[DENSE].members.seed
+
+
+def test_experts_keep_the_given_order_behind_the_seed() -> None:
+    train = config(experts=4)
+    names = [trial.name for trial in plan_trials(train, np.full(4, 100), [2, 0, 3, 1])]
+    assert names[0] == SEED
+    assert [name for name in names if name.startswith("n4/")] == ["n4/02", "n4/00", "n4/03", "n4/01"]
+
+
+def test_the_dense_baseline_can_be_left_out() -> None:
+    assert DENSE not in plan(config(dense=False))
+
+
+@pytest.mark.parametrize("fields", [{"model": {"pretrained": "openai"}}, {"seed_share": 0.0}])
+def test_without_a_seed_experts_take_the_whole_schedule(fields: dict[str, Any]) -> None:
+    trials = plan(config(experts=2, dense=False, **fields))
+    assert set(trials) == {"n2/00", "n2/01"}
+    assert {trial.parent for trial in trials.values()} == {None}
+    assert {trial.first_progress for trial in trials.values()} == {0.0}
+    assert total_without_dense(trials) == pytest.approx(PAPER_SAMPLES, abs=2 * PAPER_BATCH)
+
+
+def test_the_random_control_has_the_experts_budgets_and_no_foreign_pairs() -> None:
+    trials = plan(config(experts=2, random_control=True), [300, 100])
+    for expert in range(2):
+        own, control = trials[expert_name(2, expert)], trials[expert_name(2, expert, random=True)]
+        assert control.name == f"random-n2/{expert:02d}"
+        assert (control.samples, control.first_progress, control.parent) == (own.samples, own.first_progress, SEED)
+        assert control.members.kind == "random"
+        assert (own.members.out_of_cluster_share, control.members.out_of_cluster_share) == (0.02, 0.0)

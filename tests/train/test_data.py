@@ -1,0 +1,183 @@
+"""The order of samples is one sequence, whatever the number of ranks, loader processes and restarts."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mode_ray.config import RunConfig
+from mode_ray.errors import DataError, UsageError
+from mode_ray.expert_data import PairIndex
+from mode_ray.pair_reader import PairReader
+from mode_ray.train.data import PairDataset, SampleOrder, TrainBatch, train_loader
+from mode_ray.train.model import ClipModel
+
+BATCH = 8
+SAMPLES = 64  # more than the 48 pairs: the last batches lie in a second epoch
+
+
+@pytest.fixture
+def make_dataset(
+    all_pairs: PairIndex, make_config: Callable[..., RunConfig], new_clip: Callable[[], ClipModel]
+) -> Callable[[int], PairDataset]:
+    clip = new_clip()
+    return lambda seed: PairDataset(all_pairs, make_config(), clip, seed)
+
+
+def load(
+    dataset: PairDataset, first: int = 0, rank: int = 0, world_size: int = 1, workers: int = 0
+) -> list[TrainBatch]:
+    return list(train_loader(dataset, first, SAMPLES, BATCH, rank, world_size, workers))
+
+
+def assert_equal(left: list[TrainBatch], right: list[TrainBatch]) -> None:
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.texts, b.texts)
+
+
+class TestSampleOrder:
+    def test_every_epoch_is_a_permutation_of_its_own(self) -> None:
+        order = SampleOrder(50, seed=3)
+        epochs = [[order.pair_at(epoch * 50 + place) for place in range(50)] for epoch in range(3)]
+        for epoch in epochs:
+            assert sorted(epoch) == list(range(50))
+        assert epochs[0] != epochs[1] != epochs[2]
+        assert epochs[0] != list(range(50))
+
+    def test_the_pair_at_a_position_does_not_depend_on_what_was_asked_before(self) -> None:
+        forward = [SampleOrder(20, seed=1).pair_at(position) for position in range(60)]
+        order = SampleOrder(20, seed=1)
+        backward = [order.pair_at(position) for position in reversed(range(60))]
+        assert backward[::-1] == forward
+
+    def test_the_seed_decides(self) -> None:
+        orders = [[SampleOrder(50, seed).pair_at(position) for position in range(50)] for seed in (0, 0, 1)]
+        assert orders[0] == orders[1] != orders[2]
+
+    def test_a_set_of_one_pair_repeats_it(self) -> None:
+        assert [SampleOrder(1, seed=0).pair_at(position) for position in range(3)] == [0, 0, 0]
+
+
+class TestBatches:
+    def test_shapes_and_types(self, make_dataset: Callable[[int], PairDataset]) -> None:
+        batches = load(make_dataset(0))
+        assert len(batches) == SAMPLES // BATCH
+        for batch in batches:
+            assert (batch.images.shape, batch.images.dtype) == ((BATCH, 3, 16, 16), torch.float32)
+            assert (batch.texts.shape, batch.texts.dtype) == ((BATCH, 16), torch.int64)
+            assert batch.bad_images == ()
+
+    def test_images_stay_with_their_captions(
+        self, make_dataset: Callable[[int], PairDataset], new_clip: Callable[[], ClipModel]
+    ) -> None:
+        # The end-of-text token sits behind the caption, so texts are compared by their third token, the colour.
+        colour_tokens = new_clip().tokenizer(["a red", "a green", "a blue"])[:, 2].tolist()
+        for batch in load(make_dataset(0)):
+            brightest = batch.images.mean(dim=(2, 3)).argmax(dim=1)
+            for token, channel in zip(batch.texts[:, 2].tolist(), brightest.tolist(), strict=True):
+                if token in colour_tokens:
+                    assert channel == colour_tokens.index(token)
+
+    @pytest.mark.parametrize("world_size", [2, 4])
+    def test_the_ranks_parts_make_up_the_batch_of_one(
+        self, make_dataset: Callable[[int], PairDataset], world_size: int
+    ) -> None:
+        whole = load(make_dataset(0))
+        parts = [load(make_dataset(0), rank=rank, world_size=world_size) for rank in range(world_size)]
+        joined = [
+            TrainBatch(torch.cat([p.images for p in part]), torch.cat([p.texts for p in part]), ())
+            for part in zip(*parts, strict=True)
+        ]
+        assert_equal(joined, whole)
+
+    def test_ranks_that_do_not_divide_the_batch_are_refused(self, make_dataset: Callable[[int], PairDataset]) -> None:
+        with pytest.raises(UsageError, match=r"batch_size=8.*3 workers"):
+            load(make_dataset(0), world_size=3)
+
+    def test_going_on_at_a_sample_gives_the_rest_bit_for_bit(self, make_dataset: Callable[[int], PairDataset]) -> None:
+        whole = load(make_dataset(0))
+        assert_equal(load(make_dataset(0), first=3 * BATCH), whole[3:])
+
+    def test_two_loader_processes_give_what_none_gives(self, make_dataset: Callable[[int], PairDataset]) -> None:
+        assert_equal(load(make_dataset(0), workers=2), load(make_dataset(0)))
+
+    def test_a_pair_is_cropped_anew_in_every_epoch(self, make_dataset: Callable[[int], PairDataset]) -> None:
+        dataset = make_dataset(0)
+        order = SampleOrder(48, seed=0)
+        again = next(position for position in range(48, 96) if order.pair_at(position) == order.pair_at(0))
+        first, second = dataset[[0]], dataset[[again]]
+        assert torch.equal(first.texts, second.texts)
+        assert not torch.equal(first.images, second.images)
+
+    def test_loading_leaves_the_global_random_state_alone(self, make_dataset: Callable[[int], PairDataset]) -> None:
+        dataset = make_dataset(0)
+        torch.manual_seed(5)
+        expected = torch.rand(1)
+        torch.manual_seed(5)
+        dataset[[0, 1]]
+        assert torch.equal(torch.rand(1), expected)
+
+    @pytest.mark.parametrize("seed", [20_261_123, 2**63])
+    def test_any_seed_that_the_config_takes_works(self, make_dataset: Callable[[int], PairDataset], seed: int) -> None:
+        batch = make_dataset(seed)[[0, 1]]
+        assert not torch.equal(batch.images, make_dataset(0)[[0, 1]].images)
+
+
+class TestBadImages:
+    @pytest.fixture
+    def spoil(self, data_folder: Path, all_pairs: PairIndex) -> Callable[..., None]:
+        """Overwrites images in the tar with zeros; the index keeps pointing at them."""
+
+        def overwrite(rows: range) -> None:
+            with (data_folder / "a.tar").open("r+b") as archive:
+                for row in rows:
+                    pair = all_pairs.table.slice(row, 1).to_pylist()[0]
+                    archive.seek(pair["image_offset"])
+                    archive.write(b"\0" * pair["image_bytes"])
+
+        return overwrite
+
+    def position_of(self, pair: int) -> int:
+        order = SampleOrder(48, seed=0)
+        return next(position for position in range(48) if order.pair_at(position) == pair)
+
+    def test_they_are_named_and_decoded_ones_take_their_places(
+        self, make_dataset: Callable[[int], PairDataset], spoil: Callable[..., None]
+    ) -> None:
+        positions = [self.position_of(pair) for pair in (5, 30, 40)]
+        before = make_dataset(0)[positions]
+        spoil(range(5, 6))
+        batch = make_dataset(0)[positions]
+        assert len(batch.bad_images) == 1
+        assert "a.tar: sample 5: not an image of a known format" in batch.bad_images[0]
+        # The two decoded pairs, as they were, and the first of them again: as many as without the bad one.
+        assert torch.equal(batch.images, before.images[[1, 2, 1]])
+        assert torch.equal(batch.texts, before.texts[[1, 2, 1]])
+
+    def test_a_batch_without_any_image_is_an_error(
+        self, make_dataset: Callable[[int], PairDataset], spoil: Callable[..., None]
+    ) -> None:
+        spoil(range(2))
+        with pytest.raises(DataError, match=r"no image of a whole batch can be decoded.*a\.tar: sample"):
+            make_dataset(0)[[self.position_of(0), self.position_of(1)]]
+
+    def test_too_large_images_count_as_bad(
+        self, all_pairs: PairIndex, make_config: Callable[..., RunConfig], new_clip: Callable[[], ClipModel]
+    ) -> None:
+        config = make_config(limits={"max_image_pixels": 24 * 24 - 1})
+        with pytest.raises(DataError, match="24 x 24 pixels, more than 575 allowed"):
+            PairDataset(all_pairs, config, new_clip(), seed=0)[[0]]
+
+
+def test_the_reader_finds_the_pairs_of_both_formats_in_any_order(
+    all_pairs: PairIndex, make_config: Callable[..., RunConfig]
+) -> None:
+    positions = np.random.default_rng(0).permutation(48).tolist()
+    pairs = PairReader(all_pairs, make_config().captions).read(positions)
+    assert [int(pair.caption.split()[-1]) for pair in pairs] == positions
+    assert all(io.BytesIO(pair.image).read(4) == b"\x89PNG" for pair in pairs)
