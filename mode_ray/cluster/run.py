@@ -21,7 +21,11 @@ def run_cluster(
         DataError: Fewer distinct embeddings than centers.
     """
     stage.begin(1)
-    task = ray.remote(_fit_and_save).options(num_cpus=config.cluster.threads.cpus, name="cluster")
+    task = ray.remote(_fit_and_save).options(
+        num_cpus=config.cluster.threads.cpus,
+        name="cluster",
+        max_calls=1,  # a process that fitted a clustering is too large to idle
+    )
     try:
         summary = ray.get(task.remote(config, embeddings, stage.directory))
     except ray.exceptions.RayTaskError as error:
