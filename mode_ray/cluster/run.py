@@ -21,11 +21,8 @@ def run_cluster(
         DataError: Fewer distinct embeddings than centers.
     """
     stage.begin(1)
-    task = ray.remote(_fit_and_save).options(
-        num_cpus=config.cluster.threads.cpus,
-        name="cluster",
-        max_calls=1,  # a process that fitted a clustering is too large to idle
-    )
+    # max_calls: a process that has fitted a clustering is too large to idle.
+    task = ray.remote(num_cpus=config.cluster.threads.cpus, max_calls=1)(_fit_and_save).options(name="cluster")
     try:
         summary = ray.get(task.remote(config, embeddings, stage.directory))
     except ray.exceptions.RayTaskError as error:
