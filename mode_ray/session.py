@@ -18,6 +18,7 @@ _LOCAL_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "MALLOC_ARENA_MAX": "2",  # Ray runs some thirty processes with many threads each: glibc's arenas add up
 }
 
 
