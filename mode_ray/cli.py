@@ -92,10 +92,11 @@ def _status(options: argparse.Namespace, console: Console) -> int:
 def _demo(options: argparse.Namespace, console: Console) -> int:
     from mode_ray.demo.build import build_demo_data
     from mode_ray.pipeline import STAGE_NAMES
+    from mode_ray.progress import Progress
 
     directory = Location.parse(options.directory)
     console.print(f"[demo] data: emoji and icons from Python packages, in {directory / 'data'}", markup=False)
-    data = build_demo_data(directory / "data")
+    data = build_demo_data(directory / "data", on_progress=Progress(console).work)
     overrides = [
         f"run={directory / ('run-controls' if options.controls else 'run')}",
         f"captions.paths={[shard.uri for shard in data.train_shards]}",

@@ -30,6 +30,13 @@ class Progress:
         """Print one line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def work(self, what: str, done: int, total: int) -> None:
+        """Some lengthy work before the stages is `done` of `total` steps far."""
+        now = time.monotonic()
+        if now - self._last >= _INTERVAL_SECONDS:
+            self._last = now
+            self.say(f"[{what}] {done:,} of {total:,}")
+
     def begin(self, stage: str, units: int, done: int = 0) -> None:
         """A stage begins, with some of its units done by an earlier invocation."""
         self._stage, self._units, self._done, self._rows = stage, units, done, 0
