@@ -29,12 +29,11 @@ from mode_ray.images import decode_image
 from mode_ray.routing import mean_direction
 from mode_ray.storage import Location
 
-_NO_IMAGE, _BAD_IMAGE, _NO_TEXT, _OTHER_CLASS = (
-    "no image",
-    "undecodable image",
-    "no text",
-    "of no class of the task",
-)
+_NO_IMAGE = "no image"
+_BAD_IMAGE = "undecodable image"
+_NO_TEXT = "no text"
+_OTHER_CLASS = "of no class of the task"
+_UNKNOWN_WORDS = "caption without a word that the caption encoder knows"
 
 
 def measure_task(
@@ -72,6 +71,14 @@ def measure_task(
             _encode(experts, batch, features)
             batch = []
     _encode(experts, batch, features)
+    features_id = {name: np.concatenate(parts) for name, parts in features.items() if parts}
+    routing_ld = _text_side(task, collected.captions, encoder.encode) if collected.numbers else np.empty((0, 0))
+    if task.kind == "retrieval":
+        # A zero embedding has no direction: such a query cannot be routed.
+        known_l = np.asarray(routing_ld.any(axis=1))
+        collected.keep_known(known_l)
+        routing_ld = routing_ld[known_l]
+        features_id = {name: rows_id[known_l] for name, rows_id in features_id.items()}
     if not collected.numbers:
         raise DataError(
             f"task {task.name}: no usable sample ({dict(collected.skipped)}); look at its paths and fields"
@@ -80,10 +87,10 @@ def measure_task(
         tuple(name[0] for name in task.class_texts()) if task.kind == "classification" else tuple(collected.captions)
     )
     for name, expert in experts.items():
-        cosines_il = np.concatenate(features[name]) @ _text_side(task, collected.captions, expert.encode_texts).T
+        cosines_il = features_id[name] @ _text_side(task, collected.captions, expert.encode_texts).T
         save_array(cosine_file(directory, name), cosines_il.astype(np.float32))
     save_array(directory / LABELS_FILE, np.array(collected.numbers, np.int64))
-    save_array(directory / ROUTING_FILE, _text_side(task, collected.captions, encoder.encode))
+    save_array(directory / ROUTING_FILE, routing_ld)
     summary = TaskSummary(
         task=task.name,
         models=tuple(models),
@@ -122,6 +129,15 @@ class _Collector:
         self.skipped[str(reason)] += 1
         self.examples.setdefault(str(reason), place)
         return None
+
+    def keep_known(self, known_l: np.ndarray) -> None:
+        """Drop and count the captions (of a retrieval task) that are not marked."""
+        unknown = [caption for caption, known in zip(self.captions, known_l, strict=True) if not known]
+        if unknown:
+            self.skipped[_UNKNOWN_WORDS] += len(unknown)
+            self.examples[_UNKNOWN_WORDS] = repr(unknown[0])
+        self.captions = [caption for caption, known in zip(self.captions, known_l, strict=True) if known]
+        self.numbers = list(range(len(self.captions)))
 
     def _refusal(self, sample: Sample) -> str | None:
         """Why a sample cannot be used, as far as that shows before its image is decoded."""

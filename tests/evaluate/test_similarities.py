@@ -35,7 +35,8 @@ class Letters:
 
     def encode(self, captions: list[str]) -> np.ndarray:
         counts = np.array([[text.count(chr(ord("a") + n)) for n in range(26)] for text in captions], np.float32)
-        unit: np.ndarray = counts / np.linalg.norm(counts, axis=1, keepdims=True)
+        norms = np.linalg.norm(counts, axis=1, keepdims=True)
+        unit: np.ndarray = counts / np.where(norms > 0, norms, 1)
         return unit
 
 
@@ -154,6 +155,15 @@ def test_retrieval_has_one_text_an_image(measure: Callable[..., Location]) -> No
     assert measured.summary.skipped == {"undecodable image": 1}
     np.testing.assert_allclose(measured.routing_texts_ld, Letters().encode(list(measured.summary.texts)))
     assert all(cosines.shape == (3, 3) for cosines in measured.cosines.values())
+
+
+def test_captions_that_the_encoder_does_not_know_are_left_out_of_retrieval(measure: Callable[..., Location]) -> None:
+    rows = [(png(0), "red"), (png(1), "123"), (png(2), "blue")]
+    measured = load_cosines(measure(rows, kind="retrieval"))
+    assert measured.summary.texts == ("red", "blue")
+    assert measured.summary.skipped == {"caption without a word that the caption encoder knows": 1}
+    assert measured.labels.tolist() == [0, 1]
+    assert {cosines_il.shape for cosines_il in measured.cosines.values()} == {(2, 2)}
 
 
 def test_a_task_without_a_usable_sample_is_an_error(measure: Callable[..., Location]) -> None:
