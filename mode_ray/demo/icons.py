@@ -76,15 +76,6 @@ _UNSORTED_FIRST_CAPTIONS = (
     "{name} as a {provider} diagram symbol",
     "pictogram for {name} in {provider}",
 )
-_UNSORTED_FIRST_CAPTIONS = (
-    "{provider} icon: {name}",
-    "the {name} logo, {provider}",
-    "{name}, icon from {provider}",
-    "icon of {name} ({provider})",
-    "the {name} symbol of {provider}",
-    "{name} as a {provider} diagram symbol",
-    "pictogram for {name} in {provider}",
-)
 _FURTHER_CAPTIONS = (
     "an architecture diagram icon of {name}",
     "the {provider} {name} icon",
