@@ -16,7 +16,7 @@ python_fits := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_
 requirements := pyproject.toml constraints.txt
 demo_stamp := .venv/installed-demo-$(EXTRA)
 dev_stamp := .venv/installed-dev-$(EXTRA)
-benchmarks := $(filter-out benchmarks/frame.py,$(sort $(wildcard benchmarks/*.py)))
+benchmarks := $(filter-out benchmarks/frame.py benchmarks/captions.py,$(sort $(wildcard benchmarks/*.py)))
 
 # A name on PATH is not enough: version managers leave names there that do not run, and some systems ship without venv.
 define find_python

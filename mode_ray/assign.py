@@ -5,19 +5,21 @@ Where embeddings were kept they are read; else captions are read, encoded and as
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from mode_ray.captions.clean import CaptionTable
 from mode_ray.captions.read import read_captions
 from mode_ray.captions.shards import Shard
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.cluster.nearest import NearestCenters
+from mode_ray.cluster.nearest import FlatSearch, Float32Array, NearestCenters
 from mode_ray.config import RunConfig
 from mode_ray.embed import unit_record
 from mode_ray.embeddings import as_stored, embedding_vectors, place_columns, split_usable
 from mode_ray.encoders.encoder import load_encoder
 from mode_ray.errors import DataError
-from mode_ray.stage import Manifest, Stage, UnitRecord
+from mode_ray.stage import Manifest, Stage, UnitRecord, read_output
 from mode_ray.storage import Location
 from mode_ray.units import run_shard_stage
 
@@ -38,7 +40,9 @@ class AssignWorker:
         clustering = Clustering.load(clusters)
         threads = config.assign.pool.threads_per_actor
         prices_m = clustering.prices_m if config.assign.rule == "priced" else None
-        self._nearest = NearestCenters(clustering.centers_md, prices_m, threads)
+        self._nearest = center_search(
+            clustering.centers_md, prices_m, threads, gpu=config.assign.pool.gpus_per_actor > 0
+        )
         self._captions = config.captions
         self._embeddings = embeddings
         if embeddings is None:
@@ -49,10 +53,10 @@ class AssignWorker:
         """Read the shard's embeddings, or its captions."""
         if self._embeddings is None:
             return read_captions(shard, self._captions)
-        location = self._embeddings / f"{shard.unit}.parquet"
-        if not location.exists():
-            raise DataError(f"{shard.uri}: left out by the embed stage; it has no embeddings")
-        table = location.read_table()
+        try:
+            table = read_output(self._embeddings, shard.unit)
+        except FileNotFoundError:
+            raise DataError(f"{shard.uri}: left out by the embed stage; it has no embeddings") from None
         return CaptionTable(table, table.num_rows, {}, {})
 
     def compute(self, shard: Shard, source: CaptionTable) -> tuple[pa.Table, UnitRecord]:
@@ -69,6 +73,13 @@ class AssignWorker:
             {**place_columns(source.table), FINE: pa.array(fine_b), DISTANCE: pa.array(squared_distance_b)}
         )
         return table, unit_record(shard, source)
+
+
+def center_search(
+    centers_md: Float32Array, prices_m: npt.NDArray[np.floating] | None, threads: int, *, gpu: bool
+) -> NearestCenters | FlatSearch:
+    """The nearest-center search of the stage: faiss on this process's GPU, or compiled and pruned on CPU threads."""
+    return FlatSearch(centers_md, prices_m, gpu=True) if gpu else NearestCenters(centers_md, prices_m, threads)
 
 
 def run_assign(

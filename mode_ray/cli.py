@@ -18,6 +18,7 @@ from mode_ray.errors import ModeRayError
 from mode_ray.storage import Location
 
 _LOG_WIDTH = 140
+_EXTEND = "cluster extend"
 _STAGE_HELP = {
     "embed": "embed the captions",
     "cluster": "fit the fine centers and group them into experts",
@@ -29,7 +30,7 @@ _STAGE_HELP = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     # A log file has no width of its own: wide enough there for the results table.
     console = Console(width=None if sys.stdout.isatty() else _LOG_WIDTH)
     try:
@@ -37,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModeRayError as error:
         Console(stderr=True).print(f"mode-ray: {error}", markup=False, highlight=False, soft_wrap=True)
         return error.exit_code
+    except OSError as error:
+        # Ray wraps a worker's error, with its stack trace.
+        reason = " ".join(str(getattr(error, "cause", None) or error).split())
+        Console(stderr=True).print(f"mode-ray: {reason}", markup=False, highlight=False, soft_wrap=True)
+        return 1
     except KeyboardInterrupt:
         Console(stderr=True).print("mode-ray: interrupted; run the same command again to go on")
         return 130
@@ -78,6 +84,57 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _drift(options: argparse.Namespace, console: Console) -> int:
+    from mode_ray.pipeline import Pipeline
+    from mode_ray.progress import Progress
+    from mode_ray.session import ray_session
+
+    config = load_config(options.config, options.overrides)
+    pipeline = Pipeline(config, Progress(console))
+    with ray_session(config.ray):
+        pipeline.drift()
+    return 0
+
+
+def _atlas(options: argparse.Namespace, console: Console) -> int:
+    from mode_ray.pipeline import Pipeline
+    from mode_ray.progress import Progress
+    from mode_ray.session import ray_session
+
+    config = load_config(options.config, options.overrides)
+    pipeline = Pipeline(config, Progress(console))
+    with ray_session(config.ray):
+        page = pipeline.atlas()
+    console.print(f"atlas: {page}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _extend(options: argparse.Namespace, console: Console) -> int:
+    from mode_ray.extension import ExtensionRequest
+    from mode_ray.pipeline import Pipeline
+    from mode_ray.progress import Progress
+    from mode_ray.session import ray_session
+
+    config = load_config(options.config, options.overrides)
+    request = ExtensionRequest(
+        centers=options.centers,
+        target=Location.parse(options.to),
+        far_quantile=config.drift.far_quantile if options.far_quantile is None else options.far_quantile,
+        new_expert=options.new_expert,
+    )
+    pipeline = Pipeline(config, Progress(console))
+    with ray_session(config.ray):
+        clustering = pipeline.extend(request)
+    console.print(
+        f"{len(clustering.centers_md)} centers, maps for n={sorted(clustering.coarse)}: {request.target}\n"
+        f"assign captions with it: cluster.standing={request.target}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
 def _status(options: argparse.Namespace, console: Console) -> int:
     from mode_ray.status import status_table, trial_table
 
@@ -111,6 +168,44 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _plan(options: argparse.Namespace, console: Console) -> int:
+    from mode_ray.plan.estimate import make_plan
+    from mode_ray.plan.inventory import take_inventory
+    from mode_ray.plan.rates import read_rates, require_fit, write_rates
+    from mode_ray.plan.report import plan_json, plan_tables, rates_table
+    from mode_ray.plan.stages import ClusterShape, Prices
+
+    config, file = load_config(options.config, options.overrides), Location.parse(options.rates)
+    if options.calibrate:
+        from mode_ray.plan.calibrate import calibrate
+        from mode_ray.progress import Progress
+
+        rates = calibrate(config, Progress(Console(stderr=True)).say, options.step_seconds)
+        write_rates(file, rates)
+        if not options.json:
+            console.print(rates_table(rates))
+            console.print(f"rates: {file}", soft_wrap=True, highlight=False)
+        if options.rows is None:
+            return 0
+    rates = read_rates(file)
+    require_fit(rates, config, str(file))
+    inventory = take_inventory(config, options.rows, options.rows_per_unit)
+    shape = None
+    if options.machines or options.gpus:
+        shape = ClusterShape(machines=options.machines, cores=options.cores, gpus=options.gpus, capped=False)
+    prices = Prices(
+        cpu_hour=options.cpu_hour_cost,
+        gpu_hour=options.gpu_hour_cost,
+        storage_month=options.storage_month_cost,
+    )
+    plan = make_plan(config, rates, inventory, shape, prices, options.efficiency, options.train_samples_per_second)
+    if options.json:
+        sys.stdout.write(plan_json(plan) + "\n")
+    else:
+        console.print(plan_tables(plan), highlight=False)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mode-ray", description="CLIP data experts via clustering (MoDE) on Ray.")
     parser.add_argument("--version", action="version", version=f"mode-ray {__version__}")
@@ -120,15 +215,61 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--config", required=True, help="YAML file or URI, or a preset: demo, small, paper")
         _add_overrides(command)
         command.set_defaults(function=_run)
+    atlas = commands.add_parser("atlas", help="an HTML page to judge a clustering by: map, sizes, terms, captions")
+    atlas.add_argument("--config", required=True, help="YAML file or URI of a run whose cluster stage is done")
+    _add_overrides(atlas)
+    atlas.set_defaults(function=_atlas)
+    drift = commands.add_parser("drift", help="how the captions differ from those the clustering was fitted on")
+    drift.add_argument("--config", required=True, help="YAML file or URI of a run whose assign stage is done")
+    _add_overrides(drift)
+    drift.set_defaults(function=_drift)
+    _add_extend(commands.add_parser(_EXTEND, help="a new clustering with further centers for far captions"))
     status = commands.add_parser("status", help="show how far a run is")
     status.add_argument("run", help="the run directory: a path, s3:// or gs:// URI")
     status.set_defaults(function=_status)
+    _add_plan(commands.add_parser("plan", help="estimate hours, bytes and cost of a run before it is run"))
     demo = commands.add_parser("demo", help="the whole pipeline on emoji and icons, in minutes")
     demo.add_argument("--directory", default="demo-run", help="where data and run go (default: demo-run)")
     demo.add_argument("--controls", action="store_true", help="train the Random-4 control too")
     _add_overrides(demo)
     demo.set_defaults(function=_demo)
     return parser
+
+
+def _add_extend(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", required=True, help="YAML file or URI of a run whose assign stage is done")
+    command.add_argument("--centers", type=int, required=True, help="how many new fine centers")
+    command.add_argument("--to", required=True, help="directory of the new clustering; absent or empty")
+    command.add_argument("--new-expert", action="store_true", help="the new centers make an expert of their own")
+    command.add_argument("--far-quantile", type=float, help="what counts as far (default: drift.far_quantile)")
+    _add_overrides(command)
+    command.set_defaults(function=_extend)
+
+
+def _joined(arguments: Sequence[str]) -> Sequence[str]:
+    """`cluster extend` as one word: `cluster` alone takes overrides, which argparse cannot tell from a subcommand."""
+    two = _EXTEND.split()
+    return [_EXTEND, *arguments[len(two) :]] if list(arguments[: len(two)]) == two else arguments
+
+
+def _add_plan(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument("--config", required=True, help="YAML file or URI, or a preset: demo, small, paper")
+    plan.add_argument("--calibrate", action="store_true", help="measure rates on this machine first, and write them")
+    plan.add_argument("--step-seconds", type=float, default=5.0, help="least time of each measured step (default: 5)")
+    plan.add_argument("--rates", default="mode-ray-rates.json", help="the rates file (default: mode-ray-rates.json)")
+    plan.add_argument("--rows", type=float, help="captions in all (default: those of captions.paths)")
+    plan.add_argument("--rows-per-unit", type=float, help="captions of a shard (default: as in captions.paths)")
+    plan.add_argument("--machines", type=int, default=0, help="machines to plan for (default: the one measured)")
+    plan.add_argument("--cores", type=int, default=0, help="cores of each of them")
+    plan.add_argument("--gpus", type=float, default=0.0, help="GPUs of all machines together")
+    plan.add_argument("--efficiency", type=float, default=0.85, help="share of the measured speed (default: 0.85)")
+    plan.add_argument("--cpu-hour-cost", type=float, default=0.0, help="price of one core for an hour")
+    plan.add_argument("--gpu-hour-cost", type=float, default=0.0, help="price of one GPU for an hour")
+    plan.add_argument("--storage-month-cost", type=float, default=0.0, help="price of a GB for a month")
+    plan.add_argument("--train-samples-per-second", type=float, help="speed of one training worker")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    _add_overrides(plan)
+    plan.set_defaults(function=_plan)
 
 
 def _add_overrides(command: argparse.ArgumentParser) -> None:

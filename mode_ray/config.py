@@ -1,8 +1,7 @@
 """One typed, frozen config for a run, validated on construction.
 
 pydantic validates (it comes with Ray Serve): it refuses unknown keys and wrong types and names the field.
-Settings that only say *where* or *how fast* to work are `Placement`s: they are left out of the fingerprint,
-so that a run can go on with other resources, while a change of anything else is found and named.
+`Placement`s only say *where* or *how fast*: a run may go on with others, a change of anything else is found and named.
 """
 
 import hashlib
@@ -65,12 +64,16 @@ class CaptionsConfig(Settings):
     """Where the pairs lie and which of their texts count."""
 
     paths: Strings
-    """Files, directories, globs; local, s3:// or gs://."""
-    format: Literal["auto", "parquet", "webdataset"] = "auto"
+    """Files, directories, globs; local, s3:// or gs://. A file that ends in `.txt` or `.list` is a listing: one of
+    these a line, `#` comments skipped, relative lines counted from the listing's folder."""
+    format: Literal["auto", "parquet", "webdataset", "jsonl", "csv", "tsv"] = "auto"
+    """`auto`: by suffix, .parquet .pq, .tar, .jsonl .ndjson, .csv, .tsv, the text ones plain or `.gz`. JSON Lines, CSV
+    and TSV (with a header line) hold captions only: they can be clustered and assigned, not trained on."""
     caption_field: str | None = None
-    """Parquet: the column (default `caption`). Tars: a field of the `.json` member, or else the `.txt`."""
+    """Parquet, CSV: the column (default `caption`). JSON Lines: the field (default `caption`). Tars: a field of the
+    `.json` member, or else the `.txt`."""
     key_field: str | None = None
-    """Parquet: the column with a pair's name (default: row number). Tars: always the member's base name."""
+    """The column or field with a pair's name (default: row number). Tars: always the member's base name."""
     image_field: str = "image"
     """Parquet: the column with the encoded image; only training reads it."""
     select: Literal["first", "all"] = "first"
@@ -78,7 +81,8 @@ class CaptionsConfig(Settings):
     max_caption_bytes: PositiveInt = 8192
     """Longer captions are refused, and counted."""
     max_rows_per_unit: PositiveInt = 1_000_000
-    """A parquet file with more rows is split by row groups into several work units."""
+    """A parquet file with more rows is split by row groups into several work units; JSON Lines, CSV and TSV files with
+    more captions are refused."""
 
     @model_validator(mode="after")
     def _paths_given(self) -> Self:
@@ -139,7 +143,7 @@ class FineConfig(Settings):
     spherical: bool = False
     balanced: bool = True
     """Fit with capacity prices, so that clusters are of nearly equal size."""
-    price_updates: PositiveInt = 20
+    price_updates: PositiveInt = 40
     """Price updates in each Lloyd step."""
     price_rate: PositiveFloat = 0.04
     """Size of one price update, as a share of the mean squared distance."""
@@ -158,25 +162,35 @@ class CoarseConfig(Settings):
     restarts: PositiveInt = 8
 
 
-class ClusterThreads(Placement):
-    """CPU of the clustering task."""
+class ClusterPlacement(Placement):
+    """Resources of the clustering."""
 
+    workers: PositiveInt = 1
+    """Actors that hold the sample; 1 keeps it in the clustering's own task. The centers are the same anyway."""
     cpus: PositiveFloat = 1.0
+    """Of the task, and of each actor."""
     threads: PositiveInt = 2
+    """Of the task, and of each actor."""
 
 
 class ClusterConfig(Settings):
-    """Both clustering steps."""
+    """Both clustering steps, or a standing clustering to take over instead."""
 
+    standing: str | None = None
+    """Directory of a finished clustering, for example another run's `clusters`: it is checked against the encoder and
+    copied, and nothing is fitted. What decides a fit (`fine`, `coarse`, `sample_rows`, `seed`) then counts for nothing
+    but the new centers of `mode-ray cluster extend`, and may change at any time."""
     sample_rows: PositiveInt = 2_000_000
     """Rows the fine centers are fitted on, uniform over all shards' rows."""
     seed: Seed = 0
     fine: FineConfig = FineConfig()
     coarse: CoarseConfig = CoarseConfig()
-    threads: ClusterThreads = ClusterThreads()
+    placement: ClusterPlacement = ClusterPlacement()
 
     @model_validator(mode="after")
     def _sizes(self) -> Self:
+        if self.standing is not None:
+            return self
         for n in self.coarse.experts:
             if n < 1:
                 raise ValueError(f"coarse.experts has n={n}: a group count is at least 1")
@@ -196,6 +210,14 @@ class AssignConfig(Settings):
     rule: Literal["nearest", "priced"] = "nearest"
     """`nearest` is the paper's; `priced` adds the balancing prices to the squared distances."""
     pool: ActorPool = ActorPool()
+
+
+class DriftConfig(Placement):
+    """How the assigned captions are compared with what the clustering was fitted on. Not part of the fingerprint."""
+
+    far_quantile: Share = 0.99
+    """A caption is far where its squared distance is above this quantile of the fitted sample's; one of those that the
+    clustering stores: 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999."""
 
 
 class ModelConfig(Settings):
@@ -334,6 +356,7 @@ class RunConfig(Settings):
     embed: EmbedConfig = EmbedConfig()
     cluster: ClusterConfig = ClusterConfig()
     assign: AssignConfig = AssignConfig()
+    drift: DriftConfig = DriftConfig()
     train: TrainConfig
     routing: RoutingConfig = RoutingConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -341,12 +364,17 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _experts_have_a_map(self) -> Self:
-        if self.train.experts not in self.cluster.coarse.experts:
+        if self.cluster.standing is None and self.train.experts not in self.cluster.coarse.experts:
             raise ValueError(
                 f"train.experts={self.train.experts} has no coarse map: "
                 f"cluster.coarse.experts is {list(self.cluster.coarse.experts)}"
             )
         return self
+
+    @property
+    def fits_nothing(self) -> bool:
+        """Whether a standing clustering takes the place of a fitted one."""
+        return self.cluster.standing is not None
 
     @property
     def directory(self) -> Location:

@@ -5,22 +5,20 @@ With `embed.keep: all` every caption is embedded. With `sample` only the rows th
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
+from mode_ray.caption_counts import count_all_captions
 from mode_ray.captions.clean import CaptionTable
-from mode_ray.captions.read import count_rows, read_captions
+from mode_ray.captions.read import read_captions
 from mode_ray.captions.shards import Shard
 from mode_ray.config import CaptionsConfig, EncoderConfig, EncoderPlacement, RunConfig
 from mode_ray.embeddings import EMBEDDING, embedding_column, place_columns, split_usable
 from mode_ray.encoders.encoder import load_encoder
 from mode_ray.errors import DataError
 from mode_ray.sampling import allocate_sample, sample_positions
-from mode_ray.stage import Manifest, Stage, UnitRecord
-from mode_ray.units import run_shard_stage
-
-_ROW_COUNTERS = 8
+from mode_ray.stage import CAPTION_COUNTS, Manifest, Stage, UnitRecord
+from mode_ray.units import plan_units, run_shard_stage
 
 
 class EmbedWorker:
@@ -54,10 +52,9 @@ class EmbedWorker:
         captions = read_captions(shard, self._captions)
         if self._sample is None:
             return captions
-        positions = sample_positions(shard.unit, captions.table.num_rows, self._sample[shard.unit], self._seed)
-        return CaptionTable(
-            captions.table.take(pa.array(positions)), captions.rows_in, captions.refused, captions.examples
-        )
+        if shard.unit not in self._sample:
+            raise DataError(f"{shard.uri}: could not be read when the sample was drawn, but can now; run again")
+        return take_sample(captions, shard.unit, self._sample[shard.unit], self._seed)
 
     def compute(self, shard: Shard, source: CaptionTable) -> tuple[pa.Table, UnitRecord]:
         """Encode."""
@@ -67,11 +64,22 @@ class EmbedWorker:
         return table, unit_record(shard, usable)
 
 
+def take_sample(captions: CaptionTable, unit: str, count: int, seed: int) -> CaptionTable:
+    """A unit's part of a uniform sample: `count` places among all captions found, and of those the usable ones.
+
+    Places are drawn with the refused captions, as `count` was; so every usable caption of every unit is equally
+    likely, and the sample is smaller than asked by the share of refused ones.
+    """
+    return captions.take(sample_positions(unit, captions.rows_in, count, seed))
+
+
 def unit_record(shard: Shard, captions: CaptionTable) -> UnitRecord:
     """The record of a unit before it is written."""
     return UnitRecord(
         unit=shard.unit,
         source=shard.uri,
+        source_bytes=shard.size_bytes,
+        source_modified_unix_seconds=shard.modified_unix_seconds,
         rows_in=captions.rows_in,
         rows_out=captions.table.num_rows,
         refused=captions.refused,
@@ -79,29 +87,32 @@ def unit_record(shard: Shard, captions: CaptionTable) -> UnitRecord:
     )
 
 
-def _rows(shard: Shard, captions: CaptionsConfig) -> int:
-    """Rows of a shard; none where it cannot be read: the unit that reads it is quarantined, with the reason."""
-    try:
-        return count_rows(shard, captions)
-    except DataError:
-        return 0
-
-
 def run_embed(
-    config: RunConfig, stage: Stage, shards: Sequence[Shard], on_record: Callable[[UnitRecord], None]
+    config: RunConfig,
+    stage: Stage,
+    shards: Sequence[Shard],
+    on_record: Callable[[UnitRecord], None],
+    on_counted: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Run the embed stage, or what is left of it.
+
+    Args:
+        config: The run's config.
+        stage: The stage.
+        shards: All of its units.
+        on_record: Called with every new record.
+        on_counted: With `embed.keep: sample`, called while captions are counted, with the units done and all units.
 
     Raises:
         DataError: More shards are unreadable, or more captions refused, than the config allows.
     """
     sample = None
-    if config.embed.keep == "sample":
-        with ThreadPoolExecutor(_ROW_COUNTERS) as counters:
-            counts = counters.map(lambda shard: _rows(shard, config.captions), shards)
-            rows = {shard.unit: count for shard, count in zip(shards, counts, strict=True)}
-        sample = allocate_sample(rows, config.cluster.sample_rows, config.cluster.seed)
     pool = config.embed.pool
+    if config.embed.keep == "sample" and plan_units(stage, shards).left:
+        stage.begin(len(shards))
+        counts = count_all_captions(shards, config.captions, pool, stage.directory / CAPTION_COUNTS, on_counted)
+        # Units that stand keep the share that was allotted to them when a mended source changes the counts of others.
+        sample = allocate_sample(counts, config.cluster.sample_rows, config.cluster.seed)
     arguments = (
         config.captions,
         config.encoder,

@@ -24,8 +24,8 @@ def place_columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
 
 
 def as_stored(vectors_bd: np.ndarray) -> np.ndarray:
-    """Vectors float32 [b, d] as they come back from an embedding shard, in float16 steps."""
-    return vectors_bd.astype(np.float16).astype(np.float32)
+    """Vectors [b, d] as they come back from an embedding shard: float16."""
+    return vectors_bd.astype(np.float16)
 
 
 def embedding_column(vectors_bd: np.ndarray) -> pa.FixedSizeListArray:
@@ -35,11 +35,10 @@ def embedding_column(vectors_bd: np.ndarray) -> pa.FixedSizeListArray:
 
 
 def embedding_vectors(table: pa.Table) -> np.ndarray:
-    """The embedding column of a table as float32 [b, d]."""
+    """The embedding column of a table as float16 [b, d]; without a copy where it is one chunk."""
     column = table[EMBEDDING].combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    vectors_bd: np.ndarray = flat.reshape(len(column), column.type.list_size).astype(np.float32)
-    return vectors_bd
+    flat: np.ndarray = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), column.type.list_size)
 
 
 def split_usable(captions: CaptionTable, vectors_bd: np.ndarray) -> tuple[CaptionTable, np.ndarray]:

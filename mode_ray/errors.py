@@ -21,6 +21,18 @@ class DataError(ModeRayError):
     exit_code: ClassVar[int] = 1
 
 
+class WriteError(ModeRayError, OSError):
+    """Output that cannot be written: exit code 1. An OSError too, which may pass when tried again."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class WorkerError(ModeRayError):
+    """Workers that cannot go on, for no fault of the data: exit code 1."""
+
+    exit_code: ClassVar[int] = 1
+
+
 class TrainingError(ModeRayError):
     """A training run that cannot go on, or runs that failed for good: exit code 1."""
 

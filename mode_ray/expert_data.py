@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from mode_ray.assign import DISTANCE, FINE
 from mode_ray.captions.shards import Shard
 from mode_ray.errors import DataError
+from mode_ray.stage import read_output
 from mode_ray.storage import Location
 
 SHARD = "shard"
@@ -89,7 +90,7 @@ def load_index(assignments: Location, shards: Sequence[Shard]) -> PairIndex:
 
 
 def _shard_index(assignments: Location, number: int, shard: Shard) -> pa.Table:
-    table = (assignments / f"{shard.unit}.parquet").read_table()
+    table = read_output(assignments, shard.unit)
     table = table.select([name for name in _INDEX_COLUMNS if name in table.column_names])
     numbers = pa.array(np.full(table.num_rows, number, np.int32))
     return table.replace_schema_metadata(None).add_column(0, SHARD, numbers)

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mode_ray.captions.parquet import DEFAULT_CAPTION_FIELD, open_parquet
-from mode_ray.captions.shards import Shard, is_damage
+from mode_ray.captions.shards import Shard
 from mode_ray.captions.webdataset import json_captions
 from mode_ray.config import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.expert_data import SHARD, PairIndex
+from mode_ray.storage import is_damage
 
 _OPEN_FILES = 64
 _CACHED_ROW_GROUPS = 16

@@ -2,22 +2,31 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from mode_ray.assign import run_assign
-from mode_ray.captions.shards import Shard, list_shards
+from mode_ray.atlas_run import make_atlas
+from mode_ray.captions.shards import Shard, list_shards, read_listing, require_images, write_listing
+from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.run import run_cluster
+from mode_ray.cluster.standing import CONTENT_FIELD, find_standing, run_standing
 from mode_ray.config import RunConfig, config_hash, fingerprint_fields
 from mode_ray.config_file import dump_config
+from mode_ray.drift.run import run_drift
+from mode_ray.drift.table import drift_view
+from mode_ray.drift.tally import training_quantiles
 from mode_ray.embed import run_embed
 from mode_ray.errors import UsageError
 from mode_ray.evaluate.run import run_evaluate
 from mode_ray.evaluate.tasks import load_tasks
+from mode_ray.extension import ExtensionRequest, run_extension
 from mode_ray.progress import Progress
 from mode_ray.stage import Manifest, Stage, combined_hash, package_versions
 from mode_ray.storage import Location
 from mode_ray.train.run import run_train
 from mode_ray.train.scheduler import TrialStatus
 from mode_ray.train.trial import read_progress
+from mode_ray.units import plan_units, refuse_replaced_sources
 
 STAGE_DIRECTORIES = {
     "embed": "embeddings",
@@ -27,6 +36,8 @@ STAGE_DIRECTORIES = {
     "evaluate": "evaluation",
 }
 STAGE_NAMES = tuple(STAGE_DIRECTORIES)
+SHARD_STAGES = ("embed", "assign")
+LISTING = "shards.parquet"
 
 
 class Pipeline:
@@ -44,11 +55,18 @@ class Pipeline:
     def __init__(self, config: RunConfig, progress: Progress) -> None:
         self._config = config
         self._progress = progress
-        self._shards = list_shards(config.captions)
+        listing = config.directory / LISTING
+        listed_before = read_listing(listing, config.captions)
+        self._shards = list_shards(config.captions, listed_before)
         self._directories = stage_directories(config.directory)
         self._stages = build_stages(config, self._shards)
         # All of them before anything is written: a run of another config is refused whole.
         self._states = {name: stage.state() for name, stage in self._stages.items()}
+        for name in SHARD_STAGES:
+            if self._states[name] == "done":
+                refuse_replaced_sources(self._stages[name], self._shards)
+        if self._shards != listed_before:
+            write_listing(listing, self._shards, config.captions)
         (config.directory / "config.yaml").write_text(dump_config(config))
         (config.directory / "versions.json").write_text(json.dumps(package_versions(), indent=1))
 
@@ -60,9 +78,11 @@ class Pipeline:
         """Run stages in order, or what is left of them.
 
         Raises:
-            UsageError: An earlier stage that one of these needs is not done.
+            UsageError: An earlier stage that one of these needs is not done, or there are no images to train on.
             ModeRayError: As the stages raise.
         """
+        if "train" in names and self._states["train"] != "done":
+            require_images(self._shards)
         for name in names:
             if self._states[name] == "done":
                 self._progress.say(f"[{name}] done before")
@@ -70,6 +90,38 @@ class Pipeline:
             self._require_earlier(name)
             self._progress.end(self._run_stage(name))
             self._states[name] = "done"
+            if name == "assign" and self._config.fits_nothing:
+                self.drift()
+
+    def drift(self) -> None:
+        """Compare the assigned captions with what the clustering was fitted on, and show how they differ.
+
+        Raises:
+            UsageError: The assign stage is not done.
+            DataError: The clustering does not say what it was fitted on.
+        """
+        report = run_drift(self._config, self._directories["cluster"], self._directories["assign"])
+        self._progress.show(drift_view(report))
+
+    def atlas(self) -> Location:
+        """Write the clustering's atlas, an HTML page, and return where it lies.
+
+        Raises:
+            UsageError: The cluster stage is not done.
+            DataError: None of the sampled captions can be read again.
+        """
+        if self._states["cluster"] != "done":
+            raise UsageError("the atlas needs the cluster stage, which is not done: run `mode-ray cluster` first")
+        return make_atlas(self._config, self._shards, self._directories)
+
+    def extend(self, request: ExtensionRequest) -> Clustering:
+        """Write a clustering with new centers for the far captions of this run.
+
+        Raises:
+            ModeRayError: As `run_extension`.
+        """
+        self._progress.begin("cluster extend", len(self._shards))
+        return run_extension(self._config, request, self._shards, self._directories, self._progress.unit)
 
     def _require_earlier(self, name: str) -> None:
         for earlier in STAGE_NAMES[: STAGE_NAMES.index(name)]:
@@ -81,11 +133,11 @@ class Pipeline:
     def _run_stage(self, name: str) -> Manifest:
         config, shards, places, progress = self._config, self._shards, self._directories, self._progress
         stage = self._stages[name]
-        progress.begin(name, self._units(name))
+        self._begin(name)
         if name == "embed":
-            return run_embed(config, stage, shards, progress.unit)
+            return self._embed(stage)
         if name == "cluster":
-            return run_cluster(config, stage, places["embed"], progress.unit)
+            return self._cluster(stage)
         if name == "assign":
             embeddings = places["embed"] if config.embed.keep == "all" else None
             return run_assign(config, stage, shards, places["cluster"], embeddings, progress.unit)
@@ -93,9 +145,44 @@ class Pipeline:
             return run_train(config, stage, shards, places["cluster"], places["assign"], self._say_trials)
         return run_evaluate(config, stage, shards, places, progress.unit)
 
+    def _embed(self, stage: Stage) -> Manifest:
+        if self._embeds_nothing:
+            self._progress.say("[embed] nothing to embed: standing clustering")
+            stage.begin(0)
+            return stage.finish([], {"nothing to embed": "standing clustering"})
+        counted = partial(self._progress.work, "embed: captions counted, in units")
+        return run_embed(self._config, stage, self._shards, self._progress.unit, counted)
+
+    def _cluster(self, stage: Stage) -> Manifest:
+        config, directory = self._config, self._directories["cluster"]
+        if config.fits_nothing:
+            standing = find_standing(config, directory)
+            training_quantiles(standing.clustering)  # the drift report needs them: better found out before assigning
+            self._progress.say(f"[cluster] standing clustering of {standing.source}, content {standing.content_hash}")
+            return run_standing(config, stage, standing, self._progress.unit)
+        manifest = run_cluster(config, stage, self._directories["embed"], self._progress.unit, self._progress.say)
+        self._progress.say(f"[cluster] atlas: {make_atlas(config, self._shards, self._directories)}")
+        return manifest
+
+    @property
+    def _embeds_nothing(self) -> bool:
+        return self._config.fits_nothing and self._config.embed.keep == "sample"
+
+    def _begin(self, name: str) -> None:
+        """Say what there is to do."""
+        if name not in SHARD_STAGES or self._units(name) == 0:
+            self._progress.begin(name, self._units(name))
+            return
+        plan = plan_units(self._stages[name], self._shards)
+        self._progress.begin(name, self._units(name), len(plan.finished))
+        if plan.replaced:
+            self._progress.say(f"[{name}] {len(plan.replaced)} units are done again: their source was replaced")
+        if plan.vanished:
+            self._progress.say(f"[{name}] {len(plan.vanished)} outputs are removed: no file has these units any more")
+
     def _units(self, name: str) -> int:
         counts = {
-            "embed": len(self._shards),
+            "embed": 0 if self._embeds_nothing else len(self._shards),
             "assign": len(self._shards),
             "evaluate": len(self._config.evaluate.tasks),
         }
@@ -117,9 +204,10 @@ def stage_directories(run: Location) -> dict[str, Location]:
 
 def build_stages(config: RunConfig, shards: Sequence[Shard]) -> dict[str, Stage]:
     """Every stage with the fields that decide its output: its config sections and the hash of the stage before."""
-    listing = combined_hash(f"{shard.unit} {shard.uri}" for shard in shards)
+    # By name alone: a file that was mended, and may now be split otherwise, does not make another run.
+    files = sorted({shard.uri for shard in shards})
     sampling = {}
-    if config.embed.keep == "sample":
+    if config.embed.keep == "sample" and not config.fits_nothing:
         sampling = {"cluster.sample_rows": config.cluster.sample_rows, "cluster.seed": config.cluster.seed}
     tasks = [task.model_dump_json() for task in load_tasks(config.evaluate.tasks)]
     own: dict[str, dict[str, object]] = {
@@ -128,9 +216,9 @@ def build_stages(config: RunConfig, shards: Sequence[Shard]) -> dict[str, Stage]
             **fingerprint_fields(config.encoder, "encoder"),
             **fingerprint_fields(config.embed, "embed"),
             **sampling,
-            "captions (files found)": f"{len(shards)} units, {listing}",
+            "captions (files found)": f"{len(files)} files, {combined_hash(files)}",
         },
-        "cluster": fingerprint_fields(config.cluster, "cluster"),
+        "cluster": _cluster_fields(config),
         "assign": fingerprint_fields(config.assign, "assign"),
         "train": fingerprint_fields(config.train, "train"),
         "evaluate": {
@@ -145,3 +233,13 @@ def build_stages(config: RunConfig, shards: Sequence[Shard]) -> dict[str, Stage]
         stages[name] = Stage(name, directory, {**own[name], **before})
         before = {f"inputs.{name}": config_hash(stages[name].fields)}
     return stages
+
+
+def _cluster_fields(config: RunConfig) -> dict[str, object]:
+    """What decides the clustering: the fields of a fit, or the content of the standing one."""
+    if config.fits_nothing:
+        copy = stage_directories(config.directory)["cluster"]
+        return {CONTENT_FIELD: find_standing(config, copy).content_hash}
+    fields = fingerprint_fields(config.cluster, "cluster")
+    del fields["cluster.standing"]
+    return fields

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from mode_ray.stage import Manifest, UnitRecord
 from mode_ray.train.scheduler import TrialStatus
@@ -29,6 +29,10 @@ class Progress:
     def say(self, text: str) -> None:
         """Print one line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, table: RenderableType) -> None:
+        """Print a table."""
+        self._console.print(table)
 
     def work(self, what: str, done: int, total: int) -> None:
         """Some lengthy work before the stages is `done` of `total` steps far."""

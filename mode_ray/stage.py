@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib import metadata
 from typing import Any, Literal
 
@@ -22,12 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mode_ray.config import config_hash
-from mode_ray.errors import UsageError
-from mode_ray.storage import Location
+from mode_ray.errors import DataError, UsageError
+from mode_ray.storage import Location, is_damage
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"
 UNITS = "units.parquet"
+CAPTION_COUNTS = "caption_counts.parquet"
 FOOTER_KEY = b"mode_ray.unit"
 _FOOTER_READERS = 16
 _VERSIONED_PACKAGES = (
@@ -51,6 +53,8 @@ class UnitRecord:
     Attributes:
         unit: Name of the unit; its output is `<unit>.parquet`.
         source: URI it was made of.
+        source_bytes: Size of the source when it was listed.
+        source_modified_unix_seconds: When the source was last written, by then; 0 where that is not known.
         rows_in: Captions found in the source.
         rows_out: Captions written.
         refused: Captions left out, by reason; rows_in = rows_out + sum of refused, but where only a sample
@@ -66,6 +70,8 @@ class UnitRecord:
 
     unit: str
     source: str
+    source_bytes: int = 0
+    source_modified_unix_seconds: float = 0.0
     rows_in: int = 0
     rows_out: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)
@@ -138,6 +144,11 @@ class Stage:
         self.attempt = f"{int(time.time())}-{secrets.token_hex(3)}"
         self._began = time.monotonic()
 
+    @cached_property
+    def earlier_units(self) -> Mapping[str, UnitRecord]:
+        """`finished_units` as it was when this was first asked for: what earlier invocations left."""
+        return self.finished_units()
+
     def manifest(self) -> Manifest | None:
         """The manifest, or None while the stage is not done."""
         return read_manifest(self.directory)
@@ -155,16 +166,18 @@ class Stage:
         return "done" if (self.directory / MANIFEST).exists() else "started"
 
     def begin(self, units: int) -> None:
-        """Claim the directory for this config; called before the first output is written."""
+        """Claim the directory for this config; called before the first output is written.
+
+        Begun again with another number of units (a source was replaced), the note tells the new one.
+        """
         self._began = time.monotonic()
-        if self.state() == "absent":
-            note = {
-                "stage": self.name,
-                "units": units,
-                "fields": self.fields,
-                "began_unix_seconds": time.time(),
-            }
-            (self.directory / STARTED).write_text(json.dumps(note, indent=1))
+        started = self.directory / STARTED
+        note: dict[str, Any] = {}
+        if self.state() != "absent":
+            note = json.loads(started.read_text())
+        if note.get("units") != units:
+            first = {"stage": self.name, "fields": self.fields, "began_unix_seconds": time.time()}
+            started.write_text(json.dumps({**first, **note, "units": units}, indent=1))
 
     def output(self, unit: str) -> Location:
         """Where a unit's output belongs."""
@@ -176,13 +189,8 @@ class Stage:
 
     def finished_units(self) -> dict[str, UnitRecord]:
         """Records of all outputs that stand, by unit."""
-        files = [
-            file
-            for file in self.directory.files(recursive=True)
-            if file.name.endswith(".parquet") and file.name != UNITS
-        ]
         with ThreadPoolExecutor(_FOOTER_READERS) as readers:
-            records = list(readers.map(_read_record, files))
+            records = list(readers.map(read_record, unit_outputs(self.directory)))
         return {record.unit: record for record in records}
 
     def finish(self, records: Iterable[UnitRecord], summary: Mapping[str, Any]) -> Manifest:
@@ -226,6 +234,12 @@ def read_manifest(directory: Location) -> Manifest | None:
     """The manifest of the stage in a directory, or None where there is none."""
     location = directory / MANIFEST
     return Manifest(**json.loads(location.read_text())) if location.exists() else None
+
+
+def unit_outputs(directory: Location) -> list[Location]:
+    """The units' outputs in a stage's directory, by their names alone."""
+    files = directory.files(recursive=True)
+    return [file for file in files if file.name.endswith(".parquet") and file.name not in (UNITS, CAPTION_COUNTS)]
 
 
 def read_units(directory: Location) -> list[UnitRecord]:
@@ -288,14 +302,57 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def _read_record(file: Location) -> UnitRecord:
-    with file.open_input() as source:
-        footer = pq.read_metadata(source)
+def read_record(file: Location) -> UnitRecord:
+    """The record in the footer of a unit's output.
+
+    Raises:
+        FileNotFoundError: There is no such output.
+        DataError: The file is damaged.
+        UsageError: The file is not a unit's output.
+    """
+    try:
+        with file.open_input() as source:
+            footer = pq.read_metadata(source)
+    except (pa.ArrowInvalid, OSError) as error:
+        if not is_damage(error, file):
+            raise
+        raise DataError(f"{file}: damaged ({_one_line(error)}): delete it and run again") from None
     note = (footer.metadata or {}).get(FOOTER_KEY)
     if note is None:
-        raise UsageError(f"{file}: not an output of this stage (no unit record in its footer): remove it")
+        raise UsageError(
+            f"{file}: not an output of this stage (no unit record in its footer): delete it and run again"
+        )
     record = UnitRecord.from_json(note.decode())
     return UnitRecord(**{**asdict(record), "bytes_out": file.size_bytes()})
+
+
+def read_output(directory: Location, unit: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a unit's output of a stage that is done.
+
+    Args:
+        directory: The stage's.
+        unit: The unit.
+        columns: Those to read, or None for all.
+
+    Raises:
+        FileNotFoundError: There is no such output.
+        DataError: It is damaged.
+    """
+    location = directory / f"{unit}.parquet"
+    try:
+        return location.read_table(None if columns is None else list(columns))
+    except (pa.ArrowInvalid, OSError) as error:
+        if not is_damage(error, location):
+            raise
+        manifest = read_manifest(directory)
+        raise DataError(
+            f"{location}: damaged ({_one_line(error)}); delete it and {directory / MANIFEST}, and run "
+            f"`mode-ray {manifest.stage if manifest else 'run'}` again: only what is missing is made"
+        ) from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _units_table(records: Sequence[UnitRecord]) -> pa.Table:
@@ -303,6 +360,10 @@ def _units_table(records: Sequence[UnitRecord]) -> pa.Table:
         {
             "unit": pa.array([record.unit for record in records], pa.string()),
             "source": pa.array([record.source for record in records], pa.string()),
+            "source_bytes": pa.array([record.source_bytes for record in records], pa.int64()),
+            "source_modified_unix_seconds": pa.array(
+                [record.source_modified_unix_seconds for record in records], pa.float64()
+            ),
             "rows_in": pa.array([record.rows_in for record in records], pa.int64()),
             "rows_out": pa.array([record.rows_out for record in records], pa.int64()),
             "seconds": pa.array([record.seconds for record in records], pa.float64()),

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from mode_ray.errors import UsageError
 from mode_ray.pipeline import STAGE_DIRECTORIES
-from mode_ray.stage import MANIFEST, STARTED, UNITS, read_manifest
+from mode_ray.stage import STARTED, read_manifest, unit_outputs
 from mode_ray.storage import Location
 from mode_ray.train.scheduler import STATUS_FILE, read_status
 from mode_ray.train.trial import read_progress
@@ -69,11 +69,10 @@ def _stage_row(name: str, directory: Location) -> tuple[str, ...]:
 
 def _units_done(name: str, directory: Location) -> int:
     """Units whose outputs stand, by what each stage leaves behind for one."""
+    if name not in ("train", "evaluate"):
+        return len(unit_outputs(directory))
     files = directory.files(recursive=True)
     if name == "train":
         statuses = [read_status(file.parent) for file in files if file.name == STATUS_FILE]
         return sum(status is not None and status.state == "finished" for status in statuses)
-    if name == "evaluate":
-        return sum(file.name == "task.json" for file in files)
-    outputs = [file for file in files if file.name.endswith(".parquet") and file.name not in (UNITS, MANIFEST)]
-    return len(outputs)
+    return sum(file.name == "task.json" for file in files)

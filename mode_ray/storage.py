@@ -5,9 +5,11 @@ parquet are native to them.
 """
 
 import contextlib
+import errno
 import functools
 import io
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,10 +22,12 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from mode_ray.errors import UsageError
+from mode_ray.errors import UsageError, WriteError
 
 REMOTE_SCHEMES = ("s3", "gs", "gcs")
 _GLOB_CHARACTERS = frozenset("*?[")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
 
 @functools.lru_cache(maxsize=32)
@@ -31,7 +35,11 @@ def _filesystem(scheme: str, bucket: str) -> pyarrow.fs.FileSystem:
     """One filesystem client a bucket and process: building one costs a region lookup."""
     if scheme == "file":
         return pyarrow.fs.LocalFileSystem()
-    filesystem, _ = pyarrow.fs.FileSystem.from_uri(f"{scheme}://{bucket}")
+    # Delayed open: a small object takes one request, not the three of a multipart upload. Arrow's retries are left as
+    # they are: built from a URI, its S3 client tries an operation for six seconds (31 times, also after 500, 503 and
+    # cut connections) and gives up a connection that is silent for three; on Linux its timeouts cannot be changed.
+    options = "?allow_delayed_open=true" if scheme == "s3" else ""
+    filesystem, _ = pyarrow.fs.FileSystem.from_uri(f"{scheme}://{bucket}{options}")
     return filesystem
 
 
@@ -122,23 +130,36 @@ class Location:
 
         Files and directories below it whose names start with a dot are left out.
         """
+        return [entry.location for entry in self.entries(recursive=recursive)]
+
+    def entries(self, *, recursive: bool = False) -> list["FileEntry"]:
+        """The same files with their sizes and times, as the one listing tells them."""
         selector = pyarrow.fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         infos = self.filesystem.get_file_info(selector)
         return sorted(
-            self._sibling(info.path)
+            FileEntry.of(self._sibling(info.path), info)
             for info in infos
             if info.type == pyarrow.fs.FileType.File and "/." not in info.path[len(self.path.rstrip("/")) :]
         )
 
     def glob(self) -> list["Location"]:
         """Files that match this location's wildcards (`*`, `?`, `[…]`; `**` spans directories), sorted."""
+        return [entry.location for entry in self.glob_entries()]
+
+    @property
+    def has_wildcards(self) -> bool:
+        """Whether `glob` would look for more than this one name."""
+        return bool(_GLOB_CHARACTERS & set(self.uri))
+
+    def glob_entries(self) -> list["FileEntry"]:
+        """What `glob` finds, with sizes and times."""
+        if not self.has_wildcards:
+            return [FileEntry.of(self, self._info())] if self.exists() else []
         parts = self.uri.split("/")
-        first = next((i for i, part in enumerate(parts) if _GLOB_CHARACTERS & set(part)), None)
-        if first is None:
-            return [self] if self.exists() else []
+        first = next(i for i, part in enumerate(parts) if _GLOB_CHARACTERS & set(part))
         root = Location("/".join(parts[:first]) or "/")
         deep = first < len(parts) - 1 or parts[-1] == "**"
-        return [file for file in root.files(recursive=deep) if _matches(file.uri.split("/"), parts)]
+        return [entry for entry in root.entries(recursive=deep) if _matches(entry.location.uri.split("/"), parts)]
 
     def _sibling(self, path: str) -> "Location":
         return Location(path if self.is_local else f"{urlsplit(self.uri).scheme}://{path}")
@@ -148,9 +169,20 @@ class Location:
         return self.filesystem.open_input_file(self.path)
 
     def read_bytes(self) -> bytes:
-        """The whole file."""
-        with self.filesystem.open_input_stream(self.path) as stream:
-            return bytes(stream.read())
+        """The whole file, as it stood at one time."""
+        while True:
+            # As a file, not as a stream: a stream's read() asks an object store for a quarter of a megabyte at a time.
+            with self.open_input() as source:
+                data, version = bytes(source.read(source.size())), source.metadata()
+            # An object store is asked for the size first, then for that many bytes: of an object replaced in between
+            # they are the head. A local file stays the one that was opened.
+            if self.is_local or version == self._version():
+                return data
+
+    def _version(self) -> dict[bytes, bytes]:
+        with self.open_input() as source:
+            metadata: dict[bytes, bytes] = source.metadata()
+        return metadata
 
     def read_text(self) -> str:
         """The whole file as UTF-8."""
@@ -162,13 +194,20 @@ class Location:
 
         Local: a temporary name in the same directory, flushed to disk, then renamed. Remote: collected in
         memory, then one upload. Nothing appears where the block raises.
+
+        Raises:
+            WriteError: The disk is full, the storage refuses, or does not answer.
         """
-        if not self.is_local:
-            buffer = io.BytesIO()
-            yield buffer
-            with self.filesystem.open_output_stream(self.path) as stream:
-                stream.write(buffer.getbuffer())
-            return
+        try:
+            with self._open_local() if self.is_local else self._open_remote() as stream:
+                yield stream
+        except WriteError:
+            raise
+        except OSError as error:
+            raise self._write_error(error) from error
+
+    @contextlib.contextmanager
+    def _open_local(self) -> Iterator[IO[bytes]]:
         target = Path(self.path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
@@ -181,6 +220,27 @@ class Location:
         finally:
             temporary.unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def _open_remote(self) -> Iterator[IO[bytes]]:
+        buffer = io.BytesIO()
+        yield buffer
+        with self.filesystem.open_output_stream(self.path, compression=None) as stream:
+            stream.write(buffer.getbuffer())
+
+    def _write_error(self, error: OSError) -> WriteError:
+        if error.errno in _NO_SPACE:
+            reason = f"no space left on {self.parent} (writing {self.name}): free space and run again"
+        else:
+            reason = f"{self}: cannot be written ({' '.join(str(error).split())}): mend that and run again"
+        return WriteError(f"{reason}; what is finished stays")
+
+    def remove_temporaries(self) -> None:
+        """Remove, below a local directory, what writers that were killed left of files they had not finished."""
+        if self.is_local:
+            for file in Path(self.path).rglob(".*.tmp"):
+                if _TEMPORARY.fullmatch(file.name):
+                    file.unlink(missing_ok=True)
+
     def write_bytes(self, data: bytes) -> None:
         """Write the whole file, atomically."""
         with self.open_atomic() as stream:
@@ -191,19 +251,23 @@ class Location:
         self.write_bytes(text.encode())
 
     def write_table(self, table: pa.Table) -> int:
-        """Write a parquet file (zstd), atomically.
+        """Write a parquet file (zstd, with a checksum of every page), atomically.
 
         Returns:
             Its size in bytes.
         """
         with self.open_atomic() as stream:
-            pq.write_table(table, stream, compression="zstd")
+            pq.write_table(table, stream, compression="zstd", write_page_checksum=True, **_encodings(table.schema))
             return stream.tell()
 
     def read_table(self, columns: list[str] | None = None) -> pa.Table:
-        """Read one parquet file."""
+        """Read one parquet file; where pages carry checksums, they are verified.
+
+        Raises:
+            OSError: A page is damaged, or as the filesystem raises.
+        """
         with self.open_input() as source:
-            return pq.ParquetFile(source).read(columns=columns)
+            return pq.ParquetFile(source, page_checksum_verification=True).read(columns=columns)
 
     def delete(self) -> None:
         """Remove a file or a whole directory; nothing where it is not there."""
@@ -212,6 +276,47 @@ class Location:
             self.filesystem.delete_dir(self.path)
         elif kind != pyarrow.fs.FileType.NotFound:
             self.filesystem.delete_file(self.path)
+
+
+@dataclass(frozen=True, order=True)
+class FileEntry:
+    """A file as a listing tells it.
+
+    Attributes:
+        location: The file.
+        size_bytes: Its size.
+        modified_unix_seconds: When it was last written; 0 where the filesystem does not tell. Remote times are whole
+            seconds: some object stores tell fractions when listing and none when asked for one file.
+    """
+
+    location: Location
+    size_bytes: int
+    modified_unix_seconds: float
+
+    @classmethod
+    def of(cls, location: Location, info: pyarrow.fs.FileInfo) -> "FileEntry":
+        """From arrow's description of it."""
+        modified = (info.mtime_ns or 0) / 1e9
+        return cls(location, int(info.size or 0), modified if location.is_local else float(int(modified)))
+
+
+def is_damage(error: Exception, location: Location) -> bool:
+    """Whether an error of arrow's parquet reader is about the bytes themselves, so that trying again is of no use.
+
+    Arrow raises OSError for undecodable bytes too, then without an errno; remote errors never carry one.
+    """
+    return not isinstance(error, OSError) or (location.is_local and error.errno is None)
+
+
+def _encodings(schema: pa.Schema) -> dict[str, list[str]]:
+    """Encodings by column: numbers with a fraction hardly repeat, so that a dictionary of them only costs time."""
+    leaves: dict[bool, list[str]] = {False: [], True: []}
+    for field in schema:
+        nested = pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
+        kind = field.type.value_type if nested else field.type
+        # As parquet names the one leaf of a list.
+        leaves[pa.types.is_floating(kind)].append(f"{field.name}.list.element" if nested else field.name)
+    return {"use_dictionary": leaves[False], "use_byte_stream_split": leaves[True]}
 
 
 def _matches(parts: list[str], pattern: list[str]) -> bool:

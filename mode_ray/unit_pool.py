@@ -5,126 +5,28 @@ threads overlap them with the computation of the unit in between.
 """
 
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, replace
-from functools import partial
-from itertools import zip_longest
-from typing import Any, Protocol
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray.util.annotations import RayDeprecationWarning
 
 from mode_ray.captions.shards import Shard
 from mode_ray.config import ActorPool
-from mode_ray.errors import DataError
-from mode_ray.stage import UnitRecord, write_unit
+from mode_ray.errors import ModeRayError, WorkerError
+from mode_ray.stage import UnitRecord
 from mode_ray.storage import Location
+from mode_ray.unit_actor import UnitActor, UnitWorker, quarantined
 
 _UNITS_PER_TASK = 8
-_FIRST_RETRY_SECONDS = 0.5
-
-
-class UnitWorker(Protocol):
-    """What a stage does to one shard. A worker lives as long as its actor, so it may hold a model."""
-
-    def read(self, shard: Shard) -> Any:  # noqa: ANN401 - each worker's own
-        """Read the shard; runs in a thread, ahead of `compute`."""
-        ...
-
-    def compute(self, shard: Shard, source: Any) -> tuple[pa.Table, UnitRecord]:  # noqa: ANN401
-        """Turn what was read into the unit's rows and its record."""
-        ...
-
-
-class UnitActor:
-    """Runs a worker over batches of shards: reads the next and writes the last while it computes.
-
-    An I/O error is retried with growing pauses; a shard that cannot be read, or keeps failing, becomes a record with
-    `error` set. Any other exception is a defect and ends the stage.
-
-    Args:
-        worker: Makes the worker.
-        arguments: Its arguments.
-        directory: Where the outputs belong.
-        attempt: Name of the stage's invocation.
-        retries: Further attempts after an I/O error.
-    """
-
-    def __init__(
-        self,
-        worker: Callable[..., UnitWorker],
-        arguments: Sequence[Any],
-        directory: str,
-        attempt: str,
-        retries: int,
-    ) -> None:
-        self._worker = worker(*arguments)
-        self._directory = Location(directory)
-        self._attempt = attempt
-        self._retries = retries
-        self._reader = ThreadPoolExecutor(1, "read")
-        self._writer = ThreadPoolExecutor(1, "write")
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Process shards (JSON, column `shard`) into records (JSON, column `record`)."""
-        shards = [_shard_from_json(text) for text in batch["shard"].to_pylist()]
-        records = [record.to_json() for record in self.process(shards)]
-        return pa.table({"record": pa.array(records, pa.string())})
-
-    def process(self, shards: Sequence[Shard]) -> Iterator[UnitRecord]:
-        """Process shards in order; yields one record each, delayed by one unit."""
-        ahead = self._reader.submit(self._worker.read, shards[0])
-        writing: Future[UnitRecord] | None = None
-        for shard, following in zip_longest(shards, shards[1:]):
-            began = time.monotonic()
-            source = self._attempts(shard, ahead.result, partial(self._worker.read, shard))
-            if following is not None:
-                ahead = self._reader.submit(self._worker.read, following)
-            if writing is not None:
-                yield writing.result()
-            if isinstance(source, UnitRecord):
-                writing = self._writer.submit(_identity, source)
-                continue
-            table, record = self._worker.compute(shard, source)
-            record = replace(record, attempt=self._attempt)
-            writing = self._writer.submit(self._write, shard, table, record, began)
-        if writing is not None:
-            yield writing.result()
-
-    def _write(self, shard: Shard, table: pa.Table, record: UnitRecord, began: float) -> UnitRecord:
-        def write() -> UnitRecord:
-            timed = replace(record, seconds=round(time.monotonic() - began, 3))
-            return write_unit(self._directory / f"{shard.unit}.parquet", table, timed)
-
-        written: UnitRecord = self._attempts(shard, write, write)
-        return written
-
-    def _attempts(self, shard: Shard, first: Callable[[], Any], again: Callable[[], Any]) -> Any:  # noqa: ANN401
-        """The result of `first`, or of `again` after an I/O error; a quarantine record where the budget is used up."""
-        step, pause = first, _FIRST_RETRY_SECONDS
-        for attempts_left in range(self._retries, -1, -1):
-            try:
-                return step()
-            except DataError as error:
-                return self._quarantine(shard, str(error))
-            except OSError as error:
-                if attempts_left == 0:
-                    return self._quarantine(shard, f"{shard.uri}: I/O error after {self._retries} retries: {error}")
-                time.sleep(pause)
-                step, pause = again, pause * 2
-        raise AssertionError("unreachable: the last attempt returns")
-
-    def _quarantine(self, shard: Shard, reason: str) -> UnitRecord:
-        return UnitRecord(
-            unit=shard.unit,
-            source=shard.uri,
-            error=reason,
-            attempt=self._attempt,
-            finished_unix_seconds=round(time.time(), 3),
-        )
+# Losing a starting actor with its node ends a Ray Data execution at once by default.
+_LOST_STARTS = 8
+_REASON_CHARACTERS = 300
 
 
 def run_units(
@@ -138,6 +40,10 @@ def run_units(
 ) -> list[UnitRecord]:
     """Process shards over an actor pool; outputs stand when their records arrive.
 
+    Actors that are killed, with or without their node, are replaced; what they had not finished is done again, by the
+    same budget of `pool.retries_per_unit`. Units whose task was lost that often are tried once more each in a task of
+    its own, so that a shard that kills its worker (by its use of memory, say) is found and quarantined alone.
+
     Args:
         shards: What is left to do.
         worker: Makes the worker, in each actor.
@@ -146,33 +52,134 @@ def run_units(
         attempt: Name of the stage's invocation.
         pool: Size and resources of the pool.
         on_record: Called with every record as it arrives.
+
+    Raises:
+        WriteError: An output cannot be written.
+        WorkerError: The workers die before they begin.
+        ModeRayError: As the worker raises when it is made, or computes.
+        RuntimeError: A defect, with its traceback and the shard.
     """
     if not shards:
         return []
+    directory.remove_temporaries()
+    actor = (worker, tuple(arguments), directory.uri, attempt, pool.retries_per_unit)
+    records: list[UnitRecord] = []
+
+    def keep(new: Iterable[UnitRecord]) -> None:
+        for record in new:
+            on_record(record)
+            records.append(record)
+
     # About four tasks an actor for balance, few enough units a task that progress shows.
-    units_per_task = max(1, min(_UNITS_PER_TASK, len(shards) // (4 * pool.max_actors)))
-    items = [{"shard": json.dumps(asdict(shard))} for shard in shards]
-    records = []
-    results = ray.data.from_items(items, override_num_blocks=-(-len(items) // units_per_task)).map_batches(
-        UnitActor,
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(
-            min_size=min(pool.min_actors, len(shards)), max_size=min(pool.max_actors, len(shards))
-        ),
-        num_cpus=pool.cpus_per_actor,
-        num_gpus=pool.gpus_per_actor,
-        fn_constructor_args=(worker, tuple(arguments), directory.uri, attempt, pool.retries_per_unit),
-    )
-    for row in results.iter_rows():
-        record = UnitRecord.from_json(row["record"])
-        on_record(record)
-        records.append(record)
+    keep(_run_tasks(shards, actor, pool, max(1, min(_UNITS_PER_TASK, len(shards) // (4 * pool.max_actors)))))
+    lost = _without_record(shards, records)
+    if lost:
+        keep(_run_tasks(lost, actor, pool, 1))
+    tries = pool.retries_per_unit + 1
+    reason = f"its worker process died {tries} times while it alone was worked on (out of memory?)"
+    keep(quarantined(shard, f"{shard.uri}: {reason}", attempt) for shard in _without_record(lost, records))
     return records
 
 
-def _identity(record: UnitRecord) -> UnitRecord:
-    return record
+def _without_record(shards: Sequence[Shard], records: Sequence[UnitRecord]) -> list[Shard]:
+    if len(shards) == len(records):
+        return []
+    known = {record.unit for record in records}
+    return [shard for shard in shards if shard.unit not in known]
+
+
+def _run_tasks(
+    shards: Sequence[Shard], actor: tuple[Any, ...], pool: ActorPool, units_per_task: int
+) -> Iterator[UnitRecord]:
+    """The records of the shards, in the order in which they come; none for those whose tasks were lost too often."""
+    items = [{"shard": json.dumps(asdict(shard))} for shard in shards]
+    tasks = -(-len(items) // units_per_task)
+    strategy = ray.data.ActorPoolStrategy(
+        min_size=min(pool.min_actors, tasks),
+        max_size=min(pool.max_actors, tasks),
+        # What waits in a lost actor's queue counts as tried: a unit that is tried alone must not wait there.
+        max_tasks_in_flight_per_actor=1 if units_per_task == 1 else None,
+    )
+    with warnings.catch_warnings():
+        # By default lost tasks are tried again without end. Ray 2.60 has no other way to bound that than this one, of
+        # which it says that it goes in 2.64.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        results = ray.data.from_items(items, override_num_blocks=tasks).map_batches(
+            _PoolActor,
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=strategy,
+            num_cpus=pool.cpus_per_actor,
+            num_gpus=pool.gpus_per_actor,
+            fn_constructor_args=actor,
+            max_restarts=-1,
+            max_task_retries=pool.retries_per_unit,
+        )
+    # Only tasks that were lost count here: what fails inside an actor comes back as a row.
+    results.context.max_errored_blocks = -1
+    results.context.max_consecutive_actor_init_deaths = _LOST_STARTS
+    try:
+        for row in results.iter_rows():
+            if row["failure"] is not None:
+                raise _failure_from_json(row["failure"])
+            yield UnitRecord.from_json(row["record"])
+    except ray.exceptions.RayActorError as error:
+        reason = " ".join(str(error).split())[:_REASON_CHARACTERS]
+        raise WorkerError(
+            f"worker processes die while they start ({reason}): give each more memory, or let fewer run on a machine"
+        ) from error
+
+
+class _PoolActor:
+    """A unit actor as Ray Data calls it: shards as JSON in, records and failures as JSON out.
+
+    Failures come back as rows, not as exceptions: Ray Data could not tell those from lost tasks.
+    """
+
+    def __init__(
+        self, worker: Callable[..., UnitWorker], arguments: Sequence[Any], directory: str, attempt: str, retries: int
+    ) -> None:
+        self._actor: UnitActor | None = None
+        self._failure = ""
+        try:
+            self._actor = UnitActor(worker(*arguments), Location(directory), attempt, retries)
+        except Exception as error:  # noqa: BLE001 - the driver raises it
+            self._failure = _failure_to_json(error)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Process shards (column `shard`) into rows of either `record` or `failure`."""
+        records: list[str | None] = []
+        failures: list[str | None] = []
+        if self._actor is None:
+            failures.append(self._failure)
+        else:
+            try:
+                shards = [_shard_from_json(text) for text in batch["shard"].to_pylist()]
+                records += (record.to_json() for record in self._actor.process(shards))
+            except Exception as error:  # noqa: BLE001 - the driver raises it
+                failures.append(_failure_to_json(error))
+        rows = len(records) + len(failures)
+        return pa.table(
+            {
+                "record": pa.array(records + [None] * (rows - len(records)), pa.string()),
+                "failure": pa.array([None] * len(records) + failures, pa.string()),
+            }
+        )
+
+
+def _failure_to_json(error: Exception) -> str:
+    if isinstance(error, ModeRayError):
+        message = " ".join([str(error), *(f"({note})" for note in getattr(error, "__notes__", ()))])
+        return json.dumps({"kind": type(error).__name__, "message": message})
+    return json.dumps({"kind": "", "message": "".join(traceback.format_exception(error))})
+
+
+def _failure_from_json(text: str) -> Exception:
+    failure = json.loads(text)
+    kinds = {kind.__name__: kind for kind in ModeRayError.__subclasses__()}
+    if failure["kind"] in kinds:
+        return kinds[failure["kind"]](failure["message"])
+    return RuntimeError(f"in a worker:\n{failure['message']}")
 
 
 def _shard_from_json(text: str) -> Shard:

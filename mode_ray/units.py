@@ -3,23 +3,89 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mode_ray.captions.shards import Shard
 from mode_ray.config import ActorPool, RunConfig
-from mode_ray.errors import DataError
-from mode_ray.stage import Manifest, Stage, UnitRecord, count_refused
-from mode_ray.unit_pool import UnitWorker, run_units
+from mode_ray.errors import DataError, UsageError
+from mode_ray.stage import MANIFEST, UNITS, Manifest, Stage, UnitRecord, count_refused
+from mode_ray.unit_actor import UnitWorker
+from mode_ray.unit_pool import run_units
 
 QUARANTINE = "quarantine.json"
 _NAMED_AT_MOST = 5
+_REMOVERS = 16
 
 
-def units_left(stage: Stage, shards: Sequence[Shard]) -> tuple[dict[str, UnitRecord], list[Shard]]:
-    """The records of the units whose outputs stand, and the shards that still have none."""
-    names = {shard.unit for shard in shards}
-    finished = {unit: record for unit, record in stage.finished_units().items() if unit in names}
-    return finished, [shard for shard in shards if shard.unit not in finished]
+@dataclass(frozen=True)
+class UnitPlan:
+    """What a stage's invocation has to do.
+
+    Attributes:
+        finished: Records of the units whose outputs stand, by unit.
+        left: The shards that have no output, or had their source replaced since.
+        replaced: Units with an output of a source that was replaced: they are done again.
+        vanished: Units with an output that no shard of the listing has any more: a replaced file is split otherwise.
+    """
+
+    finished: Mapping[str, UnitRecord]
+    left: Sequence[Shard]
+    replaced: Sequence[str]
+    vanished: Sequence[str]
+
+
+def plan_units(stage: Stage, shards: Sequence[Shard]) -> UnitPlan:
+    """Compare what earlier invocations left with the listing of now."""
+    by_unit = {shard.unit: shard for shard in shards}
+    earlier = stage.earlier_units
+    replaced = [unit for unit, record in earlier.items() if unit in by_unit and _is_replaced(record, by_unit[unit])]
+    again = set(replaced)
+    finished = {unit: record for unit, record in earlier.items() if unit in by_unit and unit not in again}
+    return UnitPlan(
+        finished=finished,
+        left=[shard for shard in shards if shard.unit not in finished],
+        replaced=replaced,
+        vanished=[unit for unit in earlier if unit not in by_unit],
+    )
+
+
+def refuse_replaced_sources(stage: Stage, shards: Sequence[Shard]) -> None:
+    """Refuse to go on from a stage that is done where one of its sources is another file now.
+
+    Raises:
+        UsageError: Names the first such file and the mend.
+    """
+    listed = {shard.uri: shard for shard in shards}
+    columns = ["source", "source_bytes", "source_modified_unix_seconds"]
+    for source, size, modified in zip(
+        *(column.to_pylist() for column in (stage.directory / UNITS).read_table(columns)), strict=True
+    ):
+        shard = listed.get(source)
+        record = UnitRecord(unit="", source=source, source_bytes=size, source_modified_unix_seconds=modified)
+        if shard is not None and _is_replaced(record, shard):
+            raise UsageError(
+                f"{source}: changed since the {stage.name} stage read it (it had {size} bytes, written at "
+                f"{_time(modified)}; now {shard.size_bytes} bytes, written at {_time(shard.modified_unix_seconds)}). "
+                f"Restore it, or choose another run directory, or delete {stage.directory / MANIFEST} and the "
+                "directories of the later stages and run again: only what changed is done again"
+            )
+
+
+def _is_replaced(record: UnitRecord, shard: Shard) -> bool:
+    """Whether a source is another file than the one that a unit was made of.
+
+    Any other time counts, not only a later one: clocks differ, and copies may keep an old time.
+    """
+    if record.source_modified_unix_seconds == 0.0 or shard.modified_unix_seconds == 0.0:
+        return bool(record.source_bytes and record.source_bytes != shard.size_bytes)
+    earlier = (record.source_bytes, record.source_modified_unix_seconds)
+    return earlier != (shard.size_bytes, shard.modified_unix_seconds)
+
+
+def _time(unix_seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_seconds))
 
 
 def run_shard_stage(
@@ -33,6 +99,8 @@ def run_shard_stage(
 ) -> Manifest:
     """Process the shards that have no output yet, and finish the stage.
 
+    Outputs whose source was replaced, and those of units that are no longer listed, are removed and counted.
+
     Args:
         config: The run's config.
         stage: The stage.
@@ -45,12 +113,26 @@ def run_shard_stage(
     Raises:
         DataError: As `finish_units`.
     """
-    finished, left = units_left(stage, shards)
+    plan = plan_units(stage, shards)
     stage.begin(len(shards))
     began = time.monotonic()
-    made = run_units(left, worker, arguments, stage.directory, stage.attempt, pool, on_record)
-    summary = {"units_made": len(made), "seconds_in_units": round(time.monotonic() - began, 3)}
-    return finish_units(stage, [*finished.values(), *made], config, summary)
+    with ThreadPoolExecutor(_REMOVERS) as removers:
+        list(removers.map(lambda unit: stage.output(unit).delete(), [*plan.replaced, *plan.vanished]))
+    made = run_units(plan.left, worker, arguments, stage.directory, stage.attempt, pool, on_record)
+    summary = {
+        "units_made": len(made),
+        "units_with_replaced_source": len(plan.replaced),
+        "units_vanished": len(plan.vanished),
+        "seconds_in_units": round(time.monotonic() - began, 3),
+    }
+    by_unit = {shard.unit: shard for shard in plan.left}
+    records = [*plan.finished.values(), *(with_source(record, by_unit[record.unit]) for record in made)]
+    return finish_units(stage, records, config, summary)
+
+
+def with_source(record: UnitRecord, shard: Shard) -> UnitRecord:
+    """A record that tells the size and time of its source, quarantined or not."""
+    return replace(record, source_bytes=shard.size_bytes, source_modified_unix_seconds=shard.modified_unix_seconds)
 
 
 def finish_units(

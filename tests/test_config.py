@@ -238,7 +238,7 @@ class TestFingerprint:
         ("section", "changed"),
         [
             (EmbedConfig(), {"pool": {"max_actors": 64}, "encoder": {"batch_size": 8}}),
-            (ClusterConfig(), {"threads": {"threads": 32}}),
+            (ClusterConfig(), {"placement": {"threads": 32}}),
             (TrainConfig(dense_samples=10), {"dense_samples": 10, "placement": {"workers_per_run": 8}}),
         ],
     )

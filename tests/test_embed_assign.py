@@ -2,6 +2,7 @@
 
 import io
 import secrets
+import shutil
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +18,10 @@ from mode_ray.assign import run_assign
 from mode_ray.captions.read import read_captions
 from mode_ray.captions.shards import Shard, list_shards
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.cluster.fit import read_sample
 from mode_ray.cluster.run import run_cluster
 from mode_ray.config import RunConfig
 from mode_ray.embed import run_embed
-from mode_ray.embeddings import as_stored, embedding_column, embedding_vectors
+from mode_ray.embeddings import as_stored, embedding_vectors
 from mode_ray.encoders.encoder import load_encoder
 from mode_ray.errors import DataError
 from mode_ray.pipeline import stage_directories
@@ -69,6 +69,10 @@ def nothing(record: UnitRecord) -> None:
     """Do not report."""
 
 
+def silent(line: str) -> None:
+    """Say nothing."""
+
+
 class Run(NamedTuple):
     """A run of the three stages, its manifests by stage."""
 
@@ -96,7 +100,7 @@ def run_all(config: RunConfig) -> Run:
     shards, places = list_shards(config.captions), stage_directories(config.directory)
     manifests = {
         "embed": run_embed(config, stage(config, "embed"), shards, nothing),
-        "cluster": run_cluster(config, stage(config, "cluster"), places["embed"], nothing),
+        "cluster": run_cluster(config, stage(config, "cluster"), places["embed"], nothing, silent),
         "assign": assign(config),
     }
     return Run(config, shards, places, manifests)
@@ -174,7 +178,7 @@ def test_fewer_captions_than_centers_is_one_sentence_and_leaves_no_clustering(ke
     cluster = kept.config.cluster.model_copy(update={"fine": fine})
     config = kept.config.model_copy(update={"cluster": cluster, "run": str(tmp_path)})
     with pytest.raises(DataError, match="95"):
-        run_cluster(config, stage(config, "cluster"), kept.places["embed"], nothing)
+        run_cluster(config, stage(config, "cluster"), kept.places["embed"], nothing, silent)
     assert [file.name for file in (tmp_path / "clusters").iterdir()] == ["started.json"]
 
 
@@ -221,6 +225,33 @@ class TestResume:
                 assert (folder / name).stat().st_mtime_ns == times[name]
 
 
+def test_damaged_embeddings_are_left_out_by_name_with_the_mend(kept: Run, tmp_path: Path) -> None:
+    shutil.copytree(kept.config.run, tmp_path / "run")
+    config = kept.config.model_copy(update={"run": str(tmp_path / "run")})
+    shutil.rmtree(tmp_path / "run/assignments")
+    unit = kept.shards[2].unit
+    file = tmp_path / f"run/embeddings/{unit}.parquet"
+    whole = bytearray(file.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    file.write_bytes(bytes(whole))
+    with pytest.raises(DataError, match=rf"1 of 4 shards.*\n  {file}: damaged .*delete it and .*mode-ray embed"):
+        assign(config)
+    with pytest.raises(DataError, match=f"{unit}.parquet: damaged"):
+        run_cluster(
+            config,
+            Stage("cluster", Location(str(tmp_path / "c")), {}),
+            stage_directories(config.directory)["embed"],
+            nothing,
+            silent,
+        )
+    for name in (f"{unit}.parquet", "manifest.json"):
+        (tmp_path / "run/embeddings" / name).unlink()
+    assert run_embed(config, stage(config, "embed"), kept.shards, nothing).summary["units_made"] == 1
+    manifest = assign(config)
+    assert manifest.summary["units_made"] == 1
+    assert manifest.content_hash == kept.manifests["assign"].content_hash
+
+
 class TestBadShards:
     @pytest.mark.usefixtures("ray_session")
     def test_good_shards_stand_and_after_the_mend_only_the_bad_are_done(self, tmp_path: Path) -> None:
@@ -243,7 +274,7 @@ class TestBadShards:
         names = {file.name for file in output.iterdir()}
         units = {shard.location.name: f"{shard.unit}.parquet" for shard in list_shards(config.captions)}
         good = {units["a.parquet"], units["d.parquet"]}
-        assert names == good | {"started.json", "quarantine.json"}
+        assert names == good | {"started.json", "quarantine.json", "caption_counts.parquet"}
         before = {name: ((output / name).read_bytes(), (output / name).stat().st_mtime_ns) for name in good}
 
         (folder / "b.parquet").write_bytes(whole)
@@ -254,38 +285,56 @@ class TestBadShards:
         after = {name: ((output / name).read_bytes(), (output / name).stat().st_mtime_ns) for name in good}
         assert after == before
         names = {file.name for file in output.iterdir()}
-        assert names == {*units.values(), "started.json", "units.parquet", "manifest.json"}
+        notes = {"started.json", "units.parquet", "manifest.json", "caption_counts.parquet"}
+        assert names == {*units.values(), *notes}
 
 
-class TestSampleOfEmbeddings:
+@pytest.mark.usefixtures("ray_session")
+class TestReplacedSources:
+    """A run over two parquet files of 40 captions; one of them is replaced while the stage is not done."""
+
     @pytest.fixture
-    def embeddings(self, tmp_path: Path) -> Stage:
-        """Three units of 10, 0 and 30 vectors; the first component tells the row."""
-        made = Stage("embed", Location(str(tmp_path)), {})
-        made.begin(3)
-        records, first = [], 0
-        for unit, rows in (("a", 10), ("b", 0), ("c", 30)):
-            vectors = np.zeros((rows, 4), np.float32)
-            vectors[:, 0] = np.arange(first, first + rows)
-            first += rows
-            table = pa.table({"embedding": embedding_column(vectors)})
-            records.append(made.write_unit(table, UnitRecord(unit=unit, source=unit, rows_in=rows, rows_out=rows)))
-        made.finish([*records, UnitRecord(unit="d", source="d", error="unreadable")], {})
-        return made
+    def folder(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "in"
+        folder.mkdir()
+        for number, name in enumerate("ab"):
+            pq.write_table(pa.table({"caption": captions_of(number)}), folder / f"{name}.parquet", row_group_size=10)
+        return folder
 
-    def test_all_rows_in_order_where_there_are_not_more(self, embeddings: Stage) -> None:
-        assert read_sample(embeddings.directory, 100, 0)[:, 0].tolist() == list(range(40))
+    def embed(self, run: Path, folder: Path) -> Manifest:
+        config = config_of(str(run), folder, "all")
+        return run_embed(config, stage(config, "embed"), list_shards(config.captions), nothing)
 
-    def test_distinct_rows_of_all_units_the_same_for_the_same_seed(self, embeddings: Stage) -> None:
-        rows = read_sample(embeddings.directory, 20, 0)[:, 0]
-        assert len(set(rows)) == 20
-        assert min(rows) < 10 <= max(rows)
-        assert np.array_equal(rows, read_sample(embeddings.directory, 20, 0)[:, 0])
-        assert not np.array_equal(rows, read_sample(embeddings.directory, 20, 1)[:, 0])
+    def test_a_mended_file_that_now_has_more_units_is_all_that_is_done_again(
+        self, tmp_path: Path, folder: Path
+    ) -> None:
+        whole = (folder / "b.parquet").read_bytes()
+        (folder / "b.parquet").write_bytes(whole[:-10])
+        with pytest.raises(DataError, match=r"1 of 3 shards"):
+            self.embed(tmp_path / "run", folder)
+        output = tmp_path / "run/embeddings"
+        before = {file.name: file.stat().st_mtime_ns for file in output.glob("a-*.parquet")}
+        (folder / "b.parquet").write_bytes(whole)
+        manifest = self.embed(tmp_path / "run", folder)
+        assert (manifest.units, manifest.rows_out, manifest.summary["units_made"]) == (4, 80, 2)
+        assert {file.name: file.stat().st_mtime_ns for file in output.glob("a-*.parquet")} == before
+        assert not (output / "quarantine.json").exists()
 
-    def test_no_embedding_at_all(self, tmp_path: Path) -> None:
-        made = Stage("embed", Location(str(tmp_path)), {})
-        made.begin(1)
-        made.finish([UnitRecord(unit="a", source="a", rows_in=5, refused={"empty caption": 5})], {})
-        with pytest.raises(DataError, match="no caption was embedded"):
-            read_sample(made.directory, 10, 0)
+    def test_outputs_of_the_file_that_was_there_go(self, tmp_path: Path, folder: Path) -> None:
+        self.embed(tmp_path / "run", folder)
+        output = tmp_path / "run/embeddings"
+        (output / "manifest.json").unlink()
+        pq.write_table(pa.table({"caption": captions_of(7)[:15]}), folder / "b.parquet")
+        manifest = self.embed(tmp_path / "run", folder)
+        assert (manifest.units, manifest.rows_out, manifest.summary["units_made"]) == (3, 55, 1)
+        assert (manifest.summary["units_vanished"], manifest.summary["units_with_replaced_source"]) == (2, 0)
+        assert len(list(output.glob("b-*.parquet"))) == 1
+
+    def test_units_of_a_file_with_other_captions_are_done_again(self, tmp_path: Path, folder: Path) -> None:
+        self.embed(tmp_path / "run", folder)
+        (tmp_path / "run/embeddings/manifest.json").unlink()
+        pq.write_table(pa.table({"caption": captions_of(7)}), folder / "b.parquet", row_group_size=10)
+        manifest = self.embed(tmp_path / "run", folder)
+        assert (manifest.summary["units_made"], manifest.summary["units_with_replaced_source"]) == (2, 2)
+        fresh = self.embed(tmp_path / "fresh", folder)
+        assert manifest.content_hash == fresh.content_hash

@@ -34,7 +34,7 @@ class TestColumns:
         table = file.read_table()
         assert table[EMBEDDING].type == pa.list_(pa.float16(), 16)
         back_bd = embedding_vectors(table)
-        assert back_bd.dtype == np.float32
+        assert back_bd.dtype == np.float16
         assert back_bd.shape == (rows, 16)
         assert np.array_equal(back_bd, as_stored(vectors_bd))
         assert np.abs(back_bd - vectors_bd).max(initial=0) <= 2**-11

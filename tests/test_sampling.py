@@ -1,10 +1,14 @@
 """Sampling over the rows of many units: exact size, every row equally likely, the same for the same seed."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from mode_ray.captions.clean import EMPTY, CaptionTable, clean
+from mode_ray.embed import take_sample
 from mode_ray.sampling import allocate_sample, sample_positions
 
 ROWS = {"a": 5, "b": 0, "c": 1, "d": 30, "e": 64}
@@ -18,6 +22,14 @@ def draw(rows_by_unit: Mapping[str, int], size: int, seed: int) -> set[tuple[str
         for unit, rows in rows_by_unit.items()
         for position in sample_positions(unit, rows, wanted[unit], seed)
     }
+
+
+def unit_of(found: int, usable: set[int]) -> CaptionTable:
+    """The captions of a unit in which some rows are empty."""
+    rows = np.arange(found)
+    columns = {"row": pa.array(rows), "caption_index": pa.array(np.zeros(found, np.int32))}
+    raw = [b"a caption" if row in usable else b"" for row in rows]
+    return clean({**columns, "key": columns["row"].cast(pa.string())}, pa.array(raw, pa.binary()), 100)
 
 
 class TestSize:
@@ -70,6 +82,36 @@ class TestUniformity:
         rows = {"a": 2, "b": 2}
         together = sum({("a", 0), ("a", 1)} == draw(rows, 2, seed) for seed in range(draws))
         assert together / draws == pytest.approx(1 / 6, abs=0.04)
+
+
+class TestRefusedCaptions:
+    def test_every_usable_caption_is_equally_likely_however_many_of_its_unit_are_refused(self) -> None:
+        # Nine of ten captions of `bad` are refused. Were places drawn among the usable ones, they would always come.
+        usable = {"bad": range(0, 100, 10), "good": range(100), "half": range(0, 60, 2)}
+        found = {"bad": 100, "good": 100, "half": 60}
+        units = {unit: unit_of(found[unit], set(usable[unit])) for unit in found}
+        draws, size = 1500, 26
+        seen = {(unit, row): 0 for unit, rows in usable.items() for row in rows}
+        taken = []
+        for seed in range(draws):
+            wanted = allocate_sample(found, size, seed)
+            parts = {unit: take_sample(units[unit], unit, wanted[unit], seed) for unit in units}
+            for unit, part in parts.items():
+                for row in part.table["row"].to_pylist():
+                    seen[unit, row] += 1
+            taken.append(sum(part.table.num_rows for part in parts.values()))
+            assert parts["bad"].refused == {EMPTY: 90}, "refused captions are counted whether drawn or not"
+        counts, share = np.array(list(seen.values())), size / sum(found.values())
+        deviations = (counts - draws * share) / np.sqrt(draws * share * (1 - share))
+        assert np.abs(deviations).max() < 4.5
+        # The sum of squares of 140 standard normals: standard deviation 17.
+        assert abs((deviations**2).sum() - len(seen)) < 75
+        assert np.mean(taken) == pytest.approx(size * len(seen) / sum(found.values()), rel=0.05)
+
+    def test_captions_that_nobody_counted_cannot_be_drawn_from(self) -> None:
+        whole = unit_of(5, {1})
+        with pytest.raises(ValueError, match="not counted"):
+            replace(whole, ordinals=None).take(np.array([1]))
 
 
 class TestDeterminism:

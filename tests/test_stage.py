@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mode_ray.errors import UsageError
+from mode_ray.errors import DataError, UsageError
 from mode_ray.stage import (
+    CAPTION_COUNTS,
     FOOTER_KEY,
     MANIFEST,
     STARTED,
@@ -20,6 +21,7 @@ from mode_ray.stage import (
     count_refused,
     package_versions,
     read_manifest,
+    read_output,
     read_units,
     table_hash,
 )
@@ -89,6 +91,12 @@ class TestLifeOfAStage:
         Stage("embed", directory, FIELDS).begin(units=7)
         assert (directory / STARTED).read_bytes() == first
 
+    def test_another_number_of_units_is_noted_and_nothing_else_changes(self, directory: Location) -> None:
+        Stage("embed", directory, FIELDS).begin(units=7)
+        first = json.loads((directory / STARTED).read_text())
+        Stage("embed", directory, FIELDS).begin(units=9)
+        assert json.loads((directory / STARTED).read_text()) == {**first, "units": 9}
+
 
 class TestAnotherConfig:
     def test_the_changed_field_is_named_with_both_values(self, directory: Location) -> None:
@@ -144,6 +152,13 @@ class TestResume:
         stage.finish([write(stage, "0000", "a")], {})
         assert list(stage.finished_units()) == ["0000"]
 
+    def test_nor_are_the_counts_of_captions(self, directory: Location) -> None:
+        stage = Stage("embed", directory, FIELDS)
+        stage.begin(units=1)
+        (directory / CAPTION_COUNTS).write_table(rows("a"))
+        write(stage, "0000", "a")
+        assert list(stage.earlier_units) == ["0000"]
+
     def test_a_resumed_stage_counts_its_attempts_and_hashes_like_an_unbroken_one(self, directory: Location) -> None:
         first = Stage("embed", directory / "broken", FIELDS)
         first.begin(units=2)
@@ -166,8 +181,36 @@ class TestResume:
         stage = Stage("embed", directory, FIELDS)
         stage.begin(units=1)
         stage.output("0000").write_table(rows("a"))
-        with pytest.raises(UsageError, match=r"embeddings/0000\.parquet"):
+        with pytest.raises(UsageError, match=r"embeddings/0000\.parquet.*delete it and run again$"):
             stage.finished_units()
+
+
+@pytest.mark.parametrize("left", [0, 4, 500])
+def test_a_cut_output_is_one_sentence_that_says_to_delete_it(tmp_path: Path, left: int) -> None:
+    stage = Stage("embed", Location.parse(str(tmp_path)), FIELDS)
+    write(stage, "0000", *(str(number) for number in range(1000)))
+    whole = (tmp_path / "0000.parquet").read_bytes()
+    (tmp_path / "0000.parquet").write_bytes(whole[:left])
+    with pytest.raises(DataError, match=r"^\S+/0000\.parquet: damaged \(.+\): delete it and run again$"):
+        stage.finished_units()
+    (tmp_path / "0000.parquet").unlink()
+    assert stage.finished_units() == {}
+
+
+@pytest.mark.parametrize("place", [0.0, 0.5, 0.99])
+def test_damage_in_an_output_is_told_from_its_absence(tmp_path: Path, place: float) -> None:
+    stage = Stage("embed", Location.parse(str(tmp_path)), FIELDS)
+    stage.finish([write(stage, "0000", *(str(number) for number in range(1000)))], {})
+    assert read_output(stage.directory, "0000", ["distance"]).column_names == ["distance"]
+    damaged = bytearray((tmp_path / "0000.parquet").read_bytes())
+    start = int(place * len(damaged))
+    damaged[start : start + 40] = bytes(b ^ 0x55 for b in damaged[start : start + 40])
+    (tmp_path / "0000.parquet").write_bytes(bytes(damaged))
+    with pytest.raises(DataError, match=r"0000\.parquet: damaged .*delete it and \S+/manifest\.json.*mode-ray embed"):
+        read_output(stage.directory, "0000")
+    (tmp_path / "0000.parquet").unlink()
+    with pytest.raises(FileNotFoundError):
+        read_output(stage.directory, "0000")
 
 
 class TestManifest:

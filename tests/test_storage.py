@@ -1,13 +1,18 @@
 """Every storage operation gives the same on a local directory and on S3."""
 
+import errno
 import itertools
+import json
+import threading
 from pathlib import Path
+from typing import NoReturn
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mode_ray.errors import UsageError
+from mode_ray.errors import UsageError, WriteError
 from mode_ray.storage import Location
 
 
@@ -50,6 +55,25 @@ class TestReadingAndWriting:
         target.write_text("the first, which is longer")
         target.write_text("the second")
         assert target.read_text() == "the second"
+
+    def test_a_file_that_is_replaced_while_it_is_read_is_read_whole(self, root: Location) -> None:
+        target, ended = root / "progress.json", threading.Event()
+        target.write_text("[]")
+
+        def write() -> None:
+            for length in itertools.cycle(range(1, 40)):
+                target.write_text(json.dumps(["x"] * length))
+                if ended.is_set():
+                    return
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            for _ in range(60):
+                json.loads(target.read_text())
+        finally:
+            ended.set()
+            writer.join()
 
     def test_names_with_spaces_and_signs_survive(self, root: Location) -> None:
         name = "a b/größe #1 %20 50%.txt"
@@ -102,6 +126,59 @@ class TestAtomicWrites:
         with pytest.raises(pa.ArrowNotImplementedError):
             (root / "part.parquet").write_table(pa.table({"x": union}))
         assert not (root / "part.parquet").exists()
+
+
+class TestWhatCannotBeWritten:
+    def test_a_full_disk_is_one_sentence_that_names_the_directory_and_the_mend(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def no_space(*_: object) -> NoReturn:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("os.fsync", no_space)
+        with pytest.raises(
+            WriteError, match=f"no space left on {tmp_path}/out .*: free space and run again"
+        ) as caught:
+            Location.parse(f"{tmp_path}/out/file").write_text("x")
+        assert isinstance(caught.value, OSError), "it is tried again as such"
+        assert list((tmp_path / "out").iterdir()) == []
+
+    def test_any_other_reason_is_told(self, tmp_path: Path) -> None:
+        (tmp_path / "file").mkdir()
+        with pytest.raises(WriteError, match=f"{tmp_path}/file: cannot be written .*Is a directory"):
+            Location.parse(f"{tmp_path}/file").write_text("x")
+
+    def test_what_killed_writers_left_is_removed_and_nothing_else(self, tmp_path: Path) -> None:
+        left = tmp_path / "deep/.part.parquet.0123456789ab.tmp"
+        kept = [tmp_path / "part.parquet", tmp_path / ".mine.tmp", tmp_path / "deep/x.0123456789ab.tmp"]
+        left.parent.mkdir()
+        for file in (left, *kept):
+            file.touch()
+        Location.parse(str(tmp_path)).remove_temporaries()
+        assert not left.exists()
+        assert all(file.exists() for file in kept)
+
+
+class TestTables:
+    @pytest.mark.parametrize("kind", [pa.float16(), pa.float32()])
+    def test_columns_of_vectors_come_back_bit_for_bit(self, root: Location, kind: pa.DataType) -> None:
+        values = np.random.default_rng(0).standard_normal(3000).astype(kind.to_pandas_dtype())
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(values), 30)
+        table = pa.table(
+            {"key": [str(number) for number in range(100)], "embedding": vectors, "distance": values[:100]}
+        )
+        (root / "x.parquet").write_table(table)
+        assert (root / "x.parquet").read_table().equals(table)
+
+    def test_a_flipped_bit_is_found(self, tmp_path: Path) -> None:
+        location = Location.parse(f"{tmp_path}/x.parquet")
+        values = np.random.default_rng(0).standard_normal(10_000)
+        location.write_table(pa.table({"distance": values}))
+        damaged = bytearray(location.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        location.write_bytes(bytes(damaged))
+        with pytest.raises(OSError, match="CRC checksum"):
+            location.read_table()
 
 
 class TestLooking:

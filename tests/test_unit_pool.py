@@ -1,10 +1,15 @@
-"""The unit actor reads ahead, writes behind, repeats after I/O errors, quarantines bad shards; defects end it."""
+"""The unit actor reads ahead, writes behind, repeats after I/O errors and quarantines bad shards.
 
+Defects and outputs that cannot be written end it; the pool outlives its actors.
+"""
+
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,10 +18,11 @@ import pytest
 from mode_ray.captions.shards import Shard, list_shards
 from mode_ray.config import ActorPool, CaptionsConfig, EncoderConfig, EncoderPlacement
 from mode_ray.embed import EmbedWorker
-from mode_ray.errors import DataError
+from mode_ray.errors import DataError, UsageError, WriteError
 from mode_ray.stage import UnitRecord
 from mode_ray.storage import Location
-from mode_ray.unit_pool import UnitActor, run_units
+from mode_ray.unit_actor import UnitActor
+from mode_ray.unit_pool import run_units
 
 DEADLINE_SECONDS = 10.0
 
@@ -64,7 +70,7 @@ def process(
 ) -> tuple[list[UnitRecord], ScriptedWorker]:
     """Run an actor over shards, here and without Ray."""
     worker = ScriptedWorker(on_read, on_compute)
-    actor = UnitActor(lambda: worker, (), str(output), "attempt-1", retries)
+    actor = UnitActor(worker, Location(str(output)), "attempt-1", retries)
     return list(actor.process(shards(count))), worker
 
 
@@ -75,7 +81,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mode_ray.unit_pool._FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("mode_ray.unit_actor._FIRST_RETRY_SECONDS", 0.01)
 
 
 class TestOrder:
@@ -145,13 +151,47 @@ class TestRetries:
         assert [record.error for record in records] == ["/in/u0.tar: truncated", None, "/in/u2.tar: truncated"]
         assert worker.reads == ["u0", "u1", "u2"]
 
-    def test_an_output_that_cannot_be_written_is_quarantined_without_a_trace(self, tmp_path: Path) -> None:
-        (tmp_path / "u1.parquet").mkdir()
-        (tmp_path / "u1.parquet" / "in the way").touch()
-        records, _ = process(tmp_path, 3, retries=1)
-        assert [record.error is None for record in records] == [True, False, True]
-        assert "I/O error after 1 retries" in str(records[1].error)
-        assert names(tmp_path) == ["u0.parquet", "u1.parquet", "u2.parquet"], "a temporary file stayed"
+
+class TestWriteErrors:
+    def test_they_are_not_the_shards_fault_and_end_the_stage(self, tmp_path: Path) -> None:
+        def block(unit: str) -> None:
+            if unit == "u1":
+                (tmp_path / "u1.parquet").mkdir()
+                (tmp_path / "u1.parquet" / "in the way").touch()
+
+        with pytest.raises(WriteError, match=f"{tmp_path}/u1.parquet: cannot be written .*run again"):
+            process(tmp_path, 4, on_compute=block, retries=1)
+        assert names(tmp_path) == ["u0.parquet", "u1.parquet"], "a temporary file stayed, or a later unit was written"
+
+    def test_one_that_passes_is_tried_again(self, tmp_path: Path) -> None:
+        def block_for_a_while(unit: str) -> None:
+            if unit == "u1":
+                (tmp_path / "u1.parquet").mkdir()
+                threading.Timer(0.1, (tmp_path / "u1.parquet").rmdir).start()
+
+        records, _ = process(tmp_path, 3, on_compute=block_for_a_while, retries=8)
+        assert [record.error for record in records] == [None, None, None]
+        assert names(tmp_path) == ["u0.parquet", "u1.parquet", "u2.parquet"]
+
+
+class TestATaskThatRunsAgain:
+    def test_what_this_invocation_finished_is_not_done_again(self, tmp_path: Path) -> None:
+        first, _ = process(tmp_path, 3)
+        before = [file.stat() for file in sorted(tmp_path.iterdir())]
+        second, worker = process(tmp_path, 5)
+        assert second[:3] == first
+        assert worker.reads == ["u3", "u4"]
+        after = [file.stat() for file in sorted(tmp_path.iterdir())][:3]
+        assert [(stat.st_ino, stat.st_mtime_ns) for stat in after] == [
+            (stat.st_ino, stat.st_mtime_ns) for stat in before
+        ]
+
+    def test_what_an_earlier_invocation_left_is_done_again_when_it_is_asked_for(self, tmp_path: Path) -> None:
+        process(tmp_path, 2)
+        worker = ScriptedWorker(nothing, nothing)
+        records = list(UnitActor(worker, Location(str(tmp_path)), "attempt-2", 0).process(shards(2)))
+        assert worker.reads == ["u0", "u1"]
+        assert {record.attempt for record in records} == {"attempt-2"}
 
 
 class TestDefects:
@@ -166,6 +206,14 @@ class TestDefects:
             process(tmp_path, 4, **scripts)
         assert "u0.parquet" in names(tmp_path)
         assert not [name for name in names(tmp_path) if name >= "u2"]
+
+    def test_they_name_the_shard(self, tmp_path: Path) -> None:
+        def fail(unit: str) -> None:
+            raise ZeroDivisionError("a defect")
+
+        with pytest.raises(ZeroDivisionError) as caught:
+            process(tmp_path, 1, on_compute=fail)
+        assert caught.value.__notes__ == ["while /in/u0.tar was worked on"]
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -203,9 +251,38 @@ class TestOnRay:
             def compute(self, *_: object) -> tuple[pa.Table, UnitRecord]:
                 raise AssertionError("never reached")
 
-        with pytest.raises(Exception, match="a defect at u0"):
+        with pytest.raises(RuntimeError, match=r"a defect at u0\nwhile /in/u0\.tar was read"):
             run_units(shards(1), Defective, (), Location(str(folder / "out")), "a", ActorPool(max_actors=1), nothing)
         assert names(folder / "out") == []
+
+    def test_what_a_worker_refuses_reaches_the_user_as_it_was_said(self, folder: Path) -> None:
+        def refuse() -> NoReturn:
+            raise UsageError("no such encoder")
+
+        with pytest.raises(UsageError) as caught:
+            run_units(shards(1), refuse, (), Location(str(folder / "out")), "a", ActorPool(max_actors=1), nothing)
+        assert str(caught.value) == "no such encoder"
+
+    def test_a_shard_that_kills_its_worker_is_quarantined_alone(self, folder: Path) -> None:
+        class Killed:
+            """Local, so that it reaches the workers by value."""
+
+            def read(self, shard: Shard) -> str:
+                return shard.unit
+
+            def compute(self, shard: Shard, source: str) -> tuple[pa.Table, UnitRecord]:
+                if source == "u2":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return pa.table({"unit": [source]}), UnitRecord(unit=source, source=shard.uri, rows_in=1, rows_out=1)
+
+        pool = ActorPool(max_actors=1, retries_per_unit=1)
+        output = Location(str(folder / "out"))
+        records = run_units(shards(16), Killed, (), output, "a", pool, nothing)
+        assert sorted(record.unit for record in records) == sorted(shard.unit for shard in shards(16))
+        assert {record.unit: record.error for record in records if record.error is not None} == {
+            "u2": "/in/u2.tar: its worker process died 2 times while it alone was worked on (out of memory?)"
+        }
+        assert len(names(folder / "out")) == 15
 
 
 def test_nothing_to_do_needs_no_ray(tmp_path: Path) -> None:

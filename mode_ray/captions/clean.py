@@ -1,7 +1,7 @@
 """Caption cleaning, vectorised: what is refused is counted by reason, with the place of the first one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,11 @@ DUPLICATE_KEY = "key repeated in its shard"
 NO_IMAGE = "no image"
 BAD_JSON = ".json member not a JSON object"
 BIG_JSON = ".json member too large"
+BAD_LINE = "line not a JSON object"
+BIG_LINE = "line too long"
+BAD_KEY = "key neither text nor number"
+COLUMN_COUNT = "wrong number of columns"
+BAD_RECORD = "CSV row cannot be read (unclosed quote, or too long)"
 # What `str.split` takes for white space; `\s` of arrow's regular expressions is ASCII only.
 _WHITE_SPACE = r"[\t-\r\x1c-\x1f\x{85}\p{Z}]+"
 
@@ -29,12 +34,26 @@ class CaptionTable:
         rows_in: Captions found, refused ones included; a pair without any counts as one.
         refused: Captions left out, by reason.
         examples: For each reason, the row of the first caption that was refused for it.
+        ordinals: For each row of `table`, which of the `rows_in` captions it is, int64; None where nobody
+            counted them.
     """
 
     table: pa.Table
     rows_in: int
     refused: Mapping[str, int]
     examples: Mapping[str, str]
+    ordinals: np.ndarray | None = None
+
+    def take(self, ordinals: np.ndarray) -> "CaptionTable":
+        """Of the usable captions, those that stand at these places among all captions that were found.
+
+        Args:
+            ordinals: Places below `rows_in`, int64.
+        """
+        if self.ordinals is None:
+            raise ValueError("these captions were not counted when they were read")
+        chosen = np.isin(self.ordinals, ordinals)
+        return replace(self, table=self.table.filter(pa.array(chosen)), ordinals=self.ordinals[chosen])
 
 
 def clean(
@@ -69,13 +88,13 @@ def clean(
     if found_reasons is not None:
         found = found_reasons.is_valid().to_numpy(zero_copy_only=False)
         reasons[found] = found_reasons.to_numpy(zero_copy_only=False)[found]
-    keep = pa.array(reasons == "")
+    keep = reasons == ""
     rows = columns["row"].to_numpy()
     names, first, counts = np.unique(reasons.astype(str), return_index=True, return_counts=True)
     refused = {str(name): int(count) for name, count in zip(names, counts, strict=True) if name}
     examples = {str(name): f"row {rows[index]}" for name, index in zip(names, first, strict=True) if name}
-    table = pa.table({**columns, "caption": text}).filter(keep)
-    return CaptionTable(table, len(reasons), refused, examples)
+    table = pa.table({**columns, "caption": text}).filter(pa.array(keep))
+    return CaptionTable(table, len(reasons), refused, examples, np.flatnonzero(keep))
 
 
 def _true(mask: pa.Array) -> np.ndarray:

@@ -8,21 +8,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mode_ray.captions.clean import CaptionTable, clean
-from mode_ray.captions.shards import Shard, is_damage
+from mode_ray.captions.shards import Shard
 from mode_ray.config import CaptionsConfig
 from mode_ray.errors import DataError
+from mode_ray.storage import is_damage
 
 DEFAULT_CAPTION_FIELD = "caption"
 
 
 def open_parquet(shard: Shard) -> pq.ParquetFile:
-    """Open a shard for reading.
+    """Open a shard for reading; where pages carry checksums, they are verified.
 
     Raises:
         DataError: Not a readable parquet file.
     """
     try:
-        file = pq.ParquetFile(shard.location.open_input())
+        file = pq.ParquetFile(shard.location.open_input(), page_checksum_verification=True)
         _ = file.schema_arrow.names  # decoded on demand; undecodable names are damage too
     except FileNotFoundError:
         raise DataError(f"{shard.uri}: no such file") from None
@@ -65,6 +66,22 @@ def read_parquet_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
     captions = table[field].combine_chunks()
     columns, raw = _one_a_caption(captions, rows, keys, config, shard, field)
     return clean(columns, raw, config.max_caption_bytes)
+
+
+def count_parquet_rows(shard: Shard, config: CaptionsConfig) -> int | None:
+    """Captions of a shard by the file's footer; None where its pairs have several that all count.
+
+    Raises:
+        DataError: Unreadable file.
+    """
+    if config.select == "first" and shard.rows is not None:
+        return shard.rows
+    file = open_parquet(shard)
+    field = config.caption_field or DEFAULT_CAPTION_FIELD
+    schema = file.schema_arrow
+    if config.select == "all" and (field not in schema.names or not _is_text(schema.field(field).type)):
+        return None
+    return int(sum(file.metadata.row_group(group).num_rows for group in row_group_range(shard, file)))
 
 
 def _keys(table: pa.Table, key_field: str | None, rows: np.ndarray, shard: Shard) -> pa.Array:

@@ -1,9 +1,11 @@
 """One entry to all caption formats."""
 
 from mode_ray.captions.clean import CaptionTable
-from mode_ray.captions.parquet import open_parquet, read_parquet_captions, row_group_range
+from mode_ray.captions.delimited import count_csv_rows, read_csv_captions
+from mode_ray.captions.jsonl import count_jsonl_rows, read_jsonl_captions
+from mode_ray.captions.parquet import count_parquet_rows, read_parquet_captions
 from mode_ray.captions.shards import Shard
-from mode_ray.captions.webdataset import read_tar_captions
+from mode_ray.captions.webdataset import count_tar_rows, read_tar_captions
 from mode_ray.config import CaptionsConfig
 
 
@@ -13,18 +15,36 @@ def read_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
     Raises:
         DataError: The shard cannot be read; names the file, and the column or sample.
     """
-    if shard.format == "parquet":
-        return read_parquet_captions(shard, config)
-    return read_tar_captions(shard, config)
+    match shard.format:
+        case "parquet":
+            return read_parquet_captions(shard, config)
+        case "webdataset":
+            return read_tar_captions(shard, config)
+        case "jsonl":
+            return read_jsonl_captions(shard, config)
+        case "csv" | "tsv":
+            return read_csv_captions(shard, config)
 
 
-def count_rows(shard: Shard, config: CaptionsConfig) -> int:
-    """Usable captions of a shard; for parquet an upper bound, from the footer alone.
+def count_captions(shard: Shard, config: CaptionsConfig) -> int:
+    """Captions of a shard, refused ones included: `rows_in` of `read_captions`, mostly without reading them.
+
+    Parquet is counted by its footer, tars by their headers, text by its lines; the captions are read only where a pair
+    may have several that all count.
 
     Raises:
         DataError: The shard cannot be read.
     """
-    if shard.format == "parquet" and config.select == "first":
-        file = open_parquet(shard)
-        return sum(file.metadata.row_group(group).num_rows for group in row_group_range(shard, file))
-    return int(read_captions(shard, config).table.num_rows)
+    one_a_row = config.select == "first"
+    match shard.format:
+        case "parquet":
+            count = count_parquet_rows(shard, config)
+            return read_captions(shard, config).rows_in if count is None else count
+        case "webdataset" if one_a_row or config.caption_field is None:
+            return count_tar_rows(shard)
+        case "jsonl" if one_a_row:
+            return count_jsonl_rows(shard)
+        case "csv" | "tsv":
+            return count_csv_rows(shard)
+        case _:
+            return read_captions(shard, config).rows_in

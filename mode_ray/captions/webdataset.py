@@ -5,7 +5,6 @@ their members lie.
 """
 
 import contextlib
-import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from mode_ray.captions.clean import BAD_JSON, BIG_JSON, NO_IMAGE, CaptionTable, clean
+from mode_ray.captions.json_text import field_captions, json_object
 from mode_ray.captions.shards import Shard
 from mode_ray.config import CaptionsConfig
 from mode_ray.errors import DataError
@@ -139,21 +139,22 @@ def read_tar_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
     return clean(arrays, pa.array(raw, pa.binary()), config.max_caption_bytes, pa.array(reasons, pa.string()))
 
 
+def count_tar_rows(shard: Shard) -> int:
+    """Samples of a tar, by its headers alone; a remote tar is streamed whole.
+
+    Raises:
+        DataError: Not a tar, or a truncated one.
+    """
+    return sum(1 for _ in read_tar_samples(shard, frozenset(), 0))
+
+
 def json_captions(content: bytes, field_name: str) -> list[bytes | None]:
     """The captions in one `.json` member; one None where the field holds none.
 
     Raises:
         ValueError: Not a JSON object.
     """
-    try:
-        values = json.loads(content)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if not isinstance(values, dict):
-        raise ValueError("not a JSON object")
-    found = values.get(field_name)
-    texts = found if isinstance(found, list) and found else [found]
-    return [text.encode(errors="surrogatepass") if isinstance(text, str) else None for text in texts]
+    return field_captions(json_object(content), field_name)
 
 
 def _captions_of(sample: TarSample, suffix: str, config: CaptionsConfig) -> tuple[list[bytes | None], str | None]:

@@ -15,6 +15,7 @@ from mode_ray.errors import DataError, UsageError
 from mode_ray.storage import Location
 
 FINE_FILE = "fine.safetensors"
+FIT_PROGRESS = "fit_progress.json"
 _METADATA_KEY = "mode_ray"
 _FINE_TENSORS = {
     "centers_md": ("float32", 2),

@@ -1,81 +1,97 @@
-"""Fit a clustering on the stored embeddings: a uniform sample, the fine centers, a coarse map for every n."""
+"""Both clustering steps on the stored embeddings: the fine centers, and a coarse map for every n."""
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import numpy.typing as npt
 
-from mode_ray.cluster.balance import imbalance_factor
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.coarse import group_centers
-from mode_ray.cluster.kmeans import fit_fine
-from mode_ray.config import RunConfig
-from mode_ray.embeddings import EMBEDDING, embedding_vectors
-from mode_ray.encoders.encoder import encoder_name
-from mode_ray.errors import DataError
-from mode_ray.sampling import allocate_sample, sample_positions
-from mode_ray.stage import MANIFEST, read_units
+from mode_ray.cluster.fit_state import delete_fit_state, read_fit_state, write_fit_state
+from mode_ray.cluster.kmeans import FineFit, FitState, fit_rows
+from mode_ray.cluster.sample_rows import HISTOGRAM_END, SampleRows
+from mode_ray.cluster.sizes import imbalance_factor, max_over_mean
+from mode_ray.config import ClusterConfig
 from mode_ray.storage import Location
 
-_SHARD_READERS = 8
+DISTANCE_QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 
 
-def read_sample(embeddings: Location, sample_rows: int, seed: int) -> np.ndarray:
-    """Embeddings of a uniform sample of all rows, in order of units, float32 [sample, d].
+def fit_clustering(
+    sample: SampleRows, config: ClusterConfig, encoder_name: str, directory: Location
+) -> dict[str, Any]:
+    """Fit a clustering on a sample, and save it.
 
-    Raises:
-        DataError: There is no embedding at all.
-    """
-    rows_by_unit = {record.unit: record.rows_out for record in read_units(embeddings) if record.error is None}
-    if sum(rows_by_unit.values()) == 0:
-        raise DataError(f"{embeddings}: no caption was embedded; see the refused captions in {embeddings / MANIFEST}")
-    wanted = allocate_sample(rows_by_unit, sample_rows, seed)
+    Every iteration is written down, so that a broken-off fit goes on where it stopped, to the same result.
 
-    def read(unit: str) -> np.ndarray:
-        table = (embeddings / f"{unit}.parquet").read_table([EMBEDDING])
-        positions = sample_positions(unit, table.num_rows, wanted[unit], seed)
-        return embedding_vectors(table.take(pa.array(positions)))
-
-    with ThreadPoolExecutor(_SHARD_READERS) as readers:
-        return np.concatenate(list(readers.map(read, [unit for unit in sorted(wanted) if wanted[unit] > 0])))
-
-
-def fit_clustering(config: RunConfig, embeddings: Location) -> tuple[Clustering, dict[str, Any]]:
-    """Both clustering steps on the stored embeddings.
+    Args:
+        sample: Caption embeddings.
+        config: Both steps.
+        encoder_name: The encoder that made the embeddings.
+        directory: Where the clustering belongs.
 
     Returns:
-        The clustering, and figures for the manifest.
+        Figures of the fit, as the clustering keeps them too.
 
     Raises:
         DataError: Fewer distinct embeddings than centers.
     """
-    cluster = config.cluster
-    sample_nd = read_sample(embeddings, cluster.sample_rows, cluster.seed)
-    fit = fit_fine(sample_nd, cluster.fine, cluster.seed, cluster.threads.threads, None)
-    maps = {
-        n: group_centers(fit.centers_md, fit.mass_m, n, cluster.coarse, cluster.seed) for n in cluster.coarse.experts
+
+    def keep(state: FitState) -> None:
+        write_fit_state(directory, state)
+
+    fit = fit_rows(sample, config.fine, config.seed, keep, read_fit_state(directory))
+    histogram = sample.distance_histogram(fit.centers_md)
+    maps = {n: group_centers(fit.centers_md, fit.mass_m, n, config.coarse, config.seed) for n in config.coarse.experts}
+    figures = {
+        **_figures(fit),
+        "squared_distance_quantiles": {
+            str(share): round(float(value), 6)
+            for share, value in zip(DISTANCE_QUANTILES, histogram_quantiles(histogram), strict=True)
+        },
+        "coarse": {
+            str(n): {
+                "load": coarse.load_n.round(4).tolist(),
+                "slack_used": round(coarse.slack_used, 4),
+                "max_load_over_mean": round(float(coarse.load_n.max()) * n, 4),
+            }
+            for n, coarse in maps.items()
+        },
     }
-    clustering = Clustering(
+    Clustering(
         centers_md=fit.centers_md,
         prices_m=fit.prices_m,
         mass_m=fit.mass_m,
         squared_distance_m=fit.squared_distance_m,
-        encoder_name=encoder_name(config.encoder),
+        encoder_name=encoder_name,
         coarse={n: coarse.group_m for n, coarse in maps.items()},
-    )
-    summary = {
-        "sample_rows": len(sample_nd),
+        training=figures,
+    ).save(directory)
+    delete_fit_state(directory)
+    return figures
+
+
+def histogram_quantiles(
+    histogram_b: npt.NDArray[np.int64], shares: tuple[float, ...] = DISTANCE_QUANTILES
+) -> npt.NDArray[np.float64]:
+    """Quantiles of the squared distances in equal bins from 0 to 4, linear within a bin."""
+    cumulative = np.concatenate([[0.0], np.cumsum(histogram_b, dtype=np.float64)])
+    wanted = np.asarray(shares) * cumulative[-1]
+    after = np.clip(np.searchsorted(cumulative, wanted, side="left"), 1, len(histogram_b))
+    within = (wanted - cumulative[after - 1]) / np.maximum(cumulative[after] - cumulative[after - 1], 1.0)
+    return np.asarray((after - 1 + within) * (HISTOGRAM_END / len(histogram_b)))
+
+
+def _figures(fit: FineFit) -> dict[str, Any]:
+    return {
+        "sample_rows": fit.rows,
         "distinct_rows": fit.distinct_rows,
         "iterations": len(fit.history),
-        "mean_squared_distance": float(fit.squared_distance_m.sum() / len(sample_nd)),
-        "fitted_max_over_mean": float(fit.fitted_mass_m.max() / fit.fitted_mass_m.mean()),
+        "init": fit.init,
+        "mean_squared_distance": float(fit.squared_distance_m.sum() / fit.rows),
+        "fitted_mean_squared_distance": fit.fitted_inertia / fit.rows,
+        "fitted_max_over_mean": max_over_mean(fit.fitted_mass_m),
         "fitted_imbalance_factor": imbalance_factor(fit.fitted_mass_m),
-        "nearest_max_over_mean": float(fit.mass_m.max() / fit.mass_m.mean()),
+        "nearest_max_over_mean": max_over_mean(fit.mass_m),
         "nearest_imbalance_factor": imbalance_factor(fit.mass_m),
-        "coarse": {
-            str(n): {"load": coarse.load_n.round(4).tolist(), "slack_used": round(coarse.slack_used, 4)}
-            for n, coarse in maps.items()
-        },
     }
-    return clustering, summary

@@ -1,80 +1,25 @@
-"""Exact Lloyd k-means over partial sums, with optional balancing prices (paper section 3.2, step 1).
+"""The fine centers: exact Lloyd k-means with optional balancing prices (paper section 3.2, step 1)."""
 
-A step reads the rows only through `PartialSums`, which add up over shards: the same functions serve one
-process and many.
-"""
-
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal, Self
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from mode_ray.cluster.balance import (
-    Candidates,
-    Float64Array,
-    balance_prices,
-    balance_score,
-    capped_weights,
-    imbalance_factor,
-    max_over_mean,
-    row_multiplicity,
-)
-from mode_ray.cluster.nearest import Float32Array, Int32Array, NearestCenters, limited_threads
+from mode_ray.cluster.balance import balance_prices, capped_weights, multiplicity
+from mode_ray.cluster.nearest import Float32Array
+from mode_ray.cluster.partial_sums import Float64Array, PartialSums, update_centers
+from mode_ray.cluster.sample_rows import CandidateSearch, Hashes, LocalRows, SampleRows, Vectors
+from mode_ray.cluster.seeding import MAX_CENTERS_OF_PLUS_PLUS, InitMethod, initial_centers
+from mode_ray.cluster.sizes import balance_score, imbalance_factor, max_over_mean
 from mode_ray.config import FineConfig
 from mode_ray.errors import DataError
 
-MAX_CENTERS_OF_PLUS_PLUS = 4096
-_SEEDING_ROWS_PER_CENTER = 64
-_ROWS_PER_BATCH = 65_536
-_SPLIT = 1.0 / 1024.0
 _POLISH_ROUNDS = 2
 _POLISH_UPDATES = 50
-_POLISH_DECAY_UPDATES = 10.0
 _LAST_RATE_SHARE = 0.25
-
-Vectors = npt.NDArray[np.floating]
-InitMethod = Literal["kmeans++", "random"]
-
-
-@dataclass(frozen=True)
-class PartialSums:
-    """What one Lloyd step needs to know of some rows.
-
-    Attributes:
-        sums_md: float64 [m, d], sum of the rows of each center.
-        counts_m: int64 [m].
-        squared_distance_m: float64 [m], sum of the unpriced squared distances of each center's rows.
-    """
-
-    sums_md: Float64Array
-    counts_m: npt.NDArray[np.int64]
-    squared_distance_m: Float64Array
-
-    @classmethod
-    def merge(cls, parts: Mapping[int, Self]) -> Self:
-        """Add the sums of shards in the order of their numbers, so that it does not matter who is first.
-
-        Raises:
-            ValueError: No parts.
-        """
-        if not parts:
-            raise ValueError("no partial sums to merge")
-        ordered = [parts[shard] for shard in sorted(parts)]
-        sums_md, counts_m = ordered[0].sums_md.copy(), ordered[0].counts_m.copy()
-        squared_distance_m = ordered[0].squared_distance_m.copy()
-        for part in ordered[1:]:
-            sums_md += part.sums_md
-            counts_m += part.counts_m
-            squared_distance_m += part.squared_distance_m
-        return cls(sums_md, counts_m, squared_distance_m)
-
-    @property
-    def inertia(self) -> float:
-        """Sum of squared distances of all rows."""
-        return float(self.squared_distance_m.sum())
+# How far candidates reach, in first steps of a price. More costs time, and lets prices run ahead of the centers.
+_REACH_STEPS = 5.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +31,7 @@ class IterationReport:
         inertia: Sum of unpriced squared distances of the rows to their centers.
         max_over_mean: Size of the largest cluster over the mean size.
         imbalance_factor: m * sum(n^2) / N^2.
+        balance_score: At most 1 where both figures meet their targets.
         empty_clusters: Clusters without a row; each then takes half of a large one.
     """
 
@@ -93,6 +39,7 @@ class IterationReport:
     inertia: float
     max_over_mean: float
     imbalance_factor: float
+    balance_score: float
     empty_clusters: int
 
 
@@ -130,118 +77,21 @@ class FineFit:
         return self.rows - self.distinct_rows
 
 
-def partial_sums(
-    vectors_nd: Vectors, fine_n: Int32Array, squared_distance_n: Float32Array, m: int, threads: int
-) -> PartialSums:
-    """Sums of assigned rows, in float64."""
-    sums = torch.zeros((m, vectors_nd.shape[1]), dtype=torch.float64)
-    with limited_threads(threads):
-        for start in range(0, len(vectors_nd), _ROWS_PER_BATCH):
-            rows = slice(start, start + _ROWS_PER_BATCH)
-            values = torch.from_numpy(np.ascontiguousarray(vectors_nd[rows], np.float64))
-            sums.index_add_(0, torch.from_numpy(fine_n[rows]), values)
-    return PartialSums(
-        sums_md=sums.numpy(),
-        counts_m=np.bincount(fine_n, minlength=m).astype(np.int64),
-        squared_distance_m=np.bincount(fine_n, weights=squared_distance_n, minlength=m).astype(np.float64),
-    )
+@dataclass(frozen=True, eq=False)
+class FitState:
+    """A fit between two iterations: with the rows and the config all that it takes to go on.
 
-
-def lloyd_step(
-    vectors_nd: Vectors, centers_md: Float32Array, prices_m: Float64Array | None, threads: int
-) -> PartialSums:
-    """Assign rows to their best centers and sum them up.
-
-    Args:
-        vectors_nd: Floats [n, d].
+    Attributes:
         centers_md: float32 [m, d].
-        prices_m: float64 [m], or None for the nearest centers.
-        threads: CPU threads.
-
-    Raises:
-        ValueError: A vector is NaN or infinite.
+        prices_m: float64 [m].
+        history: One report an iteration so far.
+        init: How the first centers were chosen.
     """
-    fine_n, squared_distance_n = NearestCenters(centers_md, prices_m, threads).search(vectors_nd)
-    return partial_sums(vectors_nd, fine_n, squared_distance_n, len(centers_md), threads)
 
-
-def update_centers(
-    sums: PartialSums, centers_md: Float32Array, spherical: bool
-) -> tuple[Float32Array, npt.NDArray[np.int64]]:
-    """Move the centers to the means of their rows.
-
-    An empty cluster takes half of the largest one: both get its mean, moved apart by 1/1024 of each
-    coordinate.
-
-    Returns:
-        centers_md: float32 [m, d].
-        donor_m: int64 [m], the cluster whose rows each center stands for: itself, or the one that was split.
-    """
-    filled_m = sums.counts_m > 0
-    means_md = centers_md.astype(np.float64)
-    means_md[filled_m] = sums.sums_md[filled_m] / sums.counts_m[filled_m, None]
-    donor_m = np.arange(len(centers_md))
-    share_m = sums.counts_m.astype(np.float64)
-    sign_d = np.where(np.arange(centers_md.shape[1]) % 2 == 0, _SPLIT, -_SPLIT)
-    for empty in np.flatnonzero(~filled_m):
-        donor = int(share_m.argmax())
-        means_md[empty] = means_md[donor] * (1.0 + sign_d)
-        means_md[donor] *= 1.0 - sign_d
-        share_m[empty] = share_m[donor] = share_m[donor] / 2.0
-        donor_m[empty] = donor
-    if spherical:
-        norms_m1 = np.linalg.norm(means_md, axis=1, keepdims=True)
-        means_md = np.divide(means_md, norms_m1, out=means_md, where=norms_m1 > 0.0)
-    return means_md.astype(np.float32), donor_m
-
-
-def initial_centers(sample_nd: Vectors, m: int, method: InitMethod, rng: np.random.Generator) -> Float32Array:
-    """Choose m distinct rows as first centers.
-
-    `kmeans++` is the greedy variant (several draws in proportion to the squared distance, the best is
-    kept), on a uniform sub-sample of 64 rows a center.
-
-    Returns:
-        float32 [m, d].
-
-    Raises:
-        ValueError: Fewer than m distinct rows.
-    """
-    rows = np.arange(len(sample_nd))
-    if len(rows) > _SEEDING_ROWS_PER_CENTER * m:
-        rows = np.sort(rng.choice(len(rows), _SEEDING_ROWS_PER_CENTER * m, replace=False))
-    distinct = rows[row_multiplicity(sample_nd[rows])[0]]
-    if len(distinct) < m:
-        distinct = row_multiplicity(sample_nd)[0]
-    if len(distinct) < m:
-        raise ValueError(f"{len(distinct)} distinct rows are fewer than m={m} centers")
-    if method == "random":
-        chosen = rng.choice(len(distinct), m, replace=False)
-    else:
-        chosen = _greedy_plus_plus(np.ascontiguousarray(sample_nd[distinct], np.float32), m, rng)
-    return np.array(sample_nd[distinct[chosen]], np.float32)
-
-
-def _greedy_plus_plus(rows_ud: Float32Array, m: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
-    rows = torch.from_numpy(rows_ud)
-    norms_u = rows.square().sum(dim=1)
-    trials = 2 + int(np.log(m))
-    chosen = np.empty(m, np.intp)
-    distance_u = torch.full((len(rows),), float("inf"))
-    draws = rng.integers(len(rows), size=1)
-    for position in range(m):
-        drawn = torch.from_numpy(draws)
-        to_drawn_ut = torch.addmm(norms_u[:, None] + norms_u[drawn], rows, rows[drawn].T, alpha=-2.0)
-        # Distinct rows keep a chance even where float32 sees no distance between them.
-        reduced_ut = torch.minimum(to_drawn_ut.clamp_(min=1e-12), distance_u[:, None])
-        best = int(reduced_ut.sum(dim=0).argmin())
-        chosen[position] = draws[best]
-        distance_u = reduced_ut[:, best].contiguous()
-        distance_u[chosen[: position + 1]] = 0.0
-        cumulative_u = torch.cumsum(distance_u, 0, dtype=torch.float64).numpy()
-        draws = np.searchsorted(cumulative_u, rng.random(trials) * cumulative_u[-1], side="right")
-        draws = np.minimum(draws, len(rows) - 1)
-    return chosen
+    centers_md: Float32Array
+    prices_m: Float64Array
+    history: tuple[IterationReport, ...]
+    init: InitMethod
 
 
 def fit_fine(
@@ -251,127 +101,143 @@ def fit_fine(
     threads: int,
     on_iteration: Callable[[IterationReport], None] | None = None,
 ) -> FineFit:
+    """`fit_rows` for rows at hand: floats [n, d], taken as float16."""
+
+    def report(state: FitState) -> None:
+        if on_iteration:
+            on_iteration(state.history[-1])
+
+    return fit_rows(LocalRows(sample_nd, threads), config, seed, report)
+
+
+def fit_rows(
+    sample: SampleRows,
+    config: FineConfig,
+    seed: int,
+    on_iteration: Callable[[FitState], None] | None = None,
+    state: FitState | None = None,
+) -> FineFit:
     """Fit the fine centers on a sample of caption embeddings.
 
-    Balanced fits update the prices on each Lloyd step's candidates, at a rate that falls to a quarter over
-    the iterations, and polish them at the end for the centers as they are.
+    Balanced fits update the prices on each Lloyd step's candidates, at a rate that falls to a quarter over the
+    iterations, and polish them at the end for the centers as they are. The same sample, config and seed give the same
+    fit to the last bit, however the rows are dealt to processes and wherever the fit is broken off and gone on with.
 
     Args:
-        sample_nd: Floats [n, d]; equal rows stay, as weight.
+        sample: The rows; equal ones stay, as weight.
         config: m, iterations and balancing.
-        seed: Of the first centers; the same seed, sample and thread count give the same fit.
-        threads: CPU threads.
-        on_iteration: Called after each Lloyd step.
+        seed: Of the first centers.
+        on_iteration: Called after each Lloyd step, with all that is needed to go on from there.
+        state: Go on from here.
 
     Raises:
         DataError: Fewer distinct rows than centers.
         ValueError: A row is NaN or infinite.
     """
-    for start in range(0, len(sample_nd), _ROWS_PER_BATCH):
-        if not np.isfinite(sample_nd[start : start + _ROWS_PER_BATCH]).all():
-            raise ValueError(f"NaN or infinite values in rows {start} to {start + _ROWS_PER_BATCH} of the sample")
     m = config.centers
-    first_u, multiplicity_n = row_multiplicity(sample_nd)
+    hash_n = sample.hashes()
+    first_u, multiplicity_n = multiplicity(hash_n)
     if len(first_u) < m:
         raise DataError(
-            f"the sample has {len(first_u)} distinct embeddings ({len(sample_nd)} rows) for {m} fine "
+            f"the sample has {len(first_u)} distinct embeddings ({len(hash_n)} rows) for {m} fine "
             f"centers: lower cluster.fine.centers to at most {len(first_u)}, or bring more captions"
         )
-    init: InitMethod = config.init if m <= MAX_CENTERS_OF_PLUS_PLUS else "random"
-    with limited_threads(threads):
-        centers_md = initial_centers(sample_nd, m, init, np.random.default_rng(seed))
-    prices_m = np.zeros(m)
-    weights_n = capped_weights(multiplicity_n, m)
-    history: list[IterationReport] = []
-    for iteration in range(config.iterations):
-        if config.balanced:
-            decay = 1.0 - (1.0 - _LAST_RATE_SHARE) * iteration / config.iterations
-            sums, prices_m = _balanced_step(
-                sample_nd,
-                centers_md,
-                prices_m,
-                weights_n=weights_n,
-                config=config,
-                decay=decay,
-                threads=threads,
-            )
+    if state is None:
+        init: InitMethod = config.init if m <= MAX_CENTERS_OF_PLUS_PLUS else "random"
+        centers_md = initial_centers(sample, hash_n, m, init, np.random.default_rng(seed))
+        state = FitState(centers_md, np.zeros(m), (), init)
+    fit = _BalancedFit(sample, config, *_heavy_rows(hash_n, multiplicity_n, m)) if config.balanced else None
+    while len(state.history) < config.iterations and not _settled(state, config):
+        if fit is None:
+            sums, prices_m = sample.nearest_sums(state.centers_md), state.prices_m
         else:
-            sums = lloyd_step(sample_nd, centers_md, None, threads)
-        history.append(_report(iteration + 1, sums))
+            sums, prices_m = fit.step(state)
+        centers_md, donor_m = update_centers(sums, state.centers_md, config.spherical)
+        report = _report(len(state.history) + 1, sums)
+        state = replace(state, centers_md=centers_md, prices_m=prices_m[donor_m], history=(*state.history, report))
         if on_iteration:
-            on_iteration(history[-1])
-        centers_md, donor_m = update_centers(sums, centers_md, config.spherical)
-        prices_m = prices_m[donor_m]
-        if _settled(history, sums, config):
-            break
-    nearest = lloyd_step(sample_nd, centers_md, None, threads)
-    fitted_mass_m, fitted_inertia = nearest.counts_m, nearest.inertia
-    if config.balanced:
-        prices_m, fitted_mass_m, fitted_inertia = _polished(
-            sample_nd, centers_md, prices_m, weights_n=weights_n, config=config, threads=threads
-        )
+            on_iteration(state)
+    nearest = sample.nearest_sums(state.centers_md)
+    prices_m, fitted_mass_m, fitted_inertia = state.prices_m, nearest.counts_m, nearest.inertia
+    if fit is not None:
+        prices_m, fitted_mass_m, fitted_inertia = fit.polished(state)
     return FineFit(
-        centers_md=centers_md,
+        centers_md=state.centers_md,
         prices_m=prices_m,
         mass_m=nearest.counts_m,
         fitted_mass_m=fitted_mass_m,
         squared_distance_m=nearest.squared_distance_m,
         fitted_inertia=fitted_inertia,
-        history=tuple(history),
-        rows=len(sample_nd),
+        history=state.history,
+        rows=len(hash_n),
         distinct_rows=len(first_u),
-        init=init,
+        init=state.init,
     )
 
 
-def _balanced_step(
-    sample_nd: Vectors,
-    centers_md: Float32Array,
-    prices_m: Float64Array,
-    *,
-    weights_n: Float32Array,
-    config: FineConfig,
-    decay: float,
-    threads: int,
-) -> tuple[PartialSums, Float64Array]:
-    candidates = Candidates.find(sample_nd, centers_md, prices_m, weights_n, threads)
-    step = config.price_rate * decay * candidates.inertia / len(sample_nd)
-    prices_m = balance_prices(prices_m, candidates.sizes, step, config.price_updates)
-    fine_n, squared_distance_n = candidates.assign(prices_m)
-    return partial_sums(sample_nd, fine_n, squared_distance_n, len(centers_md), threads), prices_m
+@dataclass(frozen=True, eq=False)
+class _BalancedFit:
+    sample: SampleRows
+    config: FineConfig
+    heavy_hashes: Hashes
+    heavy_weights: Float32Array
+
+    def step(self, state: FitState) -> tuple[PartialSums, Float64Array]:
+        """Move the prices for the centers as they are; the sums of the rows under them."""
+        done = len(state.history)
+        rate = self.config.price_rate * (1.0 - (1.0 - _LAST_RATE_SHARE) * done / self.config.iterations)
+        search, step = self._search(done, state, state.prices_m, rate)
+        prices_m = self._moved(search, step, self.config.price_updates)
+        return self.sample.priced_sums(search, prices_m), prices_m
+
+    def polished(self, state: FitState) -> tuple[Float64Array, npt.NDArray[np.int64], float]:
+        """The best prices for these centers by exact assignments, with the masses and the inertia under them."""
+        rate, updates = self.config.price_rate / 2.0, max(self.config.price_updates, _POLISH_UPDATES)
+        best_score, prices_m = float("inf"), state.prices_m
+        best = (prices_m, np.zeros(len(prices_m), np.int64), 0.0)
+        for round_number in range(_POLISH_ROUNDS + 1):
+            search, step = self._search(self.config.iterations + round_number, state, prices_m, rate)
+            score = balance_score(self.sample.sizes(search, prices_m))
+            if score < best_score:
+                sums = self.sample.priced_sums(search, prices_m)
+                best_score, best = score, (prices_m, sums.counts_m, sums.inertia)
+            if round_number < _POLISH_ROUNDS:
+                prices_m = self._moved(search, step, updates)
+        return best
+
+    def _search(
+        self, number: int, state: FitState, prices_m: Float64Array, rate: float
+    ) -> tuple[CandidateSearch, float]:
+        """The candidates to move prices on, and the size of a step: a share of the mean squared distance."""
+        earlier = state.history[-1].inertia if state.history else self.sample.nearest_sums(state.centers_md).inertia
+        step = rate * earlier / self.sample.rows
+        reach = _REACH_STEPS * step
+        search = CandidateSearch(number, state.centers_md, prices_m, reach, self.heavy_hashes, self.heavy_weights)
+        return search, step
+
+    def _moved(self, search: CandidateSearch, step: float, updates: int) -> Float64Array:
+        def sizes(prices_m: Float64Array) -> Float64Array:
+            return self.sample.sizes(search, prices_m)
+
+        return balance_prices(search.prices_m, sizes, step, updates, search.reach / 2.0)
 
 
-def _polished(
-    sample_nd: Vectors,
-    centers_md: Float32Array,
-    prices_m: Float64Array,
-    *,
-    weights_n: Float32Array,
-    config: FineConfig,
-    threads: int,
-) -> tuple[Float64Array, npt.NDArray[np.int64], float]:
-    """The best prices for these centers by exact assignments, with the masses and the inertia under them."""
-    m = len(centers_md)
-    best_score, best = float("inf"), (prices_m, np.zeros(m, np.int64), 0.0)
-    for round_number in range(_POLISH_ROUNDS + 1):
-        candidates = Candidates.find(sample_nd, centers_md, prices_m, weights_n, threads)
-        score = balance_score(np.bincount(candidates.best_n, weights=weights_n, minlength=m))
-        if score < best_score:
-            counts_m = np.bincount(candidates.best_n, minlength=m).astype(np.int64)
-            best_score, best = score, (prices_m, counts_m, candidates.inertia)
-        if round_number < _POLISH_ROUNDS:
-            step = config.price_rate / 2.0 * candidates.inertia / len(sample_nd)
-            updates = max(config.price_updates, _POLISH_UPDATES)
-            prices_m = balance_prices(prices_m, candidates.sizes, step, updates, _POLISH_DECAY_UPDATES)
-    return best
+def _heavy_rows(hash_n: Hashes, multiplicity_n: npt.NDArray[np.int64], m: int) -> tuple[Hashes, Float32Array]:
+    """Rows that weigh less than 1 each because they are repeated beyond a fair share: hashes ascending, weights."""
+    weights_n = capped_weights(multiplicity_n, m)
+    heavy = np.flatnonzero(weights_n < 1.0)
+    hashes, first = np.unique(hash_n[heavy], return_index=True)
+    return hashes, weights_n[heavy][first]
 
 
-def _settled(history: list[IterationReport], sums: PartialSums, config: FineConfig) -> bool:
+def _settled(state: FitState, config: FineConfig) -> bool:
     """Whether the objective has come to rest, and the sizes with it where they are to be balanced."""
-    if len(history) < 2 or (config.balanced and balance_score(sums.counts_m) > 1.0):
+    if len(state.history) < 2:
         return False
-    before, now = history[-2].inertia, history[-1].inertia
-    return abs(before - now) <= config.tolerance * before
+    before, now = state.history[-2:]
+    if config.balanced and now.balance_score > 1.0:
+        return False
+    return abs(before.inertia - now.inertia) <= config.tolerance * before.inertia
 
 
 def _report(iteration: int, sums: PartialSums) -> IterationReport:
@@ -380,5 +246,6 @@ def _report(iteration: int, sums: PartialSums) -> IterationReport:
         inertia=sums.inertia,
         max_over_mean=max_over_mean(sums.counts_m),
         imbalance_factor=imbalance_factor(sums.counts_m),
+        balance_score=balance_score(sums.counts_m),
         empty_clusters=int((sums.counts_m == 0).sum()),
     )

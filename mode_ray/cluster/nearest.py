@@ -1,16 +1,25 @@
-"""Nearest-center search: the one place that imports faiss."""
+"""Exact nearest-center search: compiled and pruned on CPUs, faiss on GPUs."""
 
-import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from mode_ray.errors import UsageError
+from mode_ray.threads import limited_threads
 
-_ROWS_PER_BATCH = 32_768
+if TYPE_CHECKING:
+    from mode_ray.cluster.projection import Projection
+
+_BOUNDS_PER_BATCH = 1_048_576
+_MIN_ROWS_PER_BATCH = 128
+_FLAT_ROWS_PER_BATCH = 32_768
+# Far above what float32 can err by in a bound (some 1e-6), far below the gaps between distances.
+_SLACK = 1e-5
 
 Float32Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
@@ -31,107 +40,235 @@ def import_faiss() -> ModuleType:
         ) from None
 
 
-@contextlib.contextmanager
-def limited_threads(threads: int) -> Iterator[None]:
-    """Let faiss and torch use `threads` threads within the block; the old settings come back after it."""
-    import torch  # the driver imports this module for the clustering's types, and has no use for torch
-
-    faiss = import_faiss()
-    faiss_before, torch_before = faiss.omp_get_max_threads(), torch.get_num_threads()
-    faiss.omp_set_num_threads(threads)
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(faiss_before)
-        torch.set_num_threads(torch_before)
-
-
 class NearestCenters:
-    """Exact search for the center with the smallest squared L2 distance plus price.
+    """Exact search for the center with the smallest squared L2 distance plus price; ties go to the lowest id.
 
-    A price is one more coordinate: sqrt(price - lowest price) on the center's side and 0 on the vector's
-    adds exactly the price, up to a constant, to the squared distance. Of equal centers only the first takes
-    part, so that ties between them go to the lowest id whatever the order of the arithmetic.
+    A result depends on its own vector and the centers alone, to the last bit: not on batches, threads or hints.
 
     Args:
         centers_md: float32 [m, d].
         prices_m: [m], in units of squared distance; None for the plain nearest center.
         threads: CPU threads of a search.
+        projection: For the lower bounds; by default fitted to the centers.
 
     Raises:
         ValueError: A center or price is not finite, or shapes do not fit.
-        UsageError: faiss is not installed.
     """
 
     def __init__(
-        self, centers_md: Float32Array, prices_m: npt.NDArray[np.floating] | None = None, threads: int = 1
+        self,
+        centers_md: Float32Array,
+        prices_m: npt.NDArray[np.floating] | None = None,
+        threads: int = 1,
+        projection: "Projection | None" = None,
     ) -> None:
-        centers_md = np.asarray(centers_md, np.float32)
-        if centers_md.ndim != 2 or not len(centers_md):
-            raise ValueError(f"centers must be a non-empty [m, d] array, not {centers_md.shape}")
-        prices_m = np.zeros(len(centers_md)) if prices_m is None else np.asarray(prices_m, np.float64)
-        if prices_m.shape != (len(centers_md),):
-            raise ValueError(f"{len(centers_md)} centers need as many prices, not {prices_m.shape}")
-        if not (np.isfinite(centers_md).all() and np.isfinite(prices_m).all()):
-            raise ValueError("a center or price is NaN or infinite")
-        surcharge_m = prices_m - prices_m.min()
-        self._priced = bool(surcharge_m.any())
-        # Adding 0.0 turns -0.0 into 0.0, so that equal rows are equal bytes too.
-        rows = np.column_stack([centers_md, np.sqrt(surcharge_m)]).astype(np.float32) + np.float32(0.0)
-        self._id_of_row = np.sort(np.unique(rows, axis=0, return_index=True)[1])
-        rows = rows[self._id_of_row]
-        self._surcharge_of_row = np.square(rows[:, -1])
-        if not self._priced:
-            rows = rows[:, :-1]
-        self._dimension = centers_md.shape[1]
-        self._threads = threads
-        self._index = import_faiss().IndexFlatL2(rows.shape[1])
-        self._index.add(np.ascontiguousarray(rows))
+        import torch
 
-    def search(self, vectors_bd: npt.NDArray[np.floating]) -> tuple[Int32Array, Float32Array]:
+        from mode_ray.cluster.projection import CENTERS_SHARE, Projection
+
+        self._centers_md, self._prices_m = checked_centers(centers_md, prices_m)
+        self._threads = threads
+        self._projection = projection or Projection.fit(self._centers_md, CENTERS_SHARE)
+        centers = torch.from_numpy(self._centers_md)
+        table_mp = self._projection.project(centers)
+        squared_m = table_mp.square().sum(dim=1)
+        self._table_pm = table_mp.T.contiguous()
+        self._bias_m = squared_m + torch.from_numpy(self._prices_m)
+        self._scale = float(squared_m.max()) + float(np.abs(self._prices_m).max())
+        rows = _BOUNDS_PER_BATCH // len(self._centers_md)
+        self._rows_per_batch = min(_FLAT_ROWS_PER_BATCH, max(_MIN_ROWS_PER_BATCH, rows))
+
+    def search(
+        self,
+        vectors_bd: npt.NDArray[np.floating],
+        projected_bp: Float32Array | None = None,
+        hint_b: Int32Array | None = None,
+    ) -> tuple[Int32Array, Float32Array]:
         """The best center of every vector.
+
+        Args:
+            vectors_bd: Floats [b, d].
+            projected_bp: Their projections, where they are at hand.
+            hint_b: int32 [b], a likely best center of each vector, which makes the search faster; -1 for none.
 
         Returns:
             fine_b: int32 [b], ids of centers by squared distance plus price.
-            squared_distance_b: float32 [b], squared L2 distance to that center without its price; never
-            negative.
+            squared_distance_b: float32 [b], squared L2 distance to that center without its price.
 
         Raises:
             ValueError: A vector is NaN or infinite, or of another dimension than the centers.
         """
-        fine_b1, squared_distance_b1 = self.candidates(vectors_bd, 1)
-        return fine_b1[:, 0], squared_distance_b1[:, 0]
+        from mode_ray.cluster import kernels
 
-    def candidates(self, vectors_bd: npt.NDArray[np.floating], count: int) -> tuple[Int32Array, Float32Array]:
-        """The `count` best centers of every vector (all where there are fewer), best first.
+        count = len(vectors_bd)
+        fine_b, squared_distance_b = np.empty(count, np.int32), np.empty(count, np.float32)
+        hints = np.full(count, -1, np.int32) if hint_b is None else hint_b
+
+        def search_some(rows: slice, batch_bd: Float32Array, bounds_bm: Float32Array, slack_b: Float32Array) -> None:
+            kernels.nearest(
+                bounds_bm, batch_bd, self._centers_md, self._prices_m, slack_b, hints[rows],
+                fine_b[rows], squared_distance_b[rows],
+            )  # fmt: skip
+
+        self._each_batch(vectors_bd, projected_bp, search_some)
+        return fine_b, squared_distance_b
+
+    def candidates(
+        self,
+        vectors_bd: npt.NDArray[np.floating],
+        reach: float,
+        width: int,
+        projected_bp: Float32Array | None = None,
+        hint_b: Int32Array | None = None,
+    ) -> tuple[Int32Array, Float32Array, Int32Array]:
+        """The centers whose squared distance plus price is within `reach` of the best one's, the best first.
+
+        Args:
+            vectors_bd: Floats [b, d].
+            reach: In units of squared distance.
+            width: k, the most candidates of a vector; where more are in reach the best k are kept.
+            projected_bp: As in `search`.
+            hint_b: As in `search`.
 
         Returns:
-            fine_bk: int32 [b, k]; squared_distance_bk: float32 [b, k], without prices.
+            fine_bk: int32 [b, k], and squared_distance_bk: float32 [b, k], without prices, both filled up to
+            count_b: int32 [b].
 
         Raises:
             ValueError: As in `search`.
         """
+        from mode_ray.cluster import kernels
+
+        count = len(vectors_bd)
+        fine_b, squared_distance_b = np.empty(count, np.int32), np.empty(count, np.float32)
+        fine_bk, squared_distance_bk = np.zeros((count, width), np.int32), np.zeros((count, width), np.float32)
+        count_b = np.empty(count, np.int32)
+        hints = np.full(count, -1, np.int32) if hint_b is None else hint_b
+
+        def find_some(rows: slice, batch_bd: Float32Array, bounds_bm: Float32Array, slack_b: Float32Array) -> None:
+            shared = (bounds_bm, batch_bd, self._centers_md, self._prices_m, slack_b)
+            kernels.nearest(*shared, hints[rows], fine_b[rows], squared_distance_b[rows])
+            kernels.candidates(
+                *shared, fine_b[rows], squared_distance_b[rows], reach,
+                fine_bk[rows], squared_distance_bk[rows], count_b[rows],
+            )  # fmt: skip
+
+        self._each_batch(vectors_bd, projected_bp, find_some)
+        return fine_bk, squared_distance_bk, count_b
+
+    def _each_batch(
+        self,
+        vectors_bd: npt.NDArray[np.floating],
+        projected_bp: Float32Array | None,
+        work: Callable[[slice, Float32Array, Float32Array, Float32Array], None],
+    ) -> None:
+        """Call `work` with a range of rows, their vectors, the lower bounds of all distances, and their slack."""
+        import torch
+
+        if vectors_bd.ndim != 2 or vectors_bd.shape[1] != self._centers_md.shape[1]:
+            raise ValueError(
+                f"vectors of shape {vectors_bd.shape} do not fit centers of dimension {self._centers_md.shape[1]}"
+            )
+
+        def bound(start: int) -> None:
+            rows = slice(start, min(start + self._rows_per_batch, len(vectors_bd)))
+            batch = torch.from_numpy(np.array(vectors_bd[rows])).float()  # a copy: arrow's memory is read-only
+            if projected_bp is None:
+                projected = self._projection.project(batch)
+            else:
+                projected = torch.from_numpy(projected_bp[rows])
+            squared_b = projected.square().sum(dim=1)
+            finite_b = torch.isfinite(squared_b)
+            if not finite_b.all():
+                bad = start + int((~finite_b).to(torch.uint8).argmax())
+                raise ValueError(f"{int((~finite_b).sum())} vectors are NaN or infinite, the first at row {bad}")
+            bounds_bm = torch.addmm(self._bias_m, projected, self._table_pm, alpha=-2.0)
+            slack_b = _SLACK * (squared_b + self._scale) - squared_b
+            work(rows, batch.numpy(), bounds_bm.numpy(), slack_b.numpy())
+
+        starts = range(0, len(vectors_bd), self._rows_per_batch)
+        # Threads over batches, each with single-threaded arithmetic: compiled loops run beside matrix products.
+        with limited_threads(1):
+            if self._threads == 1 or len(starts) < 2:
+                for start in starts:
+                    bound(start)
+                return
+            with ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+                for done in [threads.submit(bound, start) for start in starts]:
+                    done.result()
+
+
+class FlatSearch:
+    """The same search by computing every distance, with faiss: for GPUs, where that is the fastest way.
+
+    A price is one more coordinate: sqrt(price - lowest price) on the center's side and 0 on the vector's adds exactly
+    the price, up to a constant, to the squared distance. Between equal distances faiss decides.
+
+    Args:
+        centers_md: float32 [m, d].
+        prices_m: [m], in units of squared distance; None for the plain nearest center.
+        gpu: Search on this process's first GPU.
+
+    Raises:
+        ValueError: A center or price is not finite, or shapes do not fit.
+        UsageError: faiss is not installed, or knows no GPU.
+    """
+
+    def __init__(
+        self, centers_md: Float32Array, prices_m: npt.NDArray[np.floating] | None = None, *, gpu: bool
+    ) -> None:
+        faiss = import_faiss()
+        centers_md, prices = checked_centers(centers_md, prices_m)
+        self._surcharge_m = prices - prices.min()
+        self._dimension = centers_md.shape[1]
+        self._index = faiss.IndexFlatL2(self._dimension + 1)
+        if gpu:
+            if not getattr(faiss, "get_num_gpus", lambda: 0)():
+                raise UsageError(
+                    "a GPU is asked for the nearest-center search, but faiss sees none: "
+                    "install 'mode_ray[gpu]', or set assign.pool.gpus_per_actor=0"
+                )
+            self._index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._index)
+        self._index.add(np.column_stack([centers_md, np.sqrt(self._surcharge_m)]).astype(np.float32))
+
+    def search(self, vectors_bd: npt.NDArray[np.floating]) -> tuple[Int32Array, Float32Array]:
+        """As `NearestCenters.search`.
+
+        Raises:
+            ValueError: As there.
+        """
         if vectors_bd.ndim != 2 or vectors_bd.shape[1] != self._dimension:
             raise ValueError(f"vectors of shape {vectors_bd.shape} do not fit centers of dimension {self._dimension}")
-        count = min(count, len(self._id_of_row))
-        fine_bk = np.empty((len(vectors_bd), count), np.int32)
-        squared_distance_bk = np.empty((len(vectors_bd), count), np.float32)
-        with limited_threads(self._threads):
-            for start in range(0, len(vectors_bd), _ROWS_PER_BATCH):
-                rows = slice(start, start + _ROWS_PER_BATCH)
-                total_bk, row_bk = self._index.search(self._query(vectors_bd[rows], start), count)
-                fine_bk[rows] = self._id_of_row[row_bk]
-                unpriced_bk = total_bk - self._surcharge_of_row[row_bk] if self._priced else total_bk
-                # |x|^2 - 2xc + |c|^2 in float32 may come out a little below zero.
-                np.maximum(unpriced_bk, 0.0, out=squared_distance_bk[rows])
-        return fine_bk, squared_distance_bk
+        fine_b = np.empty(len(vectors_bd), np.int32)
+        squared_distance_b = np.empty(len(vectors_bd), np.float32)
+        for start in range(0, len(vectors_bd), _FLAT_ROWS_PER_BATCH):
+            rows = slice(start, start + _FLAT_ROWS_PER_BATCH)
+            query = np.zeros((len(vectors_bd[rows]), self._dimension + 1), np.float32)
+            query[:, :-1] = vectors_bd[rows]
+            bad = np.flatnonzero(~np.isfinite(query).all(axis=1))
+            if len(bad):
+                raise ValueError(f"{len(bad)} vectors are NaN or infinite, the first at row {start + bad[0]}")
+            total_b1, fine_b1 = self._index.search(query, 1)
+            fine_b[rows] = fine_b1[:, 0]
+            # |x|^2 - 2xc + |c|^2 in float32 may come out a little below zero.
+            squared_distance_b[rows] = np.maximum(total_b1[:, 0] - self._surcharge_m[fine_b[rows]], 0.0)
+        return fine_b, squared_distance_b
 
-    def _query(self, vectors_bd: npt.NDArray[np.floating], first_row: int) -> Float32Array:
-        query = np.zeros((len(vectors_bd), self._dimension + self._priced), np.float32)
-        query[:, : self._dimension] = vectors_bd
-        finite_b = np.isfinite(query).all(axis=1)
-        if not finite_b.all():
-            bad = np.flatnonzero(~finite_b)
-            raise ValueError(f"{len(bad)} vectors are NaN or infinite, the first at row {first_row + bad[0]}")
-        return query
+
+def checked_centers(
+    centers_md: Float32Array, prices_m: npt.NDArray[np.floating] | None
+) -> tuple[Float32Array, Float32Array]:
+    """Centers and prices as contiguous float32 arrays; prices are all 0 where there are none.
+
+    Raises:
+        ValueError: A center or price is not finite, or shapes do not fit.
+    """
+    centers_md = np.ascontiguousarray(centers_md, np.float32)
+    if centers_md.ndim != 2 or not len(centers_md):
+        raise ValueError(f"centers must be a non-empty [m, d] array, not {centers_md.shape}")
+    prices = np.zeros(len(centers_md), np.float32) if prices_m is None else np.asarray(prices_m, np.float32)
+    if prices.shape != (len(centers_md),):
+        raise ValueError(f"{len(centers_md)} centers need as many prices, not {prices.shape}")
+    if not (np.isfinite(centers_md).all() and np.isfinite(prices).all()):
+        raise ValueError("a center or price is NaN or infinite")
+    return centers_md, prices

@@ -5,6 +5,7 @@ sentence-transformers would silently replace by a mean for that folder.
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from mode_ray.config import EncoderConfig, EncoderPlacement
 from mode_ray.encoders.encoder import encoder_name, pick_device, unit_rows
 from mode_ray.errors import UsageError
 from mode_ray.packaged import resolve_folder
+from mode_ray.threads import limited_threads
 
 Pooling = Literal["pooler", "mean", "cls"]
 
@@ -40,7 +42,7 @@ class HuggingFaceEncoder:
         self._dtype = getattr(torch, config.dtype)
         self._batch_size = placement.batch_size
         self._max_tokens = config.max_tokens
-        torch.set_num_threads(threads)
+        self._streams = threads if self._device.type == "cpu" else 1
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(path)
             model, loading = AutoModel.from_pretrained(path, output_loading_info=True)
@@ -53,9 +55,13 @@ class HuggingFaceEncoder:
                 f"encoder.model: {config.model}: has no trained pooler; set encoder.pooling to mean or cls"
             )
         self._model = model.eval().to(self._device)
+        if self._dtype != torch.float32:
+            # Autocast would convert these for every batch; what it leaves in float32 stays so.
+            for module in self._model.modules():
+                if isinstance(module, torch.nn.Linear):
+                    module.to(self._dtype)
         self.dimension = int(model.config.hidden_size)
 
-    @torch.inference_mode()
     def encode(self, captions: list[str]) -> np.ndarray:
         """Embed captions, batches sorted by length so that little is padded."""
         if not captions:
@@ -64,7 +70,9 @@ class HuggingFaceEncoder:
         lengths = np.array([len(ids) for ids in tokens["input_ids"]])
         order = np.argsort(-lengths, kind="stable")
         embeddings_bd = np.empty((len(captions), self.dimension), np.float32)
-        for start in range(0, len(captions), self._batch_size):
+
+        @torch.inference_mode()
+        def embed(start: int) -> None:
             chosen = order[start : start + self._batch_size]
             batch = self._tokenizer.pad(
                 {name: [values[index] for index in chosen] for name, values in tokens.items()},
@@ -73,6 +81,15 @@ class HuggingFaceEncoder:
             with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
                 output = self._model(**batch)
             embeddings_bd[chosen] = self._pool(output, batch["attention_mask"]).float().cpu().numpy()
+
+        starts = range(0, len(captions), self._batch_size)
+        # On CPUs threads go over batches, not into each product: for texts so short they would mostly wait there.
+        with (
+            limited_threads(1),
+            ThreadPoolExecutor(self._streams, initializer=torch.set_num_threads, initargs=(1,)) as streams,
+        ):
+            for _ in streams.map(embed, starts):
+                pass
         return unit_rows(embeddings_bd)
 
     def _pool(self, output: Any, mask_bt: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 - differs by model

@@ -1,5 +1,6 @@
 """Static word tables: the mean of token vectors; far cheaper than a transformer, for drafts and drills."""
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,9 @@ class StaticEncoder:
     def _encode_some(self, captions: list[str]) -> np.ndarray:
         encodings = self._tokenizer.encode_batch_fast(captions, add_special_tokens=False)
         token_lists = [encoding.ids for encoding in encodings]
-        offsets = torch.tensor([0, *np.cumsum([len(ids) for ids in token_lists])[:-1]], dtype=torch.int64)
-        tokens = torch.tensor([token for ids in token_lists for token in ids], dtype=torch.int64)
+        ends = np.cumsum([len(ids) for ids in token_lists], dtype=np.int64)
+        offsets = torch.from_numpy(np.concatenate([[0], ends[:-1]]))
+        tokens = torch.from_numpy(np.fromiter(chain.from_iterable(token_lists), np.int64, count=int(ends[-1])))
         means_bd = torch.nn.functional.embedding_bag(tokens, self._table_vd, offsets, mode="mean")
         return unit_rows(means_bd.numpy())
 

@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from mode_ray.captions.parquet import open_parquet
-from mode_ray.captions.shards import Shard, list_shards
+from mode_ray.captions.shards import PAIR_FORMATS, Shard, list_shards
 from mode_ray.captions.webdataset import JSON_SUFFIX, TEXT_SUFFIX, read_tar_samples
 from mode_ray.config import CaptionsConfig, Settings, Strings
 from mode_ray.errors import DataError, UsageError
@@ -140,7 +140,7 @@ def read_samples(task: Task) -> Iterator[Sample]:
         DataError: A file is missing or damaged, or a column does not exist; names file and field.
     """
     listing = CaptionsConfig(paths=task.paths, format=task.format)
-    for shard in list_shards(listing):
+    for shard in list_shards(listing, formats=PAIR_FORMATS):
         yield from (_tar_samples(task, shard) if shard.format == "webdataset" else _parquet_samples(task, shard))
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from mode_ray.captions.shards import Shard, write_shards
+from mode_ray.captions.shards import Shard, require_images, write_shards
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
 from mode_ray.errors import TrainingError
@@ -29,9 +29,10 @@ def run_train(
     """Train everything the config asks for, or what is left of it.
 
     Raises:
-        UsageError: The architecture or checkpoint does not exist.
+        UsageError: The architecture or checkpoint does not exist, or shards hold captions only.
         TrainingError: A trial failed for good; the others were finished.
     """
+    require_images(shards)
     check_architecture(config.train.model)
     clustering = Clustering.load(clusters)
     trials, pairs_n = planned_trials(config, clustering, assignments, shards)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mode_ray.captions.clean import DUPLICATE_KEY, EMPTY, INVALID_UTF8, MISSING, TOO_LONG, CaptionTable
-from mode_ray.captions.read import count_rows, read_captions
+from mode_ray.captions.read import count_captions, read_captions
 from mode_ray.captions.shards import list_shards
 from mode_ray.config import CaptionsConfig
 from mode_ray.errors import DataError
@@ -119,7 +119,7 @@ class TestSeveralCaptions:
         config = CaptionsConfig(paths=(str(file),), select="all", max_rows_per_unit=2)
         tables = [read_captions(shard, config).table for shard in list_shards(config)]
         assert [table["row"].to_pylist() for table in tables] == [[0, 0, 1], [3, 3, 3]]
-        assert [count_rows(shard, config) for shard in list_shards(config)] == [3, 3]
+        assert [count_captions(shard, config) for shard in list_shards(config)] == [3, 4]
 
 
 class TestRefused:
@@ -160,6 +160,25 @@ class TestRefused:
         )
         with pytest.raises(DataError, match=r"shard\.parquet: not a readable parquet file .*replace or remove it"):
             read(file)
+
+    @pytest.mark.parametrize("checksums", [True, False])
+    def test_a_flipped_bit_is_seen_where_pages_carry_checksums(self, tmp_path: Path, checksums: bool) -> None:
+        file = tmp_path / "shard.parquet"
+        pq.write_table(
+            pa.table({"caption": ["a photo"]}),
+            file,
+            write_page_checksum=checksums,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=False,
+        )
+        assert read(file).table["caption"].to_pylist() == ["a photo"]
+        file.write_bytes(file.read_bytes().replace(b"a photo", b"a phono", 1))
+        if checksums:
+            with pytest.raises(DataError, match=r"shard\.parquet: damaged parquet data"):
+                read(file)
+        else:
+            assert read(file).table["caption"].to_pylist() == ["a phono"]
 
     def test_a_file_that_went_away_after_listing(self, tmp_path: Path) -> None:
         file = write(tmp_path, {"caption": ["a"]})

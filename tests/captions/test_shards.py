@@ -1,5 +1,6 @@
 """Work units: which files are found, how they are named and split, and what is refused before anything runs."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,9 +8,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from mode_ray.captions.read import read_captions
-from mode_ray.captions.shards import Shard, list_shards, read_shards, unit_name, write_shards
+from mode_ray.captions.shards import (
+    PAIR_FORMATS,
+    Shard,
+    list_shards,
+    read_listing,
+    read_shards,
+    require_images,
+    unit_name,
+    write_listing,
+    write_shards,
+)
 from mode_ray.config import CaptionsConfig
-from mode_ray.errors import DataError
+from mode_ray.errors import DataError, UsageError
 from mode_ray.storage import Location
 
 
@@ -51,6 +62,26 @@ class TestFinding:
         file = write_parquet(tmp_path / "captions.data")
         shards = list_shards(CaptionsConfig(paths=(str(file),), format="parquet"))
         assert [shard.format for shard in shards] == ["parquet"]
+
+    def test_text_shards_are_found_by_their_suffixes(self, tmp_path: Path) -> None:
+        names = ["a.jsonl", "b.ndjson.gz", "c.csv", "d.TSV", "e.tsv.gz", "f.tar.gz", "g.json", "h.gz"]
+        for name in names:
+            (tmp_path / name).write_bytes(b"not read while listing")
+        shards = listed(tmp_path)
+        assert [shard.location.name for shard in shards] == names[:5]
+        assert [shard.format for shard in shards] == ["jsonl", "jsonl", "csv", "tsv", "tsv"]
+
+    def test_only_formats_that_are_asked_for(self, tmp_path: Path) -> None:
+        for name in ("a.tar", "labels.csv"):
+            (tmp_path / name).write_bytes(b"x")
+        shards = list_shards(CaptionsConfig(paths=(str(tmp_path),)), formats=PAIR_FORMATS)
+        assert [shard.location.name for shard in shards] == ["a.tar"]
+
+    def test_sizes_and_times_come_with_the_listing(self, tmp_path: Path) -> None:
+        file = write_parquet(tmp_path / "a.parquet", rows=45, group_rows=10)
+        for shard in listed(tmp_path, max_rows=20):
+            assert shard.size_bytes == file.stat().st_size
+            assert shard.modified_unix_seconds == file.stat().st_mtime_ns / 1e9
 
     def test_s3_is_listed_like_a_directory(self, bucket: str) -> None:
         root = Location.parse(bucket)
@@ -135,6 +166,60 @@ class TestSplitting:
         write_parquet(tmp_path / "a.parquet", rows=20, group_rows=5)
         (tmp_path / "b.parquet").write_bytes(b"garbage " * 100)
         assert [shard.row_groups for shard in listed(tmp_path, max_rows=20)] == [None, None]
+
+
+class TestKnownFiles:
+    """An earlier listing is believed for files of the same size and time, and for no others."""
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        return write_parquet(tmp_path / "a.parquet", rows=45, group_rows=10)
+
+    def again(self, file: Path, known: list[Shard]) -> list[Shard]:
+        return list_shards(CaptionsConfig(paths=(str(file),), max_rows_per_unit=20), known)
+
+    def test_an_unchanged_file_is_not_opened(self, file: Path) -> None:
+        first = listed(file, max_rows=20)
+        before = file.stat()
+        file.write_bytes(bytes(before.st_size))
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert self.again(file, first) == first
+        assert [shard.row_groups for shard in self.again(file, [])] == [None], "it would be seen to be damaged"
+
+    def test_a_file_written_again_is(self, file: Path) -> None:
+        first = listed(file, max_rows=20)
+        write_parquet(file, rows=25, group_rows=10)
+        assert [shard.row_groups for shard in self.again(file, first)] == [(0, 2), (2, 3)]
+
+    def test_so_is_one_with_another_time_alone(self, file: Path) -> None:
+        first = listed(file, max_rows=20)
+        os.utime(file, ns=(0, 10**9))
+        assert {shard.modified_unix_seconds for shard in self.again(file, first)} == {1.0}
+
+    def test_the_listing_is_kept_in_a_file_for_units_of_one_size(self, file: Path, tmp_path: Path) -> None:
+        kept = Location(str(tmp_path / "run/shards.parquet"))
+        config = CaptionsConfig(paths=(str(file),), max_rows_per_unit=20)
+        assert read_listing(kept, config) == []
+        write_listing(kept, list_shards(config), config)
+        assert read_listing(kept, config) == list_shards(config)
+        assert [shard.rows for shard in read_listing(kept, config)] == [20, 20, 5]
+        assert read_listing(kept, config.model_copy(update={"max_rows_per_unit": 30})) == []
+
+    def test_another_file_in_its_place_is_refused(self, tmp_path: Path) -> None:
+        kept = Location(str(tmp_path / "shards.parquet"))
+        kept.write_bytes(b"something else")
+        with pytest.raises(UsageError, match=r"shards\.parquet: not a listing of the input files: remove it"):
+            read_listing(kept, CaptionsConfig(paths=("x",)))
+
+
+def test_shards_without_images_are_not_trained_on() -> None:
+    tar = Shard(unit="a", uri="/data/a.tar", format="webdataset")
+    text = Shard(unit="b", uri="/data/b.csv.gz", format="csv")
+    require_images([tar])
+    with pytest.raises(
+        UsageError, match=r"/data/b\.csv\.gz: holds captions only \(1 of 2 shards do\); experts train on"
+    ):
+        require_images([tar, text])
 
 
 def test_the_table_of_shards_comes_back_as_written(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from mode_ray.captions.clean import (
     TOO_LONG,
     CaptionTable,
 )
-from mode_ray.captions.read import count_rows, read_captions
+from mode_ray.captions.read import count_captions, read_captions
 from mode_ray.captions.shards import list_shards
 from mode_ray.config import CaptionsConfig
 from mode_ray.errors import DataError
@@ -59,7 +59,7 @@ def read(folder: Location, content: bytes, **settings: Any) -> CaptionTable:  # 
     config = CaptionsConfig(paths=(f"{folder}/*.tar",), **settings)
     (shard,) = list_shards(config)
     result = read_captions(shard, config)
-    assert count_rows(shard, config) == result.table.num_rows
+    assert count_captions(shard, config) == result.rows_in
     return result
 
 

@@ -1,15 +1,9 @@
 import numpy as np
 import pytest
 
-from mode_ray.cluster.balance import (
-    Candidates,
-    balance_prices,
-    balance_score,
-    capped_weights,
-    imbalance_factor,
-    max_over_mean,
-    updated_prices,
-)
+from mode_ray.cluster.balance import balance_prices, capped_weights, row_multiplicity
+from mode_ray.cluster.sample_rows import CandidateSearch, LocalRows
+from mode_ray.cluster.sizes import balance_score, imbalance_factor, max_over_mean
 
 
 def test_imbalance_of_known_sizes() -> None:
@@ -23,40 +17,45 @@ def test_imbalance_of_known_sizes() -> None:
 
 
 def test_a_price_update_charges_the_large_and_keeps_the_mean_price() -> None:
-    prices = updated_prices(np.zeros(3), np.array([30.0, 10.0, 5.0]), step=0.1)
+    asked: list[np.ndarray] = []
+
+    def sizes(prices: np.ndarray) -> np.ndarray:
+        asked.append(prices)
+        return np.array([30.0, 10.0, 5.0]) if len(asked) == 1 else np.full(3, 15.0)
+
+    prices = balance_prices(np.zeros(3), sizes, step=0.1, updates=1, limit=1.0)
+    np.testing.assert_allclose(asked[1], [0.1, -1 / 30, -1 / 15])
     assert prices[0] > prices[1] > prices[2]
-    assert prices.sum() == pytest.approx(0.0)
-    np.testing.assert_array_equal(updated_prices(np.zeros(3), np.full(3, 8.0), step=0.1), np.zeros(3))
+    assert prices.mean() == pytest.approx(0.0)
+
+
+def test_no_price_falls_below_what_the_candidates_reach() -> None:
+    asked: list[np.ndarray] = []
+
+    def sizes(prices: np.ndarray) -> np.ndarray:
+        asked.append(prices)
+        return np.array([30.0, 0.0, 0.0])
+
+    balance_prices(np.zeros(3), sizes, step=0.1, updates=20, limit=0.3)
+    assert asked[-1].min() == pytest.approx(-0.3)
+    assert asked[-1].max() > 1.0
 
 
 def test_prices_split_a_line_into_equal_halves() -> None:
-    # Rows at 0, 0.01, ..., 0.99 and centers at 0 and 0.4: the border must move from 0.2 to 0.5.
-    rows = np.arange(100, dtype=np.float32)[:, None] / 100
-    centers = np.array([[0.0], [0.4]], np.float32)
-    candidates = Candidates.find(rows, centers, np.zeros(2), np.ones(100, np.float32), threads=1)
-    assert candidates.sizes(np.zeros(2))[0] < 25
-    prices = balance_prices(np.zeros(2), candidates.sizes, step=0.05, updates=60, decay_updates=10)
-    np.testing.assert_array_equal(candidates.sizes(prices), [50, 50])
-    # x^2 + p0 = (x - 0.4)^2 + p1 at the border.
-    assert prices[1] - prices[0] == pytest.approx(0.5**2 - 0.1**2, abs=0.01)
+    # Rows at 0, 1/128, ..., 127/128 and centers at 0 and 0.375: the border must move from 0.1875 to 0.5.
+    sample = LocalRows(np.arange(128)[:, None] / 128)
+    search = CandidateSearch(0, np.array([[0.0], [0.375]], np.float32), np.zeros(2), reach=4.0)
+    assert sample.sizes(search, np.zeros(2))[0] < 32
+    prices = balance_prices(np.zeros(2), lambda prices: sample.sizes(search, prices), step=0.05, updates=60, limit=2.0)
+    np.testing.assert_array_equal(sample.sizes(search, prices), [64, 64])
+    # x^2 + p0 = (x - 0.375)^2 + p1 at the border.
+    assert prices[1] - prices[0] == pytest.approx(0.5**2 - 0.125**2, abs=0.01)
 
 
 def test_the_best_prices_seen_are_kept() -> None:
     sizes = iter([np.array([6.0, 4.0]), np.array([9.0, 1.0]), np.array([10.0, 0.0])])
     start = np.array([0.25, -0.25])
-    np.testing.assert_array_equal(balance_prices(start, lambda _: next(sizes), 0.1, updates=2), start)
-
-
-def test_sizes_add_up_over_shards() -> None:
-    rng = np.random.default_rng(0)
-    rows, centers = rng.normal(size=(200, 4)).astype(np.float32), rng.normal(size=(6, 4)).astype(np.float32)
-    prices, ones = rng.normal(size=6) * 0.1, np.ones(200, np.float32)
-    whole = Candidates.find(rows, centers, np.zeros(6), ones, 1).sizes(prices)
-    parts = [
-        Candidates.find(rows[part], centers, np.zeros(6), ones[part], 1).sizes(prices)
-        for part in (slice(0, 70), slice(70, 200))
-    ]
-    np.testing.assert_array_equal(parts[0] + parts[1], whole)
+    np.testing.assert_array_equal(balance_prices(start, lambda _: next(sizes), 0.1, updates=2, limit=1.0), start)
 
 
 def test_copies_together_weigh_at_most_one_fair_share() -> None:
@@ -65,3 +64,10 @@ def test_copies_together_weigh_at_most_one_fair_share() -> None:
     assert weights[:60].sum() == pytest.approx(weights.sum() / 5, rel=1e-3)
     np.testing.assert_array_equal(weights[60:], np.ones(40))
     np.testing.assert_array_equal(capped_weights(np.ones(10, np.int64), m=5), np.ones(10))
+
+
+def test_multiplicity_tells_copies_and_signed_zeros() -> None:
+    rows = np.array([[1, 0], [2, 3], [1, -0.0], [3, 2], [1, 0]], np.float32)
+    first, multiplicity = row_multiplicity(rows)
+    np.testing.assert_array_equal(first, [0, 1, 3])
+    np.testing.assert_array_equal(multiplicity, [3, 1, 3, 1, 3])

@@ -27,6 +27,19 @@ def test_capacities_hold(n: int, exact: bool, monkeypatch: pytest.MonkeyPatch) -
     assert (np.diff(found.load_n) <= 1e-12).all()
 
 
+@pytest.mark.parametrize("n", [2, 4, 8, 16, 32, 64])
+def test_every_n_from_one_uneven_fine_clustering_keeps_its_word(n: int) -> None:
+    centers, _ = random_centers(256)
+    mass = np.random.default_rng(1).gamma(2.0, 500.0, 256).astype(np.int64) + 1
+    found = group_centers(centers, mass, n, CoarseConfig(slack=0.1), seed=0)
+    load = np.bincount(found.group_m, weights=mass, minlength=n) / mass.sum()
+    np.testing.assert_allclose(found.load_n, load)
+    assert (load > 0.0).all()
+    assert load.max() <= (1.0 + found.slack_used) / n + 1e-9
+    heaviest = n * mass.max() / mass.sum() - 1.0
+    assert found.slack_used <= max(0.1, heaviest) + 1e-9, "no more than the heaviest center needs"
+
+
 def test_planted_groups_are_found() -> None:
     rng = np.random.default_rng(0)
     label = np.arange(60) % 4

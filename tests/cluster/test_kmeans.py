@@ -2,15 +2,13 @@ import faiss
 import numpy as np
 import pytest
 
-from mode_ray.cluster.balance import imbalance_factor, max_over_mean, row_multiplicity
-from mode_ray.cluster.kmeans import (
-    InitMethod,
-    PartialSums,
-    fit_fine,
-    initial_centers,
-    lloyd_step,
-    update_centers,
-)
+from mode_ray.cluster.balance import row_hashes
+from mode_ray.cluster.kmeans import FitState, fit_fine, fit_rows
+from mode_ray.cluster.nearest import Float32Array, NearestCenters
+from mode_ray.cluster.partial_sums import PartialSums, update_centers
+from mode_ray.cluster.sample_rows import LocalRows
+from mode_ray.cluster.seeding import InitMethod, initial_centers
+from mode_ray.cluster.sizes import imbalance_factor, max_over_mean
 from mode_ray.config import FineConfig
 from mode_ray.errors import DataError
 
@@ -28,9 +26,17 @@ def sphere_mixture(
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), label
 
 
+def lloyd_step(rows: np.ndarray, centers: Float32Array) -> PartialSums:
+    return LocalRows(rows).nearest_sums(centers)
+
+
+def first_centers(rows: np.ndarray, m: int, method: InitMethod) -> Float32Array:
+    return initial_centers(LocalRows(rows), row_hashes(rows), m, method, np.random.default_rng(0))
+
+
 def test_two_points_a_side_have_known_means() -> None:
     rows = np.array([[0.0, 0.0], [0.0, 2.0], [10.0, 0.0], [10.0, 2.0]], np.float32)
-    sums = lloyd_step(rows, np.array([[1, 1], [9, 1]], np.float32), None, threads=1)
+    sums = lloyd_step(rows, np.array([[1, 1], [9, 1]], np.float32))
     np.testing.assert_array_equal(sums.counts_m, [2, 2])
     np.testing.assert_array_equal(sums.sums_md, [[0, 2], [20, 2]])
     np.testing.assert_allclose(sums.squared_distance_m, [4, 4])
@@ -39,30 +45,37 @@ def test_two_points_a_side_have_known_means() -> None:
     np.testing.assert_array_equal(donors, [0, 1])
 
 
-def test_sums_do_not_depend_on_the_order_in_which_shards_arrive_nor_on_their_number() -> None:
+def test_sums_are_the_same_bits_however_the_rows_are_dealt_to_shards() -> None:
     rows, _ = sphere_mixture(1000)
     centers = rows[:20]
-    parts = {shard: lloyd_step(rows[shard::4], centers, None, 1) for shard in range(4)}
-    merged = PartialSums.merge(parts)
-    backwards = PartialSums.merge({shard: parts[shard] for shard in (3, 1, 0, 2)})
-    np.testing.assert_array_equal(merged.sums_md, backwards.sums_md)
-    np.testing.assert_array_equal(merged.squared_distance_m, backwards.squared_distance_m)
-    whole = lloyd_step(rows, centers, None, 1)
-    np.testing.assert_array_equal(merged.counts_m, whole.counts_m)
-    np.testing.assert_allclose(merged.sums_md, whole.sums_md, atol=1e-10)
-    assert merged.inertia == pytest.approx(whole.inertia, rel=1e-6)
+    whole = lloyd_step(rows, centers)
+    for shards in (2, 3, 7):
+        merged = PartialSums.merge(lloyd_step(part, centers) for part in np.array_split(rows, shards)[::-1])
+        np.testing.assert_array_equal(merged.sums_md, whole.sums_md)
+        np.testing.assert_array_equal(merged.counts_m, whole.counts_m)
+        np.testing.assert_array_equal(merged.squared_distance_m, whole.squared_distance_m)
     with pytest.raises(ValueError, match="no partial sums"):
-        PartialSums.merge({})
+        PartialSums.merge([])
+
+
+def test_sums_of_moved_rows_are_those_of_all_rows_anew() -> None:
+    rows, _ = sphere_mixture(2000)
+    sample = LocalRows(rows)
+    for first in (0, 20, 40, 0):
+        centers = rows[first : first + 20]
+        kept, anew = sample.nearest_sums(centers), lloyd_step(rows, centers)
+        np.testing.assert_array_equal(kept.sums_md, anew.sums_md)
+        np.testing.assert_array_equal(kept.counts_m, anew.counts_m)
 
 
 def test_objective_equals_faiss_kmeans_from_the_same_start() -> None:
-    rows, _ = sphere_mixture(5000)
-    start = initial_centers(rows, 32, "random", np.random.default_rng(0))
+    rows = sphere_mixture(5000)[0].astype(np.float16).astype(np.float32)
+    start = first_centers(rows, 32, "random")
     peer = faiss.Kmeans(64, 32, niter=12, max_points_per_centroid=10**6, min_points_per_centroid=1)
     peer.train(rows, init_centroids=start)
     centers, inertia = start, []
     for _ in range(12):
-        sums = lloyd_step(rows, centers, None, 2)
+        sums = lloyd_step(rows, centers)
         inertia.append(sums.inertia)
         centers, _ = update_centers(sums, centers, spherical=False)
     np.testing.assert_allclose(inertia, peer.obj, rtol=1e-4)
@@ -73,11 +86,11 @@ def test_an_empty_cluster_takes_half_of_the_largest() -> None:
         scale=0.01, size=(40, 2)
     )
     centers = np.array([[1, 1], [5, 5], [90, 90]], np.float32)
-    sums = lloyd_step(rows, centers, None, 1)
+    sums = lloyd_step(rows, centers)
     moved, donors = update_centers(sums, centers, spherical=False)
     np.testing.assert_array_equal(donors, [0, 1, 0])
     assert np.isfinite(moved).all()
-    assert (lloyd_step(rows, moved, None, 1).counts_m > 0).all()
+    assert (lloyd_step(rows, moved).counts_m > 0).all()
 
 
 def test_spherical_centers_have_unit_length() -> None:
@@ -88,12 +101,12 @@ def test_spherical_centers_have_unit_length() -> None:
 
 @pytest.mark.parametrize("method", ["kmeans++", "random"])
 def test_first_centers_are_distinct_rows(method: InitMethod) -> None:
-    rows = np.repeat(sphere_mixture(40)[0], 25, axis=0)
-    centers = initial_centers(rows, 40, method, np.random.default_rng(0))
+    rows = np.repeat(sphere_mixture(40)[0].astype(np.float16).astype(np.float32), 25, axis=0)
+    centers = first_centers(rows, 40, method)
     assert len(np.unique(centers, axis=0)) == 40
     assert {row.tobytes() for row in centers} <= {row.tobytes() for row in rows}
     with pytest.raises(ValueError, match="40 distinct rows"):
-        initial_centers(rows, 41, method, np.random.default_rng(0))
+        first_centers(rows, 41, method)
 
 
 def test_plus_plus_finds_every_planted_cluster() -> None:
@@ -101,13 +114,6 @@ def test_plus_plus_finds_every_planted_cluster() -> None:
     fit = fit_fine(rows, FineConfig(centers=20, balanced=False), 0, 1)
     np.testing.assert_array_equal(np.sort(fit.mass_m), np.sort(np.bincount(label, minlength=20)))
     assert fit.history[-1].inertia <= fit.history[0].inertia
-
-
-def test_multiplicity_tells_copies_and_signed_zeros() -> None:
-    rows = np.array([[1, 0], [2, 3], [1, -0.0], [3, 2], [1, 0]], np.float32)
-    first, multiplicity = row_multiplicity(rows)
-    np.testing.assert_array_equal(first, [0, 1, 3])
-    np.testing.assert_array_equal(multiplicity, [3, 1, 3, 1, 3])
 
 
 @pytest.mark.parametrize(("rows", "m"), [(15_360, 32), (5_120, 64)])
@@ -120,9 +126,10 @@ def test_balanced_fit_reaches_the_targets(rows: int, m: int) -> None:
     assert imbalance_factor(balanced.fitted_mass_m) <= 1.02
     assert balanced.fitted_inertia <= 1.05 * plain.fitted_inertia
     # What the fit says of itself is what its centers and prices do.
-    again = lloyd_step(vectors, balanced.centers_md, balanced.prices_m, 2)
-    np.testing.assert_array_equal(again.counts_m, balanced.fitted_mass_m)
-    np.testing.assert_array_equal(lloyd_step(vectors, balanced.centers_md, None, 2).counts_m, balanced.mass_m)
+    halves = vectors.astype(np.float16)
+    for prices, mass in ((balanced.prices_m, balanced.fitted_mass_m), (None, balanced.mass_m)):
+        fine, _ = NearestCenters(balanced.centers_md, prices).search(halves)
+        np.testing.assert_array_equal(np.bincount(fine, minlength=m), mass)
 
 
 def test_prices_stay_bounded_where_one_caption_is_repeated_beyond_a_fair_share() -> None:
@@ -146,6 +153,27 @@ def test_the_same_seed_gives_the_same_fit() -> None:
     vectors, _ = sphere_mixture(1500)
     config = FineConfig(centers=24, iterations=4)
     one, two = (fit_fine(vectors, config, 3, 2) for _ in range(2))
+    np.testing.assert_array_equal(one.centers_md, two.centers_md)
+    np.testing.assert_array_equal(one.prices_m, two.prices_m)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_fit_that_was_broken_off_goes_on_to_the_same_bits(balanced: bool) -> None:
+    vectors, _ = sphere_mixture(1500)
+    config = FineConfig(centers=24, iterations=6, balanced=balanced, tolerance=0.0)
+    states: list[FitState] = []
+    whole = fit_rows(LocalRows(vectors), config, 3, states.append)
+    resumed = fit_rows(LocalRows(vectors), config, 3, state=states[2])
+    np.testing.assert_array_equal(resumed.centers_md, whole.centers_md)
+    np.testing.assert_array_equal(resumed.prices_m, whole.prices_m)
+    np.testing.assert_array_equal(resumed.fitted_mass_m, whole.fitted_mass_m)
+    assert resumed.history == whole.history
+
+
+def test_threads_do_not_change_a_fit() -> None:
+    vectors, _ = sphere_mixture(3000)
+    config = FineConfig(centers=24, iterations=4)
+    one, two = (fit_fine(vectors, config, 3, threads) for threads in (1, 2))
     np.testing.assert_array_equal(one.centers_md, two.centers_md)
     np.testing.assert_array_equal(one.prices_m, two.prices_m)
 

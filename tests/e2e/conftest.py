@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 KillTree = Callable[["subprocess.Popen[bytes]", float], list[str]]
+PoolWorkers = Callable[["subprocess.Popen[bytes]"], list[int]]
 
 
 class _Process(NamedTuple):
@@ -79,3 +80,13 @@ def kill_tree() -> KillTree:
         return sorted(process.name for process in left)
 
     return kill
+
+
+@pytest.fixture(scope="session")
+def pool_workers() -> PoolWorkers:
+    """The pids of the actors that work on units below a process."""
+
+    def find(root: "subprocess.Popen[bytes]") -> list[int]:
+        return sorted(process.pid for process in _below(root.pid) if process.name.startswith("ray::MapWorker"))
+
+    return find

@@ -133,7 +133,13 @@ class TestDataErrors:
         written = files_below(folder / "run")
         good = [name for name in written if name.startswith("embeddings/good-")]
         assert len(good) == 1
-        notes = {"config.yaml", "versions.json", "embeddings/started.json", "embeddings/quarantine.json"}
+        notes = {
+            "config.yaml",
+            "versions.json",
+            "shards.parquet",
+            "embeddings/started.json",
+            "embeddings/quarantine.json",
+        }
         assert set(written) == {*notes, *good}
 
     def test_too_few_distinct_captions_are_counted(self, failures: dict[str, "Failure"]) -> None:

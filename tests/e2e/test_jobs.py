@@ -109,7 +109,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "captions": {"paths": [str(folder / "captions.parquet")]},
         "encoder": {"kind": "static", "model": "package:wordllama"},
         "embed": {"pool": {"max_actors": 1}},
-        "cluster": {"fine": {"centers": 16}, "coarse": {"experts": [2]}, "threads": {"threads": 1}},
+        "cluster": {"fine": {"centers": 16}, "coarse": {"experts": [2]}, "placement": {"threads": 1}},
         "train": {"experts": 2, "dense_samples": 1024, "batch_size": 32},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(values))

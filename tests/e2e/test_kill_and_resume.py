@@ -259,7 +259,7 @@ def write_config(folder: Path) -> Path:
             "sample_rows": 200,
             "fine": {"centers": 16},
             "coarse": {"experts": [2]},
-            "threads": {"threads": 1},
+            "placement": {"threads": 1},
         },
         "assign": {"pool": {"max_actors": 1}},
         "train": {

@@ -100,7 +100,7 @@ def settings(root: Location, model: Path) -> dict[str, object]:
         "captions": {"paths": [f"{root}/input/*.parquet"], "key_field": "key"},
         "encoder": {"kind": "static", "model": "package:wordllama"},
         "embed": {"pool": {"max_actors": 1}},
-        "cluster": {"fine": {"centers": 16}, "coarse": {"experts": [2]}, "threads": {"threads": 1}},
+        "cluster": {"fine": {"centers": 16}, "coarse": {"experts": [2]}, "placement": {"threads": 1}},
         "assign": {"pool": {"max_actors": 1}},
         "train": {
             "model": {"architecture": str(model), "precision": "float32"},

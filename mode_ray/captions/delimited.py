@@ -1,0 +1,118 @@
+"""Captions from CSV and TSV files with a header line; fields may be quoted, and quoted fields may hold line ends.
+
+The standard library parses the rows. arrow's CSV reader can leave out rows with a wrong number of columns, but tells
+their place only when it holds the whole file, and gives up the file for an unclosed quote or a row above its block.
+"""
+
+import csv
+from collections.abc import Iterator
+
+from mode_ray.captions.clean import BAD_RECORD, COLUMN_COUNT, CaptionTable
+from mode_ray.captions.parquet import DEFAULT_CAPTION_FIELD
+from mode_ray.captions.rows import CaptionRows, text_key
+from mode_ray.captions.shards import Shard
+from mode_ray.captions.text_lines import MAX_LINE_BYTES, Lines, open_lines
+from mode_ray.config import CaptionsConfig
+from mode_ray.errors import DataError
+
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+_COLUMNS_NAMED = 20
+_NAME_CHARACTERS = 60
+
+
+class _RecordLines:
+    """The lines of a file for `csv.reader`; a record of too many bytes is an error, which the reader survives."""
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
+        self._record_bytes = 0
+
+    def begin_record(self) -> int:
+        """A record begins; returns its line."""
+        self._record_bytes = 0
+        return self._lines.count
+
+    def __iter__(self) -> "_RecordLines":
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self._record_bytes += len(line)
+        if self._lines.cut or self._record_bytes > MAX_LINE_BYTES:
+            raise csv.Error("row too long")
+        text = line.decode(errors="surrogateescape")
+        return text.removeprefix("\ufeff") if self._lines.count == 1 else text
+
+
+def _records(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str] | None]]:
+    """The line at which each record begins, and its fields, or None where it cannot be read.
+
+    Every line that such a record took counts as a row, so that an unclosed quote hides nothing.
+    """
+    source = _RecordLines(lines)
+    reader = csv.reader(source, delimiter=delimiter)
+    while True:
+        start = source.begin_record()
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            yield from ((line, None) for line in range(start, lines.count))
+            continue
+        if fields:
+            yield start, fields
+
+
+def read_csv_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
+    """Read and clean the captions of a CSV or TSV shard.
+
+    A row is numbered by the line at which it begins, the header being line 0; empty lines are none. Rows with another
+    number of columns than the header are refused.
+
+    Raises:
+        DataError: Not such a file, or a column is missing; names file and column.
+    """
+    rows = CaptionRows(shard, config)
+    with open_lines(shard) as lines:
+        records = _records(lines, _DELIMITERS[shard.format])
+        header = _header(shard, records)
+        caption_column = _column(shard, header, config.caption_field or DEFAULT_CAPTION_FIELD, "caption_field")
+        key_column = None if config.key_field is None else _column(shard, header, config.key_field, "key_field")
+        for row, fields in records:
+            if fields is None:
+                rows.refuse(row, BAD_RECORD)
+            elif len(fields) != len(header):
+                rows.refuse(row, COLUMN_COUNT)
+            else:
+                key = (fields[key_column] if key_column is not None else "") or str(row)
+                rows.add(row, text_key(key), [fields[caption_column].encode(errors="surrogateescape")])
+    return rows.cleaned()
+
+
+def count_csv_rows(shard: Shard) -> int:
+    """Rows of a CSV or TSV shard, refused ones included.
+
+    Raises:
+        DataError: Not such a file.
+    """
+    with open_lines(shard) as lines:
+        records = _records(lines, _DELIMITERS[shard.format])
+        _header(shard, records)
+        return sum(1 for _ in records)
+
+
+def _header(shard: Shard, records: Iterator[tuple[int, list[str] | None]]) -> list[str]:
+    _, header = next(records, (0, None))
+    if header is None:
+        raise DataError(f"{shard.uri}: no header line that names the columns; replace or remove it")
+    return [text_key(name.strip()) for name in header]
+
+
+def _column(shard: Shard, header: list[str], name: str, setting: str) -> int:
+    if header.count(name) > 1:
+        raise DataError(f"{shard.uri}: column {name!r} stands {header.count(name)} times in the header")
+    if name not in header:
+        names = [column[:_NAME_CHARACTERS] for column in header[:_COLUMNS_NAMED]]
+        raise DataError(f"{shard.uri}: no column {name!r}; set captions.{setting} to one of {names}")
+    return header.index(name)

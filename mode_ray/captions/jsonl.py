@@ -1,0 +1,82 @@
+"""Captions from JSON Lines: one object a line, a caption or a list of captions in one of its fields.
+
+The standard library parses each line: arrow's JSON reader gives up a whole file for one bad line.
+"""
+
+from typing import Any
+
+from mode_ray.captions.clean import BAD_KEY, BAD_LINE, BIG_LINE, CaptionTable
+from mode_ray.captions.json_text import field_captions, json_object
+from mode_ray.captions.parquet import DEFAULT_CAPTION_FIELD
+from mode_ray.captions.rows import CaptionRows, text_key
+from mode_ray.captions.shards import Shard
+from mode_ray.captions.text_lines import open_lines
+from mode_ray.config import CaptionsConfig
+from mode_ray.errors import DataError
+
+_FIELDS_NAMED = 20
+
+
+def read_jsonl_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
+    """Read and clean the captions of a JSON Lines shard.
+
+    A row is a line, numbered from 0; empty lines are none. Lines that are no JSON object, are too long or have a key
+    that is neither text nor number are refused.
+
+    Raises:
+        DataError: Not such a file, or no line has the field; names file and field.
+    """
+    field_name = config.caption_field or DEFAULT_CAPTION_FIELD
+    rows = CaptionRows(shard, config)
+    lines_read = 0
+    first: dict[str, Any] | None = None
+    field_seen = False
+    with open_lines(shard) as lines:
+        for row, line in enumerate(lines):
+            if not lines.cut and not line.strip():
+                continue
+            lines_read += 1
+            if lines.cut:
+                rows.refuse(row, BIG_LINE)
+                continue
+            try:
+                values = json_object(line)
+            except ValueError:
+                rows.refuse(row, BAD_LINE)
+                continue
+            first = values if first is None else first
+            field_seen = field_seen or field_name in values
+            key = _key(values, config.key_field, row)
+            if key is None:
+                rows.refuse(row, BAD_KEY)
+                continue
+            captions = field_captions(values, field_name)
+            rows.add(row, key, captions[:1] if config.select == "first" else captions)
+    if lines_read and first is None:
+        raise DataError(f"{shard.uri}: not JSON Lines (none of its {lines_read} lines is a JSON object)")
+    if first is not None and not field_seen:
+        raise DataError(
+            f"{shard.uri}: no line has a field {field_name!r}; set captions.caption_field to one of "
+            f"{list(first)[:_FIELDS_NAMED]}"
+        )
+    return rows.cleaned()
+
+
+def count_jsonl_rows(shard: Shard) -> int:
+    """Rows of a JSON Lines shard, refused ones included.
+
+    Raises:
+        DataError: Not such a file.
+    """
+    with open_lines(shard) as lines:
+        return sum(1 for line in lines if lines.cut or line.strip())
+
+
+def _key(values: dict[str, Any], key_field: str | None, row: int) -> str | None:
+    """The row's key, its number where there is none, None where it is no name."""
+    value = None if key_field is None else values.get(key_field)
+    if value is None:
+        return str(row)
+    if isinstance(value, str):
+        return text_key(value)
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,76 @@
+"""Lines of text shards, plain or gzipped, in bounded memory."""
+
+import contextlib
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+
+from mode_ray.captions.shards import Shard
+from mode_ray.errors import DataError
+
+MAX_LINE_BYTES = 1 << 20
+_BUFFER_BYTES = 4 << 20
+_LOOKED_AT_BYTES = 4096
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+class Lines:
+    """The lines of a stream, one after the other.
+
+    Args:
+        stream: Buffered, at its beginning.
+        max_bytes: Longer lines are cut there.
+
+    Attributes:
+        cut: Whether the line that came last was cut.
+        count: Lines that came.
+    """
+
+    def __init__(self, stream: io.BufferedIOBase, max_bytes: int) -> None:
+        self._stream = stream
+        self._max_bytes = max_bytes
+        self.cut = False
+        self.count = 0
+
+    def __iter__(self) -> "Lines":
+        return self
+
+    def __next__(self) -> bytes:
+        line = self._stream.readline(self._max_bytes)
+        if not line:
+            raise StopIteration
+        self.count += 1
+        self.cut = False
+        rest = line
+        while not rest.endswith(b"\n"):
+            rest = self._stream.readline(self._max_bytes)
+            if not rest:
+                break
+            self.cut = True
+        return line
+
+
+@contextlib.contextmanager
+def open_lines(shard: Shard) -> Iterator[Lines]:
+    """Open a text shard; whether it is gzipped is told by its first bytes.
+
+    Raises:
+        DataError: No such file, binary data, truncated or damaged gzip; also while its lines are read.
+    """
+    location = shard.location
+    try:
+        with contextlib.ExitStack() as stack:
+            raw = stack.enter_context(location.filesystem.open_input_stream(location.path, compression=None))
+            stream: io.BufferedReader | gzip.GzipFile = io.BufferedReader(raw, _BUFFER_BYTES)
+            if stream.peek(2)[:2] == _GZIP_MAGIC:
+                stream = stack.enter_context(gzip.GzipFile(fileobj=stream))
+            if b"\0" in stream.peek(_LOOKED_AT_BYTES)[:_LOOKED_AT_BYTES]:
+                raise DataError(
+                    f"{shard.uri}: binary data, not UTF-8 text as a {shard.format} shard; replace or remove it"
+                )
+            yield Lines(stream, MAX_LINE_BYTES)
+    except FileNotFoundError:
+        raise DataError(f"{shard.uri}: no such file") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{shard.uri}: truncated or damaged gzip ({error}); replace or remove it") from None

@@ -1,0 +1,197 @@
+"""Compiled inner loops of the nearest-center search and of Lloyd's sums.
+
+A matrix product in few dimensions gives lower bounds of all distances; these loops do the rest: the exact distances
+of the few centers that the bounds leave. Each row's result is computed from that row and the centers alone, in one
+fixed order, so it does not depend on batches, threads, hints or processes.
+
+numba rather than faiss: faiss computes every distance in full (its SuperKMeans prunes too, but by chance, and only
+inside a whole fit); benchmarks/kmeans.py has both beside this.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+# Bounds are first looked at a block at a time, by the block's lowest, which compiles to a few vector instructions.
+_BLOCK = 32
+
+# Compiled once a machine where the package's folder can be written, else once a process.
+_compiled = numba.njit(
+    nogil=True, fastmath={"reassoc", "contract", "nsz", "nnan"}, cache=os.access(Path(__file__).parent, os.W_OK)
+)
+
+
+@_compiled
+def squared_distance(left_d: Array, right_d: Array) -> np.float32:
+    """Squared L2 distance of two float32 vectors; 0 exactly for equal ones."""
+    total = np.float32(0.0)
+    for k in range(left_d.shape[0]):
+        difference = left_d[k] - right_d[k]
+        total += difference * difference
+    return total
+
+
+@_compiled
+def lowest_of_blocks(bounds_m: Array, lowest_q: Array) -> None:
+    """The lowest of every 32 bounds; the last block may be shorter."""
+    for q in range(lowest_q.shape[0]):
+        lowest = np.float32(np.inf)
+        for j in range(q * _BLOCK, min((q + 1) * _BLOCK, bounds_m.shape[0])):
+            lowest = min(lowest, bounds_m[j])
+        lowest_q[q] = lowest
+
+
+@_compiled
+def nearest(
+    bounds_bm: Array,
+    vectors_bd: Array,
+    centers_md: Array,
+    prices_m: Array,
+    slack_b: Array,
+    hint_b: Array,
+    fine_b: Array,
+    squared_distance_b: Array,
+) -> None:
+    """The center with the lowest squared distance plus price; ties go to the lowest id.
+
+    Args:
+        bounds_bm: float32 [b, m], lower bounds of distance plus price, less a number of the row's own.
+        vectors_bd: float32 [b, d].
+        centers_md: float32 [m, d].
+        prices_m: float32 [m].
+        slack_b: float32 [b]; a center can only be best where its bound is below best + slack.
+        hint_b: int32 [b], a center to begin with, or -1 for the one with the lowest bound.
+        fine_b: int32 [b], filled.
+        squared_distance_b: float32 [b], filled, without price.
+    """
+    m = centers_md.shape[0]
+    lowest_q = np.empty(-(-m // _BLOCK), np.float32)
+    for b in range(vectors_bd.shape[0]):
+        lowest_of_blocks(bounds_bm[b], lowest_q)
+        first = hint_b[b]
+        if first < 0:
+            start = np.argmin(lowest_q) * _BLOCK
+            first = np.int32(start + np.argmin(bounds_bm[b, start : start + _BLOCK]))
+        best_distance = squared_distance(vectors_bd[b], centers_md[first])
+        best, fine = best_distance + prices_m[first], first
+        limit = best + slack_b[b]
+        for q in range(lowest_q.shape[0]):
+            if lowest_q[q] > limit:
+                continue
+            for j in range(q * _BLOCK, min((q + 1) * _BLOCK, m)):
+                if bounds_bm[b, j] <= limit and j != first:
+                    distance = squared_distance(vectors_bd[b], centers_md[j])
+                    total = distance + prices_m[j]
+                    if total < best or (total == best and j < fine):
+                        best, fine, best_distance = total, np.int32(j), distance
+                        limit = best + slack_b[b]
+        fine_b[b] = fine
+        squared_distance_b[b] = best_distance
+
+
+@_compiled
+def candidates(
+    bounds_bm: Array,
+    vectors_bd: Array,
+    centers_md: Array,
+    prices_m: Array,
+    slack_b: Array,
+    fine_b: Array,
+    squared_distance_b: Array,
+    reach: float,
+    fine_bk: Array,
+    squared_distance_bk: Array,
+    count_b: Array,
+) -> None:
+    """Centers whose squared distance plus price is within `reach` of the best, the best first, at most k of them.
+
+    Args:
+        bounds_bm: As in `nearest`, like the next four.
+        vectors_bd: float32 [b, d].
+        centers_md: float32 [m, d].
+        prices_m: float32 [m].
+        slack_b: float32 [b].
+        fine_b: int32 [b], the best, as `nearest` found it.
+        squared_distance_b: float32 [b], its distance.
+        reach: In units of squared distance.
+        fine_bk: int32 [b, k], filled up to `count_b`; where more than k are in reach the k best stay; k is at least 2.
+        squared_distance_bk: float32 [b, k], filled, without prices.
+        count_b: int32 [b], filled.
+    """
+    m, width = centers_md.shape[0], fine_bk.shape[1]
+    lowest_q = np.empty(-(-m // _BLOCK), np.float32)
+    totals_k = np.empty(width, np.float32)
+    for b in range(vectors_bd.shape[0]):
+        fine_bk[b, 0], squared_distance_bk[b, 0] = fine_b[b], squared_distance_b[b]
+        count, worst = 1, 0
+        cut = squared_distance_b[b] + prices_m[fine_b[b]] + np.float32(reach)
+        lowest_of_blocks(bounds_bm[b], lowest_q)
+        for q in range(lowest_q.shape[0]):
+            if lowest_q[q] > cut + slack_b[b]:
+                continue
+            for j in range(q * _BLOCK, min((q + 1) * _BLOCK, m)):
+                if bounds_bm[b, j] > cut + slack_b[b] or j == fine_b[b]:
+                    continue
+                distance = squared_distance(vectors_bd[b], centers_md[j])
+                total = distance + prices_m[j]
+                if total > cut:
+                    continue
+                place = count
+                if count == width:
+                    place = worst
+                else:
+                    count += 1
+                fine_bk[b, place], squared_distance_bk[b, place], totals_k[place] = j, distance, total
+                if count == width:
+                    worst = 1 + int(np.argmax(totals_k[1:]))
+                    cut = totals_k[worst]
+        count_b[b] = count
+
+
+@_compiled
+def best_candidates(
+    fine_bk: Array,
+    squared_distance_bk: Array,
+    count_b: Array,
+    prices_m: Array,
+    fine_b: Array,
+    squared_distance_b: Array,
+) -> None:
+    """The best candidate of every row under other prices; arrays as in `candidates`."""
+    for b in range(fine_bk.shape[0]):
+        fine, distance = fine_bk[b, 0], squared_distance_bk[b, 0]
+        best = distance + prices_m[fine]
+        for k in range(1, count_b[b]):
+            total = squared_distance_bk[b, k] + prices_m[fine_bk[b, k]]
+            if total < best or (total == best and fine_bk[b, k] < fine):
+                best, fine, distance = total, fine_bk[b, k], squared_distance_bk[b, k]
+        fine_b[b] = fine
+        squared_distance_b[b] = distance
+
+
+@_compiled
+def move_rows(vectors_bd: Array, before_b: Array, after_b: Array, sums_md: Array) -> None:
+    """Take rows out of the sums of their centers of before (none where -1) and add them to those of now, in place.
+
+    Args:
+        vectors_bd: float32 [b, d], float16 values: their sums in float64 are exact, so that nothing is left of a row
+            that was taken out.
+        before_b: int32 [b].
+        after_b: int32 [b].
+        sums_md: float64 [m, d].
+    """
+    for b in range(vectors_bd.shape[0]):
+        before, after = before_b[b], after_b[b]
+        if before == after:
+            continue
+        for k in range(vectors_bd.shape[1]):
+            sums_md[after, k] += np.float64(vectors_bd[b, k])
+        if before >= 0:
+            for k in range(vectors_bd.shape[1]):
+                sums_md[before, k] -= np.float64(vectors_bd[b, k])

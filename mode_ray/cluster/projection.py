@@ -1,0 +1,67 @@
+"""A projection to few dimensions that never makes a distance longer: cheap lower bounds of all distances at once."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Float32Array = npt.NDArray[np.float32]
+
+# Measured on word-table embeddings of 256 and 384 dimensions: less leaves more distances to compute in full than the
+# smaller matrix product saves. Centers, being means, lie closer to few axes than rows do.
+ROWS_SHARE = 0.75
+CENTERS_SHARE = 0.9
+_STEP = 8
+_ROWS_FOR_BASIS = 50_000
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """Principal axes, and the length of what they leave over as one more coordinate.
+
+    For orthonormal axes |x - y|^2 = |x' - y'|^2 + |x'' - y''|^2 with x' on the axes and x'' beside them, and the last
+    term is at least (|x''| - |y''|)^2 (triangle inequality): the squared distance of the projections is a lower bound.
+
+    Attributes:
+        axes_dr: float32 [d, r], orthonormal columns.
+        mean_d: float32 [d], origin of the axes.
+    """
+
+    axes_dr: torch.Tensor
+    mean_d: torch.Tensor
+
+    @classmethod
+    def fit(cls, rows_nd: npt.NDArray[np.floating], share: float) -> Self:
+        """The axes that explain a share of the rows' variance, in steps of 8 axes.
+
+        Args:
+            rows_nd: Floats [n, d]; of many, evenly spaced ones are taken.
+            share: Of the variance.
+        """
+        step = max(1, len(rows_nd) // _ROWS_FOR_BASIS)
+        rows = torch.from_numpy(np.ascontiguousarray(rows_nd[::step], np.float32))
+        mean_d = rows.mean(dim=0)
+        centered = (rows - mean_d).double()
+        variance_d, axes_dd = torch.linalg.eigh(centered.T @ centered)
+        explained_d = variance_d.flip(0).clamp(min=0.0).cumsum(0)
+        enough = int(torch.searchsorted(explained_d, share * explained_d[-1])) + 1
+        axes = min(rows.shape[1], -(-enough // _STEP) * _STEP)
+        return cls(axes_dd.flip(1)[:, :axes].float().contiguous(), mean_d)
+
+    @property
+    def dimension(self) -> int:
+        """Length of a projection: r + 1."""
+        return int(self.axes_dr.shape[1]) + 1
+
+    def project(self, vectors_bd: torch.Tensor) -> torch.Tensor:
+        """Projections float32 [b, r + 1] of vectors float32 [b, d]."""
+        # One product with the axes and the mean: the origin is moved afterwards, without a copy of the vectors.
+        product_bp = vectors_bd @ torch.column_stack([self.axes_dr, self.mean_d])
+        projected_bp = product_bp - torch.cat([self.mean_d @ self.axes_dr, torch.zeros(1)])
+        squared_b = torch.linalg.vecdot(vectors_bd, vectors_bd) + (self.mean_d @ self.mean_d - 2.0 * product_bp[:, -1])
+        on_axes_br = projected_bp[:, :-1]
+        left_over_b = squared_b - torch.linalg.vecdot(on_axes_br, on_axes_br)
+        projected_bp[:, -1] = left_over_b.clamp_(min=0.0).sqrt_()
+        return projected_bp

@@ -1,0 +1,58 @@
+"""Captions to calibrate on: some shards of the run's own, or made-up captions where there are none yet."""
+
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+
+from mode_ray.captions.shards import Shard, list_shards
+from mode_ray.config import CaptionsConfig, RunConfig
+from mode_ray.errors import DataError
+from mode_ray.storage import Location
+
+_SHARDS_READ = 64
+_STAND_IN_ROWS = 50_000
+_MEAN_STAND_IN_WORDS = 11
+_STAND_IN_WORDS = (
+    *("a", "the", "of", "with", "in", "on", "and", "for", "black", "white", "red", "blue", "new", "old", "vintage"),
+    *("photo", "picture", "woman", "man", "child", "dog", "cat", "house", "street", "city", "table", "wall", "tree"),
+    *(
+        "water",
+        "sky",
+        "car",
+        "bike",
+        "phone",
+        "book",
+        "chair",
+        "shirt",
+        "dress",
+        "shoes",
+        "wooden",
+        "modern",
+        "kitchen",
+    ),
+    *("garden", "beach", "mountain", "summer", "winter", "wedding", "birthday", "design", "logo", "poster", "print"),
+)
+
+
+def captions_to_measure(config: RunConfig, scratch: Location) -> tuple[RunConfig, list[Shard], str]:
+    """The config with captions that are there, some of their shards, and in words what they are."""
+    try:
+        shards = list_shards(config.captions)
+        source = f"captions of {config.captions.paths[0]}"
+    except DataError:
+        _write_stand_in(scratch / "captions" / "stand-in.parquet")
+        captions = CaptionsConfig(paths=((scratch / "captions").uri,))
+        config = config.model_copy(update={"captions": captions})
+        shards, source = list_shards(captions), "made-up captions (nothing found at captions.paths)"
+    chosen = np.random.default_rng(config.cluster.seed).permutation(len(shards))[:_SHARDS_READ]
+    return config, [shards[index] for index in chosen], source
+
+
+def _write_stand_in(location: Location) -> None:
+    generator = np.random.default_rng(0)
+    words = np.array(_STAND_IN_WORDS)
+    lengths = 1 + generator.poisson(_MEAN_STAND_IN_WORDS - 1, _STAND_IN_ROWS)
+    drawn = iter(generator.choice(words, lengths.sum()).tolist())
+    captions = [" ".join(islice(drawn, length)) for length in lengths]
+    location.write_table(pa.table({"caption": captions}))

@@ -1,0 +1,429 @@
+"""The planner's arithmetic against numbers worked out by hand, its tables, and a user's mistakes."""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from rich.console import Console, RenderableType
+
+from mode_ray.cli import main
+from mode_ray.cluster import sample_rows, seeding
+from mode_ray.config import RunConfig
+from mode_ray.errors import UsageError
+from mode_ray.plan import stages
+from mode_ray.plan.estimate import Plan, make_plan
+from mode_ray.plan.inventory import take_inventory
+from mode_ray.plan.rates import (
+    ActorRates,
+    CaptionFigures,
+    FixedCosts,
+    KMeansRates,
+    MachineNote,
+    Rates,
+    StepRate,
+    measured_settings,
+    read_rates,
+    require_fit,
+    write_rates,
+)
+from mode_ray.plan.report import duration, plan_tables, rates_table, size
+from mode_ray.plan.stages import ClusterShape, Inventory, Prices, StagePlan, kmeans_seconds, lane_seconds
+from mode_ray.storage import Location
+
+HOUR = 3600.0
+
+
+def config_of(**sections: object) -> RunConfig:
+    values: dict[str, Any] = {
+        "run": "/nowhere/run",
+        "captions": {"paths": ["/nowhere/captions"]},
+        "encoder": {"kind": "static", "model": "package:wordllama"},
+        "cluster": {"sample_rows": 10_000, "fine": {"centers": 100, "iterations": 10}, "coarse": {"experts": [4]}},
+        "train": {"dense_samples": 32_000, "batch_size": 100},
+    }
+    return RunConfig.model_validate(values | sections)
+
+
+def step(microseconds: float) -> StepRate:
+    return StepRate(wall_seconds=microseconds * 1e-6, cpu_seconds=microseconds * 1e-6)
+
+
+def rates_of(config: RunConfig, device: str = "cpu") -> Rates:
+    """Round numbers, in microseconds a row: read 1, encode 20, write 4, read back 2, search 5, write assignments 3."""
+    actor = ActorRates(
+        actors_busy=2,
+        device=device,
+        read_captions=step(1),
+        encode=step(20),
+        write_embeddings=step(4),
+        read_embeddings=step(2),
+        search=step(5),
+        write_assignments=step(3),
+    )
+    return Rates(
+        measured_at="2026-11-23T00:00:00+00:00",
+        machine=MachineNote(host="box", processor="two cores", cores=2, gpus=0.0),
+        captions=CaptionFigures(source="captions of /x", rows=1000, mean_bytes=60.0, refused_share=0.0),
+        settings=measured_settings(config),
+        dimension=256,
+        embedding_bytes=500.0,
+        assignment_bytes=12.0,
+        embed=actor,
+        assign=actor,
+        kmeans=KMeansRates(
+            rows=5_000,
+            row_iteration_seconds=40e-6,
+            row_seconds=100e-6,
+            seeding_seconds=2.0,
+            seeding_rows=5_000,
+            coarse_seconds=3.0,
+        ),
+        fixed=FixedCosts(embed_seconds=0.0, cluster_seconds=7.0, assign_seconds=0.0, unit_seconds=0.0),
+    )
+
+
+def inventory_of(rows: float, units: int = 100, *, counts_by_reading: bool = False) -> Inventory:
+    return Inventory(rows=rows, units=units, counts_by_reading=counts_by_reading, found="given")
+
+
+def plan_of(
+    config: RunConfig,
+    rows: float = 1e6,
+    shape: ClusterShape | None = None,
+    prices: Prices | None = None,
+    train_samples_per_second: float | None = None,
+) -> dict[str, StagePlan]:
+    inventory = inventory_of(rows)
+    plan = make_plan(config, rates_of(config), inventory, shape, prices, 1.0, train_samples_per_second)
+    return {stage.stage: stage for stage in plan.stages}
+
+
+class TestLanes:
+    def test_an_actor_with_one_core_works_one_step_after_the_other(self) -> None:
+        assert lane_seconds([[step(1)], [step(20), step(5)], [step(4)]], cores=1) == pytest.approx(30e-6)
+
+    def test_with_cores_to_spare_the_slowest_thread_counts(self) -> None:
+        assert lane_seconds([[step(1)], [step(20), step(5)], [step(4)]], cores=4) == pytest.approx(25e-6)
+
+    def test_waiting_for_storage_overlaps_with_computing(self) -> None:
+        waiting = StepRate(wall_seconds=30e-6, cpu_seconds=1e-6)
+        assert lane_seconds([[waiting], [step(20)], [step(4)]], cores=1) == pytest.approx(30e-6)
+
+
+class TestShardStages:
+    def test_two_actors_of_a_core_share_the_work(self) -> None:
+        stages = plan_of(config_of())
+        # keep=all: embed reads, encodes, writes; assign reads back, searches, writes.
+        assert stages["embed"].wall_hours * HOUR == pytest.approx(1e6 * 25e-6 / 2)
+        assert stages["assign"].wall_hours * HOUR == pytest.approx(1e6 * 10e-6 / 2)
+        assert stages["embed"].core_hours * HOUR == pytest.approx(1e6 * 25e-6)
+
+    def test_the_fused_pass_encodes_in_assign_and_only_the_sample_in_embed(self) -> None:
+        stages = plan_of(config_of(embed={"keep": "sample"}))
+        assert stages["embed"].wall_hours * HOUR == pytest.approx((1e6 * 1e-6 + 10_000 * 24e-6) / 2)
+        assert stages["assign"].wall_hours * HOUR == pytest.approx(1e6 * 29e-6 / 2)
+        assert stages["assign"].read_bytes == 0.0
+
+    def test_counting_rows_of_tars_is_another_pass_over_the_sources(self) -> None:
+        config = config_of(embed={"keep": "sample"})
+        inventory = inventory_of(1e6, counts_by_reading=True)
+        embed = make_plan(config, rates_of(config), inventory, efficiency=1.0).stages[0]
+        assert embed.wall_hours * HOUR == pytest.approx((1e6 * 2e-6 + 10_000 * 24e-6) / 2)
+
+    def test_the_last_round_of_units_is_as_long_as_the_others(self) -> None:
+        config = config_of()
+        three, four = (
+            make_plan(config, rates_of(config), inventory_of(units * 1e5, units), efficiency=1.0).stages[0].wall_hours
+            for units in (3, 4)
+        )
+        assert three == pytest.approx(four)
+
+    def test_units_and_stages_have_a_fixed_cost(self) -> None:
+        config = config_of()
+        fixed = FixedCosts(embed_seconds=11.0, cluster_seconds=7.0, assign_seconds=5.0, unit_seconds=0.1)
+        rates = rates_of(config).model_copy(update={"fixed": fixed})
+        embed = make_plan(config, rates, inventory_of(1e6, 1000), efficiency=1.0).stages[0]
+        assert embed.wall_hours * HOUR == pytest.approx(11.0 + (1000 * 0.1 + 1e6 * 25e-6) / 2)
+
+    def test_efficiency_stretches_the_work(self) -> None:
+        config = config_of()
+        embed = make_plan(config, rates_of(config), inventory_of(1e6), efficiency=0.5).stages[0]
+        assert embed.wall_hours * HOUR == pytest.approx(1e6 * 25e-6)
+
+    def test_refused_captions_are_read_and_no_more(self) -> None:
+        config = config_of()
+        rates = rates_of(config)
+        captions = rates.captions.model_copy(update={"refused_share": 0.25})
+        embed = make_plan(
+            config, rates.model_copy(update={"captions": captions}), inventory_of(1e6), efficiency=1.0
+        ).stages[0]
+        assert embed.wall_hours * HOUR == pytest.approx((1e6 * 1e-6 + 750_000 * 24e-6) / 2)
+        assert embed.written_bytes == pytest.approx(750_000 * 500, rel=1e-3)
+
+    @pytest.mark.parametrize("keep", ["all", "sample"])
+    def test_hours_and_bytes_are_linear_in_rows(self, keep: str) -> None:
+        one, ten = (plan_of(config_of(embed={"keep": keep}), rows)["assign"] for rows in (1e8, 1e9))
+        assert ten.wall_hours == pytest.approx(10 * one.wall_hours)
+        assert ten.written_bytes == pytest.approx(10 * one.written_bytes, rel=1e-3)
+
+
+class TestClusterShape:
+    def test_all_actors_that_have_room_work_and_the_settings_for_that_are_named(self) -> None:
+        config = config_of()
+        shape = ClusterShape(machines=10, cores=8, gpus=0.0, capped=False)
+        plan = make_plan(config, rates_of(config), inventory_of(1e9, 8000), shape, efficiency=1.0)
+        assert plan.stages[0].actors == 80
+        assert plan.stages[0].wall_hours * HOUR == pytest.approx(1e9 * 25e-6 / 80)
+        assert list(plan.settings) == ["embed.pool.max_actors=80", "assign.pool.max_actors=80"]
+
+    def test_no_more_actors_than_units(self) -> None:
+        config = config_of()
+        shape = ClusterShape(machines=10, cores=8, gpus=0.0, capped=False)
+        assert make_plan(config, rates_of(config), inventory_of(1e9, 5), shape).stages[0].actors == 5
+
+    def test_without_a_shape_the_measured_machine_and_the_pools_of_the_config(self) -> None:
+        assert plan_of(config_of(embed={"pool": {"max_actors": 64}}))["embed"].actors == 2
+        assert plan_of(config_of(embed={"pool": {"max_actors": 1}}))["embed"].actors == 1
+
+    def test_the_whole_cluster_is_paid_while_a_stage_runs(self) -> None:
+        shape = ClusterShape(machines=10, cores=8, gpus=0.0, capped=False)
+        stages = plan_of(config_of(), rows=1e9, shape=shape, prices=Prices(cpu_hour=0.05))
+        for name in ("embed", "cluster", "assign"):
+            assert stages[name].cost == pytest.approx(80 * 0.05 * stages[name].wall_hours)
+
+    def test_storage_is_paid_by_the_gigabyte_and_month(self) -> None:
+        config = config_of()
+        plan = make_plan(config, rates_of(config), inventory_of(1e9), prices=Prices(storage_month=0.02))
+        assert plan.stored_bytes == pytest.approx(512e9, rel=1e-3)
+        assert plan.storage_cost_month == pytest.approx(512 * 0.02, rel=1e-3)
+
+    def test_gpus_bound_the_actors_and_are_paid_in_the_stages_that_encode(self) -> None:
+        config = config_of(embed={"pool": {"gpus_per_actor": 0.5}})
+        shape = ClusterShape(machines=0, cores=0, gpus=4.0, capped=False)
+        plan = make_plan(
+            config, rates_of(config, "cuda"), inventory_of(1e9, 800), shape, Prices(gpu_hour=2.0), efficiency=1.0
+        )
+        embed, _, assign = plan.stages
+        assert embed.actors == 8
+        assert embed.gpu_hours == pytest.approx(4 * embed.wall_hours)
+        assert embed.cost == pytest.approx(2.0 * embed.gpu_hours)
+        assert (assign.gpu_hours, assign.cost) == (0.0, 0.0)
+
+
+class TestClustering:
+    def test_seeding_stops_growing_where_its_sub_sample_is_full(self) -> None:
+        rates = rates_of(config_of())
+        # 16 rows a center and 400 centers: 6,400 rows, of which 5,000 took 2 s.
+        assert kmeans_seconds(rates, 6_400, 400, 0) == pytest.approx(2.0 * 6_400 / 5_000 + 6_400 * 100e-6 + 3.0)
+        assert kmeans_seconds(rates, 1e6, 400, 0) == pytest.approx(2.0 * 6_400 / 5_000 + 1e6 * 100e-6 + 3.0)
+
+    def test_what_the_planner_takes_for_granted_is_what_the_clustering_does(self) -> None:
+        assert stages.CANDIDATES_PER_ROW == sample_rows.CANDIDATES_PER_ROW
+        assert stages.SEEDING_ROWS_PER_CENTER == seeding.SEEDING_ROWS_PER_CENTER
+
+    def test_workers_share_the_rows_but_not_the_seeding_nor_the_coarse_maps(self) -> None:
+        rates = rates_of(config_of())
+        assert kmeans_seconds(rates, 1e6, 400, 10, workers=4) == pytest.approx(2.56 + 1e6 / 4 * 500e-6 + 3.0)
+        cluster = {**config_of().cluster.model_dump(), "placement": {"workers": 4, "threads": 2}}
+        shape = ClusterShape(machines=3, cores=4, gpus=0.0, capped=False)
+        config = config_of(cluster=cluster)
+        plan = make_plan(config, rates_of(config), inventory_of(1e6), shape)
+        assert plan.stages[1].actors == 4
+        assert plan.stages[1].core_hours == pytest.approx(9 * plan.stages[1].wall_hours)
+        alone = make_plan(config_of(), rates_of(config_of()), inventory_of(1e6), shape)
+        assert plan.clustering_memory_bytes == alone.clustering_memory_bytes / 4
+
+    def test_more_workers_than_the_machines_hold_are_refused(self) -> None:
+        config = config_of(cluster={**config_of().cluster.model_dump(), "placement": {"workers": 12}})
+        shape = ClusterShape(machines=3, cores=4, gpus=0.0, capped=False)
+        with pytest.raises(UsageError, match=r"cluster\.placement\.workers=12: no room for 13 CPUs .* 3 x 4 cores"):
+            make_plan(config, rates_of(config), inventory_of(1e6), shape)
+
+    def test_every_row_is_visited_once_and_once_an_iteration(self) -> None:
+        seconds = plan_of(config_of(), rows=1e6)["cluster"].wall_hours * HOUR
+        reading = 1e6 * 2e-6 / 2  # all that is stored, on two cores
+        assert seconds == pytest.approx(7.0 + reading + 2.0 + 10_000 * (100e-6 + 10 * 40e-6) + 3.0)
+
+    def test_only_the_sample_is_read_where_only_that_is_stored(self) -> None:
+        assert plan_of(config_of(embed={"keep": "sample"}))["cluster"].read_bytes == 10_000 * 500
+        assert plan_of(config_of())["cluster"].read_bytes == 1e6 * 500
+
+    def test_memory_grows_with_sample_and_dimension(self) -> None:
+        config = config_of()
+        plan = make_plan(config, rates_of(config), inventory_of(1e6))
+        row = 2 * 256 + 4 * (0.45 * 256 + 1) + 8
+        assert plan.clustering_memory_bytes == pytest.approx(10_000 * (row + 16 * 8))
+        plain = config_of(cluster={"sample_rows": 10_000, "fine": {"centers": 100, "balanced": False}})
+        plan = make_plan(plain, rates_of(plain), inventory_of(1e6))
+        assert plan.clustering_memory_bytes == pytest.approx(10_000 * row)
+
+    def test_with_a_standing_clustering_nothing_is_fitted_nor_embedded_for_it(self) -> None:
+        config = config_of(embed={"keep": "sample"}, cluster={"standing": "/other/clusters"})
+        plan = make_plan(config, rates_of(config), inventory_of(1e6))
+        embed, cluster, _ = plan.stages
+        assert (embed.written_bytes, cluster.wall_hours * HOUR) == (0.0, pytest.approx(7.0))
+        assert any("standing clustering" in assumption for assumption in plan.assumptions)
+
+
+class TestTraining:
+    def test_seed_dense_run_and_experts_by_samples(self) -> None:
+        # 27,000 for the seed, 32,000 dense, 5,000 for the experts together.
+        config = config_of()
+        train = plan_of(config, train_samples_per_second=10.0)["train"]
+        assert train.core_hours * HOUR == pytest.approx(64_000 / 10)
+
+    def test_with_the_full_budget_every_expert_takes_the_rest(self) -> None:
+        config = config_of(train={"dense_samples": 32_000, "batch_size": 100, "expert_budget": "full", "dense": False})
+        train = plan_of(config, train_samples_per_second=10.0)["train"]
+        assert train.core_hours * HOUR == pytest.approx((27_000 + 4 * 5_000) / 10)
+
+    def test_left_out_without_a_rate_and_that_is_said(self) -> None:
+        config = config_of()
+        plan = make_plan(config, rates_of(config), inventory_of(1e6))
+        assert [stage.stage for stage in plan.stages] == ["embed", "cluster", "assign"]
+        assert any("training is left out" in assumption for assumption in plan.assumptions)
+
+
+class TestInventory:
+    @pytest.fixture
+    def config(self, tmp_path: Path) -> RunConfig:
+        for number in range(3):
+            pq.write_table(pa.table({"caption": ["a cat"] * (number + 1)}), tmp_path / f"{number}.parquet")
+        return config_of(captions={"paths": [str(tmp_path)]})
+
+    def test_parquet_rows_are_counted_in_the_footers(self, config: RunConfig) -> None:
+        inventory = take_inventory(config, None, None)
+        assert (inventory.rows, inventory.units, inventory.counts_by_reading) == (6.0, 3, False)
+        assert "footers" in inventory.found
+
+    def test_given_rows_come_in_units_like_the_shards(self, config: RunConfig) -> None:
+        assert take_inventory(config, 2e9, None).units == 1e9
+        assert take_inventory(config, 2e9, 1000).units == 2e6
+
+    def test_without_shards_rows_must_be_given_and_the_size_of_units_is_said_to_be_assumed(self) -> None:
+        with pytest.raises(UsageError, match="--rows"):
+            take_inventory(config_of(), None, None)
+        inventory = take_inventory(config_of(), 1e9, None)
+        assert inventory.units == 1e5
+        assert "assumed" in inventory.found
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("more", "said"),
+        [
+            ({"efficiency": 0.0}, "efficiency must be above 0"),
+            ({"shape": ClusterShape(machines=4, cores=0, gpus=0.0, capped=False)}, "give both"),
+            ({"prices": Prices(cpu_hour=-1.0)}, "prices cannot be negative"),
+            ({"train_samples_per_second": 0.0}, "training samples a second must be above 0"),
+            ({"shape": ClusterShape(machines=0, cores=0, gpus=8.0, capped=False)}, "calibrate on a GPU machine"),
+        ],
+    )
+    def test_numbers_that_cannot_be(self, more: Mapping[str, Any], said: str) -> None:
+        config = config_of()
+        with pytest.raises(UsageError, match=said):
+            make_plan(config, rates_of(config), inventory_of(1e6), **more)
+
+    def test_a_config_that_wants_gpus_needs_a_gpu_rate(self) -> None:
+        config = config_of(embed={"pool": {"gpus_per_actor": 1.0}})
+        with pytest.raises(UsageError, match=r"embed\.pool\.gpus_per_actor=0"):
+            make_plan(config, rates_of(config), inventory_of(1e6))
+
+    def test_an_actor_larger_than_a_machine(self) -> None:
+        config = config_of(assign={"pool": {"cpus_per_actor": 16.0}})
+        shape = ClusterShape(machines=4, cores=8, gpus=0.0, capped=False)
+        with pytest.raises(UsageError, match=r"assign\.pool\.cpus_per_actor=16"):
+            make_plan(config, rates_of(config), inventory_of(1e6), shape)
+
+    def test_rates_of_another_encoder_or_number_of_centers_are_refused_by_name(self) -> None:
+        rates = rates_of(config_of())
+        other = config_of(encoder={"kind": "static", "model": "package:other"})
+        with pytest.raises(UsageError, match=r"r\.json: measured for encoder\.model='package:wordllama' \(the config"):
+            require_fit(rates, other, "r.json")
+        other = config_of(cluster={"sample_rows": 10_000, "fine": {"centers": 64}})
+        with pytest.raises(UsageError, match=r"cluster\.fine\.centers=100 \(the config has 64\)"):
+            require_fit(rates, other, "r.json")
+        require_fit(rates, config_of(embed={"pool": {"max_actors": 64}}), "r.json")
+
+    def test_a_rates_file_that_is_none(self, tmp_path: Path) -> None:
+        file = Location.parse(str(tmp_path / "rates.json"))
+        with pytest.raises(UsageError, match="no such rates file"):
+            read_rates(file)
+        file.write_text('{"measured_at": 3}')
+        with pytest.raises(UsageError, match=r"not a rates file of this version \(measured_at"):
+            read_rates(file)
+        file.write_text("rates: many")
+        with pytest.raises(UsageError, match="not a rates file"):
+            read_rates(file)
+
+
+class TestCommand:
+    @pytest.fixture
+    def arguments(self, tmp_path: Path) -> list[str]:
+        config = config_of()
+        (tmp_path / "my.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        write_rates(Location.parse(str(tmp_path / "rates.json")), rates_of(config))
+        return ["plan", "--config", str(tmp_path / "my.yaml"), "--rates", str(tmp_path / "rates.json")]
+
+    def test_a_table_for_people(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        more = ["--rows", "2.5e9", "--machines", "40", "--cores", "16", "--cpu-hour-cost", "0.04"]
+        assert main([*arguments, *more]) == 0
+        shown = capsys.readouterr().out
+        for expected in ("2,500,000,000 captions", "640", "assumptions:", "embed.pool.max_actors=640", "85%"):
+            assert expected in shown
+
+    def test_json_for_programs_has_the_same_numbers(
+        self, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main([*arguments, "--rows", "1e9", "--json"]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        config = config_of()
+        expected = make_plan(config, rates_of(config), inventory_of(1e9, 100_000))
+        assert shown["stages"][2]["wall_hours"] == expected.stages[2].wall_hours
+        assert shown["inventory"]["units"] == 100_000
+
+    @pytest.mark.parametrize(
+        ("more", "said"),
+        [
+            (["--rows", "0"], "--rows must be above 0, not 0"),
+            (["--rows", "1e9", "--rates", "absent.json"], "absent.json: no such rates file"),
+            (["--rows", "1e9", "cluster.fine.centers=64"], "cluster.fine.centers=100 (the config has 64)"),
+            (["--rows", "1e9", "--gpus", "8"], "GPUs are asked for in embed"),
+            (["--rows", "1e9", "--machines", "4"], "machines and cores go together"),
+            ([], "give the number of captions with --rows"),
+            (["--calibrate", "--step-seconds", "0"], "--step-seconds must be above 0, not 0"),
+        ],
+    )
+    def test_a_mistake_is_one_sentence_and_exit_code_2(
+        self, arguments: list[str], more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main([*arguments, *more]) == 2
+        message = capsys.readouterr().err.strip()
+        assert said in message
+        assert "\n" not in message
+
+
+def shown(renderable: RenderableType) -> str:
+    output = io.StringIO()
+    Console(width=140, file=output).print(renderable)
+    return output.getvalue()
+
+
+def test_text_from_outside_is_not_taken_for_markup() -> None:
+    config = config_of()
+    rates = rates_of(config)
+    rates = rates.model_copy(update={"captions": rates.captions.model_copy(update={"source": "captions of [red]x"})})
+    plan: Plan = make_plan(config, rates, inventory_of(1e6))
+    assert "[red]x" in shown(plan_tables(plan))
+    assert "50,000" in shown(rates_table(rates))  # 20 microseconds a row
+
+
+def test_sizes_and_durations_in_fitting_units() -> None:
+    assert [size(count) for count in (12, 1.5e6, 2.5e12)] == ["12 B", "1.5 MB", "2.5 TB"]
+    assert [duration(seconds / HOUR) for seconds in (30, 1800, 36_000)] == ["30 s", "30 min", "10.0 h"]
