@@ -18,16 +18,16 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from captions import caption_vectors
+from captions import caption_vectors, write_embedding_shard
 from frame import alternate, arguments, finish
 
 from mode_ray.assign import run_assign
 from mode_ray.captions.shards import Shard
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import ActorPool, AssignConfig, CaptionsConfig, EncoderConfig, RayConfig, RunConfig, TrainConfig
-from mode_ray.embeddings import EMBEDDING, embedding_column
+from mode_ray.embeddings import EMBEDDING
 from mode_ray.session import ray_session
-from mode_ray.stage import Stage, UnitRecord, read_units, write_unit
+from mode_ray.stage import Stage, read_units
 from mode_ray.storage import Location
 
 CENTERS = 1024
@@ -36,23 +36,10 @@ ROWS_PER_SHARD = 50_000
 
 def write_embeddings(folder: Path, vectors_nd: np.ndarray) -> list[Shard]:
     """Embedding shards as the embed stage writes them."""
-    shards = []
-    for number, start in enumerate(range(0, len(vectors_nd), ROWS_PER_SHARD)):
-        some = vectors_nd[start : start + ROWS_PER_SHARD]
-        rows = np.arange(len(some))
-        table = pa.table(
-            {
-                "row": rows,
-                "caption_index": np.zeros(len(some), np.int32),
-                "key": pa.array(rows).cast(pa.string()),
-                EMBEDDING: embedding_column(some),
-            }
-        )
-        shard = Shard(unit=f"captions-{number:05d}", uri=f"/captions-{number:05d}.parquet", format="parquet")
-        record = UnitRecord(unit=shard.unit, source=shard.uri, rows_in=len(some), rows_out=len(some))
-        write_unit(Location(f"{folder}/{shard.unit}.parquet"), table, record)
-        shards.append(shard)
-    return shards
+    return [
+        write_embedding_shard(folder, number, vectors_nd[start : start + ROWS_PER_SHARD])
+        for number, start in enumerate(range(0, len(vectors_nd), ROWS_PER_SHARD))
+    ]
 
 
 def fitted_centers(vectors_nd: np.ndarray) -> np.ndarray:

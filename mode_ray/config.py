@@ -147,7 +147,7 @@ class FineConfig(Settings):
     """Price updates in each Lloyd step."""
     price_rate: PositiveFloat = 0.04
     """Size of one price update, as a share of the mean squared distance."""
-    tolerance: Annotated[float, Field(ge=0.0)] = 1e-4
+    tolerance: Annotated[float, Field(ge=0.0)] = 5e-4
     """Lloyd stops when the objective improves by less than this share."""
 
 

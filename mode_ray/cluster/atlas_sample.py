@@ -108,10 +108,12 @@ def end_positions(
 
 def shown(caption: str) -> str:
     """A caption as it may stand on a page: one line without control or direction characters, cut where it is long."""
-    plain = "".join(
-        character if unicodedata.category(character)[0] != "C" or character in _JOINERS else " "
-        for character in caption[: 4 * MAX_SHOWN_CHARACTERS]
-    )
+    plain = caption[: 4 * MAX_SHOWN_CHARACTERS]
+    if not plain.isprintable():
+        plain = "".join(
+            character if unicodedata.category(character)[0] != "C" or character in _JOINERS else " "
+            for character in plain
+        )
     return clipped(" ".join(plain.split()), MAX_SHOWN_CHARACTERS)
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mode_ray.cluster.sizes import balance_score
 
-_ROWS_PER_BATCH = 131_072
+_ROWS_PER_BATCH = 8_192
 _CLAMP = 4.0
 
 Float32Array = npt.NDArray[np.float32]
@@ -25,16 +25,18 @@ def row_hashes(vectors_nd: npt.NDArray[np.floating]) -> npt.NDArray[np.uint64]:
 
     The sum of the float32 bits times random odd numbers: two different rows collide with a chance of about 2^-60.
     """
+    import torch
+
+    from mode_ray.cluster import kernels
+
     factors_d = np.random.default_rng(0).integers(0, 2**63, vectors_nd.shape[1], dtype=np.uint64)
     factors_d = (factors_d << np.uint64(1)) | np.uint64(1)
     hash_n = np.empty(len(vectors_nd), np.uint64)
     for start in range(0, len(vectors_nd), _ROWS_PER_BATCH):
         rows = slice(start, start + _ROWS_PER_BATCH)
-        # Adding 0.0 turns -0.0 into 0.0.
-        bits_bd = (np.ascontiguousarray(vectors_nd[rows], np.float32) + np.float32(0.0)).view(np.uint32)
-        mixed_bd = bits_bd * factors_d
-        # An odd factor alone leaves the low bits of a sum to the low bits of the values.
-        hash_n[rows] = (mixed_bd ^ (mixed_bd >> np.uint64(29))).sum(axis=1, dtype=np.uint64)
+        # By torch: numpy takes four times as long from float16. Adding 0.0 turns -0.0 into 0.0.
+        singles_bd = torch.from_numpy(np.array(vectors_nd[rows])).float() + 0.0
+        kernels.hash_rows(singles_bd.numpy().view(np.uint32), factors_d, hash_n[rows])
     return hash_n
 
 

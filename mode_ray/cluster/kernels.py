@@ -195,3 +195,21 @@ def move_rows(vectors_bd: Array, before_b: Array, after_b: Array, sums_md: Array
         if before >= 0:
             for k in range(vectors_bd.shape[1]):
                 sums_md[before, k] -= np.float64(vectors_bd[b, k])
+
+
+@_compiled
+def hash_rows(bits_bd: Array, factors_d: Array, hash_b: Array) -> None:
+    """Sums of bits times odd factors, each product mixed, modulo 2^64.
+
+    Args:
+        bits_bd: uint32 [b, d].
+        factors_d: uint64 [d], odd.
+        hash_b: uint64 [b], filled.
+    """
+    for b in range(bits_bd.shape[0]):
+        total = np.uint64(0)
+        for k in range(bits_bd.shape[1]):
+            product = np.uint64(bits_bd[b, k]) * factors_d[k]
+            # An odd factor alone leaves the low bits of a sum to the low bits of the values.
+            total += product ^ (product >> np.uint64(29))
+        hash_b[b] = total

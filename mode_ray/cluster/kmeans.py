@@ -148,7 +148,8 @@ def fit_rows(
         state = FitState(centers_md, np.zeros(m), (), init)
     fit = _BalancedFit(sample, config, *_heavy_rows(hash_n, multiplicity_n, m)) if config.balanced else None
     while len(state.history) < config.iterations and not _settled(state, config):
-        if fit is None:
+        # Prices begin with the second step: their size goes by the objective, and k-means++ centers move far at first.
+        if fit is None or not state.history:
             sums, prices_m = sample.nearest_sums(state.centers_md), state.prices_m
         else:
             sums, prices_m = fit.step(state)
@@ -191,7 +192,10 @@ class _BalancedFit:
         return self.sample.priced_sums(search, prices_m), prices_m
 
     def polished(self, state: FitState) -> tuple[Float64Array, npt.NDArray[np.int64], float]:
-        """The best prices for these centers by exact assignments, with the masses and the inertia under them."""
+        """Prices for these centers by exact assignments, with the masses and the inertia under them.
+
+        Moved on until both balance figures meet their targets, or else the best of some rounds.
+        """
         rate, updates = self.config.price_rate / 2.0, max(self.config.price_updates, _POLISH_UPDATES)
         best_score, prices_m = float("inf"), state.prices_m
         best = (prices_m, np.zeros(len(prices_m), np.int64), 0.0)
@@ -201,6 +205,8 @@ class _BalancedFit:
             if score < best_score:
                 sums = self.sample.priced_sums(search, prices_m)
                 best_score, best = score, (prices_m, sums.counts_m, sums.inertia)
+            if best_score <= 1.0:
+                break
             if round_number < _POLISH_ROUNDS:
                 prices_m = self._moved(search, step, updates)
         return best
@@ -209,8 +215,7 @@ class _BalancedFit:
         self, number: int, state: FitState, prices_m: Float64Array, rate: float
     ) -> tuple[CandidateSearch, float]:
         """The candidates to move prices on, and the size of a step: a share of the mean squared distance."""
-        earlier = state.history[-1].inertia if state.history else self.sample.nearest_sums(state.centers_md).inertia
-        step = rate * earlier / self.sample.rows
+        step = rate * state.history[-1].inertia / self.sample.rows
         reach = _REACH_STEPS * step
         search = CandidateSearch(number, state.centers_md, prices_m, reach, self.heavy_hashes, self.heavy_weights)
         return search, step

@@ -1,5 +1,6 @@
 """The rows of a fit, as far as it needs to see them: in one process, or in many actors."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -100,6 +101,7 @@ class LocalRows:
     def __init__(self, vectors_nd: Vectors, threads: int = 1, projection: Projection | None = None) -> None:
         self._vectors_nd = np.ascontiguousarray(vectors_nd, np.float16)
         self._threads = threads
+        self._pool = ThreadPoolExecutor(threads)
         self._projection = projection
         self._projected_np: Float32Array | None = None
         self._fine_n = np.full(len(vectors_nd), -1, np.int32)
@@ -158,7 +160,14 @@ class LocalRows:
             found = nearest.candidates(self._vectors_nd, search.reach, CANDIDATES_PER_ROW, projected_np, hints)
             self._found = (search.number, found)
         fine_n, squared_distance_n = np.empty(self.rows, np.int32), np.empty(self.rows, np.float32)
-        kernels.best_candidates(*self._found[1], prices_m.astype(np.float32), fine_n, squared_distance_n)
+        prices, found = prices_m.astype(np.float32), self._found[1]
+
+        def choose(start: int) -> None:
+            rows = slice(start, start + _ROWS_PER_BATCH)
+            kernels.best_candidates(*(part[rows] for part in found), prices, fine_n[rows], squared_distance_n[rows])
+
+        for _ in self._pool.map(choose, range(0, self.rows, _ROWS_PER_BATCH)):
+            pass
         return fine_n, squared_distance_n
 
     def _hints(self, m: int) -> Int32Array:

@@ -121,7 +121,7 @@ def test_balanced_fit_reaches_the_targets(rows: int, m: int) -> None:
     vectors, _ = sphere_mixture(rows)
     plain = fit_fine(vectors, FineConfig(centers=m, balanced=False), 0, 2)
     balanced = fit_fine(vectors, FineConfig(centers=m, iterations=12), 0, 2)
-    assert max_over_mean(plain.mass_m) > 1.8
+    assert max_over_mean(plain.mass_m) > 1.6
     assert max_over_mean(balanced.fitted_mass_m) <= 1.25
     assert imbalance_factor(balanced.fitted_mass_m) <= 1.02
     assert balanced.fitted_inertia <= 1.05 * plain.fitted_inertia
