@@ -44,10 +44,11 @@ SAMPLE_SECONDS = 0.5
 
 
 class PeakMemory:
-    """The largest unique set size of any process below this one, while it is sampled."""
+    """The largest unique set size of any process below this one, while it is sampled; of this one, what it grows by."""
 
     def __init__(self) -> None:
         self.bytes = 0
+        self._before = psutil.Process().memory_full_info().uss  # the benchmark's own data
         self.process = ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -62,9 +63,10 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._ended.wait(SAMPLE_SECONDS):
-            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            driver = psutil.Process()
+            for process in [driver, *driver.children(recursive=True)]:
                 try:
-                    unique = process.memory_full_info().uss
+                    unique = process.memory_full_info().uss - (self._before if process == driver else 0)
                     if unique > self.bytes:
                         self.bytes, self.process = unique, process.name()
                 except psutil.Error:

@@ -17,6 +17,8 @@ from mode_ray.threads import limited_threads
 
 CANDIDATES_PER_ROW = 16
 _ROWS_PER_BATCH = 16_384
+# Few enough to stay in a core's cache between the steps of a projection.
+_ROWS_PER_PROJECTION = 2_048
 # Distances are rounded to steps in which float64 adds them exactly.
 _DISTANCE_STEP = 2.0**-24
 HISTOGRAM_BINS = 16_384
@@ -101,7 +103,7 @@ class LocalRows:
     def __init__(self, vectors_nd: Vectors, threads: int = 1, projection: Projection | None = None) -> None:
         self._vectors_nd = np.ascontiguousarray(vectors_nd, np.float16)
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads)
+        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         self._projection = projection
         self._projected_np: Float32Array | None = None
         self._fine_n = np.full(len(vectors_nd), -1, np.int32)
@@ -177,13 +179,17 @@ class LocalRows:
         if self._projection is None:
             self._projection = Projection.fit(self._vectors_nd, ROWS_SHARE)
         if self._projected_np is None:
-            self._projected_np = np.empty((self.rows, self._projection.dimension), np.float32)
-            with limited_threads(self._threads):
-                for start in range(0, self.rows, _ROWS_PER_BATCH):
-                    rows = slice(start, start + _ROWS_PER_BATCH)
-                    self._projected_np[rows] = self._projection.project(
-                        torch.from_numpy(self._vectors_nd[rows]).float()
-                    ).numpy()
+            projection = self._projection
+            projected_np = np.empty((self.rows, projection.dimension), np.float32)
+
+            def project(start: int) -> None:
+                rows = slice(start, start + _ROWS_PER_PROJECTION)
+                projected_np[rows] = projection.project(torch.from_numpy(self._vectors_nd[rows]).float()).numpy()
+
+            with limited_threads(1):
+                for _ in self._pool.map(project, range(0, self.rows, _ROWS_PER_PROJECTION)):
+                    pass
+            self._projected_np = projected_np
         return self._projection, self._projected_np
 
     def _sums(self, fine_n: Int32Array, squared_distance_n: Float32Array, m: int) -> PartialSums:
