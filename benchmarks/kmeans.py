@@ -58,7 +58,7 @@ def super_kmeans(vectors_nd: Vectors, m: int, iterations: int) -> faiss.SuperKme
 
 
 def lloyd(halves_nd: npt.NDArray[np.float16], start_md: Vectors, iterations: int) -> tuple[Vectors, float]:
-    """Ours: centers, and the seconds to the end of the last iteration, where faiss ends too; sizes of it come after."""
+    """Ours: centers, and the seconds to the end of the last iteration, where faiss ends too."""
     m = len(start_md)
     config = FineConfig(centers=m, iterations=iterations, balanced=False, tolerance=0.0)
     states: list[FitState] = []

@@ -44,7 +44,7 @@ SAMPLE_SECONDS = 0.5
 
 
 class PeakMemory:
-    """The largest unique set size of any process below this one, while it is sampled; of this one, what it grows by."""
+    """The largest unique set size of any process below this one while it is sampled; of this one, its growth."""
 
     def __init__(self) -> None:
         self.bytes = 0
