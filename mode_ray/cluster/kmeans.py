@@ -119,9 +119,10 @@ def fit_rows(
 ) -> FineFit:
     """Fit the fine centers on a sample of caption embeddings.
 
-    Balanced fits update the prices on each Lloyd step's candidates, at a rate that falls to a quarter over the
-    iterations, and polish them at the end for the centers as they are. The same sample, config and seed give the same
-    fit to the last bit, however the rows are dealt to processes and wherever the fit is broken off and gone on with.
+    Balanced fits update the prices on each Lloyd step's candidates, from the second step on, at a rate that falls to a
+    quarter over the iterations, and polish them at the end for the centers as they are. The same sample, config and
+    seed give the same fit to the last bit, however the rows are dealt to processes and wherever the fit is broken off
+    and gone on with.
 
     Args:
         sample: The rows; equal ones stay, as weight.
