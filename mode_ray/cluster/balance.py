@@ -29,8 +29,8 @@ def row_hashes(vectors_nd: npt.NDArray[np.floating]) -> npt.NDArray[np.uint64]:
 
     from mode_ray.cluster import kernels
 
-    factors_d = np.random.default_rng(0).integers(0, 2**63, vectors_nd.shape[1], dtype=np.uint64)
-    factors_d = (factors_d << np.uint64(1)) | np.uint64(1)
+    drawn_d = np.random.default_rng(0).integers(0, 2**63, vectors_nd.shape[1:], dtype=np.uint64)
+    factors_d = (drawn_d << np.uint64(1)) | np.uint64(1)
     hash_n = np.empty(len(vectors_nd), np.uint64)
     for start in range(0, len(vectors_nd), _ROWS_PER_BATCH):
         rows = slice(start, start + _ROWS_PER_BATCH)

@@ -162,11 +162,13 @@ class LocalRows:
             found = nearest.candidates(self._vectors_nd, search.reach, CANDIDATES_PER_ROW, projected_np, hints)
             self._found = (search.number, found)
         fine_n, squared_distance_n = np.empty(self.rows, np.int32), np.empty(self.rows, np.float32)
-        prices, found = prices_m.astype(np.float32), self._found[1]
+        prices = prices_m.astype(np.float32)
+        fine_nk, squared_distance_nk, count_n = self._found[1]
 
         def choose(start: int) -> None:
             rows = slice(start, start + _ROWS_PER_BATCH)
-            kernels.best_candidates(*(part[rows] for part in found), prices, fine_n[rows], squared_distance_n[rows])
+            found = fine_nk[rows], squared_distance_nk[rows], count_n[rows]
+            kernels.best_candidates(*found, prices, fine_n[rows], squared_distance_n[rows])
 
         for _ in self._pool.map(choose, range(0, self.rows, _ROWS_PER_BATCH)):
             pass
