@@ -176,25 +176,26 @@ def best_candidates(
 
 
 @_compiled
-def move_rows(vectors_bd: Array, before_b: Array, after_b: Array, sums_md: Array) -> None:
+def move_rows(vectors_bc: Array, before_b: Array, after_b: Array, first: int, sums_md: Array) -> None:
     """Take rows out of the sums of their centers of before (none where -1) and add them to those of now, in place.
 
     Args:
-        vectors_bd: float32 [b, d], float16 values: their sums in float64 are exact, so that nothing is left of a row
-            that was taken out.
+        vectors_bc: float32 [b, c], c columns of the rows, float16 values: their sums in float64 are exact, so that
+            nothing is left of a row that was taken out.
         before_b: int32 [b].
         after_b: int32 [b].
+        first: The first of these columns in the sums.
         sums_md: float64 [m, d].
     """
-    for b in range(vectors_bd.shape[0]):
+    for b in range(vectors_bc.shape[0]):
         before, after = before_b[b], after_b[b]
         if before == after:
             continue
-        for k in range(vectors_bd.shape[1]):
-            sums_md[after, k] += np.float64(vectors_bd[b, k])
+        for k in range(vectors_bc.shape[1]):
+            sums_md[after, first + k] += np.float64(vectors_bc[b, k])
         if before >= 0:
-            for k in range(vectors_bd.shape[1]):
-                sums_md[before, k] -= np.float64(vectors_bd[b, k])
+            for k in range(vectors_bc.shape[1]):
+                sums_md[before, first + k] -= np.float64(vectors_bc[b, k])
 
 
 @_compiled

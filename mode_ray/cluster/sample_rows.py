@@ -198,11 +198,18 @@ class LocalRows:
         if len(self._sums_md) != m:
             self._sums_md = np.zeros((m, self._vectors_nd.shape[1]))
             self._fine_n.fill(-1)
-        for start in range(0, self.rows, _ROWS_PER_BATCH):
-            rows = slice(start, start + _ROWS_PER_BATCH)
-            moved = np.flatnonzero(self._fine_n[rows] != fine_n[rows])
-            vectors = torch.from_numpy(self._vectors_nd[rows][moved]).float().numpy()
-            kernels.move_rows(vectors, self._fine_n[rows][moved], fine_n[rows][moved], self._sums_md)
+        before_n, columns_per_thread = self._fine_n, -(-self._sums_md.shape[1] // self._threads)
+
+        def move(first: int) -> None:
+            columns = slice(first, first + columns_per_thread)
+            for start in range(0, self.rows, _ROWS_PER_BATCH):
+                rows = slice(start, start + _ROWS_PER_BATCH)
+                moved = np.flatnonzero(before_n[rows] != fine_n[rows])
+                vectors = torch.from_numpy(self._vectors_nd[rows, columns][moved]).float().numpy()
+                kernels.move_rows(vectors, before_n[rows][moved], fine_n[rows][moved], first, self._sums_md)
+
+        for _ in self._pool.map(move, range(0, self._sums_md.shape[1], columns_per_thread)):
+            pass
         self._fine_n = fine_n
         exact_n = np.round(squared_distance_n.astype(np.float64) / _DISTANCE_STEP) * _DISTANCE_STEP
         return PartialSums(
