@@ -15,7 +15,8 @@ from mode_ray.threads import limited_threads
 if TYPE_CHECKING:
     from mode_ray.cluster.projection import Projection
 
-_BOUNDS_PER_BATCH = 1_048_576
+# Two MB of bounds: what the matrix product wrote is still in the cache when the compiled loops read it.
+_BOUNDS_PER_BATCH = 524_288
 _MIN_ROWS_PER_BATCH = 128
 _FLAT_ROWS_PER_BATCH = 32_768
 # Far above what float32 can err by in a bound (some 1e-6), far below the gaps between distances.

@@ -14,7 +14,7 @@ Float32Array = npt.NDArray[np.float32]
 ROWS_SHARE = 0.75
 CENTERS_SHARE = 0.9
 _STEP = 8
-_ROWS_FOR_BASIS = 50_000
+_ROWS_FOR_BASIS = 25_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +43,8 @@ class Projection:
         step = max(1, len(rows_nd) // _ROWS_FOR_BASIS)
         rows = torch.from_numpy(np.ascontiguousarray(rows_nd[::step], np.float32))
         mean_d = rows.mean(dim=0)
-        centered = (rows - mean_d).double()
-        variance_d, axes_dd = torch.linalg.eigh(centered.T @ centered)
+        centered = rows - mean_d
+        variance_d, axes_dd = torch.linalg.eigh((centered.T @ centered).double())
         explained_d = variance_d.flip(0).clamp(min=0.0).cumsum(0)
         enough = int(torch.searchsorted(explained_d, share * explained_d[-1])) + 1
         axes = min(rows.shape[1], -(-enough // _STEP) * _STEP)
