@@ -37,7 +37,7 @@ from mode_ray.storage import Location
 
 CORES = len(os.sched_getaffinity(0))
 CENTERS = 1024
-ROWS_PER_SHARD = 100_000
+ROWS_PER_SHARD = 50_000
 NOISE = 0.02
 OBJECT_STORE_BYTES = 500_000_000
 SAMPLE_SECONDS = 0.5

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Two MB of bounds: what the matrix product wrote is still in the cache when the compiled loops read it.
 _BOUNDS_PER_BATCH = 524_288
 _MIN_ROWS_PER_BATCH = 128
+_TASKS_PER_THREAD = 32
 _FLAT_ROWS_PER_BATCH = 32_768
 # Far above what float32 can err by in a bound (some 1e-6), far below the gaps between distances.
 _SLACK = 1e-5
@@ -187,15 +188,21 @@ class NearestCenters:
             slack_b = _SLACK * (squared_b + self._scale) - squared_b
             work(rows, batch.numpy(), bounds_bm.numpy(), slack_b.numpy())
 
+        def bound_each(starts: range) -> None:
+            for start in starts:
+                bound(start)
+
         starts = range(0, len(vectors_bd), self._rows_per_batch)
         # Threads over batches, each with single-threaded arithmetic: compiled loops run beside matrix products.
         with limited_threads(1):
             if self._threads == 1 or len(starts) < 2:
-                for start in starts:
-                    bound(start)
+                bound_each(starts)
                 return
+            # Several a task, since handing one over costs time too; few enough that the threads end together.
+            per_task = max(1, len(starts) // (self._threads * _TASKS_PER_THREAD))
+            tasks = [starts[first : first + per_task] for first in range(0, len(starts), per_task)]
             with ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,)) as threads:
-                for done in [threads.submit(bound, start) for start in starts]:
+                for done in [threads.submit(bound_each, task) for task in tasks]:
                     done.result()
 
 

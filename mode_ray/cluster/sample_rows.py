@@ -118,10 +118,17 @@ class LocalRows:
 
     def hashes(self) -> Hashes:
         """See `SampleRows`."""
-        for start in range(0, self.rows, _ROWS_PER_BATCH):
-            if not np.isfinite(self._vectors_nd[start : start + _ROWS_PER_BATCH]).all():
-                raise ValueError(f"NaN or infinite values in rows {start} to {start + _ROWS_PER_BATCH} of the sample")
-        return row_hashes(self._vectors_nd)
+        hash_n = np.empty(self.rows, np.uint64)
+
+        def hash_some(start: int) -> None:
+            some_bd = self._vectors_nd[start : start + _ROWS_PER_BATCH]
+            if not np.isfinite(some_bd).all():
+                raise ValueError(f"NaN or infinite values in rows {start} to {start + len(some_bd)} of the sample")
+            hash_n[start : start + len(some_bd)] = row_hashes(some_bd)
+
+        for _ in self._pool.map(hash_some, range(0, self.rows, _ROWS_PER_BATCH)):
+            pass
+        return hash_n
 
     def take(self, positions: npt.NDArray[np.integer]) -> Float32Array:
         """See `SampleRows`."""
@@ -222,7 +229,7 @@ class LocalRows:
         if not len(search.heavy_hashes):
             return None
         if self._weights_n is None:
-            hash_n = row_hashes(self._vectors_nd)
+            hash_n = self.hashes()
             place_n = np.minimum(np.searchsorted(search.heavy_hashes, hash_n), len(search.heavy_hashes) - 1)
             heavy_n = search.heavy_hashes[place_n] == hash_n
             self._weights_n = np.where(heavy_n, search.heavy_weights[place_n], 1.0).astype(np.float32)
