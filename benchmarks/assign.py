@@ -24,11 +24,12 @@ from frame import alternate, arguments, finish
 from mode_ray.assign import run_assign
 from mode_ray.captions.shards import Shard
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config import ActorPool, AssignConfig, CaptionsConfig, EncoderConfig, RayConfig, RunConfig, TrainConfig
+from mode_ray.config import ActorPool, AssignConfig, CaptionsConfig, EncoderConfig, RayConfig, RunConfig
 from mode_ray.embeddings import EMBEDDING
 from mode_ray.session import ray_session
 from mode_ray.stage import Stage, read_units
 from mode_ray.storage import Location
+from mode_ray.train_config import TrainConfig
 
 CENTERS = 1024
 ROWS_PER_SHARD = 50_000

@@ -32,7 +32,6 @@ from mode_ray.config import (
     EncoderPlacement,
     RayConfig,
     RunConfig,
-    TrainConfig,
 )
 from mode_ray.embed import EmbedWorker, run_embed
 from mode_ray.encoders.encoder import load_encoder
@@ -41,6 +40,7 @@ from mode_ray.packaged import resolve_folder
 from mode_ray.session import ray_session
 from mode_ray.stage import Stage, read_units, write_unit
 from mode_ray.storage import Location
+from mode_ray.train_config import TrainConfig
 
 THREADS = len(os.sched_getaffinity(0))
 PEER_BATCH_SIZE = 32

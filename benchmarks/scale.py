@@ -29,11 +29,12 @@ from frame import arguments, finish
 from mode_ray.assign import run_assign
 from mode_ray.captions.shards import Shard
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config import ActorPool, AssignConfig, CaptionsConfig, EncoderConfig, RayConfig, RunConfig, TrainConfig
+from mode_ray.config import ActorPool, AssignConfig, CaptionsConfig, EncoderConfig, RayConfig, RunConfig
 from mode_ray.encoders.static import StaticEncoder
 from mode_ray.session import ray_session
 from mode_ray.stage import Stage, read_units
 from mode_ray.storage import Location
+from mode_ray.train_config import TrainConfig
 
 CORES = len(os.sched_getaffinity(0))
 CENTERS = 1024

@@ -4,41 +4,15 @@ pydantic validates (it comes with Ray Serve): it refuses unknown keys and wrong 
 `Placement`s only say *where* or *how fast*: a run may go on with others, a change of anything else is found and named.
 """
 
-import hashlib
-import json
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from mode_ray.settings import Placement, PositiveFloat, PositiveInt, Seed, Settings, Share, Strings
 from mode_ray.storage import Location
+from mode_ray.train_config import TrainConfig
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-Strings = Annotated[tuple[str, ...], Field(strict=False)]
 RoutingRule = Literal["soft", "paper", "released", "uniform"]
-
-
-class Settings(BaseModel):
-    """Base of all config sections: frozen, no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        protected_namespaces=(),
-        use_attribute_docstrings=True,
-    )
-    versioned: ClassVar[bool] = True
-
-
-class Placement(Settings):
-    """A section that decides where and how fast, never what comes out."""
-
-    versioned: ClassVar[bool] = False
 
 
 class ActorPool(Placement):
@@ -220,85 +194,6 @@ class DriftConfig(Placement):
     clustering stores: 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999."""
 
 
-class ModelConfig(Settings):
-    """The CLIP architecture of every expert."""
-
-    architecture: str = "ViT-B-16"
-    """An open_clip architecture name, or a folder with an `open_clip_config.json` (`package:NAME/FOLDER` too)."""
-    pretrained: str | None = None
-    """Start from this instead of training a seed: an open_clip tag or checkpoint file of the architecture; with a
-    folder as architecture, `folder` takes the weights that lie in it."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-
-
-class OptimizerConfig(Settings):
-    """AdamW under a cosine schedule that is counted in samples."""
-
-    learning_rate: PositiveFloat = 5e-4
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.2
-    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.98)
-    epsilon: PositiveFloat = 1e-6
-    warmup_samples: Annotated[int, Field(ge=0)] = 2000 * 32768
-    gradient_norm_clip: PositiveFloat | None = None
-
-
-class TrainPlacement(Placement):
-    """Resources of the training runs and how many go on at once."""
-
-    workers_per_run: Annotated[int, Field(ge=0)] = 1
-    """Data-parallel workers of one run; 0 trains in the calling process, without Ray."""
-    concurrent_runs: PositiveInt = 1
-    """Runs at the same time; the others wait."""
-    cpus_per_worker: PositiveFloat = 1.0
-    use_gpu: bool = False
-    threads_per_worker: PositiveInt = 1
-    loader_workers: Annotated[int, Field(ge=0)] = 0
-    checkpoint_interval_seconds: PositiveFloat = 600.0
-    max_failures: Annotated[int, Field(ge=0)] = 3
-    """Worker failures that Ray Train repairs within one launch."""
-    max_launches: PositiveInt = 3
-    """Launches of one run by the scheduler: a lost launcher or controller costs one."""
-    launcher_label_selector: Annotated[dict[str, str], Field(strict=False)] = {}
-    """Node labels for the launcher tasks, for example the head's; by default the driver's own node."""
-
-
-class TrainConfig(Settings):
-    """Seed model, dense baseline and experts; budgets are counted in samples seen."""
-
-    model: ModelConfig = ModelConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    experts: PositiveInt = 4
-    """n: which coarse map the experts are trained for."""
-    dense_samples: PositiveInt
-    """Samples the dense baseline sees; the paper's 32 epochs of the data."""
-    seed_share: Share = 27 / 32
-    """Share of `dense_samples` (and of the schedule) that the common seed model takes."""
-    expert_budget: Literal["shared", "full"] = "shared"
-    """`shared`: the experts together see the rest. `full`: every expert sees as much as the rest."""
-    batch_size: PositiveInt = 32768
-    """Global batch, over all workers of a run."""
-    out_of_cluster_share: Share = 0.02
-    """Share of an expert's pairs that are drawn from the other clusters."""
-    dense: bool = True
-    """Train the dense baseline too."""
-    random_control: bool = False
-    """Train Random-n too: the same sizes, rows dealt at random."""
-    seed: Seed = 0
-    log_interval_steps: PositiveInt = 20
-    placement: TrainPlacement = TrainPlacement()
-
-    @model_validator(mode="after")
-    def _budget(self) -> Self:
-        if self.seed_share >= 1.0:
-            raise ValueError("seed_share must be below 1: nothing would be left for the experts")
-        if self.batch_size % max(1, self.placement.workers_per_run):
-            raise ValueError(
-                f"batch_size={self.batch_size} is not a multiple of placement.workers_per_run="
-                f"{self.placement.workers_per_run}: it cannot be dealt evenly"
-            )
-        return self
-
-
 class RoutingConfig(Settings):
     """From a task's texts to weights over experts (paper section 3.3; formulas in mode_ray.routing)."""
 
@@ -380,21 +275,3 @@ class RunConfig(Settings):
     def directory(self) -> Location:
         """The run directory."""
         return Location.parse(self.run)
-
-
-def fingerprint_fields(settings: Settings, prefix: str) -> dict[str, object]:
-    """The dotted fields of a config section that decide its output, as JSON values: placements left out."""
-    fields: dict[str, object] = {}
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        if not isinstance(value, Settings):
-            fields[f"{prefix}.{name}"] = json.loads(json.dumps(value))
-        elif type(value).versioned:
-            fields |= fingerprint_fields(value, f"{prefix}.{name}")
-    return fields
-
-
-def config_hash(fields: Mapping[str, object]) -> str:
-    """SHA-256 (first 16 hex digits) of dotted fields, independent of their order."""
-    canonical = json.dumps(dict(fields), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

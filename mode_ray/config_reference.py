@@ -12,7 +12,8 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from mode_ray.config import Placement, RunConfig, Settings
+from mode_ray.config import RunConfig
+from mode_ray.settings import Placement, Settings
 
 _HEAD = """# Configuration
 

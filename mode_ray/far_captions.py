@@ -12,7 +12,7 @@ from mode_ray.captions.clean import CaptionTable
 from mode_ray.captions.read import read_captions
 from mode_ray.captions.shards import Shard
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config import RunConfig, config_hash
+from mode_ray.config import RunConfig
 from mode_ray.drift.run import read_assignments
 from mode_ray.drift.tally import far_mask
 from mode_ray.embed import unit_record
@@ -20,6 +20,7 @@ from mode_ray.embeddings import EMBEDDING, embedding_column, embedding_vectors, 
 from mode_ray.encoders.encoder import load_encoder
 from mode_ray.errors import DataError
 from mode_ray.sampling import sample_positions
+from mode_ray.settings import config_hash
 from mode_ray.stage import Stage, UnitRecord, read_output, read_units
 from mode_ray.storage import Location
 from mode_ray.units import run_shard_stage

@@ -10,7 +10,7 @@ from mode_ray.captions.shards import Shard, list_shards, read_listing, require_i
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.run import run_cluster
 from mode_ray.cluster.standing import CONTENT_FIELD, find_standing, run_standing
-from mode_ray.config import RunConfig, config_hash, fingerprint_fields
+from mode_ray.config import RunConfig
 from mode_ray.config_file import dump_config
 from mode_ray.drift.run import run_drift
 from mode_ray.drift.table import drift_view
@@ -21,6 +21,7 @@ from mode_ray.evaluate.run import run_evaluate
 from mode_ray.evaluate.tasks import load_tasks
 from mode_ray.extension import ExtensionRequest, run_extension
 from mode_ray.progress import Progress
+from mode_ray.settings import config_hash, fingerprint_fields
 from mode_ray.stage import Manifest, Stage, combined_hash, package_versions
 from mode_ray.storage import Location
 from mode_ray.train.run import run_train

@@ -22,8 +22,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mode_ray.config import config_hash
 from mode_ray.errors import DataError, UsageError
+from mode_ray.settings import config_hash
 from mode_ray.storage import Location, is_damage
 
 MANIFEST = "manifest.json"

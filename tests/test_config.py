@@ -6,19 +6,12 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from mode_ray.config import (
-    ClusterConfig,
-    EmbedConfig,
-    EncoderConfig,
-    RunConfig,
-    Settings,
-    TrainConfig,
-    config_hash,
-    fingerprint_fields,
-)
+from mode_ray.config import ClusterConfig, EmbedConfig, EncoderConfig, RunConfig
 from mode_ray.config_file import dump_config, load_config
 from mode_ray.errors import UsageError
+from mode_ray.settings import Settings, config_hash, fingerprint_fields
 from mode_ray.storage import Location
+from mode_ray.train_config import TrainConfig
 
 MINIMAL = """
 run: {run}

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from mode_ray.config import RunConfig, Settings
+from mode_ray.config import RunConfig
 from mode_ray.config_reference import config_reference
+from mode_ray.settings import Settings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/config.md"
 

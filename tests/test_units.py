@@ -7,10 +7,11 @@ import pyarrow as pa
 import pytest
 
 from mode_ray.captions.shards import Shard
-from mode_ray.config import CaptionsConfig, LimitsConfig, RunConfig, TrainConfig
+from mode_ray.config import CaptionsConfig, LimitsConfig, RunConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.stage import Stage, UnitRecord
 from mode_ray.storage import Location
+from mode_ray.train_config import TrainConfig
 from mode_ray.units import (
     QUARANTINE,
     describe_refused,

@@ -11,8 +11,9 @@ from pydantic import Field, ValidationError, model_validator
 from mode_ray.captions.parquet import open_parquet
 from mode_ray.captions.shards import PAIR_FORMATS, Shard, list_shards
 from mode_ray.captions.webdataset import JSON_SUFFIX, TEXT_SUFFIX, read_tar_samples
-from mode_ray.config import CaptionsConfig, Settings, Strings
+from mode_ray.config import CaptionsConfig
 from mode_ray.errors import DataError, UsageError
+from mode_ray.settings import Settings, Strings
 from mode_ray.storage import Location
 
 _MAX_IMAGE_BYTES = 64 << 20

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mode_ray.config import ModelConfig
 from mode_ray.errors import UsageError
 from mode_ray.packaged import resolve_folder
+from mode_ray.train_config import ModelConfig
 
 CONFIG_FILE = "open_clip_config.json"
 ARCHITECTURE_FIELD = "train.model.architecture"

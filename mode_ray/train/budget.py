@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mode_ray.config import TrainConfig
 from mode_ray.expert_data import TrainingSet
+from mode_ray.train_config import TrainConfig
 
 SEED = "seed"
 DENSE = "dense"

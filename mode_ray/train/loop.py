@@ -10,11 +10,11 @@ from typing import Any
 import open_clip
 import torch
 
-from mode_ray.config import TrainConfig
 from mode_ray.errors import DataError, TrainingError
 from mode_ray.train.budget import Trial
 from mode_ray.train.data import LoaderFactory, TrainBatch
 from mode_ray.train.schedule import learning_rate, progress
+from mode_ray.train_config import TrainConfig
 
 _MAX_LOGIT_SCALE = math.log(100)
 _BAD_IMAGES_TOLERATED = 10
@@ -98,7 +98,7 @@ class TrainLoop:
             loss = self.step(batch)
             steps += 1
             last = self.state.samples_seen >= self._trial.samples
-            if steps % self._config.log_interval_steps == 0 or last:
+            if steps % self._config.placement.log_interval_steps == 0 or last:
                 seconds = time.monotonic() - began
                 self._log(loss, steps * self._config.batch_size / seconds, waited / seconds, on_log)
                 steps, began, waited = 0, time.monotonic(), 0.0

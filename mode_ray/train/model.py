@@ -19,11 +19,11 @@ import open_clip
 import safetensors.torch
 import torch
 
-from mode_ray.config import ModelConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.packaged import resolve_folder
 from mode_ray.storage import Location
 from mode_ray.train.architecture import ARCHITECTURE_FIELD, CONFIG_FILE, clip_config_of
+from mode_ray.train_config import ModelConfig
 
 WEIGHTS_FILE = "open_clip_model.safetensors"
 FOLDER_WEIGHTS = "folder"

@@ -16,10 +16,11 @@ from ray.train import RunConfig as TrainRunConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mode_ray.config import TrainPlacement, config_hash, fingerprint_fields
+from mode_ray.settings import config_hash, fingerprint_fields
 from mode_ray.storage import Location
 from mode_ray.train.budget import Trial
 from mode_ray.train.trial import ERROR_FILE, TrialJob, read_error
+from mode_ray.train_config import TrainPlacement
 
 STATUS_FILE = "status.json"
 CHECKPOINT_FOLDER = "checkpoints"

@@ -110,9 +110,8 @@ def settings(root: Location, model: Path) -> dict[str, object]:
             "seed_share": 0.5,
             "batch_size": 32,
             "optimizer": {"warmup_samples": 32},
-            "log_interval_steps": 1,
             # Shorter than any step, so that each one leaves a checkpoint.
-            "placement": {"concurrent_runs": 2, "checkpoint_interval_seconds": 0.001},
+            "placement": {"concurrent_runs": 2, "checkpoint_interval_seconds": 0.001, "log_interval_steps": 1},
         },
         "evaluate": {
             "tasks": [f"{root}/tasks/photos.yaml", f"{root}/tasks/emoji.yaml"],

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mode_ray.config import EvaluatePlacement, ModelConfig
+from mode_ray.config import EvaluatePlacement
 from mode_ray.errors import DataError
 from mode_ray.evaluate import similarities
 from mode_ray.evaluate.measurements import load_cosines, load_summary
@@ -23,6 +23,7 @@ from mode_ray.images import decode_image
 from mode_ray.routing import mean_direction
 from mode_ray.storage import Location
 from mode_ray.train.model import build_clip, save_clip
+from mode_ray.train_config import ModelConfig
 
 CLASSES = ("red", "green", "blue")
 PIXELS = 24 * 24

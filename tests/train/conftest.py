@@ -19,13 +19,14 @@ from mode_ray.assign import DISTANCE, FINE
 from mode_ray.captions.read import read_captions
 from mode_ray.captions.shards import Shard, list_shards, write_shards
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config import ModelConfig, RunConfig
+from mode_ray.config import RunConfig
 from mode_ray.embeddings import place_columns
 from mode_ray.expert_data import PairIndex, load_index
 from mode_ray.storage import Location
 from mode_ray.train.budget import Trial
 from mode_ray.train.model import ClipModel, build_clip
 from mode_ray.train.trial import SHARDS_FILE, TrialJob
+from mode_ray.train_config import ModelConfig
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 230), "yellow": (230, 220, 20)}
 EXPERT_OF_FINE = [0, 0, 1, 1]
@@ -84,7 +85,7 @@ def data_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_config(tmp_path: Path, data_folder: Path, architecture: Path) -> Callable[..., RunConfig]:
-    """Makes a config of the tiny run; arguments replace fields of `train`, a `limits` one those of limits."""
+    """Makes a config of the tiny run; arguments replace fields of `train` (and of its placement, one by one)."""
 
     def make(limits: dict[str, Any] | None = None, **train: Any) -> RunConfig:  # noqa: ANN401
         fields: dict[str, Any] = {
@@ -95,16 +96,15 @@ def make_config(tmp_path: Path, data_folder: Path, architecture: Path) -> Callab
             "seed_share": 0.5,
             "batch_size": BATCH,
             "out_of_cluster_share": 0.0,
-            "log_interval_steps": 2,
-            "placement": {"workers_per_run": 0},
         }
+        placement = {"workers_per_run": 0, "log_interval_steps": 2} | train.pop("placement", {})
         return RunConfig.model_validate(
             {
                 "run": str(tmp_path / "run"),
                 "captions": {"paths": [str(data_folder)]},
                 "limits": limits or {},
                 "cluster": {"sample_rows": 48, "fine": {"centers": 4}, "coarse": {"experts": [2]}},
-                "train": fields | train,
+                "train": fields | train | {"placement": placement},
             }
         )
 

@@ -8,11 +8,11 @@ import safetensors.torch
 import torch
 import torch.distributed
 
-from mode_ray.config import TrainConfig
 from mode_ray.expert_data import TrainingSet
 from mode_ray.train.budget import Trial
 from mode_ray.train.data import TrainBatch
 from mode_ray.train.loop import TrainLoop
+from mode_ray.train_config import TrainConfig
 
 
 def main(folder: Path, rank: int, world_size: int) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mode_ray.config import TrainConfig
 from mode_ray.train.budget import DENSE, SEED, Trial, expert_name, plan_trials
+from mode_ray.train_config import TrainConfig
 
 PAPER_SAMPLES = 32 * 400_000_000
 PAPER_BATCH = 32_768

@@ -79,7 +79,7 @@ def assert_bit_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tenso
 class TestTraining:
     def test_it_learns_to_tell_the_colours(self, make_run: Callable[..., Run]) -> None:
         samples = 160 * BATCH
-        run = make_run(samples, dense_samples=samples, log_interval_steps=10).go()
+        run = make_run(samples, dense_samples=samples, placement={"log_interval_steps": 10}).go()
         losses = [point["loss"] for point in run.points]
         # Eight pairs of four colours: guessing costs log 8, knowing the colours about log 2.
         assert losses[1] == pytest.approx(math.log(8), abs=0.3)
@@ -92,7 +92,7 @@ class TestTraining:
         assert len(steps) == 5
 
     def test_points_are_logged_at_the_interval_and_at_the_end(self, make_run: Callable[..., Run]) -> None:
-        run = make_run(5 * BATCH, log_interval_steps=2).go()
+        run = make_run(5 * BATCH, placement={"log_interval_steps": 2}).go()
         assert [point["samples"] for point in run.points] == [2 * BATCH, 4 * BATCH, 5 * BATCH]
         assert run.points == run.loop.state.history
         for point in run.points:

@@ -12,12 +12,12 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from mode_ray.config import ModelConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.expert import Expert
 from mode_ray.images import decode_image
 from mode_ray.storage import Location
 from mode_ray.train.model import CONFIG_FILE, WEIGHTS_FILE, ClipModel, build_clip, load_clip, save_clip
+from mode_ray.train_config import ModelConfig
 
 TEXTS = ["a red square", "a green square"]
 WITHOUT_THIS_PACKAGE = """

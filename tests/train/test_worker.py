@@ -111,7 +111,7 @@ class TestAnExpert:
         assert metrics["samples_seen"] == 4 * BATCH
 
     def test_its_rate_goes_on_where_the_seeds_stopped(self, make_job: Callable[..., TrialJob]) -> None:
-        every_step = {"log_interval_steps": 1}
+        every_step = {"placement": {"log_interval_steps": 1}}
         fit_trial(make_job(SEED_TRIAL, **every_step))
         fit_trial(make_job(EXPERT_TRIAL, **every_step))
         dense = make_job(DENSE_TRIAL, **every_step)

@@ -1,0 +1,52 @@
+"""The base of all config sections: frozen, strict, and which of their fields decide an output."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+Strings = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class Settings(BaseModel):
+    """Base of all config sections: frozen, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
+    versioned: ClassVar[bool] = True
+
+
+class Placement(Settings):
+    """A section that decides where and how fast, never what comes out."""
+
+    versioned: ClassVar[bool] = False
+
+
+def fingerprint_fields(settings: Settings, prefix: str) -> dict[str, object]:
+    """The dotted fields of a config section that decide its output, as JSON values: placements left out."""
+    fields: dict[str, object] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if not isinstance(value, Settings):
+            fields[f"{prefix}.{name}"] = json.loads(json.dumps(value))
+        elif type(value).versioned:
+            fields |= fingerprint_fields(value, f"{prefix}.{name}")
+    return fields
+
+
+def config_hash(fields: Mapping[str, object]) -> str:
+    """SHA-256 (first 16 hex digits) of dotted fields, independent of their order."""
+    canonical = json.dumps(dict(fields), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
