@@ -5,6 +5,8 @@ p // N, at place p % N of that epoch's permutation. A global batch is a slice of
 number of samples seen is therefore the whole state of the loader, and a run may go on with another number of workers.
 """
 
+import hashlib
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +23,7 @@ from mode_ray.pair_reader import Pair, PairReader
 from mode_ray.train.model import ClipModel
 
 _PREFETCHED_BATCHES = 4
+_LEDGER_BITS = 63
 
 
 class SampleOrder:
@@ -53,12 +56,17 @@ class TrainBatch:
     Attributes:
         images: float32 [b, 3, h, w].
         texts: int64 [b, context].
+        caption_ids: int64 [b]; equal for equal captions, and (but for a chance of 2^-64) for no others.
         bad_images: Reason and place of every image that could not be decoded; another pair of the batch stands in.
+        ledger: Sum, modulo 2^63, of a number that each sample's image, caption and position in the run determine.
+            Sums over batches and ranks tell whether two runs saw the same samples at the same places.
     """
 
     images: torch.Tensor
     texts: torch.Tensor
-    bad_images: tuple[str, ...]
+    caption_ids: torch.Tensor
+    bad_images: tuple[str, ...] = ()
+    ledger: int = 0
 
     def to(self, device: torch.device) -> "TrainBatch":
         """Copy the tensors to a device."""
@@ -66,6 +74,7 @@ class TrainBatch:
             self,
             images=self.images.to(device, non_blocking=True),
             texts=self.texts.to(device, non_blocking=True),
+            caption_ids=self.caption_ids.to(device, non_blocking=True),
         )
 
     def pin_memory(self) -> "TrainBatch":
@@ -110,7 +119,10 @@ class PairDataset(Dataset[TrainBatch]):
         # Ranks must contribute equally many samples, so decoded ones take the places of the bad ones.
         chosen = [decoded[place % len(decoded)] for place in range(len(positions))]
         images = torch.stack([image for image, _ in chosen])
-        return TrainBatch(images, self._tokenizer([caption for _, caption in chosen]), tuple(bad))
+        captions = [caption for _, caption in chosen]
+        caption_ids = torch.tensor([_caption_id(caption) for caption in captions])
+        ledger = sum(_ledger_entry(position, pair) for position, pair in zip(positions, pairs, strict=True))
+        return TrainBatch(images, self._tokenizer(captions), caption_ids, tuple(bad), ledger % 2**_LEDGER_BITS)
 
     def _image(self, pair: Pair) -> torch.Tensor:
         return self._transform(decode_image(pair.image, self._max_pixels, pair.place))
@@ -119,6 +131,15 @@ class PairDataset(Dataset[TrainBatch]):
 def _crop_seed(seed: int, position: int) -> int:
     """32 bits, since torch's CPU generator uses no more; a multiplicative hash keeps the runs' seeds apart."""
     return (seed * 0x9E3779B1 + position) % 2**32
+
+
+def _caption_id(caption: str) -> int:
+    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), signed=True)
+
+
+def _ledger_entry(position: int, pair: Pair) -> int:
+    content = f"{position} {zlib.crc32(pair.image)} {zlib.crc32(pair.caption.encode())}"
+    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest())
 
 
 class _RankPositions:

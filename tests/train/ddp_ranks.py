@@ -26,7 +26,7 @@ def main(folder: Path, rank: int, world_size: int) -> None:
     loop = TrainLoop(torch.nn.parallel.DistributedDataParallel(module), trial, config, 0.0, rank, world_size)
     part = slice(rank * config.batch_size // world_size, (rank + 1) * config.batch_size // world_size)
     for images, texts in zip(batches["images"], batches["texts"], strict=True):
-        loop.step(TrainBatch(images[part], texts[part], ()))
+        loop.step(TrainBatch(images[part], texts[part], torch.arange(config.batch_size)[part]))
     safetensors.torch.save_file(module.state_dict(), folder / f"rank{rank}.safetensors")
     torch.distributed.destroy_process_group()
 

@@ -38,6 +38,8 @@ def assert_equal(left: list[TrainBatch], right: list[TrainBatch]) -> None:
     for a, b in zip(left, right, strict=True):
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.texts, b.texts)
+        assert torch.equal(a.caption_ids, b.caption_ids)
+        assert a.ledger == b.ledger != 0
 
 
 class TestSampleOrder:
@@ -90,7 +92,12 @@ class TestBatches:
         whole = load(make_dataset(0))
         parts = [load(make_dataset(0), rank=rank, world_size=world_size) for rank in range(world_size)]
         joined = [
-            TrainBatch(torch.cat([p.images for p in part]), torch.cat([p.texts for p in part]), ())
+            TrainBatch(
+                torch.cat([p.images for p in part]),
+                torch.cat([p.texts for p in part]),
+                torch.cat([p.caption_ids for p in part]),
+                ledger=sum(p.ledger for p in part) % 2**63,
+            )
             for part in zip(*parts, strict=True)
         ]
         assert_equal(joined, whole)

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,12 @@ def make_run(
 def batch(new_clip: Callable[[], ClipModel]) -> TrainBatch:
     """Pictures of noise, each with a text of its own."""
     texts = new_clip().tokenizer([f"picture {number}" for number in range(BATCH)])
-    return TrainBatch(torch.randn((BATCH, 3, 16, 16), generator=torch.Generator().manual_seed(0)), texts, ())
+    images = torch.randn((BATCH, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    return TrainBatch(images, texts, torch.arange(BATCH))
 
 
 def with_bad_images(batch: TrainBatch, count: int) -> TrainBatch:
-    return TrainBatch(batch.images, batch.texts, tuple(f"a.tar: sample {number}: damaged" for number in range(count)))
+    return replace(batch, bad_images=tuple(f"a.tar: sample {number}: damaged" for number in range(count)))
 
 
 def assert_bit_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
@@ -244,7 +246,7 @@ def test_two_gloo_ranks_train_as_one_process_with_the_whole_batch(
     start = {name: tensor.clone() for name, tensor in clip.module.state_dict().items()}
     loop = TrainLoop(clip.module, trial(2 * BATCH), train, max_bad_image_share=0.0)
     for step in range(2):
-        loop.step(TrainBatch(images[step], texts[step], ()))
+        loop.step(TrainBatch(images[step], texts[step], torch.arange(len(images[step]))))
     try:
         for rank in ranks:
             _, errors = rank.communicate(timeout=RANKS_DEADLINE_SECONDS)
