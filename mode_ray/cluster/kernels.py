@@ -48,8 +48,25 @@ def lowest_of_blocks(bounds_m: Array, lowest_q: Array) -> None:
 
 
 @_compiled
+def closer_bound(
+    bound: np.float32, left_length: np.float32, right_length: np.float32, left_t: Array, right_t: Array
+) -> np.float32:
+    """A bound by heads made one by whole projections: the tails' distance in place of that of their lengths."""
+    gap = left_length - right_length
+    closer = bound - gap * gap
+    for k in range(left_t.shape[0]):
+        difference = left_t[k] - right_t[k]
+        closer += difference * difference
+    return closer
+
+
+@_compiled
 def nearest(
     bounds_bm: Array,
+    lengths_b: Array,
+    lengths_m: Array,
+    tails_bt: Array,
+    tails_mt: Array,
     vectors_bd: Array,
     centers_md: Array,
     prices_m: Array,
@@ -61,7 +78,12 @@ def nearest(
     """The center with the lowest squared distance plus price; ties go to the lowest id.
 
     Args:
-        bounds_bm: float32 [b, m], lower bounds of distance plus price, less a number of the row's own.
+        bounds_bm: float32 [b, m], lower bounds of distance plus price, less a number of the row's own, by the heads
+            of the projections.
+        lengths_b: float32 [b], last coordinates of the vectors' heads.
+        lengths_m: float32 [m], those of the centers' heads.
+        tails_bt: float32 [b, t], tails of the vectors' projections.
+        tails_mt: float32 [m, t], those of the centers' projections.
         vectors_bd: float32 [b, d].
         centers_md: float32 [m, d].
         prices_m: float32 [m].
@@ -86,6 +108,9 @@ def nearest(
                 continue
             for j in range(q * _BLOCK, min((q + 1) * _BLOCK, m)):
                 if bounds_bm[b, j] <= limit and j != first:
+                    bound = closer_bound(bounds_bm[b, j], lengths_b[b], lengths_m[j], tails_bt[b], tails_mt[j])
+                    if bound > limit:
+                        continue
                     distance = squared_distance(vectors_bd[b], centers_md[j])
                     total = distance + prices_m[j]
                     if total < best or (total == best and j < fine):
@@ -98,6 +123,10 @@ def nearest(
 @_compiled
 def candidates(
     bounds_bm: Array,
+    lengths_b: Array,
+    lengths_m: Array,
+    tails_bt: Array,
+    tails_mt: Array,
     vectors_bd: Array,
     centers_md: Array,
     prices_m: Array,
@@ -112,7 +141,11 @@ def candidates(
     """Centers whose squared distance plus price is within `reach` of the best, the best first, at most k of them.
 
     Args:
-        bounds_bm: As in `nearest`, like the next four.
+        bounds_bm: As in `nearest`, like the next eight.
+        lengths_b: float32 [b].
+        lengths_m: float32 [m].
+        tails_bt: float32 [b, t].
+        tails_mt: float32 [m, t].
         vectors_bd: float32 [b, d].
         centers_md: float32 [m, d].
         prices_m: float32 [m].
@@ -137,6 +170,9 @@ def candidates(
                 continue
             for j in range(q * _BLOCK, min((q + 1) * _BLOCK, m)):
                 if bounds_bm[b, j] > cut + slack_b[b] or j == fine_b[b]:
+                    continue
+                bound = closer_bound(bounds_bm[b, j], lengths_b[b], lengths_m[j], tails_bt[b], tails_mt[j])
+                if bound > cut + slack_b[b]:
                     continue
                 distance = squared_distance(vectors_bd[b], centers_md[j])
                 total = distance + prices_m[j]

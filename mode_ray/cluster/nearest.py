@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -66,15 +66,16 @@ class NearestCenters:
     ) -> None:
         import torch
 
-        from mode_ray.cluster.projection import CENTERS_SHARE, Projection
+        from mode_ray.cluster.projection import CENTERS_SHARES, Projection
 
         self._centers_md, self._prices_m = checked_centers(centers_md, prices_m)
         self._threads = threads
-        self._projection = projection or Projection.fit(self._centers_md, CENTERS_SHARE)
+        self._projection = projection or Projection.fit(self._centers_md, CENTERS_SHARES)
         centers = torch.from_numpy(self._centers_md)
-        table_mp = self._projection.project(centers)
-        squared_m = table_mp.square().sum(dim=1)
-        self._table_pm = table_mp.T.contiguous()
+        heads_mh, tails_mt = self._projection.split(self._projection.project(centers))
+        squared_m = heads_mh.square().sum(dim=1)
+        self._heads_hm = heads_mh.T.contiguous()
+        self._lengths_m, self._tails_mt = heads_mh[:, -1].numpy().copy(), tails_mt.contiguous().numpy()
         self._bias_m = squared_m + torch.from_numpy(self._prices_m)
         self._scale = float(squared_m.max()) + float(np.abs(self._prices_m).max())
         rows = _BOUNDS_PER_BATCH // len(self._centers_md)
@@ -106,11 +107,8 @@ class NearestCenters:
         fine_b, squared_distance_b = np.empty(count, np.int32), np.empty(count, np.float32)
         hints = np.full(count, -1, np.int32) if hint_b is None else hint_b
 
-        def search_some(rows: slice, batch_bd: Float32Array, bounds_bm: Float32Array, slack_b: Float32Array) -> None:
-            kernels.nearest(
-                bounds_bm, batch_bd, self._centers_md, self._prices_m, slack_b, hints[rows],
-                fine_b[rows], squared_distance_b[rows],
-            )  # fmt: skip
+        def search_some(rows: slice, bounded: tuple[Any, ...]) -> None:
+            kernels.nearest(*bounded, hints[rows], fine_b[rows], squared_distance_b[rows])
 
         self._each_batch(vectors_bd, projected_bp, search_some)
         return fine_b, squared_distance_b
@@ -147,13 +145,10 @@ class NearestCenters:
         count_b = np.empty(count, np.int32)
         hints = np.full(count, -1, np.int32) if hint_b is None else hint_b
 
-        def find_some(rows: slice, batch_bd: Float32Array, bounds_bm: Float32Array, slack_b: Float32Array) -> None:
-            shared = (bounds_bm, batch_bd, self._centers_md, self._prices_m, slack_b)
-            kernels.nearest(*shared, hints[rows], fine_b[rows], squared_distance_b[rows])
-            kernels.candidates(
-                *shared, fine_b[rows], squared_distance_b[rows], reach,
-                fine_bk[rows], squared_distance_bk[rows], count_b[rows],
-            )  # fmt: skip
+        def find_some(rows: slice, bounded: tuple[Any, ...]) -> None:
+            kernels.nearest(*bounded, hints[rows], fine_b[rows], squared_distance_b[rows])
+            best = (fine_b[rows], squared_distance_b[rows])
+            kernels.candidates(*bounded, *best, reach, fine_bk[rows], squared_distance_bk[rows], count_b[rows])
 
         self._each_batch(vectors_bd, projected_bp, find_some)
         return fine_bk, squared_distance_bk, count_b
@@ -162,9 +157,9 @@ class NearestCenters:
         self,
         vectors_bd: npt.NDArray[np.floating],
         projected_bp: Float32Array | None,
-        work: Callable[[slice, Float32Array, Float32Array, Float32Array], None],
+        work: Callable[[slice, tuple[Any, ...]], None],
     ) -> None:
-        """Call `work` with a range of rows, their vectors, the lower bounds of all distances, and their slack."""
+        """Call `work` with a range of rows, and with the first arguments of `kernels.nearest` for them."""
         import torch
 
         if vectors_bd.ndim != 2 or vectors_bd.shape[1] != self._centers_md.shape[1]:
@@ -179,14 +174,21 @@ class NearestCenters:
                 projected = self._projection.project(batch)
             else:
                 projected = torch.from_numpy(projected_bp[rows])
-            squared_b = projected.square().sum(dim=1)
+            heads_bh, tails_bt = self._projection.split(projected)
+            squared_b = heads_bh.square().sum(dim=1)
             finite_b = torch.isfinite(squared_b)
             if not finite_b.all():
                 bad = start + int((~finite_b).to(torch.uint8).argmax())
                 raise ValueError(f"{int((~finite_b).sum())} vectors are NaN or infinite, the first at row {bad}")
-            bounds_bm = torch.addmm(self._bias_m, projected, self._table_pm, alpha=-2.0)
-            slack_b = _SLACK * (squared_b + self._scale) - squared_b
-            work(rows, batch.numpy(), bounds_bm.numpy(), slack_b.numpy())
+            bounds_bm = torch.addmm(self._bias_m, heads_bh, self._heads_hm, alpha=-2.0).numpy()
+            slack_b = (_SLACK * (squared_b + self._scale) - squared_b).numpy()
+            tails = (
+                heads_bh[:, -1].contiguous().numpy(),
+                self._lengths_m,
+                tails_bt.contiguous().numpy(),
+                self._tails_mt,
+            )
+            work(rows, (bounds_bm, *tails, batch.numpy(), self._centers_md, self._prices_m, slack_b))
 
         def bound_each(starts: range) -> None:
             for start in starts:

@@ -12,7 +12,7 @@ from mode_ray.cluster import kernels
 from mode_ray.cluster.balance import row_hashes
 from mode_ray.cluster.nearest import Float32Array, Int32Array, NearestCenters
 from mode_ray.cluster.partial_sums import Float64Array, PartialSums
-from mode_ray.cluster.projection import ROWS_SHARE, Projection
+from mode_ray.cluster.projection import ROWS_SHARES, Projection
 from mode_ray.threads import limited_threads
 
 CANDIDATES_PER_ROW = 16
@@ -186,7 +186,7 @@ class LocalRows:
 
     def _projections(self) -> tuple[Projection, Float32Array]:
         if self._projection is None:
-            self._projection = Projection.fit(self._vectors_nd, ROWS_SHARE)
+            self._projection = Projection.fit(self._vectors_nd, ROWS_SHARES)
         if self._projected_np is None:
             projection = self._projection
             projected_np = np.empty((self.rows, projection.dimension), np.float32)
