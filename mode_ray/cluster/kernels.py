@@ -18,6 +18,17 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+# What a search knows of its vectors and centers:
+#   bounds_bm   float32 [b, m], lower bounds of distance plus price by the heads of the projections, less a number of the
+#               row's own
+#   lengths_b   float32 [b], last coordinates of the vectors' heads; lengths_m float32 [m], those of the centers' heads
+#   tails_bt    float32 [b, t], tails of the vectors' projections; tails_mt float32 [m, t], those of the centers'
+#   vectors_bd  float32 [b, d]
+#   centers_md  float32 [m, d]
+#   prices_m    float32 [m]
+#   slack_b     float32 [b]; a center can only be best where its bound is below best + slack
+Bounded = tuple[Array, Array, Array, Array, Array, Array, Array, Array, Array]
+
 # Bounds are first looked at a block at a time, by the block's lowest, which compiles to a few vector instructions.
 _BLOCK = 32
 
@@ -62,15 +73,7 @@ def closer_bound(
 
 @_compiled
 def nearest(
-    bounds_bm: Array,
-    lengths_b: Array,
-    lengths_m: Array,
-    tails_bt: Array,
-    tails_mt: Array,
-    vectors_bd: Array,
-    centers_md: Array,
-    prices_m: Array,
-    slack_b: Array,
+    bounded: Bounded,
     hint_b: Array,
     fine_b: Array,
     squared_distance_b: Array,
@@ -78,20 +81,12 @@ def nearest(
     """The center with the lowest squared distance plus price; ties go to the lowest id.
 
     Args:
-        bounds_bm: float32 [b, m], lower bounds of distance plus price, less a number of the row's own, by the heads
-            of the projections.
-        lengths_b: float32 [b], last coordinates of the vectors' heads.
-        lengths_m: float32 [m], those of the centers' heads.
-        tails_bt: float32 [b, t], tails of the vectors' projections.
-        tails_mt: float32 [m, t], those of the centers' projections.
-        vectors_bd: float32 [b, d].
-        centers_md: float32 [m, d].
-        prices_m: float32 [m].
-        slack_b: float32 [b]; a center can only be best where its bound is below best + slack.
+        bounded: The vectors, the centers and the bounds.
         hint_b: int32 [b], a center to begin with, or -1 for the one with the lowest bound.
         fine_b: int32 [b], filled.
         squared_distance_b: float32 [b], filled, without price.
     """
+    bounds_bm, lengths_b, lengths_m, tails_bt, tails_mt, vectors_bd, centers_md, prices_m, slack_b = bounded
     m = centers_md.shape[0]
     lowest_q = np.empty(-(-m // _BLOCK), np.float32)
     for b in range(vectors_bd.shape[0]):
@@ -122,15 +117,7 @@ def nearest(
 
 @_compiled
 def candidates(
-    bounds_bm: Array,
-    lengths_b: Array,
-    lengths_m: Array,
-    tails_bt: Array,
-    tails_mt: Array,
-    vectors_bd: Array,
-    centers_md: Array,
-    prices_m: Array,
-    slack_b: Array,
+    bounded: Bounded,
     fine_b: Array,
     squared_distance_b: Array,
     reach: float,
@@ -141,15 +128,7 @@ def candidates(
     """Centers whose squared distance plus price is within `reach` of the best, the best first, at most k of them.
 
     Args:
-        bounds_bm: As in `nearest`, like the next eight.
-        lengths_b: float32 [b].
-        lengths_m: float32 [m].
-        tails_bt: float32 [b, t].
-        tails_mt: float32 [m, t].
-        vectors_bd: float32 [b, d].
-        centers_md: float32 [m, d].
-        prices_m: float32 [m].
-        slack_b: float32 [b].
+        bounded: As in `nearest`.
         fine_b: int32 [b], the best, as `nearest` found it.
         squared_distance_b: float32 [b], its distance.
         reach: In units of squared distance.
@@ -157,6 +136,7 @@ def candidates(
         squared_distance_bk: float32 [b, k], filled, without prices.
         count_b: int32 [b], filled.
     """
+    bounds_bm, lengths_b, lengths_m, tails_bt, tails_mt, vectors_bd, centers_md, prices_m, slack_b = bounded
     m, width = centers_md.shape[0], fine_bk.shape[1]
     lowest_q = np.empty(-(-m // _BLOCK), np.float32)
     totals_k = np.empty(width, np.float32)

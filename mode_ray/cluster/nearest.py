@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from mode_ray.errors import UsageError
 from mode_ray.threads import limited_threads
 
 if TYPE_CHECKING:
+    from mode_ray.cluster import kernels
     from mode_ray.cluster.projection import Projection
 
 # Two MB of bounds: what the matrix product wrote is still in the cache when the compiled loops read it.
@@ -107,8 +108,8 @@ class NearestCenters:
         fine_b, squared_distance_b = np.empty(count, np.int32), np.empty(count, np.float32)
         hints = np.full(count, -1, np.int32) if hint_b is None else hint_b
 
-        def search_some(rows: slice, bounded: tuple[Any, ...]) -> None:
-            kernels.nearest(*bounded, hints[rows], fine_b[rows], squared_distance_b[rows])
+        def search_some(rows: slice, bounded: "kernels.Bounded") -> None:
+            kernels.nearest(bounded, hints[rows], fine_b[rows], squared_distance_b[rows])
 
         self._each_batch(vectors_bd, projected_bp, search_some)
         return fine_b, squared_distance_b
@@ -145,10 +146,10 @@ class NearestCenters:
         count_b = np.empty(count, np.int32)
         hints = np.full(count, -1, np.int32) if hint_b is None else hint_b
 
-        def find_some(rows: slice, bounded: tuple[Any, ...]) -> None:
-            kernels.nearest(*bounded, hints[rows], fine_b[rows], squared_distance_b[rows])
+        def find_some(rows: slice, bounded: "kernels.Bounded") -> None:
+            kernels.nearest(bounded, hints[rows], fine_b[rows], squared_distance_b[rows])
             best = (fine_b[rows], squared_distance_b[rows])
-            kernels.candidates(*bounded, *best, reach, fine_bk[rows], squared_distance_bk[rows], count_b[rows])
+            kernels.candidates(bounded, *best, reach, fine_bk[rows], squared_distance_bk[rows], count_b[rows])
 
         self._each_batch(vectors_bd, projected_bp, find_some)
         return fine_bk, squared_distance_bk, count_b
@@ -157,9 +158,9 @@ class NearestCenters:
         self,
         vectors_bd: npt.NDArray[np.floating],
         projected_bp: Float32Array | None,
-        work: Callable[[slice, tuple[Any, ...]], None],
+        work: "Callable[[slice, kernels.Bounded], None]",
     ) -> None:
-        """Call `work` with a range of rows, and with the first arguments of `kernels.nearest` for them."""
+        """Call `work` with a range of rows, and with what is known of them."""
         import torch
 
         if vectors_bd.ndim != 2 or vectors_bd.shape[1] != self._centers_md.shape[1]:

@@ -257,7 +257,7 @@ class TestClustering:
     def test_memory_grows_with_sample_and_dimension(self) -> None:
         config = config_of()
         plan = make_plan(config, rates_of(config), inventory_of(1e6))
-        row = 2 * 256 + 4 * (0.45 * 256 + 1) + 8
+        row = 2 * 256 + 4 * (0.65 * 256 + 1) + 8
         assert plan.clustering_memory_bytes == pytest.approx(10_000 * (row + 16 * 8))
         plain = config_of(cluster={"sample_rows": 10_000, "fine": {"centers": 100, "balanced": False}})
         plan = make_plan(plain, rates_of(plain), inventory_of(1e6))
