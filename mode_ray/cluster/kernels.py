@@ -19,8 +19,8 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 # What a search knows of its vectors and centers:
-#   bounds_bm   float32 [b, m], lower bounds of distance plus price by the heads of the projections, less a number of the
-#               row's own
+#   bounds_bm   float32 [b, m], lower bounds of distance plus price by the heads of the projections, less a number
+#               of the row's own
 #   lengths_b   float32 [b], last coordinates of the vectors' heads; lengths_m float32 [m], those of the centers' heads
 #   tails_bt    float32 [b, t], tails of the vectors' projections; tails_mt float32 [m, t], those of the centers'
 #   vectors_bd  float32 [b, d]
