@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.train.v2.api.config import CheckpointConfig, FailureConfig, ScalingConfig
-from ray.train.v2.api.config import RunConfig as TrainRunConfig
+from ray.train import CheckpointConfig
+from ray.train import RunConfig as TrainRunConfig
+from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
