@@ -8,16 +8,13 @@ import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from enum import IntEnum
 from threading import Event
-from typing import Any
 
 import ray.train
 import ray.train.collective
-import torch
-import torch.distributed
 
 from mode_ray.storage import Location
+from mode_ray.train.agreement import Agreement, Order
 from mode_ray.train.checkpoints import checkpoint_name, whole_checkpoints, write_checkpoint
 from mode_ray.train.loop import Snapshot, TrainLoop
 from mode_ray.train.trial import PROGRESS_FILE, TrialJob
@@ -27,12 +24,6 @@ _PROGRESS_INTERVAL_SECONDS = 2.0
 _PREEMPTION_INTERVAL_SECONDS = 5.0
 _ASYNC = ray.train.CheckpointUploadMode.ASYNC
 _logger = logging.getLogger(__name__)
-
-
-class _Order(IntEnum):
-    NOTHING = 0
-    ASK_FOR_PREEMPTION = 1
-    CHECKPOINT = 2
 
 
 class Reporter:
@@ -52,7 +43,7 @@ class Reporter:
         self._rank = rank
         self._interval_seconds = job.config.train.placement.checkpoint_interval_seconds
         self._samples = job.trial.samples
-        self._agreement = _Agreement() if world_size > 1 else None
+        self._agreement = Agreement() if world_size > 1 else None
         self._writer = _CheckpointWriter(checkpoints, under_ray=job.config.train.placement.workers_per_run > 0)
         self._progress = _ProgressWriter(job.folder / PROGRESS_FILE)
         self._point: Mapping[str, float] = {}
@@ -73,9 +64,9 @@ class Reporter:
             self._write_progress()
         if ends:
             return
-        wanted = self._wanted(now) if self._rank == 0 else _Order.NOTHING
+        wanted = self._wanted(now) if self._rank == 0 else Order.NOTHING
         order = wanted if self._agreement is None else self._agreement.exchange(wanted)
-        if order == _Order.CHECKPOINT or (order == _Order.ASK_FOR_PREEMPTION and self._is_preempted()):
+        if order == Order.CHECKPOINT or (order == Order.ASK_FOR_PREEMPTION and self._is_preempted()):
             self.checkpoint()
 
     def checkpoint(self) -> None:
@@ -103,17 +94,17 @@ class Reporter:
         self._writer.wait()
         self._progress.wait()
 
-    def _wanted(self, now: float) -> _Order:
+    def _wanted(self, now: float) -> Order:
         """What rank 0 finds due."""
         if self._writer.is_busy() or self._loop.state.samples_seen == self._checkpointed_samples:
-            return _Order.NOTHING
+            return Order.NOTHING
         if now - self._last_checkpoint >= self._interval_seconds:
             self._last_checkpoint = now
-            return _Order.CHECKPOINT
+            return Order.CHECKPOINT
         if not self._preemption_answered and now - self._last_asked >= _PREEMPTION_INTERVAL_SECONDS:
             self._last_asked = now
-            return _Order.ASK_FOR_PREEMPTION
-        return _Order.NOTHING
+            return Order.ASK_FOR_PREEMPTION
+        return Order.NOTHING
 
     def _is_preempted(self) -> bool:
         """Whether a node of this run is about to be taken away: one more checkpoint before it is, not several."""
@@ -131,35 +122,6 @@ def newest_checkpoint(checkpoints: Location, rank: int) -> Location | None:
     found = whole_checkpoints(checkpoints)[-1:] if rank == 0 else []
     name: str | None = ray.train.collective.broadcast_from_rank_zero(found[0].name if found else None)
     return None if name is None else checkpoints / name
-
-
-class _Agreement:
-    """All ranks do after a step what rank 0 wanted one step before, so that none waits for it."""
-
-    def __init__(self) -> None:
-        # On the CPU whatever the device: asking a GPU for the answer would make every step wait for it.
-        self._group: Any = torch.distributed.new_group(backend="gloo")
-        self._under_way: tuple[Any, torch.Tensor] | None = None
-
-    def exchange(self, wanted: _Order) -> _Order:
-        """Send (or receive) this step's order; returns that of the step before."""
-        before = self._received()
-        order = torch.tensor([wanted], dtype=torch.uint8)
-        work = torch.distributed.broadcast(order, src=0, group=self._group, async_op=True)
-        self._under_way = (work, order)
-        return before
-
-    def forget(self) -> None:
-        """Leave the last order undone."""
-        self._received()
-
-    def _received(self) -> _Order:
-        if self._under_way is None:
-            return _Order.NOTHING
-        work, order = self._under_way
-        self._under_way = None
-        work.wait()
-        return _Order(int(order))
 
 
 class _CheckpointWriter:

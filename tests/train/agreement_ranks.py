@@ -1,4 +1,4 @@
-"""One of several gloo processes that agree on orders; run by test_reporter.py as a script."""
+"""One of several gloo processes that agree on orders; run by test_agreement.py as a script."""
 
 import json
 import sys
@@ -6,21 +6,21 @@ from pathlib import Path
 
 import torch.distributed
 
-from mode_ray.train.reporter import _Agreement, _Order
+from mode_ray.train.agreement import Agreement, Order
 
 
 def main(folder: Path, rank: int, world_size: int) -> None:
     """Exchange rank 0's orders, and leave what this rank was told."""
     store = torch.distributed.FileStore(str(folder / "store"), world_size)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
-    agreement = _Agreement()
-    wanted = [_Order.CHECKPOINT, _Order.NOTHING, _Order.ASK_FOR_PREEMPTION, _Order.CHECKPOINT, _Order.NOTHING]
-    told = [agreement.exchange(order if rank == 0 else _Order.NOTHING) for order in wanted]
+    agreement = Agreement()
+    wanted = [Order.CHECKPOINT, Order.NOTHING, Order.ASK_FOR_PREEMPTION, Order.CHECKPOINT, Order.NOTHING]
+    told = [agreement.exchange(order if rank == 0 else Order.NOTHING) for order in wanted]
     agreement.forget()
     # After a rollback no order of before counts.
-    agreement.exchange(_Order.CHECKPOINT if rank == 0 else _Order.NOTHING)
+    agreement.exchange(Order.CHECKPOINT if rank == 0 else Order.NOTHING)
     agreement.forget()
-    told.append(agreement.exchange(_Order.NOTHING))
+    told.append(agreement.exchange(Order.NOTHING))
     agreement.forget()
     (folder / f"rank{rank}.json").write_text(json.dumps(told))
     torch.distributed.destroy_process_group()
