@@ -41,6 +41,7 @@ class Reporter:
         self._loop = loop
         self._checkpoints = checkpoints
         self._rank = rank
+        self._world_size = world_size
         self._interval_seconds = job.config.train.placement.checkpoint_interval_seconds
         self._samples = job.trial.samples
         self._agreement = Agreement() if world_size > 1 else None
@@ -114,7 +115,8 @@ class Reporter:
     def _write_progress(self) -> None:
         newest = self._writer.written
         checkpoint = {"checkpoint_samples": newest[0], "checkpoint_unix_seconds": newest[1]} if newest else {}
-        self._progress.write({**self._point, "samples": float(self._loop.state.samples_seen), **checkpoint})
+        now = {"samples": float(self._loop.state.samples_seen), "workers": float(self._world_size)}
+        self._progress.write({**self._point, **now, **checkpoint})
 
 
 def newest_checkpoint(checkpoints: Location, rank: int) -> Location | None:

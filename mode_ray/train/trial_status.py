@@ -29,6 +29,7 @@ class TrialStatus:
         seconds: Wall time of its launches that have ended.
         reason: Why it failed.
         samples_seen: Samples it has seen, by its newest figures; after a failure it goes on from its checkpoint.
+        workers: Workers that trained it when they were last heard of; elastic runs change their number.
         samples_per_second: Newest measured speed.
         loss: Newest measured loss.
         eta_seconds: Time to its end at that speed, while it runs.
@@ -43,6 +44,7 @@ class TrialStatus:
     seconds: float = 0.0
     reason: str | None = None
     samples_seen: int = 0
+    workers: int | None = None
     samples_per_second: float | None = None
     loss: float | None = None
     eta_seconds: float | None = None
@@ -90,6 +92,7 @@ def with_progress(status: TrialStatus, progress: Mapping[str, float]) -> TrialSt
     return replace(
         status,
         samples_seen=seen,
+        workers=int(progress["workers"]),
         samples_per_second=rate,
         loss=progress.get("loss"),
         eta_seconds=round((status.samples - seen) / rate, 1) if rate else None,

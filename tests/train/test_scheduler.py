@@ -114,10 +114,11 @@ class TestFailures:
     def test_a_running_one_shows_its_newest_figures_and_the_time_left(self) -> None:
         waiting = queue(1, 2, DENSE)
         start(waiting)
-        figures = {"samples": 200.0, "loss": 1.5, "samples_per_second": 50.0, "logit_scale": 14.0}
+        figures = {"samples": 200.0, "loss": 1.5, "samples_per_second": 50.0, "workers": 2.0}
         waiting.progressed(DENSE, figures | {"checkpoint_samples": 160.0, "checkpoint_unix_seconds": 1e9})
         status = waiting.statuses["dense"]
         assert (status.samples_seen, status.loss, status.samples_per_second) == (200, 1.5, 50.0)
+        assert status.workers == 2
         assert (status.eta_seconds, status.checkpoint_samples, status.checkpoint_unix_seconds) == (12.0, 160, 1e9)
         waiting.failed(DENSE, "launcher lost", 1.0, again=True)
         assert waiting.statuses["dense"].eta_seconds is None
@@ -126,7 +127,7 @@ class TestFailures:
     def test_before_the_first_logged_point_only_the_samples_are_known(self) -> None:
         waiting = queue(1, 2, DENSE)
         start(waiting)
-        waiting.progressed(DENSE, {"samples": 8.0})
+        waiting.progressed(DENSE, {"samples": 8.0, "workers": 1.0})
         status = waiting.statuses["dense"]
         assert (status.samples_seen, status.loss, status.eta_seconds, status.checkpoint_samples) == (
             8,

@@ -71,7 +71,7 @@ class TestOneTrial:
         assert (metrics["bad_images"], metrics["first_bad_image"]) == (0, "")
         progress = read_progress(job.folder)
         assert progress is not None
-        assert progress == metrics["history"][-1]
+        assert progress == metrics["history"][-1] | {"workers": 1.0}
         assert metrics["ledger"] > 0
         assert metrics["skipped"] == []
         assert not (job.folder / ERROR_FILE).exists()
