@@ -3,6 +3,8 @@
 Seven must end as in a run that was left in peace and had no worker groups at all (`workers_per_run: 0`): the same
 samples at the same places, by their ledgers, and the same weights. The tolerance is none: with fixed threads, on one
 machine, the bytes are equal. The eighth is reported with its reason.
+
+Then an elastic run loses a node of its cluster and gets another.
 """
 
 import contextlib
@@ -27,6 +29,7 @@ import pytest
 import yaml
 from fault_runs import COMMAND, Invocation
 from PIL import Image
+from ray.cluster_utils import Cluster
 
 from mode_ray.assign import FINE
 from mode_ray.captions.shards import unit_name
@@ -43,7 +46,7 @@ SEED = 20261125
 KILLS = ("worker",) * 8 + ("controller",) * 3 + ("driver",) * 2
 NAMES = {"worker": "ray::RayTrainWo", "controller": "ray::TrainContr"}
 EXPERTS, SLOTS = 8, 2
-BATCH, STEPS = 32, 200
+BATCH, STEPS, ELASTIC_STEPS = 32, 200, 4000
 DEADLINE_SECONDS = 900.0
 RAY_ENDS_SECONDS = 15.0
 ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
@@ -89,16 +92,24 @@ class Story:
 
 
 @pytest.fixture(scope="module")
+def assigned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a config and a run whose captions are assigned."""
+    folder = tmp_path_factory.mktemp("train-faults")
+    config = write_config(folder)
+    assert ended(command(config, folder / "assigned", "run", "--until", "assign")) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
 def story(
-    tmp_path_factory: pytest.TempPathFactory,
+    assigned: Path,
     named_below: Callable[["subprocess.Popen[bytes]", str], list[int]],
     kill_tree: Callable[["subprocess.Popen[bytes]", float], list[str]],
 ) -> Story:
-    folder = tmp_path_factory.mktemp("train-faults")
-    config, run, undisturbed = write_config(folder), folder / "run", folder / "undisturbed"
-    assert ended(command(config, run, "run", "--until", "assign")) == 0
+    config, run, undisturbed = assigned / "config.yaml", assigned / "run", assigned / "undisturbed"
+    for copy in (run, undisturbed):
+        shutil.copytree(assigned / "assigned", copy)
     rotten = rot_one_expert(config, run)
-    shutil.copytree(run, undisturbed)
     assert ended(command(config, undisturbed, "train", "train.placement.workers_per_run=0")) == 1
 
     told = Story(undisturbed, run, rotten, "")
@@ -173,6 +184,75 @@ def test_nothing_is_left_but_the_outcome(story: Story) -> None:
     left = {str(folder.parent.relative_to(experts)) for folder in experts.glob(f"**/{CHECKPOINT_FOLDER}")}
     assert left <= {story.rotten}
     assert not (story.run / "experts/lease.json").exists()
+
+
+class TestNodes:
+    """An elastic run on a cluster that loses a node and gets another."""
+
+    ELASTIC = (
+        "train.placement.max_workers_per_run=2",
+        "train.placement.resize_interval_seconds=3",
+        # The seed alone is trained, for longer than in the drill above.
+        f"train.dense_samples={2 * ELASTIC_STEPS * BATCH}",
+    )
+
+    @pytest.fixture(scope="class")
+    def told(self, assigned: Path) -> tuple[list[int], dict[str, Any], dict[str, Any]]:
+        """Numbers of workers in the order they were seen, and the metrics of this run and of an undisturbed one."""
+        config, run, undisturbed = assigned / "config.yaml", assigned / "elastic", assigned / "inelastic"
+        for copy in (run, undisturbed):
+            shutil.copytree(assigned / "assigned", copy)
+        retry = ("train", "retry", "seed")
+        alone = ("train.placement.workers_per_run=0", self.ELASTIC[-1])
+        assert ended(command(config, undisturbed, *retry, *alone)) == 0
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 200_000_000})
+        try:
+            node = cluster.add_node(num_cpus=1, object_store_memory=200_000_000)
+            driver = command(config, run, *retry, *self.ELASTIC, f"ray.address={cluster.address}")
+            seen = [wait_for_workers(driver, run, 2)]
+            cluster.remove_node(node, allow_graceful=False)
+            seen.append(wait_for_workers(driver, run, 1))
+            cluster.add_node(num_cpus=1, object_store_memory=200_000_000)
+            seen.append(wait_for_workers(driver, run, 2))
+            assert ended(driver) == 0
+        finally:
+            cluster.shutdown()
+        metrics = [json.loads((one / "experts/seed/metrics.json").read_text()) for one in (run, undisturbed)]
+        return seen, metrics[0], metrics[1]
+
+    def test_it_shrank_with_the_lost_node_and_grew_with_the_new_one(self, told: tuple[list[int], Any, Any]) -> None:
+        assert told[0] == [2, 1, 2]
+
+    def test_it_saw_the_very_samples_of_an_undisturbed_run(self, told: tuple[Any, dict[str, Any], Any]) -> None:
+        _, elastic, undisturbed = told
+        for fact in ("ledger", "samples_seen", "skipped"):
+            assert elastic[fact] == undisturbed[fact], fact
+        assert elastic["samples_seen"] == ELASTIC_STEPS * BATCH
+
+    def test_its_loss_is_that_of_the_undisturbed_run(self, told: tuple[Any, dict[str, Any], Any]) -> None:
+        # Two workers add the same numbers in another order than one.
+        last = [metrics["history"][-1]["loss"] for metrics in told[1:]]
+        assert last[0] == pytest.approx(last[1], rel=0.02)
+
+    @pytest.mark.usefixtures("told")
+    def test_a_lost_node_costs_no_launch(self, assigned: Path) -> None:
+        status = json.loads((assigned / "elastic/experts/seed/status.json").read_text())
+        assert (status["state"], status["launches"]) == ("finished", 1)
+
+
+def wait_for_workers(driver: Invocation, run: Path, workers: int) -> int:
+    """Poll until the seed is trained by so many workers, and has got on with them."""
+    file, first, began = run / "experts/seed/progress.json", None, time.monotonic()
+    while True:
+        assert driver.process.poll() is None, driver.printed()
+        assert time.monotonic() - began < DEADLINE_SECONDS / 3, driver.printed()
+        time.sleep(0.2)
+        progress = json.loads(file.read_text()) if file.exists() else {"workers": 0}
+        if progress["workers"] != workers:
+            continue
+        first = progress["samples"] if first is None else first
+        if progress["samples"] > first:
+            return workers
 
 
 def command(config: Path, run: Path, *arguments: str) -> Invocation:
