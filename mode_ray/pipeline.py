@@ -1,7 +1,7 @@
 """All stages of a run in order; each is skipped where its manifest stands for the same config."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from mode_ray.assign import run_assign
@@ -143,7 +143,7 @@ class Pipeline:
                 places["cluster"],
                 places["assign"],
                 trial,
-                TrainReports(progress.say, on_change),
+                TrainReports(_say_of_training(progress), on_change),
             )
         if manifest is None:
             progress.say(f"[train] {trial} is finished; other runs are not: `mode-ray train` goes on with them")
@@ -170,7 +170,7 @@ class Pipeline:
             return run_assign(config, stage, shards, places["cluster"], embeddings, progress.unit)
         if name == "train":
             with progress.watching_trials() as on_change:
-                reports = TrainReports(progress.say, on_change)
+                reports = TrainReports(_say_of_training(progress), on_change)
                 return run_train(config, stage, shards, places["cluster"], places["assign"], reports)
         return run_evaluate(config, stage, shards, places, progress.unit)
 
@@ -216,6 +216,10 @@ class Pipeline:
             "evaluate": len(self._config.evaluate.tasks),
         }
         return counts.get(name, 1)
+
+
+def _say_of_training(progress: Progress) -> Callable[[str], None]:
+    return lambda text: progress.say(f"[train] {text}")
 
 
 def stage_directories(run: Location) -> dict[str, Location]:

@@ -20,7 +20,7 @@ def checkpoint_name(samples_seen: int) -> str:
 
 def write_checkpoint(folder: Location, snapshot: Snapshot) -> None:
     """Write a checkpoint, the state last."""
-    (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(snapshot.weights))
+    (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(dict(snapshot.weights)))
     (folder / STATE_FILE).write_bytes(snapshot.state)
 
 
