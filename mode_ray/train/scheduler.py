@@ -70,7 +70,9 @@ class TrialQueue:
         if again and self._launches_here[trial.name] < self.max_launches:
             self._set(trial, state="waiting", seconds=spent, eta_seconds=None)
             return
-        self._set(trial, state="failed", reason=reason, seconds=spent, eta_seconds=None)
+        # Within a list of runs the name that the loop puts before its messages would stand twice.
+        own_words = reason.removeprefix(f"{trial.name}: ")
+        self._set(trial, state="failed", reason=own_words, seconds=spent, eta_seconds=None)
         for child in self.trials:
             if child.parent == trial.name and self.statuses[child.name].state == "waiting":
                 self._set(child, state="failed", reason=f"{trial.name} failed")

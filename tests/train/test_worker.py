@@ -104,19 +104,19 @@ class TestAnExpert:
         run = worker.TrainLoop.run
 
         def watched(self: worker.TrainLoop, *arguments: Any) -> None:  # noqa: ANN401
-            begun["state"] = self._optimizer.state_dict()["state"]
-            begun["moment"] = begun["state"][0]["exp_avg"].clone()
-            begun["step"] = int(begun["state"][0]["step"])
-            begun["weights"] = self.snapshot().weights
+            begun["snapshot"] = self.snapshot()
             begun["samples"] = self.state.samples_seen
             run(self, *arguments)
 
         monkeypatch.setattr(worker.TrainLoop, "run", watched)
         assert fit_trial(make_job(EXPERT_TRIAL)) == TrialEnd()
-        seed_weights = weights(make_job(SEED_TRIAL).folder)
-        assert all(torch.equal(begun["weights"][name], seed_weights[name]) for name in seed_weights)
-        assert torch.equal(begun["moment"], seed_state["optimizer"]["state"][0]["exp_avg"])
-        assert (begun["step"], begun["samples"]) == (4, 0)
+        assert_same_weights(begun["snapshot"].weights, weights(make_job(SEED_TRIAL).folder))
+        moments = torch.load(io.BytesIO(begun["snapshot"].state), weights_only=True)["optimizer"]["state"]
+        seed_moments = seed_state["optimizer"]["state"]
+        assert moments.keys() == seed_moments.keys()
+        assert all(torch.equal(moments[key]["exp_avg"], seed_moments[key]["exp_avg"]) for key in moments)
+        assert {int(moment["step"]) for moment in moments.values()} == {4}
+        assert begun["samples"] == 0
         metrics = read_metrics(make_job(EXPERT_TRIAL).folder)
         assert metrics["pairs"] == 24
         assert metrics["samples_seen"] == 4 * BATCH
