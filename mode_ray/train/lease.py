@@ -98,7 +98,7 @@ class Lease:
                     return
                 self._write()
                 renewed = time.monotonic()
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 if time.monotonic() - renewed > EXPIRY_SECONDS:
                     self._lost = f"{self._file}: cannot be renewed ({' '.join(str(error).split())})"
                     return

@@ -88,7 +88,12 @@ def waiting_again(status: TrialStatus) -> TrialStatus:
 def with_progress(status: TrialStatus, progress: Mapping[str, float]) -> TrialStatus:
     """A running trial's status with the figures of its progress file."""
     seen, rate = int(progress["samples"]), progress.get("samples_per_second")
-    checkpoint_samples = progress.get("checkpoint_samples")
+    if "checkpoint_samples" in progress:  # until a worker has written one, that of the worker before is the newest
+        status = replace(
+            status,
+            checkpoint_samples=int(progress["checkpoint_samples"]),
+            checkpoint_unix_seconds=progress["checkpoint_unix_seconds"],
+        )
     return replace(
         status,
         samples_seen=seen,
@@ -96,6 +101,4 @@ def with_progress(status: TrialStatus, progress: Mapping[str, float]) -> TrialSt
         samples_per_second=rate,
         loss=progress.get("loss"),
         eta_seconds=round((status.samples - seen) / rate, 1) if rate else None,
-        checkpoint_samples=None if checkpoint_samples is None else int(checkpoint_samples),
-        checkpoint_unix_seconds=progress.get("checkpoint_unix_seconds"),
     )

@@ -124,6 +124,15 @@ class TestFailures:
         assert waiting.statuses["dense"].eta_seconds is None
         assert waiting.statuses["dense"].samples_seen == 200
 
+    def test_after_a_restart_its_last_checkpoint_is_known_until_it_writes_another(self) -> None:
+        waiting = queue(1, 2, DENSE)
+        start(waiting)
+        figures = {"samples": 200.0, "workers": 1.0}
+        waiting.progressed(DENSE, figures | {"checkpoint_samples": 160.0, "checkpoint_unix_seconds": 1e9})
+        waiting.progressed(DENSE, figures | {"samples": 168.0})
+        status = waiting.statuses["dense"]
+        assert (status.samples_seen, status.checkpoint_samples, status.checkpoint_unix_seconds) == (168, 160, 1e9)
+
     def test_before_the_first_logged_point_only_the_samples_are_known(self) -> None:
         waiting = queue(1, 2, DENSE)
         start(waiting)
