@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -42,11 +42,13 @@ from mode_ray.train.launcher import CHECKPOINT_FOLDER
 
 pytestmark = pytest.mark.drill
 
+T = TypeVar("T")
+
 SEED = 20261125
 KILLS = ("worker",) * 8 + ("controller",) * 3 + ("driver",) * 2
 NAMES = {"worker": "ray::RayTrainWo", "controller": "ray::TrainContr"}
 EXPERTS, SLOTS = 8, 2
-BATCH, STEPS, ELASTIC_STEPS = 32, 200, 4000
+BATCH, STEPS, ELASTIC_STEPS = 32, 160, 3000
 DEADLINE_SECONDS = 900.0
 RAY_ENDS_SECONDS = 15.0
 ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
@@ -120,8 +122,12 @@ def story(
     driver = command(config, run, "train")
     try:
         for victim in victims:
-            time.sleep(chosen.uniform(2.0, 8.0))
-            pids = wait_for(lambda: victims_of(driver, victim, named_below), driver, began)  # noqa: B023
+            # Three of four kills come in the middle of training, the others at any point, as in a run's start.
+            if chosen.random() < 0.75:
+                before = checkpoints_of(run)
+                wait_for(lambda: checkpoints_of(run) - before, driver, began)  # noqa: B023
+            time.sleep(chosen.uniform(0.0, 1.0))
+            pids = sorted(wait_for(lambda: victims_of(driver, victim, named_below), driver, began))  # noqa: B023
             told.kills_with_checkpoints += bool(running_with_checkpoint(run))
             told.kills[victim] += 1
             if victim == "driver":
@@ -275,15 +281,20 @@ def ended(invocation: Invocation) -> int:
 
 def victims_of(
     driver: Invocation, victim: str, named_below: Callable[["subprocess.Popen[bytes]", str], list[int]]
-) -> list[int]:
-    workers = named_below(driver.process, NAMES["worker"])
+) -> set[int]:
+    workers = set(named_below(driver.process, NAMES["worker"]))
     if victim == "driver":
-        return [driver.process.pid] if workers else []
-    return workers if victim == "worker" else named_below(driver.process, NAMES[victim])
+        return {driver.process.pid} if workers else set()
+    return workers if victim == "worker" else set(named_below(driver.process, NAMES[victim]))
 
 
-def wait_for(find: Callable[[], list[int]], driver: Invocation, began: float) -> list[int]:
-    """Poll until there is something to kill."""
+def checkpoints_of(run: Path) -> set[Path]:
+    """All checkpoints that stand."""
+    return set(run.glob(f"experts/**/{CHECKPOINT_FOLDER}/*/checkpoint-*"))
+
+
+def wait_for(find: Callable[[], set[T]], driver: Invocation, began: float) -> set[T]:
+    """Poll until there is something, such as a process to kill."""
     while not (found := find()):
         assert driver.process.poll() is None, f"it ended before all kills came:\n{driver.printed()}"
         assert time.monotonic() - began < DEADLINE_SECONDS, driver.printed()
