@@ -58,13 +58,12 @@ class Reporter:
 
     def after_step(self) -> None:
         """Write progress and a checkpoint where it is time to."""
-        ends = self._loop.state.samples_seen >= self._samples
+        if self._loop.state.samples_seen >= self._samples:
+            return
         now = time.monotonic()
-        if self._rank == 0 and (ends or now - self._last_progress >= _PROGRESS_INTERVAL_SECONDS):
+        if self._rank == 0 and now - self._last_progress >= _PROGRESS_INTERVAL_SECONDS:
             self._last_progress = now
             self._write_progress()
-        if ends:
-            return
         wanted = self._wanted(now) if self._rank == 0 else Order.NOTHING
         order = wanted if self._agreement is None else self._agreement.exchange(wanted)
         if order == Order.CHECKPOINT or (order == Order.ASK_FOR_PREEMPTION and self._is_preempted()):
@@ -89,11 +88,14 @@ class Reporter:
         return newest_checkpoint(self._checkpoints, self._rank)
 
     def close(self) -> None:
-        """Wait until what was begun is written."""
+        """Wait until what was begun is written, and write the last progress."""
         if self._agreement is not None:
             self._agreement.forget()
         self._writer.wait()
-        self._progress.wait()
+        if self._rank == 0:
+            self._progress.wait()
+            self._write_progress()
+            self._progress.wait()
 
     def _wanted(self, now: float) -> Order:
         """What rank 0 finds due."""
