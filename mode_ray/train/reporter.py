@@ -142,13 +142,16 @@ class _CheckpointWriter:
 
     def is_busy(self) -> bool:
         """Whether one is being written."""
-        self._raise_failure()
+        if self._future is not None and self._future.done():
+            self.wait()
         return not self._idle.is_set()
 
     def wait(self) -> None:
-        """Wait until none is being written."""
+        """Wait until none is being written; raises what a thread of our own met (Ray Train sees to that of its own)."""
+        if self._future is not None:
+            future, self._future = self._future, None
+            future.result()
         self._idle.wait()
-        self._raise_failure()
 
     def write(self, snapshot: Snapshot, samples: int) -> None:
         """Begin to write a checkpoint."""
@@ -156,7 +159,7 @@ class _CheckpointWriter:
         self.wait()
         self._idle.clear()
         if not self._under_ray:
-            self._future = self._thread.submit(self._write_and_prune, name, snapshot, samples)
+            self._future = self._thread.submit(self._write, name, snapshot, samples)
             return
         storage = ray.train.get_context().get_storage()
         target = ray.train.Checkpoint(storage.build_checkpoint_path_from_name(name), storage.storage_filesystem)
@@ -179,18 +182,11 @@ class _CheckpointWriter:
         try:
             write_checkpoint(self._checkpoints / name, snapshot)
             self.written = (samples, time.time())
+            if not self._under_ray:
+                for older in whole_checkpoints(self._checkpoints)[:-1]:
+                    older.delete()
         finally:
             self._idle.set()
-
-    def _write_and_prune(self, name: str, snapshot: Snapshot, samples: int) -> None:
-        self._write(name, snapshot, samples)
-        for older in whole_checkpoints(self._checkpoints)[:-1]:
-            older.delete()
-
-    def _raise_failure(self) -> None:
-        if self._future is not None and self._future.done():
-            future, self._future = self._future, None
-            future.result()
 
 
 class _ProgressWriter:
