@@ -147,7 +147,7 @@ class _CheckpointWriter:
         return not self._idle.is_set()
 
     def wait(self) -> None:
-        """Wait until none is being written; raises what a thread of our own met (Ray Train sees to that of its own)."""
+        """Wait until none is being written; raises what a thread of our own met (Ray Train sees to its own)."""
         if self._future is not None:
             future, self._future = self._future, None
             future.result()
