@@ -19,6 +19,9 @@ from mode_ray.storage import Location
 
 _LOG_WIDTH = 140
 _EXTEND = "cluster extend"
+_RETRY = "train retry"
+# Their first words take overrides by themselves, which argparse cannot tell from a subcommand.
+_TWO_WORD_COMMANDS = (_EXTEND, _RETRY)
 _STAGE_HELP = {
     "embed": "embed the captions",
     "cluster": "fit the fine centers and group them into experts",
@@ -140,6 +143,18 @@ def _extend(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _retry(options: argparse.Namespace, console: Console) -> int:
+    from mode_ray.pipeline import Pipeline
+    from mode_ray.progress import Progress
+    from mode_ray.session import ray_session
+
+    config = load_config(options.config, options.overrides)
+    pipeline = Pipeline(config, Progress(console))
+    with ray_session(config.ray):
+        pipeline.retry(options.trial)
+    return 0
+
+
 def _status(options: argparse.Namespace, console: Console) -> int:
     from mode_ray.status import status_table, trial_table
 
@@ -233,6 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(drift)
     drift.set_defaults(function=_drift)
     _add_extend(commands.add_parser(_EXTEND, help="a new clustering with further centers for far captions"))
+    _add_retry(commands.add_parser(_RETRY, help="train one run again that failed, and no other"))
     status = commands.add_parser("status", help="show how far a run is")
     status.add_argument("run", help="the run directory: a path, s3:// or gs:// URI")
     status.set_defaults(function=_status)
@@ -255,10 +271,20 @@ def _add_extend(command: argparse.ArgumentParser) -> None:
     command.set_defaults(function=_extend)
 
 
+def _add_retry(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", required=True, help="YAML file or URI of the run")
+    command.add_argument("trial", help="number of an expert, or name of a run as `mode-ray status` shows it")
+    _add_overrides(command)
+    command.set_defaults(function=_retry)
+
+
 def _joined(arguments: Sequence[str]) -> Sequence[str]:
-    """`cluster extend` as one word: `cluster` alone takes overrides, which argparse cannot tell from a subcommand."""
-    two = _EXTEND.split()
-    return [_EXTEND, *arguments[len(two) :]] if list(arguments[: len(two)]) == two else arguments
+    """The arguments with a command of two words as one."""
+    for command in _TWO_WORD_COMMANDS:
+        words = command.split()
+        if list(arguments[: len(words)]) == words:
+            return [command, *arguments[len(words) :]]
+    return arguments
 
 
 def _add_plan(plan: argparse.ArgumentParser) -> None:

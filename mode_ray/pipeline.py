@@ -1,7 +1,7 @@
 """All stages of a run in order; each is skipped where its manifest stands for the same config."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from mode_ray.assign import run_assign
@@ -24,9 +24,7 @@ from mode_ray.progress import Progress
 from mode_ray.settings import config_hash, fingerprint_fields
 from mode_ray.stage import Manifest, Stage, combined_hash, package_versions
 from mode_ray.storage import Location
-from mode_ray.train.run import run_train
-from mode_ray.train.scheduler import TrialStatus
-from mode_ray.train.trial import read_progress
+from mode_ray.train.run import TrainReports, retry_trial, run_train
 from mode_ray.units import plan_units, refuse_replaced_sources
 
 STAGE_DIRECTORIES = {
@@ -124,6 +122,34 @@ class Pipeline:
         self._progress.begin("cluster extend", len(self._shards))
         return run_extension(self._config, request, self._shards, self._directories, self._progress.unit)
 
+    def retry(self, trial: str) -> None:
+        """Train one run of the train stage alone, its failure forgotten; the stage is done if it was the last missing.
+
+        Args:
+            trial: Its name, or the number of an expert.
+
+        Raises:
+            UsageError: There is nothing to retry by that name, or the stage before is not done.
+            TrainingError: It failed again.
+        """
+        self._require_earlier("train")
+        self._begin("train")
+        places, progress = self._directories, self._progress
+        with progress.watching_trials() as on_change:
+            manifest = retry_trial(
+                self._config,
+                self._stages["train"],
+                self._shards,
+                places["cluster"],
+                places["assign"],
+                trial,
+                TrainReports(_say_of_training(progress), on_change),
+            )
+        if manifest is None:
+            progress.say(f"[train] {trial} is finished; other runs are not: `mode-ray train` goes on with them")
+        else:
+            progress.end(manifest)
+
     def _require_earlier(self, name: str) -> None:
         for earlier in STAGE_NAMES[: STAGE_NAMES.index(name)]:
             if self._states[earlier] != "done":
@@ -143,7 +169,9 @@ class Pipeline:
             embeddings = places["embed"] if config.embed.keep == "all" else None
             return run_assign(config, stage, shards, places["cluster"], embeddings, progress.unit)
         if name == "train":
-            return run_train(config, stage, shards, places["cluster"], places["assign"], self._say_trials)
+            with progress.watching_trials() as on_change:
+                reports = TrainReports(_say_of_training(progress), on_change)
+                return run_train(config, stage, shards, places["cluster"], places["assign"], reports)
         return run_evaluate(config, stage, shards, places, progress.unit)
 
     def _embed(self, stage: Stage) -> Manifest:
@@ -189,13 +217,9 @@ class Pipeline:
         }
         return counts.get(name, 1)
 
-    def _say_trials(self, statuses: Mapping[str, TrialStatus]) -> None:
-        points = {
-            name: read_progress(self._directories["train"] / name)
-            for name, status in statuses.items()
-            if status.state == "running"
-        }
-        self._progress.trials(statuses, {name: point for name, point in points.items() if point is not None})
+
+def _say_of_training(progress: Progress) -> Callable[[str], None]:
+    return lambda text: progress.say(f"[train] {text}")
 
 
 def stage_directories(run: Location) -> dict[str, Location]:

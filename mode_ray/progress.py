@@ -1,12 +1,19 @@
-"""Progress for people: plain lines, so that they read the same in a terminal, a file and a job's log."""
+"""Progress for people: plain lines, so that they read the same in a terminal, a file and a job's log.
+
+Training runs, several at a time and for long, are a table that changes in place where the output is a terminal.
+"""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
 
 from mode_ray.stage import Manifest, UnitRecord
-from mode_ray.train.scheduler import TrialStatus
+from mode_ray.train.trial_status import TrialStatus
 
 _INTERVAL_SECONDS = 3.0
 _TRIALS_INTERVAL_SECONDS = 10.0
@@ -60,7 +67,20 @@ class Progress:
             rate = self._rows / (now - self._began)
             self.say(f"[{self._stage}] {self._done}/{self._units} units, {self._rows:,} rows, {rate:,.0f} rows/s")
 
-    def trials(self, statuses: Mapping[str, TrialStatus], points: Mapping[str, Mapping[str, float]]) -> None:
+    @contextmanager
+    def watching_trials(self) -> Iterator[Callable[[Mapping[str, TrialStatus]], None]]:
+        """Gives what to call with all statuses again and again: a live table in a terminal, else plain lines."""
+        if not self._console.is_terminal:
+            yield self.trials
+            return
+        with Live(console=self._console, auto_refresh=False) as live:
+
+            def show(statuses: Mapping[str, TrialStatus]) -> None:
+                live.update(trials_table(statuses.values(), time.time()), refresh=True)
+
+            yield show
+
+    def trials(self, statuses: Mapping[str, TrialStatus]) -> None:
         """Training runs: every change of state at once, samples and loss of the running ones now and then."""
         for name, status in statuses.items():
             if status.state != self._states.get(name, "waiting"):
@@ -72,9 +92,9 @@ class Progress:
             return
         self._last = now
         running = [
-            f"{name} {point['samples'] / statuses[name].samples:.0%} loss {point['loss']:.3f}"
-            for name, point in points.items()
-            if statuses[name].state == "running"
+            f"{name} {status.samples_seen / status.samples:.0%} loss {status.loss:.3f}"
+            for name, status in statuses.items()
+            if status.state == "running" and status.loss is not None
         ]
         if running:
             self.say(f"[{self._stage}] {', '.join(running)}")
@@ -89,3 +109,38 @@ class Progress:
         )
         for reason, count in manifest.refused.items():
             self.say(f"[{manifest.stage}]   refused {count:,}: {reason}")
+
+
+def trials_table(statuses: Iterable[TrialStatus], now_unix_seconds: float) -> Table:
+    """One line a training run."""
+    table = Table(title="training runs")
+    for column in ("run", "state"):
+        table.add_column(column)
+    for column in ("samples", "of", "samples/s", "loss", "left", "checkpoint", "launches", "seconds"):
+        table.add_column(column, justify="right")
+    table.add_column("reason")
+    for status in statuses:
+        table.add_row(status.trial, status.state, *_trial_cells(status, now_unix_seconds), escape(status.reason or ""))
+    return table
+
+
+def _trial_cells(status: TrialStatus, now_unix_seconds: float) -> tuple[str, ...]:
+    running = status.state == "running"
+    written = status.checkpoint_unix_seconds
+    return (
+        f"{status.samples_seen:,}",
+        f"{status.samples:,}",
+        "" if status.samples_per_second is None or not running else f"{status.samples_per_second:,.0f}",
+        "" if status.loss is None else f"{status.loss:.3f}",
+        "" if status.eta_seconds is None else _duration(status.eta_seconds),
+        "" if written is None or status.state == "finished" else f"{_duration(now_unix_seconds - written)} ago",
+        str(status.launches),
+        f"{status.seconds:.1f}",
+    )
+
+
+def _duration(seconds: float) -> str:
+    """In the largest unit that leaves two digits or so."""
+    if seconds < 100:
+        return f"{max(0.0, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,16 +1,17 @@
 """How far a run is, from its directory alone; works on any machine that can read it."""
 
 import json
+import time
 
 from rich.markup import escape
 from rich.table import Table
 
 from mode_ray.errors import UsageError
 from mode_ray.pipeline import STAGE_DIRECTORIES
+from mode_ray.progress import trials_table
 from mode_ray.stage import STARTED, read_manifest, unit_outputs
 from mode_ray.storage import Location
-from mode_ray.train.scheduler import STATUS_FILE, read_status
-from mode_ray.train.trial import read_progress
+from mode_ray.train.trial_status import STATUS_FILE, read_status
 
 
 def status_table(run: Location) -> Table:
@@ -37,21 +38,8 @@ def trial_table(run: Location) -> Table | None:
     folders = [file.parent for file in experts.files(recursive=True) if file.name == STATUS_FILE]
     if not folders:
         return None
-    table = Table(title="training runs")
-    for column in ("run", "state"):
-        table.add_column(column)
-    for column in ("samples", "of", "loss", "launches", "seconds"):
-        table.add_column(column, justify="right")
-    table.add_column("reason")
-    for folder in folders:
-        status, point = read_status(folder), read_progress(folder)
-        if status is None:
-            continue
-        samples = status.samples if status.state == "finished" else int(point["samples"]) if point else 0
-        loss = f"{point['loss']:.3f}" if point else ""
-        numbers = (f"{samples:,}", f"{status.samples:,}", loss, str(status.launches), f"{status.seconds:.1f}")
-        table.add_row(status.trial, status.state, *numbers, escape(status.reason or ""))
-    return table
+    statuses = [read_status(folder) for folder in folders]
+    return trials_table((status for status in statuses if status is not None), time.time())
 
 
 def _stage_row(name: str, directory: Location) -> tuple[str, ...]:

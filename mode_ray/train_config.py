@@ -107,7 +107,9 @@ class TrainPlacement(Placement):
 
     @model_validator(mode="after")
     def _elastic(self) -> Self:
-        if self.max_workers_per_run is not None and self.max_workers_per_run < max(1, self.workers_per_run):
+        if self.max_workers_per_run is not None and self.workers_per_run == 0:
+            raise ValueError("max_workers_per_run needs workers_per_run above 0: the launcher's process cannot grow")
+        if self.max_workers_per_run is not None and self.max_workers_per_run < self.workers_per_run:
             raise ValueError(
                 f"max_workers_per_run={self.max_workers_per_run} is below workers_per_run={self.workers_per_run}"
             )

@@ -1,6 +1,7 @@
 """The lines that a run prints: every event at once, counts now and then, nothing lost to mark-up."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -8,7 +9,7 @@ from rich.console import Console
 from mode_ray import progress as progress_module
 from mode_ray.progress import Progress
 from mode_ray.stage import Manifest, UnitRecord
-from mode_ray.train.scheduler import TrialState, TrialStatus
+from mode_ray.train.trial_status import TrialState, TrialStatus
 
 
 class Screen:
@@ -69,21 +70,40 @@ def test_units_of_an_earlier_invocation_count(screen: Screen) -> None:
 
 def test_a_change_of_a_trials_state_is_said_once(screen: Screen) -> None:
     for state, said in (("waiting", 0), ("running", 1), ("running", 0), ("finished", 1), ("finished", 0)):
-        screen.progress.trials({"n2/00": status(state)}, {})
+        screen.progress.trials({"n2/00": status(state)})
         assert len(screen.lines()) == said
-    screen.progress.trials({"n2/00": status("failed", "the loss is nan")}, {})
+    screen.progress.trials({"n2/00": status("failed", "the loss is nan")})
     assert screen.lines() == ["[embed] n2/00: failed (8,000 samples): the loss is nan"]
 
 
 def test_running_trials_show_share_and_loss_now_and_then(screen: Screen) -> None:
-    statuses, points = {"n2/00": status("running")}, {"n2/00": {"samples": 2000.0, "loss": 1.5}}
-    screen.progress.trials(statuses, points)
+    statuses = {"n2/00": replace(status("running"), samples_seen=2000, loss=1.5)}
+    screen.progress.trials(statuses)
     screen.lines()
     screen.now += 11
-    screen.progress.trials(statuses, points)
+    screen.progress.trials(statuses)
     assert screen.lines() == ["[embed] n2/00 25% loss 1.500"]
-    screen.progress.trials(statuses, points)
+    screen.progress.trials(statuses)
     assert screen.lines() == []
+
+
+def test_where_no_terminal_is_watched_trials_are_lines(screen: Screen) -> None:
+    with screen.progress.watching_trials() as on_change:
+        on_change({"n2/00": status("running")})
+    assert screen.lines() == ["[embed] n2/00: running (8,000 samples)"]
+
+
+def test_in_a_terminal_they_are_one_table_that_changes_in_place() -> None:
+    output = io.StringIO()
+    progress = Progress(Console(file=output, force_terminal=True, width=160))
+    with progress.watching_trials() as on_change:
+        on_change({"n2/00": replace(status("running"), samples_seen=2000, loss=1.5)})
+        on_change({"n2/00": replace(status("running"), samples_seen=4000, loss=1.25)})
+        progress.say("a line beside it")
+    printed = output.getvalue()
+    assert "4,000" in printed
+    assert "a line beside it" in printed
+    assert "\x1b[1A" in printed  # the cursor went up, to draw over the first table
 
 
 def test_the_end_sums_up_what_was_refused_and_left_out(screen: Screen) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,8 +15,7 @@ from mode_ray.errors import UsageError
 from mode_ray.stage import Stage, UnitRecord
 from mode_ray.status import status_table, trial_table
 from mode_ray.storage import Location
-from mode_ray.train.scheduler import STATUS_FILE, TrialStatus
-from mode_ray.train.trial import PROGRESS_FILE
+from mode_ray.train.trial_status import STATUS_FILE, TrialStatus
 
 
 @pytest.fixture
@@ -39,11 +39,8 @@ def row(table: Table | None, name: str) -> list[str]:
     return next(cells for cells in rows(table) if cells[0] == name)
 
 
-def write_trial(run: Location, status: TrialStatus, point: dict[str, float] | None = None) -> None:
-    folder = run / "experts" / status.trial
-    (folder / STATUS_FILE).write_text(json.dumps(asdict(status)))
-    if point is not None:
-        (folder / PROGRESS_FILE).write_text(json.dumps(point))
+def write_trial(run: Location, status: TrialStatus) -> None:
+    (run / "experts" / status.trial / STATUS_FILE).write_text(json.dumps(asdict(status)))
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
@@ -88,17 +85,35 @@ def test_training_counts_finished_runs_and_evaluation_measured_tasks(run: Locati
 
 
 class TestTrials:
-    def test_a_run_shows_its_samples_loss_launches_and_time(self, run: Location) -> None:
-        point = {"samples": 400.0, "loss": 1.23456}
-        write_trial(run, TrialStatus(trial="n2/00", state="running", samples=8000, launches=2, seconds=3.5), point)
+    def test_a_run_shows_its_figures_what_is_left_and_the_age_of_its_checkpoint(self, run: Location) -> None:
+        running = TrialStatus(
+            trial="n2/00",
+            state="running",
+            samples=8000,
+            launches=2,
+            seconds=3.5,
+            samples_seen=400,
+            samples_per_second=1900.4,
+            loss=1.23456,
+            eta_seconds=250.0,
+            checkpoint_samples=320,
+            checkpoint_unix_seconds=time.time() - 30,
+        )
+        write_trial(run, running)
         write_trial(run, TrialStatus(trial="dense", state="waiting", samples=9000))
         table = trial_table(run)
-        assert row(table, "n2/00") == ["n2/00", "running", "400", "8,000", "1.235", "2", "3.5", ""]
-        assert row(table, "dense") == ["dense", "waiting", "0", "9,000", "", "0", "0.0", ""]
+        cells = row(table, "n2/00")
+        assert cells[:7] == ["n2/00", "running", "400", "8,000", "1,900", "1.235", "4 min"]
+        assert cells[7] in ("30 s ago", "31 s ago")
+        assert cells[8:] == ["2", "3.5", ""]
+        assert row(table, "dense") == ["dense", "waiting", "0", "9,000", "", "", "", "", "0", "0.0", ""]
 
-    def test_a_finished_run_has_seen_all_its_samples(self, run: Location) -> None:
-        write_trial(run, TrialStatus(trial="seed", state="finished", samples=800), {"samples": 640.0, "loss": 0.5})
-        assert row(trial_table(run), "seed")[2:5] == ["800", "800", "0.500"]
+    def test_a_finished_run_has_no_time_left_and_needs_no_checkpoint(self, run: Location) -> None:
+        finished = TrialStatus(
+            trial="seed", state="finished", samples=800, samples_seen=800, loss=0.5, checkpoint_unix_seconds=1e9
+        )
+        write_trial(run, finished)
+        assert row(trial_table(run), "seed")[2:8] == ["800", "800", "", "0.500", "", ""]
 
     @pytest.mark.parametrize(
         "reason", ["/data/[/x].tar: row 3: damaged", "no column 'image'; it has [bold]", "[0] lost"]

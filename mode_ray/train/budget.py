@@ -1,6 +1,6 @@
 """Who is trained on what, for how many samples, on which part of the schedule."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,3 +96,39 @@ def _whole_batches(samples: float, batch_size: int) -> int:
     if samples <= 0:
         return 0
     return max(1, round(samples / batch_size)) * batch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetStatement:
+    """What the models cost in samples seen.
+
+    Attributes:
+        seed: The seed's; 0 where the experts begin with a pretrained model.
+        experts: Each expert's, by trial name, in the order of their starts.
+        total: Seed and experts together.
+        dense: The dense baseline's, whether it is trained or not.
+        total_to_dense: Their ratio.
+    """
+
+    seed: int
+    experts: Mapping[str, int]
+    total: int
+    dense: int
+    total_to_dense: float
+
+    def line(self) -> str:
+        """For people."""
+        experts = ", ".join(f"{name} {samples:,}" for name, samples in self.experts.items())
+        return (
+            f"budget in samples: seed {self.seed:,}; experts {experts}; "
+            f"total {self.total:,} = {self.total_to_dense:.3f} x the dense run's {self.dense:,}"
+        )
+
+
+def budget_statement(config: TrainConfig, trials: Sequence[Trial]) -> BudgetStatement:
+    """Add up the samples of planned trials; controls do not count."""
+    samples = {trial.name: trial.samples for trial in trials}
+    experts = {trial.name: trial.samples for trial in trials if trial.members.kind == "expert"}
+    seed, dense = samples.get(SEED, 0), _whole_batches(config.dense_samples, config.batch_size)
+    total = seed + sum(experts.values())
+    return BudgetStatement(seed=seed, experts=experts, total=total, dense=dense, total_to_dense=total / dense)

@@ -3,7 +3,7 @@
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,24 +29,54 @@ class LoopState:
         history: Logged points: samples, loss, learning_rate, logit_scale, samples_per_second, data_wait_share.
         bad_images: Undecodable images met by this rank.
         first_bad_image: Reason and place of the first one.
+        ledger: Sum of the ledgers of this rank's batches, modulo 2^63; those left out do not count.
+        skipped: Positions of the batches that were left out.
     """
 
     samples_seen: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     bad_images: int = 0
     first_bad_image: str = ""
+    ledger: int = 0
+    skipped: list[int] = field(default_factory=list)
+
+
+class NonFiniteError(TrainingError):
+    """The loss of a batch is not a finite number; the weights were not updated by it.
+
+    Attributes:
+        samples_seen: Samples before that batch, which is its position.
+    """
+
+    def __init__(self, message: str, samples_seen: int) -> None:
+        super().__init__(message)
+        self.samples_seen = samples_seen
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run between two steps, in the memory of the host.
+
+    Attributes:
+        weights: The model's, by name.
+        state: Optimizer and loop state, for `load_state`.
+    """
+
+    weights: dict[str, torch.Tensor]
+    state: bytes
 
 
 class TrainLoop:
     """Trains one model for one trial.
 
     Args:
-        module: The open_clip model on its device, wrapped in DDP where there are several ranks.
+        module: The open_clip model.
         trial: Samples and schedule.
         config: Batch, optimizer, precision.
         max_bad_image_share: Above this share of undecodable images the run ends.
         rank: Of this process.
         world_size: Number of processes.
+        device: Where to train; where the module is by default.
     """
 
     def __init__(
@@ -57,10 +87,13 @@ class TrainLoop:
         max_bad_image_share: float,
         rank: int = 0,
         world_size: int = 1,
+        device: torch.device | None = None,
     ) -> None:
         self.state = LoopState()
-        self._module = module
-        self._bare: Any = getattr(module, "module", module)
+        module = module if device is None else module.to(device)
+        self._bare: Any = module
+        self._module = torch.nn.parallel.DistributedDataParallel(module) if world_size > 1 else module
+        self._left_out: set[int] = set()
         self._trial = trial
         self._config = config
         self._max_bad_image_share = max_bad_image_share
@@ -86,7 +119,7 @@ class TrainLoop:
             after_step: Called after every step; writes checkpoints when it is time.
 
         Raises:
-            TrainingError: The loss is not finite.
+            NonFiniteError: The loss of a batch is not finite.
             DataError: Too many undecodable images.
         """
         steps, began, waited = 0, time.monotonic(), 0.0
@@ -110,6 +143,10 @@ class TrainLoop:
         Returns:
             The loss, still on the device.
         """
+        if self.state.samples_seen in self._left_out:
+            self.state.skipped.append(self.state.samples_seen)
+            self.state.samples_seen += self._config.batch_size
+            return torch.zeros(())
         self._count_bad_images(batch)
         batch = batch.to(self._device)
         optimizer = self._config.optimizer
@@ -121,6 +158,12 @@ class TrainLoop:
         with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
             output = self._module(batch.images, batch.texts)
             loss: torch.Tensor = self._loss(**output)
+        if not bool(torch.isfinite(loss)):
+            raise NonFiniteError(
+                f"{self._trial.name}: the loss is {float(loss)} after {self.state.samples_seen} samples; "
+                "lower train.optimizer.learning_rate or set train.optimizer.gradient_norm_clip",
+                self.state.samples_seen,
+            )
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if optimizer.gradient_norm_clip is not None:
@@ -129,13 +172,23 @@ class TrainLoop:
         with torch.no_grad():
             self._bare.logit_scale.clamp_(0, _MAX_LOGIT_SCALE)
         self.state.samples_seen += self._config.batch_size
+        self.state.ledger = (self.state.ledger + batch.ledger) % 2**63
         return loss.detach()
 
-    def optimizer_state(self) -> bytes:
-        """Optimizer and loop state, for `load_state`."""
+    def leave_out(self, position: int) -> None:
+        """Do not train on the batch at this position."""
+        self._left_out.add(position)
+
+    def snapshot(self) -> Snapshot:
+        """A copy of weights, optimizer and loop state; every rank must call it."""
         buffer = io.BytesIO()
         torch.save({"optimizer": self._optimizer.state_dict(), "loop": vars(self.state)}, buffer)
-        return buffer.getvalue()
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in self._bare.state_dict().items()}
+        return Snapshot(weights, buffer.getvalue())
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take over the weights of a snapshot."""
+        self._bare.load_state_dict(weights)
 
     def load_state(self, data: bytes, *, continues: bool) -> None:
         """Take over optimizer state, and with `continues` (the same run, not its parent) the loop state as well."""
@@ -161,11 +214,6 @@ class TrainLoop:
         self, loss: torch.Tensor, rate: float, wait_share: float, on_log: Callable[[dict[str, float]], None]
     ) -> None:
         value = float(loss)
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"{self._trial.name}: the loss is {value} after {self.state.samples_seen} samples; "
-                "lower train.optimizer.learning_rate or set train.optimizer.gradient_norm_clip"
-            )
         point = {
             "samples": float(self.state.samples_seen),
             "loss": value,

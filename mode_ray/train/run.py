@@ -1,21 +1,36 @@
 """The train stage: seed, dense baseline and experts, each an independent Ray Train run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from mode_ray.captions.shards import Shard, require_images, write_shards
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
-from mode_ray.errors import TrainingError
+from mode_ray.errors import TrainingError, UsageError
 from mode_ray.expert_data import fine_counts, load_index
 from mode_ray.stage import Manifest, Stage, UnitRecord
 from mode_ray.storage import Location
 from mode_ray.train.architecture import check_architecture
-from mode_ray.train.budget import Trial, plan_trials
-from mode_ray.train.scheduler import TrialQueue, TrialStatus, initial_statuses, run_trials
+from mode_ray.train.budget import Trial, budget_statement, expert_name, plan_trials
+from mode_ray.train.lease import Lease
+from mode_ray.train.scheduler import TrialQueue, run_trials
 from mode_ray.train.trial import SHARDS_FILE, TrialJob
+from mode_ray.train.trial_status import TrialStatus, initial_statuses, stored_statuses, waiting_again
+
+
+@dataclass(frozen=True)
+class TrainReports:
+    """Where the train stage says what happens.
+
+    Attributes:
+        say: One line.
+        on_change: All statuses, once a second.
+    """
+
+    say: Callable[[str], None]
+    on_change: Callable[[Mapping[str, TrialStatus]], None]
 
 
 def run_train(
@@ -24,35 +39,72 @@ def run_train(
     shards: Sequence[Shard],
     clusters: Location,
     assignments: Location,
-    on_change: Callable[[Mapping[str, TrialStatus]], None],
+    reports: TrainReports,
 ) -> Manifest:
     """Train everything the config asks for, or what is left of it.
 
     Raises:
         UsageError: The architecture or checkpoint does not exist, or shards hold captions only.
-        TrainingError: A trial failed for good; the others were finished.
+        TrainingError: A trial failed for good; the others were finished. Or another driver trains this run.
     """
-    require_images(shards)
-    check_architecture(config.train.model)
-    clustering = Clustering.load(clusters)
-    trials, pairs_n = planned_trials(config, clustering, assignments, shards)
-    stage.begin(len(trials))
-    write_shards(stage.directory / SHARDS_FILE, shards)
-    jobs = {trial.name: TrialJob(trial, config, assignments, clusters, stage.directory) for trial in trials}
-    placement = config.train.placement
-    statuses = initial_statuses(trials, stage.directory)
-    queue = TrialQueue(trials, statuses, placement.concurrent_runs, placement.max_launches)
-    statuses = run_trials(jobs, queue, placement, on_change)
+    training = _begin(config, stage, shards, clusters, assignments)
+    reports.say(budget_statement(config.train, training.trials).line())
+    with Lease(stage.directory, reports.say) as lease:
+        statuses = training.run(training.trials, initial_statuses(training.trials, stage.directory), lease, reports)
     failed = [status for status in statuses.values() if status.state == "failed"]
     if failed:
         reasons = "\n".join(f"  {status.trial}: {status.reason}" for status in failed)
         raise TrainingError(
-            f"train: {len(failed)} of {len(trials)} runs failed (the others are finished):\n{reasons}\n"
+            f"train: {len(failed)} of {len(training.trials)} runs failed (the others are finished):\n{reasons}\n"
             "Mend the cause and run again: only the failed ones go on, from their last checkpoints"
         )
-    records = [_record(trial, statuses[trial.name], stage) for trial in trials]
-    summary = {"trials": [asdict(trial) for trial in trials], "pairs_by_expert": pairs_n.tolist()}
-    return stage.finish(records, summary)
+    return training.finish(statuses)
+
+
+def retry_trial(
+    config: RunConfig,
+    stage: Stage,
+    shards: Sequence[Shard],
+    clusters: Location,
+    assignments: Location,
+    name: str,
+    reports: TrainReports,
+) -> Manifest | None:
+    """Train one trial alone, its failure forgotten; the others stay as they are.
+
+    Args:
+        config: The run's.
+        stage: The train stage.
+        shards: The run's.
+        clusters: Directory of the clustering.
+        assignments: Directory of the assignment shards.
+        name: Of the trial; a number means that expert.
+        reports: Where to say what happens.
+
+    Returns:
+        The stage's manifest if this trial was the last that was missing, else None.
+
+    Raises:
+        UsageError: There is no such trial, it is finished, or the one that it continues is not.
+        TrainingError: It failed again. Or another driver trains this run.
+    """
+    training = _begin(config, stage, shards, clusters, assignments)
+    trial = _named(training.trials, config.train.experts, name)
+    with Lease(stage.directory, reports.say) as lease:
+        statuses = stored_statuses(training.trials, stage.directory)
+        if statuses[trial.name].state == "finished":
+            raise UsageError(f"{trial.name} is finished: there is nothing to retry")
+        if trial.parent is not None and statuses[trial.parent].state != "finished":
+            raise UsageError(f"{trial.name} continues {trial.parent}, which is not finished: retry that one first")
+        own = {name: status for name, status in statuses.items() if name in (trial.name, trial.parent)}
+        own[trial.name] = waiting_again(own[trial.name])
+        statuses |= training.run([trial], own, lease, reports)
+    status = statuses[trial.name]
+    if status.state == "failed":
+        raise TrainingError(f"{trial.name}: {status.reason}")
+    if all(status.state == "finished" for status in statuses.values()):
+        return training.finish(statuses)
+    return None
 
 
 def planned_trials(
@@ -63,6 +115,61 @@ def planned_trials(
     counts_m = fine_counts(load_index(assignments, shards), len(clustering.centers_md))
     pairs_n = np.bincount(clustering.coarse[n], weights=counts_m, minlength=n).astype(np.int64)
     return plan_trials(config.train, pairs_n, clustering.widest_first(n)), pairs_n
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A train stage that was begun."""
+
+    config: RunConfig
+    stage: Stage
+    trials: Sequence[Trial]
+    pairs_n: np.ndarray
+    clusters: Location
+    assignments: Location
+
+    def run(
+        self, trials: Sequence[Trial], statuses: dict[str, TrialStatus], lease: Lease, reports: TrainReports
+    ) -> dict[str, TrialStatus]:
+        """Run some of the trials, from these statuses on."""
+        placement = self.config.train.placement
+        jobs = {
+            name: TrialJob(trial, self.config, self.assignments, self.clusters, self.stage.directory)
+            for trial in self.trials
+            if (name := trial.name) in statuses
+        }
+        queue = TrialQueue(trials, statuses, placement.concurrent_runs, placement.max_launches)
+        return run_trials(jobs, queue, placement, reports.on_change, lease.check)
+
+    def finish(self, statuses: Mapping[str, TrialStatus]) -> Manifest:
+        """Write the stage's manifest: all trials are finished."""
+        records = [_record(trial, statuses[trial.name], self.stage) for trial in self.trials]
+        summary = {
+            "trials": [asdict(trial) for trial in self.trials],
+            "pairs_by_expert": self.pairs_n.tolist(),
+            "budget": asdict(budget_statement(self.config.train, self.trials)),
+        }
+        return self.stage.finish(records, summary)
+
+
+def _begin(
+    config: RunConfig, stage: Stage, shards: Sequence[Shard], clusters: Location, assignments: Location
+) -> _Training:
+    require_images(shards)
+    check_architecture(config.train.model)
+    clustering = Clustering.load(clusters)
+    trials, pairs_n = planned_trials(config, clustering, assignments, shards)
+    stage.begin(len(trials))
+    write_shards(stage.directory / SHARDS_FILE, shards)
+    return _Training(config, stage, trials, pairs_n, clusters, assignments)
+
+
+def _named(trials: Sequence[Trial], experts: int, name: str) -> Trial:
+    wanted = expert_name(experts, int(name)) if name.isdecimal() else name
+    found = {trial.name: trial for trial in trials}.get(wanted)
+    if found is None:
+        raise UsageError(f"{name}: no such run; there are {', '.join(trial.name for trial in trials)}")
+    return found
 
 
 def _record(trial: Trial, status: TrialStatus, stage: Stage) -> UnitRecord:

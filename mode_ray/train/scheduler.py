@@ -4,51 +4,21 @@
 wait for one another, and one that fails for good ends alone.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
-from ray.train import RunConfig as TrainRunConfig
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mode_ray.settings import config_hash, fingerprint_fields
-from mode_ray.storage import Location
 from mode_ray.train.budget import Trial
-from mode_ray.train.trial import ERROR_FILE, TrialJob, read_error
+from mode_ray.train.launcher import CHECKPOINT_FOLDER, TrialEnd, launch
+from mode_ray.train.trial import TrialJob, read_progress
+from mode_ray.train.trial_status import TrialStatus, read_status, with_progress, write_status
 from mode_ray.train_config import TrainPlacement
 
-STATUS_FILE = "status.json"
-CHECKPOINT_FOLDER = "checkpoints"
-_CHECKPOINTS_KEPT = 2
 _POLL_SECONDS = 1.0
-
-TrialState = Literal["waiting", "running", "finished", "failed"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialStatus:
-    """How a trial stands; `status.json` in its directory.
-
-    Attributes:
-        trial: Its name.
-        state: waiting, running, finished or failed.
-        samples: Samples it is to see.
-        launches: How often it was started.
-        seconds: Wall time of its launches that have ended.
-        reason: Why it failed.
-    """
-
-    trial: str
-    state: TrialState
-    samples: int
-    launches: int = 0
-    seconds: float = 0.0
-    reason: str | None = None
+_PROGRESS_SECONDS = 4.0
 
 
 @dataclass
@@ -85,17 +55,24 @@ class TrialQueue:
         self._launches_here[trial.name] = self._launches_here.get(trial.name, 0) + 1
         self._set(trial, state="running", launches=status.launches + 1)
 
+    def progressed(self, trial: Trial, progress: Mapping[str, float]) -> None:
+        """A running trial left new figures."""
+        self.statuses[trial.name] = with_progress(self.statuses[trial.name], progress)
+
     def finished(self, trial: Trial, seconds: float) -> None:
         """The run ended well."""
-        self._set(trial, state="finished", seconds=self.statuses[trial.name].seconds + seconds)
+        spent = self.statuses[trial.name].seconds + seconds
+        self._set(trial, state="finished", seconds=spent, samples_seen=trial.samples, eta_seconds=None)
 
     def failed(self, trial: Trial, reason: str, seconds: float, *, again: bool) -> None:
         """The run ended badly; `again` where another launch may help. Trials that build on it fail with it."""
         spent = self.statuses[trial.name].seconds + seconds
         if again and self._launches_here[trial.name] < self.max_launches:
-            self._set(trial, state="waiting", seconds=spent)
+            self._set(trial, state="waiting", seconds=spent, eta_seconds=None)
             return
-        self._set(trial, state="failed", reason=reason, seconds=spent)
+        # Within a list of runs the name that the loop puts before its messages would stand twice.
+        own_words = reason.removeprefix(f"{trial.name}: ")
+        self._set(trial, state="failed", reason=own_words, seconds=spent, eta_seconds=None)
         for child in self.trials:
             if child.parent == trial.name and self.statuses[child.name].state == "waiting":
                 self._set(child, state="failed", reason=f"{trial.name} failed")
@@ -108,28 +85,12 @@ class TrialQueue:
         self.statuses[trial.name] = replace(self.statuses[trial.name], **changes)
 
 
-def read_status(folder: Location) -> TrialStatus | None:
-    """The status file of a trial's directory, or None."""
-    location = folder / STATUS_FILE
-    return TrialStatus(**json.loads(location.read_text())) if location.exists() else None
-
-
-def initial_statuses(trials: Sequence[Trial], experts: Location) -> dict[str, TrialStatus]:
-    """Statuses at the start of an invocation: finished trials stay so, all others wait (again)."""
-    statuses = {}
-    for trial in trials:
-        status = read_status(experts / trial.name) or TrialStatus(
-            trial=trial.name, state="waiting", samples=trial.samples
-        )
-        statuses[trial.name] = status if status.state == "finished" else replace(status, state="waiting", reason=None)
-    return statuses
-
-
 def run_trials(
     jobs: Mapping[str, TrialJob],
     queue: TrialQueue,
     placement: TrainPlacement,
     on_change: Callable[[Mapping[str, TrialStatus]], None],
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, TrialStatus]:
     """Run all trials of a queue; returns when none waits or runs.
 
@@ -138,115 +99,76 @@ def run_trials(
         queue: The trials, with the statuses to begin with.
         placement: Resources of the runs.
         on_change: Called once a second with all statuses.
+        check: Called once a second; what it raises ends all runs that were launched.
     """
     launchers: dict[ray.ObjectRef[Any], tuple[Trial, float]] = {}
-    written: dict[str, TrialStatus] = {}
-    while queue.unfinished():
-        for trial in queue.startable():
-            queue.started(trial)
-            launchers[_launch(jobs[trial.name], placement)] = (trial, time.monotonic())
-        _write_changed(jobs, queue.statuses, written)
-        on_change(queue.statuses)
-        ready, _ = ray.wait(list(launchers), num_returns=1, timeout=_POLL_SECONDS)
-        for reference in ready:
-            trial, began = launchers.pop(reference)
-            seconds = round(time.monotonic() - began, 3)
-            try:
-                end: TrialEnd = ray.get(reference)
-            except ray.exceptions.RayError as error:
-                end = TrialEnd(f"launcher lost: {type(error).__name__}", again=True)
-            if end.reason is None:
-                queue.finished(trial, seconds)
-                # Only when the status file says so too: a driver that dies in between would train it all again.
-                _write_changed(jobs, queue.statuses, written)
-                (jobs[trial.name].folder / CHECKPOINT_FOLDER).delete()
-            else:
-                queue.failed(trial, end.reason, seconds, again=end.again)
-    _write_changed(jobs, queue.statuses, written)
+    files = _StatusFiles(jobs)
+    try:
+        while queue.unfinished():
+            check()
+            for trial in queue.startable():
+                queue.started(trial)
+                launchers[launch(jobs[trial.name], placement)] = (trial, time.monotonic())
+            files.take_progress(queue, [trial for trial, _ in launchers.values()])
+            files.write(queue.statuses)
+            on_change(queue.statuses)
+            ready, _ = ray.wait(list(launchers), num_returns=1, timeout=_POLL_SECONDS)
+            for reference in ready:
+                trial, began = launchers.pop(reference)
+                seconds = round(time.monotonic() - began, 3)
+                end = _end_of(reference)
+                if end.reason is None:
+                    queue.finished(trial, seconds)
+                    # Only when the status file says so too: a driver that dies in between would train it all again.
+                    files.write(queue.statuses)
+                    (jobs[trial.name].folder / CHECKPOINT_FOLDER).delete()
+                else:
+                    queue.failed(trial, end.reason, seconds, again=end.again)
+    finally:
+        # In a session that outlives this call (a notebook) they would train on without anyone to wait for them.
+        for reference in launchers:
+            ray.cancel(reference, force=True)
+    files.write(queue.statuses)
     on_change(queue.statuses)
     return queue.statuses
 
 
-def _write_changed(
-    jobs: Mapping[str, TrialJob], statuses: Mapping[str, TrialStatus], written: dict[str, TrialStatus]
-) -> None:
-    for name, status in statuses.items():
-        if written.get(name) != status:
-            (jobs[name].folder / STATUS_FILE).write_text(json.dumps(asdict(status), indent=1))
-            written[name] = status
+def _end_of(reference: "ray.ObjectRef[Any]") -> TrialEnd:
+    try:
+        end: TrialEnd = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        return TrialEnd(f"launcher lost: {type(error).__name__}", again=True)
+    return end
 
 
-def _launch(job: TrialJob, placement: TrainPlacement) -> "ray.ObjectRef[Any]":
-    """Start the zero-CPU task that holds one trial's trainer."""
-    options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "name": f"train {job.trial.name}"}
-    if placement.launcher_label_selector:
-        options["label_selector"] = dict(placement.launcher_label_selector)
-    else:
-        node = ray.get_runtime_context().get_node_id()
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
-    reference: ray.ObjectRef[Any] = ray.remote(fit_trial).options(**options).remote(job)
-    return reference
+class _StatusFiles:
+    """The status files, written where a status changed.
 
-
-@dataclass(frozen=True)
-class TrialEnd:
-    """How one launch ended.
-
-    Attributes:
-        reason: None where the run finished, else what went wrong.
-        again: Whether another launch may help: the controller was lost, not the run.
+    Args:
+        jobs: By trial name.
     """
 
-    reason: str | None = None
-    again: bool = False
+    def __init__(self, jobs: Mapping[str, TrialJob]) -> None:
+        self._folders = {name: job.folder for name, job in jobs.items()}
+        self._written: dict[str, TrialStatus | None] = {
+            name: read_status(folder) for name, folder in self._folders.items()
+        }
+        self._taken = time.monotonic()
 
+    def take_progress(self, queue: TrialQueue, running: Sequence[Trial]) -> None:
+        """Every few seconds, the figures that the running trials left."""
+        now = time.monotonic()
+        if now - self._taken < _PROGRESS_SECONDS:
+            return
+        self._taken = now
+        for trial in running:
+            progress = read_progress(self._folders[trial.name])
+            if progress is not None:
+                queue.progressed(trial, progress)
 
-def fit_trial(job: TrialJob) -> TrialEnd:
-    """Run one trial's TorchTrainer to its end, going on from its newest checkpoint."""
-    from ray.train.torch import TorchTrainer  # needs torch, which the driver has no use for
-
-    placement = job.config.train.placement
-    # The same name resumes, so whatever changes the outcome must be in it.
-    versioned = config_hash({**fingerprint_fields(job.config.train, "train"), "trial": repr(job.trial)})
-    storage = job.folder / CHECKPOINT_FOLDER
-    trainer = TorchTrainer(
-        _train,
-        train_loop_config={"job": job},
-        scaling_config=ScalingConfig(
-            num_workers=placement.workers_per_run,
-            use_gpu=placement.use_gpu,
-            resources_per_worker={
-                "CPU": placement.cpus_per_worker,
-                **({"GPU": 1} if placement.use_gpu else {}),
-            },
-        ),
-        run_config=TrainRunConfig(
-            name=f"{job.trial.name.replace('/', '-')}-{versioned}",
-            storage_path=storage.path,
-            storage_filesystem=None if storage.is_local else storage.filesystem,
-            failure_config=FailureConfig(max_failures=placement.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
-        ),
-    )
-    (job.folder / ERROR_FILE).delete()
-    try:
-        trainer.fit()
-    except WorkerGroupError as error:
-        causes = [f"worker {rank}: {_last_line(cause)}" for rank, cause in sorted(error.worker_failures.items())]
-        return TrialEnd(read_error(job.folder) or "; ".join(causes) or _last_line(error))
-    except TrainingFailedError as error:
-        return TrialEnd(_last_line(error), again=True)
-    return TrialEnd(read_error(job.folder))
-
-
-def _train(settings: Mapping[str, Any]) -> None:
-    """The worker's function, imported there alone: the trainer's own processes do without open_clip."""
-    from mode_ray.train.worker import train_worker
-
-    train_worker(settings)
-
-
-def _last_line(error: BaseException) -> str:
-    """What happened, without the stack trace that Ray puts before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    def write(self, statuses: Mapping[str, TrialStatus]) -> None:
+        """Write those that changed."""
+        for name, status in statuses.items():
+            if self._written[name] != status:
+                write_status(self._folders[name], status)
+                self._written[name] = status

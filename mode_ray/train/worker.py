@@ -1,43 +1,33 @@
-"""One worker of one training run under Ray Train: restores, loops, checkpoints, writes the expert folder.
+"""One worker of one training run under Ray Train: restores, loops, rolls back, writes the expert folder.
 
 Ray Train restarts the workers after any exception. That mends a lost machine, never a wrong config or broken data:
 such an error is left in the trial's directory, where restarted workers and the launcher find it.
 """
 
 import json
-import tempfile
-import time
+import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
-import safetensors.torch
 import torch
-import torch.distributed
 
 from mode_ray.assign import FINE
 from mode_ray.captions.shards import read_shards
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.errors import ModeRayError
+from mode_ray.errors import ModeRayError, TrainingError
 from mode_ray.expert_data import PairIndex, load_index, select_members
+from mode_ray.storage import Location
 from mode_ray.train.budget import SEED
-from mode_ray.train.data import PairDataset, train_loader
-from mode_ray.train.loop import TrainLoop
+from mode_ray.train.checkpoints import read_checkpoint
+from mode_ray.train.data import LoaderFactory, PairDataset, train_loader
+from mode_ray.train.loop import NonFiniteError, TrainLoop
 from mode_ray.train.model import ClipModel, build_clip, load_clip, save_clip
-from mode_ray.train.trial import (
-    ERROR_FILE,
-    METRICS_FILE,
-    PROGRESS_FILE,
-    SHARDS_FILE,
-    STATE_FILE,
-    TrialJob,
-    read_error,
-)
+from mode_ray.train.reporter import Reporter, newest_checkpoint
+from mode_ray.train.trial import ERROR_FILE, METRICS_FILE, SHARDS_FILE, STATE_FILE, TrialJob, read_error
 
-_CHECKPOINT_WEIGHTS = "model.safetensors"
-_PROGRESS_INTERVAL_SECONDS = 2.0
+_logger = logging.getLogger(__name__)
 
 
 def train_worker(settings: Mapping[str, Any]) -> None:
@@ -46,44 +36,90 @@ def train_worker(settings: Mapping[str, Any]) -> None:
     Errors that no restart mends go into the trial's `error.txt`; while that stands, the trial is not trained.
 
     Args:
-        settings: `job`: the TrialJob.
+        settings: `job`: the TrialJob; `checkpoints`: the Location of this run's checkpoints.
     """
     job: TrialJob = settings["job"]
     if read_error(job.folder) is not None:
         return
     context = ray.train.get_context()
     try:
-        _train(job, context.get_world_rank(), context.get_world_size())
+        _train(job, settings["checkpoints"], context.get_world_rank(), context.get_world_size())
     except ModeRayError as error:
         (job.folder / ERROR_FILE).write_text(_one_line(error))
         if context.get_world_size() > 1:
             raise  # the other ranks wait in a collective, and Ray ends them only for a failed worker
 
 
-def _train(job: TrialJob, rank: int, world_size: int) -> None:
+def _train(job: TrialJob, checkpoints: Location, rank: int, world_size: int) -> None:
     train, placement = job.config.train, job.config.train.placement
     torch.set_num_threads(placement.threads_per_worker)
     clip = _initial_model(job)
-    module = ray.train.torch.prepare_model(clip.module) if world_size > 1 or placement.use_gpu else clip.module
-    loop = TrainLoop(module, job.trial, train, job.config.limits.max_bad_image_share, rank, world_size)
-    _restore(job, clip, loop)
+    max_bad_share = job.config.limits.max_bad_image_share
+    loop = TrainLoop(clip.module, job.trial, train, max_bad_share, rank, world_size, _device(job))
+    newest = newest_checkpoint(checkpoints, rank)
+    if newest is not None:
+        _restore(loop, newest)
+    elif job.trial.parent is not None:
+        loop.load_state((job.experts / job.trial.parent / STATE_FILE).read_bytes(), continues=False)
     members = _members(job)
     dataset = PairDataset(members, job.config, clip, job.trial.members.seed)
-    reporter = _Reporter(job, clip, loop, rank)
+    reporter = Reporter(job, loop, checkpoints, rank, world_size)
 
     def loader(first: int) -> Any:  # noqa: ANN401 - DataLoader is generic in what the sampler gives
         return train_loader(
             dataset, first, job.trial.samples, train.batch_size, rank, world_size, placement.loader_workers
         )
 
-    loop.run(loader, reporter.log, reporter.checkpoint_when_due)
+    if placement.nonfinite == "rollback":
+        if newest is None:
+            reporter.checkpoint()  # so that there is always one to go back to
+        _run_with_rollbacks(loop, loader, reporter, placement.max_rollbacks)
+    else:
+        loop.run(loader, reporter.log, reporter.after_step)
+    reporter.close()
+    final = loop.snapshot()
     if rank == 0:
         # The model's config comes last: whoever sees a whole folder sees all of it.
         if job.trial.name == SEED:  # its children go on with its optimizer
-            (job.folder / STATE_FILE).write_bytes(loop.optimizer_state())
+            (job.folder / STATE_FILE).write_bytes(final.state)
         summary = {**vars(loop.state), "pairs": len(members), "samples": job.trial.samples}
         (job.folder / METRICS_FILE).write_text(json.dumps(summary, indent=1))
-        save_clip(job.folder, clip)
+        save_clip(job.folder, clip, final.weights)
+
+
+def _run_with_rollbacks(loop: TrainLoop, loader: LoaderFactory, reporter: Reporter, max_rollbacks: int) -> None:
+    """Train to the end, leaving out batches without a finite loss or gradient.
+
+    Raises:
+        TrainingError: There are more of them than rollbacks allowed.
+    """
+    skipped = set(loop.state.skipped)
+    while True:
+        try:
+            loop.run(loader, reporter.log, reporter.after_step)
+        except NonFiniteError as error:
+            if len(skipped) >= max_rollbacks:
+                raise TrainingError(
+                    f"{error} (train.placement.max_rollbacks={max_rollbacks} batches were left out before)"
+                ) from None
+            skipped.add(error.samples_seen)
+            loop.leave_out(error.samples_seen)
+            newest = reporter.newest()
+            if newest is None:
+                raise TrainingError(f"{error} (there is no checkpoint to go back to)") from None
+            _logger.warning("%s: that batch is left out; going back to %s", error, newest)
+            _restore(loop, newest)
+        else:
+            return
+
+
+def _device(job: TrialJob) -> torch.device:
+    """The device that Ray gave to this worker."""
+    if not job.config.train.placement.use_gpu:
+        return torch.device("cpu")
+    device = ray.train.torch.get_device()
+    torch.cuda.set_device(device)
+    return device
 
 
 def _one_line(error: ModeRayError) -> str:
@@ -109,54 +145,8 @@ def _initial_model(job: TrialJob) -> ClipModel:
     return build_clip(job.config.train.model, job.config.train.seed)
 
 
-def _restore(job: TrialJob, clip: ClipModel, loop: TrainLoop) -> None:
-    """Go on from the newest checkpoint of this run, or take over the parent's optimizer."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            clip.module.load_state_dict(safetensors.torch.load_file(Path(folder) / _CHECKPOINT_WEIGHTS))
-            loop.load_state((Path(folder) / STATE_FILE).read_bytes(), continues=True)
-    elif job.trial.parent is not None:
-        loop.load_state((job.experts / job.trial.parent / STATE_FILE).read_bytes(), continues=False)
-
-
-class _Reporter:
-    """Writes progress and, by wall clock, checkpoints."""
-
-    def __init__(self, job: TrialJob, clip: ClipModel, loop: TrainLoop, rank: int) -> None:
-        self._job = job
-        self._clip = clip
-        self._loop = loop
-        self._rank = rank
-        self._interval_seconds = job.config.train.placement.checkpoint_interval_seconds
-        self._last_checkpoint = time.monotonic()
-        self._last_progress = 0.0
-
-    def log(self, point: dict[str, float]) -> None:
-        """Rank 0 leaves the newest point where `mode-ray status` finds it."""
-        now = time.monotonic()
-        due = now - self._last_progress >= _PROGRESS_INTERVAL_SECONDS or point["samples"] >= self._job.trial.samples
-        if self._rank == 0 and due:
-            self._last_progress = now
-            (self._job.folder / PROGRESS_FILE).write_text(json.dumps(point))
-
-    def checkpoint_when_due(self) -> None:
-        """Checkpoint if the interval is over; rank 0's clock decides for all, since reporting is a barrier."""
-        due = torch.tensor([time.monotonic() - self._last_checkpoint >= self._interval_seconds], dtype=torch.uint8)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            due = due.to(next(self._clip.module.parameters()).device)
-            torch.distributed.broadcast(due, src=0)
-        if bool(due.item()):
-            self._report()
-            self._last_checkpoint = time.monotonic()
-
-    def _report(self) -> None:
-        metrics = {"samples": self._loop.state.samples_seen}
-        if self._rank != 0:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory(prefix="mode-ray-checkpoint-") as name:
-            folder = Path(name)
-            safetensors.torch.save_model(self._clip.module, str(folder / _CHECKPOINT_WEIGHTS))
-            (folder / STATE_FILE).write_bytes(self._loop.optimizer_state())
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+def _restore(loop: TrainLoop, checkpoint: Location) -> None:
+    """Go on from a checkpoint of this run."""
+    snapshot = read_checkpoint(checkpoint)
+    loop.load_weights(snapshot.weights)
+    loop.load_state(snapshot.state, continues=True)

@@ -12,6 +12,7 @@ import pytest
 
 KillTree = Callable[["subprocess.Popen[bytes]", float], list[str]]
 PoolWorkers = Callable[["subprocess.Popen[bytes]"], list[int]]
+NamedBelow = Callable[["subprocess.Popen[bytes]", str], list[int]]
 
 
 class _Process(NamedTuple):
@@ -83,10 +84,16 @@ def kill_tree() -> KillTree:
 
 
 @pytest.fixture(scope="session")
-def pool_workers() -> PoolWorkers:
-    """The pids of the actors that work on units below a process."""
+def named_below() -> NamedBelow:
+    """The pids of the processes below one whose names begin so; Linux keeps 15 characters of a name."""
 
-    def find(root: "subprocess.Popen[bytes]") -> list[int]:
-        return sorted(process.pid for process in _below(root.pid) if process.name.startswith("ray::MapWorker"))
+    def find(root: "subprocess.Popen[bytes]", name: str) -> list[int]:
+        return sorted(process.pid for process in _below(root.pid) if process.name.startswith(name))
 
     return find
+
+
+@pytest.fixture(scope="session")
+def pool_workers(named_below: NamedBelow) -> PoolWorkers:
+    """The pids of the actors that work on units below a process."""
+    return lambda root: named_below(root, "ray::MapWorker")

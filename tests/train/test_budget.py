@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mode_ray.train.budget import DENSE, SEED, Trial, expert_name, plan_trials
+from mode_ray.train.budget import DENSE, SEED, Trial, budget_statement, expert_name, plan_trials
 from mode_ray.train_config import TrainConfig
 
 PAPER_SAMPLES = 32 * 400_000_000
@@ -106,3 +106,27 @@ def test_the_random_control_has_the_experts_budgets_and_no_foreign_pairs() -> No
         assert (control.samples, control.first_progress, control.parent) == (own.samples, own.first_progress, SEED)
         assert control.members.kind == "random"
         assert (own.members.out_of_cluster_share, control.members.out_of_cluster_share) == (0.02, 0.0)
+
+
+class TestTheStatement:
+    def test_a_shared_budget_is_the_dense_runs(self) -> None:
+        train = config(experts=2, random_control=True)
+        trials = plan(train, [300, 100], [1, 0])
+        statement = budget_statement(train, list(trials.values()))
+        assert list(statement.experts) == ["n2/01", "n2/00"]
+        assert statement.seed == trials[SEED].samples
+        assert statement.total == statement.seed + trials["n2/00"].samples + trials["n2/01"].samples
+        assert statement.dense == trials[DENSE].samples
+        assert statement.total_to_dense == pytest.approx(1.0, abs=1e-4)
+
+    def test_it_says_in_one_line_what_a_full_budget_costs(self) -> None:
+        train = config(experts=4, expert_budget="full", dense_samples=3200, batch_size=10, dense=False)
+        statement = budget_statement(train, list(plan(train).values()))
+        assert statement.line() == (
+            "budget in samples: seed 2,700; experts n4/00 500, n4/01 500, n4/02 500, n4/03 500; "
+            "total 4,700 = 1.469 x the dense run's 3,200"
+        )
+
+    def test_a_pretrained_seed_costs_nothing_here(self) -> None:
+        train = config(experts=2, model={"pretrained": "openai"}, dense_samples=3200, batch_size=10)
+        assert budget_statement(train, list(plan(train).values())).seed == 0

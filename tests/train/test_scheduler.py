@@ -9,7 +9,8 @@ import pytest
 from mode_ray.expert_data import TrainingSet
 from mode_ray.storage import Location
 from mode_ray.train.budget import Trial
-from mode_ray.train.scheduler import STATUS_FILE, TrialQueue, TrialStatus, initial_statuses, read_status
+from mode_ray.train.scheduler import TrialQueue
+from mode_ray.train.trial_status import STATUS_FILE, TrialStatus, initial_statuses, read_status
 
 ALL = TrainingSet(kind="all")
 
@@ -107,7 +108,41 @@ class TestFailures:
         start(waiting)
         waiting.finished(DENSE, 2.0)
         assert waiting.statuses["dense"] == TrialStatus(
-            trial="dense", state="finished", samples=800, launches=2, seconds=3.0
+            trial="dense", state="finished", samples=800, launches=2, seconds=3.0, samples_seen=800
+        )
+
+    def test_a_running_one_shows_its_newest_figures_and_the_time_left(self) -> None:
+        waiting = queue(1, 2, DENSE)
+        start(waiting)
+        figures = {"samples": 200.0, "loss": 1.5, "samples_per_second": 50.0, "workers": 2.0}
+        waiting.progressed(DENSE, figures | {"checkpoint_samples": 160.0, "checkpoint_unix_seconds": 1e9})
+        status = waiting.statuses["dense"]
+        assert (status.samples_seen, status.loss, status.samples_per_second) == (200, 1.5, 50.0)
+        assert status.workers == 2
+        assert (status.eta_seconds, status.checkpoint_samples, status.checkpoint_unix_seconds) == (12.0, 160, 1e9)
+        waiting.failed(DENSE, "launcher lost", 1.0, again=True)
+        assert waiting.statuses["dense"].eta_seconds is None
+        assert waiting.statuses["dense"].samples_seen == 200
+
+    def test_after_a_restart_its_last_checkpoint_is_known_until_it_writes_another(self) -> None:
+        waiting = queue(1, 2, DENSE)
+        start(waiting)
+        figures = {"samples": 200.0, "workers": 1.0}
+        waiting.progressed(DENSE, figures | {"checkpoint_samples": 160.0, "checkpoint_unix_seconds": 1e9})
+        waiting.progressed(DENSE, figures | {"samples": 168.0})
+        status = waiting.statuses["dense"]
+        assert (status.samples_seen, status.checkpoint_samples, status.checkpoint_unix_seconds) == (168, 160, 1e9)
+
+    def test_before_the_first_logged_point_only_the_samples_are_known(self) -> None:
+        waiting = queue(1, 2, DENSE)
+        start(waiting)
+        waiting.progressed(DENSE, {"samples": 8.0, "workers": 1.0})
+        status = waiting.statuses["dense"]
+        assert (status.samples_seen, status.loss, status.eta_seconds, status.checkpoint_samples) == (
+            8,
+            None,
+            None,
+            None,
         )
 
     def test_an_expert_that_fails_ends_alone(self) -> None:

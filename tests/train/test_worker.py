@@ -1,9 +1,12 @@
 """One trial from start to its expert folder, through Ray Train: in this process, and once on a real Ray."""
 
+import dataclasses
+import io
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,16 +17,22 @@ import torch
 from mode_ray.captions.shards import Shard
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
-from mode_ray.errors import UsageError
+from mode_ray.errors import UsageError, WriteError
 from mode_ray.expert import Expert
 from mode_ray.expert_data import TrainingSet
 from mode_ray.storage import Location
-from mode_ray.train import worker
+from mode_ray.train import reporter, worker
 from mode_ray.train.budget import SEED, Trial
+from mode_ray.train.checkpoints import checkpoint_name, read_checkpoint, whole_checkpoints
+from mode_ray.train.data import TrainBatch
+from mode_ray.train.launcher import CHECKPOINT_FOLDER, TrialEnd, fit_trial
+from mode_ray.train.loop import TrainLoop
 from mode_ray.train.model import CONFIG_FILE, WEIGHTS_FILE, load_clip
+from mode_ray.train.reporter import Reporter
 from mode_ray.train.run import planned_trials
-from mode_ray.train.scheduler import TrialEnd, TrialQueue, fit_trial, initial_statuses, read_status, run_trials
+from mode_ray.train.scheduler import TrialQueue, run_trials
 from mode_ray.train.trial import ERROR_FILE, METRICS_FILE, STATE_FILE, TrialJob, read_metrics, read_progress
+from mode_ray.train.trial_status import initial_statuses, read_status
 
 BATCH = 8
 SEED_TRIAL = Trial(name=SEED, members=TrainingSet(kind="all"), samples=4 * BATCH, last_progress=0.5)
@@ -62,7 +71,9 @@ class TestOneTrial:
         assert (metrics["bad_images"], metrics["first_bad_image"]) == (0, "")
         progress = read_progress(job.folder)
         assert progress is not None
-        assert progress == metrics["history"][-1]
+        assert progress == metrics["history"][-1] | {"workers": 1.0}
+        assert metrics["ledger"] > 0
+        assert metrics["skipped"] == []
         assert not (job.folder / ERROR_FILE).exists()
 
     def test_only_the_seed_leaves_its_optimizer(self, make_job: Callable[..., TrialJob]) -> None:
@@ -93,19 +104,19 @@ class TestAnExpert:
         run = worker.TrainLoop.run
 
         def watched(self: worker.TrainLoop, *arguments: Any) -> None:  # noqa: ANN401
-            begun["state"] = self._optimizer.state_dict()["state"]
-            begun["moment"] = begun["state"][0]["exp_avg"].clone()
-            begun["step"] = int(begun["state"][0]["step"])
-            begun["weights"] = {name: tensor.clone() for name, tensor in self._bare.state_dict().items()}
+            begun["snapshot"] = self.snapshot()
             begun["samples"] = self.state.samples_seen
             run(self, *arguments)
 
         monkeypatch.setattr(worker.TrainLoop, "run", watched)
         assert fit_trial(make_job(EXPERT_TRIAL)) == TrialEnd()
-        seed_weights = weights(make_job(SEED_TRIAL).folder)
-        assert all(torch.equal(begun["weights"][name], seed_weights[name]) for name in seed_weights)
-        assert torch.equal(begun["moment"], seed_state["optimizer"]["state"][0]["exp_avg"])
-        assert (begun["step"], begun["samples"]) == (4, 0)
+        assert_same_weights(begun["snapshot"].weights, weights(make_job(SEED_TRIAL).folder))
+        moments = torch.load(io.BytesIO(begun["snapshot"].state), weights_only=True)["optimizer"]["state"]
+        seed_moments = seed_state["optimizer"]["state"]
+        assert moments.keys() == seed_moments.keys()
+        assert all(torch.equal(moments[key]["exp_avg"], seed_moments[key]["exp_avg"]) for key in moments)
+        assert {int(moment["step"]) for moment in moments.values()} == {4}
+        assert begun["samples"] == 0
         metrics = read_metrics(make_job(EXPERT_TRIAL).folder)
         assert metrics["pairs"] == 24
         assert metrics["samples_seen"] == 4 * BATCH
@@ -130,35 +141,200 @@ class TestAnExpert:
         assert not end.again
 
 
+def checkpoints_of(job: TrialJob) -> list[Location]:
+    """The whole checkpoints of the one run of a trial."""
+    (run,) = Path((job.folder / CHECKPOINT_FOLDER).path).iterdir()
+    return whole_checkpoints(Location(str(run)))
+
+
+def assert_same_weights(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
 class TestCheckpoints:
-    def test_a_run_that_was_cut_off_ends_with_the_weights_of_one_that_was_not(
-        self, make_job: Callable[..., TrialJob], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        placement = {"workers_per_run": 0, "checkpoint_interval_seconds": 1e-9}
-        whole = make_job(DENSE_TRIAL, placement=placement)
-        fit_trial(whole)
-        expected = weights(whole.folder)
-        whole.folder.delete()
+    EVERY_STEP: ClassVar = {"workers_per_run": 0, "checkpoint_interval_seconds": 1e-9}
 
-        kept = tmp_path / "kept"
+    def cut_off(self, job: TrialJob, samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let the trial die after so many samples, its checkpoints written."""
+        after_step = Reporter.after_step
 
-        def keep_then_die(metrics: dict[str, Any], checkpoint: ray.train.Checkpoint | None = None) -> None:
-            if metrics["samples"] == 3 * BATCH and checkpoint is not None:
-                checkpoint.to_directory(kept)
+        def die(self: Reporter) -> None:
+            after_step(self)
+            self._writer.wait()
+            if self._loop.state.samples_seen == samples:
                 raise ConnectionError("machine lost")
 
-        monkeypatch.setattr(ray.train, "report", keep_then_die)
-        with pytest.raises(ConnectionError, match="machine lost"):
-            fit_trial(make_job(DENSE_TRIAL, placement=placement))
-        monkeypatch.undo()
-        assert not (whole.folder / CONFIG_FILE).exists()
-        monkeypatch.setattr(ray.train, "get_checkpoint", lambda: ray.train.Checkpoint.from_directory(kept))
-        fit_trial(make_job(DENSE_TRIAL, placement=placement))
-        again = weights(whole.folder)
-        assert all(torch.equal(again[name], expected[name]) for name in expected)
-        metrics = read_metrics(whole.folder)
-        assert metrics["samples_seen"] == 8 * BATCH
+        with monkeypatch.context() as patch:
+            patch.setattr(Reporter, "after_step", die)
+            with pytest.raises(ConnectionError, match="machine lost"):
+                fit_trial(job)
+
+    def test_a_run_that_was_cut_off_ends_with_weights_and_ledger_of_one_that_was_not(
+        self, make_job: Callable[..., TrialJob], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = make_job(DENSE_TRIAL, placement=self.EVERY_STEP)
+        fit_trial(job)
+        expected, ledger = weights(job.folder), read_metrics(job.folder)["ledger"]
+        job.folder.delete()
+        self.cut_off(job, 3 * BATCH, monkeypatch)
+        assert not (job.folder / CONFIG_FILE).exists()
+        assert [one.name for one in checkpoints_of(job)] == [checkpoint_name(3 * BATCH)]
+        first: list[int] = []
+        loader = worker.train_loader
+        monkeypatch.setattr(worker, "train_loader", lambda *all_: first.append(all_[1]) or loader(*all_))
+        assert fit_trial(job) == TrialEnd()
+        assert first == [3 * BATCH]
+        assert_same_weights(weights(job.folder), expected)
+        metrics = read_metrics(job.folder)
+        assert (metrics["samples_seen"], metrics["ledger"]) == (8 * BATCH, ledger)
         assert [point["samples"] for point in metrics["history"]][:1] == [2 * BATCH]
+
+    def test_one_that_was_not_written_to_its_end_is_passed_over(
+        self, make_job: Callable[..., TrialJob], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = make_job(DENSE_TRIAL, placement=self.EVERY_STEP)
+        self.cut_off(job, 3 * BATCH, monkeypatch)
+        (newest,) = checkpoints_of(job)
+        ((newest.parent / checkpoint_name(5 * BATCH)) / "model.safetensors").write_bytes(b"cut off")
+        assert fit_trial(job) == TrialEnd()
+
+    def test_weights_optimizer_cursor_and_ledger_are_of_one_moment(
+        self, make_job: Callable[..., TrialJob], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = make_job(DENSE_TRIAL, placement=self.EVERY_STEP)
+        ledgers: dict[int, int] = {}
+        step = TrainLoop.step
+
+        def note(self: TrainLoop, batch: TrainBatch) -> Any:  # noqa: ANN401
+            result = step(self, batch)
+            ledgers[self.state.samples_seen] = self.state.ledger
+            return result
+
+        monkeypatch.setattr(TrainLoop, "step", note)
+        self.cut_off(job, 4 * BATCH, monkeypatch)
+        (newest,) = checkpoints_of(job)
+        stored = torch.load(io.BytesIO(read_checkpoint(newest).state), weights_only=True)
+        assert stored["loop"]["samples_seen"] == 4 * BATCH
+        assert stored["loop"]["ledger"] == ledgers[4 * BATCH]
+        assert {int(moment["step"]) for moment in stored["optimizer"]["state"].values()} == {4}
+
+    def test_training_goes_on_while_one_is_written(
+        self, make_job: Callable[..., TrialJob], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = make_job(DENSE_TRIAL, placement=self.EVERY_STEP)
+        ended, written = threading.Event(), []
+
+        def slowly(folder: Location, _: object) -> None:
+            assert ended.wait(30)  # only the end of training lets it go on
+            written.append(folder.name)
+
+        run = TrainLoop.run
+
+        def run_then_tell(self: TrainLoop, *arguments: Any) -> None:  # noqa: ANN401
+            run(self, *arguments)
+            ended.set()
+
+        monkeypatch.setattr(reporter, "write_checkpoint", slowly)
+        monkeypatch.setattr(TrainLoop, "run", run_then_tell)
+        assert fit_trial(job) == TrialEnd()
+        assert written == [checkpoint_name(BATCH)]
+
+    def test_one_that_cannot_be_written_ends_the_launch_with_its_reason(
+        self, make_job: Callable[..., TrialJob], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(folder: Location, _: object) -> None:
+            raise WriteError(f"no space left on {folder}")
+
+        monkeypatch.setattr(reporter, "write_checkpoint", refuse)
+        end = fit_trial(make_job(DENSE_TRIAL, placement=self.EVERY_STEP))
+        assert end.reason is not None
+        assert end.reason.startswith("no space left on ")
+
+    def test_a_node_that_is_about_to_go_brings_one_more_and_only_one(
+        self, make_job: Callable[..., TrialJob], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        placement = {"workers_per_run": 0, "checkpoint_interval_seconds": 1e6}
+        monkeypatch.setattr(reporter, "_PREEMPTION_INTERVAL_SECONDS", 1e-9)
+        told = iter([None, None, object()])
+        monkeypatch.setattr(ray.train, "get_preemption_info", lambda: next(told))
+        written: list[str] = []
+        monkeypatch.setattr(reporter, "write_checkpoint", lambda folder, _: written.append(folder.name))
+        assert fit_trial(make_job(DENSE_TRIAL, placement=placement)) == TrialEnd()
+        assert written == [checkpoint_name(3 * BATCH)]
+
+
+class TestABatchWithoutAFiniteLoss:
+    POISONED = 3 * BATCH
+
+    @pytest.fixture
+    def poisoned(self, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+        """Positions of the batches whose images are no numbers."""
+        positions = {self.POISONED}
+        step = TrainLoop.step
+
+        def poison(self: TrainLoop, batch: TrainBatch) -> Any:  # noqa: ANN401
+            if self.state.samples_seen in positions:
+                batch = dataclasses.replace(batch, images=batch.images * float("nan"))
+            return step(self, batch)
+
+        monkeypatch.setattr(TrainLoop, "step", poison)
+        return positions
+
+    def placement(self, **fields: Any) -> dict[str, Any]:  # noqa: ANN401
+        return {"workers_per_run": 0, "checkpoint_interval_seconds": 1e6, **fields}
+
+    @pytest.mark.usefixtures("poisoned")
+    def test_stop_ends_the_run_and_says_why(self, make_job: Callable[..., TrialJob]) -> None:
+        job = make_job(DENSE_TRIAL, placement=self.placement(nonfinite="stop"))
+        end = fit_trial(job)
+        assert end.reason is not None
+        assert end.reason.startswith(f"dense: the loss is nan after {self.POISONED} samples")
+        assert (job.folder / ERROR_FILE).read_text() == end.reason
+        assert not end.again
+        assert not (job.folder / CONFIG_FILE).exists()
+
+    @pytest.mark.parametrize("interval_seconds", [1e6, 1e-9])
+    def test_rollback_gives_the_weights_of_a_run_that_never_had_that_batch(
+        self,
+        make_job: Callable[..., TrialJob],
+        poisoned: set[int],
+        monkeypatch: pytest.MonkeyPatch,
+        interval_seconds: float,
+    ) -> None:
+        placement = self.placement(nonfinite="rollback", checkpoint_interval_seconds=interval_seconds)
+        job = make_job(DENSE_TRIAL, placement=placement)
+        assert fit_trial(job) == TrialEnd()
+        rolled_back, metrics = weights(job.folder), read_metrics(job.folder)
+        assert metrics["skipped"] == [self.POISONED]
+        assert metrics["samples_seen"] == 8 * BATCH
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in rolled_back.values())
+        job.folder.delete()
+
+        poisoned.clear()
+        run = TrainLoop.run
+
+        def without_it(self: TrainLoop, *arguments: Any) -> None:  # noqa: ANN401
+            self.leave_out(TestABatchWithoutAFiniteLoss.POISONED)
+            run(self, *arguments)
+
+        monkeypatch.setattr(TrainLoop, "run", without_it)
+        assert fit_trial(job) == TrialEnd()
+        assert_same_weights(weights(job.folder), rolled_back)
+        assert read_metrics(job.folder)["ledger"] == metrics["ledger"]
+
+    def test_more_of_them_than_rollbacks_end_the_run(
+        self, make_job: Callable[..., TrialJob], poisoned: set[int]
+    ) -> None:
+        poisoned |= {4 * BATCH, 6 * BATCH}
+        job = make_job(DENSE_TRIAL, placement=self.placement(nonfinite="rollback", max_rollbacks=2))
+        end = fit_trial(job)
+        assert end.reason is not None
+        assert f"after {6 * BATCH} samples" in end.reason
+        assert "max_rollbacks=2 batches were left out before" in end.reason
+        allowed = make_job(DENSE_TRIAL, placement=self.placement(nonfinite="rollback", max_rollbacks=3))
+        assert fit_trial(allowed) == TrialEnd()
+        assert read_metrics(allowed.folder)["skipped"] == sorted(poisoned)
 
 
 class TestBrokenData:
@@ -181,7 +357,7 @@ class TestBrokenData:
         job = make_job(DENSE_TRIAL)
         (job.folder / ERROR_FILE).write_text("a.tar: sample 3: damaged")
         monkeypatch.setattr(worker, "_train", lambda *_: pytest.fail("trained"))
-        worker.train_worker({"job": job})
+        worker.train_worker({"job": job, "checkpoints": job.folder / CHECKPOINT_FOLDER})
 
     def test_a_new_launch_forgets_the_error_of_the_last(self, make_job: Callable[..., TrialJob]) -> None:
         job = make_job(DENSE_TRIAL)
@@ -209,9 +385,9 @@ class TestBrokenData:
         job = make_job(DENSE_TRIAL)
         if raised:
             with pytest.raises(UsageError):
-                worker.train_worker({"job": job})
+                worker.train_worker({"job": job, "checkpoints": job.folder / CHECKPOINT_FOLDER})
         else:
-            worker.train_worker({"job": job})
+            worker.train_worker({"job": job, "checkpoints": job.folder / CHECKPOINT_FOLDER})
         assert (job.folder / ERROR_FILE).read_text() == "train.batch_size=9 cannot be dealt evenly to 2 workers"
 
 
