@@ -42,4 +42,4 @@ def uniform_numbers(name: str, counters_b: npt.NDArray[np.int64], draws: int) ->
     rows_b = mix(counters_b.astype(np.uint64) ^ row_key)
     columns_c = mix(np.arange(draws, dtype=np.uint64) ^ column_key)
     mixed: UInt64Array = mix(rows_b[:, None] ^ columns_c)
-    return (mixed >> np.uint64(11)) * 2.0**-53
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,7 +1,7 @@
 """The order of a run's samples: one sequence that the size of the training set and the seed determine.
 
-Position p lies in epoch p // N, at place p % N of that epoch's permutation. The permutation is computed where it is asked
-for, so that an order takes no memory, whatever N.
+Position p lies in epoch p // N, at place p % N of that epoch's permutation. The permutation is computed where it is
+asked for, so that an order takes no memory, whatever N.
 """
 
 import math
@@ -61,9 +61,9 @@ class SampleOrder:
 def permute(places: Int64Array, size: int, keys: UInt64Array) -> Int64Array:
     """Images of places under a pseudorandom permutation of 0 … size - 1, int64.
 
-    A Feistel network over pairs (left, right) of the smallest rectangle that holds `size` places, by addition modulo its
-    sides; what falls outside goes through it again until it does not (Black and Rogaway, *Ciphers with arbitrary finite
-    domains*, 2002).
+    A Feistel network over pairs (left, right) of the smallest rectangle that holds `size` places, by addition modulo
+    its sides; what falls outside goes through it again until it does not (Black and Rogaway, *Ciphers with arbitrary
+    finite domains*, 2002).
 
     Args:
         places: int64 [b], each below `size`.

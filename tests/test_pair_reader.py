@@ -17,7 +17,7 @@ from mode_ray.captions.read import read_captions
 from mode_ray.captions.shards import list_shards
 from mode_ray.config import CaptionsConfig
 from mode_ray.errors import DataError
-from mode_ray.expert_data import SHARD, PairIndex
+from mode_ray.pair_index import SHARD, PairIndex
 from mode_ray.pair_reader import PairReader
 from mode_ray.storage import Location
 

@@ -17,11 +17,7 @@ import safetensors.torch
 import torch
 import torch.distributed
 
-from mode_ray.assign import FINE
-from mode_ray.captions.shards import read_shards
-from mode_ray.cluster.clustering import Clustering
 from mode_ray.errors import ModeRayError
-from mode_ray.expert_data import PairIndex, load_index, select_members
 from mode_ray.train.budget import SEED
 from mode_ray.train.data import PairDataset, train_loader
 from mode_ray.train.loop import TrainLoop
@@ -30,11 +26,11 @@ from mode_ray.train.trial import (
     ERROR_FILE,
     METRICS_FILE,
     PROGRESS_FILE,
-    SHARDS_FILE,
     STATE_FILE,
     TrialJob,
     read_error,
 )
+from mode_ray.train.trial_data import TrialData
 
 _CHECKPOINT_WEIGHTS = "model.safetensors"
 _PROGRESS_INTERVAL_SECONDS = 2.0
@@ -67,8 +63,9 @@ def _train(job: TrialJob, rank: int, world_size: int) -> None:
     module = ray.train.torch.prepare_model(clip.module) if world_size > 1 or placement.use_gpu else clip.module
     loop = TrainLoop(module, job.trial, train, job.config.limits.max_bad_image_share, rank, world_size)
     _restore(job, clip, loop)
-    members = _members(job)
-    dataset = PairDataset(members, job.config, clip, job.trial.members.seed)
+    data = TrialData(job)
+    members = data.open()
+    dataset = PairDataset(members, job.config, clip, job.trial.members.seed, data.captions)
     reporter = _Reporter(job, clip, loop, rank)
 
     def loader(first: int) -> Any:  # noqa: ANN401 - DataLoader is generic in what the sampler gives
@@ -89,17 +86,6 @@ def _train(job: TrialJob, rank: int, world_size: int) -> None:
 def _one_line(error: ModeRayError) -> str:
     """The message alone: a loader process puts its stack trace before it."""
     return str(error).splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
-
-
-def _members(job: TrialJob) -> PairIndex:
-    """The trial's training set."""
-    index = load_index(job.assignments, read_shards(job.experts / SHARDS_FILE))
-    members = job.trial.members
-    clustering = Clustering.load(job.clusters)
-    group_m = (
-        clustering.coarse[members.experts] if members.kind != "all" else clustering.coarse[min(clustering.coarse)]
-    )
-    return index.take(select_members(index.table[FINE].to_numpy(), group_m, members))
 
 
 def _initial_model(job: TrialJob) -> ClipModel:
