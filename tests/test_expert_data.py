@@ -111,9 +111,7 @@ class TestMembers:
         with pytest.raises(DataError, match=r"expert 3 of 4 has no pair; lower train\.experts"):
             select(assignments, TrainingSet(kind="expert", experts=4, expert=3))
 
-    def test_no_more_than_a_few_shards_are_in_memory(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_no_more_than_a_few_shards_are_in_memory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = Location(str(tmp_path))
         sizes = (10,) * 60
         write_assignments(folder, FINE, sizes)

@@ -46,8 +46,9 @@ def encoded(number: int, form: str) -> bytes:
 
 def image(number: int) -> bytes:
     """Every format, one image that is none, and one that is missing."""
-    special = {5: b"", 6: b"<html>not found</html>"}
-    return special.get(number) or (b"" if number == 5 else encoded(number, ("JPEG", "PNG", "WEBP")[number % 3]))
+    if number in (5, 6):
+        return {5: b"", 6: b"<html>not found</html>"}[number]
+    return encoded(number, ("JPEG", "PNG", "WEBP")[number % 3])
 
 
 class Source:
@@ -63,7 +64,7 @@ class Source:
                     member = tarfile.TarInfo(f"{number:06d}.{suffix}")
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
-        numbers = range(12, PAIRS - 12 + 12)
+        numbers = range(12, PAIRS)
         table = pa.table({"image": [image(n) for n in numbers], "caption": [f"pair {n}" for n in numbers]})
         pq.write_table(table, data / "b.parquet", row_group_size=4)
         self.captions = CaptionsConfig(paths=(str(data),), caption_field="caption", select="all")

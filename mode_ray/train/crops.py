@@ -17,7 +17,6 @@ from torchvision.transforms import Compose, InterpolationMode, Normalize, Random
 from mode_ray.counter_random import uniform_numbers
 
 _ATTEMPTS = 10
-_DRAWS = 2 * _ATTEMPTS + 2
 
 Box = tuple[int, int, int, int]
 """Top, left, height, width."""
@@ -67,9 +66,20 @@ class TrainTransform:
             mode=crop.interpolation.value,
         )
 
-    def crop(self, pixels: torch.Tensor, uniform: Sequence[float]) -> torch.Tensor:
-        """Crop and resize, uint8 [3, h, w] to uint8 [3, *size]; `uniform` as for `crop_box`."""
-        top, left, height, width = crop_box(pixels.shape[1], pixels.shape[2], self.scale, self.ratio, uniform)
+    def draw(self, seed: int, positions: npt.ArrayLike) -> list[list[float]]:
+        """What `crop` needs for the samples at these positions of a run, drawn for all of them at once."""
+        uniform_bc = uniform_numbers(f"crops {seed}", np.asarray(positions, np.int64), 2 * _ATTEMPTS + 2)
+        areas = self.scale[0] + (self.scale[1] - self.scale[0]) * uniform_bc[:, :_ATTEMPTS]
+        first, last = math.log(self.ratio[0]), math.log(self.ratio[1])
+        aspects = np.exp(first + (last - first) * uniform_bc[:, _ATTEMPTS:-2])
+        drawn: list[list[float]] = np.concatenate(
+            [np.sqrt(areas * aspects), np.sqrt(areas / aspects), uniform_bc[:, -2:]], axis=1
+        ).tolist()
+        return drawn
+
+    def crop(self, pixels: torch.Tensor, drawn: Sequence[float]) -> torch.Tensor:
+        """Crop and resize, uint8 [3, h, w] to uint8 [3, *size]; `drawn` by `draw`."""
+        top, left, height, width = crop_box(pixels.shape[1], pixels.shape[2], self.ratio, drawn)
         cropped = pixels[None, :, top : top + height, left : left + width]
         return torch.nn.functional.interpolate(cropped, self.size, mode=self.mode, antialias=True)[0]
 
@@ -79,38 +89,25 @@ class TrainTransform:
         return torch.addcmul(-mean / std, images, 1 / (255 * std), out=images)
 
 
-def crop_numbers(seed: int, positions: npt.ArrayLike) -> list[list[float]]:
-    """The uniform numbers of `crop_box` for the samples at these positions of a run."""
-    drawn: list[list[float]] = uniform_numbers(f"crops {seed}", np.asarray(positions, np.int64), _DRAWS).tolist()
-    return drawn
-
-
-def crop_box(
-    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], uniform: Sequence[float]
-) -> Box:
+def crop_box(height: int, width: int, ratio: tuple[float, float], drawn: Sequence[float]) -> Box:
     """A random part of an image, distributed as torchvision's RandomResizedCrop draws it.
 
     Args:
         height: Of the image.
         width: Of the image.
-        scale: Share of the area, from, to; uniform.
-        ratio: Width by height, from, to; its logarithm is uniform.
-        uniform: 22 numbers in [0, 1): area and ratio of ten attempts, then the place.
+        ratio: Width by height, from, to, where no attempt fits.
+        drawn: Of ten attempts the widths, then the heights, by the square root of the image's area; then two numbers
+            in [0, 1) for the place.
     """
-    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    side = math.sqrt(height * width)
     for attempt in range(_ATTEMPTS):
-        area = height * width * (scale[0] + (scale[1] - scale[0]) * uniform[2 * attempt])
-        aspect = math.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * uniform[2 * attempt + 1])
-        wide, high = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        wide, high = round(side * drawn[attempt]), round(side * drawn[_ATTEMPTS + attempt])
         if 0 < wide <= width and 0 < high <= height:
-            top = int(uniform[-2] * (height - high + 1))
-            left = int(uniform[-1] * (width - wide + 1))
-            return top, left, high, wide
+            return int(drawn[-2] * (height - high + 1)), int(drawn[-1] * (width - wide + 1)), high, wide
     # None fits: the whole image, or the middle of one that is too long.
+    wide, high = width, height
     if width / height < ratio[0]:
-        wide, high = width, round(width / ratio[0])
+        high = round(width / ratio[0])
     elif width / height > ratio[1]:
-        wide, high = round(height * ratio[1]), height
-    else:
-        wide, high = width, height
+        wide = round(height * ratio[1])
     return (height - high) // 2, (width - wide) // 2, high, wide

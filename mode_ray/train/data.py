@@ -22,7 +22,7 @@ from mode_ray.pair_index import PairIndex
 from mode_ray.pair_reader import Pair, PairReader
 from mode_ray.read_ahead import read_ahead
 from mode_ray.sample_order import SampleOrder
-from mode_ray.train.crops import TrainTransform, crop_numbers
+from mode_ray.train.crops import TrainTransform
 from mode_ray.train.model import ClipModel
 from mode_ray.train.pixels import decode_pixels
 from mode_ray.train.tokens import CachedTokenizer
@@ -92,13 +92,13 @@ class PairDataset(Dataset[TrainBatch]):
         images = torch.empty((len(pairs), 3, *self._transform.size))
         decoded: list[str] = []
         bad = []
-        for pair, numbers in zip(pairs, crop_numbers(self._seed, positions), strict=True):
+        for pair, drawn in zip(pairs, self._transform.draw(self._seed, positions), strict=True):
             try:
                 pixels = decode_pixels(pair.image, self._max_pixels, pair.place)
             except DataError as error:
                 bad.append(str(error))
             else:
-                images[len(decoded)] = self._transform.crop(pixels, numbers)
+                images[len(decoded)] = self._transform.crop(pixels, drawn)
                 decoded.append(pair.caption)
         if not decoded:
             raise DataError(f"no image of a whole batch can be decoded; the first: {bad[0]}")
