@@ -1,36 +1,28 @@
-"""Each expert's training set: an index over the source shards; no pair is copied.
+"""Which pairs an expert is trained on, shard by shard: the coarse map turns fine clusters into experts by a lookup.
 
-The index of a training set names (shard, row, caption) and, for tars, the byte offsets that `assign` recorded. The
-coarse map turns fine clusters into experts by a table lookup, so one set of assignments serves every n.
+One set of assignments serves every n. All draws are exactly uniform over the pairs of all shards, though no list of
+them is made: a first pass counts, a second one draws in each shard what was allotted to it.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from mode_ray.assign import DISTANCE, FINE
+from mode_ray.assign import FINE
 from mode_ray.captions.shards import Shard
 from mode_ray.errors import DataError
-from mode_ray.stage import read_output
+from mode_ray.pair_index import SHARD, assigned_shards, index_columns, index_rows, stream_assignments
+from mode_ray.sampling import allocate_sample, sample_positions
 from mode_ray.storage import Location
 
-SHARD = "shard"
-_INDEX_COLUMNS = (
-    "row",
-    "caption_index",
-    "image_offset",
-    "image_bytes",
-    "caption_offset",
-    "caption_bytes",
-    FINE,
-    DISTANCE,
-)
-_INDEX_READERS = 8
+BoolArray = npt.NDArray[np.bool_]
+Int64Array = npt.NDArray[np.int64]
+_Chooser = Callable[[str, np.ndarray], Int64Array]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,89 +44,111 @@ class TrainingSet:
     out_of_cluster_share: float = 0.0
     seed: int = 0
 
+    @property
+    def drawn(self) -> "TrainingSet":
+        """This set without what does not decide its pairs, so that sets of equal pairs are equal."""
+        if self.kind == "all":
+            return TrainingSet(kind="all")
+        return self if self.kind == "random" or self.out_of_cluster_share else replace(self, seed=0)
 
-@dataclass(frozen=True)
-class PairIndex:
-    """Where the pairs of a training set lie.
-
-    Attributes:
-        shards: The source shards.
-        table: One row a (pair, caption): `shard` int32 (position in `shards`), `row`, `caption_index`, `fine`,
-            `distance`, and for tars the members' offsets and sizes.
-    """
-
-    shards: tuple[Shard, ...]
-    table: pa.Table
-
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
-    def take(self, positions: np.ndarray) -> "PairIndex":
-        """The index of a subset."""
-        return PairIndex(self.shards, self.table.take(pa.array(positions)))
+    @property
+    def name(self) -> str:
+        """A file name that no set of other pairs has."""
+        if self.kind == "all":
+            return "all"
+        digest = hashlib.blake2b(repr(self.drawn).encode(), digest_size=4).hexdigest()
+        return f"{'random-' if self.kind == 'random' else ''}n{self.experts}-{self.expert:02d}-{digest}"
 
 
-def load_index(assignments: Location, shards: Sequence[Shard]) -> PairIndex:
-    """Read the index of all pairs from the assignment shards; shards without one (quarantined) are left out.
+def stream_members(
+    members: TrainingSet, assignments: Location, shards: Sequence[Shard], group_m: np.ndarray
+) -> Iterator[pa.Table]:
+    """The index rows of a training set, in order of shards and rows; a few shards are in memory at a time.
 
-    Raises:
-        DataError: There is no assignment at all.
-    """
-    present = {file.name.removesuffix(".parquet") for file in assignments.files()}
-    numbered = [(number, shard) for number, shard in enumerate(shards) if shard.unit in present]
-    if not numbered:
-        raise DataError(f"{assignments}: no assignment of the given shards; run `mode-ray assign` first")
-    with ThreadPoolExecutor(_INDEX_READERS) as readers:
-        tables = list(readers.map(lambda item: _shard_index(assignments, *item), numbered))
-    return PairIndex(tuple(shards), pa.concat_tables(tables, promote_options="default").combine_chunks())
-
-
-def _shard_index(assignments: Location, number: int, shard: Shard) -> pa.Table:
-    table = read_output(assignments, shard.unit)
-    table = table.select([name for name in _INDEX_COLUMNS if name in table.column_names])
-    numbers = pa.array(np.full(table.num_rows, number, np.int32))
-    return table.replace_schema_metadata(None).add_column(0, SHARD, numbers)
-
-
-def fine_counts(index: PairIndex, centers: int) -> np.ndarray:
-    """Captions of each fine cluster, int64 [m]."""
-    return np.bincount(index.table[FINE].to_numpy(), minlength=centers)
-
-
-def select_members(fine_p: np.ndarray, group_m: np.ndarray, members: TrainingSet) -> np.ndarray:
-    """Positions of a training set's pairs, ascending, int64.
+    Only the deal of the `random` control holds a number for every pair, two bytes each.
 
     Args:
-        fine_p: Fine cluster of every pair.
-        group_m: Coarse map for n experts; unused for `all`.
         members: The set.
+        assignments: Directory of the assignment shards.
+        shards: All source shards.
+        group_m: Coarse map for n experts; unused for `all`.
 
     Raises:
-        DataError: The set is empty.
+        DataError: The set is empty, or there is no assignment at all.
     """
+    numbered = assigned_shards(assignments, shards)
+    schema = index_columns(tars=any(shard.format == "webdataset" for _, shard in numbered))
+    choose = _chooser(members, assignments, numbered, group_m)
+    # Parquet shards have fewer of these columns; without keys, most of a shard's bytes stay unread.
+    columns = [*(name for name in schema.names if name != SHARD), FINE]
+    for number, shard, assigned in stream_assignments(assignments, numbered, columns):
+        chosen = choose(shard.unit, assigned[FINE].to_numpy())
+        if len(chosen):
+            yield index_rows(assigned.take(pa.array(chosen)), number, schema)
+
+
+def _chooser(
+    members: TrainingSet, assignments: Location, numbered: Sequence[tuple[int, Shard]], group_m: np.ndarray
+) -> _Chooser:
+    """What tells the rows of a shard, given its name and fine clusters, that belong to a set."""
     if members.kind == "all":
-        return np.arange(len(fine_p))
-    expert_p = group_m[fine_p]
-    if members.kind == "random":
-        expert_p = np.random.default_rng((members.seed, members.experts)).permutation(expert_p)
-    own = np.flatnonzero(expert_p == members.expert)
-    if len(own) == 0:
+        return lambda _, fine_p: np.arange(len(fine_p))
+    own_rows: dict[str, int] = {}
+    other_rows: dict[str, int] = {}
+    dealt: dict[str, npt.NDArray[np.int16]] = {}
+    for _, shard, assigned in stream_assignments(assignments, numbered, [FINE]):
+        expert_p = group_m[assigned[FINE].to_numpy()]
+        own_rows[shard.unit] = int((expert_p == members.expert).sum())
+        other_rows[shard.unit] = len(expert_p) - own_rows[shard.unit]
+        if members.kind == "random":
+            dealt[shard.unit] = expert_p.astype(np.int16)
+    own = sum(own_rows.values())
+    if own == 0:
         raise DataError(
             f"expert {members.expert} of {members.experts} has no pair; lower train.experts or bring more captions"
         )
-    if members.kind == "random" or members.out_of_cluster_share == 0.0:
-        return own
-    others = np.flatnonzero(expert_p != members.expert)
-    share = members.out_of_cluster_share
-    wanted = min(len(others), round(len(own) * share / (1 - share))) if share < 1 else len(others)
-    generator = np.random.default_rng((members.seed, members.experts, members.expert))
-    return np.sort(np.concatenate([own, generator.choice(others, size=wanted, replace=False)]))
+    if members.kind == "random":
+        _shuffle_all(dealt, members)
+        return lambda unit, _: np.flatnonzero(dealt[unit] == members.expert)
+    drawn = _allotted(members, own, other_rows)
+    return lambda unit, fine_p: expert_rows(members, group_m[fine_p] == members.expert, unit, drawn.get(unit, 0))
 
 
-def nearest_rows(index: PairIndex, centers: int, per_center: int) -> np.ndarray:
-    """Positions of the captions nearest to each center, up to `per_center` each, in order of centers; for reports."""
-    order = pc.sort_indices(index.table, [(FINE, "ascending"), (DISTANCE, "ascending")]).to_numpy()
-    fine = index.table[FINE].to_numpy()[order]
-    starts = np.searchsorted(fine, np.arange(centers))
-    nearest: np.ndarray = order[np.arange(len(fine)) - starts[fine] < per_center]
-    return nearest
+def _shuffle_all(dealt: dict[str, npt.NDArray[np.int16]], members: TrainingSet) -> None:
+    """Permute the experts of all pairs, over all shards."""
+    units = list(dealt)
+    ends = np.cumsum([len(dealt[unit]) for unit in units])
+    everything = np.concatenate([dealt[unit] for unit in units])
+    np.random.default_rng((members.seed, members.experts)).shuffle(everything)
+    dealt.update(zip(units, np.split(everything, ends[:-1]), strict=True))
+
+
+def _allotted(members: TrainingSet, own: int, other_rows: Mapping[str, int]) -> dict[str, int]:
+    """How many pairs of other clusters each shard gives, as if they were drawn from all shards at once."""
+    share, others = members.out_of_cluster_share, sum(other_rows.values())
+    wanted = min(others, round(own * share / (1 - share))) if share < 1 else others
+    if wanted == 0:
+        return {}
+    return allocate_sample(other_rows, wanted, _draw_seed(members))
+
+
+def expert_rows(members: TrainingSet, own_p: BoolArray, unit: str, drawn: int) -> Int64Array:
+    """Rows of one shard that belong to an expert's set, ascending.
+
+    Args:
+        members: The set.
+        own_p: Whether a row is of the expert's own clusters.
+        unit: Name of the shard.
+        drawn: How many of its other rows belong to the set too.
+    """
+    chosen_p = own_p.copy()
+    if drawn:
+        others = np.flatnonzero(~own_p)
+        chosen_p[others[sample_positions(unit, len(others), drawn, _draw_seed(members))]] = True
+    return np.flatnonzero(chosen_p)
+
+
+def _draw_seed(members: TrainingSet) -> int:
+    """Every expert draws others."""
+    name = f"{members.seed} {members.experts} {members.expert}"
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())

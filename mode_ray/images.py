@@ -23,7 +23,7 @@ def decode_image(data: bytes, max_pixels: int, place: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
-            raise DataError(f"{place}: image of {image.width} x {image.height} pixels, more than {max_pixels} allowed")
+            raise DataError(too_large(image.width, image.height, max_pixels, place))
         return image.convert("RGB")
     except Image.DecompressionBombError as error:
         raise DataError(f"{place}: image too large ({error})") from None
@@ -31,3 +31,8 @@ def decode_image(data: bytes, max_pixels: int, place: str) -> Image.Image:
         raise DataError(f"{place}: not an image of a known format ({', '.join(FORMATS)})") from None
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{place}: damaged image ({error})") from None
+
+
+def too_large(width: int, height: int, max_pixels: int, place: str) -> str:
+    """Why an image is refused before it is decoded."""
+    return f"{place}: image of {width} x {height} pixels, more than {max_pixels} allowed"

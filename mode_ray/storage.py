@@ -7,15 +7,16 @@ parquet are native to them.
 import contextlib
 import errno
 import functools
-import io
 import os
 import re
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ from mode_ray.errors import UsageError, WriteError
 
 REMOTE_SCHEMES = ("s3", "gs", "gcs")
 _GLOB_CHARACTERS = frozenset("*?[")
+_REMOTE_BUFFER_BYTES = 64 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
@@ -192,8 +194,8 @@ class Location:
     def open_atomic(self) -> Iterator[IO[bytes]]:
         """Write a file that appears whole or not at all.
 
-        Local: a temporary name in the same directory, flushed to disk, then renamed. Remote: collected in
-        memory, then one upload. Nothing appears where the block raises.
+        Local: a temporary name in the same directory, flushed to disk, then renamed. Remote: collected in memory, or
+        where it is large on the local disk, then one upload. Nothing appears where the block raises.
 
         Raises:
             WriteError: The disk is full, the storage refuses, or does not answer.
@@ -222,14 +224,16 @@ class Location:
 
     @contextlib.contextmanager
     def _open_remote(self) -> Iterator[IO[bytes]]:
-        buffer = io.BytesIO()
-        yield buffer
-        with self.filesystem.open_output_stream(self.path, compression=None) as stream:
-            stream.write(buffer.getbuffer())
+        with tempfile.SpooledTemporaryFile(_REMOTE_BUFFER_BYTES, prefix="mode-ray-upload-") as buffer:
+            yield cast("IO[bytes]", buffer)
+            buffer.seek(0)
+            with self.filesystem.open_output_stream(self.path, compression=None) as stream:
+                shutil.copyfileobj(buffer, stream, _REMOTE_BUFFER_BYTES)
 
     def _write_error(self, error: OSError) -> WriteError:
         if error.errno in _NO_SPACE:
-            reason = f"no space left on {self.parent} (writing {self.name}): free space and run again"
+            full = self.parent if self.is_local else tempfile.gettempdir()  # where an upload is collected
+            reason = f"no space left on {full} (writing {self.name}): free space and run again"
         else:
             reason = f"{self}: cannot be written ({' '.join(str(error).split())}): mend that and run again"
         return WriteError(f"{reason}; what is finished stays")
@@ -240,6 +244,12 @@ class Location:
             for file in Path(self.path).rglob(".*.tmp"):
                 if _TEMPORARY.fullmatch(file.name):
                     file.unlink(missing_ok=True)
+
+    def copy_to(self, target: Path) -> None:
+        """Copy this file to a local path; it appears whole or not at all."""
+        with self.open_input() as source, Location(str(target)).open_atomic() as stream:
+            while piece := source.read(_REMOTE_BUFFER_BYTES):
+                stream.write(piece)
 
     def write_bytes(self, data: bytes) -> None:
         """Write the whole file, atomically."""

@@ -17,8 +17,9 @@ from mode_ray.captions.read import read_captions
 from mode_ray.captions.shards import list_shards
 from mode_ray.config import CaptionsConfig
 from mode_ray.errors import DataError
-from mode_ray.expert_data import SHARD, PairIndex
+from mode_ray.pair_index import SHARD, PairIndex
 from mode_ray.pair_reader import PairReader
+from mode_ray.sample_order import SampleOrder
 from mode_ray.storage import Location
 
 
@@ -158,6 +159,80 @@ class TestParquet:
         reader, _ = reader_of(write_parquet(tmp_path, {"caption": ["a cat"], "jpg": [image(0)]}))
         with pytest.raises(DataError, match=r"pairs\.parquet: no column 'image'; set captions\.image_field .*'jpg'"):
             reader.read([0])
+
+
+class TestRequests:
+    """Images of 6 to 14 KB, as web photos are, in three tars of 128 pairs."""
+
+    PAIRS, BATCH = 384, 64
+
+    @pytest.fixture
+    def photos(self, folder: Location) -> tuple[PairIndex, CaptionsConfig]:
+        generator = np.random.default_rng(0)
+        for number in range(3):
+            buffer = io.BytesIO()
+            with tarfile.open(fileobj=buffer, mode="w") as archive:
+                for pair in range(128):
+                    photo = generator.bytes(int(generator.integers(6_000, 14_000)))
+                    for suffix, content in (("jpg", photo), ("txt", f"photo {128 * number + pair}".encode())):
+                        member = tarfile.TarInfo(f"{pair:04d}.{suffix}")
+                        member.size = len(content)
+                        archive.addfile(member, io.BytesIO(content))
+            (folder / f"{number}.tar").write_bytes(buffer.getvalue())
+        config = CaptionsConfig(paths=(folder.uri,))
+        return index_of(config)[0], config
+
+    def epoch(self, photos: tuple[PairIndex, CaptionsConfig], block_pairs: int) -> PairReader:
+        """A reader after one epoch in batches."""
+        reader = PairReader(*photos)
+        order = SampleOrder(self.PAIRS, seed=0, block_pairs=block_pairs)
+        seen = []
+        for first in range(0, self.PAIRS, self.BATCH):
+            positions = order.pairs_at(np.arange(first, first + self.BATCH))
+            captions = [pair.caption for pair in reader.read(positions)]
+            assert captions == [f"photo {position}" for position in positions]
+            seen += captions
+        assert len(set(seen)) == self.PAIRS
+        return reader
+
+    @pytest.mark.parametrize("block_pairs", [1, 32])
+    def test_no_more_than_1_2_times_the_wanted_bytes_are_read(
+        self, photos: tuple[PairIndex, CaptionsConfig], block_pairs: int
+    ) -> None:
+        counters = self.epoch(photos, block_pairs).counters
+        columns = photos[0].columns_at(np.arange(self.PAIRS))
+        assert counters.member_bytes == int((columns["image_bytes"] + columns["caption_bytes"]).sum())
+        assert counters.member_bytes < counters.bytes_read <= 1.2 * counters.member_bytes
+
+    def test_a_pair_takes_one_request_and_a_block_too(self, photos: tuple[PairIndex, CaptionsConfig]) -> None:
+        alone, blocks = (self.epoch(photos, block_pairs).counters.requests for block_pairs in (1, 32))
+        assert alone <= self.PAIRS
+        assert blocks <= self.PAIRS / 32 + 2
+
+    def test_the_ranges_asked_of_the_filesystem_are_the_counted_ones(
+        self, photos: tuple[PairIndex, CaptionsConfig], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[int] = []
+        real = PairReader._read_range
+
+        def noting(self: PairReader, number: int, start: int, end: int) -> bytes:
+            content = real(self, number, start, end)
+            asked.append(len(content))
+            return content
+
+        monkeypatch.setattr(PairReader, "_read_range", noting)
+        counters = self.epoch(photos, 4).counters
+        assert (len(asked), sum(asked)) == (counters.requests, counters.bytes_read)
+
+    def test_a_row_group_is_counted_once_while_it_is_kept(self, tmp_path: Path) -> None:
+        photos = [np.random.default_rng(number).bytes(5000) for number in range(8)]
+        file = write_parquet(tmp_path, {"caption": ["a cat"] * 8, "image": photos, "other": photos}, group_rows=4)
+        reader, _ = reader_of(file)
+        reader.read(range(8))
+        reader.read([7, 0])
+        assert reader.counters.requests == 2
+        assert reader.counters.member_bytes == 10 * 5005
+        assert 40_000 < reader.counters.bytes_read < 45_000
 
 
 class TestChangedSince:

@@ -30,8 +30,8 @@ from mode_ray.evaluate.report import (
     TaskRow,
 )
 from mode_ray.evaluate.tasks import Task
-from mode_ray.expert_data import PairIndex, fine_counts, load_index, nearest_rows
 from mode_ray.images import decode_image
+from mode_ray.pair_index import PairIndex, fine_counts, load_index, nearest_rows
 from mode_ray.pair_reader import PairReader
 from mode_ray.routing import nearest_centers
 from mode_ray.stage import package_versions, read_manifest
@@ -247,7 +247,7 @@ def _experts(sources: ReportSources) -> list[ExpertRow]:
 
 
 def _fine_clusters(sources: ReportSources) -> list[FineClusterRow]:
-    counts_m = fine_counts(load_index(sources.directories["assign"], sources.shards), len(sources.group_m))
+    counts_m = fine_counts(sources.directories["assign"], sources.shards, len(sources.group_m))
     return [
         FineClusterRow(
             fine=fine,

@@ -1,52 +1,35 @@
-"""The order of samples, and the loader that follows it.
+"""Batches of a run's samples, and the loader that prepares them ahead.
 
-A run's samples are one sequence that depends on nothing but the training set and the seed: position p lies in epoch
-p // N, at place p % N of that epoch's permutation. A global batch is a slice of it, a rank's part a slice of that. The
-number of samples seen is therefore the whole state of the loader, and a run may go on with another number of workers.
+A run's samples are one sequence that depends on nothing but the training set and the seed (`sample_order`). A global
+batch is a slice of it, a rank's part a slice of that. The number of samples seen is therefore the whole state of the
+loader, and a run may go on with another number of workers.
 """
 
 import hashlib
+import multiprocessing
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from multiprocessing.context import BaseContext
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mode_ray.config import RunConfig
+from mode_ray.config import CaptionsConfig, RunConfig
 from mode_ray.errors import DataError, UsageError
-from mode_ray.expert_data import PairIndex
-from mode_ray.images import decode_image
+from mode_ray.pair_index import PairIndex
 from mode_ray.pair_reader import Pair, PairReader
+from mode_ray.read_ahead import read_ahead
+from mode_ray.sample_order import SampleOrder
+from mode_ray.train.crops import TrainTransform
 from mode_ray.train.model import ClipModel
+from mode_ray.train.pixels import decode_pixels
+from mode_ray.train.tokens import CachedTokenizer
 
-_PREFETCHED_BATCHES = 4
+_PREFETCHED_BATCHES = 4  # of each loader process
+_BATCHES_AHEAD = 3  # of the loader thread
 _LEDGER_BITS = 63
-
-
-class SampleOrder:
-    """The sequence of a run's samples.
-
-    Args:
-        pairs: N, size of the training set.
-        seed: Of the permutations.
-    """
-
-    def __init__(self, pairs: int, seed: int) -> None:
-        self._pairs = pairs
-        self._seed = seed
-        self._epoch = -1
-        self._permutation = np.empty(0, np.int64)
-
-    def pair_at(self, position: int) -> int:
-        """Which pair stands at a position of the sequence."""
-        epoch, place = divmod(position, self._pairs)
-        if epoch != self._epoch:
-            self._permutation = np.random.default_rng((self._seed, epoch)).permutation(self._pairs)
-            self._epoch = epoch
-        return int(self._permutation[place])
 
 
 @dataclass(frozen=True)
@@ -87,50 +70,50 @@ class PairDataset(Dataset[TrainBatch]):
 
     Args:
         index: The training set.
-        config: How its shards are read, and the largest image.
+        config: How its pairs are ordered, and the largest image.
         clip: Transforms and tokenizer.
         seed: Of the order and of the random crops.
+        captions: How captions and images are named in the index's shards; by default as in the source shards.
     """
 
-    def __init__(self, index: PairIndex, config: RunConfig, clip: ClipModel, seed: int) -> None:
-        self._reader = PairReader(index, config.captions)
-        self._order = SampleOrder(len(index), seed)
+    def __init__(
+        self, index: PairIndex, config: RunConfig, clip: ClipModel, seed: int, captions: CaptionsConfig | None = None
+    ) -> None:
+        self._reader = PairReader(index, captions or config.captions)
+        self._order = SampleOrder(len(index), seed, config.train.data.block_pairs)
         self._max_pixels = config.limits.max_image_pixels
-        self._transform = clip.train_transform
-        self._tokenizer = clip.tokenizer
+        self._transform = TrainTransform.of(clip.train_transform)
+        self._tokenizer = CachedTokenizer(clip.tokenizer)
         self._seed = seed
 
     def __getitem__(self, positions: list[int]) -> TrainBatch:
         """The samples at these positions, as one batch."""
-        pairs = self._reader.read([self._order.pair_at(position) for position in positions])
-        decoded: list[tuple[torch.Tensor, str]] = []
+        pairs = self._reader.read(self._order.pairs_at(positions))
+        images = torch.empty((len(pairs), 3, *self._transform.size))
+        decoded: list[str] = []
         bad = []
-        with torch.random.fork_rng(devices=[]):
-            for position, pair in zip(positions, pairs, strict=True):
-                # Seeded by position, so that a crop does not depend on worker, rank or restart.
-                # The generator's own method: torch.manual_seed also visits every device and costs a millisecond.
-                torch.default_generator.manual_seed(_crop_seed(self._seed, position))
-                try:
-                    decoded.append((self._image(pair), pair.caption))
-                except DataError as error:
-                    bad.append(str(error))
+        for pair, drawn in zip(pairs, self._transform.draw(self._seed, positions), strict=True):
+            try:
+                pixels = decode_pixels(pair.image, self._max_pixels, pair.place)
+            except DataError as error:
+                bad.append(str(error))
+            else:
+                images[len(decoded)] = self._transform.crop(pixels, drawn)
+                decoded.append(pair.caption)
         if not decoded:
             raise DataError(f"no image of a whole batch can be decoded; the first: {bad[0]}")
         # Ranks must contribute equally many samples, so decoded ones take the places of the bad ones.
-        chosen = [decoded[place % len(decoded)] for place in range(len(positions))]
-        images = torch.stack([image for image, _ in chosen])
-        captions = [caption for _, caption in chosen]
-        caption_ids = torch.tensor([_caption_id(caption) for caption in captions])
+        for place in range(len(decoded), len(pairs)):
+            images[place] = images[place % len(decoded)]
+        captions = [decoded[place % len(decoded)] for place in range(len(pairs))]
         ledger = sum(_ledger_entry(position, pair) for position, pair in zip(positions, pairs, strict=True))
-        return TrainBatch(images, self._tokenizer(captions), caption_ids, tuple(bad), ledger % 2**_LEDGER_BITS)
-
-    def _image(self, pair: Pair) -> torch.Tensor:
-        return self._transform(decode_image(pair.image, self._max_pixels, pair.place))
-
-
-def _crop_seed(seed: int, position: int) -> int:
-    """32 bits, since torch's CPU generator uses no more; a multiplicative hash keeps the runs' seeds apart."""
-    return (seed * 0x9E3779B1 + position) % 2**32
+        return TrainBatch(
+            images=self._transform.normalised_(images),
+            texts=self._tokenizer(captions),
+            caption_ids=torch.tensor([_caption_id(caption) for caption in captions]),
+            bad_images=tuple(bad),
+            ledger=ledger % 2**_LEDGER_BITS,
+        )
 
 
 def _caption_id(caption: str) -> int:
@@ -159,8 +142,8 @@ class _RankPositions:
 
 def train_loader(
     dataset: PairDataset, first: int, last: int, batch_size: int, rank: int, world_size: int, workers: int
-) -> DataLoader[Any]:
-    """A loader over one rank's part of the samples `first` to `last`, in order.
+) -> Iterable[TrainBatch]:
+    """Batches of one rank's part of the samples `first` to `last`, in order, some of them prepared ahead.
 
     Args:
         dataset: The samples.
@@ -169,7 +152,7 @@ def train_loader(
         batch_size: Global batch.
         rank: Of this process.
         world_size: Number of processes.
-        workers: Loader processes; 0 loads in this one.
+        workers: Loader processes; with 0 a thread of this process loads.
 
     Raises:
         UsageError: The batch cannot be dealt evenly to the processes.
@@ -180,16 +163,43 @@ def train_loader(
             "make it a multiple of train.placement.workers_per_run"
         )
     positions: Any = _RankPositions(first, last, batch_size, rank, world_size)
-    multiprocess: dict[str, Any] = {"prefetch_factor": _PREFETCHED_BATCHES} if workers else {}
+    pinned = torch.cuda.is_available()
+    if workers == 0:
+        return _ThreadLoader(dataset, positions, pinned=pinned)
     # batch_size=None: the sampler's lists go to the dataset whole, which reads a batch shard by shard.
-    return DataLoader(
+    loader: DataLoader[TrainBatch] = DataLoader(
         dataset,
         sampler=positions,
         batch_size=None,
         num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        **multiprocess,
+        prefetch_factor=_PREFETCHED_BATCHES,
+        pin_memory=pinned,
+        multiprocessing_context=_loader_context(),
     )
+    return loader
 
 
-LoaderFactory = Callable[[int], DataLoader[Any]]
+class _ThreadLoader:
+    """One thread prepares the next batches while a step is computed."""
+
+    def __init__(self, dataset: PairDataset, positions: Iterable[list[int]], *, pinned: bool) -> None:
+        self._dataset = dataset
+        self._positions = positions
+        self._pinned = pinned
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        return read_ahead(self._load, self._positions, ahead=_BATCHES_AHEAD)
+
+    def _load(self, positions: list[int]) -> TrainBatch:
+        batch = self._dataset[positions]
+        return batch.pin_memory() if self._pinned else batch
+
+
+def _loader_context() -> BaseContext:
+    """Loader processes come from a server without threads: a fork of Ray's worker may inherit a held lock."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+LoaderFactory = Callable[[int], Iterable[TrainBatch]]

@@ -12,8 +12,10 @@ from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mode_ray.errors import ModeRayError
 from mode_ray.settings import config_hash, fingerprint_fields
 from mode_ray.storage import Location
+from mode_ray.train.prepare import prepare_training_set
 from mode_ray.train.trial import ERROR_FILE, TrialJob, read_error
 from mode_ray.train_config import TrainPlacement
 
@@ -73,6 +75,10 @@ def fit_trial(job: TrialJob) -> TrialEnd:
         ),
     )
     (job.folder / ERROR_FILE).delete()
+    try:
+        prepare_training_set(job)
+    except ModeRayError as error:
+        return TrialEnd(_last_line(error), again=isinstance(error, OSError))
     try:
         trainer.fit()
     except WorkerGroupError as error:

@@ -9,7 +9,7 @@ from mode_ray.captions.shards import Shard, require_images, write_shards
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
 from mode_ray.errors import TrainingError, UsageError
-from mode_ray.expert_data import fine_counts, load_index
+from mode_ray.pair_index import fine_counts
 from mode_ray.stage import Manifest, Stage, UnitRecord
 from mode_ray.storage import Location
 from mode_ray.train.architecture import check_architecture
@@ -112,7 +112,7 @@ def planned_trials(
 ) -> tuple[list[Trial], np.ndarray]:
     """The stage's trials in order of priority, and the pairs of each expert."""
     n = config.train.experts
-    counts_m = fine_counts(load_index(assignments, shards), len(clustering.centers_md))
+    counts_m = fine_counts(assignments, shards, len(clustering.centers_md))
     pairs_n = np.bincount(clustering.coarse[n], weights=counts_m, minlength=n).astype(np.int64)
     return plan_trials(config.train, pairs_n, clustering.widest_first(n)), pairs_n
 

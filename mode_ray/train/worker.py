@@ -13,11 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from mode_ray.assign import FINE
-from mode_ray.captions.shards import read_shards
-from mode_ray.cluster.clustering import Clustering
 from mode_ray.errors import ModeRayError, TrainingError
-from mode_ray.expert_data import PairIndex, load_index, select_members
 from mode_ray.storage import Location
 from mode_ray.train.budget import SEED
 from mode_ray.train.checkpoints import read_checkpoint
@@ -25,7 +21,8 @@ from mode_ray.train.data import LoaderFactory, PairDataset, train_loader
 from mode_ray.train.loop import NonFiniteError, TrainLoop
 from mode_ray.train.model import ClipModel, build_clip, load_clip, save_clip
 from mode_ray.train.reporter import Reporter, newest_checkpoint
-from mode_ray.train.trial import ERROR_FILE, METRICS_FILE, SHARDS_FILE, STATE_FILE, TrialJob, read_error
+from mode_ray.train.trial import ERROR_FILE, METRICS_FILE, STATE_FILE, TrialJob, read_error
+from mode_ray.train.trial_data import TrialData
 
 _logger = logging.getLogger(__name__)
 
@@ -61,8 +58,9 @@ def _train(job: TrialJob, checkpoints: Location, rank: int, world_size: int) -> 
         _restore(loop, newest)
     elif job.trial.parent is not None:
         loop.load_state((job.experts / job.trial.parent / STATE_FILE).read_bytes(), continues=False)
-    members = _members(job)
-    dataset = PairDataset(members, job.config, clip, job.trial.members.seed)
+    data = TrialData(job)
+    members = data.open()
+    dataset = PairDataset(members, job.config, clip, job.trial.members.seed, data.captions)
     reporter = Reporter(job, loop, checkpoints, rank, world_size)
 
     def loader(first: int) -> Any:  # noqa: ANN401 - DataLoader is generic in what the sampler gives
@@ -125,17 +123,6 @@ def _device(job: TrialJob) -> torch.device:
 def _one_line(error: ModeRayError) -> str:
     """The message alone: a loader process puts its stack trace before it."""
     return str(error).splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
-
-
-def _members(job: TrialJob) -> PairIndex:
-    """The trial's training set."""
-    index = load_index(job.assignments, read_shards(job.experts / SHARDS_FILE))
-    members = job.trial.members
-    clustering = Clustering.load(job.clusters)
-    group_m = (
-        clustering.coarse[members.experts] if members.kind != "all" else clustering.coarse[min(clustering.coarse)]
-    )
-    return index.take(select_members(index.table[FINE].to_numpy(), group_m, members))
 
 
 def _initial_model(job: TrialJob) -> ClipModel:

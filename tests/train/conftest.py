@@ -21,7 +21,8 @@ from mode_ray.captions.shards import Shard, list_shards, write_shards
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
 from mode_ray.embeddings import place_columns
-from mode_ray.expert_data import PairIndex, load_index
+from mode_ray.pair_index import PairIndex, load_index
+from mode_ray.stage import Stage, UnitRecord
 from mode_ray.storage import Location
 from mode_ray.train.budget import Trial
 from mode_ray.train.model import ClipModel, build_clip
@@ -130,13 +131,16 @@ def run_folder(make_config: Callable[..., RunConfig], shards: list[Shard]) -> Lo
         encoder_name="tiny",
         coarse={2: np.array(EXPERT_OF_FINE, np.int32)},
     ).save(config.directory / "clusters")
+    assign = Stage("assign", config.directory / "assignments", {})
+    assign.begin(len(shards))
+    records = []
     for shard in shards:
         table = read_captions(shard, config.captions).table
         colours = [list(COLOURS).index(text.split()[1]) for text in table["caption"].to_pylist()]
         columns = {FINE: pa.array(colours, pa.int32()), DISTANCE: pa.array(np.zeros(len(colours), np.float32))}
-        (config.directory / "assignments" / f"{shard.unit}.parquet").write_table(
-            pa.table({**place_columns(table), **columns})
-        )
+        record = UnitRecord(unit=shard.unit, source=shard.uri, rows_in=len(colours), rows_out=len(colours))
+        records.append(assign.write_unit(pa.table({**place_columns(table), **columns}), record))
+    assign.finish(records, {})
     write_shards(config.directory / "experts" / SHARDS_FILE, shards)
     return config.directory
 

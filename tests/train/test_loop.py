@@ -14,7 +14,8 @@ import torch
 
 from mode_ray.config import RunConfig
 from mode_ray.errors import DataError, TrainingError
-from mode_ray.expert_data import PairIndex, TrainingSet
+from mode_ray.expert_data import TrainingSet
+from mode_ray.pair_index import PairIndex
 from mode_ray.storage import Location
 from mode_ray.train.budget import Trial
 from mode_ray.train.data import PairDataset, TrainBatch, train_loader
