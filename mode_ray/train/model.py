@@ -122,9 +122,16 @@ def load_clip(folder: Location) -> ClipModel:
     return clip
 
 
-def save_clip(folder: Location, clip: ClipModel) -> None:
-    """Write an expert folder; the config last, so that a folder with a config is whole."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in clip.module.state_dict().items()}
+def save_clip(folder: Location, clip: ClipModel, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Write an expert folder; the config last, so that a folder with a config is whole.
+
+    Args:
+        folder: Where to.
+        clip: The model.
+        weights: Its weights where they are not those of `clip.module` (as when that is sharded).
+    """
+    state = clip.module.state_dict() if weights is None else weights
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(tensors))
     (folder / CONFIG_FILE).write_text(json.dumps(clip.config, indent=2))
 

@@ -64,9 +64,9 @@ def _train(job: TrialJob, rank: int, world_size: int) -> None:
     train, placement = job.config.train, job.config.train.placement
     torch.set_num_threads(placement.threads_per_worker)
     clip = _initial_model(job)
-    module = ray.train.torch.prepare_model(clip.module) if world_size > 1 or placement.use_gpu else clip.module
-    loop = TrainLoop(module, job.trial, train, job.config.limits.max_bad_image_share, rank, world_size)
-    _restore(job, clip, loop)
+    device = ray.train.torch.get_device() if placement.use_gpu else torch.device("cpu")
+    loop = TrainLoop(clip.module, job.trial, train, job.config.limits.max_bad_image_share, rank, world_size, device)
+    _restore(job, loop)
     members = _members(job)
     dataset = PairDataset(members, job.config, clip, job.trial.members.seed)
     reporter = _Reporter(job, clip, loop, rank)
@@ -77,13 +77,14 @@ def _train(job: TrialJob, rank: int, world_size: int) -> None:
         )
 
     loop.run(loader, reporter.log, reporter.checkpoint_when_due)
+    final = loop.snapshot()
     if rank == 0:
         # The model's config comes last: whoever sees a whole folder sees all of it.
         if job.trial.name == SEED:  # its children go on with its optimizer
-            (job.folder / STATE_FILE).write_bytes(loop.optimizer_state())
+            (job.folder / STATE_FILE).write_bytes(final.state)
         summary = {**vars(loop.state), "pairs": len(members), "samples": job.trial.samples}
         (job.folder / METRICS_FILE).write_text(json.dumps(summary, indent=1))
-        save_clip(job.folder, clip)
+        save_clip(job.folder, clip, final.weights)
 
 
 def _one_line(error: ModeRayError) -> str:
@@ -109,12 +110,12 @@ def _initial_model(job: TrialJob) -> ClipModel:
     return build_clip(job.config.train.model, job.config.train.seed)
 
 
-def _restore(job: TrialJob, clip: ClipModel, loop: TrainLoop) -> None:
+def _restore(job: TrialJob, loop: TrainLoop) -> None:
     """Go on from the newest checkpoint of this run, or take over the parent's optimizer."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            clip.module.load_state_dict(safetensors.torch.load_file(Path(folder) / _CHECKPOINT_WEIGHTS))
+            loop.load_weights(safetensors.torch.load_file(Path(folder) / _CHECKPOINT_WEIGHTS))
             loop.load_state((Path(folder) / STATE_FILE).read_bytes(), continues=True)
     elif job.trial.parent is not None:
         loop.load_state((job.experts / job.trial.parent / STATE_FILE).read_bytes(), continues=False)
@@ -152,11 +153,12 @@ class _Reporter:
 
     def _report(self) -> None:
         metrics = {"samples": self._loop.state.samples_seen}
+        snapshot = self._loop.snapshot()
         if self._rank != 0:
             ray.train.report(metrics)
             return
         with tempfile.TemporaryDirectory(prefix="mode-ray-checkpoint-") as name:
             folder = Path(name)
-            safetensors.torch.save_model(self._clip.module, str(folder / _CHECKPOINT_WEIGHTS))
-            (folder / STATE_FILE).write_bytes(self._loop.optimizer_state())
+            safetensors.torch.save_file(dict(snapshot.weights), folder / _CHECKPOINT_WEIGHTS)
+            (folder / STATE_FILE).write_bytes(snapshot.state)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

@@ -23,7 +23,7 @@ def main(folder: Path, rank: int, world_size: int) -> None:
     config = TrainConfig.model_validate_json((folder / "train.json").read_text())
     batches = safetensors.torch.load_file(folder / "batches.safetensors")
     trial = Trial(name="n2/00", members=TrainingSet(kind="all"), samples=len(batches["images"]) * config.batch_size)
-    loop = TrainLoop(torch.nn.parallel.DistributedDataParallel(module), trial, config, 0.0, rank, world_size)
+    loop = TrainLoop(module, trial, config, 0.0, rank, world_size)
     part = slice(rank * config.batch_size // world_size, (rank + 1) * config.batch_size // world_size)
     for images, texts in zip(batches["images"], batches["texts"], strict=True):
         loop.step(TrainBatch(images[part], texts[part], torch.arange(config.batch_size)[part]))

@@ -124,12 +124,12 @@ class TestGoingOn:
 
         def keep() -> None:
             if first.loop.state.samples_seen == 4 * BATCH:
-                kept.append((first.weights(), first.loop.optimizer_state()))
+                kept.append(first.loop.snapshot())
 
         first.go(keep)
-        (weights, state), second = kept[0], make_run()
-        second.clip.module.load_state_dict(weights)
-        second.loop.load_state(state, continues=True)
+        second = make_run()
+        second.loop.load_weights(kept[0].weights)
+        second.loop.load_state(kept[0].state, continues=True)
         assert second.loop.state.samples_seen == 4 * BATCH
         second.go()
         assert_bit_equal(second.weights(), whole.weights())
@@ -139,7 +139,7 @@ class TestGoingOn:
     def test_an_expert_takes_over_the_parents_optimizer_but_not_its_count(self, make_run: Callable[..., Run]) -> None:
         parent = make_run(4 * BATCH).go()
         child = make_run()
-        child.loop.load_state(parent.loop.optimizer_state(), continues=False)
+        child.loop.load_state(parent.loop.snapshot().state, continues=False)
         assert child.loop.state.samples_seen == 0
         assert child.loop.state.history == []
         moments = [loop._optimizer.state_dict()["state"] for loop in (parent.loop, child.loop)]
@@ -202,7 +202,7 @@ class TestSteps:
         run = make_run()
         with torch.no_grad():
             run.clip.module.visual.proj.fill_(float("nan"))
-        with pytest.raises(TrainingError, match=r"n2/00: the loss is nan after 16 samples; lower .*learning_rate"):
+        with pytest.raises(TrainingError, match=r"n2/00: the loss is nan after 0 samples; lower .*learning_rate"):
             run.go()
 
 
