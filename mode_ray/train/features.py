@@ -43,7 +43,7 @@ class FeatureModel(torch.nn.Module):
             texts: As `prepare` gives them.
 
         Returns:
-            `image_features` and `text_features` float32 [b, d]; `logit_scale`, a factor; `logit_bias` where there is one.
+            `image_features` and `text_features` float32 [b, d]; `logit_scale`, a factor; `logit_bias` if it has one.
         """
         image = self.clip.encode_image(images)
         text = (

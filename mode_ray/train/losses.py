@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-import open_clip
 import torch
 import torch.distributed
+from open_clip.loss import ClipLoss, SigLipLoss
 from torch.nn import functional
 
 from mode_ray.train_config import LossConfig
 
 
-class EqualCaptionClipLoss(open_clip.ClipLoss):  # type: ignore[misc]
+class EqualCaptionClipLoss(ClipLoss):  # type: ignore[misc]
     """CLIP's loss where pairs with the same caption are not one another's negatives.
 
     The logit of an image and a caption that equals its own, but stands with another pair of the global batch, is left
@@ -68,9 +68,9 @@ class ContrastiveLoss:
         self._needs_ids = config.mask_equal_captions
         self._loss: Any
         if config.kind == "siglip":
-            self._loss = open_clip.SigLipLoss(rank=rank, world_size=world_size)
+            self._loss = SigLipLoss(rank=rank, world_size=world_size)
         else:
-            kind = EqualCaptionClipLoss if config.mask_equal_captions else open_clip.ClipLoss
+            kind = EqualCaptionClipLoss if config.mask_equal_captions else ClipLoss
             self._loss = kind(
                 local_loss=True, gather_with_grad=True, cache_labels=True, rank=rank, world_size=world_size
             )

@@ -94,7 +94,8 @@ class ParallelModel:
         if shards:
             total: Any = get_total_norm(shards)
             norms.append(total.full_tensor())
-        return torch.linalg.vector_norm(torch.stack(norms))
+        norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply all gradients by a number."""

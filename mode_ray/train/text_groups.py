@@ -85,11 +85,11 @@ class CausalText:
         ):
             x = part.view(captions, length, -1) + tower.positional_embedding[:length].to(dtype)
             outputs.append(tower.transformer(x, attn_mask=tower.attn_mask[:length, :length]).flatten(0, 1))
-        pooled = tower.ln_final(torch.cat(outputs)[texts.places_b])
-        projection = tower.text_projection
-        if projection is None:
-            return pooled
-        return projection(pooled) if isinstance(projection, torch.nn.Linear) else pooled @ projection
+        pooled: torch.Tensor = tower.ln_final(torch.cat(outputs)[texts.places_b])
+        projection: Any = tower.text_projection
+        if projection is not None:
+            pooled = projection(pooled) if isinstance(projection, torch.nn.Linear) else pooled @ projection
+        return pooled
 
 
 def causal_text(module: torch.nn.Module, groups: int, multiple: int) -> CausalText | None:
