@@ -119,6 +119,7 @@ class ParallelModel:
 
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Take over whole optimizer state; every rank is given all of it."""
+        optimizer.state.clear()
         if state:
             options = StateDictOptions(full_state_dict=True)
             set_optimizer_state_dict(self.features.clip, optimizer, state, options=options)

@@ -3,6 +3,8 @@
 It trains every case of `cases.json` from the same weights on its parts of the same batches, and leaves what came out.
 """
 
+import copy
+import functools
 import json
 import sys
 from pathlib import Path
@@ -33,7 +35,7 @@ def main(folder: Path, rank: int, world_size: int) -> None:
 
 def _run(folder: Path, name: str, case: dict[str, Any], rank: int, world_size: int) -> None:
     config = TrainConfig.model_validate_json(json.dumps(case["train"]))
-    module, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder / case['model']}", output_dict=True)
+    module = copy.deepcopy(_model(folder / case["model"]))
     batches = safetensors.torch.load_file(folder / "batches.safetensors")
     trial = Trial(name="n2/00", members=TrainingSet(kind="all"), samples=case["samples"])
     loop = TrainLoop(module, trial, config, 0.5, rank, world_size)
@@ -67,6 +69,12 @@ def _run(folder: Path, name: str, case: dict[str, Any], rank: int, world_size: i
         (folder / f"{name}.pt").write_bytes(snapshot.state)
     else:
         assert not snapshot.weights
+
+
+@functools.cache
+def _model(folder: Path) -> torch.nn.Module:
+    module: torch.nn.Module = open_clip.create_model(f"local-dir:{folder}", output_dict=True)
+    return module
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
