@@ -100,6 +100,10 @@ class TrainLoop:
         world_size: Number of processes; above 1 a process group must stand.
         device: Where to train; by default where the module is.
 
+    Attributes:
+        state: What the run has seen.
+        device: Where it trains.
+
     Raises:
         UsageError: The model does not go with the loss or with micro-batches.
     """
@@ -122,17 +126,17 @@ class TrainLoop:
         self._max_bad_image_share = max_bad_image_share
         self._rank = rank
         self._world_size = world_size
-        self._device = device or next(module.parameters()).device
+        self.device = device or next(module.parameters()).device
         placement = config.placement
-        multiple = _LENGTH_MULTIPLE if placement.compile or self._device.type != "cpu" else 1
-        module = module.to(self._device).train()
+        multiple = _LENGTH_MULTIPLE if placement.compile or self.device.type != "cpu" else 1
+        module = module.to(self.device).train()
         features = FeatureModel(module, causal_text(module, placement.text_length_groups, multiple))
         _check(features, config)
-        self._model = ParallelModel(features, placement, self._device, world_size)
+        self._model = ParallelModel(features, placement, self.device, world_size)
         self._optimizer = _adamw(features, config)
         precision = torch.bfloat16 if config.model.precision == "bfloat16" else torch.float32
         loss = ContrastiveLoss(config.loss, rank, world_size)
-        self._gradients = Gradients(self._model, loss, self._device, precision, placement.micro_batch_size)
+        self._gradients = Gradients(self._model, loss, self.device, precision, placement.micro_batch_size)
         self._warmup = warmup_share(trial, config.optimizer.warmup_samples, config.dense_samples)
         self._gradient_norm = 0.0
 

@@ -26,6 +26,7 @@ from mode_ray.train.budget import SEED
 from mode_ray.train.data import PairDataset, train_loader
 from mode_ray.train.loop import TrainLoop
 from mode_ray.train.model import ClipModel, build_clip, load_clip, save_clip
+from mode_ray.train.trackers import Trackers, open_trackers
 from mode_ray.train.trial import (
     ERROR_FILE,
     METRICS_FILE,
@@ -69,7 +70,7 @@ def _train(job: TrialJob, rank: int, world_size: int) -> None:
     _restore(job, loop)
     members = _members(job)
     dataset = PairDataset(members, job.config, clip, job.trial.members.seed)
-    reporter = _Reporter(job, clip, loop, rank)
+    reporter = _Reporter(job, loop, rank)
 
     def loader(first: int) -> Any:  # noqa: ANN401 - DataLoader is generic in what the sampler gives
         return train_loader(
@@ -77,6 +78,7 @@ def _train(job: TrialJob, rank: int, world_size: int) -> None:
         )
 
     loop.run(loader, reporter.log, reporter.checkpoint_when_due)
+    reporter.close()
     final = loop.snapshot()
     if rank == 0:
         # The model's config comes last: whoever sees a whole folder sees all of it.
@@ -125,17 +127,21 @@ def _restore(job: TrialJob, loop: TrainLoop) -> None:
 class _Reporter:
     """Writes progress and, by wall clock, checkpoints."""
 
-    def __init__(self, job: TrialJob, clip: ClipModel, loop: TrainLoop, rank: int) -> None:
+    def __init__(self, job: TrialJob, loop: TrainLoop, rank: int) -> None:
         self._job = job
-        self._clip = clip
         self._loop = loop
         self._rank = rank
         self._interval_seconds = job.config.train.placement.checkpoint_interval_seconds
         self._last_checkpoint = time.monotonic()
         self._last_progress = 0.0
+        samples_seen = loop.state.samples_seen
+        self._trackers = (
+            open_trackers(job.folder, job.trial.name, job.config.train, samples_seen) if rank == 0 else Trackers([])
+        )
 
     def log(self, point: dict[str, float]) -> None:
         """Rank 0 leaves the newest point where `mode-ray status` finds it."""
+        self._trackers.log(point)
         now = time.monotonic()
         due = now - self._last_progress >= _PROGRESS_INTERVAL_SECONDS or point["samples"] >= self._job.trial.samples
         if self._rank == 0 and due:
@@ -146,11 +152,15 @@ class _Reporter:
         """Checkpoint if the interval is over; rank 0's clock decides for all, since reporting is a barrier."""
         due = torch.tensor([time.monotonic() - self._last_checkpoint >= self._interval_seconds], dtype=torch.uint8)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            due = due.to(next(self._clip.module.parameters()).device)
+            due = due.to(self._loop.device)
             torch.distributed.broadcast(due, src=0)
         if bool(due.item()):
             self._report()
             self._last_checkpoint = time.monotonic()
+
+    def close(self) -> None:
+        """The run is at its end."""
+        self._trackers.close()
 
     def _report(self) -> None:
         metrics = {"samples": self._loop.state.samples_seen}
@@ -162,4 +172,5 @@ class _Reporter:
             folder = Path(name)
             safetensors.torch.save_file(dict(snapshot.weights), folder / _CHECKPOINT_WEIGHTS)
             (folder / STATE_FILE).write_bytes(snapshot.state)
+            self._trackers.flush()
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
