@@ -75,7 +75,7 @@ class TensorBoardTracker:
         self._temporary = None if folder.is_local else tempfile.TemporaryDirectory(prefix="mode-ray-tensorboard-")
         self._local = Path(folder.path if self._temporary is None else self._temporary.name)
         self._local.mkdir(parents=True, exist_ok=True)
-        self._writer: Any = SummaryWriter(str(self._local), purge_step=samples_seen + 1 if samples_seen else None)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(self._local), purge_step=samples_seen + 1 if samples_seen else None)
 
     def log(self, point: Mapping[str, float]) -> None:
         """Take a point; its `samples` is the step."""
