@@ -7,6 +7,7 @@ with `local-dir:PATH`, without this package.
 import copy
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from mode_ray.train_config import ModelConfig
 
 WEIGHTS_FILE = "open_clip_model.safetensors"
 FOLDER_WEIGHTS = "folder"
+# Of the SigLIP paper (arXiv 2303.15343, section 3.2): most pairs are negatives, which the bias says from the start.
+_SIGLIP_LOGITS = {"init_logit_scale": math.log(10), "init_logit_bias": -10}
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
 # What open_clip raises for a config that is not one: it checks little of its own.
 _CONFIG_ERRORS = (ValueError, TypeError, KeyError, RuntimeError, AssertionError)
@@ -51,8 +54,13 @@ class ClipModel:
     config: Mapping[str, Any]
 
 
-def build_clip(config: ModelConfig, seed: int) -> ClipModel:
+def build_clip(config: ModelConfig, seed: int, *, logit_bias: bool = False) -> ClipModel:
     """Build a model: freshly initialised by `seed`, or from `pretrained`.
+
+    Args:
+        config: Architecture and weights.
+        seed: Of the initialisation.
+        logit_bias: Give the model SigLIP's learned bias and first scale, where its config states none.
 
     Raises:
         UsageError: No such architecture, folder, tag or checkpoint file.
@@ -60,6 +68,8 @@ def build_clip(config: ModelConfig, seed: int) -> ClipModel:
     if config.pretrained == FOLDER_WEIGHTS:
         return load_clip(Location.parse(resolve_folder(config.architecture, ARCHITECTURE_FIELD)))
     clip_config = _prepared_as_pretrained(clip_config_of(config), config)
+    if logit_bias:
+        clip_config = {**clip_config, "model_cfg": _SIGLIP_LOGITS | clip_config["model_cfg"]}
     torch.manual_seed(seed)
     try:
         clip = _create(clip_config)

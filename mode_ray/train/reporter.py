@@ -6,7 +6,7 @@ Neither makes training wait for the storage: both are written by threads in the 
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
 
@@ -17,6 +17,7 @@ from mode_ray.storage import Location
 from mode_ray.train.agreement import Agreement, Order
 from mode_ray.train.checkpoints import checkpoint_name, whole_checkpoints, write_checkpoint
 from mode_ray.train.loop import Snapshot, TrainLoop
+from mode_ray.train.trackers import Trackers, open_trackers
 from mode_ray.train.trial import PROGRESS_FILE, TrialJob
 
 _PROGRESS_INTERVAL_SECONDS = 2.0
@@ -45,7 +46,10 @@ class Reporter:
         self._interval_seconds = job.config.train.placement.checkpoint_interval_seconds
         self._samples = job.trial.samples
         self._agreement = Agreement() if world_size > 1 else None
-        self._writer = _CheckpointWriter(checkpoints, under_ray=job.config.train.placement.workers_per_run > 0)
+        seen = loop.state.samples_seen
+        self._trackers = open_trackers(job.folder, job.trial.name, job.config.train, seen) if rank == 0 else Trackers([])
+        under_ray = job.config.train.placement.workers_per_run > 0
+        self._writer = _CheckpointWriter(checkpoints, self._trackers.flush, under_ray=under_ray)
         self._progress = _ProgressWriter(job.folder / PROGRESS_FILE)
         self._point: Mapping[str, float] = {}
         self._last_checkpoint = self._last_progress = self._last_asked = time.monotonic()
@@ -55,6 +59,7 @@ class Reporter:
     def log(self, point: Mapping[str, float]) -> None:
         """Take note of the newest logged point."""
         self._point = point
+        self._trackers.log(point)
 
     def after_step(self) -> None:
         """Write progress and a checkpoint where it is time to."""
@@ -131,9 +136,10 @@ def newest_checkpoint(checkpoints: Location, rank: int) -> Location | None:
 class _CheckpointWriter:
     """Writes at most one checkpoint at a time: in Ray Train's upload thread, or without a worker group in its own."""
 
-    def __init__(self, checkpoints: Location, *, under_ray: bool) -> None:
+    def __init__(self, checkpoints: Location, after_write: Callable[[], None], *, under_ray: bool) -> None:
         self.written: tuple[int, float] | None = None
         self._checkpoints = checkpoints
+        self._after_write = after_write
         self._under_ray = under_ray
         self._idle = Event()
         self._idle.set()

@@ -11,6 +11,17 @@ def progress(trial: Trial, samples_seen: int) -> float:
     return trial.first_progress + (trial.last_progress - trial.first_progress) * done
 
 
+def warmup_share(trial: Trial, warmup_samples: int, dense_samples: int) -> float:
+    """The share of the whole schedule that is warm-up.
+
+    A run that begins the schedule warms up for `warmup_samples` of its own, or all its life if that is shorter; one
+    that goes on with a parent's optimizer is on the dense run's schedule, as its parent was.
+    """
+    span = trial.last_progress - trial.first_progress
+    whole = dense_samples if trial.parent is not None else trial.samples / span
+    return min(1.0, warmup_samples / whole) if whole else 1.0
+
+
 def learning_rate(peak: float, at: float, warmup: float) -> float:
     """The rate at progress `at`, both `at` and `warmup` as shares of the whole schedule."""
     if at < warmup:

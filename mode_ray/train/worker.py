@@ -129,7 +129,8 @@ def _initial_model(job: TrialJob) -> ClipModel:
     """The parent's model, or a new one."""
     if job.trial.parent is not None:
         return load_clip(job.experts / job.trial.parent)
-    return build_clip(job.config.train.model, job.config.train.seed)
+    train = job.config.train
+    return build_clip(train.model, train.seed, logit_bias=train.loss.kind == "siglip")
 
 
 def _restore(loop: TrainLoop, checkpoint: Location) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from mode_ray.expert_data import TrainingSet
 from mode_ray.train.budget import Trial
-from mode_ray.train.schedule import learning_rate, progress
+from mode_ray.train.schedule import learning_rate, progress, warmup_share
 
 ALL = TrainingSet(kind="all")
 SEED = Trial(name="seed", members=ALL, samples=27_000, last_progress=27 / 32)
@@ -54,3 +54,20 @@ def test_seed_and_dense_agree_over_the_samples_of_the_seed() -> None:
 def test_every_expert_ends_at_the_end_of_the_schedule_whatever_its_samples() -> None:
     assert progress(EXPERT, EXPERT.samples) == pytest.approx(1.0)
     assert progress(Trial(name="n4/01", members=ALL, samples=0), 0) == 1.0
+
+
+class TestWarmUp:
+    def test_seed_and_dense_warm_up_over_the_same_samples(self) -> None:
+        assert warmup_share(SEED, 1_600, 32_000) == pytest.approx(warmup_share(DENSE, 1_600, 32_000)) == 0.05
+
+    def test_an_expert_is_on_the_dense_runs_schedule(self) -> None:
+        assert warmup_share(EXPERT, 1_600, 32_000) == 0.05
+
+    def test_an_expert_that_starts_from_other_weights_counts_its_own_samples(self) -> None:
+        orphan = Trial(name="n4/00", members=ALL, samples=8_000)
+        share = warmup_share(orphan, 1_600, 32_000)
+        assert progress(orphan, 1_600) == pytest.approx(share)
+        assert learning_rate(1e-3, progress(orphan, 800), share) == pytest.approx(0.5e-3)
+
+    def test_it_never_takes_more_than_the_whole_run(self) -> None:
+        assert warmup_share(Trial(name="n4/00", members=ALL, samples=1_000), 1_600, 32_000) == 1.0
