@@ -47,7 +47,9 @@ class Reporter:
         self._samples = job.trial.samples
         self._agreement = Agreement() if world_size > 1 else None
         seen = loop.state.samples_seen
-        self._trackers = open_trackers(job.folder, job.trial.name, job.config.train, seen) if rank == 0 else Trackers([])
+        self._trackers = (
+            open_trackers(job.folder, job.trial.name, job.config.train, seen) if rank == 0 else Trackers([])
+        )
         under_ray = job.config.train.placement.workers_per_run > 0
         self._writer = _CheckpointWriter(checkpoints, self._trackers.flush, under_ray=under_ray)
         self._progress = _ProgressWriter(job.folder / PROGRESS_FILE)
