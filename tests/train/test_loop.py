@@ -74,7 +74,7 @@ def assert_bit_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tenso
 
 class TestTraining:
     def test_it_learns_to_tell_the_colours(self, make_run: Callable[..., Run]) -> None:
-        samples = 160 * BATCH
+        samples = 240 * BATCH
         run = make_run(samples, dense_samples=samples, placement={"log_interval_steps": 10}).go()
         losses = [point["loss"] for point in run.points]
         # Eight pairs of four colours: guessing costs log 8, knowing the colours about log 2.
