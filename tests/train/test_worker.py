@@ -1,5 +1,6 @@
 """One trial from start to its expert folder, through Ray Train: in this process, and once on a real Ray."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -93,10 +94,9 @@ class TestAnExpert:
         run = worker.TrainLoop.run
 
         def watched(self: worker.TrainLoop, *arguments: Any) -> None:  # noqa: ANN401
-            begun["state"] = self._optimizer.state_dict()["state"]
-            begun["moment"] = begun["state"][0]["exp_avg"].clone()
-            begun["step"] = int(begun["state"][0]["step"])
-            begun["weights"] = {name: tensor.clone() for name, tensor in self._bare.state_dict().items()}
+            snapshot = self.snapshot()
+            begun["weights"] = snapshot.weights
+            begun["optimizer"] = torch.load(io.BytesIO(snapshot.state), weights_only=True)["optimizer"]["state"]
             begun["samples"] = self.state.samples_seen
             run(self, *arguments)
 
@@ -104,8 +104,11 @@ class TestAnExpert:
         assert fit_trial(make_job(EXPERT_TRIAL)) == TrialEnd()
         seed_weights = weights(make_job(SEED_TRIAL).folder)
         assert all(torch.equal(begun["weights"][name], seed_weights[name]) for name in seed_weights)
-        assert torch.equal(begun["moment"], seed_state["optimizer"]["state"][0]["exp_avg"])
-        assert (begun["step"], begun["samples"]) == (4, 0)
+        moments, expected = begun["optimizer"], seed_state["optimizer"]["state"]
+        assert moments.keys() == expected.keys() == seed_weights.keys()
+        assert all(torch.equal(moments[name]["exp_avg"], expected[name]["exp_avg"]) for name in expected)
+        assert {int(moment["step"]) for moment in moments.values()} == {4}
+        assert begun["samples"] == 0
         metrics = read_metrics(make_job(EXPERT_TRIAL).folder)
         assert metrics["pairs"] == 24
         assert metrics["samples_seen"] == 4 * BATCH
