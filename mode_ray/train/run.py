@@ -15,6 +15,7 @@ from mode_ray.storage import Location
 from mode_ray.train.architecture import check_architecture
 from mode_ray.train.budget import Trial, plan_trials
 from mode_ray.train.scheduler import TrialQueue, TrialStatus, initial_statuses, run_trials
+from mode_ray.train.trackers import check_trackers
 from mode_ray.train.trial import SHARDS_FILE, TrialJob
 
 
@@ -34,6 +35,7 @@ def run_train(
     """
     require_images(shards)
     check_architecture(config.train.model)
+    check_trackers(config.train.placement.trackers)
     clustering = Clustering.load(clusters)
     trials, pairs_n = planned_trials(config, clustering, assignments, shards)
     stage.begin(len(trials))
