@@ -16,6 +16,7 @@ from mode_ray.train.architecture import check_architecture
 from mode_ray.train.budget import Trial, budget_statement, expert_name, plan_trials
 from mode_ray.train.lease import Lease
 from mode_ray.train.scheduler import TrialQueue, run_trials
+from mode_ray.train.trackers import check_trackers
 from mode_ray.train.trial import SHARDS_FILE, TrialJob
 from mode_ray.train.trial_status import TrialStatus, initial_statuses, stored_statuses, waiting_again
 
@@ -157,6 +158,7 @@ def _begin(
 ) -> _Training:
     require_images(shards)
     check_architecture(config.train.model)
+    check_trackers(config.train.placement.trackers)
     clustering = Clustering.load(clusters)
     trials, pairs_n = planned_trials(config, clustering, assignments, shards)
     stage.begin(len(trials))
