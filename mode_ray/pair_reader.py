@@ -1,6 +1,6 @@
 """Fetch single pairs, image bytes and caption, from the source shards."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -114,16 +114,17 @@ class PairReader:
         sizes = np.concatenate([columns["image_bytes"][places], columns["caption_bytes"][places]]).astype(np.int64)
         merged = merge_ranges(numbers, starts, sizes, READ_SLACK)
         requests = list(zip(merged.files_q.tolist(), merged.starts_q.tolist(), merged.ends_q.tolist(), strict=True))
-        remote = [not self._index.shards[number].location.is_local for number, _, _ in requests]
+        local = {number: self._index.shards[number].location.is_local for number in set(merged.files_q.tolist())}
         sent = [
-            self._readers.submit(self._read_range, *request).result if far else None
-            for request, far in zip(requests, remote, strict=True)
+            None if local[number] else self._readers.submit(self._read_range, self._remote_tar, number, start, end)
+            for number, start, end in requests
         ]
         self.counters.requests += len(requests)
         self.counters.bytes_read += merged.request_bytes
         self.counters.member_bytes += merged.range_bytes
         contents = [
-            result() if result else self._read_range(*request) for result, request in zip(sent, requests, strict=True)
+            future.result() if future else self._read_range(self._local_tar, *request)
+            for future, request in zip(sent, requests, strict=True)
         ]
         begins = (starts - merged.starts_q[merged.request_r]).tolist()
         covering, lengths = merged.request_r.tolist(), sizes.tolist()
@@ -138,10 +139,9 @@ class PairReader:
                 members.append(content)
             pairs[place] = Pair(members[0], self._tar_caption(members[1], columns, place, where), where)
 
-    def _read_range(self, number: int, start: int, end: int) -> bytes:
+    def _read_range(self, opened: Callable[[int], pa.NativeFile], number: int, start: int, end: int) -> bytes:
         """Bytes of a tar; fewer where it ends before."""
-        local = self._index.shards[number].location.is_local
-        file = self._local_tar(number) if local else self._remote_tar(number)
+        file = opened(number)
         # Arrow's S3 files raise where others give fewer bytes.
         size = max(0, min(end, file.size()) - start)
         return bytes(file.read_at(size, start)) if size else b""

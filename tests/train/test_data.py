@@ -1,7 +1,10 @@
 """The order of samples is one sequence, whatever the number of ranks, loader processes and restarts."""
 
 import io
+import threading
+import time
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +16,10 @@ from mode_ray.errors import DataError, UsageError
 from mode_ray.pair_index import PairIndex
 from mode_ray.pair_reader import PairReader
 from mode_ray.sample_order import SampleOrder
+from mode_ray.storage import Location
 from mode_ray.train.data import PairDataset, TrainBatch, train_loader
 from mode_ray.train.model import ClipModel
+from mode_ray.training_set import write_index
 
 BATCH = 8
 SAMPLES = 64  # more than the 48 pairs: the last batches lie in a second epoch
@@ -90,6 +95,40 @@ class TestBatches:
 
     def test_two_loader_processes_give_what_none_gives(self, make_dataset: Callable[[int], PairDataset]) -> None:
         assert_equal(load(make_dataset(0), workers=2), load(make_dataset(0)))
+
+    def test_without_loader_processes_a_thread_prepares_the_next_batches(
+        self, make_dataset: Callable[[int], PairDataset], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loaded: list[str] = []
+        real = PairDataset.__getitem__
+
+        def noting(self: PairDataset, positions: list[int]) -> TrainBatch:
+            batch = real(self, positions)
+            loaded.append(threading.current_thread().name)
+            return batch
+
+        monkeypatch.setattr(PairDataset, "__getitem__", noting)
+        batches = iter(train_loader(make_dataset(0), 0, SAMPLES, BATCH, 0, 1, workers=0))
+        next(batches)
+        deadline = time.monotonic() + 30
+        while len(loaded) < 4 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert len(loaded) == 4, "three more than were taken, while nobody asked for them"
+        assert threading.current_thread().name not in loaded
+
+    def test_a_mapped_index_goes_to_loader_processes_by_its_path(
+        self,
+        all_pairs: PairIndex,
+        make_config: Callable[..., RunConfig],
+        new_clip: Callable[[], ClipModel],
+        tmp_path: Path,
+    ) -> None:
+        write_index(Location(str(tmp_path / "all.arrow")), [all_pairs.table] * 200, {"members": "all"})
+        mapped = PairIndex.open(all_pairs.shards, tmp_path / "all.arrow")
+        size = len(ForkingPickler.dumps(PairDataset(mapped, make_config(), new_clip(), 0)))
+        small = len(ForkingPickler.dumps(PairDataset(all_pairs, make_config(), new_clip(), 0)))
+        assert mapped.table.nbytes > 400_000
+        assert size < small
 
     def test_a_pair_is_cropped_anew_in_every_epoch(self, make_dataset: Callable[[int], PairDataset]) -> None:
         dataset = make_dataset(0)

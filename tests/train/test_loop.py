@@ -31,7 +31,7 @@ class Run:
         self.clip, self.samples = clip, samples
         self.loop = TrainLoop(clip.module, trial(samples), config.train, config.limits.max_bad_image_share)
         self.points: list[dict[str, float]] = []
-        self._dataset = PairDataset(pairs, config, clip, seed=0)
+        self._dataset = PairDataset(pairs, config, clip, seed=7)
 
     def go(self, after_step: Callable[[], None] = lambda: None) -> "Run":
         def loader(first: int) -> Any:  # noqa: ANN401
