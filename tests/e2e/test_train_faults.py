@@ -125,7 +125,7 @@ def story(
     try:
         for number, victim in enumerate(victims):
             if number == KILLS_OF_THE_SEED:
-                wait_for(lambda: set(run.glob("experts/seed/open_clip_config.json")), driver, began)  # noqa: B023
+                wait_for(lambda: set(run.glob("experts/seed/open_clip_config.json")), driver, began)
             # Three of four kills come in the middle of training, the others at any point, as in a run's start.
             if chosen.random() < 0.75:
                 before = checkpoints_of(run)
