@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mode_ray.cli import main
+from mode_ray.cli import _joined, _parser, main
 
 DRIVER = "mode_ray.cli, mode_ray.pipeline, mode_ray.plan.calibrate, mode_ray.plan.report"
 FOR_WORKERS = ("torch", "numba", "faiss", "transformers", "open_clip")
@@ -44,3 +44,10 @@ def test_a_driver_loads_nothing_that_only_its_workers_need() -> None:
     script = f"import sys, {DRIVER}; print(*[name for name in {FOR_WORKERS} if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout.strip()) == (0, ""), ended.stderr[-2000:]
+
+
+def test_two_words_may_be_one_command_and_the_first_alone_another() -> None:
+    retry = _parser().parse_args(_joined(["train", "retry", "--config", "my.yaml", "3", "train.seed=1"]))
+    assert (retry.command, retry.trial, retry.overrides) == ("train retry", "3", ["train.seed=1"])
+    train = _parser().parse_args(_joined(["train", "--config", "my.yaml", "train.seed=1"]))
+    assert (train.command, train.overrides) == ("train", ["train.seed=1"])

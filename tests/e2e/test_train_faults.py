@@ -100,7 +100,7 @@ def assigned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a config and a run whose captions are assigned."""
     folder = tmp_path_factory.mktemp("train-faults")
     config = write_config(folder)
-    assert ended(command(config, folder / "assigned", "run", "--until", "assign")) == 0
+    assert ended(command(config, folder / "assigned", "run --until assign")) == 0
     return folder
 
 
@@ -212,7 +212,7 @@ class TestNodes:
         config, run, undisturbed = assigned / "config.yaml", assigned / "elastic", assigned / "inelastic"
         for copy in (run, undisturbed):
             shutil.copytree(assigned / "assigned", copy)
-        retry = ("train", "retry", "seed")
+        retry = ("train retry", "seed")
         alone = ("train.placement.workers_per_run=0", self.ELASTIC[-1])
         assert ended(command(config, undisturbed, *retry, *alone)) == 0
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 200_000_000})
@@ -265,12 +265,11 @@ def wait_for_workers(driver: Invocation, run: Path, workers: int) -> int:
             return workers
 
 
-def command(config: Path, run: Path, *arguments: str) -> Invocation:
-    """A command of its own, with a Ray of its own."""
-    overrides = [one for one in arguments if "=" in one]
-    words = [one for one in arguments if "=" not in one]
+def command(config: Path, run: Path, words: str, *arguments: str) -> Invocation:
+    """A command of its own, with a Ray of its own where its arguments name none."""
     log = run.parent / f"{run.name}-{time.monotonic_ns()}.log"
-    return Invocation([str(COMMAND), *words, "--config", str(config), f"run={run}", *overrides], log, ENVIRONMENT)
+    line = [str(COMMAND), *words.split(), "--config", str(config), *arguments, f"run={run}"]
+    return Invocation(line, log, ENVIRONMENT)
 
 
 def ended(invocation: Invocation) -> int:
