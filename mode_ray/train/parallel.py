@@ -120,6 +120,8 @@ class ParallelModel:
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Take over whole optimizer state; every rank is given all of it."""
         optimizer.state.clear()
+        # With gradients at hand (of a batch that came to nothing) the library would not make the state it fills.
+        optimizer.zero_grad(set_to_none=True)
         if state:
             options = StateDictOptions(full_state_dict=True)
             set_optimizer_state_dict(self.features.clip, optimizer, state, options=options)
