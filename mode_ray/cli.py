@@ -140,6 +140,23 @@ def _extend(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace, console: Console) -> int:
+    from mode_ray.export.run import ExportRequest, run_export
+    from mode_ray.pipeline import stage_directories
+
+    config = load_config(options.config, options.overrides)
+    request = ExportRequest(
+        target=Location.parse(options.to),
+        expert=options.expert,
+        average=options.average,
+        uniform=options.uniform,
+        license_id=options.license,
+    )
+    run_export(config, request, stage_directories(config.directory))
+    console.print(f"exported: {request.target}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
 def _status(options: argparse.Namespace, console: Console) -> int:
     from mode_ray.status import status_table, trial_table
 
@@ -233,6 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(drift)
     drift.set_defaults(function=_drift)
     _add_extend(commands.add_parser(_EXTEND, help="a new clustering with further centers for far captions"))
+    _add_export(commands.add_parser("export", help="trained models as folders for open_clip and the Hugging Face hub"))
     status = commands.add_parser("status", help="show how far a run is")
     status.add_argument("run", help="the run directory: a path, s3:// or gs:// URI")
     status.set_defaults(function=_status)
@@ -253,6 +271,17 @@ def _add_extend(command: argparse.ArgumentParser) -> None:
     command.add_argument("--far-quantile", type=float, help="what counts as far (default: drift.far_quantile)")
     _add_overrides(command)
     command.set_defaults(function=_extend)
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", required=True, help="YAML file or URI of a run whose train stage is done")
+    command.add_argument("--to", required=True, help="directory to write; absent or empty")
+    command.add_argument("--expert", type=int, help="this expert alone (default: all, with their clustering)")
+    command.add_argument("--average", action="store_true", help="one model, the mean of the experts' weights")
+    command.add_argument("--uniform", action="store_true", help="with --average: all alike, not by their pairs")
+    command.add_argument("--license", help="licence id of the weights for the model card, such as apache-2.0")
+    _add_overrides(command)
+    command.set_defaults(function=_export)
 
 
 def _joined(arguments: Sequence[str]) -> Sequence[str]:
