@@ -19,6 +19,9 @@ from mode_ray.storage import Location
 
 _LOG_WIDTH = 140
 _EXTEND = "cluster extend"
+_ADD = "train add"
+# Their first words take overrides by themselves, which argparse cannot tell from a subcommand.
+_TWO_WORD_COMMANDS = (_EXTEND, _ADD)
 _STAGE_HELP = {
     "embed": "embed the captions",
     "cluster": "fit the fine centers and group them into experts",
@@ -140,6 +143,19 @@ def _extend(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _add(options: argparse.Namespace, console: Console) -> int:
+    standing = Location.parse(getattr(options, "from")).uri
+    config = load_config(options.config, [*options.overrides, f"train.standing={standing}"])
+    run_stages(config, ("train",), console)
+    console.print(
+        f"later stages: mode-ray evaluate --config {options.config} train.standing={standing}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
 def _export(options: argparse.Namespace, console: Console) -> int:
     from mode_ray.export.run import ExportRequest, run_export
     from mode_ray.pipeline import stage_directories
@@ -250,6 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(drift)
     drift.set_defaults(function=_drift)
     _add_extend(commands.add_parser(_EXTEND, help="a new clustering with further centers for far captions"))
+    _add_addition(commands.add_parser(_ADD, help="train only the experts that another run does not have"))
     _add_export(commands.add_parser("export", help="trained models as folders for open_clip and the Hugging Face hub"))
     status = commands.add_parser("status", help="show how far a run is")
     status.add_argument("run", help="the run directory: a path, s3:// or gs:// URI")
@@ -273,6 +290,13 @@ def _add_extend(command: argparse.ArgumentParser) -> None:
     command.set_defaults(function=_extend)
 
 
+def _add_addition(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", required=True, help="YAML file or URI of the new run, its assign stage done")
+    command.add_argument("--from", required=True, help="the other run's directory; nothing in it changes")
+    _add_overrides(command)
+    command.set_defaults(function=_add)
+
+
 def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", required=True, help="YAML file or URI of a run whose train stage is done")
     command.add_argument("--to", required=True, help="directory to write; absent or empty")
@@ -285,9 +309,12 @@ def _add_export(command: argparse.ArgumentParser) -> None:
 
 
 def _joined(arguments: Sequence[str]) -> Sequence[str]:
-    """`cluster extend` as one word: `cluster` alone takes overrides, which argparse cannot tell from a subcommand."""
-    two = _EXTEND.split()
-    return [_EXTEND, *arguments[len(two) :]] if list(arguments[: len(two)]) == two else arguments
+    """The arguments with a command of two words as one."""
+    for command in _TWO_WORD_COMMANDS:
+        words = command.split()
+        if list(arguments[: len(words)]) == words:
+            return [command, *arguments[len(words) :]]
+    return arguments
 
 
 def _add_plan(plan: argparse.ArgumentParser) -> None:

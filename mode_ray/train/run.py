@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
+import ray
 
 from mode_ray.captions.shards import Shard, require_images, write_shards
 from mode_ray.cluster.clustering import Clustering
@@ -12,9 +13,11 @@ from mode_ray.errors import TrainingError
 from mode_ray.expert_data import fine_counts, load_index
 from mode_ray.stage import Manifest, Stage, UnitRecord
 from mode_ray.storage import Location
+from mode_ray.task_result import task_result
 from mode_ray.train.architecture import check_architecture
 from mode_ray.train.budget import Trial, plan_trials
 from mode_ray.train.scheduler import TrialQueue, TrialStatus, initial_statuses, run_trials
+from mode_ray.train.standing import copy_models, plan_takeover
 from mode_ray.train.trial import SHARDS_FILE, TrialJob
 
 
@@ -29,15 +32,21 @@ def run_train(
     """Train everything the config asks for, or what is left of it.
 
     Raises:
-        UsageError: The architecture or checkpoint does not exist, or shards hold captions only.
+        UsageError: The architecture or checkpoint does not exist, shards hold captions only, or the run that
+            `train.standing` names has no models for this one.
         TrainingError: A trial failed for good; the others were finished.
     """
     require_images(shards)
     check_architecture(config.train.model)
     clustering = Clustering.load(clusters)
-    trials, pairs_n = planned_trials(config, clustering, assignments, shards)
+    planned, pairs_n = planned_trials(config, clustering, assignments, shards)
+    takeover = plan_takeover(config.train, planned, clustering, stage.directory, clusters)
+    trials = takeover.trials
     stage.begin(len(trials))
     write_shards(stage.directory / SHARDS_FILE, shards)
+    if takeover.sources:
+        # In a task: models and optimizers are large, and the driver stays small.
+        task_result(ray.remote(max_calls=1)(copy_models).remote(takeover, stage.directory))
     jobs = {trial.name: TrialJob(trial, config, assignments, clusters, stage.directory) for trial in trials}
     placement = config.train.placement
     statuses = initial_statuses(trials, stage.directory)
@@ -51,7 +60,11 @@ def run_train(
             "Mend the cause and run again: only the failed ones go on, from their last checkpoints"
         )
     records = [_record(trial, statuses[trial.name], stage) for trial in trials]
-    summary = {"trials": [asdict(trial) for trial in trials], "pairs_by_expert": pairs_n.tolist()}
+    summary = {
+        "trials": [asdict(trial) for trial in trials],
+        "pairs_by_expert": pairs_n.tolist(),
+        "standing": takeover.summary,
+    }
     return stage.finish(records, summary)
 
 

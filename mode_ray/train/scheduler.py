@@ -41,6 +41,7 @@ class TrialStatus:
         launches: How often it was started.
         seconds: Wall time of its launches that have ended.
         reason: Why it failed.
+        taken_from: The folder that it was taken over from, as it was.
     """
 
     trial: str
@@ -49,6 +50,7 @@ class TrialStatus:
     launches: int = 0
     seconds: float = 0.0
     reason: str | None = None
+    taken_from: str | None = None
 
 
 @dataclass

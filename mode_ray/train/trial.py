@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mode_ray.config import RunConfig
+from mode_ray.expert_data import TrainingSet
+from mode_ray.stage import Manifest
 from mode_ray.storage import Location
 from mode_ray.train.budget import Trial
 
@@ -40,6 +42,11 @@ class TrialJob:
     def folder(self) -> Location:
         """The trial's own directory."""
         return self.experts / self.trial.name
+
+
+def trials_of(manifest: Manifest) -> list[Trial]:
+    """The trials of a finished train stage, as they were trained."""
+    return [Trial(**{**values, "members": TrainingSet(**values["members"])}) for values in manifest.summary["trials"]]
 
 
 def read_metrics(folder: Location) -> dict[str, Any]:
