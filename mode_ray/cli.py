@@ -156,6 +156,21 @@ def _add(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _sweep(options: argparse.Namespace, console: Console) -> int:
+    from mode_ray.pipeline import Pipeline
+    from mode_ray.progress import Progress
+    from mode_ray.session import ray_session
+    from mode_ray.sweep.results import BEST_FILE, sweep_table
+
+    config = load_config(options.config, options.overrides)
+    pipeline = Pipeline(config, Progress(console))
+    with ray_session(config.ray):
+        report = pipeline.sweep()
+    console.print(sweep_table(report.results, report.measurements))
+    console.print(f"the winner as a config: {report.folder / BEST_FILE}", soft_wrap=True, highlight=False)
+    return 0
+
+
 def _export(options: argparse.Namespace, console: Console) -> int:
     from mode_ray.export.run import ExportRequest, run_export
     from mode_ray.pipeline import stage_directories
@@ -266,6 +281,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(drift)
     drift.set_defaults(function=_drift)
     _add_extend(commands.add_parser(_EXTEND, help="a new clustering with further centers for far captions"))
+    sweep = commands.add_parser("sweep", help="try out training fields, and write the best ones as a config")
+    sweep.add_argument("--config", required=True, help="YAML file or URI of a run whose assign stage is done")
+    _add_overrides(sweep)
+    sweep.set_defaults(function=_sweep)
     _add_addition(commands.add_parser(_ADD, help="train only the experts that another run does not have"))
     _add_export(commands.add_parser("export", help="trained models as folders for open_clip and the Hugging Face hub"))
     status = commands.add_parser("status", help="show how far a run is")

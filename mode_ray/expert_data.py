@@ -44,6 +44,7 @@ class TrainingSet:
         expert: Which of them.
         out_of_cluster_share: Share of the set that is drawn from the other clusters.
         seed: Of the draws.
+        held_out_below: Rows whose hash is below this are left out (`mode_ray.held_out`); 0 for none.
     """
 
     kind: Literal["all", "expert", "random"]
@@ -51,6 +52,7 @@ class TrainingSet:
     expert: int = 0
     out_of_cluster_share: float = 0.0
     seed: int = 0
+    held_out_below: int = 0
 
 
 @dataclass(frozen=True)

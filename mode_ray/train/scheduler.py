@@ -146,7 +146,7 @@ def run_trials(
     while queue.unfinished():
         for trial in queue.startable():
             queue.started(trial)
-            launchers[_launch(jobs[trial.name], placement)] = (trial, time.monotonic())
+            launchers[launch(jobs[trial.name], placement)] = (trial, time.monotonic())
         _write_changed(jobs, queue.statuses, written)
         on_change(queue.statuses)
         ready, _ = ray.wait(list(launchers), num_returns=1, timeout=_POLL_SECONDS)
@@ -178,7 +178,7 @@ def _write_changed(
             written[name] = status
 
 
-def _launch(job: TrialJob, placement: TrainPlacement) -> "ray.ObjectRef[Any]":
+def launch(job: TrialJob, placement: TrainPlacement) -> "ray.ObjectRef[Any]":
     """Start the zero-CPU task that holds one trial's trainer."""
     options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "name": f"train {job.trial.name}"}
     if placement.launcher_label_selector:

@@ -12,6 +12,7 @@ from mode_ray.expert_data import TrainingSet
 from mode_ray.stage import Manifest
 from mode_ray.storage import Location
 from mode_ray.train.budget import Trial
+from mode_ray.train.measure_job import MeasureJob
 
 STATE_FILE = "training_state.pt"
 METRICS_FILE = "metrics.json"
@@ -30,6 +31,7 @@ class TrialJob:
         assignments: Directory of the assignment shards.
         clusters: Directory of the clustering.
         experts: Directory of all trials' outputs.
+        measure: What to measure while it trains, in a sweep.
     """
 
     trial: Trial
@@ -37,6 +39,7 @@ class TrialJob:
     assignments: Location
     clusters: Location
     experts: Location
+    measure: MeasureJob | None = None
 
     @property
     def folder(self) -> Location:

@@ -7,10 +7,11 @@ such an error is left in the trial's directory, where restarted workers and the 
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray.train
 import ray.train.torch
 import safetensors.torch
@@ -21,10 +22,13 @@ from mode_ray.assign import FINE
 from mode_ray.captions.shards import read_shards
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.errors import ModeRayError
-from mode_ray.expert_data import PairIndex, load_index, select_members
+from mode_ray.expert_data import SHARD, PairIndex, load_index, select_members
+from mode_ray.held_out import is_kept
 from mode_ray.train.budget import SEED
 from mode_ray.train.data import PairDataset, train_loader
 from mode_ray.train.loop import TrainLoop
+from mode_ray.train.measure import HeldOutMeasure
+from mode_ray.train.measure_job import MeasureJob
 from mode_ray.train.model import ClipModel, build_clip, load_clip, save_clip
 from mode_ray.train.trial import (
     ERROR_FILE,
@@ -76,7 +80,10 @@ def _train(job: TrialJob, rank: int, world_size: int) -> None:
             dataset, first, job.trial.samples, train.batch_size, rank, world_size, placement.loader_workers
         )
 
-    loop.run(loader, reporter.log, reporter.checkpoint_when_due)
+    after_step = reporter.checkpoint_when_due
+    if job.measure is not None:
+        after_step = _also_measuring(job, job.measure, clip, loop, rank, after_step)
+    loop.run(loader, reporter.log, after_step)
     if rank == 0:
         # The model's config comes last: whoever sees a whole folder sees all of it.
         if job.trial.name == SEED:  # its children go on with its optimizer
@@ -84,6 +91,22 @@ def _train(job: TrialJob, rank: int, world_size: int) -> None:
         summary = {**vars(loop.state), "pairs": len(members), "samples": job.trial.samples}
         (job.folder / METRICS_FILE).write_text(json.dumps(summary, indent=1))
         save_clip(job.folder, clip)
+
+
+def _also_measuring(
+    job: TrialJob, measure: MeasureJob, clip: ClipModel, loop: TrainLoop, rank: int, after_step: Callable[[], None]
+) -> Callable[[], None]:
+    """After every step, and before it is checkpointed, measure on the held-out pairs if that is due."""
+    held_out = HeldOutMeasure(measure, job.folder, lambda: _initial_model(job), job.config.limits.max_image_pixels)
+
+    def step_and_measure() -> None:
+        seen = loop.state.samples_seen
+        number = measure.due(seen - job.config.train.batch_size, seen)
+        if number is not None and rank == 0:
+            held_out.measure(number, clip.module.state_dict())
+        after_step()
+
+    return step_and_measure
 
 
 def _one_line(error: ModeRayError) -> str:
@@ -95,11 +118,22 @@ def _members(job: TrialJob) -> PairIndex:
     """The trial's training set."""
     index = load_index(job.assignments, read_shards(job.experts / SHARDS_FILE))
     members = job.trial.members
+    if members.held_out_below:
+        index = _without_held_out(index, members.held_out_below)
     clustering = Clustering.load(job.clusters)
     group_m = (
         clustering.coarse[members.experts] if members.kind != "all" else clustering.coarse[min(clustering.coarse)]
     )
     return index.take(select_members(index.table[FINE].to_numpy(), group_m, members))
+
+
+def _without_held_out(index: PairIndex, below: int) -> PairIndex:
+    number_p, row_p = index.table[SHARD].to_numpy(), index.table["row"].to_numpy()
+    kept_p = np.zeros(len(index), np.bool_)
+    for number in np.unique(number_p).tolist():
+        own = np.flatnonzero(number_p == number)
+        kept_p[own] = is_kept(index.shards[number].unit, row_p[own], below)
+    return index.take(np.flatnonzero(kept_p))
 
 
 def _initial_model(job: TrialJob) -> ClipModel:
