@@ -40,25 +40,28 @@ class HeldOutMeasure:
         folder: The run's.
         model: Makes an own copy of the model to load weights into.
         max_pixels: Of an image.
+        device: Where to compute.
     """
 
-    def __init__(self, job: MeasureJob, folder: Location, model: Callable[[], Any], max_pixels: int) -> None:
+    def __init__(
+        self, job: MeasureJob, folder: Location, model: Callable[[], Any], max_pixels: int, device: torch.device
+    ) -> None:
         self._job = job
         self._folder = folder
         self._make_model = model
         self._max_pixels = max_pixels
+        self._device = device
         self._curve = read_curve(folder)
         self._inputs: tuple[Any, torch.Tensor, torch.Tensor, list[str]] | None = None
 
     def measure(self, number: int, weights: Mapping[str, torch.Tensor]) -> None:
         """Measure these weights as measurement `number`."""
         clip, images, tokens, captions = self._inputs or self._prepare()
-        module = clip.module
+        module = clip.module.eval().to(self._device)
         module.load_state_dict(weights)
-        module.eval()
         with torch.inference_mode():
-            images_nd = _in_parts(images, lambda part: module.encode_image(part, normalize=True))
-            texts_nd = _in_parts(tokens, lambda part: module.encode_text(part, normalize=True))
+            images_nd = self._in_parts(images, lambda part: module.encode_image(part, normalize=True))
+            texts_nd = self._in_parts(tokens, lambda part: module.encode_text(part, normalize=True))
         self._curve[number] = recall_at_1(images_nd, texts_nd, captions)
         (self._folder / CURVE_FILE).write_text(json.dumps(self._curve))
 
@@ -73,8 +76,9 @@ class HeldOutMeasure:
         self._inputs = (clip, torch.stack(images), clip.tokenizer(captions), captions)
         return self._inputs
 
-
-def _in_parts(inputs: torch.Tensor, encode: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Encode a few at a time."""
-    starts = range(0, len(inputs), _ENCODED_AT_ONCE)
-    return torch.cat([encode(inputs[start : start + _ENCODED_AT_ONCE]).float() for start in starts])
+    def _in_parts(self, inputs: torch.Tensor, encode: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Encode a few at a time."""
+        starts = range(0, len(inputs), _ENCODED_AT_ONCE)
+        return torch.cat(
+            [encode(inputs[start : start + _ENCODED_AT_ONCE].to(self._device)).float().cpu() for start in starts]
+        )

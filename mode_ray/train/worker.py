@@ -97,7 +97,9 @@ def _also_measuring(
     job: TrialJob, measure: MeasureJob, clip: ClipModel, loop: TrainLoop, rank: int, after_step: Callable[[], None]
 ) -> Callable[[], None]:
     """After every step, and before it is checkpointed, measure on the held-out pairs if that is due."""
-    held_out = HeldOutMeasure(measure, job.folder, lambda: _initial_model(job), job.config.limits.max_image_pixels)
+    device = next(clip.module.parameters()).device
+    max_pixels = job.config.limits.max_image_pixels
+    held_out = HeldOutMeasure(measure, job.folder, lambda: _initial_model(job), max_pixels, device)
 
     def step_and_measure() -> None:
         seen = loop.state.samples_seen
