@@ -19,9 +19,10 @@ from mode_ray.storage import Location
 
 _LOG_WIDTH = 140
 _EXTEND = "cluster extend"
+_ADD = "train add"
 _RETRY = "train retry"
 # Their first words take overrides by themselves, which argparse cannot tell from a subcommand.
-_TWO_WORD_COMMANDS = (_EXTEND, _RETRY)
+_TWO_WORD_COMMANDS = (_EXTEND, _ADD, _RETRY)
 _STAGE_HELP = {
     "embed": "embed the captions",
     "cluster": "fit the fine centers and group them into experts",
@@ -155,6 +156,51 @@ def _retry(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _add(options: argparse.Namespace, console: Console) -> int:
+    standing = Location.parse(getattr(options, "from")).uri
+    config = load_config(options.config, [*options.overrides, f"train.standing={standing}"])
+    run_stages(config, ("train",), console)
+    console.print(
+        f"later stages: mode-ray evaluate --config {options.config} train.standing={standing}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _sweep(options: argparse.Namespace, console: Console) -> int:
+    from mode_ray.pipeline import Pipeline
+    from mode_ray.progress import Progress
+    from mode_ray.session import ray_session
+    from mode_ray.sweep.results import BEST_FILE, sweep_table
+
+    config = load_config(options.config, options.overrides)
+    pipeline = Pipeline(config, Progress(console))
+    with ray_session(config.ray):
+        report = pipeline.sweep()
+    console.print(sweep_table(report.results, report.measurements))
+    console.print(f"the winner as a config: {report.folder / BEST_FILE}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _export(options: argparse.Namespace, console: Console) -> int:
+    from mode_ray.export.run import ExportRequest, run_export
+    from mode_ray.pipeline import stage_directories
+
+    config = load_config(options.config, options.overrides)
+    request = ExportRequest(
+        target=Location.parse(options.to),
+        expert=options.expert,
+        average=options.average,
+        uniform=options.uniform,
+        license_id=options.license,
+    )
+    run_export(config, request, stage_directories(config.directory))
+    console.print(f"exported: {request.target}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
 def _status(options: argparse.Namespace, console: Console) -> int:
     from mode_ray.status import status_table, trial_table
 
@@ -248,7 +294,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(drift)
     drift.set_defaults(function=_drift)
     _add_extend(commands.add_parser(_EXTEND, help="a new clustering with further centers for far captions"))
+    sweep = commands.add_parser("sweep", help="try out training fields, and write the best ones as a config")
+    sweep.add_argument("--config", required=True, help="YAML file or URI of a run whose assign stage is done")
+    _add_overrides(sweep)
+    sweep.set_defaults(function=_sweep)
     _add_retry(commands.add_parser(_RETRY, help="train one run again that failed, and no other"))
+    _add_addition(commands.add_parser(_ADD, help="train only the experts that another run does not have"))
+    _add_export(commands.add_parser("export", help="trained models as folders for open_clip and the Hugging Face hub"))
     status = commands.add_parser("status", help="show how far a run is")
     status.add_argument("run", help="the run directory: a path, s3:// or gs:// URI")
     status.set_defaults(function=_status)
@@ -276,6 +328,24 @@ def _add_retry(command: argparse.ArgumentParser) -> None:
     command.add_argument("trial", help="number of an expert, or name of a run as `mode-ray status` shows it")
     _add_overrides(command)
     command.set_defaults(function=_retry)
+
+
+def _add_addition(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", required=True, help="YAML file or URI of the new run, its assign stage done")
+    command.add_argument("--from", required=True, help="the other run's directory; nothing in it changes")
+    _add_overrides(command)
+    command.set_defaults(function=_add)
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", required=True, help="YAML file or URI of a run whose train stage is done")
+    command.add_argument("--to", required=True, help="directory to write; absent or empty")
+    command.add_argument("--expert", type=int, help="this expert alone (default: all, with their clustering)")
+    command.add_argument("--average", action="store_true", help="one model, the mean of the experts' weights")
+    command.add_argument("--uniform", action="store_true", help="with --average: all alike, not by their pairs")
+    command.add_argument("--license", help="licence id of the weights for the model card, such as apache-2.0")
+    _add_overrides(command)
+    command.set_defaults(function=_export)
 
 
 def _joined(arguments: Sequence[str]) -> Sequence[str]:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from mode_ray.settings import Placement, PositiveFloat, PositiveInt, Seed, Settings, Share, Strings
 from mode_ray.storage import Location
+from mode_ray.sweep_config import SweepConfig
 from mode_ray.train_config import TrainConfig
 
 RoutingRule = Literal["soft", "paper", "released", "uniform"]
@@ -253,6 +254,7 @@ class RunConfig(Settings):
     assign: AssignConfig = AssignConfig()
     drift: DriftConfig = DriftConfig()
     train: TrainConfig
+    sweep: SweepConfig = SweepConfig()
     routing: RoutingConfig = RoutingConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     ray: RayConfig = RayConfig()

@@ -41,6 +41,22 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True)
 
 
+def with_values(config: RunConfig, changes: Mapping[str, object]) -> RunConfig:
+    """The config with some fields set, by dotted name; all else stays.
+
+    Raises:
+        UsageError: A value does not fit its field, or the others.
+    """
+    values: dict[str, Any] = json.loads(config.model_dump_json())
+    for name, value in changes.items():
+        _set_dotted(values, name, value, f"{name}={value}")
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        shown = ", ".join(f"{name}={value}" for name, value in changes.items())
+        raise UsageError("\n".join(_problems(error, shown, {}))) from None
+
+
 class _YamlLoader(yaml.SafeLoader):
     """YAML 1.1 as PyYAML reads it, but `5e-4` and `1.5e6` are numbers (as in YAML 1.2), not texts."""
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from mode_ray.assign import FINE
 from mode_ray.captions.shards import Shard
 from mode_ray.errors import DataError
+from mode_ray.held_out import is_kept
 from mode_ray.pair_index import SHARD, assigned_shards, index_columns, index_rows, stream_assignments
 from mode_ray.sampling import allocate_sample, sample_positions
 from mode_ray.storage import Location
@@ -36,6 +37,7 @@ class TrainingSet:
         expert: Which of them.
         out_of_cluster_share: Share of the set that is drawn from the other clusters.
         seed: Of the draws.
+        held_out_below: Rows whose hash is below this are left out (`mode_ray.held_out`); 0 for none.
     """
 
     kind: Literal["all", "expert", "random"]
@@ -43,20 +45,23 @@ class TrainingSet:
     expert: int = 0
     out_of_cluster_share: float = 0.0
     seed: int = 0
+    held_out_below: int = 0
 
     @property
     def drawn(self) -> "TrainingSet":
         """This set without what does not decide its pairs, so that sets of equal pairs are equal."""
         if self.kind == "all":
-            return TrainingSet(kind="all")
+            return TrainingSet(kind="all", held_out_below=self.held_out_below)
         return self if self.kind == "random" or self.out_of_cluster_share else replace(self, seed=0)
 
     @property
     def name(self) -> str:
         """A file name that no set of other pairs has."""
-        if self.kind == "all":
+        if self.kind == "all" and not self.held_out_below:
             return "all"
         digest = hashlib.blake2b(repr(self.drawn).encode(), digest_size=4).hexdigest()
+        if self.kind == "all":
+            return f"all-{digest}"
         return f"{'random-' if self.kind == 'random' else ''}n{self.experts}-{self.expert:02d}-{digest}"
 
 
@@ -83,6 +88,9 @@ def stream_members(
     columns = [*(name for name in schema.names if name != SHARD), FINE]
     for number, shard, assigned in stream_assignments(assignments, numbered, columns):
         chosen = choose(shard.unit, assigned[FINE].to_numpy())
+        if members.held_out_below:
+            kept = is_kept(shard.unit, assigned["row"].to_numpy()[chosen], members.held_out_below)
+            chosen = chosen[kept]
         if len(chosen):
             yield index_rows(assigned.take(pa.array(chosen)), number, schema)
 

@@ -24,6 +24,7 @@ from mode_ray.progress import Progress
 from mode_ray.settings import config_hash, fingerprint_fields
 from mode_ray.stage import Manifest, Stage, combined_hash, package_versions
 from mode_ray.storage import Location
+from mode_ray.sweep.results import SweepReport
 from mode_ray.train.run import TrainReports, retry_trial, run_train
 from mode_ray.units import plan_units, refuse_replaced_sources
 
@@ -101,6 +102,17 @@ class Pipeline:
         """
         report = run_drift(self._config, self._directories["cluster"], self._directories["assign"])
         self._progress.show(drift_view(report))
+
+    def sweep(self) -> SweepReport:
+        """Try out the training fields of `sweep`; the train stage is neither needed nor touched.
+
+        Raises:
+            ModeRayError: As `run_sweep`.
+        """
+        from mode_ray.sweep.run import run_sweep  # Ray Tune is slow to import, and the stages do without
+
+        places = self._directories
+        return run_sweep(self._config, self._shards, places["cluster"], places["assign"], self._progress.say)
 
     def atlas(self) -> Location:
         """Write the clustering's atlas, an HTML page, and return where it lies.

@@ -13,8 +13,9 @@ class ModelConfig(Settings):
     architecture: str = "ViT-B-16"
     """An open_clip architecture name, or a folder with an `open_clip_config.json` (`package:NAME/FOLDER` too)."""
     pretrained: str | None = None
-    """Start from this instead of training a seed: an open_clip tag or checkpoint file of the architecture, or a
-    Hugging Face id (`hf-hub:ORG/NAME`); with a folder as architecture, `folder` takes the weights that lie in it."""
+    """Start from this instead of training a seed: an open_clip tag or checkpoint file of the architecture; with a
+    folder as architecture, `folder` takes the weights that lie in it; or a Hugging Face id (`hf-hub:ORG/NAME`) of an
+    open_clip model, which brings its own config and tokenizer, so that `architecture` counts for nothing."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
 
 

@@ -4,6 +4,7 @@ import base64
 import functools
 import hashlib
 import json
+import re
 
 import jinja2
 from markupsafe import Markup
@@ -22,6 +23,8 @@ EXPERT_COLORS = (
     "#8fc990", "#7e7120", "#bd1f37", "#673743", "#cb6c4a", "#8870c7", "#dc8fd5", "#316d5a",
 )
 # fmt: on
+# As in the template; `tojson` leaves no `<` inside.
+_DATA_ISLAND = re.compile(r'<script type="application/json" id="data">([^<]*)</script>')
 # Captions at either end of a cluster, their characters, and terms: the first that fits is taken.
 _DETAIL_STEPS = ((5, 150, 8), (4, 120, 8), (3, 100, 8), (2, 80, 6), (1, 60, 5), (0, 0, 4), (0, 0, 2))
 
@@ -42,6 +45,22 @@ def render_atlas(data: AtlasData) -> str:
         script=Markup(script),  # noqa: S704 - the package's own
         script_hash=digest,
     )
+
+
+def read_terms(page: str, n: int) -> list[list[str]] | None:
+    """Typical words of every expert in the map of n, from a page that `render_atlas` made.
+
+    Returns:
+        A list of words an expert, or None where the page has no map of n, or is none of ours.
+    """
+    island = _DATA_ISLAND.search(page)
+    if island is None:
+        return None
+    try:
+        data: AtlasData = json.loads(island.group(1))
+        return next((found["terms"] for found in data["maps"] if found["n"] == n), None)
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def fit_to_bytes(data: AtlasData, max_bytes: int) -> tuple[AtlasData, int]:

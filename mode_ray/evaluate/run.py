@@ -3,22 +3,23 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import ray
 
 from mode_ray.captions.shards import Shard
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
 from mode_ray.encoders.encoder import load_encoder
-from mode_ray.errors import ModeRayError
+from mode_ray.errors import ModeRayError, UsageError
 from mode_ray.evaluate.compare import TaskResults, compare
 from mode_ray.evaluate.measurements import TaskCosines, TaskSummary, load_cosines, load_summary
 from mode_ray.evaluate.report import ReportData, render_report
 from mode_ray.evaluate.report_data import ReportSources, report_data
 from mode_ray.evaluate.tasks import Task, load_tasks
-from mode_ray.stage import Manifest, Stage, UnitRecord
+from mode_ray.stage import Manifest, Stage, UnitRecord, read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.budget import SEED, Trial, expert_name
-from mode_ray.train.run import planned_trials
+from mode_ray.train.trial import trials_of
 
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
@@ -41,12 +42,17 @@ def run_evaluate(
         on_record: Called for every task as it is done.
 
     Raises:
+        UsageError: The train stage is not done.
         DataError: A task or model cannot be read.
     """
     tasks = load_tasks(config.evaluate.tasks)
     stage.begin(len(tasks))
     clustering = Clustering.load(directories["cluster"])
-    trials, pairs_n = planned_trials(config, clustering, directories["assign"], shards)
+    trained = read_manifest(directories["train"])
+    if trained is None:
+        raise UsageError(f"{directories['train']}: the train stage is not done: run `mode-ray train` first")
+    # As they were trained: those of another run had other budgets than this one plans.
+    trials, pairs_n = trials_of(trained), np.array(trained.summary["pairs_by_expert"])
     models = {trial.name: directories["train"] / trial.name for trial in trials if trial.name != SEED}
     records = _measure(config, stage, tasks, models, on_record)
     measured = {task.name: load_cosines(stage.directory / "tasks" / task.name) for task in tasks}

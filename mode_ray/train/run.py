@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import ray
 
 from mode_ray.captions.shards import Shard, require_images, write_shards
 from mode_ray.cluster.clustering import Clustering
@@ -12,10 +13,12 @@ from mode_ray.errors import TrainingError, UsageError
 from mode_ray.pair_index import fine_counts
 from mode_ray.stage import Manifest, Stage, UnitRecord
 from mode_ray.storage import Location
+from mode_ray.task_result import task_result
 from mode_ray.train.architecture import check_architecture
 from mode_ray.train.budget import Trial, budget_statement, expert_name, plan_trials
 from mode_ray.train.lease import Lease
 from mode_ray.train.scheduler import TrialQueue, run_trials
+from mode_ray.train.standing import Takeover, copy_models, plan_takeover
 from mode_ray.train.trackers import check_trackers
 from mode_ray.train.trial import SHARDS_FILE, TrialJob
 from mode_ray.train.trial_status import TrialStatus, initial_statuses, stored_statuses, waiting_again
@@ -45,7 +48,8 @@ def run_train(
     """Train everything the config asks for, or what is left of it.
 
     Raises:
-        UsageError: The architecture or checkpoint does not exist, or shards hold captions only.
+        UsageError: The architecture or checkpoint does not exist, shards hold captions only, or the run that
+            `train.standing` names has no models for this one.
         TrainingError: A trial failed for good; the others were finished. Or another driver trains this run.
     """
     training = _begin(config, stage, shards, clusters, assignments)
@@ -124,10 +128,15 @@ class _Training:
 
     config: RunConfig
     stage: Stage
-    trials: Sequence[Trial]
+    takeover: Takeover
     pairs_n: np.ndarray
     clusters: Location
     assignments: Location
+
+    @property
+    def trials(self) -> Sequence[Trial]:
+        """All runs, those taken over too."""
+        return self.takeover.trials
 
     def run(
         self, trials: Sequence[Trial], statuses: dict[str, TrialStatus], lease: Lease, reports: TrainReports
@@ -149,6 +158,7 @@ class _Training:
             "trials": [asdict(trial) for trial in self.trials],
             "pairs_by_expert": self.pairs_n.tolist(),
             "budget": asdict(budget_statement(self.config.train, self.trials)),
+            "standing": self.takeover.summary,
         }
         return self.stage.finish(records, summary)
 
@@ -160,10 +170,14 @@ def _begin(
     check_architecture(config.train.model)
     check_trackers(config.train.placement.trackers)
     clustering = Clustering.load(clusters)
-    trials, pairs_n = planned_trials(config, clustering, assignments, shards)
-    stage.begin(len(trials))
+    planned, pairs_n = planned_trials(config, clustering, assignments, shards)
+    takeover = plan_takeover(config.train, planned, clustering, stage.directory, clusters)
+    stage.begin(len(takeover.trials))
     write_shards(stage.directory / SHARDS_FILE, shards)
-    return _Training(config, stage, trials, pairs_n, clusters, assignments)
+    if takeover.sources:
+        # In a task: models and optimizers are large, and the driver stays small.
+        task_result(ray.remote(max_calls=1)(copy_models).remote(takeover, stage.directory))
+    return _Training(config, stage, takeover, pairs_n, clusters, assignments)
 
 
 def _named(trials: Sequence[Trial], experts: int, name: str) -> Trial:

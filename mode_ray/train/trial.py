@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mode_ray.config import RunConfig
+from mode_ray.expert_data import TrainingSet
+from mode_ray.stage import Manifest
 from mode_ray.storage import Location
 from mode_ray.train.budget import Trial
+from mode_ray.train.measure_job import MeasureJob
 
 STATE_FILE = "training_state.pt"
 METRICS_FILE = "metrics.json"
@@ -28,6 +31,7 @@ class TrialJob:
         assignments: Directory of the assignment shards.
         clusters: Directory of the clustering.
         experts: Directory of all trials' outputs.
+        measure: What to measure while it trains, in a sweep.
     """
 
     trial: Trial
@@ -35,11 +39,17 @@ class TrialJob:
     assignments: Location
     clusters: Location
     experts: Location
+    measure: MeasureJob | None = None
 
     @property
     def folder(self) -> Location:
         """The trial's own directory."""
         return self.experts / self.trial.name
+
+
+def trials_of(manifest: Manifest) -> list[Trial]:
+    """The trials of a finished train stage, as they were trained."""
+    return [Trial(**{**values, "members": TrainingSet(**values["members"])}) for values in manifest.summary["trials"]]
 
 
 def read_metrics(folder: Location) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class TrialStatus:
         eta_seconds: Time to its end at that speed, while it runs.
         checkpoint_samples: Samples in its newest checkpoint.
         checkpoint_unix_seconds: When that was written.
+        taken_from: The folder that it was taken over from, as it was.
     """
 
     trial: str
@@ -50,6 +51,7 @@ class TrialStatus:
     eta_seconds: float | None = None
     checkpoint_samples: int | None = None
     checkpoint_unix_seconds: float | None = None
+    taken_from: str | None = None
 
 
 def read_status(folder: Location) -> TrialStatus | None:

@@ -6,7 +6,7 @@ such an error is left in the trial's directory, where restarted workers and the 
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray.train
@@ -17,8 +17,10 @@ from mode_ray.errors import ModeRayError, TrainingError
 from mode_ray.storage import Location
 from mode_ray.train.budget import SEED
 from mode_ray.train.checkpoints import read_checkpoint
-from mode_ray.train.data import LoaderFactory, PairDataset, train_loader
+from mode_ray.train.data import PairDataset, train_loader
 from mode_ray.train.loop import NonFiniteError, TrainLoop
+from mode_ray.train.measure import HeldOutMeasure
+from mode_ray.train.measure_job import MeasureJob
 from mode_ray.train.model import ClipModel, build_clip, load_clip, save_clip
 from mode_ray.train.reporter import Reporter, newest_checkpoint
 from mode_ray.train.trial import ERROR_FILE, METRICS_FILE, STATE_FILE, TrialJob, read_error
@@ -68,12 +70,19 @@ def _train(job: TrialJob, checkpoints: Location, rank: int, world_size: int) -> 
             dataset, first, job.trial.samples, train.batch_size, rank, world_size, placement.loader_workers
         )
 
+    after_step = reporter.after_step
+    if job.measure is not None:
+        after_step = _also_measuring(job, job.measure, loop, rank, after_step)
+
+    def run() -> None:
+        loop.run(loader, reporter.log, after_step)
+
     if placement.nonfinite == "rollback":
         if newest is None:
             reporter.checkpoint()  # so that there is always one to go back to
-        _run_with_rollbacks(loop, loader, reporter, placement.max_rollbacks)
+        _run_with_rollbacks(loop, run, reporter, placement.max_rollbacks)
     else:
-        loop.run(loader, reporter.log, reporter.after_step)
+        run()
     reporter.close()
     final = loop.snapshot()
     if rank == 0:
@@ -85,7 +94,7 @@ def _train(job: TrialJob, checkpoints: Location, rank: int, world_size: int) -> 
         save_clip(job.folder, clip, final.weights)
 
 
-def _run_with_rollbacks(loop: TrainLoop, loader: LoaderFactory, reporter: Reporter, max_rollbacks: int) -> None:
+def _run_with_rollbacks(loop: TrainLoop, run: Callable[[], None], reporter: Reporter, max_rollbacks: int) -> None:
     """Train to the end, leaving out batches without a finite loss or gradient.
 
     Raises:
@@ -94,7 +103,7 @@ def _run_with_rollbacks(loop: TrainLoop, loader: LoaderFactory, reporter: Report
     skipped = set(loop.state.skipped)
     while True:
         try:
-            loop.run(loader, reporter.log, reporter.after_step)
+            run()
         except NonFiniteError as error:
             if len(skipped) >= max_rollbacks:
                 raise TrainingError(
@@ -118,6 +127,25 @@ def _device(job: TrialJob) -> torch.device:
     device = ray.train.torch.get_device()
     torch.cuda.set_device(device)
     return device
+
+
+def _also_measuring(
+    job: TrialJob, measure: MeasureJob, loop: TrainLoop, rank: int, after_step: Callable[[], None]
+) -> Callable[[], None]:
+    """After every step, and before it is checkpointed, measure on the held-out pairs if that is due."""
+    max_pixels = job.config.limits.max_image_pixels
+    held_out = HeldOutMeasure(measure, job.folder, lambda: _initial_model(job), max_pixels, loop.device)
+
+    def step_and_measure() -> None:
+        seen = loop.state.samples_seen
+        number = measure.due(seen - job.config.train.batch_size, seen)
+        if number is not None:
+            weights = loop.snapshot().weights
+            if rank == 0:
+                held_out.measure(number, weights)
+        after_step()
+
+    return step_and_measure
 
 
 def _one_line(error: ModeRayError) -> str:

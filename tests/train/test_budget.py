@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mode_ray.train.budget import DENSE, SEED, Trial, budget_statement, expert_name, plan_trials
+from mode_ray.train.schedule import learning_rate, progress
 from mode_ray.train_config import TrainConfig
 
 PAPER_SAMPLES = 32 * 400_000_000
@@ -130,3 +131,19 @@ class TestTheStatement:
     def test_a_pretrained_seed_costs_nothing_here(self) -> None:
         train = config(experts=2, model={"pretrained": "openai"}, dense_samples=3200, batch_size=10)
         assert budget_statement(train, list(plan(train).values())).seed == 0
+
+
+def test_pretrained_runs_warm_up_to_the_peak_and_end_at_zero() -> None:
+    train = config(experts=2, model={"pretrained": "hf-hub:some-lab/some-clip"}, dense=True)
+    trials = plan(train, [300, 100])
+    assert SEED not in trials
+    warmup = train.optimizer.warmup_samples / train.dense_samples
+    for trial in trials.values():
+        assert (trial.first_progress, trial.last_progress, trial.parent) == (0.0, 1.0, None)
+        rates = [
+            learning_rate(1.0, progress(trial, samples), warmup)
+            for samples in range(PAPER_BATCH, trial.samples + 1, PAPER_BATCH)
+        ]
+        assert rates[0] < 0.01
+        assert max(rates) == pytest.approx(1.0, abs=1e-3)
+        assert rates[-1] == pytest.approx(0.0, abs=1e-6)

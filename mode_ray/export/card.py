@@ -1,0 +1,89 @@
+"""Model cards: Markdown with the front matter that the Hugging Face hub reads."""
+
+import functools
+import re
+from typing import Literal
+
+import jinja2
+
+from mode_ray.export.facts import ExpertFacts, RunFacts
+
+CARD_FILE = "README.md"
+CLUSTERING_FOLDER = "clustering"
+_SHOWN_PATHS = 5
+_SHOWN_TERMS = 10
+_LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
+
+CardKind = Literal["expert", "average", "ensemble"]
+
+
+def is_license(text: str) -> bool:
+    """Whether a text can stand in the front matter as a licence id, such as `apache-2.0`."""
+    return _LICENSE.fullmatch(text) is not None
+
+
+def expert_folder(number: int) -> str:
+    """Name of an expert's folder in an export of all."""
+    return f"expert-{number:02d}"
+
+
+def render_card(
+    facts: RunFacts,
+    kind: CardKind,
+    license_id: str | None,
+    expert: ExpertFacts | None = None,
+    *,
+    uniform: bool = False,
+) -> str:
+    """The card of one exported folder.
+
+    Everything that comes from data (paths, words of captions, names of tasks) stands in code spans: it cannot become
+    markup.
+
+    Args:
+        facts: Of the run.
+        kind: One `expert`, the `average` of all, or the `ensemble` of all with its clustering.
+        license_id: Licence of the weights, or None to leave it to whoever publishes them.
+        expert: The expert, for a card of one.
+        uniform: Whether an average took all experts alike rather than by their pairs.
+    """
+    template = _environment().get_template("model_card.md.j2")
+    return template.render(
+        facts=facts,
+        config=facts.config,
+        kind=kind,
+        # Of a folder the name alone: the card goes to others.
+        architecture=facts.config.train.model.architecture.rstrip("/").rsplit("/", 1)[-1],
+        license=license_id,
+        expert=expert,
+        uniform=uniform,
+        n=len(facts.experts),
+        m=len(facts.clustering.centers_md),
+        paths=facts.config.captions.paths[:_SHOWN_PATHS],
+        more_paths=max(0, len(facts.config.captions.paths) - _SHOWN_PATHS),
+        shown_terms=_SHOWN_TERMS,
+        clustering=CLUSTERING_FOLDER,
+    )
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mode_ray.export", "."),
+        autoescape=False,  # noqa: S701 - Markdown; data stand in code spans
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["code"] = _code
+    environment.filters["percent"] = lambda share: "–" if share is None else f"{share:.1%}"  # noqa: RUF001
+    environment.filters["count"] = lambda number: f"{number:,}"
+    environment.globals["expert_folder"] = expert_folder
+    return environment
+
+
+def _code(text: object) -> str:
+    """A code span: one line, and nothing in it that ends it or a table's cell."""
+    plain = " ".join(str(text).split()).replace("`", "'").replace("|", "/")
+    return f"`{plain or ' '}`"

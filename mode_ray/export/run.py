@@ -1,0 +1,108 @@
+"""The `export` command: folders that open_clip and the Hugging Face hub take as they are."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mode_ray.cluster.standing import read_standing
+from mode_ray.config import RunConfig
+from mode_ray.errors import UsageError
+from mode_ray.export.card import CARD_FILE, CLUSTERING_FOLDER, expert_folder, is_license, render_card
+from mode_ray.export.facts import ExpertFacts, RunFacts, collect_facts
+from mode_ray.export.target import new_directory
+from mode_ray.storage import Location
+from mode_ray.train.architecture import WEIGHTS_FILE, model_files
+
+_COPIED_AT_ONCE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What to export.
+
+    Attributes:
+        target: Directory to write; absent or empty.
+        expert: One expert alone; by default all of them.
+        average: The mean of the experts' weights in place of the experts.
+        uniform: All experts alike in that mean, rather than by their pairs.
+        license_id: For the card, or None to leave it to whoever publishes the model.
+    """
+
+    target: Location
+    expert: int | None = None
+    average: bool = False
+    uniform: bool = False
+    license_id: str | None = None
+
+
+def run_export(config: RunConfig, request: ExportRequest, directories: Mapping[str, Location]) -> None:
+    """Write the export; nothing of the run changes.
+
+    Raises:
+        UsageError: The train stage is not done, there is no such expert, or the target is not empty.
+        DataError: A model or the clustering is missing or damaged.
+    """
+    _check(config, request)
+    facts = collect_facts(config, directories)
+    with new_directory(request.target) as folder:
+        if request.average:
+            _write_average(folder, facts, uniform=request.uniform)
+            card = render_card(facts, "average", request.license_id, uniform=request.uniform)
+        elif request.expert is not None:
+            expert = facts.experts[request.expert]
+            _copy_clustering(directories["cluster"], folder / CLUSTERING_FOLDER)
+            _copy_model(expert, folder)
+            card = render_card(facts, "expert", request.license_id, expert)
+        else:
+            _copy_clustering(directories["cluster"], folder / CLUSTERING_FOLDER)
+            for expert in facts.experts:
+                own = folder / expert_folder(expert.number)
+                _copy_model(expert, own)
+                _copy_clustering(directories["cluster"], own / CLUSTERING_FOLDER)
+                (own / CARD_FILE).write_text(render_card(facts, "expert", request.license_id, expert))
+            card = render_card(facts, "ensemble", request.license_id)
+        (folder / CARD_FILE).write_text(card)
+
+
+def _check(config: RunConfig, request: ExportRequest) -> None:
+    n = config.train.experts
+    if request.expert is not None and not 0 <= request.expert < n:
+        raise UsageError(f"--expert {request.expert}: the experts of this run are 0 to {n - 1}")
+    if request.average and request.expert is not None:
+        raise UsageError("--average is of all experts: leave out --expert")
+    if request.uniform and not request.average:
+        raise UsageError("--uniform says how to average: give --average too")
+    if request.license_id is not None and not is_license(request.license_id):
+        raise UsageError(f"--license {request.license_id}: give a licence id such as apache-2.0")
+
+
+def _write_average(folder: Location, facts: RunFacts, *, uniform: bool) -> None:
+    import safetensors.torch
+
+    from mode_ray.export.average import average_weights  # needs torch, which copies do not
+
+    experts = facts.experts
+    weight_c = np.ones(len(experts)) if uniform else np.array([expert.pairs for expert in experts], np.float64)
+    tensors = average_weights([expert.folder for expert in experts], weight_c)
+    for file in model_files(experts[0].folder):
+        if file.name == WEIGHTS_FILE:
+            (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(tensors))
+        else:
+            _copy(file, folder / file.name)
+
+
+def _copy_model(expert: ExpertFacts, target: Location) -> None:
+    for file in model_files(expert.folder):
+        _copy(file, target / file.name)
+
+
+def _copy_clustering(clusters: Location, target: Location) -> None:
+    for name, data in read_standing(clusters).files.items():
+        (target / name).write_bytes(data)
+
+
+def _copy(source: Location, target: Location) -> None:
+    with source.open_input() as reader, target.open_atomic() as writer:
+        shutil.copyfileobj(reader, writer, _COPIED_AT_ONCE_BYTES)

@@ -1,0 +1,131 @@
+"""What a sweep trains: for every point its config and its runs, under a name that tells all that decides them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mode_ray.config import RunConfig
+from mode_ray.config_file import with_values
+from mode_ray.errors import UsageError
+from mode_ray.settings import config_hash, fingerprint_fields
+from mode_ray.storage import Location
+from mode_ray.sweep.space import Point
+from mode_ray.train.budget import DENSE, SEED, Trial, expert_name, plan_trials
+from mode_ray.train.measure_job import MeasureJob
+from mode_ray.train.trial import TrialJob
+
+
+@dataclass(frozen=True)
+class SweepTrial:
+    """One point of a sweep.
+
+    Attributes:
+        name: Also its directory.
+        point: The values of the swept fields.
+        jobs: Its runs, each after the one that it continues.
+        samples: Of all its runs.
+        measurements: Number of its last measurement.
+    """
+
+    name: str
+    point: Point
+    jobs: Sequence[TrialJob]
+    samples: int
+    measurements: int
+
+    @property
+    def folder(self) -> Location:
+        """Its directory."""
+        return self.jobs[0].experts
+
+
+def swept_expert(config: RunConfig, widest: int) -> int | None:
+    """The expert that a sweep trains, or None for the dense baseline.
+
+    Raises:
+        UsageError: There is no such expert.
+    """
+    model = config.sweep.model
+    if model == "dense":
+        return None
+    expert = widest if model == "widest" else int(model)
+    if expert >= config.train.experts:
+        raise UsageError(f"sweep.model={expert}: the experts are 0 to {config.train.experts - 1}")
+    return expert
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepInputs:
+    """What all trials of a sweep share.
+
+    Attributes:
+        sweep: The sweep's directory.
+        assignments: Directory of the assignment shards.
+        clusters: Directory of the clustering.
+        held_out: The held-out pairs.
+        held_out_below: Rows whose hash is below this are trained on by nobody.
+        pairs_n: Pairs of each expert.
+        expert: The expert to train, or None for the dense baseline.
+        data_hash: Of the assignments.
+    """
+
+    sweep: Location
+    assignments: Location
+    clusters: Location
+    held_out: Location
+    held_out_below: int
+    pairs_n: np.ndarray
+    expert: int | None
+    data_hash: str
+
+
+def plan_sweep(config: RunConfig, points: Sequence[Point], inputs: SweepInputs) -> list[SweepTrial]:
+    """The trials of a sweep, in the order of the points.
+
+    Raises:
+        UsageError: A point is no valid config; names the field.
+    """
+    return [_plan_one(with_values(config, point), point, inputs) for point in points]
+
+
+def _plan_one(config: RunConfig, point: Point, inputs: SweepInputs) -> SweepTrial:
+    runs = [
+        replace(run, members=replace(run.members, held_out_below=inputs.held_out_below))
+        for run in _runs(config, inputs)
+    ]
+    total = sum(run.samples for run in runs)
+    decides = {
+        **fingerprint_fields(config.train, "train"),
+        "runs": repr(runs),
+        "measurements": config.sweep.measurements,
+        "data": inputs.data_hash,
+    }
+    name = config_hash(decides)
+    jobs = [
+        TrialJob(
+            trial=run,
+            config=config,
+            assignments=inputs.assignments,
+            clusters=inputs.clusters,
+            experts=inputs.sweep / name,
+            measure=MeasureJob(
+                pairs=inputs.held_out,
+                measurements=config.sweep.measurements,
+                samples_before=sum(earlier.samples for earlier in runs[:number]),
+                samples_total=total,
+            ),
+        )
+        for number, run in enumerate(runs)
+    ]
+    return SweepTrial(name, point, jobs, total, config.sweep.measurements)
+
+
+def _runs(config: RunConfig, inputs: SweepInputs) -> list[Trial]:
+    """The seed and the expert, or the dense baseline."""
+    train = config.train.model_copy(update={"dense": True})
+    planned = {trial.name: trial for trial in plan_trials(train, inputs.pairs_n, range(train.experts))}
+    if inputs.expert is None:
+        return [planned[DENSE]]
+    expert = planned[expert_name(train.experts, inputs.expert)]
+    return [expert] if expert.parent is None else [planned[SEED], expert]

@@ -1,0 +1,124 @@
+"""What came out of a sweep: a row a trial, the best one, and tables for people and machines."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from rich.table import Table
+
+from mode_ray.config import RunConfig
+from mode_ray.config_file import dump_config, with_values
+from mode_ray.storage import Location
+from mode_ray.sweep_config import Scalar
+
+RESULTS_FILE = "results.json"
+BEST_FILE = "best.yaml"
+RESULT_FILE = "result.json"
+
+SweepState = Literal["finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """How one trial ended.
+
+    Attributes:
+        trial: Its name.
+        point: The values of the swept fields.
+        state: finished; stopped, as worse than others at the same share of its samples; or failed.
+        curve: Recall by number of the measurement.
+        samples: Samples that it would see in full.
+        reason: Why it failed.
+    """
+
+    trial: str
+    point: Mapping[str, Scalar]
+    state: SweepState
+    curve: Mapping[int, float]
+    samples: int
+    reason: str | None = None
+
+    @property
+    def measurements(self) -> int:
+        """Number of the last measurement; 0 without one."""
+        return max(self.curve, default=0)
+
+    @property
+    def recall(self) -> float | None:
+        """The last measured recall."""
+        return self.curve.get(self.measurements)
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """How a sweep ended.
+
+    Attributes:
+        folder: Where its results lie.
+        results: Of all trials.
+        measurements: Of a trial that was not stopped.
+    """
+
+    folder: Location
+    results: Sequence[SweepResult]
+    measurements: int
+
+
+def ranked(results: Sequence[SweepResult]) -> list[SweepResult]:
+    """The best first: by how far they came, since only worse ones are stopped; then by recall; then as given."""
+    return sorted(results, key=lambda result: (-result.measurements, -(result.recall or 0.0)))
+
+
+def best_of(results: Sequence[SweepResult]) -> SweepResult | None:
+    """The best finished trial, or None where none is finished."""
+    return next((result for result in ranked(results) if result.state == "finished"), None)
+
+
+def write_results(
+    folder: Location, config: RunConfig, results: Sequence[SweepResult], about: Mapping[str, object]
+) -> None:
+    """Write `results.json`, and the config with the winner's values as `best.yaml`.
+
+    Args:
+        folder: The sweep's.
+        config: The run's.
+        results: Of all trials.
+        about: What else to remember.
+    """
+    best = best_of(results)
+    if best is not None:
+        (folder / BEST_FILE).write_text(dump_config(with_values(config, best.point)))
+    rows = [{**asdict(result), "recall": result.recall} for result in ranked(results)]
+    content = {**about, "best": None if best is None else best.trial, "trials": rows}
+    (folder / RESULTS_FILE).write_text(json.dumps(content, indent=1))
+
+
+def write_result(folder: Location, result: SweepResult) -> None:
+    """Write one trial's `result.json`, which says that it has ended."""
+    (folder / RESULT_FILE).write_text(json.dumps(asdict(result), indent=1))
+
+
+def read_result(folder: Location) -> SweepResult | None:
+    """One trial's `result.json`, or None while it has not ended."""
+    file = folder / RESULT_FILE
+    if not file.exists():
+        return None
+    values = json.loads(file.read_text())
+    return SweepResult(**{**values, "curve": {int(number): recall for number, recall in values["curve"].items()}})
+
+
+def sweep_table(results: Sequence[SweepResult], measurements: int) -> Table:
+    """One line a trial, the best first."""
+    table = Table(title="sweep")
+    fields = list(results[0].point) if results else []
+    table.add_column("trial")
+    for name in fields:
+        table.add_column(name.removeprefix("train."), justify="right")
+    for column in ("recall@1", "measured", "state"):
+        table.add_column(column, justify="right")
+    for result in ranked(results):
+        recall = "" if result.recall is None else f"{result.recall:.2%}"
+        values = [str(result.point[name]) for name in fields]
+        table.add_row(result.trial[:6], *values, recall, f"{result.measurements}/{measurements}", result.state)
+    return table
