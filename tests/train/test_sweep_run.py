@@ -15,7 +15,7 @@ from mode_ray.captions.shards import Shard
 from mode_ray.config import RunConfig
 from mode_ray.config_file import dump_config, load_config, with_values
 from mode_ray.errors import DataError, TrainingError, UsageError
-from mode_ray.stage import Stage, UnitRecord
+from mode_ray.stage import MANIFEST, Stage, UnitRecord
 from mode_ray.storage import Location
 from mode_ray.sweep import run as sweep_run
 from mode_ray.sweep.plan import SweepInputs, SweepTrial, plan_sweep, swept_expert
@@ -270,6 +270,7 @@ class TestRefusals:
     def test_before_the_pairs_are_assigned(
         self, sweep_config: Callable[..., RunConfig], shards: list[Shard], run_folder: Location
     ) -> None:
+        (run_folder / "assignments" / MANIFEST).delete()
         with pytest.raises(UsageError, match="the assign stage, which is not done"):
             sweep(sweep_config({RATE: [1e-3]}), shards, run_folder)
 
