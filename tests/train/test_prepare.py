@@ -14,8 +14,8 @@ from mode_ray.expert_data import TrainingSet
 from mode_ray.pair_reader import PairReader
 from mode_ray.storage import Location
 from mode_ray.train.budget import Trial
-from mode_ray.train.prepare import prepare_training_set, readers
 from mode_ray.train.launcher import TrialEnd, fit_trial
+from mode_ray.train.prepare import prepare_training_set, readers
 from mode_ray.train.trial import TrialJob, read_metrics
 from mode_ray.train.trial_data import TrialData
 from mode_ray.train_config import TrainPlacement
