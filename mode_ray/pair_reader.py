@@ -144,7 +144,8 @@ class PairReader:
         file = opened(number)
         # Arrow's S3 files raise where others give fewer bytes.
         size = max(0, min(end, file.size()) - start)
-        return bytes(file.read_at(size, start)) if size else b""
+        location = self._index.shards[number].location
+        return bytes(location.complete(lambda: file.read_at(size, start))) if size else b""
 
     def _tar_caption(self, content: bytes, columns: _Columns, place: int, where: str) -> str:
         field = self._captions.caption_field
@@ -208,7 +209,7 @@ class PairReader:
                     f"{shard.uri}: no column {name!r}; set captions.{setting} to one of {file.schema_arrow.names}"
                 )
         try:
-            table = file.read_row_group(group, list(names.values()))
+            table = shard.location.complete(lambda: file.read_row_group(group, list(names.values())))
         except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
             if not is_damage(error, shard.location):
                 raise

@@ -20,7 +20,6 @@ from importlib import metadata
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mode_ray.errors import DataError, UsageError
 from mode_ray.settings import config_hash
@@ -311,8 +310,7 @@ def read_record(file: Location) -> UnitRecord:
         UsageError: The file is not a unit's output.
     """
     try:
-        with file.open_input() as source:
-            footer = pq.read_metadata(source)
+        footer = file.read_parquet_footer()
     except (pa.ArrowInvalid, OSError) as error:
         if not is_damage(error, file):
             raise

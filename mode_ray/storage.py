@@ -12,11 +12,11 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TypeVar, cast
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -28,8 +28,11 @@ from mode_ray.errors import UsageError, WriteError
 REMOTE_SCHEMES = ("s3", "gs", "gcs")
 _GLOB_CHARACTERS = frozenset("*?[")
 _REMOTE_BUFFER_BYTES = 64 << 20
+_COPIED_AT_ONCE_BYTES = 16 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+_READS_IN_ALL = 4
+_Read = TypeVar("_Read")
 
 
 @functools.lru_cache(maxsize=32)
@@ -170,8 +173,30 @@ class Location:
         """Open for random access."""
         return self.filesystem.open_input_file(self.path)
 
+    def complete(self, read: Callable[[], _Read]) -> _Read:
+        """Do what reads this file, again where the connection breaks amid the answer.
+
+        Arrow tries a request again until an answer begins; what breaks after that it reports. Errors that say what is
+        wrong with the file or the right to it are raised at once, and so is every error of a local file.
+
+        Args:
+            read: Opens and reads; it leaves nothing behind where it raises.
+        """
+        for _ in range(_READS_IN_ALL - 1):
+            try:
+                return read()
+            except (FileNotFoundError, PermissionError, WriteError):
+                raise
+            except OSError:
+                if self.is_local:
+                    raise
+        return read()
+
     def read_bytes(self) -> bytes:
         """The whole file, as it stood at one time."""
+        return self.complete(self._read_bytes)
+
+    def _read_bytes(self) -> bytes:
         while True:
             # As a file, not as a stream: a stream's read() asks an object store for a quarter of a megabyte at a time.
             with self.open_input() as source:
@@ -245,11 +270,13 @@ class Location:
                 if _TEMPORARY.fullmatch(file.name):
                     file.unlink(missing_ok=True)
 
-    def copy_to(self, target: Path) -> None:
-        """Copy this file to a local path; it appears whole or not at all."""
-        with self.open_input() as source, Location(str(target)).open_atomic() as stream:
-            while piece := source.read(_REMOTE_BUFFER_BYTES):
-                stream.write(piece)
+    def copy_to(self, target: "Location") -> None:
+        """Copy this file; the copy appears whole or not at all."""
+        self.complete(lambda: self._copy_to(target))
+
+    def _copy_to(self, target: "Location") -> None:
+        with self.open_input() as source, target.open_atomic() as stream:
+            shutil.copyfileobj(source, stream, _COPIED_AT_ONCE_BYTES)
 
     def write_bytes(self, data: bytes) -> None:
         """Write the whole file, atomically."""
@@ -276,8 +303,23 @@ class Location:
         Raises:
             OSError: A page is damaged, or as the filesystem raises.
         """
+        return self.complete(lambda: self._read_table(columns))
+
+    def _read_table(self, columns: list[str] | None) -> pa.Table:
         with self.open_input() as source:
             return pq.ParquetFile(source, page_checksum_verification=True).read(columns=columns)
+
+    def read_parquet_footer(self) -> pq.FileMetaData:
+        """Read the footer of a parquet file alone.
+
+        Raises:
+            OSError: It is no whole parquet file, or as the filesystem raises.
+        """
+        return self.complete(self._read_parquet_footer)
+
+    def _read_parquet_footer(self) -> pq.FileMetaData:
+        with self.open_input() as source:
+            return pq.read_metadata(source)
 
     def delete(self) -> None:
         """Remove a file or a whole directory; nothing where it is not there."""

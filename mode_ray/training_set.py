@@ -124,12 +124,16 @@ def index_provenance(file: Location) -> Provenance | None:
     if not file.exists():
         return None
     try:
-        with file.open_input() as source:
-            metadata = pa.ipc.open_file(source).schema.metadata or {}
+        metadata = file.complete(lambda: _schema_metadata(file))
     except pa.ArrowInvalid:
         return None
     made_of: Provenance = json.loads(metadata.get(_METADATA_KEY, b"{}"))
     return made_of
+
+
+def _schema_metadata(file: Location) -> dict[bytes, bytes]:
+    with file.open_input() as source:
+        return pa.ipc.open_file(source).schema.metadata or {}
 
 
 def open_index(file: Location, shards: Sequence[Shard], made_of: Provenance) -> PairIndex:
@@ -166,7 +170,7 @@ def _local_copy(file: Location, made_of: Provenance) -> Path:
     target = folder / f"{_digest((file.uri + json.dumps(made_of, sort_keys=True)).encode())}.arrow"
     while not target.exists():
         if not _is_growing(folder, target.name):
-            file.copy_to(target)
+            file.copy_to(Location(str(target)))
         else:
             time.sleep(_POLL_SECONDS)
     return target

@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fault_proxy import Fault, FaultProxy, fault_proxy
 
+from mode_ray import storage
 from mode_ray.errors import UsageError, WriteError
 from mode_ray.storage import Location
 
@@ -97,6 +100,41 @@ class TestReadingAndWriting:
     def test_reading_what_is_not_there_raises_file_not_found(self, root: Location) -> None:
         with pytest.raises(FileNotFoundError):
             (root / "absent").read_bytes()
+
+
+@pytest.fixture
+def broken_answers(bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Location, FaultProxy]]:
+    """A bucket reached through a proxy, which can break off amid its answers."""
+    with fault_proxy(s3_server) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        storage._filesystem.cache_clear()
+        yield Location.parse(bucket), proxy
+    storage._filesystem.cache_clear()
+
+
+class TestAnswersThatBreakOff:
+    def test_reading_begins_again(self, broken_answers: tuple[Location, FaultProxy], tmp_path: Path) -> None:
+        root, proxy = broken_answers
+        table = pa.table({"key": ["a", "b"]})
+        (root / "part.parquet").write_table(table)
+        (root / "file").write_bytes(b"content" * 1000)
+
+        def every_other(method: str, path: str, earlier: int) -> Fault | None:
+            return "half" if method == "GET" and earlier % 2 == 0 else None
+
+        proxy.schedule = every_other
+        assert (root / "file").read_bytes() == b"content" * 1000
+        (root / "file").copy_to(Location(str(tmp_path / "copy")))
+        assert (tmp_path / "copy").read_bytes() == b"content" * 1000
+        assert (root / "part.parquet").read_table() == table
+        assert proxy.met["half"] >= 3
+
+    def test_it_ends_where_none_arrives_whole(self, broken_answers: tuple[Location, FaultProxy]) -> None:
+        root, proxy = broken_answers
+        (root / "file").write_bytes(b"content" * 1000)
+        proxy.schedule = lambda method, path, earlier: "half" if method == "GET" else None
+        with pytest.raises(OSError, match="file"):
+            (root / "file").read_bytes()
 
 
 class TestAtomicWrites:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mode_ray.captions.files import find_files
 from mode_ray.config import CaptionsConfig
@@ -148,8 +147,7 @@ def _split(whole: Shard, before: Mapping[Shard, list[Shard]], max_rows: int) -> 
     if whole.format != "parquet" or whole.size_bytes <= max_rows:
         return [whole]
     try:
-        with whole.location.open_input() as source:
-            metadata = pq.read_metadata(source)
+        metadata = whole.location.read_parquet_footer()
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         if is_damage(error, whole.location):
             return [whole]  # the unit that reads it is quarantined, with the reason

@@ -1,6 +1,5 @@
 """The `export` command: folders that open_clip and the Hugging Face hub take as they are."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,8 +13,6 @@ from mode_ray.export.facts import ExpertFacts, RunFacts, collect_facts
 from mode_ray.export.target import new_directory
 from mode_ray.storage import Location
 from mode_ray.train.architecture import WEIGHTS_FILE, model_files
-
-_COPIED_AT_ONCE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,19 +87,14 @@ def _write_average(folder: Location, facts: RunFacts, *, uniform: bool) -> None:
         if file.name == WEIGHTS_FILE:
             (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(tensors))
         else:
-            _copy(file, folder / file.name)
+            file.copy_to(folder / file.name)
 
 
 def _copy_model(expert: ExpertFacts, target: Location) -> None:
     for file in model_files(expert.folder):
-        _copy(file, target / file.name)
+        file.copy_to(target / file.name)
 
 
 def _copy_clustering(clusters: Location, target: Location) -> None:
     for name, data in read_standing(clusters).files.items():
         (target / name).write_bytes(data)
-
-
-def _copy(source: Location, target: Location) -> None:
-    with source.open_input() as reader, target.open_atomic() as writer:
-        shutil.copyfileobj(reader, writer, _COPIED_AT_ONCE_BYTES)

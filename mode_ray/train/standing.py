@@ -6,7 +6,6 @@ that merely gained some is not. The other run is only read.
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,7 +30,6 @@ _TRAINING_FILES = (STATE_FILE, PROGRESS_FILE, METRICS_FILE)
 _SHARED_FIELDS = ("train.model.pretrained", "train.loss.kind", "train.seed_share")
 # First values of what is learned: no part of the architecture.
 _INITIAL_VALUES = frozenset({"init_logit_scale", "init_logit_bias"})
-_COPIED_AT_ONCE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -161,8 +159,7 @@ def _copy_model(source: Location, target: Location) -> None:
     if missing:
         raise DataError(f"{source}: not a whole model: {missing[0]} is missing")
     for file in (*(source / name for name in _TRAINING_FILES if name in names), *model_files(source)):
-        with file.open_input() as reader, (target / file.name).open_atomic() as writer:
-            shutil.copyfileobj(reader, writer, _COPIED_AT_ONCE_BYTES)
+        file.copy_to(target / file.name)
 
 
 def _finished(other: Location, source: Location, experts: Location) -> Manifest:
