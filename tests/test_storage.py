@@ -103,7 +103,9 @@ class TestReadingAndWriting:
 
 
 @pytest.fixture
-def broken_answers(bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Location, FaultProxy]]:
+def broken_answers(
+    bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Location, FaultProxy]]:
     """A bucket reached through a proxy, which can break off amid its answers."""
     with fault_proxy(s3_server) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
@@ -129,12 +131,28 @@ class TestAnswersThatBreakOff:
         assert (root / "part.parquet").read_table() == table
         assert proxy.met["half"] >= 3
 
-    def test_it_ends_where_none_arrives_whole(self, broken_answers: tuple[Location, FaultProxy]) -> None:
-        root, proxy = broken_answers
-        (root / "file").write_bytes(b"content" * 1000)
-        proxy.schedule = lambda method, path, earlier: "half" if method == "GET" else None
-        with pytest.raises(OSError, match="file"):
-            (root / "file").read_bytes()
+    def test_it_ends_where_none_arrives_whole(self) -> None:
+        reads = []
+
+        def broken() -> None:
+            reads.append("begun")
+            raise OSError("the connection broke")
+
+        with pytest.raises(OSError, match="the connection broke"):
+            Location.parse("s3://bucket/file").complete(broken)
+        assert len(reads) == 4
+
+    def test_what_will_not_be_mended_by_another_try_is_raised_at_once(self, tmp_path: Path) -> None:
+        for location, error in (("s3://bucket/file", PermissionError()), (str(tmp_path), OSError("damaged"))):
+            reads = []
+
+            def refused(error: OSError = error, reads: list[str] = reads) -> None:
+                reads.append("begun")
+                raise error
+
+            with pytest.raises(type(error)):
+                Location.parse(location).complete(refused)
+            assert len(reads) == 1
 
 
 class TestAtomicWrites:

@@ -137,9 +137,9 @@ class TestCopies:
         made: list[str] = []
         real = Location.copy_to
 
-        def slow(self: Location, target: Path) -> None:
+        def slow(self: Location, target: Location) -> None:
             made.append(self.uri)
-            temporary = target.with_name(f".{target.name}.{'0' * 12}.tmp")
+            temporary = Path(target.path).with_name(f".{target.name}.{'0' * 12}.tmp")
             temporary.touch()
             time.sleep(0.3)
             temporary.unlink()
