@@ -185,7 +185,7 @@ class Location:
         for _ in range(_READS_IN_ALL - 1):
             try:
                 return read()
-            except (FileNotFoundError, PermissionError, WriteError):
+            except (FileNotFoundError, PermissionError):
                 raise
             except OSError:
                 if self.is_local:
@@ -272,11 +272,11 @@ class Location:
 
     def copy_to(self, target: "Location") -> None:
         """Copy this file; the copy appears whole or not at all."""
-        self.complete(lambda: self._copy_to(target))
-
-    def _copy_to(self, target: "Location") -> None:
         with self.open_input() as source, target.open_atomic() as stream:
-            shutil.copyfileobj(source, stream, _COPIED_AT_ONCE_BYTES)
+            size = source.size()
+            for start in range(0, size, _COPIED_AT_ONCE_BYTES):
+                piece = functools.partial(source.read_at, min(_COPIED_AT_ONCE_BYTES, size - start), start)
+                stream.write(self.complete(piece))
 
     def write_bytes(self, data: bytes) -> None:
         """Write the whole file, atomically."""
