@@ -2,10 +2,12 @@
 #   PYTHON=…      the interpreter to make .venv with
 #   EXTRA=gpu     faiss for CUDA in place of faiss for CPU
 #   DEMO_FLAGS=…  handed to `mode-ray demo`; PYTEST_FLAGS=… handed to pytest
+#   TEST_PROCESSES=…  how many test files at the same time (a gigabyte or two of memory each)
 
 EXTRA ?= cpu
 DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
+TEST_PROCESSES ?= 2
 PYTHON ?=
 PYTHON_CANDIDATES := python3.11 python3.12 python3.13 python3
 
@@ -16,6 +18,9 @@ python_fits := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_
 requirements := pyproject.toml constraints.txt
 demo_stamp := .venv/installed-demo-$(EXTRA)
 dev_stamp := .venv/installed-dev-$(EXTRA)
+# A file's tests share what they set up, and most wait for processes of their own to start.
+pytest := $(bin)/python -m pytest
+side_by_side := --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 benchmarks := $(filter-out benchmarks/frame.py benchmarks/captions.py,$(sort $(wildcard benchmarks/*.py)))
 
 # A name on PATH is not enough: version managers leave names there that do not run, and some systems ship without venv.
@@ -69,10 +74,11 @@ demo: $(demo_stamp)
 	@$(bin)/mode-ray demo $(DEMO_FLAGS)
 
 test: $(dev_stamp)
-	@$(bin)/python -m pytest $(PYTEST_FLAGS)
+	@$(pytest) $(side_by_side) $(PYTEST_FLAGS)
 
 drills: $(dev_stamp)
-	@$(bin)/python -m pytest -m drill $(PYTEST_FLAGS)
+	@$(pytest) -m 'drill and not alone' $(side_by_side) $(PYTEST_FLAGS)
+	@$(pytest) -m 'drill and alone' $(PYTEST_FLAGS) $(if $(PYTEST_FLAGS),|| [ $$? -eq 5 ])
 
 lint: $(dev_stamp)
 	$(bin)/ruff check

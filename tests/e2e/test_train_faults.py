@@ -3,20 +3,15 @@
 Seven must end as in a run that was left in peace and had no worker groups at all (`workers_per_run: 0`): the same
 samples at the same places, by their ledgers, and the same weights. The tolerance is none: with fixed threads, on one
 machine, the bytes are equal. The eighth is reported with its reason.
-
-Then an elastic run loses a node of its cluster and gets another.
 """
 
 import contextlib
-import io
-import itertools
 import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -24,12 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pytest
-import yaml
-from fault_runs import COMMAND, Invocation
-from PIL import Image
-from ray.cluster_utils import Cluster
+from expert_runs import DEADLINE_SECONDS, EXPERTS, SEED, SLOTS, assigned_run, command, ended
+from fault_runs import Invocation
 
 from mode_ray.assign import FINE
 from mode_ray.captions.shards import unit_name
@@ -44,34 +36,11 @@ pytestmark = pytest.mark.drill
 
 T = TypeVar("T")
 
-SEED = 20261125
 KILLS = ("worker",) * 8 + ("controller",) * 3 + ("driver",) * 2
 NAMES = {"worker": "ray::RayTrainWo", "controller": "ray::TrainContr"}
 # As long as the seed is trained nothing else is, so that every kill costs the time of a restart.
 KILLS_OF_THE_SEED = 2
-EXPERTS, SLOTS = 8, 2
-BATCH, STEPS, ELASTIC_STEPS = 32, 100, 1500
-DEADLINE_SECONDS = 900.0
 RAY_ENDS_SECONDS = 15.0
-ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-TOPICS = {
-    "kitchen": ("pan", "oven", "spoon", "kettle", "fridge"),
-    "sea": ("whale", "anchor", "lighthouse", "sailboat", "coral"),
-    "sports": ("football", "goalkeeper", "racket", "marathon", "stadium"),
-    "music": ("violin", "drummer", "orchestra", "trumpet", "choir"),
-    "office": ("printer", "spreadsheet", "stapler", "meeting", "invoice"),
-    "farm": ("tractor", "cow", "barn", "wheat", "piglet"),
-    "space": ("rocket", "galaxy", "astronaut", "comet", "telescope"),
-    "traffic": ("truck", "motorway", "bicycle", "crossroads", "tram"),
-}
-MODEL = {
-    "model_cfg": {
-        "embed_dim": 32,
-        "vision_cfg": {"image_size": 32, "patch_size": 16, "layers": 1, "width": 32, "head_width": 16},
-        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-    },
-    "preprocess_cfg": {},
-}
 
 
 @dataclass
@@ -99,8 +68,7 @@ class Story:
 def assigned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a config and a run whose captions are assigned."""
     folder = tmp_path_factory.mktemp("train-faults")
-    config = write_config(folder)
-    assert ended(command(config, folder / "assigned", "run --until assign")) == 0
+    assigned_run(folder)
     return folder
 
 
@@ -196,93 +164,6 @@ def test_nothing_is_left_but_the_outcome(story: Story) -> None:
     assert not (story.run / "experts/lease.json").exists()
 
 
-class TestNodes:
-    """An elastic run on a cluster that loses a node and gets another."""
-
-    ELASTIC = (
-        "train.placement.max_workers_per_run=2",
-        "train.placement.resize_interval_seconds=3",
-        # The seed alone is trained, for longer than in the drill above.
-        f"train.dense_samples={2 * ELASTIC_STEPS * BATCH}",
-    )
-
-    @pytest.fixture(scope="class")
-    def told(self, assigned: Path) -> tuple[list[int], dict[str, Any], dict[str, Any]]:
-        """Numbers of workers in the order they were seen, and the metrics of this run and of an undisturbed one."""
-        config, run, undisturbed = assigned / "config.yaml", assigned / "elastic", assigned / "inelastic"
-        for copy in (run, undisturbed):
-            shutil.copytree(assigned / "assigned", copy)
-        retry = ("train retry", "seed")
-        alone = ("train.placement.workers_per_run=0", self.ELASTIC[-1])
-        assert ended(command(config, undisturbed, *retry, *alone)) == 0
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 200_000_000})
-        try:
-            node = cluster.add_node(num_cpus=1, object_store_memory=200_000_000)
-            driver = command(config, run, *retry, *self.ELASTIC, f"ray.address={cluster.address}")
-            seen = [wait_for_workers(driver, run, 2)]
-            cluster.remove_node(node, allow_graceful=False)
-            seen.append(wait_for_workers(driver, run, 1))
-            cluster.add_node(num_cpus=1, object_store_memory=200_000_000)
-            seen.append(wait_for_workers(driver, run, 2))
-            assert ended(driver) == 0
-        finally:
-            cluster.shutdown()
-        metrics = [json.loads((one / "experts/seed/metrics.json").read_text()) for one in (run, undisturbed)]
-        return seen, metrics[0], metrics[1]
-
-    def test_it_shrank_with_the_lost_node_and_grew_with_the_new_one(self, told: tuple[list[int], Any, Any]) -> None:
-        assert told[0] == [2, 1, 2]
-
-    def test_it_saw_the_very_samples_of_an_undisturbed_run(self, told: tuple[Any, dict[str, Any], Any]) -> None:
-        _, elastic, undisturbed = told
-        for fact in ("ledger", "samples_seen", "skipped"):
-            assert elastic[fact] == undisturbed[fact], fact
-        assert elastic["samples_seen"] == ELASTIC_STEPS * BATCH
-
-    def test_its_loss_is_that_of_the_undisturbed_run(self, told: tuple[Any, dict[str, Any], Any]) -> None:
-        # Two workers add the same numbers in another order than one; after so many steps that shows.
-        first, last = [[metrics["history"][place]["loss"] for metrics in told[1:]] for place in (0, -1)]
-        assert first[0] > 3.0
-        assert last[0] == pytest.approx(last[1], abs=0.2)
-
-    @pytest.mark.usefixtures("told")
-    def test_a_lost_node_costs_no_launch(self, assigned: Path) -> None:
-        status = json.loads((assigned / "elastic/experts/seed/status.json").read_text())
-        assert (status["state"], status["launches"]) == ("finished", 1)
-
-
-def wait_for_workers(driver: Invocation, run: Path, workers: int) -> int:
-    """Poll until the seed is trained by so many workers, and has got on with them."""
-    file, first, began = run / "experts/seed/progress.json", None, time.monotonic()
-    while True:
-        assert driver.process.poll() is None, driver.printed()
-        assert time.monotonic() - began < DEADLINE_SECONDS / 3, driver.printed()
-        time.sleep(0.2)
-        progress = json.loads(file.read_text()) if file.exists() else {"workers": 0}
-        if progress["workers"] != workers:
-            continue
-        first = progress["samples"] if first is None else first
-        if progress["samples"] > first:
-            return workers
-
-
-def command(config: Path, run: Path, words: str, *arguments: str) -> Invocation:
-    """A command of its own, with a Ray of its own where its arguments name none."""
-    log = run.parent / f"{run.name}-{time.monotonic_ns()}.log"
-    line = [str(COMMAND), *words.split(), "--config", str(config), *arguments, f"run={run}"]
-    return Invocation(line, log, ENVIRONMENT)
-
-
-def ended(invocation: Invocation) -> int:
-    """Leave a command alone until it ends; its exit code."""
-    try:
-        return invocation.process.wait(DEADLINE_SECONDS)
-    finally:
-        if invocation.process.poll() is None:
-            invocation.process.kill()
-        print(invocation.printed())  # noqa: T201 - pytest shows it where the test fails
-
-
 def victims_of(
     driver: Invocation, victim: str, named_below: Callable[["subprocess.Popen[bytes]", str], list[int]]
 ) -> set[int]:
@@ -318,65 +199,6 @@ def running_with_checkpoint(run: Path) -> list[str]:
         for checkpoints in run.glob(f"experts/**/{CHECKPOINT_FOLDER}/*")
         if whole_checkpoints(Location(str(checkpoints)))
     ]
-
-
-def write_config(folder: Path) -> Path:
-    """Captions of eight topics with noisy pictures in four tars, and a config for eight experts."""
-    captions = [
-        f"a {noun} {place} {scene}"
-        for nouns in TOPICS.values()
-        for noun in nouns
-        for place, scene in itertools.product(("seen", "drawn", "close by", "far away"), ("today", "at night"))
-    ]
-    order = np.random.default_rng(SEED).permutation(len(captions))
-    (folder / "tars").mkdir()
-    for number in range(4):
-        with tarfile.open(folder / f"tars/{number}.tar", "w") as archive:
-            for place in order[number::4]:
-                for suffix, content in (("png", picture(int(place))), ("txt", captions[place].encode())):
-                    member = tarfile.TarInfo(f"{place:04d}.{suffix}")
-                    member.size = len(content)
-                    archive.addfile(member, io.BytesIO(content))
-    (folder / "model").mkdir()
-    (folder / "model/open_clip_config.json").write_text(json.dumps(MODEL))
-    values = {
-        "run": str(folder / "run"),
-        "captions": {"paths": [str(folder / "tars/*.tar")]},
-        "limits": {"max_bad_image_share": 0.4},
-        "encoder": {"kind": "static", "model": "package:wordllama"},
-        "embed": {"pool": {"max_actors": 1}},
-        "cluster": {"sample_rows": 320, "fine": {"centers": 24}, "coarse": {"experts": [EXPERTS]}},
-        "assign": {"pool": {"max_actors": 1}},
-        "train": {
-            "model": {"architecture": str(folder / "model"), "precision": "float32"},
-            "experts": EXPERTS,
-            "dense": False,
-            "expert_budget": "full",
-            "dense_samples": 2 * STEPS * BATCH,
-            "seed_share": 0.5,
-            "batch_size": BATCH,
-            "out_of_cluster_share": 0.02,
-            "optimizer": {"warmup_samples": 8 * BATCH},
-            "placement": {
-                "concurrent_runs": SLOTS,
-                "checkpoint_interval_seconds": 0.3,
-                "log_interval_steps": 5,
-                "max_failures": len(KILLS),
-                "max_launches": len(KILLS),
-            },
-        },
-        "ray": {"num_cpus": 2, "object_store_bytes": 200_000_000},
-    }
-    file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(values))
-    return file
-
-
-def picture(number: int) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3)).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def rot_one_expert(config: Path, run: Path) -> str:

@@ -139,6 +139,7 @@ def test_where_no_captions_are_yet_made_up_ones_stand_in_and_are_called_so(tmp_p
 
 
 @pytest.mark.drill
+@pytest.mark.alone
 def test_a_real_run_takes_about_as_long_as_predicted(tmp_path: Path) -> None:
     values = config_of(tmp_path, files=25, rows=4000, sample_rows=40_000, fine={"centers": 128})
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(values))
