@@ -45,8 +45,10 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def alternate(ours: Callable[[], object], peers: Mapping[str, Callable[[], object]], repeats: int) -> Timings:
-    """Measure us and every peer in turn, round by round, after one unmeasured round.
+def alternate(
+    ours: Callable[[], object], peers: Mapping[str, Callable[[], object]], repeats: int, *, warm_up: bool = True
+) -> Timings:
+    """Measure us and every peer in turn, round by round, after one unmeasured round (`warm_up`).
 
     A contender that returns a float has taken its own time: that many seconds count instead of its whole call.
 
@@ -61,8 +63,9 @@ def alternate(ours: Callable[[], object], peers: Mapping[str, Callable[[], objec
     if OURS in peers:
         raise ValueError(f"a peer cannot be called {OURS!r}")
     contenders = {OURS: ours, **peers}
-    for run in contenders.values():
-        run()
+    if warm_up:
+        for run in contenders.values():
+            run()
     names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(repeats):

@@ -26,6 +26,8 @@ _SLACK = 1e-5
 
 Float32Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
+# Heads and tails of the projections of vectors; see `Projection.split`.
+Parts = tuple[Float32Array, Float32Array]
 
 
 def import_faiss() -> ModuleType:
@@ -73,7 +75,7 @@ class NearestCenters:
         self._threads = threads
         self._projection = projection or Projection.fit(self._centers_md, CENTERS_SHARES)
         centers = torch.from_numpy(self._centers_md)
-        heads_mh, tails_mt = self._projection.split(self._projection.project(centers))
+        heads_mh, tails_mt = self._projection.parts(centers)
         squared_m = heads_mh.square().sum(dim=1)
         self._heads_hm = heads_mh.T.contiguous()
         self._lengths_m, self._tails_mt = heads_mh[:, -1].numpy().copy(), tails_mt.contiguous().numpy()
@@ -85,14 +87,14 @@ class NearestCenters:
     def search(
         self,
         vectors_bd: npt.NDArray[np.floating],
-        projected_bp: Float32Array | None = None,
+        parts_b: Parts | None = None,
         hint_b: Int32Array | None = None,
     ) -> tuple[Int32Array, Float32Array]:
         """The best center of every vector.
 
         Args:
             vectors_bd: Floats [b, d].
-            projected_bp: Their projections, where they are at hand.
+            parts_b: Their projections, where they are at hand.
             hint_b: int32 [b], a likely best center of each vector, which makes the search faster; -1 for none.
 
         Returns:
@@ -111,7 +113,7 @@ class NearestCenters:
         def search_some(rows: slice, bounded: "kernels.Bounded") -> None:
             kernels.nearest(bounded, hints[rows], fine_b[rows], squared_distance_b[rows])
 
-        self._each_batch(vectors_bd, projected_bp, search_some)
+        self._each_batch(vectors_bd, parts_b, search_some)
         return fine_b, squared_distance_b
 
     def candidates(
@@ -119,7 +121,7 @@ class NearestCenters:
         vectors_bd: npt.NDArray[np.floating],
         reach: float,
         width: int,
-        projected_bp: Float32Array | None = None,
+        parts_b: Parts | None = None,
         hint_b: Int32Array | None = None,
     ) -> tuple[Int32Array, Float32Array, Int32Array]:
         """The centers whose squared distance plus price is within `reach` of the best one's, the best first.
@@ -128,7 +130,7 @@ class NearestCenters:
             vectors_bd: Floats [b, d].
             reach: In units of squared distance.
             width: k, the most candidates of a vector; where more are in reach the best k are kept.
-            projected_bp: As in `search`.
+            parts_b: As in `search`.
             hint_b: As in `search`.
 
         Returns:
@@ -151,13 +153,13 @@ class NearestCenters:
             best = (fine_b[rows], squared_distance_b[rows])
             kernels.candidates(bounded, *best, reach, fine_bk[rows], squared_distance_bk[rows], count_b[rows])
 
-        self._each_batch(vectors_bd, projected_bp, find_some)
+        self._each_batch(vectors_bd, parts_b, find_some)
         return fine_bk, squared_distance_bk, count_b
 
     def _each_batch(
         self,
         vectors_bd: npt.NDArray[np.floating],
-        projected_bp: Float32Array | None,
+        parts_b: Parts | None,
         work: "Callable[[slice, kernels.Bounded], None]",
     ) -> None:
         """Call `work` with a range of rows, and with what is known of them."""
@@ -171,12 +173,11 @@ class NearestCenters:
         def bound(start: int) -> None:
             rows = slice(start, min(start + self._rows_per_batch, len(vectors_bd)))
             batch = torch.from_numpy(np.array(vectors_bd[rows])).float()  # a copy: arrow's memory is read-only
-            if projected_bp is None:
-                projected = self._projection.project(batch)
+            if parts_b is None:
+                heads_bh, tails_bt = self._projection.parts(batch)
             else:
-                projected = torch.from_numpy(projected_bp[rows])
-            heads_bh, tails_bt = self._projection.split(projected)
-            squared_b = heads_bh.square().sum(dim=1)
+                heads_bh, tails_bt = (torch.from_numpy(part[rows]) for part in parts_b)
+            squared_b = torch.linalg.vecdot(heads_bh, heads_bh)
             finite_b = torch.isfinite(squared_b)
             if not finite_b.all():
                 bad = start + int((~finite_b).to(torch.uint8).argmax())

@@ -10,9 +10,9 @@ import torch
 
 from mode_ray.cluster import kernels
 from mode_ray.cluster.balance import row_hashes
-from mode_ray.cluster.nearest import Float32Array, Int32Array, NearestCenters
+from mode_ray.cluster.nearest import Float32Array, Int32Array, NearestCenters, Parts
 from mode_ray.cluster.partial_sums import Float64Array, PartialSums
-from mode_ray.cluster.projection import ROWS_SHARES, Projection
+from mode_ray.cluster.projection import CANDIDATES_SHARES, ROWS_SHARES, Projection
 from mode_ray.threads import limited_threads
 
 CANDIDATES_PER_ROW = 16
@@ -97,15 +97,14 @@ class LocalRows:
     Args:
         vectors_nd: Floats [n, d].
         threads: CPU threads.
-        projection: For the lower bounds of distances; by default fitted to the rows.
     """
 
-    def __init__(self, vectors_nd: Vectors, threads: int = 1, projection: Projection | None = None) -> None:
+    def __init__(self, vectors_nd: Vectors, threads: int = 1) -> None:
         self._vectors_nd = np.ascontiguousarray(vectors_nd, np.float16)
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-        self._projection = projection
-        self._projected_np: Float32Array | None = None
+        self._projection: tuple[Projection, Parts] | None = None
+        self._shares = ROWS_SHARES
         self._fine_n = np.full(len(vectors_nd), -1, np.int32)
         self._sums_md = np.zeros((0, vectors_nd.shape[1]))
         self._found: tuple[int, tuple[Int32Array, Float32Array, Int32Array]] | None = None
@@ -156,17 +155,20 @@ class LocalRows:
         return np.bincount(bins_n, minlength=HISTOGRAM_BINS)
 
     def _nearest(self, centers_md: Float32Array) -> tuple[Int32Array, Float32Array]:
-        projection, projected_np = self._projections()
+        projection, parts_n = self._projected()
         nearest = NearestCenters(centers_md, None, self._threads, projection)
-        return nearest.search(self._vectors_nd, projected_np, self._hints(len(centers_md)))
+        return nearest.search(self._vectors_nd, parts_n, self._hints(len(centers_md)))
 
     def _best(self, search: CandidateSearch, prices_m: Float64Array) -> tuple[Int32Array, Float32Array]:
         if self._found is None or self._found[0] != search.number:
             self._found = None  # two of them would be the largest thing in memory
-            projection, projected_np = self._projections()
+            if self._shares != CANDIDATES_SHARES:
+                # For good: the nearest alone takes little longer with them, less than to project once more.
+                self._shares, self._projection = CANDIDATES_SHARES, None
+            projection, parts_n = self._projected()
             nearest = NearestCenters(search.centers_md, search.prices_m, self._threads, projection)
             hints = self._hints(len(search.centers_md))
-            found = nearest.candidates(self._vectors_nd, search.reach, CANDIDATES_PER_ROW, projected_np, hints)
+            found = nearest.candidates(self._vectors_nd, search.reach, CANDIDATES_PER_ROW, parts_n, hints)
             self._found = (search.number, found)
         fine_n, squared_distance_n = np.empty(self.rows, np.int32), np.empty(self.rows, np.float32)
         prices = prices_m.astype(np.float32)
@@ -184,22 +186,22 @@ class LocalRows:
     def _hints(self, m: int) -> Int32Array:
         return np.minimum(self._fine_n, np.int32(m - 1))
 
-    def _projections(self) -> tuple[Projection, Float32Array]:
+    def _projected(self) -> tuple[Projection, Parts]:
         if self._projection is None:
-            self._projection = Projection.fit(self._vectors_nd, ROWS_SHARES)
-        if self._projected_np is None:
-            projection = self._projection
-            projected_np = np.empty((self.rows, projection.dimension), np.float32)
+            projection = Projection.fit(self._vectors_nd, self._shares)
+            heads = np.empty((self.rows, projection.head + 1), np.float32)
+            tails = np.empty((self.rows, projection.dimension - projection.head), np.float32)
 
             def project(start: int) -> None:
                 rows = slice(start, start + _ROWS_PER_PROJECTION)
-                projected_np[rows] = projection.project(torch.from_numpy(self._vectors_nd[rows]).float()).numpy()
+                heads_bh, tails_bt = projection.parts(torch.from_numpy(self._vectors_nd[rows]).float())
+                heads[rows], tails[rows] = heads_bh.numpy(), tails_bt.numpy()
 
             with limited_threads(1):
                 for _ in self._pool.map(project, range(0, self.rows, _ROWS_PER_PROJECTION)):
                     pass
-            self._projected_np = projected_np
-        return self._projection, self._projected_np
+            self._projection = projection, (heads, tails)
+        return self._projection
 
     def _sums(self, fine_n: Int32Array, squared_distance_n: Float32Array, m: int) -> PartialSums:
         if len(self._sums_md) != m:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mode_ray.cluster.projection import CENTERS_SHARES, ROWS_SHARES, Projection
+from mode_ray.cluster.projection import CANDIDATES_SHARES, CENTERS_SHARES, ROWS_SHARES, Projection
 
 TOLERANCE = 1e-5
 
@@ -25,7 +25,7 @@ def projected(projection: Projection, vectors: np.ndarray) -> np.ndarray:
     return projection.project(torch.from_numpy(vectors)).numpy()
 
 
-@pytest.mark.parametrize("shares", [(0.05, 0.1), ROWS_SHARES, CENTERS_SHARES])
+@pytest.mark.parametrize("shares", [(0.05, 0.1), ROWS_SHARES, CANDIDATES_SHARES, CENTERS_SHARES])
 def test_no_projected_distance_exceeds_the_true_one(shares: tuple[float, float]) -> None:
     rows = unit_rows(400, 64)
     # Vectors that the axes were not made for are bounded just as well.
