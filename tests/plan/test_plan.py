@@ -1,107 +1,24 @@
-"""The planner's arithmetic against numbers worked out by hand, its tables, and a user's mistakes."""
+"""The planner's arithmetic against numbers worked out by hand, and what it refuses."""
 
-import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import yaml
-from rich.console import Console, RenderableType
+from planned import HOUR, config_of, inventory_of, plan_of, rates_of, step
 
-from mode_ray.cli import main
 from mode_ray.cluster import sample_rows, seeding
-from mode_ray.config import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.plan import stages
-from mode_ray.plan.estimate import Plan, make_plan
-from mode_ray.plan.inventory import take_inventory
+from mode_ray.plan.estimate import make_plan
 from mode_ray.plan.rates import (
-    ActorRates,
-    CaptionFigures,
     FixedCosts,
-    KMeansRates,
-    MachineNote,
-    Rates,
     StepRate,
-    measured_settings,
     read_rates,
     require_fit,
-    write_rates,
 )
-from mode_ray.plan.report import duration, plan_tables, rates_table, size
-from mode_ray.plan.stages import ClusterShape, Inventory, Prices, StagePlan, kmeans_seconds, lane_seconds
+from mode_ray.plan.stages import ClusterShape, Prices, kmeans_seconds, lane_seconds
 from mode_ray.storage import Location
-
-HOUR = 3600.0
-
-
-def config_of(**sections: object) -> RunConfig:
-    values: dict[str, Any] = {
-        "run": "/nowhere/run",
-        "captions": {"paths": ["/nowhere/captions"]},
-        "encoder": {"kind": "static", "model": "package:wordllama"},
-        "cluster": {"sample_rows": 10_000, "fine": {"centers": 100, "iterations": 10}, "coarse": {"experts": [4]}},
-        "train": {"dense_samples": 32_000, "batch_size": 100},
-    }
-    return RunConfig.model_validate(values | sections)
-
-
-def step(microseconds: float) -> StepRate:
-    return StepRate(wall_seconds=microseconds * 1e-6, cpu_seconds=microseconds * 1e-6)
-
-
-def rates_of(config: RunConfig, device: str = "cpu") -> Rates:
-    """Round numbers, in microseconds a row: read 1, encode 20, write 4, read back 2, search 5, write assignments 3."""
-    actor = ActorRates(
-        actors_busy=2,
-        device=device,
-        read_captions=step(1),
-        encode=step(20),
-        write_embeddings=step(4),
-        read_embeddings=step(2),
-        search=step(5),
-        write_assignments=step(3),
-    )
-    return Rates(
-        measured_at="2026-11-23T00:00:00+00:00",
-        machine=MachineNote(host="box", processor="two cores", cores=2, gpus=0.0),
-        captions=CaptionFigures(source="captions of /x", rows=1000, mean_bytes=60.0, refused_share=0.0),
-        settings=measured_settings(config),
-        dimension=256,
-        embedding_bytes=500.0,
-        assignment_bytes=12.0,
-        embed=actor,
-        assign=actor,
-        kmeans=KMeansRates(
-            rows=5_000,
-            row_iteration_seconds=40e-6,
-            row_seconds=100e-6,
-            seeding_seconds=2.0,
-            seeding_rows=5_000,
-            coarse_seconds=3.0,
-        ),
-        fixed=FixedCosts(embed_seconds=0.0, cluster_seconds=7.0, assign_seconds=0.0, unit_seconds=0.0),
-    )
-
-
-def inventory_of(rows: float, units: int = 100, *, counts_by_reading: bool = False) -> Inventory:
-    return Inventory(rows=rows, units=units, counts_by_reading=counts_by_reading, found="given")
-
-
-def plan_of(
-    config: RunConfig,
-    rows: float = 1e6,
-    shape: ClusterShape | None = None,
-    prices: Prices | None = None,
-    train_samples_per_second: float | None = None,
-) -> dict[str, StagePlan]:
-    inventory = inventory_of(rows)
-    plan = make_plan(config, rates_of(config), inventory, shape, prices, 1.0, train_samples_per_second)
-    return {stage.stage: stage for stage in plan.stages}
 
 
 class TestLanes:
@@ -290,30 +207,6 @@ class TestTraining:
         assert any("training is left out" in assumption for assumption in plan.assumptions)
 
 
-class TestInventory:
-    @pytest.fixture
-    def config(self, tmp_path: Path) -> RunConfig:
-        for number in range(3):
-            pq.write_table(pa.table({"caption": ["a cat"] * (number + 1)}), tmp_path / f"{number}.parquet")
-        return config_of(captions={"paths": [str(tmp_path)]})
-
-    def test_parquet_rows_are_counted_in_the_footers(self, config: RunConfig) -> None:
-        inventory = take_inventory(config, None, None)
-        assert (inventory.rows, inventory.units, inventory.counts_by_reading) == (6.0, 3, False)
-        assert "footers" in inventory.found
-
-    def test_given_rows_come_in_units_like_the_shards(self, config: RunConfig) -> None:
-        assert take_inventory(config, 2e9, None).units == 1e9
-        assert take_inventory(config, 2e9, 1000).units == 2e6
-
-    def test_without_shards_rows_must_be_given_and_the_size_of_units_is_said_to_be_assumed(self) -> None:
-        with pytest.raises(UsageError, match="--rows"):
-            take_inventory(config_of(), None, None)
-        inventory = take_inventory(config_of(), 1e9, None)
-        assert inventory.units == 1e5
-        assert "assumed" in inventory.found
-
-
 class TestMistakes:
     @pytest.mark.parametrize(
         ("more", "said"),
@@ -361,69 +254,3 @@ class TestMistakes:
         file.write_text("rates: many")
         with pytest.raises(UsageError, match="not a rates file"):
             read_rates(file)
-
-
-class TestCommand:
-    @pytest.fixture
-    def arguments(self, tmp_path: Path) -> list[str]:
-        config = config_of()
-        (tmp_path / "my.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-        write_rates(Location.parse(str(tmp_path / "rates.json")), rates_of(config))
-        return ["plan", "--config", str(tmp_path / "my.yaml"), "--rates", str(tmp_path / "rates.json")]
-
-    def test_a_table_for_people(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-        more = ["--rows", "2.5e9", "--machines", "40", "--cores", "16", "--cpu-hour-cost", "0.04"]
-        assert main([*arguments, *more]) == 0
-        shown = capsys.readouterr().out
-        for expected in ("2,500,000,000 captions", "640", "assumptions:", "embed.pool.max_actors=640", "85%"):
-            assert expected in shown
-
-    def test_json_for_programs_has_the_same_numbers(
-        self, arguments: list[str], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert main([*arguments, "--rows", "1e9", "--json"]) == 0
-        shown = json.loads(capsys.readouterr().out)
-        config = config_of()
-        expected = make_plan(config, rates_of(config), inventory_of(1e9, 100_000))
-        assert shown["stages"][2]["wall_hours"] == expected.stages[2].wall_hours
-        assert shown["inventory"]["units"] == 100_000
-
-    @pytest.mark.parametrize(
-        ("more", "said"),
-        [
-            (["--rows", "0"], "--rows must be above 0, not 0"),
-            (["--rows", "1e9", "--rates", "absent.json"], "absent.json: no such rates file"),
-            (["--rows", "1e9", "cluster.fine.centers=64"], "cluster.fine.centers=100 (the config has 64)"),
-            (["--rows", "1e9", "--gpus", "8"], "GPUs are asked for in embed"),
-            (["--rows", "1e9", "--machines", "4"], "machines and cores go together"),
-            ([], "give the number of captions with --rows"),
-            (["--calibrate", "--step-seconds", "0"], "--step-seconds must be above 0, not 0"),
-        ],
-    )
-    def test_a_mistake_is_one_sentence_and_exit_code_2(
-        self, arguments: list[str], more: list[str], said: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert main([*arguments, *more]) == 2
-        message = capsys.readouterr().err.strip()
-        assert said in message
-        assert "\n" not in message
-
-
-def shown(renderable: RenderableType) -> str:
-    output = io.StringIO()
-    Console(width=140, file=output).print(renderable)
-    return output.getvalue()
-
-
-def test_text_from_outside_is_not_taken_for_markup() -> None:
-    config = config_of()
-    rates = rates_of(config)
-    rates = rates.model_copy(update={"captions": rates.captions.model_copy(update={"source": "captions of [red]x"})})
-    plan: Plan = make_plan(config, rates, inventory_of(1e6))
-    assert "[red]x" in shown(plan_tables(plan))
-    assert "50,000" in shown(rates_table(rates))  # 20 microseconds a row
-
-
-def test_sizes_and_durations_in_fitting_units() -> None:
-    assert [size(count) for count in (12, 1.5e6, 2.5e12)] == ["12 B", "1.5 MB", "2.5 TB"]
-    assert [duration(seconds / HOUR) for seconds in (30, 1800, 36_000)] == ["30 s", "30 min", "10.0 h"]
