@@ -13,7 +13,7 @@ from mode_ray.storage import Location
 from mode_ray.sweep_config import SweepConfig
 from mode_ray.train_config import TrainConfig
 
-RoutingRule = Literal["soft", "paper", "released", "uniform"]
+RoutingRule = Literal["calibrated", "soft", "paper", "released", "uniform"]
 
 
 class ActorPool(Placement):
@@ -198,9 +198,10 @@ class DriftConfig(Placement):
 class RoutingConfig(Settings):
     """From a task's texts to weights over experts (paper section 3.3; formulas in mode_ray.routing)."""
 
-    rule: RoutingRule = "soft"
+    rule: RoutingRule = "calibrated"
+    """`calibrated` is `soft` with the temperature that the clustering fitted to the encoder, without labels."""
     temperature: PositiveFloat = 0.1
-    """lambda of `soft`."""
+    """lambda of `soft`, and of `calibrated` where nothing could be fitted (one expert, or as many as fine centers)."""
     paper_lambda: PositiveFloat = 0.2
     small_task_below: PositiveInt = 10
     large_task_above: PositiveInt = 200
@@ -224,7 +225,13 @@ class EvaluateConfig(Settings):
 
     tasks: Strings = ()
     """Task files (YAML); see docs/tasks.md."""
-    rules: Annotated[tuple[RoutingRule, ...], Field(strict=False)] = ("soft", "paper", "released", "uniform")
+    rules: Annotated[tuple[RoutingRule, ...], Field(strict=False)] = (
+        "calibrated",
+        "soft",
+        "paper",
+        "released",
+        "uniform",
+    )
     placement: EvaluatePlacement = EvaluatePlacement()
 
 
