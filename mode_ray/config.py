@@ -232,6 +232,9 @@ class EvaluateConfig(Settings):
         "released",
         "uniform",
     )
+    leave_out_experts: Annotated[tuple[int, ...], Field(strict=False)] = ()
+    """Experts whose models are missing or damaged: evaluated without them, the weights of the others scaled to sum to 1.
+    The report says so."""
     placement: EvaluatePlacement = EvaluatePlacement()
 
 
