@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mode_ray import __version__
+from mode_ray.cli_retrieval import RULES_COMMAND, add_commands
 from mode_ray.config import RunConfig
 from mode_ray.config_file import load_config
 from mode_ray.errors import ModeRayError
@@ -21,9 +22,8 @@ _LOG_WIDTH = 140
 _EXTEND = "cluster extend"
 _ADD = "train add"
 _RETRY = "train retry"
-_RULES = "evaluate rules"
 # Their first words take overrides by themselves, which argparse cannot tell from a subcommand.
-_TWO_WORD_COMMANDS = (_EXTEND, _ADD, _RETRY, _RULES)
+_TWO_WORD_COMMANDS = (_EXTEND, _ADD, _RETRY, RULES_COMMAND)
 _STAGE_HELP = {
     "embed": "embed the captions",
     "cluster": "fit the fine centers and group them into experts",
@@ -202,17 +202,6 @@ def _export(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _rules(options: argparse.Namespace, console: Console) -> int:
-    from mode_ray.evaluate.report import results_table
-    from mode_ray.evaluate.run import REPORT_HTML, load_report
-    from mode_ray.rescore import rescore
-
-    folder = rescore(load_config(options.config, options.overrides))
-    console.print(results_table(load_report(folder)))
-    console.print(f"report: {folder / REPORT_HTML}", markup=False, highlight=False, soft_wrap=True)
-    return 0
-
-
 def _status(options: argparse.Namespace, console: Console) -> int:
     from mode_ray.status import status_table, trial_table
 
@@ -312,10 +301,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.set_defaults(function=_sweep)
     _add_retry(commands.add_parser(_RETRY, help="train one run again that failed, and no other"))
     _add_addition(commands.add_parser(_ADD, help="train only the experts that another run does not have"))
-    rules = commands.add_parser(_RULES, help="a second report under other routing, from the stored cosines, in seconds")
-    rules.add_argument("--config", required=True, help="YAML file or URI of a run whose evaluate stage is done")
-    _add_overrides(rules)
-    rules.set_defaults(function=_rules)
+    add_commands(commands, _add_overrides)
     _add_export(commands.add_parser("export", help="trained models as folders for open_clip and the Hugging Face hub"))
     status = commands.add_parser("status", help="show how far a run is")
     status.add_argument("run", help="the run directory: a path, s3:// or gs:// URI")

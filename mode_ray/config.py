@@ -238,6 +238,27 @@ class EvaluateConfig(Settings):
     placement: EvaluatePlacement = EvaluatePlacement()
 
 
+class IndexPlacement(Placement):
+    """Speed of the image encoders that make an index."""
+
+    batch_size: PositiveInt = 64
+    device: str = "auto"
+
+
+class IndexConfig(Settings):
+    """The image index of `mode-ray index`; docs/retrieval.md has the guide."""
+
+    images: Strings = ()
+    """Parquet or WebDataset files, directories, globs with the images; by default those of `captions.paths`. Their format
+    and fields are those of `captions`."""
+    max_rows_per_unit: PositiveInt = 10_000
+    """A parquet file with more rows is split by row groups. The encoded images of two units lie in memory at a time."""
+    rows_per_part: PositiveInt = 262_144
+    """Images of one faiss file. One of them lies in memory at a time while the index is built."""
+    pool: ActorPool = ActorPool()
+    placement: IndexPlacement = IndexPlacement()
+
+
 class RayConfig(Placement):
     """How the driver reaches Ray."""
 
@@ -267,6 +288,7 @@ class RunConfig(Settings):
     sweep: SweepConfig = SweepConfig()
     routing: RoutingConfig = RoutingConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    index: IndexConfig = IndexConfig()
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")

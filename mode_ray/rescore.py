@@ -33,12 +33,14 @@ def rescore(config: RunConfig) -> Location:
         raise UsageError(f"{directories['evaluate']}: the evaluate stage is not done: run `mode-ray evaluate` first")
     shards = list_shards(config.captions, read_listing(config.directory / LISTING, config.captions))
     fields = build_stages(config, shards)["evaluate"].fields
-    changed = [name for name in sorted(set(fields) | set(done.fields)) if fields.get(name) != done.fields.get(name)]
+    # Evaluations that were made before an expert could be left out had all of them.
+    before = {"evaluate.leave_out_experts": [], **done.fields}
+    changed = [name for name in sorted(set(fields) | set(before)) if fields.get(name) != before.get(name)]
     others = [name for name in changed if not _decides_routing(name)]
     if others:
         name = others[0]
         raise UsageError(
-            f"{name} was {done.fields.get(name)!r} when {directories['evaluate'] / MANIFEST} was written, is "
+            f"{name} was {before.get(name)!r} when {directories['evaluate'] / MANIFEST} was written, is "
             f"{fields.get(name)!r}: only routing.* and {_RULES_FIELD} can change without measuring again"
         )
     number = config_hash({name: value for name, value in fields.items() if _decides_routing(name)})
