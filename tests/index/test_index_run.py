@@ -1,7 +1,5 @@
 """`mode-ray index` and `mode-ray search` on a finished run: done once, found again, changed configs refused."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from mode_ray.cli import main
@@ -22,9 +20,9 @@ def build(config: RunConfig) -> tuple[Manifest, list[UnitRecord]]:
 
 
 @pytest.fixture
-def units_of_two_row_groups(config: RunConfig) -> Iterator[RunConfig]:
+def units_of_two_row_groups(config: RunConfig) -> RunConfig:
     """The parquet file, of nine rows in groups of three, in units of six rows at most."""
-    yield config.model_copy(update={"index": config.index.model_copy(update={"max_rows_per_unit": 6})})
+    return config.model_copy(update={"index": config.index.model_copy(update={"max_rows_per_unit": 6})})
 
 
 @pytest.mark.usefixtures("ray_session")
