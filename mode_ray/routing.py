@@ -265,6 +265,7 @@ def _soft_pass(
     weights_lc /= weights_lc.sum(axis=1, keepdims=True)
     return _Spread(nearest_l, squared_l, weights_lc, fine_weight_m / fine_weight_m.sum())
 
+
 def _nearest(
     text_embeddings_ld: npt.NDArray[np.floating], centers_md: npt.NDArray[np.floating]
 ) -> tuple[Integers, Floats]:

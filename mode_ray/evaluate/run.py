@@ -75,7 +75,10 @@ def write_report(
         DataError: The clustering is of another encoder, or a task is not measured.
     """
     tasks, n = load_tasks(config.evaluate.tasks), config.train.experts
-    clustering, trials = _load_clustering(config, directories["cluster"]), _evaluated_trials(config, directories["train"])
+    clustering, trials = (
+        _load_clustering(config, directories["cluster"]),
+        _evaluated_trials(config, directories["train"]),
+    )
     pairs_n = np.array(_finished_training(directories["train"]).summary["pairs_by_expert"])
     calibration = calibration_of(clustering, n)
     router = Router(

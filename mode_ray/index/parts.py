@@ -122,7 +122,9 @@ class ImageIndex:
     def hits(self, score_k: Sequence[float], position_k: Sequence[int]) -> list[Hit]:
         """Where found images lie; reads names of the units that hold them."""
         numbers = np.searchsorted(self._ends, np.asarray(position_k), side="right").tolist()
-        tables = {number: read_output(self._embeddings, self._units[number].unit, ["row", "key"]) for number in numbers}
+        tables = {
+            number: read_output(self._embeddings, self._units[number].unit, ["row", "key"]) for number in numbers
+        }
         found = []
         for score, position, number in zip(score_k, position_k, numbers, strict=True):
             record, table = self._units[number], tables[number]

@@ -132,5 +132,3 @@ def _measured(trials: list[Trial]) -> TaskCosines:
     )
     cosines = {name: right if name == "n2/01" else wrong for name in names}
     return TaskCosines(summary, cosines, labels, np.eye(CENTERS, dtype=np.float32)[:3])
-
-
