@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mode_ray import __version__
+from mode_ray.cli_retrieval import RULES_COMMAND, add_commands
 from mode_ray.config import RunConfig
 from mode_ray.config_file import load_config
 from mode_ray.errors import ModeRayError
@@ -22,7 +23,7 @@ _EXTEND = "cluster extend"
 _ADD = "train add"
 _RETRY = "train retry"
 # Their first words take overrides by themselves, which argparse cannot tell from a subcommand.
-_TWO_WORD_COMMANDS = (_EXTEND, _ADD, _RETRY)
+_TWO_WORD_COMMANDS = (_EXTEND, _ADD, _RETRY, RULES_COMMAND)
 _STAGE_HELP = {
     "embed": "embed the captions",
     "cluster": "fit the fine centers and group them into experts",
@@ -300,6 +301,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.set_defaults(function=_sweep)
     _add_retry(commands.add_parser(_RETRY, help="train one run again that failed, and no other"))
     _add_addition(commands.add_parser(_ADD, help="train only the experts that another run does not have"))
+    add_commands(commands, _add_overrides)
     _add_export(commands.add_parser("export", help="trained models as folders for open_clip and the Hugging Face hub"))
     status = commands.add_parser("status", help="show how far a run is")
     status.add_argument("run", help="the run directory: a path, s3:// or gs:// URI")

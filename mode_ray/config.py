@@ -13,7 +13,7 @@ from mode_ray.storage import Location
 from mode_ray.sweep_config import SweepConfig
 from mode_ray.train_config import TrainConfig
 
-RoutingRule = Literal["soft", "paper", "released", "uniform"]
+RoutingRule = Literal["calibrated", "soft", "paper", "released", "uniform"]
 
 
 class ActorPool(Placement):
@@ -198,9 +198,10 @@ class DriftConfig(Placement):
 class RoutingConfig(Settings):
     """From a task's texts to weights over experts (paper section 3.3; formulas in mode_ray.routing)."""
 
-    rule: RoutingRule = "soft"
+    rule: RoutingRule = "calibrated"
+    """`calibrated` is `soft` with the temperature that the clustering fitted to the encoder, without labels."""
     temperature: PositiveFloat = 0.1
-    """lambda of `soft`."""
+    """lambda of `soft`, and of `calibrated` where nothing could be fitted (one expert, or as many as fine centers)."""
     paper_lambda: PositiveFloat = 0.2
     small_task_below: PositiveInt = 10
     large_task_above: PositiveInt = 200
@@ -224,8 +225,38 @@ class EvaluateConfig(Settings):
 
     tasks: Strings = ()
     """Task files (YAML); see docs/tasks.md."""
-    rules: Annotated[tuple[RoutingRule, ...], Field(strict=False)] = ("soft", "paper", "released", "uniform")
+    rules: Annotated[tuple[RoutingRule, ...], Field(strict=False)] = (
+        "calibrated",
+        "soft",
+        "paper",
+        "released",
+        "uniform",
+    )
+    leave_out_experts: Annotated[tuple[int, ...], Field(strict=False)] = ()
+    """Experts whose models are missing or damaged: evaluated without them, the weights of the others scaled to sum to 1.
+    The report says so."""
     placement: EvaluatePlacement = EvaluatePlacement()
+
+
+class IndexPlacement(Placement):
+    """Speed of the image encoders that make an index."""
+
+    batch_size: PositiveInt = 64
+    device: str = "auto"
+
+
+class IndexConfig(Settings):
+    """The image index of `mode-ray index`; docs/retrieval.md has the guide."""
+
+    images: Strings = ()
+    """Parquet or WebDataset files, directories, globs with the images; by default those of `captions.paths`. Their format
+    and fields are those of `captions`."""
+    max_rows_per_unit: PositiveInt = 10_000
+    """A parquet file with more rows is split by row groups. The encoded images of two units lie in memory at a time."""
+    rows_per_part: PositiveInt = 262_144
+    """Images of one faiss file. One of them lies in memory at a time while the index is built."""
+    pool: ActorPool = ActorPool()
+    placement: IndexPlacement = IndexPlacement()
 
 
 class RayConfig(Placement):
@@ -257,6 +288,7 @@ class RunConfig(Settings):
     sweep: SweepConfig = SweepConfig()
     routing: RoutingConfig = RoutingConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    index: IndexConfig = IndexConfig()
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")

@@ -53,22 +53,47 @@ def probabilities(scores_il: Floats, weights_c: Floats, logit_scales_c: Floats) 
     return result
 
 
-def keep_top(weights_c: Floats, experts: int) -> Floats:
-    """Weights with only the `experts` largest kept (the lower id first among equals), scaled to sum to 1."""
-    kept = np.argsort(-weights_c, kind="stable")[:experts]
-    return _only(weights_c, kept)
+def keep_top(weights: Floats, experts: int) -> Floats:
+    """Weights with only the `experts` largest kept (the lower id first among equals), scaled to sum to 1.
+
+    Args:
+        weights: [experts], or [texts, experts] to prune every text's own weights.
+        experts: How many stay.
+    """
+    return _only_first(weights, np.asarray(experts))
 
 
-def keep_share(weights_c: Floats, share: float) -> Floats:
-    """Weights with the smallest set of experts kept that covers a share of the weight, scaled to sum to 1."""
-    order = np.argsort(-weights_c, kind="stable")
-    covered = np.cumsum(weights_c[order])
-    count = int(np.searchsorted(covered, share - 1e-12)) + 1
-    return _only(weights_c, order[:count])
+def keep_share(weights: Floats, share: float) -> Floats:
+    """Weights with the smallest set of experts kept that covers a share of the weight, scaled to sum to 1.
+
+    Args:
+        weights: [experts], or [texts, experts] to prune every text's own weights.
+        share: Between 0 and 1.
+    """
+    covered = np.cumsum(-np.sort(-weights, axis=-1), axis=-1)
+    return _only_first(weights, (covered < share - 1e-12).sum(axis=-1) + 1)
 
 
-def _only(weights_c: Floats, kept: npt.NDArray[np.integer]) -> Floats:
-    pruned = np.zeros_like(weights_c)
-    pruned[kept] = weights_c[kept]
-    result: Floats = pruned / pruned.sum()
+def without_experts(weights: Floats, missing: Sequence[int]) -> Floats:
+    """Weights with some experts left out, scaled to sum to 1; of a task that only those would answer, uniform.
+
+    Args:
+        weights: [experts], or [texts, experts].
+        missing: Ids of the experts to leave out; not all of them.
+    """
+    left = np.ones(weights.shape[-1], bool)
+    left[list(missing)] = False
+    kept = np.where(left, weights, 0.0)
+    total = kept.sum(axis=-1, keepdims=True)
+    result: Floats = np.where(total > 0.0, kept / np.where(total > 0.0, total, 1.0), left / left.sum())
+    return result
+
+
+def _only_first(weights: Floats, counts: npt.NDArray[np.integer]) -> Floats:
+    """Of every row its `counts` largest weights, scaled to sum to 1."""
+    order = np.argsort(-weights, axis=-1, kind="stable")
+    stays = np.arange(weights.shape[-1]) < counts[..., None]
+    pruned = np.zeros_like(weights)
+    np.put_along_axis(pruned, order, np.where(stays, np.take_along_axis(weights, order, axis=-1), 0.0), axis=-1)
+    result: Floats = pruned / pruned.sum(axis=-1, keepdims=True)
     return result

@@ -3,8 +3,10 @@
 L are the task's texts, d2(l, s) is the squared Euclidean distance between text l and fine center s, S_c are
 the centers of expert c. The rules:
 
-- `soft` (default): p(c) = mean over l of the sum over s in S_c of softmax over all s of
+- `soft`: p(c) = mean over l of the sum over s in S_c of softmax over all s of
   -d2(l, s) / temperature. It is continuous in the number of texts, and useful for a single text.
+- `calibrated` (default): `soft` with the temperature that was fitted to the encoder on the clustering's own captions,
+  without labels; see mode_ray.cluster.calibration.
 - `paper`: A(l, s) = exp(-d2(l, s) / lambda) for the nearest s of each l, else 0; p = softmax over c of the
   sum of A over l and S_c. Fewer than 10 texts: A is multiplied by exp(0.5 - sqrt|L|). More than 200: lambda
   is divided by log|L|.
@@ -22,11 +24,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import entr, softmax
 
+from mode_ray.cluster.calibration import fit_on_centers
 from mode_ray.config import RoutingConfig, RoutingRule
 from mode_ray.errors import DataError, UsageError
 
 _DISTANCES_AT_ONCE = 1 << 22
 _NORM_TOLERANCE = 0.01
+_SPREADING_RULES: tuple[RoutingRule, ...] = ("calibrated", "soft")
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -43,7 +47,9 @@ class RoutingWeights:
         nearest_fine_l: Nearest fine center of every text; of equally near ones, the first.
         nearest_squared_distance_l: Squared distance to it, float64.
         per_text_weights_lc: Every text's own distribution over experts, of which `weights_c` is the mean;
-            only `soft` has it.
+            only `soft` and `calibrated` have it.
+        fine_weight_m: What each fine center adds to the weight of its expert, sum 1: why this expert. None for `uniform`.
+        temperature: Of `soft` and `calibrated`, as it was used.
     """
 
     weights_c: Floats
@@ -52,6 +58,8 @@ class RoutingWeights:
     nearest_fine_l: Integers
     nearest_squared_distance_l: Floats
     per_text_weights_lc: Floats | None = None
+    fine_weight_m: Floats | None = None
+    temperature: float | None = None
 
 
 def routing_weights(
@@ -62,6 +70,7 @@ def routing_weights(
     rule: RoutingRule | None = None,
     *,
     n_experts: int | None = None,
+    fitted_temperature: float | None = None,
 ) -> RoutingWeights:
     """Weights over experts for a task described by texts: class names, or all captions of a retrieval set.
 
@@ -72,6 +81,7 @@ def routing_weights(
         config: Parameters of the rules.
         rule: Another rule than the config's.
         n_experts: n, where the last experts may own no center; by default the largest of `group_m` + 1.
+        fitted_temperature: For `calibrated`, the clustering's; by default it is fitted on the centers here and now.
 
     Raises:
         UsageError: There are no texts.
@@ -80,15 +90,19 @@ def routing_weights(
     chosen = rule or config.rule
     n = _checked_experts(text_embeddings_ld, centers_md, group_m, n_experts)
     texts = len(text_embeddings_ld)
-    per_text_lc = None
-    if chosen == "soft":
-        nearest_l, squared_l, per_text_lc = _soft_pass(text_embeddings_ld, centers_md, group_m, n, config.temperature)
-        weights_c = per_text_lc.mean(axis=0)
+    per_text_lc, temperature, fine_weight_m = None, None, None
+    if chosen in _SPREADING_RULES:
+        temperature = _temperature(chosen, config, fitted_temperature, centers_md, group_m)
+        spread = _soft_pass(text_embeddings_ld, centers_md, group_m, n, temperature)
+        nearest_l, squared_l, per_text_lc = spread.nearest_l, spread.squared_l, spread.weights_lc
+        weights_c, fine_weight_m = per_text_lc.mean(axis=0), spread.fine_weight_m
     else:
         nearest_l, squared_l = _nearest(text_embeddings_ld, centers_md)
         evidence_l = _evidence(squared_l, texts, chosen, config)
-        evidence_c = np.bincount(group_m[nearest_l], weights=evidence_l, minlength=n)
-        weights_c = softmax(evidence_c)
+        evidence_m = np.bincount(nearest_l, weights=evidence_l, minlength=len(centers_md))
+        weights_c = softmax(np.bincount(group_m, weights=evidence_m, minlength=n))
+        if evidence_m.any():
+            fine_weight_m = evidence_m / evidence_m.sum()
     weights_c = weights_c / weights_c.sum()
     return RoutingWeights(
         weights_c=weights_c,
@@ -97,6 +111,8 @@ def routing_weights(
         nearest_fine_l=nearest_l,
         nearest_squared_distance_l=squared_l,
         per_text_weights_lc=per_text_lc,
+        fine_weight_m=fine_weight_m,
+        temperature=temperature,
     )
 
 
@@ -108,6 +124,7 @@ def per_query_weights(
     rule: RoutingRule | None = None,
     *,
     n_experts: int | None = None,
+    fitted_temperature: float | None = None,
 ) -> Floats:
     """Weights for image retrieval, where every query text is a task of its own.
 
@@ -118,8 +135,9 @@ def per_query_weights(
     """
     chosen = rule or config.rule
     n = _checked_experts(text_embeddings_ld, centers_md, group_m, n_experts)
-    if chosen == "soft":
-        return _soft_pass(text_embeddings_ld, centers_md, group_m, n, config.temperature)[2]
+    if chosen in _SPREADING_RULES:
+        temperature = _temperature(chosen, config, fitted_temperature, centers_md, group_m)
+        return _soft_pass(text_embeddings_ld, centers_md, group_m, n, temperature).weights_lc
     nearest_l, squared_l = _nearest(text_embeddings_ld, centers_md)
     evidence_lc = np.zeros((len(nearest_l), n))
     evidence_lc[np.arange(len(nearest_l)), group_m[nearest_l]] = _evidence(squared_l, 1, chosen, config)
@@ -192,25 +210,60 @@ def _evidence(squared_l: Floats, texts: int, rule: RoutingRule, config: RoutingC
     return np.zeros_like(squared_l)
 
 
+def top_centers(weights: RoutingWeights, count: int) -> list[tuple[int, float]]:
+    """The fine centers that gave most of the weight, with what each gave, largest first; without those that gave none.
+
+    Of equal ones the lower id comes first.
+    """
+    if weights.fine_weight_m is None:
+        return []
+    order = np.argsort(-weights.fine_weight_m, kind="stable")[:count].tolist()
+    return [(fine, float(weights.fine_weight_m[fine])) for fine in order if weights.fine_weight_m[fine] > 0.0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Spread:
+    """Texts spread over the fine centers: nearest centers, their squared distances, weights by text and by center."""
+
+    nearest_l: Integers
+    squared_l: Floats
+    weights_lc: Floats
+    fine_weight_m: Floats
+
+
+def _temperature(
+    rule: RoutingRule,
+    config: RoutingConfig,
+    fitted: float | None,
+    centers_md: npt.NDArray[np.floating],
+    group_m: npt.NDArray[np.integer],
+) -> float:
+    if rule == "soft":
+        return config.temperature
+    return fitted or fit_on_centers(centers_md, group_m).temperature or config.temperature
+
+
 def _soft_pass(
     text_embeddings_ld: npt.NDArray[np.floating],
     centers_md: npt.NDArray[np.floating],
     group_m: npt.NDArray[np.integer],
     n: int,
     temperature: float,
-) -> tuple[Integers, Floats, Floats]:
-    """Nearest centers, their squared distances, and every text's distribution over experts."""
+) -> _Spread:
     texts = len(text_embeddings_ld)
     nearest_l, squared_l = np.empty(texts, np.int64), np.empty(texts)
-    weights_lc = np.empty((texts, n))
+    weights_lc, fine_weight_m = np.empty((texts, n)), np.zeros(len(centers_md))
     membership_mc = np.eye(n)[group_m]
     for rows, distances in _squared_distances(text_embeddings_ld, centers_md):
         nearest_l[rows] = distances.argmin(axis=1)
         squared_l[rows] = distances.min(axis=1)
         excess = distances - squared_l[rows, None]
         with np.errstate(over="ignore"):
-            weights_lc[rows] = softmax(-excess / temperature, axis=1) @ membership_mc
-    return nearest_l, squared_l, weights_lc / weights_lc.sum(axis=1, keepdims=True)
+            spread_lm = softmax(-excess / temperature, axis=1)
+        weights_lc[rows] = spread_lm @ membership_mc
+        fine_weight_m += spread_lm.sum(axis=0)
+    weights_lc /= weights_lc.sum(axis=1, keepdims=True)
+    return _Spread(nearest_l, squared_l, weights_lc, fine_weight_m / fine_weight_m.sum())
 
 
 def _nearest(

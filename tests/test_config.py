@@ -134,7 +134,7 @@ class TestRefusals:
             ("routing: {temperature: .inf}", "routing.temperature: input should be a finite number"),
             (
                 "routing: {rule: best}",
-                "routing.rule: input should be 'soft', 'paper', 'released' or 'uniform'",
+                "routing.rule: input should be 'calibrated', 'soft', 'paper', 'released' or 'uniform'",
             ),
             (
                 "embed: {pool: {min_actors: 3, max_actors: 2}}",

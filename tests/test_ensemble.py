@@ -12,6 +12,7 @@ from mode_ray.ensemble import (
     keep_top,
     per_query_scores,
     probabilities,
+    without_experts,
 )
 
 IMAGES, TEXTS, DIMENSIONS = 7, 5, (16, 16, 8)  # experts need not agree in their dimension
@@ -118,3 +119,18 @@ class TestPruning:
         keep_top(self.WEIGHTS, 1)
         keep_share(self.WEIGHTS, 0.5)
         np.testing.assert_array_equal(self.WEIGHTS, before)
+
+    def test_every_text_s_own_weights_are_pruned_by_themselves(self) -> None:
+        weights_lc = np.random.default_rng(5).dirichlet(np.ones(4), 9)
+        for prune, value in ((keep_top, 2), (keep_share, 0.7)):
+            rows = np.stack([prune(weights_c, value) for weights_c in weights_lc])
+            np.testing.assert_allclose(prune(weights_lc, value), rows)
+
+
+class TestMissingExperts:
+    def test_the_others_keep_their_proportions(self) -> None:
+        np.testing.assert_allclose(without_experts(np.array([0.2, 0.5, 0.3]), [1]), [0.4, 0.0, 0.6])
+
+    def test_what_only_they_would_answer_the_others_answer_alike(self) -> None:
+        weights_lc = np.array([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]])
+        np.testing.assert_allclose(without_experts(weights_lc, [1]), [[0.5, 0.0, 0.5], [0.5, 0.0, 0.5]])

@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from mode_ray.config import RoutingConfig
+from mode_ray.cluster.calibration import fit_on_centers
+from mode_ray.config import EncoderConfig, EncoderPlacement, RoutingConfig
+from mode_ray.encoders.encoder import load_encoder
 from mode_ray.errors import DataError, UsageError
 from mode_ray.routing import (
     mean_direction,
@@ -13,6 +15,7 @@ from mode_ray.routing import (
     normalised_entropy,
     per_query_weights,
     routing_weights,
+    top_centers,
 )
 
 # Text X = (1, 0) and text Y = (0, 1). Squared distances:
@@ -21,7 +24,7 @@ from mode_ray.routing import (
 X, Y = (1.0, 0.0), (0.0, 1.0)
 CENTERS = np.array([[0.8, 0.0], [0.0, 0.5], [-1.0, 0.0]], dtype=np.float32)
 GROUP = np.array([0, 1, 1])
-RULES = ("soft", "paper", "released", "uniform")
+RULES = ("calibrated", "soft", "paper", "released", "uniform")
 
 
 def texts(*rows: tuple[float, ...]) -> np.ndarray:
@@ -43,7 +46,7 @@ def random_task(n_texts: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np
 
 
 def test_soft_sums_each_texts_distribution_over_an_experts_centers_and_takes_the_mean() -> None:
-    config = RoutingConfig(temperature=1.0)
+    config = RoutingConfig(rule="soft", temperature=1.0)
     # X: exp(-0.04) = 0.960789, exp(-1.25) = 0.286505, exp(-4) = 0.018316
     # expert 0: 0.960789 / 1.265610 = 0.759151
     x_first = math.exp(-0.04) / (math.exp(-0.04) + math.exp(-1.25) + math.exp(-4.0))
@@ -65,7 +68,7 @@ def test_soft_sums_each_texts_distribution_over_an_experts_centers_and_takes_the
 
 
 def test_soft_is_the_same_for_a_text_once_or_three_hundred_times() -> None:
-    config = RoutingConfig()
+    config = RoutingConfig(rule="soft")
     once = routing_weights(texts(X), CENTERS, GROUP, config)
     often = routing_weights(texts(*[X] * 300), CENTERS, GROUP, config)
     assert often.weights_c == pytest.approx(once.weights_c, abs=1e-12)
@@ -212,7 +215,7 @@ def test_extreme_temperatures_never_give_nan(rule: str) -> None:
 
 
 def test_a_low_temperature_makes_soft_count_nearest_centers() -> None:
-    weights = routing_weights(texts(X, X, Y), CENTERS, GROUP, RoutingConfig(temperature=1e-6)).weights_c
+    weights = routing_weights(texts(X, X, Y), CENTERS, GROUP, RoutingConfig(rule="soft", temperature=1e-6)).weights_c
     assert weights == pytest.approx([2 / 3, 1 / 3], abs=1e-9)
 
 
@@ -282,3 +285,102 @@ def test_a_map_that_does_not_fit_the_centers_is_refused() -> None:
         routing_weights(texts(X), CENTERS, np.array([0, 1]), RoutingConfig())
     with pytest.raises(DataError, match="outside 0 to 1"):
         routing_weights(texts(X), CENTERS, np.array([0, 1, 2]), RoutingConfig(), n_experts=2)
+
+
+class TestCalibrated:
+    def test_it_is_soft_at_the_fitted_temperature(self) -> None:
+        embeddings, centers, group = random_task(20)
+        soft = routing_weights(embeddings, centers, group, RoutingConfig(rule="soft", temperature=0.37))
+        config = RoutingConfig(temperature=9.0)
+        calibrated = routing_weights(embeddings, centers, group, config, fitted_temperature=0.37)
+        assert calibrated.rule == "calibrated"
+        assert calibrated.temperature == 0.37
+        assert calibrated.weights_c.tolist() == soft.weights_c.tolist()
+
+    def test_without_a_fitted_temperature_it_is_fitted_on_the_centers(self) -> None:
+        embeddings, centers, group = random_task(20)
+        fitted = fit_on_centers(centers, group).temperature
+        assert routing_weights(embeddings, centers, group, RoutingConfig()).temperature == fitted
+
+    def test_where_nothing_can_be_fitted_the_configs_temperature_counts(self) -> None:
+        embeddings, centers, _ = random_task(5)
+        own = np.arange(12)  # every center is an expert: none could stand for a hidden one
+        assert routing_weights(embeddings, centers, own, RoutingConfig(temperature=0.3)).temperature == 0.3
+
+
+class TestWhyTheseExperts:
+    @pytest.mark.parametrize("rule", ["calibrated", "soft"])
+    def test_the_centers_parts_add_up_to_the_experts_weights(self, rule: str) -> None:
+        embeddings, centers, group = random_task(40)
+        routed = routing_weights(embeddings, centers, group, RoutingConfig(), rule)
+        assert routed.fine_weight_m is not None
+        assert np.bincount(group, weights=routed.fine_weight_m) == pytest.approx(routed.weights_c, abs=1e-12)
+
+    def test_the_largest_come_first_and_those_without_weight_not_at_all(self) -> None:
+        routed = routing_weights(texts(X, X, Y), CENTERS, GROUP, RoutingConfig(rule="soft", temperature=1e-6))
+        assert top_centers(routed, 5) == [(0, pytest.approx(2 / 3)), (1, pytest.approx(1 / 3))]
+        assert [fine for fine, _ in top_centers(routed, 1)] == [0]
+
+    def test_paper_counts_the_nearest_centers_and_uniform_none(self) -> None:
+        paper = routing_weights(texts(X, X), CENTERS, GROUP, RoutingConfig(), "paper")
+        assert top_centers(paper, 3) == [(0, pytest.approx(1.0))]
+        assert top_centers(routing_weights(texts(X), CENTERS, GROUP, RoutingConfig(), "uniform"), 3) == []
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("seed", range(5))
+class TestWeightsAreNeverNan:
+    """Whatever the task: random ones of every size, duplicates, far and near texts, few and many experts."""
+
+    def check(self, embeddings: np.ndarray, centers: np.ndarray, group: np.ndarray, rule: str) -> None:
+        routed = routing_weights(embeddings, centers, group, RoutingConfig(), rule)
+        own = per_query_weights(embeddings[:50], centers, group, RoutingConfig(), rule)
+        for weights in (routed.weights_c[None], own):
+            assert np.isfinite(weights).all()
+            assert (weights >= 0.0).all()
+            assert weights.sum(axis=1) == pytest.approx(np.ones(len(weights)), abs=1e-9)
+        assert 0.0 <= routed.normalised_entropy <= 1.0
+
+    @pytest.mark.parametrize("count", [1, 2, 9, 10, 201, 10_000])
+    def test_of_any_number_of_texts(self, rule: str, seed: int, count: int) -> None:
+        self.check(*random_task(count, seed), rule)
+
+    def test_of_equal_texts(self, rule: str, seed: int) -> None:
+        embeddings, centers, group = random_task(3, seed)
+        self.check(np.repeat(embeddings, 70, axis=0), centers, group, rule)
+
+    def test_of_texts_on_the_centers(self, rule: str, seed: int) -> None:
+        embeddings, _, group = random_task(12, seed)
+        self.check(embeddings, embeddings, group, rule)
+
+    @pytest.mark.parametrize("experts", [1, 2, 12])
+    def test_of_one_expert_or_as_many_as_centers(self, rule: str, seed: int, experts: int) -> None:
+        embeddings, centers, _ = random_task(7, seed)
+        self.check(embeddings, centers, np.arange(12) % experts, rule)
+
+    def test_of_equal_centers_in_different_experts(self, rule: str, seed: int) -> None:
+        embeddings, centers, group = random_task(7, seed)
+        self.check(embeddings, np.repeat(centers[:1], 12, axis=0), group, rule)
+
+    def test_of_far_centers(self, rule: str, seed: int) -> None:
+        embeddings, centers, group = random_task(7, seed)
+        self.check(embeddings, centers * 1e4, group, rule)
+
+
+NAMES = ["cat", "cat", "Hündchen", "北京", "собака", "قطة", "👩‍🚀", "a\u0301", "x" * 3000]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_names_in_any_language_and_equal_ones_route(rule: str) -> None:
+    encoder = load_encoder(EncoderConfig(kind="static", model="package:wordllama"), EncoderPlacement())
+    embeddings = encoder.encode(NAMES)
+    centers = encoder.encode([f"number {number} of {word}" for word in ("dogs", "cities") for number in range(6)])
+    routed = routing_weights(embeddings, centers, np.arange(12) // 6, RoutingConfig(), rule)
+    assert np.isfinite(routed.weights_c).all()
+    assert routed.weights_c.sum() == pytest.approx(1.0)
+
+
+def test_an_empty_name_has_no_direction_and_is_named() -> None:
+    encoder = load_encoder(EncoderConfig(kind="static", model="package:wordllama"), EncoderPlacement())
+    with pytest.raises(DataError, match="text 1 has an embedding of length 0"):
+        routing_weights(encoder.encode(["cat", ""]), encoder.encode(["a", "b"]), np.array([0, 1]), RoutingConfig())

@@ -5,6 +5,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mode_ray.cluster.calibration import (
+    CALIBRATION_KEY,
+    calibration_rows,
+    evenly_spaced,
+    fit_on_captions,
+    stored_form,
+)
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.coarse import group_centers
 from mode_ray.cluster.fit_state import delete_fit_state, read_fit_state, write_fit_state
@@ -43,6 +50,8 @@ def fit_clustering(
     fit = fit_rows(sample, config.fine, config.seed, keep, read_fit_state(directory))
     histogram = sample.distance_histogram(fit.centers_md)
     maps = {n: group_centers(fit.centers_md, fit.mass_m, n, config.coarse, config.seed) for n in config.coarse.experts}
+    captions_pd = sample.take(evenly_spaced(sample.rows, calibration_rows(len(fit.centers_md))))
+    calibrations = {n: fit_on_captions(captions_pd, fit.centers_md, coarse.group_m) for n, coarse in maps.items()}
     figures = {
         **_figures(fit),
         "squared_distance_quantiles": {
@@ -57,6 +66,7 @@ def fit_clustering(
             }
             for n, coarse in maps.items()
         },
+        CALIBRATION_KEY: stored_form(calibrations),
     }
     Clustering(
         centers_md=fit.centers_md,

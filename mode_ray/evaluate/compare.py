@@ -1,18 +1,40 @@
-"""Every model, routing rule and control on every task, from the stored cosines; pure arithmetic."""
+"""Every model, routing rule, pruning and control on every task, from the stored cosines; pure arithmetic."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from mode_ray.config import RoutingConfig, RoutingRule
-from mode_ray.ensemble import ensemble_scores, per_query_scores
+from mode_ray.ensemble import ensemble_scores, keep_share, keep_top, per_query_scores, without_experts
 from mode_ray.evaluate.measurements import TaskCosines
 from mode_ray.evaluate.metrics import classification_metrics, retrieval_metrics
 from mode_ray.evaluate.tasks import Task
-from mode_ray.routing import RoutingWeights, per_query_weights, routing_weights
+from mode_ray.routing import RoutingWeights, normalised_entropy, per_query_weights, routing_weights
+
+PRUNING_SHARES = (0.5, 0.8, 0.9, 0.95, 0.99)
+_ALL_COUNTS_UP_TO = 8
 
 Metrics = Mapping[str, float]
+Keep = Literal["top", "share"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedResult:
+    """The ensemble with fewer experts run.
+
+    Attributes:
+        keep: `top`: the experts with the largest weights. `share`: the fewest that cover a share of the weight.
+        value: How many, or which share.
+        experts_run: Experts with a weight above 0; where every query has weights of its own, the mean over queries.
+        metrics: The results.
+    """
+
+    keep: Keep
+    value: float
+    experts_run: float
+    metrics: Metrics
 
 
 @dataclass(frozen=True)
@@ -24,12 +46,70 @@ class TaskResults:
         rules: Metrics of the experts' ensemble, by routing rule.
         random: Metrics of the uniform ensemble of the random control's models, or None without them.
         weights: Routing weights by rule.
+        pruned: The ensemble under the config's own rule with fewer experts run.
     """
 
     single: Mapping[str, Metrics]
     rules: Mapping[str, Metrics]
     random: Metrics | None
     weights: Mapping[str, RoutingWeights]
+    pruned: Sequence[PrunedResult] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """Where a task's texts are routed.
+
+    Attributes:
+        centers_md: Fine centers.
+        group_m: Expert of every fine center.
+        config: Parameters of the rules.
+        fitted_temperature: Of the rule `calibrated`; None to fit it on the centers.
+        missing: Ids of experts that are left out; the others' weights are scaled to sum to 1.
+    """
+
+    centers_md: np.ndarray
+    group_m: np.ndarray
+    config: RoutingConfig
+    fitted_temperature: float | None = None
+    missing: Sequence[int] = field(default=())
+
+    def task_weights(self, texts_ld: np.ndarray, rule: RoutingRule, n: int) -> RoutingWeights:
+        """Weights of the whole task; see `routing_weights`. `fine_weight_m` tells of missing experts too."""
+        weights = routing_weights(
+            texts_ld,
+            self.centers_md,
+            self.group_m,
+            self.config,
+            rule,
+            n_experts=n,
+            fitted_temperature=self.fitted_temperature,
+        )
+        if not self.missing:
+            return weights
+        weights_c = np.asarray(without_experts(weights.weights_c, self.missing))
+        return RoutingWeights(
+            weights_c=weights_c,
+            rule=weights.rule,
+            normalised_entropy=normalised_entropy(weights_c),
+            nearest_fine_l=weights.nearest_fine_l,
+            nearest_squared_distance_l=weights.nearest_squared_distance_l,
+            fine_weight_m=weights.fine_weight_m,
+            temperature=weights.temperature,
+        )
+
+    def query_weights(self, texts_ld: np.ndarray, rule: RoutingRule, n: int) -> np.ndarray:
+        """Weights of every text as a task of its own, [texts, experts]; see `per_query_weights`."""
+        weights_lc = per_query_weights(
+            texts_ld,
+            self.centers_md,
+            self.group_m,
+            self.config,
+            rule,
+            n_experts=n,
+            fitted_temperature=self.fitted_temperature,
+        )
+        return np.asarray(without_experts(weights_lc, self.missing)) if self.missing else weights_lc
 
 
 def compare(
@@ -37,43 +117,88 @@ def compare(
     measured: TaskCosines,
     experts: Sequence[str],
     random_models: Sequence[str],
-    centers_md: np.ndarray,
-    group_m: np.ndarray,
-    routing: RoutingConfig,
+    router: Router,
     rules: Sequence[RoutingRule],
 ) -> TaskResults:
     """Results of one task.
 
     Args:
         task: The task.
-        measured: Its cosines.
-        experts: Names of the experts' models, in order of their ids.
+        measured: Its cosines; of missing experts there are none.
+        experts: Names of the experts' models, in order of their ids, the missing ones too.
         random_models: Names of the random control's models; may be empty.
-        centers_md: Fine centers.
-        group_m: Expert of every fine center.
-        routing: Parameters of the rules.
+        router: Routes the texts.
         rules: Which rules.
     """
-    cosines_cil = np.stack([measured.cosines[name] for name in experts])
-    texts_ld = measured.routing_texts_ld
+    nothing_il = np.zeros((len(measured.labels), len(measured.summary.texts)), np.float32)
+    missing = set(router.missing)
+    cosines_cil = np.stack(
+        [nothing_il if number in missing else measured.cosines[name] for number, name in enumerate(experts)]
+    )
+    texts_ld, n = measured.routing_texts_ld, len(experts)
     by_rule: dict[str, Metrics] = {}
     weights: dict[str, RoutingWeights] = {}
+    pruned: list[PrunedResult] = []
     for rule in rules:
-        weights[rule] = routing_weights(texts_ld, centers_md, group_m, routing, rule, n_experts=len(experts))
+        weights[rule] = router.task_weights(texts_ld, rule, n)
         # Retrieving images, every query is a task of its own; retrieving texts, all of them are the task.
-        per_query_il = None
-        if task.kind == "retrieval":
-            weights_lc = per_query_weights(texts_ld, centers_md, group_m, routing, rule, n_experts=len(experts))
-            per_query_il = per_query_scores(cosines_cil, weights_lc)
-        scores_il = ensemble_scores(cosines_cil, weights[rule].weights_c)
-        by_rule[rule] = task_metrics(task, measured, scores_il, per_query_il)
+        weights_lc = router.query_weights(texts_ld, rule, n) if task.kind == "retrieval" else None
+        by_rule[rule] = _ensemble_metrics(task, measured, cosines_cil, weights[rule].weights_c, weights_lc)
+        if rule == router.config.rule:
+            pruned = _prune(task, measured, cosines_cil, weights[rule].weights_c, weights_lc)
     single = {name: task_metrics(task, measured, cosines_il) for name, cosines_il in measured.cosines.items()}
     random = None
     if random_models:
         equal = np.full(len(random_models), 1 / len(random_models))
         stacked = np.stack([measured.cosines[name] for name in random_models])
         random = task_metrics(task, measured, ensemble_scores(stacked, equal))
-    return TaskResults(single, by_rule, random, weights)
+    return TaskResults(single, by_rule, random, weights, pruned)
+
+
+def pruning_counts(n: int) -> list[int]:
+    """The numbers of experts that the pruning curve shows: all up to 8, then powers of 2, and n."""
+    few = list(range(1, min(n, _ALL_COUNTS_UP_TO) + 1))
+    powers = [1 << power for power in range(4, n.bit_length()) if 1 << power < n]
+    return [*few, *powers, *([n] if n > _ALL_COUNTS_UP_TO else [])]
+
+
+def _prune(
+    task: Task,
+    measured: TaskCosines,
+    cosines_cil: np.ndarray,
+    weights_c: np.ndarray,
+    weights_lc: np.ndarray | None,
+) -> list[PrunedResult]:
+    """The curve: what running fewer experts costs; every text's own weights are pruned by themselves."""
+    steps: list[tuple[Keep, float, Callable[[np.ndarray], np.ndarray]]] = []
+    for count in pruning_counts(len(weights_c)):
+        steps.append(("top", float(count), lambda weights, count=count: keep_top(weights, count)))
+    for share in PRUNING_SHARES:
+        steps.append(("share", share, lambda weights, share=share: keep_share(weights, share)))
+    results = []
+    for keep, value, prune in steps:
+        task_c, query_lc = prune(weights_c), None if weights_lc is None else prune(weights_lc)
+        run = task_c if query_lc is None else query_lc
+        results.append(
+            PrunedResult(
+                keep=keep,
+                value=value,
+                experts_run=float((run > 0.0).sum(axis=-1).mean()),
+                metrics=_ensemble_metrics(task, measured, cosines_cil, task_c, query_lc),
+            )
+        )
+    return results
+
+
+def _ensemble_metrics(
+    task: Task,
+    measured: TaskCosines,
+    cosines_cil: np.ndarray,
+    weights_c: np.ndarray,
+    weights_lc: np.ndarray | None,
+) -> Metrics:
+    per_query_il = None if weights_lc is None else per_query_scores(cosines_cil, weights_lc)
+    return task_metrics(task, measured, ensemble_scores(cosines_cil, weights_c), per_query_il)
 
 
 def task_metrics(

@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from mode_ray.evaluate.pruning import PruningStep
+
 EXPERT_COLORS = 10
 MAX_THUMBNAIL_BYTES = 1_200_000
 MAX_CURVE_POINTS = 300
@@ -82,6 +84,29 @@ def loss_figure(curves: Sequence[Curve]) -> str:
         axes.grid(visible=False, axis="x")
         axes.margins(x=0.01)
         return _svg(figure, "loss", "Training loss over samples seen")
+
+
+def pruning_figure(steps: Sequence[PruningStep]) -> str:
+    """Mean score over experts run, as an SVG element: a solid line for top k, a dashed one for shares of the weight."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _canvas(11.0, 3.0)
+        for keep, color, style in (("top", _ACCENT, "solid"), ("share", _INK, (0, (5, 2)))):
+            points = sorted((step.experts_run, step.score * 100) for step in steps if step.keep == keep)
+            axes.plot(
+                [run for run, _ in points],
+                [score for _, score in points],
+                color=color,
+                linewidth=1.6,
+                linestyle=style,
+                marker="o",
+                markersize=4,
+            )
+        axes.set_xlabel("experts run, mean over tasks")
+        axes.set_ylabel("mean over tasks, per cent")
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        axes.set_xlim(left=0.0)
+        axes.grid(visible=False, axis="x")
+        return _svg(figure, "pruning", "Mean score over experts run")
 
 
 def size_histogram(sizes: Sequence[int]) -> str:

@@ -7,135 +7,31 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NotRequired
+from typing import Any, Literal
 
 import jinja2
 from markupsafe import Markup
-from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 from rich.text import Text
-from typing_extensions import TypedDict
 
-from mode_ray.errors import DataError
 from mode_ray.evaluate.metrics import difference_margin, macro_mean
-from mode_ray.evaluate.plots import EXPERT_COLORS, Curve, loss_figure, size_histogram, thumbnail_uris
+from mode_ray.evaluate.plots import (
+    EXPERT_COLORS,
+    Curve,
+    loss_figure,
+    pruning_figure,
+    size_histogram,
+    thumbnail_uris,
+)
+from mode_ray.evaluate.pruning import pruning_steps
+from mode_ray.evaluate.report_schema import ModelRow, ReportData, TaskRow, check_report
 
-ModelKind = Literal["dense", "mode", "single", "best_single", "random", "seed"]
 Outcome = Literal["win", "tie", "loss", "unknown"]
 
 MAX_CAPTION_CHARACTERS = 110
 MAX_CLASSES_SHOWN = 40
 MAX_CLUSTER_CAPTIONS = 6000
 _DASH, _MINUS, _TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
-
-
-class StageRow(TypedDict):
-    """One stage of the run, from its manifest."""
-
-    name: str
-    seconds: float
-    rows_in: NotRequired[int]
-    rows_out: NotRequired[int]
-    refused: NotRequired[dict[str, int]]  # captions left out, by reason
-    quarantined: NotRequired[dict[str, str]]  # reason of every work unit that was left out, by source
-
-
-class TaskRow(TypedDict):
-    """One evaluation task."""
-
-    name: str
-    metric: str  # the main metric: a key of every model's metrics[name]
-    items: int  # test items, for the sampling error
-    texts: NotRequired[int]  # classes or captions that routing saw
-    chance: NotRequired[float]  # what guessing reaches in the main metric
-
-
-class ModelRow(TypedDict):
-    """One line of the results: a model, or an ensemble under one routing rule.
-
-    `best_single` is, for every task, the expert with the best result on that very task: an oracle.
-    """
-
-    name: str
-    kind: ModelKind
-    rule: NotRequired[str | None]
-    metrics: dict[str, dict[str, float]]  # by task, then by metric
-    samples_seen: NotRequired[int | None]  # after the seed model; of an ensemble: of all its experts together
-    samples_total: NotRequired[int | None]  # all that is behind this line, the seed model's included
-
-
-class NearCluster(TypedDict):
-    """A fine cluster near to a text of a task, with a caption near its center."""
-
-    fine: int
-    expert: int
-    squared_distance: float
-    caption: NotRequired[str]
-
-
-class NearestRow(TypedDict):
-    """A text of a task and the fine clusters nearest to it, nearest first."""
-
-    text: str
-    clusters: list[NearCluster]
-
-
-class RoutingRow(TypedDict):
-    """The weights of one task under one rule."""
-
-    task: str
-    rule: str
-    weights: list[float]
-    normalised_entropy: float
-
-
-class ExpertRow(TypedDict):
-    """One data expert; its number is its index in the list."""
-
-    rows: int
-    share: float  # of all captions
-    spread: float  # mean squared distance of its captions to their mass-weighted centroid
-    samples_seen: NotRequired[int | None]
-    captions: NotRequired[list[str]]
-
-
-class FineClusterRow(TypedDict):
-    """One fine cluster, with captions near its center."""
-
-    fine: int
-    expert: int
-    rows: int
-    captions: NotRequired[list[str]]
-
-
-class LossRow(TypedDict):
-    """One loss curve; `samples` count from the start of the whole schedule."""
-
-    name: str
-    samples: list[float]
-    loss: list[float | None]
-    kind: NotRequired[ModelKind]  # `dense` is drawn dashed
-    expert: NotRequired[int | None]  # for a data expert's curve, its number
-
-
-class ReportData(TypedDict):
-    """All that the report shows. Whatever is not required and not given is left out of the page."""
-
-    title: str
-    run: str
-    created: str  # date and time, as it is to be shown
-    rule: str  # the config's routing rule, chosen before the results: the verdict is about it
-    tasks: list[TaskRow]
-    models: list[ModelRow]
-    machine: NotRequired[str]
-    versions: NotRequired[dict[str, str]]
-    stages: NotRequired[list[StageRow]]
-    routing: NotRequired[list[RoutingRow]]
-    nearest: NotRequired[dict[str, list[NearestRow]]]  # by task
-    experts: NotRequired[list[ExpertRow]]
-    fine_clusters: NotRequired[list[FineClusterRow]]
-    losses: NotRequired[list[LossRow]]
-    licences: NotRequired[str]  # of the data shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,29 +75,6 @@ class Verdict:
     remarks: tuple[str, ...]
 
 
-def check_report(report: Mapping[str, Any]) -> ReportData:
-    """The report as its typed dict; unknown keys are left out.
-
-    Raises:
-        DataError: A field is missing, of a wrong type, or names a task that is not in `tasks`.
-    """
-    try:
-        data = TypeAdapter(ReportData).validate_python(dict(report))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"report data: {field}: {first['msg'].lower()}") from None
-    names = {task["name"] for task in data["tasks"]}
-    if ragged := [row["name"] for row in data.get("losses", []) if len(row["samples"]) != len(row["loss"])]:
-        raise DataError(f"report data: losses, {ragged[0]}: samples and loss differ in length")
-    named = [(f"models, {model['name']}", set(model["metrics"])) for model in data["models"]]
-    named += [("routing", {row["task"] for row in data.get("routing", [])})]
-    for field, tasks in named:
-        if unknown := sorted(tasks - names):
-            raise DataError(f"report data: {field}: task {unknown[0]!r} is not one of tasks")
-    return data
-
-
 def result_rows(data: ReportData) -> list[ResultRow]:
     """The main table, in the order of `models`."""
     models, names = data["models"], [task["name"] for task in data["tasks"]]
@@ -236,7 +109,7 @@ def verdict(data: ReportData) -> Verdict:
     if dense is None:
         level = "" if mode.mean is None else f"; {mode.model['name']} averages {percent(mode.mean)} %"
         nothing = f"No dense baseline was trained, so nothing can be said about a gain{level}."
-        return _undecided(nothing, _comparisons(rows, mode))
+        return _undecided(nothing, [*_left_out(data), *_comparisons(rows, mode)])
     columns = zip(mode.scores, dense.scores, data["tasks"], strict=True)
     pairs = [(m, d, task["items"]) for m, d, task in columns if m is not None and d is not None]
     if not pairs:
@@ -246,7 +119,7 @@ def verdict(data: ReportData) -> Verdict:
         f"Finite test sets alone leave up to ±{margin * 100:.1f} points (95 %) on this difference. "
         "One training seed: the noise between seeds is not measured, and may be larger."
     )
-    return Verdict(outcome=outcome, sentence=sentence, remarks=(noise, *_comparisons(rows, mode)))
+    return Verdict(outcome=outcome, sentence=sentence, remarks=(noise, *_left_out(data), *_comparisons(rows, mode)))
 
 
 def render_report(report: Mapping[str, Any], thumbnails: Mapping[int, Sequence[bytes]] | None = None) -> str:
@@ -261,6 +134,7 @@ def render_report(report: Mapping[str, Any], thumbnails: Mapping[int, Sequence[b
     """
     data = check_report(report)
     clusters = data.get("fine_clusters", [])
+    steps = pruning_steps(data.get("pruning", []))
     curves = [
         Curve(row["samples"], row["loss"], row.get("expert"), dashed=row.get("kind") == "dense")
         for row in data.get("losses", [])
@@ -276,6 +150,8 @@ def render_report(report: Mapping[str, Any], thumbnails: Mapping[int, Sequence[b
         thumbnails=thumbnail_uris(thumbnails or {}),
         histogram=Markup(size_histogram([c["rows"] for c in clusters])) if clusters else None,  # noqa: S704
         loss_plot=Markup(loss_figure(curves)) if curves else None,  # noqa: S704
+        pruning=steps,
+        pruning_plot=Markup(pruning_figure(steps)) if steps else None,  # noqa: S704
     )
 
 
@@ -335,6 +211,14 @@ def clipped(text: str) -> str:
     """A caption on one line, cut where it is long."""
     plain = " ".join(text.split())
     return plain if len(plain) <= MAX_CAPTION_CHARACTERS else plain[: MAX_CAPTION_CHARACTERS - 1] + "…"
+
+
+def _left_out(data: ReportData) -> list[str]:
+    missing = data.get("missing_experts", [])
+    if not missing:
+        return []
+    numbers = ", ".join(map(str, missing))
+    return [f"Left out on request: expert {numbers}; the weights of the others are scaled to sum to 1."]
 
 
 def _undecided(sentence: str, remarks: Sequence[str] = ()) -> Verdict:

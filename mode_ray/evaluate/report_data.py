@@ -11,12 +11,13 @@ import numpy as np
 
 from mode_ray.assign import FINE
 from mode_ray.captions.shards import Shard
+from mode_ray.cluster.calibration import Calibration
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
 from mode_ray.errors import DataError
 from mode_ray.evaluate.compare import TaskResults
 from mode_ray.evaluate.measurements import TaskCosines
-from mode_ray.evaluate.report import (
+from mode_ray.evaluate.report_schema import (
     ExpertRow,
     FineClusterRow,
     LossRow,
@@ -24,16 +25,18 @@ from mode_ray.evaluate.report import (
     ModelRow,
     NearCluster,
     NearestRow,
+    PruningRow,
     ReportData,
     RoutingRow,
     StageRow,
     TaskRow,
+    WhyRow,
 )
 from mode_ray.evaluate.tasks import Task
 from mode_ray.images import decode_image
 from mode_ray.pair_index import PairIndex, fine_counts, load_index, nearest_rows
 from mode_ray.pair_reader import PairReader
-from mode_ray.routing import nearest_centers
+from mode_ray.routing import RoutingWeights, nearest_centers, top_centers
 from mode_ray.stage import package_versions, read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.budget import DENSE, SEED, Trial, expert_name
@@ -46,6 +49,7 @@ _IMAGES_PER_EXPERT = 12
 _THUMBNAIL_PIXELS = 64
 _NEAREST_PER_TEXT = 3
 _TEXTS_SHOWN = 40
+_CENTERS_PER_TASK = 8
 _LICENCE_FILES = ("ATTRIBUTION.txt", "LICENCE.txt", "LICENSE.txt")
 
 
@@ -63,6 +67,7 @@ class ReportSources:
         tasks: The tasks.
         measured: Stored cosines by task name.
         results: Results by task name.
+        calibration: The temperature of the rule `calibrated`.
     """
 
     config: RunConfig
@@ -74,6 +79,13 @@ class ReportSources:
     tasks: Sequence[Task]
     measured: Mapping[str, TaskCosines]
     results: Mapping[str, TaskResults]
+    calibration: Calibration
+
+    @property
+    def experts(self) -> list[int]:
+        """Ids of the experts that were evaluated: all but those left out on request."""
+        left_out = self.config.evaluate.leave_out_experts
+        return [expert for expert in range(self.config.train.experts) if expert not in left_out]
 
     @property
     def group_m(self) -> np.ndarray:
@@ -124,15 +136,13 @@ def report_data(sources: ReportSources) -> ReportData:
         tasks=[_task_row(task, sources.measured[task.name]) for task in sources.tasks],
         models=_models(sources),
         routing=[
-            RoutingRow(
-                task=task,
-                rule=rule,
-                weights=weights.weights_c.tolist(),
-                normalised_entropy=weights.normalised_entropy,
-            )
+            _routing_row(sources, task, rule, weights)
             for task, results in sources.results.items()
             for rule, weights in results.weights.items()
         ],
+        calibration=sources.calibration.note,
+        pruning=_pruning(sources),
+        missing_experts=list(config.evaluate.leave_out_experts),
         nearest={task.name: _nearest(sources, sources.measured[task.name]) for task in sources.tasks},
         experts=_experts(sources),
         fine_clusters=_fine_clusters(sources),
@@ -169,7 +179,7 @@ def _models(sources: ReportSources) -> list[ModelRow]:
     n = sources.config.train.experts
     samples = {trial.name: trial.samples for trial in sources.trials}
     seed = samples.get(SEED, 0)
-    experts = [expert_name(n, expert) for expert in range(n)]
+    experts = [expert_name(n, expert) for expert in sources.experts]
     together = sum(samples[name] for name in experts)
     rows = []
 
@@ -194,13 +204,45 @@ def _models(sources: ReportSources) -> list[ModelRow]:
         alone = sources.results[task.name].single
         best[task.name] = dict(max((alone[name] for name in experts), key=lambda metrics: metrics[task.metric]))
     add("best single expert per task", "best_single", best, together)
-    for expert, name in enumerate(experts):
+    for expert, name in zip(sources.experts, experts, strict=True):
         add(f"expert {expert} alone", "single", single(name), samples[name])
     control = {task: dict(results.random) for task, results in sources.results.items() if results.random is not None}
     if control:
         dealt = sum(samples[expert_name(n, expert, random=True)] for expert in range(n))
         add(f"Random-{n} (uniform)", "random", control, dealt)
     return rows
+
+
+def _routing_row(sources: ReportSources, task: str, rule: str, weights: RoutingWeights) -> RoutingRow:
+    """The weights of a task; under the config's rule with the fine centers that they come from."""
+    row = RoutingRow(
+        task=task, rule=rule, weights=weights.weights_c.tolist(), normalised_entropy=weights.normalised_entropy
+    )
+    if rule == sources.config.routing.rule:
+        row["why"] = [
+            WhyRow(
+                fine=fine,
+                expert=int(sources.group_m[fine]),
+                weight=weight,
+                caption=sources.near_captions.get(fine, [""])[0],
+            )
+            for fine, weight in top_centers(weights, _CENTERS_PER_TASK)
+        ]
+    return row
+
+
+def _pruning(sources: ReportSources) -> list[PruningRow]:
+    return [
+        PruningRow(
+            task=task.name,
+            keep=pruned.keep,
+            value=pruned.value,
+            experts_run=pruned.experts_run,
+            score=pruned.metrics[task.metric],
+        )
+        for task in sources.tasks
+        for pruned in sources.results[task.name].pruned
+    ]
 
 
 def _nearest(sources: ReportSources, measured: TaskCosines) -> list[NearestRow]:
@@ -239,7 +281,7 @@ def _experts(sources: ReportSources) -> list[ExpertRow]:
                 rows=int(sources.pairs_n[expert]),
                 share=float(sources.pairs_n[expert] / total),
                 spread=float(spread_n[expert]),
-                samples_seen=samples[expert_name(n, expert)],
+                samples_seen=samples.get(expert_name(n, expert)),
                 captions=[sources.near_captions[fine][0] for fine in chosen],
             )
         )

@@ -7,14 +7,17 @@ import numpy as np
 import ray
 
 from mode_ray.captions.shards import Shard
-from mode_ray.cluster.clustering import Clustering
+from mode_ray.cluster.calibration import calibration_of
+from mode_ray.cluster.clustering import FINE_FILE, Clustering
 from mode_ray.config import RunConfig
-from mode_ray.encoders.encoder import load_encoder
-from mode_ray.errors import ModeRayError, UsageError
-from mode_ray.evaluate.compare import TaskResults, compare
-from mode_ray.evaluate.measurements import TaskCosines, TaskSummary, load_cosines, load_summary
-from mode_ray.evaluate.report import ReportData, render_report
+from mode_ray.encoders.encoder import encoder_name, load_encoder
+from mode_ray.errors import DataError, ModeRayError, UsageError
+from mode_ray.evaluate.compare import Router, TaskResults, compare
+from mode_ray.evaluate.measurements import ROUTING_FILE, TaskCosines, TaskSummary, load_cosines, load_summary
+from mode_ray.evaluate.models import check_models
+from mode_ray.evaluate.report import render_report
 from mode_ray.evaluate.report_data import ReportSources, report_data
+from mode_ray.evaluate.report_schema import ReportData
 from mode_ray.evaluate.tasks import Task, load_tasks
 from mode_ray.stage import Manifest, Stage, UnitRecord, read_manifest
 from mode_ray.storage import Location
@@ -46,28 +49,102 @@ def run_evaluate(
         DataError: A task or model cannot be read.
     """
     tasks = load_tasks(config.evaluate.tasks)
-    stage.begin(len(tasks))
-    clustering = Clustering.load(directories["cluster"])
-    trained = read_manifest(directories["train"])
-    if trained is None:
-        raise UsageError(f"{directories['train']}: the train stage is not done: run `mode-ray train` first")
-    # As they were trained: those of another run had other budgets than this one plans.
-    trials, pairs_n = trials_of(trained), np.array(trained.summary["pairs_by_expert"])
+    trials = _evaluated_trials(config, directories["train"])
     models = {trial.name: directories["train"] / trial.name for trial in trials if trial.name != SEED}
+    _load_clustering(config, directories["cluster"])
+    check_models(config.train.experts, models)
+    stage.begin(len(tasks))
     records = _measure(config, stage, tasks, models, on_record)
-    measured = {task.name: load_cosines(stage.directory / "tasks" / task.name) for task in tasks}
-    results = {task.name: _compare(config, task, measured[task.name], clustering, trials) for task in tasks}
-    sources = ReportSources(config, shards, directories, clustering, trials, pairs_n, tasks, measured, results)
-    data = report_data(sources)
-    (stage.directory / REPORT_JSON).write_text(json.dumps(data, indent=1))
-    (stage.directory / REPORT_HTML).write_text(render_report(data, sources.thumbnails()))
+    write_report(config, shards, directories, stage.directory)
     return stage.finish(records, {"report": (stage.directory / REPORT_HTML).uri})
+
+
+def write_report(
+    config: RunConfig, shards: Sequence[Shard], directories: Mapping[str, Location], target: Location
+) -> None:
+    """Compare all models and rules from what was measured, and write the report; no model runs.
+
+    Args:
+        config: The run's config; its routing may be another than that of the evaluation that measured.
+        shards: The run's input, for sample captions and images.
+        directories: Of all stages, by name; the measurements lie in that of `evaluate`.
+        target: Where the report goes.
+
+    Raises:
+        UsageError: The train stage is not done.
+        DataError: The clustering is of another encoder, or a task is not measured.
+    """
+    tasks, n = load_tasks(config.evaluate.tasks), config.train.experts
+    clustering, trials = (
+        _load_clustering(config, directories["cluster"]),
+        _evaluated_trials(config, directories["train"]),
+    )
+    pairs_n = np.array(_finished_training(directories["train"]).summary["pairs_by_expert"])
+    calibration = calibration_of(clustering, n)
+    router = Router(
+        centers_md=clustering.centers_md,
+        group_m=clustering.experts_of(n),
+        config=config.routing,
+        fitted_temperature=calibration.temperature or config.routing.temperature,
+        missing=config.evaluate.leave_out_experts,
+    )
+    measured = {task.name: load_cosines(directories["evaluate"] / "tasks" / task.name) for task in tasks}
+    results = {}
+    for task in tasks:
+        place = directories["evaluate"] / "tasks" / task.name / ROUTING_FILE
+        _check_dimension(measured[task.name], clustering, place, directories["cluster"])
+        results[task.name] = _compare(config, task, measured[task.name], router, trials)
+    sources = ReportSources(
+        config, shards, directories, clustering, trials, pairs_n, tasks, measured, results, calibration
+    )
+    data = report_data(sources)
+    (target / REPORT_JSON).write_text(json.dumps(data, indent=1))
+    (target / REPORT_HTML).write_text(render_report(data, sources.thumbnails()))
 
 
 def load_report(directory: Location) -> ReportData:
     """The data of a finished evaluation."""
     data: ReportData = json.loads((directory / REPORT_JSON).read_text())
     return data
+
+
+def _finished_training(directory: Location) -> Manifest:
+    trained = read_manifest(directory)
+    if trained is None:
+        raise UsageError(f"{directory}: the train stage is not done: run `mode-ray train` first")
+    return trained
+
+
+def _evaluated_trials(config: RunConfig, directory: Location) -> list[Trial]:
+    """The trials as they were trained (those of another run had other budgets than this one plans), without the experts
+    that are to be left out.
+    """
+    n, left_out = config.train.experts, config.evaluate.leave_out_experts
+    unknown = [expert for expert in left_out if not 0 <= expert < n]
+    if unknown or len(set(left_out)) >= n:
+        raise UsageError(
+            f"evaluate.leave_out_experts={list(left_out)}: the experts are 0 to {n - 1}, and one must be left"
+        )
+    gone = {expert_name(n, expert) for expert in left_out}
+    return [trial for trial in trials_of(_finished_training(directory)) if trial.name not in gone]
+
+
+def _load_clustering(config: RunConfig, directory: Location) -> Clustering:
+    clustering = Clustering.load(directory)
+    try:
+        clustering.compatible_with(encoder_name(config.encoder), clustering.dimension)
+    except DataError as error:
+        raise DataError(f"{directory / FINE_FILE}: {error}") from None
+    return clustering
+
+
+def _check_dimension(measured: TaskCosines, clustering: Clustering, texts: Location, clusters: Location) -> None:
+    found = measured.routing_texts_ld.shape[1]
+    if found != clustering.dimension:
+        raise DataError(
+            f"{texts}: text embeddings of {found} dimensions, but the centers of {clusters / FINE_FILE} have "
+            f"{clustering.dimension}: they are of different encoders; delete {texts.parent} and evaluate again"
+        )
 
 
 def _measure(
@@ -112,7 +189,7 @@ def _measure_one(config: RunConfig, task: Task, models: Mapping[str, Location], 
 
 
 def _compare(
-    config: RunConfig, task: Task, measured: TaskCosines, clustering: Clustering, trials: Sequence[Trial]
+    config: RunConfig, task: Task, measured: TaskCosines, router: Router, trials: Sequence[Trial]
 ) -> TaskResults:
     n = config.train.experts
     names = {trial.name for trial in trials}
@@ -122,9 +199,7 @@ def _compare(
         measured,
         experts=[expert_name(n, expert) for expert in range(n)],
         random_models=[name for name in random_models if name in names],
-        centers_md=clustering.centers_md,
-        group_m=clustering.coarse[n],
-        routing=config.routing,
+        router=router,
         rules=config.evaluate.rules,
     )
 

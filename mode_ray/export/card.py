@@ -6,6 +6,7 @@ from typing import Literal
 
 import jinja2
 
+from mode_ray.cluster.calibration import calibration_of
 from mode_ray.export.facts import ExpertFacts, RunFacts
 
 CARD_FILE = "README.md"
@@ -47,6 +48,8 @@ def render_card(
         expert: The expert, for a card of one.
         uniform: Whether an average took all experts alike rather than by their pairs.
     """
+    n, routing = len(facts.experts), facts.config.routing
+    fitted = calibration_of(facts.clustering, n).temperature if routing.rule == "calibrated" else None
     template = _environment().get_template("model_card.md.j2")
     return template.render(
         facts=facts,
@@ -57,7 +60,9 @@ def render_card(
         license=license_id,
         expert=expert,
         uniform=uniform,
-        n=len(facts.experts),
+        n=n,
+        card_rule="calibrated" if routing.rule == "calibrated" else "soft",
+        temperature=fitted or routing.temperature,
         m=len(facts.clustering.centers_md),
         paths=facts.config.captions.paths[:_SHOWN_PATHS],
         more_paths=max(0, len(facts.config.captions.paths) - _SHOWN_PATHS),

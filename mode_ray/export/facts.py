@@ -7,7 +7,7 @@ from mode_ray.cluster.atlas import ATLAS_HTML, read_terms
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
 from mode_ray.errors import UsageError
-from mode_ray.evaluate.report import ModelRow, ReportData
+from mode_ray.evaluate.report_schema import ModelRow, ReportData
 from mode_ray.evaluate.run import REPORT_JSON, load_report
 from mode_ray.stage import Manifest, read_manifest
 from mode_ray.storage import Location

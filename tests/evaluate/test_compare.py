@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mode_ray.config import RoutingConfig, RoutingRule
-from mode_ray.evaluate.compare import TaskResults, compare
+from mode_ray.evaluate.compare import Router, TaskResults, compare, pruning_counts
 from mode_ray.evaluate.measurements import TaskCosines, TaskSummary
 from mode_ray.evaluate.tasks import Task
 
@@ -33,8 +33,14 @@ def measured(cosines: dict[str, np.ndarray], labels: list[int], routing: np.ndar
     return TaskCosines(summary, cosines, np.array(labels), routing)
 
 
+def router(group_m: np.ndarray = GROUP_M, missing: tuple[int, ...] = ()) -> Router:
+    return Router(
+        centers_md=CENTERS_MD, group_m=group_m, config=RoutingConfig(), fitted_temperature=0.1, missing=missing
+    )
+
+
 def results(task: Task, cosines: TaskCosines, random_models: list[str] | None = None) -> TaskResults:
-    return compare(task, cosines, EXPERTS, random_models or [], CENTERS_MD, GROUP_M, RoutingConfig(), RULES)
+    return compare(task, cosines, EXPERTS, random_models or [], router(), RULES)
 
 
 # Right for both images, and wrong for both; the wrong one is surer of itself.
@@ -85,7 +91,7 @@ class TestClassification:
     def test_an_expert_without_a_center_has_no_say(self) -> None:
         cosines = measured({"n2/00": RIGHT, "n2/01": WRONG}, [0, 1], CENTERS_MD[[0, 1]])
         nobody = np.zeros(4, np.int32)
-        found = compare(CLASSIFICATION, cosines, EXPERTS, [], CENTERS_MD, nobody, RoutingConfig(), ["soft"])
+        found = compare(CLASSIFICATION, cosines, EXPERTS, [], router(nobody), ["soft"])
         np.testing.assert_allclose(found.weights["soft"].weights_c, [1.0, 0.0])
 
 
@@ -107,3 +113,54 @@ class TestRetrieval:
         # Uniform weights cancel to zero: of equal scores the first text wins.
         assert found.rules["uniform"]["image_to_text_r1"] == 0.5
         assert found.single["n2/01"]["image_to_text_r1"] == 0.0
+
+
+class TestPruning:
+    def test_the_curve_ends_at_the_whole_ensemble(self, classification: TaskCosines) -> None:
+        found = results(CLASSIFICATION, classification)
+        top = [pruned for pruned in found.pruned if pruned.keep == "top"]
+        assert [pruned.value for pruned in top] == [1.0, 2.0]
+        assert [pruned.experts_run for pruned in top] == [1.0, 2.0]
+        assert top[-1].metrics == found.rules["calibrated"]
+
+    def test_a_share_runs_as_few_experts_as_cover_it(self, classification: TaskCosines) -> None:
+        # Both texts lie at centers of expert 0, which has nearly all of the weight.
+        found = results(CLASSIFICATION, classification)
+        shares = [pruned for pruned in found.pruned if pruned.keep == "share"]
+        assert {pruned.experts_run for pruned in shares} == {1.0}
+        assert shares[0].metrics["top1"] == 1.0
+
+    def test_queries_that_are_tasks_of_their_own_are_pruned_by_themselves(self) -> None:
+        # Text 0 lies at expert 0, text 1 at expert 1: one expert each answers both, though both experts run in all.
+        own_is_0 = np.array([[0.6, 0.9], [0.4, 0.1]], np.float32)
+        own_is_1 = np.array([[0.1, 0.4], [0.9, 0.6]], np.float32)
+        found = results(RETRIEVAL, measured({"n2/00": own_is_0, "n2/01": own_is_1}, [0, 1], CENTERS_MD[[0, 2]]))
+        first = found.pruned[0]
+        assert (first.keep, first.value, first.experts_run) == ("top", 1.0, 1.0)
+        assert first.metrics["text_to_image_r1"] == 1.0
+
+    def test_there_is_no_curve_where_the_configs_rule_is_not_evaluated(self, classification: TaskCosines) -> None:
+        assert compare(CLASSIFICATION, classification, EXPERTS, [], router(), ["paper"]).pruned == []
+
+    @pytest.mark.parametrize(
+        ("n", "counts"),
+        [(1, [1]), (4, [1, 2, 3, 4]), (8, [*range(1, 9)]), (16, [*range(1, 9), 16]), (20, [*range(1, 9), 16, 20])],
+    )
+    def test_many_experts_are_shown_in_powers_of_two(self, n: int, counts: list[int]) -> None:
+        assert pruning_counts(n) == counts
+
+
+class TestMissingExperts:
+    def test_the_others_answer_with_all_of_the_weight(self) -> None:
+        cosines = measured({"dense": RIGHT, "n2/01": WRONG}, [0, 1], CENTERS_MD[[0, 1]])
+        found = compare(CLASSIFICATION, cosines, EXPERTS, [], router(missing=(0,)), RULES)
+        for rule in RULES:
+            assert found.weights[rule].weights_c.tolist() == [0.0, 1.0]
+            assert found.rules[rule] == found.single["n2/01"]
+        assert set(found.single) == {"dense", "n2/01"}
+
+    def test_queries_of_their_own_are_answered_too(self) -> None:
+        good = np.array([[0.9, 0.1], [0.1, 0.9]], np.float32)
+        cosines = measured({"n2/01": good}, [0, 1], CENTERS_MD[[0, 2]])
+        found = compare(RETRIEVAL, cosines, EXPERTS, [], router(missing=(0,)), ["calibrated"])
+        assert found.rules["calibrated"]["text_to_image_r1"] == 1.0

@@ -12,8 +12,10 @@ from PIL import Image
 from rich.console import Console
 
 from mode_ray.errors import DataError
-from mode_ray.evaluate.plots import Curve, loss_figure, size_histogram
-from mode_ray.evaluate.report import check_report, compact, duration, render_report, results_table, verdict
+from mode_ray.evaluate.plots import Curve, loss_figure, pruning_figure, size_histogram
+from mode_ray.evaluate.pruning import pruning_steps
+from mode_ray.evaluate.report import compact, duration, render_report, results_table, verdict
+from mode_ray.evaluate.report_schema import check_report
 
 TASKS = {"emoji groups": 1906, "cloud icons": 1200, "product photos": 2400, "flickr": 1000, "cifar": 5000}
 RULES = ("soft", "paper", "released", "uniform")
@@ -443,3 +445,28 @@ def test_counts_have_three_digits(count: int | None, text: str) -> None:
 )
 def test_times_read_as_people_say_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_pruning_curve_is_a_mean_over_tasks(report: dict[str, Any]) -> None:
+    report["pruning"] = [
+        {"task": task, "keep": keep, "value": value, "experts_run": run, "score": score + shift}
+        for task, shift in (("cifar", 0.0), ("flickr", 0.2))
+        for keep, value, run, score in (("top", 1.0, 1.0, 0.25), ("top", 4.0, 4.0, 0.3), ("share", 0.9, 1.6, 0.28))
+    ]
+    steps = pruning_steps(check_report(report)["pruning"])
+    assert [(step.name, step.experts_run) for step in steps] == [
+        ("top 1", 1.0),
+        ("top 4", 4.0),
+        ("90% of the weight", 1.6),
+    ]
+    assert [step.change for step in steps] == pytest.approx([-0.05, 0.0, -0.02])
+    page = render_report(report)
+    assert "Running fewer experts" in page
+    assert 'aria-label="Mean score over experts run"' in page
+    assert "−5.0" in page  # noqa: RUF001
+    assert pruning_figure(steps) == pruning_figure(steps)
+
+
+def test_a_report_without_pruning_has_no_curve(report: dict[str, Any]) -> None:
+    assert pruning_steps([]) == []
+    assert "Running fewer experts" not in render_report(report)

@@ -1,0 +1,170 @@
+"""The data of an evaluation report: the fields of report.json, and their check.
+
+Metrics are fractions between 0 and 1; samples are image-text pairs seen in training.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NotRequired
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from mode_ray.errors import DataError
+
+ModelKind = Literal["dense", "mode", "single", "best_single", "random", "seed"]
+
+
+class StageRow(TypedDict):
+    """One stage of the run, from its manifest."""
+
+    name: str
+    seconds: float
+    rows_in: NotRequired[int]
+    rows_out: NotRequired[int]
+    refused: NotRequired[dict[str, int]]  # captions left out, by reason
+    quarantined: NotRequired[dict[str, str]]  # reason of every work unit that was left out, by source
+
+
+class TaskRow(TypedDict):
+    """One evaluation task."""
+
+    name: str
+    metric: str  # the main metric: a key of every model's metrics[name]
+    items: int  # test items, for the sampling error
+    texts: NotRequired[int]  # classes or captions that routing saw
+    chance: NotRequired[float]  # what guessing reaches in the main metric
+
+
+class ModelRow(TypedDict):
+    """One line of the results: a model, or an ensemble under one routing rule.
+
+    `best_single` is, for every task, the expert with the best result on that very task: an oracle.
+    """
+
+    name: str
+    kind: ModelKind
+    rule: NotRequired[str | None]
+    metrics: dict[str, dict[str, float]]  # by task, then by metric
+    samples_seen: NotRequired[int | None]  # after the seed model; of an ensemble: of all its experts together
+    samples_total: NotRequired[int | None]  # all that is behind this line, the seed model's included
+
+
+class NearCluster(TypedDict):
+    """A fine cluster near to a text of a task, with a caption near its center."""
+
+    fine: int
+    expert: int
+    squared_distance: float
+    caption: NotRequired[str]
+
+
+class NearestRow(TypedDict):
+    """A text of a task and the fine clusters nearest to it, nearest first."""
+
+    text: str
+    clusters: list[NearCluster]
+
+
+class WhyRow(TypedDict):
+    """A fine cluster that gave weight to its expert."""
+
+    fine: int
+    expert: int
+    weight: float  # of the task's whole weight
+    caption: NotRequired[str]  # near its center
+
+
+class PruningRow(TypedDict):
+    """One task under the config's rule with fewer experts run."""
+
+    task: str
+    keep: Literal["top", "share"]
+    value: float  # how many experts, or the share of the weight that they cover
+    experts_run: float  # the mean over queries where each is routed by itself
+    score: float  # in the main metric
+
+
+class RoutingRow(TypedDict):
+    """The weights of one task under one rule."""
+
+    task: str
+    rule: str
+    weights: list[float]
+    normalised_entropy: float
+    why: NotRequired[list[WhyRow]]  # the fine clusters that gave most of the weight, largest first
+
+
+class ExpertRow(TypedDict):
+    """One data expert; its number is its index in the list."""
+
+    rows: int
+    share: float  # of all captions
+    spread: float  # mean squared distance of its captions to their mass-weighted centroid
+    samples_seen: NotRequired[int | None]
+    captions: NotRequired[list[str]]
+
+
+class FineClusterRow(TypedDict):
+    """One fine cluster, with captions near its center."""
+
+    fine: int
+    expert: int
+    rows: int
+    captions: NotRequired[list[str]]
+
+
+class LossRow(TypedDict):
+    """One loss curve; `samples` count from the start of the whole schedule."""
+
+    name: str
+    samples: list[float]
+    loss: list[float | None]
+    kind: NotRequired[ModelKind]  # `dense` is drawn dashed
+    expert: NotRequired[int | None]  # for a data expert's curve, its number
+
+
+class ReportData(TypedDict):
+    """All that the report shows. Whatever is not required and not given is left out of the page."""
+
+    title: str
+    run: str
+    created: str  # date and time, as it is to be shown
+    rule: str  # the config's routing rule, chosen before the results: the verdict is about it
+    tasks: list[TaskRow]
+    models: list[ModelRow]
+    machine: NotRequired[str]
+    versions: NotRequired[dict[str, str]]
+    stages: NotRequired[list[StageRow]]
+    routing: NotRequired[list[RoutingRow]]
+    calibration: NotRequired[str]  # what the temperature of the rule calibrated rests on
+    pruning: NotRequired[list[PruningRow]]
+    missing_experts: NotRequired[list[int]]  # left out on request
+    nearest: NotRequired[dict[str, list[NearestRow]]]  # by task
+    experts: NotRequired[list[ExpertRow]]
+    fine_clusters: NotRequired[list[FineClusterRow]]
+    losses: NotRequired[list[LossRow]]
+    licences: NotRequired[str]  # of the data shown
+
+
+def check_report(report: Mapping[str, Any]) -> ReportData:
+    """The report as its typed dict; unknown keys are left out.
+
+    Raises:
+        DataError: A field is missing, of a wrong type, or names a task that is not in `tasks`.
+    """
+    try:
+        data = TypeAdapter(ReportData).validate_python(dict(report))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"report data: {field}: {first['msg'].lower()}") from None
+    names = {task["name"] for task in data["tasks"]}
+    if ragged := [row["name"] for row in data.get("losses", []) if len(row["samples"]) != len(row["loss"])]:
+        raise DataError(f"report data: losses, {ragged[0]}: samples and loss differ in length")
+    named = [(f"models, {model['name']}", set(model["metrics"])) for model in data["models"]]
+    named += [("routing", {row["task"] for row in data.get("routing", [])})]
+    named += [("pruning", {row["task"] for row in data.get("pruning", [])})]
+    for field, tasks in named:
+        if unknown := sorted(tasks - names):
+            raise DataError(f"report data: {field}: task {unknown[0]!r} is not one of tasks")
+    return data

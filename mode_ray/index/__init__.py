@@ -1,0 +1,1 @@
+"""An index of images that serves every task: image embeddings of all experts side by side, weights on the query side."""

@@ -1,0 +1,109 @@
+"""Embed images once with all experts: one file a shard, with the experts' unit embeddings side by side.
+
+No task has a say in it: the weights come with the query (`mode_ray.index.query`).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from mode_ray.captions.shards import Shard
+from mode_ray.config import CaptionsConfig, IndexPlacement
+from mode_ray.ensemble import concatenated_images
+from mode_ray.errors import DataError
+from mode_ray.expert import Expert
+from mode_ray.images import decode_image
+from mode_ray.index.images import EncodedImage, read_images
+from mode_ray.index.vectors import index_table
+from mode_ray.stage import UnitRecord
+from mode_ray.storage import Location
+
+NO_IMAGE = "no image"
+BAD_IMAGE = "undecodable image"
+
+
+class IndexWorker:
+    """Embeds the images of one shard; see `UnitWorker`.
+
+    Args:
+        captions: Names of the shards' fields.
+        models: The experts' folders, in order of their ids.
+        placement: Batch size and device.
+        threads: CPU threads.
+        max_pixels: Larger images are left out, and counted.
+
+    Raises:
+        DataError: A model is missing or damaged; names the file.
+    """
+
+    def __init__(
+        self,
+        captions: CaptionsConfig,
+        models: Sequence[Location],
+        placement: IndexPlacement,
+        threads: int,
+        max_pixels: int,
+    ) -> None:
+        torch.set_num_threads(threads)
+        self._captions = captions
+        self._experts = [Expert(folder, placement.device) for folder in models]
+        self._batch_size = placement.batch_size
+        self._max_pixels = max_pixels
+
+    def read(self, shard: Shard) -> list[EncodedImage]:
+        """Read the shard's encoded images."""
+        return list(read_images(shard, self._captions))
+
+    def compute(self, shard: Shard, source: list[EncodedImage]) -> tuple[pa.Table, UnitRecord]:
+        """Decode and embed them, a batch at a time."""
+        rows: list[int] = []
+        keys: list[str] = []
+        parts: list[np.ndarray] = []
+        batch: list[torch.Tensor] = []
+        refused: dict[str, int] = {}
+        examples: dict[str, str] = {}
+        for image in source:
+            prepared, reason, place = self._prepare(image, shard)
+            if prepared is None:
+                refused[reason] = refused.get(reason, 0) + 1
+                examples.setdefault(reason, place)
+                continue
+            rows.append(image.row)
+            keys.append(image.key)
+            batch.append(prepared)
+            if len(batch) == self._batch_size:
+                parts.append(self._encode(batch))
+                batch = []
+        if batch:
+            parts.append(self._encode(batch))
+        record = UnitRecord(
+            unit=shard.unit,
+            source=shard.uri,
+            rows_in=len(source),
+            rows_out=len(rows),
+            refused=refused,
+            examples=examples,
+        )
+        return index_table(rows, keys, np.concatenate(parts) if parts else self._nothing()), record
+
+    def _prepare(self, image: EncodedImage, shard: Shard) -> tuple[torch.Tensor | None, str, str]:
+        place = f"row {image.row}"
+        if image.data is None:
+            return None, NO_IMAGE, place
+        try:
+            decoded = decode_image(image.data, self._max_pixels, f"{shard.uri}: {place}")
+        except DataError as error:
+            return None, BAD_IMAGE, str(error)
+        return self._experts[0].prepare(decoded), "", place
+
+    def _encode(self, batch: list[torch.Tensor]) -> np.ndarray:
+        images_b3hw = torch.stack(batch)
+        embeddings: np.ndarray = concatenated_images([expert.encode_images(images_b3hw) for expert in self._experts])
+        return embeddings
+
+    def _nothing(self) -> np.ndarray:
+        """No row, but of the right width: a shard without a usable image has a table too."""
+        widths = [expert.encode_texts([""]).shape[1] for expert in self._experts]
+        return np.empty((0, sum(widths)), np.float32)

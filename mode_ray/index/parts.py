@@ -1,0 +1,167 @@
+"""The faiss side of an index: exact inner-product parts of bounded size, and the search over them.
+
+A part holds so many rows of the units, in the order of their names. Its ids are positions over all units. Parts are
+searched one after the other and their results merged: memory holds one of them, and the result is that of one index.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mode_ray.cluster.nearest import import_faiss
+from mode_ray.errors import DataError, UsageError
+from mode_ray.index.vectors import embedding_rows
+from mode_ray.stage import read_output, read_units
+from mode_ray.storage import Location
+
+Float32Array = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One image that was found.
+
+    Attributes:
+        score: The ensemble's score for the query.
+        source: The image's file.
+        row: Its row there.
+        key: Its name.
+    """
+
+    score: float
+    source: str
+    row: int
+    key: str
+
+
+def part_name(number: int) -> str:
+    """Name of a part's file."""
+    return f"part-{number:05d}.faiss"
+
+
+def build_parts(embeddings: Location, target: Location, rows_per_part: int) -> int:
+    """Write the parts of a finished embedding stage, holding one part and one unit in memory.
+
+    Returns:
+        How many parts there are.
+
+    Raises:
+        DataError: A unit is damaged.
+    """
+    faiss = import_faiss()
+    number = 0
+    for rows_nd in _filled(_unit_rows(embeddings), rows_per_part):
+        part = faiss.IndexFlatIP(rows_nd[0].shape[1])
+        for some_bd in rows_nd:
+            part.add(np.ascontiguousarray(some_bd))
+        (target / part_name(number)).write_bytes(faiss.serialize_index(part).tobytes())
+        number += 1
+    return number
+
+
+class ImageIndex:
+    """An index that stands, searched part by part.
+
+    Args:
+        embeddings: Directory of its embedding shards.
+        parts: Directory of its faiss parts.
+        count: Number of parts.
+    """
+
+    def __init__(self, embeddings: Location, parts: Location, count: int) -> None:
+        self._embeddings = embeddings
+        self._parts = [parts / part_name(number) for number in range(count)]
+        self._units = [record for record in read_units(embeddings) if record.error is None]
+        self._ends = np.cumsum([record.rows_out for record in self._units], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def search(self, queries_ld: npt.NDArray[np.floating], count: int) -> tuple[Float32Array, Integers]:
+        """The images with the highest scores for every query, best first; exact.
+
+        Args:
+            queries_ld: The query side, weights included; see `mode_ray.index.query`.
+            count: How many.
+
+        Returns:
+            (score_lk, position_lk), k = the smaller of `count` and the number of images; positions are for `hits`.
+
+        Raises:
+            UsageError: The queries are of another width than the index.
+            DataError: A part is missing or damaged.
+        """
+        queries = np.ascontiguousarray(queries_ld, np.float32)
+        k = min(count, len(self))
+        scores, positions = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        before = 0
+        for file in self._parts:
+            part = _read_part(file)
+            if part.d != queries.shape[1]:
+                raise UsageError(
+                    f"{file}: an index of {part.d} dimensions, but the queries have {queries.shape[1]}: it was made "
+                    "with other experts; search with the run that made it"
+                )
+            found, places = part.search(queries, min(k, part.ntotal))
+            scores = np.concatenate([scores, found], axis=1)
+            positions = np.concatenate([positions, places + before], axis=1)
+            best = np.lexsort((positions, -scores), axis=1)[:, :k]
+            scores, positions = np.take_along_axis(scores, best, 1), np.take_along_axis(positions, best, 1)
+            before += part.ntotal
+        if before != len(self):
+            raise DataError(
+                f"{self._parts[0].parent if self._parts else self._embeddings}: the parts hold {before} images, the "
+                f"embeddings {len(self)}: delete this directory and run `mode-ray index` again"
+            )
+        return scores, positions
+
+    def hits(self, score_k: Sequence[float], position_k: Sequence[int]) -> list[Hit]:
+        """Where found images lie; reads names of the units that hold them."""
+        numbers = np.searchsorted(self._ends, np.asarray(position_k), side="right").tolist()
+        tables = {
+            number: read_output(self._embeddings, self._units[number].unit, ["row", "key"]) for number in numbers
+        }
+        found = []
+        for score, position, number in zip(score_k, position_k, numbers, strict=True):
+            record, table = self._units[number], tables[number]
+            place = int(position) - int(self._ends[number] - record.rows_out)
+            row, key = table["row"][place].as_py(), table["key"][place].as_py()
+            found.append(Hit(float(score), record.source, int(row), str(key)))
+        return found
+
+
+def _unit_rows(embeddings: Location) -> Iterator[Float32Array]:
+    for record in read_units(embeddings):
+        if record.error is None and record.rows_out:
+            yield embedding_rows(read_output(embeddings, record.unit))
+
+
+def _filled(blocks: Iterable[Float32Array], rows: int) -> Iterator[list[Float32Array]]:
+    """Lists of blocks with exactly `rows` rows together, the last with what is left."""
+    held: list[Float32Array] = []
+    room = rows
+    for block in blocks:
+        left = block
+        while len(left) >= room:
+            yield [*held, left[:room]]
+            left, held, room = left[room:], [], rows
+        if len(left):
+            held.append(left)
+            room -= len(left)
+    if held:
+        yield held
+
+
+def _read_part(file: Location) -> Any:  # noqa: ANN401 - faiss has no types
+    try:
+        data = np.frombuffer(file.read_bytes(), np.uint8)
+        return import_faiss().deserialize_index(data)
+    except FileNotFoundError:
+        raise DataError(f"{file}: missing: delete its directory and run `mode-ray index` again") from None
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{file}: damaged ({reason}): delete its directory and run `mode-ray index` again") from None

@@ -1,0 +1,85 @@
+"""The query side of an index: the experts' text embeddings, each times the weight of its expert.
+
+score(x, l) = sum over c of f_c(x) . (p_c(l) g_c(l)): the inner product with what the index holds is the ensemble's score.
+The index has no weights in it, so every task, and every query as a task of its own, searches the same index.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from mode_ray.cluster.calibration import calibration_of
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.config import RoutingConfig
+from mode_ray.encoders.encoder import CaptionEncoder
+from mode_ray.ensemble import concatenated_texts
+from mode_ray.errors import DataError
+from mode_ray.expert import Expert
+from mode_ray.routing import per_query_weights, routing_weights
+
+Floats = npt.NDArray[np.floating]
+
+
+class QueryEncoder:
+    """Turns texts into queries for an index.
+
+    Args:
+        experts: In order of their ids.
+        encoder: The caption encoder that the clustering was made with.
+        clustering: The run's clustering.
+        routing: The rule and its parameters.
+
+    Raises:
+        DataError: The clustering was made with another encoder.
+        UsageError: It has no map for that many experts.
+    """
+
+    def __init__(
+        self,
+        experts: Sequence[Expert],
+        encoder: CaptionEncoder,
+        clustering: Clustering,
+        routing: RoutingConfig,
+    ) -> None:
+        clustering.compatible_with(encoder.name, encoder.dimension)
+        self._experts = list(experts)
+        self._encoder = encoder
+        self._clustering = clustering
+        self._routing = routing
+        self._group_m = clustering.experts_of(len(self._experts))
+        self._temperature = calibration_of(clustering, len(self._experts)).temperature or routing.temperature
+
+    def weights(self, texts: Sequence[str], *, as_one_task: bool = False) -> Floats:
+        """Routing weights.
+
+        Args:
+            texts: The queries.
+            as_one_task: Whether all texts together are the task; by default each is a task of its own.
+
+        Returns:
+            [texts, experts], or [experts] for one task.
+
+        Raises:
+            DataError: A text has no word that the caption encoder knows.
+            UsageError: There are no texts.
+        """
+        texts_ld = self._encoder.encode(list(texts))
+        for text, row_d in zip(texts, texts_ld, strict=True):
+            if not row_d.any():
+                raise DataError(f"query {text!r}: no word that the caption encoder knows, so it cannot be routed")
+        chosen = routing_weights if as_one_task else per_query_weights
+        found = chosen(
+            texts_ld,
+            self._clustering.centers_md,
+            self._group_m,
+            self._routing,
+            n_experts=len(self._experts),
+            fitted_temperature=self._temperature,
+        )
+        return found if isinstance(found, np.ndarray) else found.weights_c
+
+    def encode(self, texts: Sequence[str], *, as_one_task: bool = False) -> Floats:
+        """Queries for `ImageIndex.search`, [texts, sum of the experts' dimensions]; arguments and errors as `weights`."""
+        weights = self.weights(texts, as_one_task=as_one_task)
+        return concatenated_texts([expert.encode_texts(texts) for expert in self._experts], weights)

@@ -1,0 +1,179 @@
+"""`mode-ray index` and `mode-ray search`: two stages that make an index beside a run, and a query against it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import ray
+
+from mode_ray.captions.shards import PAIR_FORMATS, Shard, list_shards, read_listing, require_images
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.config import RunConfig
+from mode_ray.encoders.encoder import load_encoder
+from mode_ray.errors import DataError, UsageError
+from mode_ray.evaluate.models import find_problem
+from mode_ray.index.parts import Hit, ImageIndex, build_parts
+from mode_ray.pipeline import LISTING, build_stages, stage_directories
+from mode_ray.settings import config_hash
+from mode_ray.stage import Manifest, Stage, UnitRecord, combined_hash, read_manifest
+from mode_ray.storage import Location
+from mode_ray.task_result import task_result
+from mode_ray.train.budget import expert_name
+from mode_ray.units import plan_units, refuse_replaced_sources, run_shard_stage
+
+INDEX_DIRECTORY = "index"
+
+
+@dataclass(frozen=True)
+class IndexStages:
+    """The two stages of an index.
+
+    Attributes:
+        shards: The work units.
+        models: The experts' folders, in order of their ids.
+        embed: Embeds the images, one output a shard.
+        parts_directory: Of the faiss parts.
+    """
+
+    shards: Sequence[Shard]
+    models: Sequence[Location]
+    embed: Stage
+    parts_directory: Location
+
+    def parts(self, embedded: Manifest, rows_per_part: int) -> Stage:
+        """The stage that makes faiss parts of the embeddings; it depends on their content."""
+        fields: dict[str, object] = {
+            "index.rows_per_part": rows_per_part,
+            "inputs.index": embedded.content_hash,
+        }
+        return Stage("index parts", self.parts_directory, fields)
+
+
+def index_stages(config: RunConfig) -> IndexStages:
+    """List the images and find the experts.
+
+    Raises:
+        UsageError: The train stage is not done, or the shards hold captions only.
+        DataError: An expert's model or an image file is missing or half-written; names the file.
+    """
+    directories = stage_directories(config.directory)
+    trained = read_manifest(directories["train"])
+    if trained is None:
+        raise UsageError(f"{directories['train']}: the train stage is not done: run `mode-ray train` first")
+    n = config.train.experts
+    models = [directories["train"] / expert_name(n, expert) for expert in range(n)]
+    for problem in filter(None, map(find_problem, models)):
+        raise DataError(f"{problem}: copy or train it again (`mode-ray train retry`): an index needs every expert")
+    captions = config.captions
+    listing = captions.model_copy(
+        update={
+            "paths": config.index.images or captions.paths,
+            "max_rows_per_unit": config.index.max_rows_per_unit,
+        }
+    )
+    shards = list_shards(listing, formats=PAIR_FORMATS)
+    require_images(shards)
+    run_shards = list_shards(captions, read_listing(config.directory / LISTING, captions))
+    fields: dict[str, object] = {
+        "captions.image_field": captions.image_field,
+        "captions.key_field": captions.key_field,
+        "captions.format": captions.format,
+        "index.max_rows_per_unit": config.index.max_rows_per_unit,
+        "index.images (files found)": combined_hash(sorted({shard.uri for shard in shards})),
+        "limits.max_image_pixels": config.limits.max_image_pixels,
+        "inputs.train": config_hash(build_stages(config, run_shards)["train"].fields),
+    }
+    directory = config.directory / INDEX_DIRECTORY
+    return IndexStages(shards, models, Stage("index", directory / "embeddings", fields), directory / "faiss")
+
+
+def run_index(
+    config: RunConfig,
+    stages: IndexStages,
+    on_begin: Callable[[str, int, int], None],
+    on_record: Callable[[UnitRecord], None],
+) -> Manifest:
+    """Make the index, or what is left of it.
+
+    Args:
+        config: The run's config.
+        stages: Its stages.
+        on_begin: Called with a stage's name, its units, and how many of them stand.
+        on_record: Called with every new record.
+
+    Returns:
+        The manifest of the faiss parts; `summary["parts"]` and `summary["images"]` tell what stands.
+
+    Raises:
+        UsageError: The index was begun with another config.
+        DataError: More shards are unreadable, or more images unusable, than `limits` allows.
+    """
+    embedded = stages.embed.manifest() if stages.embed.state() == "done" else None
+    if embedded is None:
+        finished = plan_units(stages.embed, stages.shards).finished
+        on_begin("index", len(stages.shards), len(finished))
+        embedded = _embed(config, stages, on_record)
+    else:
+        refuse_replaced_sources(stages.embed, stages.shards)
+    parts = stages.parts(embedded, config.index.rows_per_part)
+    done = parts.manifest() if parts.state() == "done" else None
+    if done is not None:
+        return done
+    on_begin("index parts", 1, 0)
+    parts.begin(1)
+    build = ray.remote(num_cpus=config.index.pool.cpus_per_actor, max_calls=1)(build_parts).options(name="index parts")
+    count = task_result(build.remote(stages.embed.directory, parts.directory, config.index.rows_per_part))
+    record = UnitRecord(
+        unit="parts",
+        source=stages.embed.directory.uri,
+        rows_in=embedded.rows_out,
+        rows_out=embedded.rows_out,
+        attempt=parts.attempt,
+    )
+    on_record(record)
+    return parts.finish([record], {"parts": count, "images": embedded.rows_out})
+
+
+def search_index(config: RunConfig, texts: Sequence[str], count: int, *, as_one_task: bool = False) -> list[list[Hit]]:
+    """Search the index of a run in this process.
+
+    Args:
+        config: The run's config; its `routing` weighs the experts and may differ from query to query.
+        texts: The queries.
+        count: Images to find for each.
+        as_one_task: Whether all texts together are the task; by default each is a task of its own.
+
+    Returns:
+        For every query its hits, best first.
+
+    Raises:
+        UsageError: There is no finished index, or no text.
+        DataError: A file is damaged, or the clustering is of another encoder.
+    """
+    from mode_ray.expert import Expert  # these need torch, which usage errors need not wait for
+    from mode_ray.index.query import QueryEncoder
+
+    directory = config.directory / INDEX_DIRECTORY
+    built = read_manifest(directory / "faiss")
+    if built is None:
+        raise UsageError(f"{directory / 'faiss'}: there is no finished index: run `mode-ray index` first")
+    n, directories = config.train.experts, stage_directories(config.directory)
+    experts = [Expert(directories["train"] / expert_name(n, expert), "cpu") for expert in range(n)]
+    encoder = load_encoder(config.encoder, config.embed.encoder)
+    query = QueryEncoder(experts, encoder, Clustering.load(directories["cluster"]), config.routing)
+    index = ImageIndex(directory / "embeddings", directory / "faiss", int(built.summary["parts"]))
+    scores_lk, positions_lk = index.search(query.encode(texts, as_one_task=as_one_task), count)
+    return [index.hits(scores, places) for scores, places in zip(scores_lk, positions_lk, strict=True)]
+
+
+def _embed(config: RunConfig, stages: IndexStages, on_record: Callable[[UnitRecord], None]) -> Manifest:
+    from mode_ray.index.embed import IndexWorker  # needs torch, which the driver has no use for
+
+    pool = config.index.pool
+    arguments = (
+        config.captions,
+        stages.models,
+        config.index.placement,
+        pool.threads_per_actor,
+        config.limits.max_image_pixels,
+    )
+    return run_shard_stage(config, stages.embed, stages.shards, IndexWorker, arguments, pool, on_record)

@@ -1,0 +1,30 @@
+"""The table of an index's embedding shard. Float32, unlike caption embeddings: its products are the scores themselves."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+EMBEDDING = "embedding"
+
+Float32Array = npt.NDArray[np.float32]
+
+
+def index_table(rows: Sequence[int], keys: Sequence[str], embeddings_bd: Float32Array) -> pa.Table:
+    """Rows of a shard with their names and embeddings: `row` int64, `key` string, `embedding` float32[d]."""
+    flat = pa.array(np.ascontiguousarray(embeddings_bd, np.float32).reshape(-1))
+    return pa.table(
+        {
+            "row": pa.array(rows, pa.int64()),
+            "key": pa.array(keys, pa.string()),
+            EMBEDDING: pa.FixedSizeListArray.from_arrays(flat, embeddings_bd.shape[1]),
+        }
+    )
+
+
+def embedding_rows(table: pa.Table) -> Float32Array:
+    """The embeddings of such a table, float32 [b, d]."""
+    column = table[EMBEDDING].combine_chunks()
+    flat: Float32Array = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), column.type.list_size)

@@ -1,0 +1,134 @@
+"""A finished small run, its parts written as the stages write them."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mode_ray.assign import DISTANCE, FINE
+from mode_ray.captions.shards import list_shards
+from mode_ray.cluster.calibration import calibration_of
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.config import RunConfig
+from mode_ray.encoders.encoder import encoder_name
+from mode_ray.evaluate.compare import Router, compare
+from mode_ray.evaluate.measurements import TaskCosines, TaskSummary
+from mode_ray.evaluate.report_data import ReportSources
+from mode_ray.evaluate.tasks import load_tasks
+from mode_ray.pipeline import stage_directories
+from mode_ray.stage import Stage, UnitRecord
+from mode_ray.storage import Location
+from mode_ray.train.budget import Trial, expert_name
+from mode_ray.train.run import planned_trials
+from mode_ray.train.trial import METRICS_FILE
+
+PAIRS, CENTERS, BATCH = 16, 4, 8
+CLASSES = ("cat", "dog", "bus")
+
+
+def png(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (200, 100), (number * 10, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> ReportSources:
+    """A finished small run, its parts written as the stages write them."""
+    data, root = tmp_path / "data", Location.parse(str(tmp_path / "run"))
+    data.mkdir()
+    (data / "LICENSE.txt").write_text("Drawings\n by nobody\n")
+    (tmp_path / "pets.yaml").write_text(
+        f"{{name: pets, kind: classification, paths: [x.parquet], classes: [{', '.join(CLASSES)}]}}"
+    )
+    images = [png(n) for n in range(PAIRS)]
+    pq.write_table(pa.table({"image": images, "caption": [f"caption {n}" for n in range(PAIRS)]}), data / "a.parquet")
+    config = RunConfig.model_validate(
+        {
+            "run": root.uri,
+            "captions": {"paths": [str(data)]},
+            "cluster": {"sample_rows": PAIRS, "fine": {"centers": CENTERS}, "coarse": {"experts": [2]}},
+            "train": {
+                "experts": 2,
+                "dense_samples": 8 * BATCH,
+                "seed_share": 0.5,
+                "batch_size": BATCH,
+                "random_control": True,
+            },
+            "routing": {"rule": "soft"},
+            "evaluate": {"rules": ["soft", "uniform"], "tasks": [str(tmp_path / "pets.yaml")]},
+        }
+    )
+    shards = list_shards(config.captions)
+    directories = stage_directories(root)
+    clustering = Clustering(
+        centers_md=np.eye(CENTERS, dtype=np.float32),
+        prices_m=np.zeros(CENTERS),
+        mass_m=np.array([8, 4, 4, 0]),
+        squared_distance_m=np.array([1.0, 1.0, 4.0, 0.0]),
+        encoder_name=encoder_name(config.encoder),
+        coarse={2: np.array([0, 0, 1, 1], np.int32)},
+    )
+    fine = np.array([0] * 8 + [1] * 4 + [2] * 4, np.int32)
+    rows = np.arange(PAIRS)
+    # The higher the row, the nearer to its center.
+    table = {"row": rows, "caption_index": rows * 0, FINE: fine, DISTANCE: (PAIRS - rows).astype(np.float32)}
+    assign = Stage("assign", directories["assign"], {})
+    assign.begin(1)
+    record = UnitRecord(
+        unit=shards[0].unit, source="a.parquet", rows_in=PAIRS + 1, rows_out=PAIRS, refused={"empty": 1}
+    )
+    assign.finish([assign.write_unit(pa.table(table), record)], {})
+    trials, pairs_n = planned_trials(config, clustering, directories["assign"], shards)
+    for trial in trials:
+        history = [{"samples": float(trial.samples), "loss": 1.0 + len(trial.name)}]
+        (directories["train"] / trial.name / METRICS_FILE).write_text(json.dumps({"history": history}))
+    (task,) = load_tasks(config.evaluate.tasks)
+    measured = _measured(trials)
+    experts = [expert_name(2, expert) for expert in range(2)]
+    random_models = [expert_name(2, expert, random=True) for expert in range(2)]
+    calibration = calibration_of(clustering, 2)
+    router = Router(
+        centers_md=clustering.centers_md,
+        group_m=clustering.coarse[2],
+        config=config.routing,
+        fitted_temperature=calibration.temperature,
+    )
+    results = compare(task, measured, experts, random_models, router, config.evaluate.rules)
+    return ReportSources(
+        config,
+        shards,
+        directories,
+        clustering,
+        trials,
+        pairs_n,
+        [task],
+        {"pets": measured},
+        {"pets": results},
+        calibration,
+    )
+
+
+def _measured(trials: list[Trial]) -> TaskCosines:
+    """Every model answers four of five images; expert 1 all of them."""
+    names = [trial.name for trial in trials if trial.name != "seed"]
+    labels = np.array([0, 1, 2, 0, 1])
+    right = np.eye(3, dtype=np.float32)[labels]
+    wrong = right.copy()
+    wrong[4] = [0, 0, 1]
+    summary = TaskSummary(
+        task="pets",
+        models=tuple(names),
+        logit_scales=dict.fromkeys(names, 14.0),
+        images=5,
+        texts=CLASSES,
+        skipped={},
+        examples={},
+    )
+    cosines = {name: right if name == "n2/01" else wrong for name in names}
+    return TaskCosines(summary, cosines, labels, np.eye(CENTERS, dtype=np.float32)[:3])

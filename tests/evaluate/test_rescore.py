@@ -1,0 +1,117 @@
+"""Another routing rule on a finished evaluation: from its files alone, beside its own report."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mode_ray.captions.shards import list_shards
+from mode_ray.cli import main
+from mode_ray.cluster.clustering import FINE_FILE
+from mode_ray.config import RunConfig
+from mode_ray.config_file import dump_config
+from mode_ray.errors import DataError, UsageError
+from mode_ray.evaluate.measurements import LABELS_FILE, ROUTING_FILE, SUMMARY_FILE, cosine_file, save_array
+from mode_ray.evaluate.report_data import ReportSources
+from mode_ray.evaluate.run import load_report, write_report
+from mode_ray.pipeline import build_stages
+from mode_ray.rescore import rescore
+from mode_ray.settings import Settings
+from mode_ray.storage import Location
+
+
+@pytest.fixture
+def run(sources: ReportSources) -> ReportSources:
+    """The small run with its clustering, training and evaluation on disk as their stages leave them."""
+    places = sources.directories
+    sources.clustering.save(places["cluster"])
+    stages = build_stages(sources.config, list_shards(sources.config.captions))
+    stages["train"].begin(1)
+    summary = {
+        "trials": [asdict(trial) for trial in sources.trials],
+        "pairs_by_expert": sources.pairs_n.tolist(),
+    }
+    stages["train"].finish([], summary)
+    measured, directory = sources.measured["pets"], places["evaluate"] / "tasks" / "pets"
+    for name, cosines_il in measured.cosines.items():
+        save_array(cosine_file(directory, name), cosines_il)
+    save_array(directory / LABELS_FILE, measured.labels)
+    save_array(directory / ROUTING_FILE, measured.routing_texts_ld)
+    (directory / SUMMARY_FILE).write_text(json.dumps(asdict(measured.summary)))
+    stages["evaluate"].begin(1)
+    write_report(sources.config, sources.shards, places, places["evaluate"])
+    stages["evaluate"].finish([], {})
+    return sources
+
+
+def changed(config: RunConfig, section: str, **values: object) -> RunConfig:
+    part: Settings = getattr(config, section)
+    return config.model_copy(update={section: part.model_copy(update=values)})
+
+
+def models(directory: Location) -> list[str]:
+    return [row["name"] for row in load_report(directory)["models"] if row["kind"] == "mode"]
+
+
+def test_a_new_rule_is_compared_beside_the_evaluations_own(run: ReportSources) -> None:
+    config = changed(changed(run.config, "routing", rule="paper"), "evaluate", rules=("paper", "calibrated"))
+    folder = rescore(config)
+    assert models(folder) == ["MoDE-2 (paper)", "MoDE-2 (calibrated)"]
+    assert models(run.directories["evaluate"]) == ["MoDE-2 (soft)", "MoDE-2 (uniform)"]
+    assert (folder / "report.html").exists()
+    assert rescore(config) == folder
+    assert rescore(changed(config, "routing", paper_lambda=0.3)) != folder
+
+
+def test_what_would_need_new_measurements_is_refused(run: ReportSources) -> None:
+    other = changed(run.config, "captions", max_caption_bytes=7)
+    with pytest.raises(UsageError, match=r"inputs.train was .* only routing.\* and evaluate.rules can change"):
+        rescore(other)
+
+
+def test_before_the_evaluation_there_is_nothing_to_score(sources: ReportSources) -> None:
+    with pytest.raises(UsageError, match="the evaluate stage is not done"):
+        rescore(sources.config)
+
+
+def test_the_command_line_takes_the_rule_as_overrides(
+    run: ReportSources, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.yaml").write_text(dump_config(run.config))
+    file = str(tmp_path / "run.yaml")
+    assert main(["evaluate", "rules", "--config", file, "routing.rule=uniform"]) == 0
+    assert "report: " in capsys.readouterr().out
+
+
+def test_an_expert_that_was_left_out_is_told_in_the_report(run: ReportSources) -> None:
+    config = changed(run.config, "evaluate", leave_out_experts=(0,))
+    target = run.directories["evaluate"] / "without"
+    write_report(config, run.shards, run.directories, target)
+    data = load_report(target)
+    assert data["missing_experts"] == [0]
+    assert [row["name"] for row in data["models"] if row["kind"] == "single"] == ["expert 1 alone"]
+    assert [row["weights"] for row in data["routing"]] == [[0.0, 1.0], [0.0, 1.0]]
+    assert "Left out on request: expert 0" in (target / "report.html").read_text()
+
+
+@pytest.mark.parametrize("left_out", [(2,), (-1,), (0, 1)])
+def test_only_some_of_the_experts_can_be_left_out(run: ReportSources, left_out: tuple[int, ...]) -> None:
+    config = changed(run.config, "evaluate", leave_out_experts=left_out)
+    with pytest.raises(UsageError, match="the experts are 0 to 1, and one must be left"):
+        write_report(config, run.shards, run.directories, run.directories["evaluate"])
+
+
+def test_a_clustering_of_another_encoder_is_named(run: ReportSources) -> None:
+    config = changed(run.config, "encoder", model="another/model")
+    file = run.directories["cluster"] / FINE_FILE
+    with pytest.raises(DataError, match=f"{file}: the clustering was made with encoder .*another/model"):
+        write_report(config, run.shards, run.directories, run.directories["evaluate"])
+
+
+def test_text_embeddings_of_another_dimension_are_named(run: ReportSources) -> None:
+    texts = run.directories["evaluate"] / "tasks" / "pets" / ROUTING_FILE
+    save_array(texts, np.eye(3, 5, dtype=np.float32))
+    with pytest.raises(DataError, match=f"{texts}: text embeddings of 5 dimensions.* have 4"):
+        rescore(run.config)

@@ -1,0 +1,87 @@
+"""Two untrained experts, a clustering of a real encoder, and images in a parquet file and a tar."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mode_ray.captions.shards import list_shards
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.config import RunConfig
+from mode_ray.encoders.encoder import load_encoder
+from mode_ray.pipeline import build_stages, stage_directories
+from mode_ray.train.model import build_clip, save_clip
+from mode_ray.train_config import ModelConfig
+
+PARQUET_ROWS, TAR_SAMPLES = 9, 4
+BROKEN_ROW, EMPTY_ROW = 2, 5
+TOPICS = ("a cat", "a dog", "a horse", "a bus", "a train", "a tram")
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 24, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def architecture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny architecture."""
+    folder = tmp_path_factory.mktemp("architecture")
+    vision = {"image_size": 16, "patch_size": 8, "layers": 1, "width": 16, "head_width": 8}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path, architecture: Path) -> RunConfig:
+    """A run of two experts whose train stage is done, over one parquet file and one tar."""
+    data = tmp_path / "data"
+    data.mkdir()
+    images = [png(row) for row in range(PARQUET_ROWS)]
+    images[BROKEN_ROW] = b"no image"
+    column = pa.array([None if row == EMPTY_ROW else image for row, image in enumerate(images)], pa.binary())
+    captions = pa.array([f"caption {row}" for row in range(PARQUET_ROWS)])
+    pq.write_table(pa.table({"image": column, "caption": captions}), data / "a.parquet", row_group_size=3)
+    with tarfile.open(data / "b.tar", "w") as archive:
+        for sample in range(TAR_SAMPLES):
+            for name, content in ((f"s{sample}.png", png(100 + sample)), (f"s{sample}.txt", b"a caption")):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    config = RunConfig.model_validate(
+        {
+            "run": str(tmp_path / "run"),
+            "captions": {"paths": [str(data)]},
+            "encoder": {"kind": "static", "model": "package:wordllama"},
+            "cluster": {"sample_rows": 100, "fine": {"centers": len(TOPICS)}, "coarse": {"experts": [2]}},
+            "train": {"model": {"architecture": str(architecture)}, "experts": 2, "dense_samples": 64},
+            "index": {"rows_per_part": 4, "pool": {"max_actors": 1}, "placement": {"batch_size": 2}},
+            "limits": {"max_refused_share": 0.5},
+        }
+    )
+    places = stage_directories(config.directory)
+    encoder = load_encoder(config.encoder, config.embed.encoder)
+    Clustering(
+        centers_md=encoder.encode(list(TOPICS)),
+        prices_m=np.zeros(len(TOPICS)),
+        mass_m=np.full(len(TOPICS), 5),
+        squared_distance_m=np.ones(len(TOPICS)),
+        encoder_name=encoder.name,
+        coarse={2: np.array([0, 0, 0, 1, 1, 1], np.int32)},
+    ).save(places["cluster"])
+    for expert in range(2):
+        model = build_clip(ModelConfig(architecture=str(architecture), precision="float32"), seed=expert)
+        save_clip(places["train"] / f"n2/{expert:02d}", model)
+    train = build_stages(config, list_shards(config.captions))["train"]
+    train.begin(1)
+    train.finish([], {})
+    return config
