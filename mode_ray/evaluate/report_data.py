@@ -16,6 +16,7 @@ from mode_ray.config import RunConfig
 from mode_ray.errors import DataError
 from mode_ray.evaluate.compare import TaskResults
 from mode_ray.evaluate.measurements import TaskCosines
+from mode_ray.evaluate.metric_table import METRICS
 from mode_ray.evaluate.report import (
     ExpertRow,
     FineClusterRow,
@@ -161,7 +162,9 @@ def _stages(sources: ReportSources) -> list[StageRow]:
 
 def _task_row(task: Task, measured: TaskCosines) -> TaskRow:
     texts = len(measured.summary.texts)
-    return TaskRow(name=task.name, metric=task.metric, items=measured.summary.images, texts=texts, chance=1 / texts)
+    scored = measured.scored(task.kind, next(iter(measured.cosines.values())))
+    chance = METRICS[task.kind][task.metric].chance(scored)
+    return TaskRow(name=task.name, metric=task.metric, items=scored.images, texts=texts, chance=chance)
 
 
 def _models(sources: ReportSources) -> list[ModelRow]:
