@@ -133,9 +133,17 @@ def _recall(rank: int, direction: Direction) -> Metric:
     )
 
 
-def _prevalence(scored: Scored) -> float:
-    share_c = scored.labels.mean(axis=0)
-    return float(share_c[share_c > 0].mean())
+def _random_precision(scored: Scored) -> float:
+    """Expected average precision of a random order, by linearity over ranks: n images, r of them positive.
+
+    At every rank stands a positive one with r/n, and (k - 1)(r - 1)/(n - 1) are to be expected before rank k; so it is
+    (H_n + (n - H_n)(r - 1)/(n - 1)) / n, with the harmonic number H_n.
+    """
+    images = scored.images
+    positive_c = scored.labels.sum(axis=0)
+    harmonic = float((1 / np.arange(1, images + 1)).sum())
+    above_c = (images - harmonic) * (positive_c[positive_c > 0] - 1) / max(1, images - 1)
+    return float(((harmonic + above_c) / images).mean())
 
 
 METRICS: Mapping[TaskKind, Mapping[str, Metric]] = {
@@ -149,7 +157,7 @@ METRICS: Mapping[TaskKind, Mapping[str, Metric]] = {
     },
     "multilabel": {
         "mean_average_precision": Metric(
-            values=partial(_mean_over_classes, average_precision), chance=_prevalence, undefined=_no_positive
+            values=partial(_mean_over_classes, average_precision), chance=_random_precision, undefined=_no_positive
         ),
         "roc_auc": Metric(
             values=partial(_mean_over_classes, roc_auc), chance=lambda _: 0.5, undefined=_no_contrast

@@ -86,8 +86,8 @@ def measure_task(
         logit_scales={name: expert.logit_scale for name, expert in experts.items()},
         images=usable.images,
         texts=tuple(usable.captions) or tuple(texts[0] for texts in task.class_texts()),
-        skipped=usable.skipped | _of_training(probes.skipped),
-        examples=usable.examples | _of_training(probes.examples),
+        skipped={**usable.skipped, **_of_training(probes.skipped)},
+        examples={**usable.examples, **_of_training(probes.examples)},
         linear_probe=probes.metrics,
     )
     (directory / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=1))
