@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from scipy.stats import hypergeom
 
 from mode_ray.evaluate.curves import Floats, average_precision, ratio, roc_auc
 from mode_ray.evaluate.scored import Scored, TaskKind
@@ -100,6 +99,8 @@ def _share(hit_q: npt.NDArray[np.bool_], weights_bq: Floats) -> Floats:
 
 def _hit_chance(rank: int, direction: Direction, scored: Scored) -> float:
     """Chance that at least one of a query's right answers is among `rank` that are drawn."""
+    from scipy.stats import hypergeom  # slow to import, and only the report asks
+
     axis, answers = (1, scored.texts) if direction == "image_to_text" else (0, scored.images)
     right_q = np.asarray(scored.right_il.sum(axis=axis)).ravel()
     return float(hypergeom.sf(0, answers, right_q[right_q > 0], min(rank, answers)).mean())

@@ -17,6 +17,7 @@ from mode_ray.errors import DataError
 from mode_ray.evaluate.compare import TaskResults
 from mode_ray.evaluate.measurements import TaskCosines
 from mode_ray.evaluate.metric_table import METRICS
+from mode_ray.evaluate.metrics import group_means
 from mode_ray.evaluate.report import (
     ExpertRow,
     FineClusterRow,
@@ -114,6 +115,7 @@ def report_data(sources: ReportSources) -> ReportData:
     """All that the report shows."""
     config = sources.config
     n = config.train.experts
+    models = _models(sources)
     return ReportData(
         title=f"MoDE-{n}: {len(sources.clustering.centers_md)} fine clusters, {n} experts",
         run=config.directory.uri,
@@ -123,7 +125,8 @@ def report_data(sources: ReportSources) -> ReportData:
         versions=package_versions(),
         stages=_stages(sources),
         tasks=[_task_row(task, sources.measured[task.name]) for task in sources.tasks],
-        models=_models(sources),
+        models=models,
+        groups=_groups(sources.tasks, models),
         routing=[
             RoutingRow(
                 task=task,
@@ -204,6 +207,16 @@ def _models(sources: ReportSources) -> list[ModelRow]:
         dealt = sum(samples[expert_name(n, expert, random=True)] for expert in range(n))
         add(f"Random-{n} (uniform)", "random", control, dealt)
     return rows
+
+
+def _groups(tasks: Sequence[Task], models: Sequence[ModelRow]) -> dict[str, dict[str, float | None]]:
+    """Means of the main metric over the tasks of each named group, by group and model."""
+    means: dict[str, dict[str, float | None]] = {}
+    for model in models:
+        values = {task.name: model["metrics"].get(task.name, {}).get(task.metric) for task in tasks}
+        for group, mean in group_means(values, {task.name: task.groups for task in tasks}).items():
+            means.setdefault(group, {})[model["name"]] = mean
+    return means
 
 
 def _nearest(sources: ReportSources, measured: TaskCosines) -> list[NearestRow]:
