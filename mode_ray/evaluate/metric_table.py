@@ -67,7 +67,8 @@ def _mean_per_class(scored: Scored, weights_bi: Floats) -> Floats:
 
 def _two_class_auc(scored: Scored, weights_bi: Floats) -> Floats:
     # In place of the softmax probability of the second class: the same order, whatever the logit scale.
-    margin_i = scored.scores_il[:, 1] - scored.scores_il[:, 0]
+    scores_il = scored.scores_il.astype(np.float64)
+    margin_i = scores_il[:, 1] - scores_il[:, 0]
     return roc_auc(margin_i, scored.labels == 1, weights_bi)
 
 

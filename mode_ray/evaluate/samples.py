@@ -16,6 +16,7 @@ from mode_ray.read_ahead import read_ahead
 from mode_ray.storage import FileEntry, Location
 
 Split = Literal["test", "train"]
+_ShardFormat = Literal["auto", "parquet", "webdataset"]
 _Texts = tuple[str, ...] | None
 _MAX_IMAGE_BYTES = 64 << 20
 _ROWS_AT_ONCE = 256
@@ -55,13 +56,13 @@ def read_samples(task: Task, split: Split = "test") -> Iterator[Sample]:
         for shard in BenchmarkLayout(Location.parse(task.paths[0])).shards(split):
             yield from _tar_samples(shard, MEMBERS[task.kind], _benchmark_reader(task))
     else:
-        for shard in _listed(task, paths):
+        for shard in _listed(task, paths, task.format):
             yield from (_webdataset_samples(task, shard) if shard.format == "webdataset" else _rows(task, shard))
 
 
-def _listed(task: Task, paths: tuple[str, ...]) -> list[Shard]:
+def _listed(task: Task, paths: tuple[str, ...], shard_format: _ShardFormat) -> list[Shard]:
     try:
-        return list_shards(CaptionsConfig(paths=paths, format=task.format), formats=PAIR_FORMATS)
+        return list_shards(CaptionsConfig(paths=paths, format=shard_format), formats=PAIR_FORMATS)
     except DataError as error:
         raise DataError(f"{task.place}: paths: {str(error).removeprefix('captions.paths: ')}") from None
 

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
@@ -15,8 +15,8 @@ from mode_ray.evaluate.scored import TaskKind
 from mode_ray.settings import Settings, Strings
 from mode_ray.storage import Location
 
-BENCHMARK_FORMAT = "clip-benchmark"
-FOLDER_FORMAT = "folder"
+BENCHMARK_FORMAT: Final = "clip-benchmark"
+FOLDER_FORMAT: Final = "folder"
 _PLACEHOLDER = "{}"
 
 
