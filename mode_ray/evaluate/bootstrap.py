@@ -1,7 +1,7 @@
 """Confidence intervals of metrics by the bootstrap over images, as pure functions.
 
-A resample draws as many images as there are, with replacement; a metric sees it as how often each image counts, so that
-nothing is scored or sorted again. With one seed the resamples are the same for every metric of the same images: the
+A resample draws as many images as there are, with replacement; a metric sees it as how often each image counts, so
+that no ranks are computed again. With one seed the resamples are the same for every metric of the same images: the
 difference of two models' draws is a paired comparison, and draws of several tasks can be averaged.
 """
 
@@ -54,8 +54,8 @@ def percentile_interval(draws_b: Floats, level: float = 0.95) -> Interval:
     """The interval between the outer percentiles of bootstrap draws (Efron and Tibshirani 1993, section 13.3).
 
     Args:
-        draws_b: Of a metric, or of the difference of two models on the same images; draws that are NaN, because a class
-            was left without images, are left out and do not count in `resamples`.
+        draws_b: Of a metric, or of the difference of two models on the same images; draws that are NaN, because a
+            class was left without images, are left out and do not count in `resamples`.
         level: Of confidence.
 
     Raises:

@@ -1,8 +1,8 @@
 """Class names and prompt templates of installed packages, by name: open_clip's, and those of clip-benchmark.
 
 `builtin:NAME` is one of open_clip. `builtin:clip-benchmark/DATASET` is one of the optional package clip-benchmark, in
-English; `builtin:clip-benchmark/LANGUAGE/DATASET` in another of its languages. Its tables are read as files: none of its
-code runs.
+English; `builtin:clip-benchmark/LANGUAGE/DATASET` in another of its languages. Its tables are read as files: none of
+its code runs.
 """
 
 import importlib.util

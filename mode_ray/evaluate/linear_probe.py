@@ -1,4 +1,4 @@
-"""Linear probe: multinomial logistic regression on frozen embeddings, its penalty chosen on held-out training images."""
+"""Linear probe: multinomial logistic regression on frozen embeddings, the penalty chosen on held-out images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,9 +49,10 @@ def fit_linear_probe(
 ) -> LinearProbe:
     """Fit on the training split.
 
-    The loss is the mean cross-entropy plus half the penalty times the squared norm of the weights (not of the bias), on
-    features that are centred and scaled by one number to a mean squared norm of d; L-BFGS minimises it. The penalty that
-    classifies most of the held-out images is taken, of equally good ones the largest, and all images are fitted with it.
+    The loss is the mean cross-entropy plus half the penalty times the squared norm of the weights (not of the bias),
+    on features that are centred and scaled by one number to a mean squared norm of d; L-BFGS minimises it. The
+    penalty that classifies most of the held-out images is taken, of equally good ones the largest, and all images are
+    fitted with it.
 
     Args:
         features_id: One row an image; unit embeddings, or several models' side by side.
@@ -63,8 +64,8 @@ def fit_linear_probe(
         device: `auto`, `cpu`, `cuda`, ….
 
     Raises:
-        DataError: Shapes do not fit, a label is out of range, a feature is not finite, fewer than two classes occur, or
-            too few images to hold one out.
+        DataError: Shapes do not fit, a label is out of range, a feature is not finite, fewer than two classes occur,
+            or no class has an image to hold out.
     """
     _check(features_id, labels_i, n_classes)
     held_out_i = _held_out(labels_i, held_out_share, seed)
@@ -118,7 +119,7 @@ def concatenated(features_by_model: Mapping[str, np.ndarray]) -> dict[str, np.nd
 
 def _check(features_id: npt.NDArray[np.floating], labels_i: npt.NDArray[np.integer], n_classes: int) -> None:
     if features_id.ndim != 2 or labels_i.shape != (len(features_id),):
-        raise DataError(f"features have shape {features_id.shape} and labels {labels_i.shape}: expected [i, d] and [i]")
+        raise DataError(f"features have shape {features_id.shape} and labels {labels_i.shape}: no row for each label")
     present = np.unique(labels_i)
     if len(present) < 2:
         raise DataError(f"a linear probe needs training images of two classes; there are {len(present)}")

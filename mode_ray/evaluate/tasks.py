@@ -171,7 +171,7 @@ class Task(Settings):
 
 
 def label_key(label: str) -> str:
-    """What two labels are compared by: one letter can be written in several ways, and file systems differ in theirs."""
+    """What two labels are compared by: a letter can be coded in several ways, and file systems differ in theirs."""
     return unicodedata.normalize("NFC", label)
 
 

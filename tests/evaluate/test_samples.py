@@ -127,7 +127,8 @@ class TestShards:
 
 class TestFolders:
     def task(self, root: str, tmp_path: Path, **fields: Any) -> Task:  # noqa: ANN401
-        return load_task(write_task(tmp_path, {"name": "pets", "kind": "classification", "format": "folder"} | {"paths": [root]} | fields))
+        values = {"name": "pets", "kind": "classification", "format": "folder", "paths": [root]}
+        return load_task(write_task(tmp_path, values | fields))
 
     @pytest.fixture(params=["local", "s3"])
     def root(self, request: pytest.FixtureRequest, tmp_path: Path) -> Location:
@@ -220,7 +221,7 @@ class TestBenchmarkLayout:
             content = stream.getvalue()
         (tmp_path / "test").mkdir()
         write_tar(tmp_path / "test" / "0.tar", {"a.jpg": b"1", "a.npy": content})
-        with pytest.raises(DataError, match=r"0\.tar: sample 0 \(a\): its \.npy member is no vector of zeros and ones"):
+        with pytest.raises(DataError, match=r"0\.tar: sample 0 \(a\): its \.npy member is no vector"):
             list(read_samples(self.task(tmp_path, "multilabel")))
 
     def test_a_pickled_array_is_not_loaded(self, tmp_path: Path) -> None:
