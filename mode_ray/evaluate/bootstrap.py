@@ -2,7 +2,8 @@
 
 A resample draws as many images as there are, with replacement; a metric sees it as how often each image counts, so
 that no ranks are computed again. With one seed the resamples are the same for every metric of the same images: the
-difference of two models' draws is a paired comparison, and draws of several tasks can be averaged.
+difference of two models' draws is a paired comparison. Draws of several tasks, each with a seed of its own, may be
+averaged to draws of their mean.
 """
 
 from collections.abc import Callable, Iterator

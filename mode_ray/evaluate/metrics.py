@@ -2,10 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from mode_ray.errors import DataError
+from mode_ray.evaluate.bootstrap import bootstrap_draws
+from mode_ray.evaluate.curves import Floats
 from mode_ray.evaluate.metric_table import METRICS
 from mode_ray.evaluate.scored import Scored, check_scores
 
@@ -77,6 +81,28 @@ def retrieval_metrics(
             text_to_image_scores_il=text_to_image_scores_ij,
         )
     )
+
+
+def metric_draws(scored: Scored, name: str, *, resamples: int = 1000, seed: int = 0) -> Floats:
+    """A metric on resamples of the images, for an interval or for the difference of two models.
+
+    Args:
+        scored: The scores and what is right.
+        name: Of the metric.
+        resamples: Number of draws.
+        seed: Of the draws.
+
+    Returns:
+        As `bootstrap.bootstrap_draws`.
+
+    Raises:
+        DataError: The metric cannot be measured on these images; says why.
+    """
+    metric = METRICS[scored.kind][name]
+    problem = metric.problem(scored)
+    if problem is not None:
+        raise DataError(f"{name} {problem}")
+    return bootstrap_draws(partial(metric.values, scored), scored.images, resamples=resamples, seed=seed)
 
 
 def macro_mean(values: Mapping[str, float | None]) -> float | None:
