@@ -1,9 +1,9 @@
 """The layout of the WebDataset evaluation sets that clip-benchmark publishes (`wds_*`).
 
-    ROOT/test/0.tar, 1.tar, …    images, each with .cls (class number), .npy (0 or 1 a class) or .txt (captions)
-    ROOT/test/nshards.txt        how many tars
-    ROOT/train/…                 the same, where there is a training split
-    ROOT/classnames.txt, zeroshot_classification_templates.txt, dataset_type.txt
+ROOT/test/0.tar, 1.tar, …    images, each with .cls (class number), .npy (0 or 1 a class) or .txt (captions)
+ROOT/test/nshards.txt        how many tars
+ROOT/train/…                 the same, where there is a training split
+ROOT/classnames.txt, zeroshot_classification_templates.txt, dataset_type.txt
 """
 
 import io

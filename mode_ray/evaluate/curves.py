@@ -55,7 +55,8 @@ def average_precision(
 
 def ratio(above_b: Floats, below_b: Floats) -> Floats:
     """Element by element; NaN where it is not defined."""
-    return np.divide(above_b, below_b, out=np.full(above_b.shape, np.nan), where=below_b > 0)
+    found_b: Floats = np.divide(above_b, below_b, out=np.full(above_b.shape, np.nan), where=below_b > 0)
+    return found_b
 
 
 def _by_threshold(

@@ -140,9 +140,7 @@ def _held_out(labels_i: npt.NDArray[np.integer], share: float, seed: int) -> npt
     return held_out_i
 
 
-def _fit(
-    features_id: torch.Tensor, labels_i: torch.Tensor, start_dl: torch.Tensor, penalty: float
-) -> torch.Tensor:
+def _fit(features_id: torch.Tensor, labels_i: torch.Tensor, start_dl: torch.Tensor, penalty: float) -> torch.Tensor:
     """Weights, with the bias as their last row."""
     weights_dl = start_dl.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
@@ -153,15 +151,15 @@ def _fit(
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
         total = 0.5 * penalty * weights_dl[:-1].square().sum()
-        total.backward()
-        for block_id, block in zip(features_id.split(rows), labels_i.split(rows), strict=True):
+        total.backward()  # type: ignore[no-untyped-call]
+        for block_id, block in zip(torch.split(features_id, rows), torch.split(labels_i, rows), strict=True):
             part = torch.nn.functional.cross_entropy(_logits(block_id, weights_dl), block, reduction="sum")
             part = part / len(labels_i)
-            part.backward()
+            part.backward()  # type: ignore[no-untyped-call]
             total = total.detach() + part.detach()
         return total
 
-    optimizer.step(loss)
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
     return weights_dl.detach()
 
 

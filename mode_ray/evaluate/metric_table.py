@@ -60,7 +60,8 @@ def _top(rank: int, scored: Scored, weights_bi: Floats) -> Floats:
 def _mean_per_class(scored: Scored, weights_bi: Floats) -> Floats:
     rows, right_i = np.arange(scored.images), scored.class_ranks_i == 0
     class_ic = sparse.csr_array((np.ones(scored.images), (rows, scored.labels)), shape=scored.scores_il.shape)
-    images_bc, right_bc = weights_bi @ class_ic, (weights_bi * right_i) @ class_ic
+    images_bc = np.asarray(weights_bi @ class_ic)
+    right_bc = np.asarray((weights_bi * right_i) @ class_ic)
     recall_bc = right_bc / np.maximum(images_bc, 1e-300)
     return ratio(recall_bc.sum(axis=1), (images_bc > 0).sum(axis=1).astype(np.float64))
 
@@ -104,7 +105,7 @@ def _hit_chance(rank: int, direction: Direction, scored: Scored) -> float:
 
     axis, answers = (1, scored.texts) if direction == "image_to_text" else (0, scored.images)
     right_q = np.asarray(scored.right_il.sum(axis=axis)).ravel()
-    return float(hypergeom.sf(0, answers, right_q[right_q > 0], min(rank, answers)).mean())
+    return float(np.mean(hypergeom.sf(0, answers, right_q[right_q > 0], min(rank, answers))))
 
 
 def _one_class_only(scored: Scored) -> str | None:
@@ -161,9 +162,7 @@ METRICS: Mapping[TaskKind, Mapping[str, Metric]] = {
         "mean_average_precision": Metric(
             values=partial(_mean_over_classes, average_precision), chance=_random_precision, undefined=_no_positive
         ),
-        "roc_auc": Metric(
-            values=partial(_mean_over_classes, roc_auc), chance=lambda _: 0.5, undefined=_no_contrast
-        ),
+        "roc_auc": Metric(values=partial(_mean_over_classes, roc_auc), chance=lambda _: 0.5, undefined=_no_contrast),
     },
     "retrieval": {
         **{f"text_to_image_r{rank}": _recall(rank, "text_to_image") for rank in RECALL_RANKS},

@@ -141,5 +141,3 @@ def difference_margin(pairs: Sequence[tuple[float, float, int]]) -> float:
     """
     variance = sum((a * (1 - a) + b * (1 - b)) / max(1, items) for a, b, items in pairs)
     return 1.96 * math.sqrt(variance) / len(pairs)
-
-

@@ -21,7 +21,8 @@ def label_ranks(scores_il: npt.NDArray[np.floating], labels_i: npt.NDArray[np.in
     label_scores_i = np.take_along_axis(scores_il, labels_i[:, None], axis=1)
     before_il = np.arange(scores_il.shape[1]) < labels_i[:, None]
     ahead_il = (scores_il > label_scores_i) | ((scores_il == label_scores_i) & before_il)
-    return ahead_il.sum(axis=1)
+    rank_i: Ranks = ahead_il.sum(axis=1)
+    return rank_i
 
 
 def right_pairs(

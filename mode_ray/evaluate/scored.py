@@ -65,7 +65,7 @@ class Scored:
     @property
     def texts(self) -> int:
         """Number of classes or captions."""
-        return self.scores_il.shape[1]
+        return int(self.scores_il.shape[1])
 
     @cached_property
     def class_ranks_i(self) -> Ranks:

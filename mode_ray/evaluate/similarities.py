@@ -115,9 +115,7 @@ def zero_shot_classifier(class_texts: Sequence[Sequence[str]], encode: Encode) -
     return np.stack(rows)
 
 
-def _class_sides(
-    task: Task, experts: Mapping[str, Expert], encoder: CaptionEncoder
-) -> _Sides:
+def _class_sides(task: Task, experts: Mapping[str, Expert], encoder: CaptionEncoder) -> _Sides:
     """The classifier of every model, and that of the caption encoder."""
 
     def classifier(encode: Encode, whose: str) -> np.ndarray:

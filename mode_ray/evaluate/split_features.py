@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from mode_ray.config import EvaluatePlacement
-from mode_ray.errors import DataError
 from mode_ray.evaluate.samples import Split, read_samples
 from mode_ray.evaluate.tasks import Task
 from mode_ray.evaluate.usable_samples import UsableSamples

@@ -80,6 +80,13 @@ class Task(Settings):
             raise ValueError(f"names {len(paths)} places; a clip-benchmark set has one root")
         return paths
 
+    @field_validator("labels")
+    @classmethod
+    def _by_number_where_the_layout_says_so(cls, labels: str, info: ValidationInfo) -> str:
+        if labels == "name" and info.data.get("format") == BENCHMARK_FORMAT:
+            raise ValueError("must be index: a clip-benchmark set tells classes by number")
+        return labels
+
     @field_validator("classes")
     @classmethod
     def _distinct_classes(cls, classes: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
@@ -120,8 +127,6 @@ class Task(Settings):
         if self.kind == "multilabel" and (self.format == FOLDER_FORMAT or self.linear_probe):
             field = "format: a folder tells" if self.format == FOLDER_FORMAT else "linear_probe: it learns"
             raise ValueError(f"{field} one class an image: kind must be classification")
-        if self.format == BENCHMARK_FORMAT and self.labels == "name":
-            raise ValueError("labels: a clip-benchmark set tells classes by number: it must be index")
         if len(self.classes) < 2:
             raise ValueError(f"classes: a {self.kind} task needs at least two classes, not {len(self.classes)}")
         self._check_names()

@@ -71,7 +71,7 @@ def test_what_it_does_not_have_is_said(package: Path, name: str, message: str) -
 
 @pytest.mark.skipif(installed, reason="clip-benchmark is installed")
 def test_without_the_package_the_command_that_installs_it_is_named() -> None:
-    with pytest.raises(ValueError, match="clip-benchmark/pets: .* not installed: pip install clip-benchmark"):
+    with pytest.raises(ValueError, match=r"clip-benchmark/pets: .* not installed: pip install clip-benchmark"):
         builtin_texts("classes", "builtin:clip-benchmark/pets")
 
 

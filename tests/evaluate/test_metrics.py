@@ -4,7 +4,14 @@ import torch
 
 from mode_ray.errors import DataError
 from mode_ray.evaluate.metric_table import METRICS
-from mode_ray.evaluate.metrics import classification_metrics, group_means, macro_mean, measure, metric_draws, retrieval_metrics
+from mode_ray.evaluate.metrics import (
+    classification_metrics,
+    group_means,
+    macro_mean,
+    measure,
+    metric_draws,
+    retrieval_metrics,
+)
 from mode_ray.evaluate.scored import Scored, TaskKind
 
 

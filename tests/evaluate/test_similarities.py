@@ -316,5 +316,5 @@ class TestLinearProbe:
         images = [picture for picture, label in rows if label == "red"]
         pq.write_table(pa.table({"image": images, "label": ["red"] * len(images)}), tmp_path / "train.parquet")
         fields = {"linear_probe": True, "train_paths": (str(tmp_path / "train.parquet"),)}
-        with pytest.raises(DataError, match="task colours: train_paths: .* two classes; there are 1"):
+        with pytest.raises(DataError, match=r"task colours: train_paths: .* two classes; there are 1"):
             measure(rows, classes=CLASSES, **fields)
