@@ -147,6 +147,12 @@ class Location:
             if info.type == pyarrow.fs.FileType.File and "/." not in info.path[len(self.path.rstrip("/")) :]
         )
 
+    def directories(self) -> list["Location"]:
+        """Directories in this directory, sorted, as `files`."""
+        infos = self.filesystem.get_file_info(pyarrow.fs.FileSelector(self.path, allow_not_found=True))
+        found = [self._sibling(info.path.rstrip("/")) for info in infos if info.type == pyarrow.fs.FileType.Directory]
+        return sorted(location for location in found if not location.name.startswith("."))
+
     def glob(self) -> list["Location"]:
         """Files that match this location's wildcards (`*`, `?`, `[…]`; `**` spans directories), sorted."""
         return [entry.location for entry in self.glob_entries()]

@@ -252,6 +252,11 @@ class TestLooking:
         assert below(root, root.files()) == ["a", "b"]
         assert below(root, root.files(recursive=True)) == ["a", "b", "sub/c"]
 
+    def test_the_directories_of_one(self, root: Location) -> None:
+        fill(root, "b/1", "a/deep/2", "file", ".hidden/3")
+        assert below(root, root.directories()) == ["a", "b"]
+        assert (root / "absent").directories() == []
+
     def test_no_directory_has_no_files(self, root: Location) -> None:
         assert (root / "absent").files() == []
         assert (root / "absent").files(recursive=True) == []

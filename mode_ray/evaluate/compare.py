@@ -9,7 +9,7 @@ import numpy as np
 from mode_ray.config import RoutingConfig, RoutingRule
 from mode_ray.ensemble import ensemble_scores, keep_share, keep_top, per_query_scores, without_experts
 from mode_ray.evaluate.measurements import TaskCosines
-from mode_ray.evaluate.metrics import classification_metrics, retrieval_metrics
+from mode_ray.evaluate.metrics import measure
 from mode_ray.evaluate.tasks import Task
 from mode_ray.routing import RoutingWeights, normalised_entropy, per_query_weights, routing_weights
 
@@ -212,7 +212,4 @@ def task_metrics(
         scores_il: Images by texts.
         per_query_il: Scores for retrieving images, where they differ.
     """
-    if task.kind == "classification":
-        return classification_metrics(scores_il, measured.labels, len(task.classes))
-    captions = list(measured.summary.texts)
-    return retrieval_metrics(scores_il, measured.labels, captions, text_to_image_scores_ij=per_query_il)
+    return measure(measured.scored(task.kind, scores_il, per_query_il))

@@ -3,11 +3,12 @@
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from mode_ray.errors import DataError
+from mode_ray.evaluate.scored import Scored, TaskKind
 from mode_ray.storage import Location
 
 SUMMARY_FILE = "task.json"
@@ -27,6 +28,7 @@ class TaskSummary:
         texts: What the task's texts say: class names or captions, in order of the columns.
         skipped: Samples left out, by reason.
         examples: Where the first of each stands.
+        linear_probe: Metrics of linear probes by model, and by ensemble for all its members' embeddings together.
     """
 
     task: str
@@ -36,6 +38,7 @@ class TaskSummary:
     texts: tuple[str, ...]
     skipped: Mapping[str, int]
     examples: Mapping[str, str]
+    linear_probe: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class TaskCosines:
     Attributes:
         summary: What they are of.
         cosines: By model, float32 [images, texts].
-        labels: Text number of every image, int64 [images].
+        labels: What is right, as `scored.Scored` has it for the task's kind.
         routing_texts_ld: Caption embeddings of the task's texts, float32.
     """
 
@@ -53,6 +56,25 @@ class TaskCosines:
     cosines: Mapping[str, np.ndarray]
     labels: np.ndarray
     routing_texts_ld: np.ndarray
+
+    def scored(
+        self, kind: TaskKind, scores_il: np.ndarray, text_to_image_scores_il: np.ndarray | None = None
+    ) -> Scored:
+        """Scores of this task's images beside what is right, for metrics.
+
+        Args:
+            kind: Of the task.
+            scores_il: Of a model or an ensemble.
+            text_to_image_scores_il: For retrieving images, where they differ.
+        """
+        captions = self.summary.texts if kind == "retrieval" else None
+        return Scored(
+            kind=kind,
+            scores_il=scores_il,
+            labels=self.labels,
+            captions=captions,
+            text_to_image_scores_il=text_to_image_scores_il,
+        )
 
 
 def load_summary(directory: Location) -> TaskSummary | None:

@@ -1,21 +1,27 @@
-"""Metrics of zero-shot classification and retrieval, as fractions between 0 and 1.
-
-Ties go by index everywhere: of equal scores the one with the lower index ranks first, as argmax has it. A
-model whose scores are all equal therefore gets what guessing one fixed answer gets, and the order of equal
-scores never depends on a library's sort.
-"""
+"""Metrics of zero-shot classification and retrieval, as fractions between 0 and 1, and means of them over tasks."""
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from mode_ray.errors import DataError
+from mode_ray.evaluate.bootstrap import bootstrap_draws
+from mode_ray.evaluate.curves import Floats
+from mode_ray.evaluate.metric_table import METRICS
+from mode_ray.evaluate.scored import Scored, check_scores
 
-RECALL_RANKS = (1, 5, 10)
-_SCORES_AT_ONCE = 1 << 23
+
+def measure(scored: Scored) -> dict[str, float]:
+    """All metrics of the task's kind that its images define; the others are left out."""
+    once_bi = np.ones((1, scored.images))
+    return {
+        name: float(metric.values(scored, once_bi)[0])
+        for name, metric in METRICS[scored.kind].items()
+        if metric.problem(scored) is None
+    }
 
 
 def classification_metrics(
@@ -29,29 +35,15 @@ def classification_metrics(
         n_classes: Number of classes; must be the number of columns.
 
     Returns:
-        `top1`; `top5`, left out where there are at most 5 classes, since it would be 1 for any model; and
-        `mean_per_class`, the mean over the classes that occur of the share of their images that are right.
+        `top1`; `top5`, left out where there are at most 5 classes, since it would be 1 for any model;
+        `mean_per_class`, the mean over the classes that occur of the share of their images that are right; and of two
+        classes that both occur `roc_auc`, the second class being the positive one.
 
     Raises:
         DataError: Shapes do not fit, there are no images, a label is out of range or a score is not a number.
     """
-    _check_scores(scores_il, (len(labels_i), n_classes), "images and classes")
-    if labels_i.min() < 0 or labels_i.max() >= n_classes:
-        raise DataError(f"labels run from {labels_i.min()} to {labels_i.max()}, outside 0 to {n_classes - 1}")
-    label_scores_i = np.take_along_axis(scores_il, labels_i[:, None], axis=1)
-    before_il = np.arange(n_classes) < labels_i[:, None]
-    rank_i = ((scores_il > label_scores_i) | ((scores_il == label_scores_i) & before_il)).sum(axis=1)
-    right_i = rank_i == 0
-    images_c = np.bincount(labels_i, minlength=n_classes)
-    right_c = np.bincount(labels_i, weights=right_i, minlength=n_classes)
-    occurs = images_c > 0
-    metrics = {
-        "top1": float(right_i.mean()),
-        "mean_per_class": float((right_c[occurs] / images_c[occurs]).mean()),
-    }
-    if n_classes > 5:
-        metrics["top5"] = float((rank_i < 5).mean())
-    return metrics
+    check_scores(scores_il, (len(labels_i), n_classes), "images and classes")
+    return measure(Scored(kind="classification", scores_il=scores_il, labels=labels_i))
 
 
 def retrieval_metrics(
@@ -80,22 +72,37 @@ def retrieval_metrics(
     Raises:
         DataError: Shapes do not fit, there are no texts, a row is out of range or a score is not a number.
     """
-    images, texts = len(scores_ij), len(image_of_text)
-    backward_ij = scores_ij if text_to_image_scores_ij is None else text_to_image_scores_ij
-    _check_scores(scores_ij, (images, texts), "images and texts")
-    _check_scores(backward_ij, (images, texts), "images and texts")
-    if image_of_text.min() < 0 or image_of_text.max() >= images:
-        raise DataError(
-            f"image_of_text runs from {image_of_text.min()} to {image_of_text.max()}, outside 0 to {images - 1}"
+    return measure(
+        Scored(
+            kind="retrieval",
+            scores_il=scores_ij,
+            labels=image_of_text,
+            captions=captions,
+            text_to_image_scores_il=text_to_image_scores_ij,
         )
-    if captions is not None and len(captions) != texts:
-        raise DataError(f"there are {len(captions)} captions but {texts} texts")
-    right_ij = _right_pairs(image_of_text, captions, images)
-    asked = np.unique(image_of_text)
-    forward = _best_ranks(scores_ij, right_ij)[asked]
-    backward = _best_ranks(backward_ij.T, right_ij.T.tocsr())
-    metrics = _recalls("image_to_text", forward, texts)
-    return metrics | _recalls("text_to_image", backward, images)
+    )
+
+
+def metric_draws(scored: Scored, name: str, *, resamples: int = 1000, seed: int = 0) -> Floats:
+    """A metric on resamples of the images, for an interval or for the difference of two models.
+
+    Args:
+        scored: The scores and what is right.
+        name: Of the metric.
+        resamples: Number of draws.
+        seed: Of the draws.
+
+    Returns:
+        As `bootstrap.bootstrap_draws`.
+
+    Raises:
+        DataError: The metric cannot be measured on these images; says why.
+    """
+    metric = METRICS[scored.kind][name]
+    problem = metric.problem(scored)
+    if problem is not None:
+        raise DataError(f"{name} {problem}")
+    return bootstrap_draws(partial(metric.values, scored), scored.images, resamples=resamples, seed=seed)
 
 
 def macro_mean(values: Mapping[str, float | None]) -> float | None:
@@ -104,48 +111,23 @@ def macro_mean(values: Mapping[str, float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def _right_pairs(
-    image_of_text: npt.NDArray[np.integer], captions: Sequence[str] | None, images: int
-) -> sparse.csr_array:
-    """Which text is right for which image: boolean, images by texts."""
-    texts = len(image_of_text)
-    caption_ids: dict[str, int] = {}
-    caption_j = (
-        np.arange(texts)
-        if captions is None
-        else np.array([caption_ids.setdefault(caption, len(caption_ids)) for caption in captions])
-    )
-    has_ic = sparse.csr_array((np.ones(texts, bool), (image_of_text, caption_j)), shape=(images, texts))
-    return has_ic[:, caption_j].astype(bool).tocsr()
+def group_means(
+    values: Mapping[str, float | None], groups_of_task: Mapping[str, Sequence[str]]
+) -> dict[str, float | None]:
+    """The plain mean over the tasks of every named group, such as the variants that test robustness.
 
+    Args:
+        values: A metric by task; None where it was not measured.
+        groups_of_task: Names of the groups that a task belongs to, by task.
 
-def _best_ranks(scores_qa: npt.NDArray[np.floating], right_qa: sparse.csr_array) -> npt.NDArray[np.int64]:
-    """Rank (0 = first) of every query's best right answer; without a right answer, the number of answers."""
-    queries, answers = scores_qa.shape
-    ranks = np.full(queries, answers, dtype=np.int64)
-    step = max(1, _SCORES_AT_ONCE // answers)
-    for start in range(0, queries, step):
-        scores = scores_qa[start : start + step]
-        right = right_qa[start : start + step].toarray()
-        best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-        first = (right & (scores == best)).argmax(axis=1)
-        ahead = (scores > best) | ((scores == best) & (np.arange(answers) < first[:, None]))
-        ranks[start : start + step] = np.where(right.any(axis=1), ahead.sum(axis=1), answers)
-    return ranks
-
-
-def _recalls(direction: str, ranks: npt.NDArray[np.int64], candidates: int) -> dict[str, float]:
-    kept = [rank for rank in RECALL_RANKS if rank == 1 or rank < candidates]
-    return {f"{direction}_r{rank}": float((ranks < rank).mean()) for rank in kept}
-
-
-def _check_scores(scores: npt.NDArray[np.floating], shape: tuple[int, int], sides: str) -> None:
-    if scores.shape != shape:
-        raise DataError(f"scores have shape {scores.shape}, expected {shape} ({sides})")
-    if 0 in shape:
-        raise DataError(f"no scores to measure: shape {shape} ({sides})")
-    if not np.isfinite(scores).all():
-        raise DataError("scores hold a value that is not a finite number: the model's output is broken")
+    Returns:
+        Means by group, in order of first mention; None where a task of the group is missing.
+    """
+    members: dict[str, list[str]] = {}
+    for task, groups in groups_of_task.items():
+        for group in groups:
+            members.setdefault(group, []).append(task)
+    return {group: macro_mean({task: values.get(task) for task in tasks}) for group, tasks in members.items()}
 
 
 def difference_margin(pairs: Sequence[tuple[float, float, int]]) -> float:

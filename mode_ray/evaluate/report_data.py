@@ -17,6 +17,8 @@ from mode_ray.config import RunConfig
 from mode_ray.errors import DataError
 from mode_ray.evaluate.compare import TaskResults
 from mode_ray.evaluate.measurements import TaskCosines
+from mode_ray.evaluate.metric_table import METRICS
+from mode_ray.evaluate.metrics import group_means
 from mode_ray.evaluate.report_schema import (
     ExpertRow,
     FineClusterRow,
@@ -125,6 +127,7 @@ def report_data(sources: ReportSources) -> ReportData:
     """All that the report shows."""
     config = sources.config
     n = config.train.experts
+    models = _models(sources)
     return ReportData(
         title=f"MoDE-{n}: {len(sources.clustering.centers_md)} fine clusters, {n} experts",
         run=config.directory.uri,
@@ -134,7 +137,8 @@ def report_data(sources: ReportSources) -> ReportData:
         versions=package_versions(),
         stages=_stages(sources),
         tasks=[_task_row(task, sources.measured[task.name]) for task in sources.tasks],
-        models=_models(sources),
+        models=models,
+        groups=_groups(sources.tasks, models),
         routing=[
             _routing_row(sources, task, rule, weights)
             for task, results in sources.results.items()
@@ -171,7 +175,9 @@ def _stages(sources: ReportSources) -> list[StageRow]:
 
 def _task_row(task: Task, measured: TaskCosines) -> TaskRow:
     texts = len(measured.summary.texts)
-    return TaskRow(name=task.name, metric=task.metric, items=measured.summary.images, texts=texts, chance=1 / texts)
+    scored = measured.scored(task.kind, next(iter(measured.cosines.values())))
+    chance = METRICS[task.kind][task.metric].chance(scored)
+    return TaskRow(name=task.name, metric=task.metric, items=scored.images, texts=texts, chance=chance)
 
 
 def _models(sources: ReportSources) -> list[ModelRow]:
@@ -243,6 +249,16 @@ def _pruning(sources: ReportSources) -> list[PruningRow]:
         for task in sources.tasks
         for pruned in sources.results[task.name].pruned
     ]
+
+
+def _groups(tasks: Sequence[Task], models: Sequence[ModelRow]) -> dict[str, dict[str, float | None]]:
+    """Means of the main metric over the tasks of each named group, by group and model."""
+    means: dict[str, dict[str, float | None]] = {}
+    for model in models:
+        values = {task.name: model["metrics"].get(task.name, {}).get(task.metric) for task in tasks}
+        for group, mean in group_means(values, {task.name: task.groups for task in tasks}).items():
+            means.setdefault(group, {})[model["name"]] = mean
+    return means
 
 
 def _nearest(sources: ReportSources, measured: TaskCosines) -> list[NearestRow]:

@@ -132,6 +132,7 @@ class ReportData(TypedDict):
     rule: str  # the config's routing rule, chosen before the results: the verdict is about it
     tasks: list[TaskRow]
     models: list[ModelRow]
+    groups: NotRequired[dict[str, dict[str, float | None]]]  # means over named groups of tasks, by group and model
     machine: NotRequired[str]
     versions: NotRequired[dict[str, str]]
     stages: NotRequired[list[StageRow]]

@@ -4,13 +4,12 @@ A new routing rule is evaluated from these files without running a model again.
 """
 
 import json
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 
 from mode_ray.config import EvaluatePlacement
 from mode_ray.encoders.encoder import CaptionEncoder
@@ -23,17 +22,19 @@ from mode_ray.evaluate.measurements import (
     cosine_file,
     save_array,
 )
-from mode_ray.evaluate.tasks import Sample, Task, read_samples
+from mode_ray.evaluate.metric_table import METRICS
+from mode_ray.evaluate.probe_task import TaskProbes, probe_task
+from mode_ray.evaluate.scored import Scored
+from mode_ray.evaluate.split_features import encode_split
+from mode_ray.evaluate.tasks import Task
+from mode_ray.evaluate.usable_samples import UsableSamples
 from mode_ray.expert import Expert
-from mode_ray.images import decode_image
 from mode_ray.routing import mean_direction
 from mode_ray.storage import Location
 
-_NO_IMAGE = "no image"
-_BAD_IMAGE = "undecodable image"
-_NO_TEXT = "no text"
-_OTHER_CLASS = "of no class of the task"
-_UNKNOWN_WORDS = "caption without a word that the caption encoder knows"
+Encode = Callable[[list[str]], np.ndarray]
+_Sides = tuple[Mapping[str, np.ndarray], np.ndarray]  # texts by every model, and by the caption encoder
+_Value = TypeVar("_Value")
 
 
 def measure_task(
@@ -55,118 +56,96 @@ def measure_task(
         max_pixels: Larger images are left out.
 
     Raises:
-        DataError: A model or file cannot be read, or no sample is usable.
+        DataError: A model or file cannot be read, no sample is usable, a class name has no embedding, or the samples
+            do not define the task's metric.
     """
     torch.set_num_threads(placement.threads_per_task)
     experts = {name: Expert(folder) for name, folder in models.items()}
-    prepare = next(iter(experts.values())).prepare
-    collected = _Collector(task)
-    features: dict[str, list[np.ndarray]] = {name: [] for name in models}
-    batch: list[torch.Tensor] = []
-    for sample in read_samples(task):
-        image = collected.take(sample, max_pixels)
-        if image is not None:
-            batch.append(prepare(image))
-        if len(batch) == placement.batch_size:
-            _encode(experts, batch, features)
-            batch = []
-    _encode(experts, batch, features)
-    features_id = {name: np.concatenate(parts) for name, parts in features.items() if parts}
-    routing_ld = _text_side(task, collected.captions, encoder.encode) if collected.numbers else np.empty((0, 0))
-    if task.kind == "retrieval":
-        # A zero embedding has no direction: such a query cannot be routed.
-        known_l = np.asarray(routing_ld.any(axis=1))
-        collected.keep_known(known_l)
-        routing_ld = routing_ld[known_l]
-        features_id = {name: rows_id[known_l] for name, rows_id in features_id.items()}
-    if not collected.numbers:
-        raise DataError(
-            f"task {task.name}: no usable sample ({dict(collected.skipped)}); look at its paths and fields"
-        )
-    texts = (
-        tuple(name[0] for name in task.class_texts()) if task.kind == "classification" else tuple(collected.captions)
-    )
-    for name, expert in experts.items():
-        cosines_il = features_id[name] @ _text_side(task, collected.captions, expert.encode_texts).T
-        save_array(cosine_file(directory, name), cosines_il.astype(np.float32))
-    save_array(directory / LABELS_FILE, np.array(collected.numbers, np.int64))
+    # Classes before the images: a name that cannot be embedded shows at once.
+    sides = None if task.kind == "retrieval" else _class_sides(task, experts, encoder)
+    usable, features = encode_split(task, "test", experts, placement, max_pixels)
+    if sides is None:
+        kept, sides = _caption_sides(usable, experts, encoder)
+        features = {name: rows_id[kept] for name, rows_id in features.items()}
+    texts, routing_ld = sides
+    labels = usable.labels()
+    for name, folder in models.items():
+        cosines_il = (features[name] @ texts[name].T).astype(np.float32)
+        if not np.isfinite(cosines_il).all():
+            raise DataError(f"{folder}: its embeddings hold a value that is not a finite number: train it again")
+        _check_metric(task, cosines_il, labels)
+        save_array(cosine_file(directory, name), cosines_il)
+    save_array(directory / LABELS_FILE, labels)
     save_array(directory / ROUTING_FILE, routing_ld)
+    probes = TaskProbes({}, {}, {})
+    if task.linear_probe:
+        probes = probe_task(task, experts, features, labels, placement, max_pixels)
     summary = TaskSummary(
         task=task.name,
         models=tuple(models),
         logit_scales={name: expert.logit_scale for name, expert in experts.items()},
-        images=len(collected.numbers),
-        texts=texts,
-        skipped=dict(collected.skipped),
-        examples=collected.examples,
+        images=usable.images,
+        texts=tuple(usable.captions) or tuple(texts[0] for texts in task.class_texts()),
+        skipped={**usable.skipped, **_of_training(probes.skipped)},
+        examples={**usable.examples, **_of_training(probes.examples)},
+        linear_probe=probes.metrics,
     )
     (directory / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=1))
     return summary
 
 
-class _Collector:
-    """Counts and numbers the samples of a task as they come."""
+def zero_shot_classifier(class_texts: Sequence[Sequence[str]], encode: Encode) -> np.ndarray:
+    """One unit row a class: the mean direction of its texts' embeddings.
 
-    def __init__(self, task: Task) -> None:
-        self._classes = {label: number for number, label in enumerate(task.classes)}
-        self._retrieval = task.kind == "retrieval"
-        self.numbers: list[int] = []
-        self.captions: list[str] = []
-        self.skipped: Counter[str] = Counter()
-        self.examples: dict[str, str] = {}
+    Args:
+        class_texts: For every class its name in every template.
+        encode: Texts to unit rows.
 
-    def take(self, sample: Sample, max_pixels: int) -> Image.Image | None:
-        """The decoded image of a usable sample; None for others, which are counted."""
-        reason, place = self._refusal(sample), sample.place
-        if reason is None and sample.image is not None and sample.text is not None:
-            try:
-                image = decode_image(sample.image, max_pixels, sample.place)
-            except DataError as error:
-                reason, place = _BAD_IMAGE, str(error)
-            else:
-                self._number(sample.text)
-                return image
-        self.skipped[str(reason)] += 1
-        self.examples.setdefault(str(reason), place)
-        return None
-
-    def keep_known(self, known_l: np.ndarray) -> None:
-        """Drop and count the captions (of a retrieval task) that are not marked."""
-        unknown = [caption for caption, known in zip(self.captions, known_l, strict=True) if not known]
-        if unknown:
-            self.skipped[_UNKNOWN_WORDS] += len(unknown)
-            self.examples[_UNKNOWN_WORDS] = repr(unknown[0])
-        self.captions = [caption for caption, known in zip(self.captions, known_l, strict=True) if known]
-        self.numbers = list(range(len(self.captions)))
-
-    def _refusal(self, sample: Sample) -> str | None:
-        """Why a sample cannot be used, as far as that shows before its image is decoded."""
-        if not sample.text:
-            return _NO_TEXT
-        if not self._retrieval and sample.text not in self._classes:
-            return _OTHER_CLASS
-        return _NO_IMAGE if sample.image is None else None
-
-    def _number(self, text: str) -> None:
-        if self._retrieval:
-            self.numbers.append(len(self.captions))
-            self.captions.append(text)
-        else:
-            self.numbers.append(self._classes[text])
+    Raises:
+        DataError: A text has no embedding, or those of a class cancel out; says which class.
+    """
+    flat_td = encode([text for texts in class_texts for text in texts])
+    parts = np.split(flat_td, np.cumsum([len(texts) for texts in class_texts])[:-1])
+    rows = []
+    for texts, rows_td in zip(class_texts, parts, strict=True):
+        try:
+            rows.append(mean_direction(rows_td))
+        except DataError as error:
+            raise DataError(f"{texts[0]!r}: {error}") from None
+    return np.stack(rows)
 
 
-def _encode(experts: Mapping[str, Expert], batch: list[torch.Tensor], features: dict[str, list[np.ndarray]]) -> None:
-    if batch:
-        images_b3hw = torch.stack(batch)
-        for name, expert in experts.items():
-            features[name].append(expert.encode_images(images_b3hw))
+def _class_sides(task: Task, experts: Mapping[str, Expert], encoder: CaptionEncoder) -> _Sides:
+    """The classifier of every model, and that of the caption encoder."""
+
+    def classifier(encode: Encode, whose: str) -> np.ndarray:
+        try:
+            return zero_shot_classifier(task.class_texts(), encode)
+        except DataError as error:
+            raise DataError(f"{task.place}: classes: {whose} has no embedding of {error}") from None
+
+    routing_ld = classifier(encoder.encode, f"the caption encoder {encoder.name}")
+    return {name: classifier(expert.encode_texts, f"model {name}") for name, expert in experts.items()}, routing_ld
 
 
-def _text_side(task: Task, captions: list[str], encode: Callable[[list[str]], np.ndarray]) -> np.ndarray:
-    """One unit row a text: a caption's embedding, or the mean direction of a class name's templates."""
-    if task.kind == "retrieval":
-        return encode(captions)
-    names = task.class_texts()
-    flat = encode([text for texts in names for text in texts])
-    per_class = np.split(flat, np.cumsum([len(texts) for texts in names])[:-1])
-    return np.stack([mean_direction(rows_td) for rows_td in per_class])
+def _caption_sides(
+    usable: UsableSamples, experts: Mapping[str, Expert], encoder: CaptionEncoder
+) -> tuple[np.ndarray, _Sides]:
+    """Numbers of the images whose captions can be routed, and these captions by every model and the encoder."""
+    routing_ld = encoder.encode(usable.captions)
+    # A zero embedding has no direction: such a query cannot be routed.
+    known_l = np.asarray(routing_ld.any(axis=1))
+    kept = usable.keep_known(known_l)
+    usable.require_some()
+    texts = {name: expert.encode_texts(usable.captions) for name, expert in experts.items()}
+    return kept, (texts, routing_ld[known_l])
+
+
+def _check_metric(task: Task, scores_il: np.ndarray, labels: np.ndarray) -> None:
+    problem = METRICS[task.kind][task.metric].problem(Scored(kind=task.kind, scores_il=scores_il, labels=labels))
+    if problem is not None:
+        raise DataError(f"{task.place}: metric: {task.metric} {problem}")
+
+
+def _of_training(by_reason: Mapping[str, _Value]) -> dict[str, _Value]:
+    return {f"{reason} (training split)": value for reason, value in by_reason.items()}

@@ -1,83 +1,198 @@
-"""Evaluation tasks from YAML files: images with labels (zero-shot classification) or with captions (retrieval)."""
+"""Evaluation tasks from YAML files: images with classes (zero-shot classification) or with captions (retrieval)."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
-from mode_ray.captions.parquet import open_parquet
-from mode_ray.captions.shards import PAIR_FORMATS, Shard, list_shards
-from mode_ray.captions.webdataset import JSON_SUFFIX, TEXT_SUFFIX, read_tar_samples
-from mode_ray.config import CaptionsConfig
-from mode_ray.errors import DataError, UsageError
+from mode_ray.errors import UsageError
+from mode_ray.evaluate.benchmark_layout import MEMBERS, BenchmarkLayout
+from mode_ray.evaluate.builtin_texts import PREFIX, Texts, builtin_texts
+from mode_ray.evaluate.metric_table import METRICS
+from mode_ray.evaluate.scored import TaskKind
 from mode_ray.settings import Settings, Strings
 from mode_ray.storage import Location
 
-_MAX_IMAGE_BYTES = 64 << 20
-_ROWS_AT_ONCE = 256
+BENCHMARK_FORMAT: Final = "clip-benchmark"
+FOLDER_FORMAT: Final = "folder"
+_PLACEHOLDER = "{}"
 
 
 class Task(Settings):
     """One task; docs/tasks.md has examples."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    kind: Literal["classification", "retrieval"]
+    kind: TaskKind
+    format: Literal["auto", "parquet", "webdataset", "folder", "clip-benchmark"] = "auto"
     paths: Strings
-    """Parquet files or WebDataset tars; relative paths count from the task file."""
-    format: Literal["auto", "parquet", "webdataset"] = "auto"
+    """Parquet files, tars, folders of images, or the one root of a clip-benchmark set; relative to the task file."""
+    train_paths: Strings = ()
+    """The same for the training split of a linear probe; a clip-benchmark set has it in its `train` folder."""
     image_field: str = "image"
     """Parquet: the column with the encoded image."""
     label_field: str = "label"
-    """Classification: the column, or the field of the `.json` member, with the label."""
+    """Classification: the column, or the field of the `.json` member, with the label or a list of labels."""
     caption_field: str | None = None
     """Retrieval: the column (default `caption`), or the field of the `.json` member (default: the `.txt` member)."""
+    labels: Literal["name", "index"] = "name"
+    """How the data name an image's class: by one of `classes`, or by its number in them, from 0."""
     classes: Strings = ()
-    """Label values, in order; samples with other labels are left out and counted."""
+    """In order; `builtin:NAME`; of folders by default their names, of a clip-benchmark set its class names."""
     class_names: Mapping[str, str] = {}
-    """Readable names of label values; by default the value with spaces for `_` and `-`."""
-    templates: Annotated[tuple[str, ...], Field(strict=False)] = ("{}",)
+    """Readable names of classes; by default, where labels are names, the class with spaces for `_` and `-`."""
+    templates: Annotated[tuple[str, ...], Field(strict=False)] = (_PLACEHOLDER,)
+    """With {} for the class name; `builtin:NAME`."""
+    metric: str = Field(default_factory=lambda fields: next(iter(METRICS[fields["kind"]])))
+    """The main one; all others of the kind are measured too."""
+    groups: Strings = ()
+    """Names of groups whose mean is reported, such as the variants of one data set."""
+    linear_probe: bool = False
+    """Fit linear classifiers on the training split's embeddings too."""
+    _file: str = PrivateAttr("")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbered(cls, values: Any) -> Any:  # noqa: ANN401  (pydantic's own contract)
+        """Lists of class names that come from elsewhere go by number, unless the task says otherwise."""
+        if not isinstance(values, dict):
+            return values
+        elsewhere = values.get("format") == BENCHMARK_FORMAT or isinstance(values.get("classes"), str)
+        return {"labels": "index", **values} if elsewhere else values
+
+    @field_validator("classes", "templates", mode="before")
+    @classmethod
+    def _looked_up(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401  (pydantic's own contract)
+        if not isinstance(value, str):
+            return value
+        texts: Texts = "classes" if info.field_name == "classes" else "templates"
+        if not value.startswith(PREFIX):
+            raise ValueError(f"is a list, or a name such as {PREFIX}NAME; {value!r} is neither")
+        return builtin_texts(texts, value)
+
+    @field_validator("paths")
+    @classmethod
+    def _some_path(cls, paths: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if not paths:
+            raise ValueError("is empty")
+        if info.data.get("format") == BENCHMARK_FORMAT and len(paths) > 1:
+            raise ValueError(f"names {len(paths)} places; a clip-benchmark set has one root")
+        return paths
+
+    @field_validator("labels")
+    @classmethod
+    def _by_number_where_the_layout_says_so(cls, labels: str, info: ValidationInfo) -> str:
+        if labels == "name" and info.data.get("format") == BENCHMARK_FORMAT:
+            raise ValueError("must be index: a clip-benchmark set tells classes by number")
+        return labels
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct_classes(cls, classes: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        # By number, two classes may share a name, as in ImageNet's own list; by name nobody could tell them apart.
+        twice = _first_twice(label_key(name) for name in classes) if info.data.get("labels") == "name" else None
+        if twice is not None:
+            raise ValueError(f"names one class twice: {twice!r}")
+        return classes
+
+    @field_validator("templates")
+    @classmethod
+    def _with_a_place_for_the_name(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        if not templates:
+            raise ValueError("is empty; {} alone is the name itself")
+        # {c} is clip-benchmark's way to write it.
+        plain = tuple(template.replace("{c}", _PLACEHOLDER) for template in templates)
+        for number, template in enumerate(plain):
+            if _PLACEHOLDER not in template:
+                raise ValueError(f"template {number}, {template!r}, has no {{}} for the class name")
+        return plain
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, metric: str, info: ValidationInfo) -> str:
+        kind = info.data.get("kind")
+        if kind is not None and metric not in METRICS[kind]:
+            raise ValueError(f"{metric!r} is no metric of {kind} tasks; there are {', '.join(METRICS[kind])}")
+        return metric
 
     @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if self.kind == "classification":
-            if len(self.classes) < 2:
-                raise ValueError("a classification task needs at least two classes")
-            if len(set(self.classes)) < len(self.classes):
-                raise ValueError("classes names one class twice")
-            for template in self.templates:
-                if "{}" not in template:
-                    raise ValueError(f"template {template!r} has no {{}} for the class name")
-        if not self.paths:
-            raise ValueError("paths is empty")
+    def _consistent(self) -> Self:
+        if self.kind == "retrieval":
+            if self.format == FOLDER_FORMAT:
+                raise ValueError("format: a folder tells classes, no captions: kind must be classification")
+            if self.linear_probe:
+                raise ValueError("linear_probe: only classification tasks have one")
+            return self
+        if self.kind == "multilabel" and (self.format == FOLDER_FORMAT or self.linear_probe):
+            field = "format: a folder tells" if self.format == FOLDER_FORMAT else "linear_probe: it learns"
+            raise ValueError(f"{field} one class an image: kind must be classification")
+        if len(self.classes) < 2:
+            raise ValueError(f"classes: a {self.kind} task needs at least two classes, not {len(self.classes)}")
+        self._check_names()
+        reason = METRICS[self.kind][self.metric].class_count_problem(len(self.classes))
+        if reason is not None:
+            raise ValueError(f"metric: {self.metric} {reason}")
+        if self.linear_probe and not self.train_paths and self.format != BENCHMARK_FORMAT:
+            raise ValueError("train_paths: a linear probe learns from a training split; name its files")
         return self
+
+    def _check_names(self) -> None:
+        unknown = sorted(set(self.class_names) - set(self.classes))
+        if unknown:
+            raise ValueError(f"class_names: {unknown[0]!r} is none of classes")
+        names = self.names()
+        empty = next((number for number, name in enumerate(names) if not name.strip()), None)
+        if empty is not None:
+            field = "class_names" if self.classes[empty] in self.class_names else "classes"
+            raise ValueError(f"{field}: class {empty}, {self.classes[empty]!r}, has an empty name")
+        twice = _first_twice(names) if self.labels == "name" else None
+        if twice is not None:
+            raise ValueError(f"class_names: two classes are called {twice!r}: nobody could tell them apart")
+
+    def names(self) -> list[str]:
+        """Readable names of the classes, in order."""
+        if self.labels == "index":
+            return [self.class_names.get(name, name) for name in self.classes]
+        return [self.class_names.get(label, label.replace("_", " ").replace("-", " ")) for label in self.classes]
 
     def class_texts(self) -> list[list[str]]:
         """For every class its name in every template."""
-        names = [self.class_names.get(label, label.replace("_", " ").replace("-", " ")) for label in self.classes]
-        return [[template.replace("{}", name) for template in self.templates] for name in names]
+        return [[template.replace(_PLACEHOLDER, name) for template in self.templates] for name in self.names()]
 
     @property
-    def metric(self) -> str:
-        """The main metric."""
-        return "top1" if self.kind == "classification" else "text_to_image_r1"
+    def place(self) -> str:
+        """The task's file, or its name where it has none, for messages."""
+        return self._file or f"task {self.name}"
+
+    @property
+    def text_field(self) -> str:
+        """Where the data hold labels or captions, for messages."""
+        if self.format == FOLDER_FORMAT:
+            return "the folder's name"
+        if self.format == BENCHMARK_FORMAT:
+            return f".{MEMBERS[self.kind]}"
+        return self.caption_field or "caption" if self.kind == "retrieval" else self.label_field
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One image of a task.
+def label_key(label: str) -> str:
+    """What two labels are compared by: a letter can be coded in several ways, and file systems differ in theirs."""
+    return unicodedata.normalize("NFC", label)
 
-    Attributes:
-        image: The encoded image.
-        text: Its label or its caption; None where it has none.
-        place: File and row, for messages.
+
+def class_folders(roots: Iterable[Location]) -> list[str]:
+    """Names of the folders below the roots, sorted: each is a class.
+
+    Raises:
+        UsageError: A root has no folder.
     """
-
-    image: bytes | None
-    text: str | None
-    place: str
+    names: set[str] = set()
+    for root in roots:
+        found = [folder.name for folder in root.directories()]
+        if not found:
+            raise UsageError(f"paths: {root}: no folder in it; images lie in one folder a class")
+        names.update(found)
+    return sorted(names)
 
 
 def load_tasks(paths: Sequence[str]) -> list[Task]:
@@ -96,10 +211,10 @@ def load_tasks(paths: Sequence[str]) -> list[Task]:
 
 
 def load_task(path: str) -> Task:
-    """Read a task file.
+    """Read a task file, and the class names and templates that lie beside its data.
 
     Raises:
-        UsageError: No such file, unknown or missing keys; names file and field.
+        UsageError: No such file, unknown or missing keys, a value that makes no sense; names file and field.
     """
     location = Location.parse(path)
     try:
@@ -113,13 +228,44 @@ def load_task(path: str) -> Task:
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     try:
-        task = Task.model_validate(values)
+        task = Task.model_validate(_completed(values, location) if isinstance(values, dict) else values)
     except ValidationError as error:
         problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"]) or "(top level)"
-        raise UsageError(f"{path}: {field}: {problem['msg'].removeprefix('Value error, ')}") from None
-    absolute = tuple(_beside(location, given) for given in task.paths)
-    return task.model_copy(update={"paths": absolute})
+        message = problem["msg"].removeprefix("Value error, ")
+        field = ".".join(str(part) for part in problem["loc"])
+        if not field and problem["type"] == "value_error":
+            raise UsageError(f"{path}: {message}") from None
+        raise UsageError(f"{path}: {field or '(top level)'}: {message}") from None
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    task._file = path
+    return task
+
+
+def _completed(values: Mapping[str, Any], task_file: Location) -> dict[str, Any]:
+    """A task's values with absolute paths, and with what its data's layout tells; of the wrong type as they are."""
+    found: dict[str, Any] = dict(values)
+    for field in ("paths", "train_paths"):
+        given = found.get(field)
+        if isinstance(given, list) and all(isinstance(path, str) for path in given):
+            found[field] = [_beside(task_file, path) for path in given]
+    paths = found.get("paths")
+    if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
+        return found
+    if found.get("format") == FOLDER_FORMAT and "classes" not in found:
+        return {"classes": class_folders(Location.parse(path) for path in paths), **found}
+    if found.get("format") != BENCHMARK_FORMAT:
+        return found
+    layout = BenchmarkLayout(Location.parse(paths[0]))
+    told = layout.kind()
+    if told != found.get("kind", told):
+        raise UsageError(f"kind: is {found['kind']}, but the set at {layout.root} is for {told}")
+    if told != "retrieval":
+        if "classes" not in found:
+            found["classes"] = layout.class_names()
+        if "templates" not in found:
+            found["templates"] = layout.templates()
+    return found
 
 
 def _beside(task_file: Location, path: str) -> str:
@@ -134,62 +280,10 @@ def _beside(task_file: Location, path: str) -> str:
     return place.uri
 
 
-def read_samples(task: Task) -> Iterator[Sample]:
-    """Go through a task's samples in order.
-
-    Raises:
-        DataError: A file is missing or damaged, or a column does not exist; names file and field.
-    """
-    listing = CaptionsConfig(paths=task.paths, format=task.format)
-    for shard in list_shards(listing, formats=PAIR_FORMATS):
-        yield from (_tar_samples(task, shard) if shard.format == "webdataset" else _parquet_samples(task, shard))
-
-
-def _tar_samples(task: Task, shard: Shard) -> Iterator[Sample]:
-    from_json = task.kind == "classification" or task.caption_field is not None
-    suffix = JSON_SUFFIX if from_json else TEXT_SUFFIX
-    wanted = frozenset({suffix, "jpg", "jpeg", "png", "webp", "gif", "bmp"})
-    field = task.label_field if task.kind == "classification" else task.caption_field
-    for row, sample in enumerate(read_tar_samples(shard, wanted, _MAX_IMAGE_BYTES)):
-        place = f"{shard.uri}: sample {row} ({sample.key})"
-        image = next((content for name, content in sample.contents.items() if name != suffix), None)
-        content = sample.contents.get(suffix)
-        yield Sample(image, None if content is None else _text(content, field if from_json else None, place), place)
-
-
-def _text(content: bytes, field: str | None, place: str) -> str | None:
-    try:
-        text = content.decode()
-        if field is None:
-            return text.strip()
-        value = json.loads(text).get(field)
-    except (ValueError, AttributeError):
-        raise DataError(f"{place}: its text or .json member cannot be read") from None
-    if isinstance(value, list):
-        value = value[0] if value else None
-    return None if value is None else str(value)
-
-
-def _parquet_samples(task: Task, shard: Shard) -> Iterator[Sample]:
-    file = open_parquet(shard)
-    field = task.label_field if task.kind == "classification" else task.caption_field or "caption"
-    for name in (task.image_field, field):
-        if name not in file.schema_arrow.names:
-            raise DataError(f"{shard.uri}: no column {name!r} (task {task.name}); it has {file.schema_arrow.names}")
-    row = 0
-    for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[task.image_field, field]):
-        for values in batch.to_pylist():
-            text = values[field]
-            if isinstance(text, list):
-                text = text[0] if text else None
-            place = f"{shard.uri}: row {row}"
-            yield Sample(_image(values[task.image_field], task, place), None if text is None else str(text), place)
-            row += 1
-
-
-def _image(value: object, task: Task, place: str) -> bytes | None:
-    if isinstance(value, dict):  # the layout of Hugging Face data sets
-        value = value.get("bytes")
-    if value is not None and not isinstance(value, bytes):
-        raise DataError(f"{place}: column {task.image_field!r} holds no image bytes (task {task.name})")
-    return value
+def _first_twice(names: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None

@@ -3,7 +3,16 @@ import pytest
 import torch
 
 from mode_ray.errors import DataError
-from mode_ray.evaluate.metrics import classification_metrics, macro_mean, retrieval_metrics
+from mode_ray.evaluate.metric_table import METRICS
+from mode_ray.evaluate.metrics import (
+    classification_metrics,
+    group_means,
+    macro_mean,
+    measure,
+    metric_draws,
+    retrieval_metrics,
+)
+from mode_ray.evaluate.scored import Scored, TaskKind
 
 
 def test_accuracy_over_images_and_over_classes() -> None:
@@ -118,7 +127,7 @@ def test_agrees_with_a_plain_sort_in_any_block_size(monkeypatch: pytest.MonkeyPa
         images = np.argsort(-scores, axis=0)[:rank]
         expected[f"image_to_text_r{rank}"] = np.take_along_axis(right, texts, 1).any(axis=1)[asked].mean()
         expected[f"text_to_image_r{rank}"] = np.take_along_axis(right, images, 0).any(axis=0).mean()
-    monkeypatch.setattr("mode_ray.evaluate.metrics._SCORES_AT_ONCE", 200)
+    monkeypatch.setattr("mode_ray.evaluate.ranking._SCORES_AT_ONCE", 200)
     assert retrieval_metrics(scores, image_of_text, captions) == pytest.approx(expected)
 
 
@@ -141,3 +150,124 @@ def test_the_mean_over_tasks_needs_all_of_them() -> None:
     assert macro_mean({"a": 0.2, "b": 0.4}) == pytest.approx(0.3)
     assert macro_mean({"a": 0.2, "b": None}) is None
     assert macro_mean({}) is None
+
+
+def test_a_group_has_a_mean_where_all_of_its_tasks_were_measured() -> None:
+    groups = {"v2": ["robustness"], "sketch": ["robustness", "drawings"], "clipart": ["drawings"], "pets": []}
+    values = {"v2": 0.2, "sketch": 0.4, "clipart": None, "pets": 0.9}
+    assert group_means(values, groups) == {"robustness": pytest.approx(0.3), "drawings": None}
+    assert group_means({"v2": 0.2}, {"v2": ["a"], "lost": ["a"]}) == {"a": None}
+
+
+class TestRocAucOfTwoClasses:
+    def test_it_is_the_share_of_pairs_in_the_right_order(self) -> None:
+        # Margins of the second class: positives 0.4, 0.0; negatives 0.2, -0.6. Three of four pairs are in order.
+        scores = np.array([[0.3, 0.7], [0.5, 0.5], [0.4, 0.6], [0.8, 0.2]])
+        metrics = classification_metrics(scores, np.array([1, 1, 0, 0]), 2)
+        assert metrics["roc_auc"] == 0.75
+
+    def test_more_classes_or_images_of_one_class_do_not_define_it(self) -> None:
+        assert "roc_auc" not in classification_metrics(np.eye(3), np.arange(3), 3)
+        assert "roc_auc" not in classification_metrics(np.zeros((2, 2)), np.array([1, 1]), 2)
+
+    def test_a_scale_of_the_scores_changes_nothing(self) -> None:
+        generator = np.random.default_rng(1)
+        scores, labels = generator.standard_normal((50, 2)), generator.integers(0, 2, 50)
+        logits = torch.tensor(3 * scores)
+        by_softmax = logits.softmax(dim=1)[:, 1].numpy()
+        pairs = by_softmax[labels == 1][:, None] > by_softmax[labels == 0]
+        assert classification_metrics(scores, labels, 2)["roc_auc"] == pytest.approx(pairs.mean())
+
+
+class TestMultilabel:
+    def test_mean_average_precision_is_the_mean_over_the_classes_that_occur(self) -> None:
+        # Class 0: ranked 1 and 3 of 3 -> (1 + 2/3) / 2. Class 1: ranked 2 of 3 -> 1/2. Class 2 occurs nowhere.
+        scores = np.array([[0.9, 0.5, 0.3], [0.5, 0.9, 0.1], [0.1, 0.1, 0.9]])
+        labels = np.array([[True, True, False], [False, False, False], [True, False, False]])
+        metrics = measure(Scored(kind="multilabel", scores_il=scores, labels=labels))
+        assert metrics["mean_average_precision"] == pytest.approx((5 / 6 + 1 / 2) / 2)
+        # Class 0: 1 of 2 pairs in order; class 1: 1 of 2.
+        assert metrics["roc_auc"] == pytest.approx(0.5)
+
+    def test_without_any_label_there_is_nothing_to_measure(self) -> None:
+        nothing = Scored(kind="multilabel", scores_il=np.zeros((2, 2)), labels=np.zeros((2, 2), bool))
+        assert measure(nothing) == {}
+        assert METRICS["multilabel"]["mean_average_precision"].problem(nothing) == (
+            "needs an image that has one of the classes; none has"
+        )
+
+    def test_labels_of_another_shape_are_refused(self) -> None:
+        with pytest.raises(DataError, match=r"expected \(2, 3\)"):
+            Scored(kind="multilabel", scores_il=np.zeros((2, 2)), labels=np.zeros((2, 3), bool))
+
+
+def random_scored(kind: TaskKind, seed: int, images: int = 60, texts: int = 12) -> Scored:
+    generator = np.random.default_rng(seed)
+    labels = {
+        "classification": generator.integers(0, texts, images),
+        "multilabel": generator.random((images, texts)) < 0.2,
+        "retrieval": generator.integers(0, images, texts),
+    }[kind]
+    return Scored(kind=kind, scores_il=generator.standard_normal((images, texts)), labels=labels)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in METRICS.items() for name in names])
+def test_every_metric_of_random_scores_is_near_what_chance_reaches(kind: TaskKind, name: str) -> None:
+    metric = METRICS[kind][name]
+    texts = 2 if (kind, name) == ("classification", "roc_auc") else 12
+    once = np.ones((1, 60))
+    tried = [random_scored(kind, seed, texts=texts) for seed in range(150)]
+    reached = np.mean([metric.values(scored, once)[0] for scored in tried])
+    assert reached == pytest.approx(np.mean([metric.chance(scored) for scored in tried]), abs=0.025)
+
+
+@pytest.mark.parametrize("kind", list(METRICS))
+def test_an_image_that_counts_twice_is_as_good_as_two_of_it(kind: TaskKind) -> None:
+    scored = random_scored(kind, 5)
+    counts = np.random.default_rng(6).integers(0, 3, scored.images)
+    repeated = np.repeat(np.arange(scored.images), counts)
+    for name, metric in METRICS[kind].items():
+        if metric.problem(scored) or kind == "retrieval":  # there the copies would be candidates too
+            continue
+        copies = Scored(kind=kind, scores_il=scored.scores_il[repeated], labels=scored.labels[repeated])
+        assert metric.values(scored, counts[None].astype(float))[0] == pytest.approx(measure(copies)[name]), name
+
+
+def test_an_image_that_does_not_count_is_not_asked_and_still_searched() -> None:
+    # Image 1 takes both texts; only image 0's query counts.
+    scored = Scored(kind="retrieval", scores_il=np.array([[0.5, 0.1], [0.9, 0.9]]), labels=np.array([0, 1]))
+    weights = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 3.0]])
+    np.testing.assert_allclose(METRICS["retrieval"]["text_to_image_r1"].values(scored, weights), [0.0, 1.0, 0.75])
+    # Of image 1's equal scores the first wins, which is image 0's.
+    np.testing.assert_allclose(METRICS["retrieval"]["image_to_text_r1"].values(scored, weights), [1.0, 0.0, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "problem"),
+    [
+        ("classification", "top5", "needs at least 6 classes; this task has 3"),
+        ("classification", "roc_auc", "is defined for 2 classes; this task has 3"),
+        ("retrieval", "text_to_image_r10", "needs more than 10 images; there are 4"),
+        ("retrieval", "image_to_text_r5", "needs more than 5 texts; there are 3"),
+        ("classification", "top1", None),
+    ],
+)
+def test_a_metric_says_why_it_cannot_be_measured(kind: TaskKind, metric: str, problem: str | None) -> None:
+    scored = random_scored(kind, 0, images=4, texts=3)
+    assert METRICS[kind][metric].problem(scored) == problem
+    assert (metric in measure(scored)) is (problem is None)
+
+
+@pytest.mark.parametrize("kind", list(METRICS))
+def test_the_draws_of_every_metric_lie_around_it(kind: TaskKind) -> None:
+    scored = random_scored(kind, 2, images=300)
+    for name, reached in measure(scored).items():
+        draws = metric_draws(scored, name, resamples=400)
+        assert draws.shape == (400,)
+        assert np.nanstd(draws) < 0.2, name
+        assert abs(np.nanmean(draws) - reached) <= 1.5 * np.nanstd(draws), name
+
+
+def test_there_are_no_draws_of_what_cannot_be_measured() -> None:
+    with pytest.raises(DataError, match="top5 needs at least 6 classes; this task has 3"):
+        metric_draws(random_scored("classification", 0, texts=3), "top5")

@@ -1,18 +1,14 @@
-"""Task files: what may stand in one, how a mistake is said, and which samples come out."""
+"""Task files: what may stand in one, how a mistake is said, and what the data themselves tell."""
 
-import io
-import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mode_ray.errors import DataError, UsageError
-from mode_ray.evaluate.tasks import Task, load_task, load_tasks, read_samples
+from mode_ray.errors import UsageError
+from mode_ray.evaluate.metric_table import METRICS
+from mode_ray.evaluate.tasks import Task, load_task, load_tasks
 
 CLASSIFICATION = {"name": "pets", "kind": "classification", "paths": ["pets.parquet"], "classes": ["cat", "sea_lion"]}
 RETRIEVAL = {"name": "captions", "kind": "retrieval", "paths": ["pairs.parquet"]}
@@ -22,18 +18,6 @@ def write_task(folder: Path, values: Any) -> str:  # noqa: ANN401
     file = folder / "task.yaml"
     file.write_text(yaml.safe_dump(values))
     return str(file)
-
-
-def write_parquet(file: Path, **columns: list[Any]) -> None:
-    pq.write_table(pa.table(columns), file)
-
-
-def write_tar(file: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(file, "w") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
 
 
 class TestTaskFiles:
@@ -58,14 +42,32 @@ class TestTaskFiles:
     @pytest.mark.parametrize(
         ("changes", "field", "reason"),
         [
-            ({"kind": "detection"}, "kind", "'classification' or 'retrieval'"),
-            ({"metric": "top1"}, "metric", "not permitted"),
-            ({"classes": []}, "(top level)", "at least two classes"),
-            ({"classes": ["cat"]}, "(top level)", "at least two classes"),
-            ({"classes": ["cat", "cat"]}, "(top level)", "names one class twice"),
+            ({"kind": "detection"}, "kind", "'classification', 'multilabel' or 'retrieval'"),
+            ({"colour": "red"}, "colour", "not permitted"),
+            ({"metric": "top7"}, "metric", "'top7' is no metric of classification tasks; there are top1, top5, "),
+            ({"metric": "text_to_image_r1"}, "metric", "no metric of classification tasks"),
+            ({"metric": "top5"}, "metric", "top5 needs at least 6 classes; this task has 2"),
+            ({"metric": "roc_auc", "classes": ["a", "b", "c"]}, "metric", "is defined for 2 classes; this task has 3"),
+            ({"classes": []}, "classes", "at least two classes, not 0"),
+            ({"classes": ["cat"]}, "classes", "at least two classes, not 1"),
+            ({"classes": ["cat", "cat"]}, "classes", "names one class twice: 'cat'"),
+            ({"classes": ["caf\u00e9", "cafe\u0301"]}, "classes", "names one class twice"),
+            ({"classes": ["cat", ""]}, "classes", "class 1, '', has an empty name"),
+            ({"classes": ["cat", "_-"]}, "classes", "class 1, '_-', has an empty name"),
+            ({"class_names": {"cat": " "}}, "class_names", "class 0, 'cat', has an empty name"),
+            ({"class_names": {"cow": "cow"}}, "class_names", "'cow' is none of classes"),
+            ({"class_names": {"cat": "sea lion"}}, "class_names", "two classes are called 'sea lion'"),
+            ({"classes": "imagenet"}, "classes", "'imagenet' is neither"),
+            ({"classes": "builtin:pets"}, "classes", "no such classes; there are builtin:imagenet1k"),
+            ({"templates": "builtin:pets"}, "templates", "there are builtin:openai-imagenet, builtin:simple-imagenet"),
+            ({"templates": []}, "templates", "is empty"),
+            ({"kind": "retrieval", "format": "folder"}, "format", "kind must be classification"),
+            ({"kind": "multilabel", "format": "folder"}, "format", "kind must be classification"),
+            ({"kind": "multilabel", "linear_probe": True}, "linear_probe", "kind must be classification"),
+            ({"linear_probe": True}, "train_paths", "learns from a training split"),
             ({"classes": [1, 2]}, "classes.0", "valid string"),
-            ({"templates": ["{}", "a photo"]}, "(top level)", "template 'a photo' has no {}"),
-            ({"paths": []}, "(top level)", "paths is empty"),
+            ({"templates": ["{}", "a photo"]}, "templates", "template 1, 'a photo', has no {} for the class name"),
+            ({"paths": []}, "paths", "is empty"),
             ({"paths": None}, "paths", "tuple"),
             ({"name": "../pets"}, "name", "pattern"),
             ({"name": None}, "name", "valid string"),
@@ -139,75 +141,126 @@ class TestPaths:
         assert load_task(write_task(tmp_path, CLASSIFICATION | {"paths": [given]})).paths == (given,)
 
 
-class TestSamples:
-    def task(self, tmp_path: Path, file: str, **fields: Any) -> Task:  # noqa: ANN401
-        base = CLASSIFICATION if "label_field" in fields or fields.get("kind") != "retrieval" else RETRIEVAL
-        return load_task(write_task(tmp_path, base | {"paths": [file]} | fields))
+class TestMetrics:
+    @pytest.mark.parametrize("kind", list(METRICS))
+    def test_every_kind_has_a_main_metric_and_may_choose_another(self, kind: str) -> None:
+        base = {"name": "t", "kind": kind, "paths": ("x",), "classes": tuple("abcdefg")}
+        names = list(METRICS[kind])  # type: ignore[index]
+        assert Task.model_validate(base).metric == names[0]
+        assert Task.model_validate({**base, "metric": names[1]}).metric == names[1]
 
-    def read(self, task: Task) -> list[tuple[bytes | None, str | None]]:
-        return [(sample.image, sample.text) for sample in read_samples(task)]
+    def test_two_classes_may_be_measured_by_the_area_under_the_curve(self, tmp_path: Path) -> None:
+        assert load_task(write_task(tmp_path, CLASSIFICATION | {"metric": "roc_auc"})).metric == "roc_auc"
 
-    def test_parquet_classification(self, tmp_path: Path) -> None:
-        write_parquet(tmp_path / "p.parquet", image=[b"1", b"2", None], label=["cat", None, "dog"])
-        task = self.task(tmp_path, "p.parquet")
-        assert self.read(task) == [(b"1", "cat"), (b"2", None), (None, "dog")]
-        assert [sample.place for sample in read_samples(task)][2] == f"{tmp_path}/p.parquet: row 2"
 
-    def test_parquet_labels_may_be_numbers_and_columns_have_other_names(self, tmp_path: Path) -> None:
-        write_parquet(tmp_path / "p.parquet", picture=[b"1"], fine_label=[3])
-        task = self.task(tmp_path, "p.parquet", image_field="picture", label_field="fine_label", classes=["3", "4"])
-        assert self.read(task) == [(b"1", "3")]
+class TestNames:
+    def test_names_of_any_language_stand_as_they_are(self, tmp_path: Path) -> None:
+        names = ["猫", "собака", "شجرة", "caf\u00e9", "🐧"]
+        task = load_task(write_task(tmp_path, CLASSIFICATION | {"classes": names, "templates": ["{}の写真", "{c}"]}))
+        assert task.class_texts() == [[f"{name}の写真", name] for name in names]
 
-    def test_parquet_images_in_the_layout_of_hugging_face_data_sets(self, tmp_path: Path) -> None:
-        write_parquet(tmp_path / "p.parquet", image=[{"bytes": b"1", "path": "x.png"}], label=["cat"])
-        assert self.read(self.task(tmp_path, "p.parquet")) == [(b"1", "cat")]
+    def test_classes_by_number_keep_their_names_and_may_share_one(self, tmp_path: Path) -> None:
+        more = {"labels": "index", "classes": ["T-shirt", "snake_case", "T-shirt"]}
+        assert load_task(write_task(tmp_path, CLASSIFICATION | more)).names() == ["T-shirt", "snake_case", "T-shirt"]
 
-    def test_a_column_without_bytes_is_named(self, tmp_path: Path) -> None:
-        write_parquet(tmp_path / "p.parquet", image=["http://example.org/1.png"], label=["cat"])
-        with pytest.raises(DataError, match=r"p\.parquet: row 0: column 'image' holds no image bytes"):
-            self.read(self.task(tmp_path, "p.parquet"))
+    def test_ten_thousand_classes_are_read(self, tmp_path: Path) -> None:
+        names = [f"class {number}" for number in range(10_000)]
+        assert len(load_task(write_task(tmp_path, CLASSIFICATION | {"classes": names})).class_texts()) == 10_000
 
-    def test_parquet_retrieval_takes_the_first_of_several_captions(self, tmp_path: Path) -> None:
-        write_parquet(tmp_path / "p.parquet", image=[b"1", b"2"], caption=[["a cat", "tom"], []])
-        task = self.task(tmp_path, "p.parquet", kind="retrieval")
-        assert self.read(task) == [(b"1", "a cat"), (b"2", None)]
+    def test_built_in_names_go_by_number(self, tmp_path: Path) -> None:
+        more = {"classes": "builtin:imagenet1k", "templates": "builtin:simple-imagenet"}
+        task = load_task(write_task(tmp_path, CLASSIFICATION | more))
+        assert (task.labels, len(task.classes), len(task.templates)) == ("index", 1000, 7)
+        assert task.class_texts()[0][0] == "itap of a tench."
+        assert load_task(write_task(tmp_path, CLASSIFICATION | more | {"labels": "index"})).labels == "index"
 
-    @pytest.mark.parametrize("column", ["image", "label"])
-    def test_a_missing_column_is_named(self, tmp_path: Path, column: str) -> None:
-        columns: dict[str, list[Any]] = {"image": [b"1"], "label": ["cat"]}
-        columns["other"] = columns.pop(column)
-        write_parquet(tmp_path / "p.parquet", **columns)
-        with pytest.raises(DataError, match=f"p.parquet: no column '{column}' .task pets.; it has .*other"):
-            self.read(self.task(tmp_path, "p.parquet"))
+    def test_what_a_task_says_is_part_of_what_the_run_compares(self, tmp_path: Path) -> None:
+        # The stage is done anew when a built-in list changes with its package; where the file lies does not matter.
+        task = load_task(write_task(tmp_path, CLASSIFICATION | {"templates": "builtin:simple-imagenet"}))
+        assert "itap of a {}." in task.model_dump_json()
+        assert "task.yaml" not in task.model_dump_json()
+        assert task.place == str(tmp_path / "task.yaml")
 
-    def test_tar_classification_reads_the_label_from_json(self, tmp_path: Path) -> None:
-        members = {
-            "a.png": b"1",
-            "a.json": json.dumps({"label": "cat"}).encode(),
-            "b.json": json.dumps({"label": ["dog", "pup"]}).encode(),
-            "b.JPG": b"2",
-            "c.png": b"3",
-            "d.json": b"{}",
-        }
-        write_tar(tmp_path / "p.tar", members)
-        task = self.task(tmp_path, "p.tar")
-        assert self.read(task) == [(b"1", "cat"), (b"2", "dog"), (b"3", None), (None, None)]
-        assert [sample.place for sample in read_samples(task)][1] == f"{tmp_path}/p.tar: sample 1 (b)"
 
-    def test_tar_retrieval_reads_the_caption_from_txt_or_a_json_field(self, tmp_path: Path) -> None:
-        write_tar(tmp_path / "p.tar", {"a.png": b"1", "a.txt": b" a cat\n", "a.json": b'{"alt": "tom"}'})
-        assert self.read(self.task(tmp_path, "p.tar", kind="retrieval")) == [(b"1", "a cat")]
-        assert self.read(self.task(tmp_path, "p.tar", kind="retrieval", caption_field="alt")) == [(b"1", "tom")]
+class TestFolders:
+    FOLDER = {"name": "pets", "kind": "classification", "format": "folder", "paths": ["images"]}  # noqa: RUF012
 
-    @pytest.mark.parametrize("content", [b"{broken", b"[1]", b"\xff"])
-    def test_a_broken_json_member_is_named(self, tmp_path: Path, content: bytes) -> None:
-        write_tar(tmp_path / "p.tar", {"a.png": b"1", "a.json": content})
-        with pytest.raises(DataError, match=r"p\.tar: sample 0 \(a\): its text or \.json member cannot be read"):
-            self.read(self.task(tmp_path, "p.tar"))
+    def test_their_names_are_the_classes(self, tmp_path: Path) -> None:
+        for name in ("sea_lion", "cat", ".hidden"):
+            (tmp_path / "images" / name).mkdir(parents=True)
+        task = load_task(write_task(tmp_path, self.FOLDER))
+        assert task.classes == ("cat", "sea_lion")
+        assert task.names() == ["cat", "sea lion"]
 
-    def test_files_follow_one_another_and_a_missing_one_is_named(self, tmp_path: Path) -> None:
-        for name in ("b", "a"):
-            write_parquet(tmp_path / f"{name}.parquet", image=[name.encode()], label=["cat"])
-        assert [image for image, _ in self.read(self.task(tmp_path, "*.parquet"))] == [b"a", b"b"]
-        with pytest.raises(DataError, match=r"absent\.parquet: no such file"):
-            self.read(self.task(tmp_path, "absent.parquet"))
+    def test_a_task_may_name_some_of_them(self, tmp_path: Path) -> None:
+        (tmp_path / "images" / "dog").mkdir(parents=True)
+        assert load_task(write_task(tmp_path, self.FOLDER | {"classes": ["cat", "dog"]})).classes == ("cat", "dog")
+
+    @pytest.mark.parametrize("prepare", ["nothing", "no folder"])
+    def test_without_folders_there_are_no_classes(self, tmp_path: Path, prepare: str) -> None:
+        if prepare == "no folder":
+            (tmp_path / "images").mkdir()
+            (tmp_path / "images" / "a.png").write_bytes(b"1")
+        with pytest.raises(UsageError, match=r"task\.yaml: paths: .*/images: no folder in it"):
+            load_task(write_task(tmp_path, self.FOLDER))
+
+
+class TestBenchmarkLayout:
+    SET = {"name": "pets", "kind": "classification", "format": "clip-benchmark", "paths": ["wds_pets"]}  # noqa: RUF012
+
+    def write_set(self, tmp_path: Path, **files: str) -> None:
+        defaults = {"classnames": "cat\nT-shirt\ncat\n", "zeroshot_classification_templates": "a photo of a {c}.\n{c}"}
+        (tmp_path / "wds_pets").mkdir()
+        for name, text in (defaults | files).items():
+            (tmp_path / "wds_pets" / f"{name}.txt").write_text(text)
+
+    def test_it_tells_classes_and_templates(self, tmp_path: Path) -> None:
+        self.write_set(tmp_path)
+        task = load_task(write_task(tmp_path, self.SET))
+        assert (task.classes, task.labels) == (("cat", "T-shirt", "cat"), "index")
+        assert task.class_texts()[1] == ["a photo of a T-shirt.", "T-shirt"]
+
+    def test_what_the_task_says_wins(self, tmp_path: Path) -> None:
+        self.write_set(tmp_path)
+        task = load_task(write_task(tmp_path, self.SET | {"classes": ["a", "b", "c"], "templates": ["{}!"]}))
+        assert task.class_texts() == [["a!"], ["b!"], ["c!"]]
+
+    @pytest.mark.parametrize("kind", ["multilabel", "retrieval"])
+    def test_its_type_must_be_that_of_the_task(self, tmp_path: Path, kind: str) -> None:
+        self.write_set(tmp_path, dataset_type=f"{kind}\n")
+        assert load_task(write_task(tmp_path, self.SET | {"kind": kind})).kind == kind
+        with pytest.raises(UsageError, match=rf"task\.yaml: kind: is classification, but the set at .* is for {kind}"):
+            load_task(write_task(tmp_path, self.SET))
+
+    @pytest.mark.parametrize(
+        ("files", "changes", "message"),
+        [
+            ({"classnames": "cat\n\ndog\n"}, {}, r"task\.yaml: classes: class 1, '', has an empty name"),
+            (
+                {"zeroshot_classification_templates": "a {c}\na photo\n"},
+                {},
+                r"task\.yaml: templates: template 1, 'a photo', has no {}",
+            ),
+            ({"dataset_type": "captioning"}, {}, r"wds_pets/dataset_type\.txt: 'captioning' is none of "),
+            ({}, {"labels": "name"}, r"task\.yaml: labels: must be index"),
+            ({}, {"paths": ["wds_pets", "wds_cars"]}, r"task\.yaml: paths: names 2 places"),
+            ({}, {"paths": ["wds_cars"]}, r"task\.yaml: .*/wds_cars/classnames\.txt: missing"),
+        ],
+    )
+    def test_a_mistake_is_said_with_file_and_field(
+        self, tmp_path: Path, files: dict[str, str], changes: dict[str, Any], message: str
+    ) -> None:
+        self.write_set(tmp_path, **files)
+        with pytest.raises(UsageError, match=message) as caught:
+            load_task(write_task(tmp_path, self.SET | changes))
+        assert "\n" not in str(caught.value)
+
+    def test_text_that_is_not_utf8_is_refused(self, tmp_path: Path) -> None:
+        self.write_set(tmp_path)
+        (tmp_path / "wds_pets" / "classnames.txt").write_bytes(b"cat\nd\xff\n")
+        with pytest.raises(UsageError, match=r"classnames\.txt: not UTF-8 text \(byte 5\)"):
+            load_task(write_task(tmp_path, self.SET))
+
+    def test_it_has_a_training_split_of_its_own(self, tmp_path: Path) -> None:
+        self.write_set(tmp_path)
+        assert load_task(write_task(tmp_path, self.SET | {"linear_probe": True})).linear_probe
