@@ -201,7 +201,7 @@ class RoutingConfig(Settings):
     rule: RoutingRule = "calibrated"
     """`calibrated` is `soft` with the temperature that the clustering fitted to the encoder, without labels."""
     temperature: PositiveFloat = 0.1
-    """lambda of `soft`, and of `calibrated` where nothing could be fitted (one expert, or as many as fine centers)."""
+    """lambda of `soft`, and of `calibrated` where the clustering has no fitted temperature."""
     paper_lambda: PositiveFloat = 0.2
     small_task_below: PositiveInt = 10
     large_task_above: PositiveInt = 200
@@ -233,8 +233,8 @@ class EvaluateConfig(Settings):
         "uniform",
     )
     leave_out_experts: Annotated[tuple[int, ...], Field(strict=False)] = ()
-    """Experts whose models are missing or damaged: evaluated without them, the weights of the others scaled to sum to 1.
-    The report says so."""
+    """Experts whose models are missing or damaged: evaluated without them, the others' weights scaled to
+    sum to 1. The report says so."""
     placement: EvaluatePlacement = EvaluatePlacement()
 
 
@@ -249,10 +249,10 @@ class IndexConfig(Settings):
     """The image index of `mode-ray index`; docs/retrieval.md has the guide."""
 
     images: Strings = ()
-    """Parquet or WebDataset files, directories, globs with the images; by default those of `captions.paths`. Their format
-    and fields are those of `captions`."""
+    """Parquet or WebDataset files, directories, globs with the images; by default those of `captions.paths`. Their
+    format and fields are those of `captions`."""
     max_rows_per_unit: PositiveInt = 10_000
-    """A parquet file with more rows is split by row groups. The encoded images of two units lie in memory at a time."""
+    """A parquet file with more rows is split by row groups. An actor holds the encoded images of two units."""
     rows_per_part: PositiveInt = 262_144
     """Images of one faiss file. One of them lies in memory at a time while the index is built."""
     pool: ActorPool = ActorPool()

@@ -24,7 +24,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import entr, softmax
 
-from mode_ray.cluster.calibration import fit_on_centers
 from mode_ray.config import RoutingConfig, RoutingRule
 from mode_ray.errors import DataError, UsageError
 
@@ -48,7 +47,7 @@ class RoutingWeights:
         nearest_squared_distance_l: Squared distance to it, float64.
         per_text_weights_lc: Every text's own distribution over experts, of which `weights_c` is the mean;
             only `soft` and `calibrated` have it.
-        fine_weight_m: What each fine center adds to the weight of its expert, sum 1: why this expert. None for `uniform`.
+        fine_weight_m: What each fine center adds to its expert, sum 1: why this expert. None for `uniform`.
         temperature: Of `soft` and `calibrated`, as it was used.
     """
 
@@ -81,7 +80,7 @@ def routing_weights(
         config: Parameters of the rules.
         rule: Another rule than the config's.
         n_experts: n, where the last experts may own no center; by default the largest of `group_m` + 1.
-        fitted_temperature: For `calibrated`, the clustering's; by default it is fitted on the centers here and now.
+        fitted_temperature: Of the clustering, for `calibrated`; without one it is `soft`.
 
     Raises:
         UsageError: There are no texts.
@@ -92,7 +91,7 @@ def routing_weights(
     texts = len(text_embeddings_ld)
     per_text_lc, temperature, fine_weight_m = None, None, None
     if chosen in _SPREADING_RULES:
-        temperature = _temperature(chosen, config, fitted_temperature, centers_md, group_m)
+        temperature = _temperature(chosen, config, fitted_temperature)
         spread = _soft_pass(text_embeddings_ld, centers_md, group_m, n, temperature)
         nearest_l, squared_l, per_text_lc = spread.nearest_l, spread.squared_l, spread.weights_lc
         weights_c, fine_weight_m = per_text_lc.mean(axis=0), spread.fine_weight_m
@@ -136,7 +135,7 @@ def per_query_weights(
     chosen = rule or config.rule
     n = _checked_experts(text_embeddings_ld, centers_md, group_m, n_experts)
     if chosen in _SPREADING_RULES:
-        temperature = _temperature(chosen, config, fitted_temperature, centers_md, group_m)
+        temperature = _temperature(chosen, config, fitted_temperature)
         return _soft_pass(text_embeddings_ld, centers_md, group_m, n, temperature).weights_lc
     nearest_l, squared_l = _nearest(text_embeddings_ld, centers_md)
     evidence_lc = np.zeros((len(nearest_l), n))
@@ -231,16 +230,8 @@ class _Spread:
     fine_weight_m: Floats
 
 
-def _temperature(
-    rule: RoutingRule,
-    config: RoutingConfig,
-    fitted: float | None,
-    centers_md: npt.NDArray[np.floating],
-    group_m: npt.NDArray[np.integer],
-) -> float:
-    if rule == "soft":
-        return config.temperature
-    return fitted or fit_on_centers(centers_md, group_m).temperature or config.temperature
+def _temperature(rule: RoutingRule, config: RoutingConfig, fitted: float | None) -> float:
+    return config.temperature if rule == "soft" or fitted is None else fitted
 
 
 def _soft_pass(

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from mode_ray.cluster.calibration import fit_on_centers
 from mode_ray.config import EncoderConfig, EncoderPlacement, RoutingConfig
 from mode_ray.encoders.encoder import load_encoder
 from mode_ray.errors import DataError, UsageError
@@ -297,15 +296,13 @@ class TestCalibrated:
         assert calibrated.temperature == 0.37
         assert calibrated.weights_c.tolist() == soft.weights_c.tolist()
 
-    def test_without_a_fitted_temperature_it_is_fitted_on_the_centers(self) -> None:
+    def test_without_a_fitted_temperature_it_is_soft(self) -> None:
         embeddings, centers, group = random_task(20)
-        fitted = fit_on_centers(centers, group).temperature
-        assert routing_weights(embeddings, centers, group, RoutingConfig()).temperature == fitted
-
-    def test_where_nothing_can_be_fitted_the_configs_temperature_counts(self) -> None:
-        embeddings, centers, _ = random_task(5)
-        own = np.arange(12)  # every center is an expert: none could stand for a hidden one
-        assert routing_weights(embeddings, centers, own, RoutingConfig(temperature=0.3)).temperature == 0.3
+        config = RoutingConfig(temperature=0.3)
+        calibrated = routing_weights(embeddings, centers, group, config)
+        soft = routing_weights(embeddings, centers, group, config, "soft")
+        assert calibrated.temperature == 0.3
+        assert calibrated.weights_c.tolist() == soft.weights_c.tolist()
 
 
 class TestWhyTheseExperts:

@@ -9,7 +9,7 @@ from mode_ray.cluster.calibration import (
     CALIBRATION_KEY,
     calibration_rows,
     evenly_spaced,
-    fit_on_captions,
+    fit_temperature,
     stored_form,
 )
 from mode_ray.cluster.clustering import Clustering
@@ -51,7 +51,7 @@ def fit_clustering(
     histogram = sample.distance_histogram(fit.centers_md)
     maps = {n: group_centers(fit.centers_md, fit.mass_m, n, config.coarse, config.seed) for n in config.coarse.experts}
     captions_pd = sample.take(evenly_spaced(sample.rows, calibration_rows(len(fit.centers_md))))
-    calibrations = {n: fit_on_captions(captions_pd, fit.centers_md, coarse.group_m) for n, coarse in maps.items()}
+    calibrations = {n: fit_temperature(captions_pd, fit.centers_md, coarse.group_m) for n, coarse in maps.items()}
     figures = {
         **_figures(fit),
         "squared_distance_quantiles": {

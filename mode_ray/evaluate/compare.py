@@ -64,7 +64,7 @@ class Router:
         centers_md: Fine centers.
         group_m: Expert of every fine center.
         config: Parameters of the rules.
-        fitted_temperature: Of the rule `calibrated`; None to fit it on the centers.
+        fitted_temperature: Of the rule `calibrated`; without one it is `soft`.
         missing: Ids of experts that are left out; the others' weights are scaled to sum to 1.
     """
 
@@ -171,10 +171,11 @@ def _prune(
 ) -> list[PrunedResult]:
     """The curve: what running fewer experts costs; every text's own weights are pruned by themselves."""
     steps: list[tuple[Keep, float, Callable[[np.ndarray], np.ndarray]]] = []
-    for count in pruning_counts(len(weights_c)):
-        steps.append(("top", float(count), lambda weights, count=count: keep_top(weights, count)))
-    for share in PRUNING_SHARES:
-        steps.append(("share", share, lambda weights, share=share: keep_share(weights, share)))
+    steps += [
+        ("top", float(count), lambda weights, count=count: keep_top(weights, count))
+        for count in pruning_counts(len(weights_c))
+    ]
+    steps += [("share", share, lambda weights, share=share: keep_share(weights, share)) for share in PRUNING_SHARES]
     results = []
     for keep, value, prune in steps:
         task_c, query_lc = prune(weights_c), None if weights_lc is None else prune(weights_lc)

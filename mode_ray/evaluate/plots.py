@@ -87,7 +87,7 @@ def loss_figure(curves: Sequence[Curve]) -> str:
 
 
 def pruning_figure(steps: Sequence[PruningStep]) -> str:
-    """Mean score over experts run, as an SVG element: a solid line for top k, a dashed one for shares of the weight."""
+    """Mean score over experts run, as an SVG element: solid for top k, dashed for shares of the weight."""
     with mpl.rc_context(_STYLE):
         figure, axes = _canvas(11.0, 3.0)
         for keep, color, style in (("top", _ACCENT, "solid"), ("share", _INK, (0, (5, 2)))):

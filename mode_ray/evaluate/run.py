@@ -85,7 +85,7 @@ def write_report(
         centers_md=clustering.centers_md,
         group_m=clustering.experts_of(n),
         config=config.routing,
-        fitted_temperature=calibration.temperature or config.routing.temperature,
+        fitted_temperature=calibration.temperature,
         missing=config.evaluate.leave_out_experts,
     )
     measured = {task.name: load_cosines(directories["evaluate"] / "tasks" / task.name) for task in tasks}
@@ -116,8 +116,9 @@ def _finished_training(directory: Location) -> Manifest:
 
 
 def _evaluated_trials(config: RunConfig, directory: Location) -> list[Trial]:
-    """The trials as they were trained (those of another run had other budgets than this one plans), without the experts
-    that are to be left out.
+    """The trials without those of experts that are to be left out.
+
+    They are as they were trained: those of another run had other budgets than this one plans.
     """
     n, left_out = config.train.experts, config.evaluate.leave_out_experts
     unknown = [expert for expert in left_out if not 0 <= expert < n]

@@ -1,1 +1,1 @@
-"""An index of images that serves every task: image embeddings of all experts side by side, weights on the query side."""
+"""An index of images that serves every task: embeddings of all experts side by side, weights on the query side."""

@@ -1,7 +1,7 @@
 """The query side of an index: the experts' text embeddings, each times the weight of its expert.
 
-score(x, l) = sum over c of f_c(x) . (p_c(l) g_c(l)): the inner product with what the index holds is the ensemble's score.
-The index has no weights in it, so every task, and every query as a task of its own, searches the same index.
+score(x, l) = sum over c of f_c(x) . (p_c(l) g_c(l)): the inner product with what the index holds is the ensemble's
+score. The index has no weights in it, so every task, and every query as a task of its own, searches the same index.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class QueryEncoder:
         self._clustering = clustering
         self._routing = routing
         self._group_m = clustering.experts_of(len(self._experts))
-        self._temperature = calibration_of(clustering, len(self._experts)).temperature or routing.temperature
+        self._temperature = calibration_of(clustering, len(self._experts)).temperature
 
     def weights(self, texts: Sequence[str], *, as_one_task: bool = False) -> Floats:
         """Routing weights.
@@ -80,6 +80,6 @@ class QueryEncoder:
         return found if isinstance(found, np.ndarray) else found.weights_c
 
     def encode(self, texts: Sequence[str], *, as_one_task: bool = False) -> Floats:
-        """Queries for `ImageIndex.search`, [texts, sum of the experts' dimensions]; arguments and errors as `weights`."""
+        """Queries for `ImageIndex.search`, [texts, sum of the dimensions]; arguments and errors as `weights`."""
         weights = self.weights(texts, as_one_task=as_one_task)
         return concatenated_texts([expert.encode_texts(texts) for expert in self._experts], weights)

@@ -1,4 +1,4 @@
-"""The table of an index's embedding shard. Float32, unlike caption embeddings: its products are the scores themselves."""
+"""The table of an index's embedding shard: float32, unlike caption embeddings, as its products are the scores."""
 
 from collections.abc import Sequence
 

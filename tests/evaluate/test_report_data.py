@@ -127,7 +127,7 @@ def test_the_configs_rule_says_why_these_experts(data: ReportData) -> None:
     assert {why["fine"] for why in soft["why"][:3]} == {0, 1, 2}
     assert (first["expert"], first["caption"]) == (0, "caption 7")
     assert sum(why["weight"] for why in soft["why"]) == pytest.approx(1.0)
-    assert "without a calibration" in data["calibration"]
+    assert "no fitted temperature" in data["calibration"]
 
 
 def test_the_pruning_curve_is_that_of_the_comparison(data: ReportData, sources: ReportSources) -> None:

@@ -1,7 +1,6 @@
 """Images are embedded once, whatever the task; a search with weighted queries gives the ensemble's scores."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,7 +171,7 @@ class TestMistakes:
         with pytest.raises(DataError, match=r"no column 'picture'; set captions.image_field to one of"):
             list(read_images(shard, captions))
 
-    def test_text_in_place_of_images_is_named(self, config: RunConfig, tmp_path: Path) -> None:
+    def test_text_in_place_of_images_is_named(self, config: RunConfig) -> None:
         captions = config.captions.model_copy(update={"image_field": "caption"})
         shard = list_shards(captions)[0]
         with pytest.raises(DataError, match="row 0: column 'caption' holds no image bytes"):

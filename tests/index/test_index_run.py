@@ -50,7 +50,7 @@ class TestIndex:
     def test_larger_parts_are_made_of_the_same_embeddings(self, config: RunConfig) -> None:
         build(config)
         larger = config.model_copy(update={"index": config.index.model_copy(update={"rows_per_part": 100})})
-        with pytest.raises(UsageError, match="index.rows_per_part was 4, is 100"):
+        with pytest.raises(UsageError, match=r"index.rows_per_part was 4, is 100"):
             build(larger)
         (config.directory / "index" / "faiss").delete()
         manifest, records = build(larger)
