@@ -142,7 +142,10 @@ class Task(Settings):
         if unknown:
             raise ValueError(f"class_names: {unknown[0]!r} is none of classes")
         names = self.names()
-        empty = next((number for number, name in enumerate(names) if not name.strip()), None)
+        # By number, templates may make a text of an empty name, as in a set of clip-benchmark.
+        texts = [[name] for name in names] if self.labels == "name" else self.class_texts()
+        blank = (number for number, of_class in enumerate(texts) if not all(text.strip() for text in of_class))
+        empty = next(blank, None)
         if empty is not None:
             field = "class_names" if self.classes[empty] in self.class_names else "classes"
             raise ValueError(f"{field}: class {empty}, {self.classes[empty]!r}, has an empty name")

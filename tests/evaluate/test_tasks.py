@@ -163,6 +163,12 @@ class TestNames:
         more = {"labels": "index", "classes": ["T-shirt", "snake_case", "T-shirt"]}
         assert load_task(write_task(tmp_path, CLASSIFICATION | more)).names() == ["T-shirt", "snake_case", "T-shirt"]
 
+    def test_templates_may_make_a_text_of_an_empty_name(self, tmp_path: Path) -> None:
+        more = {"labels": "index", "classes": ["near", "", "far"], "templates": ["{} shapes"]}
+        assert load_task(write_task(tmp_path, CLASSIFICATION | more)).class_texts()[1] == [" shapes"]
+        with pytest.raises(UsageError, match=r"task\.yaml: classes: class 1, '', has an empty name"):
+            load_task(write_task(tmp_path, CLASSIFICATION | more | {"templates": ["{} shapes", "{}"]}))
+
     def test_ten_thousand_classes_are_read(self, tmp_path: Path) -> None:
         names = [f"class {number}" for number in range(10_000)]
         assert len(load_task(write_task(tmp_path, CLASSIFICATION | {"classes": names})).class_texts()) == 10_000
