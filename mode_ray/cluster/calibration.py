@@ -21,6 +21,7 @@ held-out ones: the weights diverge from these by 0.085, 0.297 and 0.328 nats, wi
 0.375, at the best fixed temperature (0.05 to 0.07) by 0.063, 0.226 and 0.264; at 0.3 by 0.34 to 0.87.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -111,7 +112,7 @@ def fit_temperature(
         all_p, own_p = logsumexp(-excess_pm / temperature, axis=1), logsumexp(-own_pm / temperature, axis=1)
         return float(np.mean(all_p - own_p))
 
-    grid = np.linspace(*np.log(TEMPERATURES), _GRID_POINTS)
+    grid = np.linspace(math.log(TEMPERATURES[0]), math.log(TEMPERATURES[1]), _GRID_POINTS)
     losses = [log_loss(point) for point in grid]
     best = int(np.argmin(losses))
     around = (grid[max(best - 1, 0)], grid[min(best + 1, _GRID_POINTS - 1)])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -87,7 +88,7 @@ class Router:
         )
         if not self.missing:
             return weights
-        weights_c = np.asarray(without_experts(weights.weights_c, self.missing))
+        weights_c = without_experts(weights.weights_c, self.missing).astype(np.float64)
         return RoutingWeights(
             weights_c=weights_c,
             rule=weights.rule,
@@ -171,11 +172,8 @@ def _prune(
 ) -> list[PrunedResult]:
     """The curve: what running fewer experts costs; every text's own weights are pruned by themselves."""
     steps: list[tuple[Keep, float, Callable[[np.ndarray], np.ndarray]]] = []
-    steps += [
-        ("top", float(count), lambda weights, count=count: keep_top(weights, count))
-        for count in pruning_counts(len(weights_c))
-    ]
-    steps += [("share", share, lambda weights, share=share: keep_share(weights, share)) for share in PRUNING_SHARES]
+    steps += [("top", float(count), partial(keep_top, experts=count)) for count in pruning_counts(len(weights_c))]
+    steps += [("share", share, partial(keep_share, share=share)) for share in PRUNING_SHARES]
     results = []
     for keep, value, prune in steps:
         task_c, query_lc = prune(weights_c), None if weights_lc is None else prune(weights_lc)

@@ -119,7 +119,9 @@ class ImageIndex:
             )
         return scores, positions
 
-    def hits(self, score_k: Sequence[float], position_k: Sequence[int]) -> list[Hit]:
+    def hits(
+        self, score_k: Sequence[float] | npt.NDArray[np.floating], position_k: Sequence[int] | Integers
+    ) -> list[Hit]:
         """Where found images lie; reads names of the units that hold them."""
         numbers = np.searchsorted(self._ends, np.asarray(position_k), side="right").tolist()
         tables = {

@@ -68,16 +68,14 @@ class QueryEncoder:
         for text, row_d in zip(texts, texts_ld, strict=True):
             if not row_d.any():
                 raise DataError(f"query {text!r}: no word that the caption encoder knows, so it cannot be routed")
-        chosen = routing_weights if as_one_task else per_query_weights
-        found = chosen(
-            texts_ld,
-            self._clustering.centers_md,
-            self._group_m,
-            self._routing,
-            n_experts=len(self._experts),
-            fitted_temperature=self._temperature,
+        centers_md, n, fitted = self._clustering.centers_md, len(self._experts), self._temperature
+        if as_one_task:
+            return routing_weights(
+                texts_ld, centers_md, self._group_m, self._routing, n_experts=n, fitted_temperature=fitted
+            ).weights_c
+        return per_query_weights(
+            texts_ld, centers_md, self._group_m, self._routing, n_experts=n, fitted_temperature=fitted
         )
-        return found if isinstance(found, np.ndarray) else found.weights_c
 
     def encode(self, texts: Sequence[str], *, as_one_task: bool = False) -> Floats:
         """Queries for `ImageIndex.search`, [texts, sum of the dimensions]; arguments and errors as `weights`."""

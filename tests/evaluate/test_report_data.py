@@ -123,9 +123,10 @@ def test_the_licence_beside_the_data_is_shown(data: ReportData) -> None:
 def test_the_configs_rule_says_why_these_experts(data: ReportData) -> None:
     soft, uniform = data["routing"]
     assert "why" not in uniform
-    first = soft["why"][0]
+    by_fine = {why["fine"]: why for why in soft["why"]}
     assert {why["fine"] for why in soft["why"][:3]} == {0, 1, 2}
-    assert (first["expert"], first["caption"]) == (0, "caption 7")
+    assert (by_fine[0]["expert"], by_fine[0]["caption"]) == (0, "caption 7")
+    assert by_fine[0]["weight"] == pytest.approx(1 / 3, abs=1e-6)
     assert sum(why["weight"] for why in soft["why"]) == pytest.approx(1.0)
     assert "no fitted temperature" in data["calibration"]
 
