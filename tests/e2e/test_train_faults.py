@@ -32,7 +32,7 @@ from mode_ray.storage import Location
 from mode_ray.train.checkpoints import whole_checkpoints
 from mode_ray.train.launcher import CHECKPOINT_FOLDER
 
-pytestmark = pytest.mark.drill
+pytestmark = [pytest.mark.drill, pytest.mark.alone]
 
 T = TypeVar("T")
 
