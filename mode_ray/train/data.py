@@ -23,6 +23,7 @@ from mode_ray.pair_reader import Pair, PairReader
 from mode_ray.read_ahead import read_ahead
 from mode_ray.sample_order import SampleOrder
 from mode_ray.train.crops import TrainTransform
+from mode_ray.train.fast_tokens import fast_tokenizer
 from mode_ray.train.model import ClipModel
 from mode_ray.train.pixels import decode_pixels
 from mode_ray.train.tokens import CachedTokenizer
@@ -83,7 +84,7 @@ class PairDataset(Dataset[TrainBatch]):
         self._order = SampleOrder(len(index), seed, config.train.data.block_pairs)
         self._max_pixels = config.limits.max_image_pixels
         self._transform = TrainTransform.of(clip.train_transform)
-        self._tokenizer = CachedTokenizer(clip.tokenizer)
+        self._tokenizer = CachedTokenizer(fast_tokenizer(clip.tokenizer))
         self._seed = seed
 
     def __getitem__(self, positions: list[int]) -> TrainBatch:

@@ -1,0 +1,68 @@
+"""open_clip's own tokenizer with its words remembered, for captions of printable ASCII.
+
+open_clip cleans and splits each caption anew, which takes longer than to decode a small image. For printable ASCII
+without an ampersand the cleaning by ftfy and html.unescape changes nothing and every byte stands for itself, so a
+caption is its words, and a word is always the same tokens. Other captions stay with open_clip.
+The BPE of Hugging Face's `tokenizers` gives the same tokens too; it was measured at more than twice the time.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+import torch
+from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
+
+# What open_clip's pattern says of lower-case ASCII.
+_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
+_WORDS_KEPT = 1 << 18
+
+TextTokenizer = Callable[[list[str]], torch.Tensor]
+
+
+def fast_tokenizer(tokenizer: TextTokenizer) -> TextTokenizer:
+    """The same tokenizer, with a faster way for most captions where there is one."""
+    simple = isinstance(tokenizer, SimpleTokenizer) and tokenizer.clean_fn is get_clean_fn("lower")
+    return FastTokenizer(tokenizer) if simple and tokenizer.reduction_fn is None else tokenizer
+
+
+class FastTokenizer:
+    """Tokenises as an open_clip tokenizer does.
+
+    Args:
+        tokenizer: open_clip's, which lowers captions and cuts long ones.
+        kept: Words to remember; when there are more all are forgotten, open_clip's own memory included.
+    """
+
+    def __init__(self, tokenizer: SimpleTokenizer, kept: int = _WORDS_KEPT) -> None:
+        self._slow = tokenizer
+        self._kept = kept
+        self._special = {tokenizer.decoder[token]: tokenizer.decoder[token] for token in tokenizer.all_special_ids}
+        self._tokens: dict[str, tuple[int, ...]] = {}
+
+    def __call__(self, captions: Sequence[str]) -> torch.Tensor:
+        """Tokens, int64 [b, context]."""
+        context = self._slow.context_length
+        rows = []
+        for caption in captions:
+            ids = [self._slow.sot_token_id, *self._encode(caption)[: context - 2], self._slow.eot_token_id]
+            rows.append(ids + [0] * (context - len(ids)))
+        return torch.tensor(rows, dtype=torch.long).reshape(len(rows), context)
+
+    def _encode(self, caption: str) -> list[int]:
+        if not caption.isascii() or not caption.isprintable() or "&" in caption:
+            return list(self._slow.encode(caption))
+        lowered = caption.lower()
+        if any(special in lowered for special in self._special):
+            return list(self._slow.encode(caption))
+        ids: list[int] = []
+        for word in _WORDS.findall(lowered):
+            ids += self._tokens.get(word) or self._learnt(word)
+        return ids
+
+    def _learnt(self, word: str) -> tuple[int, ...]:
+        if len(self._tokens) >= self._kept:
+            self._tokens.clear()
+            self._slow.cache = dict(self._special)
+        tokens = tuple(self._slow.encoder[part] for part in self._slow.bpe(word).split(" "))
+        self._tokens[word] = tokens
+        return tokens
