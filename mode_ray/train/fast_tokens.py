@@ -21,8 +21,10 @@ TextTokenizer = Callable[[list[str]], torch.Tensor]
 
 def fast_tokenizer(tokenizer: TextTokenizer) -> TextTokenizer:
     """The same tokenizer, with a faster way for most captions where there is one."""
-    simple = isinstance(tokenizer, SimpleTokenizer) and tokenizer.clean_fn is get_clean_fn("lower")
-    return FastTokenizer(tokenizer) if simple and tokenizer.reduction_fn is None else tokenizer
+    if isinstance(tokenizer, SimpleTokenizer):
+        plain = tokenizer.clean_fn is get_clean_fn("lower") and tokenizer.reduction_fn is None
+        return FastTokenizer(tokenizer) if plain else tokenizer
+    return tokenizer
 
 
 class FastTokenizer:
