@@ -4,7 +4,9 @@ Peer: open_clip's own trainer (`open_clip_train.main` of the installed release),
 the same first weights, with the same batch, precision, optimizer, schedule and threads; its samples a second are those
 of its own log, ours those of our metrics, both after step 20. The ceiling is our forward, backward and step on a few
 batches that lie in memory. Then the same run for five minutes in all under Ray Train and in a bare process, in turn:
-the difference is what Ray's layer takes; starting and ending it is printed apart.
+the difference is what Ray's layer takes; starting and ending it is printed apart. Ray's own processes want a little of
+every node: where training takes all cores of a small one they take it from training, so the same is also measured with
+one core left to them.
 
 The pairs are 24,000 photos of 32 px (`photos32.parquet` in MODE_RAY_SHARED_DATA; their sentences are machine-written
 and belong to the class, not to the photo); without that file the demo's drawings serve.
@@ -21,11 +23,10 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import pyarrow.parquet as pq
@@ -149,9 +150,13 @@ def assigned_run(folder: Path) -> RunConfig:
     return config
 
 
-def dense_job(folder: Path, steps: int, workers: int) -> TrialJob:
+def dense_job(folder: Path, steps: int, workers: int, threads: int) -> TrialJob:
     """The dense baseline of so many steps; workers 0: in the calling process, without Ray."""
-    overrides = [f"train.dense_samples={steps * BATCH}", f"train.placement.workers_per_run={workers}"]
+    overrides = [
+        f"train.dense_samples={steps * BATCH}",
+        f"train.placement.workers_per_run={workers}",
+        f"train.placement.threads_per_worker={threads}",
+    ]
     config = load_config(str(folder / "run.yaml"), overrides)
     places = stage_directories(config.directory)
     trial = Trial(name=DENSE, members=TrainingSet(kind="all", seed=1), samples=steps * BATCH)
@@ -160,28 +165,29 @@ def dense_job(folder: Path, steps: int, workers: int) -> TrialJob:
     )
 
 
-def train_here(folder: Path, steps: int, workers: int) -> None:
+def train_here(folder: Path, steps: int, workers: int, threads: int) -> None:
     """Train anew in this process, on a Ray of its own where there are workers."""
-    job = dense_job(folder, steps, workers)
+    job = dense_job(folder, steps, workers, threads)
     job.folder.delete()
     began = time.perf_counter()
     if workers:
         with ray_session(job.config.ray):
             end = fit_trial(job)
     else:
-        torch.set_num_threads(THREADS)
+        torch.set_num_threads(threads)
         end = fit_trial(job)
     if end.reason is not None:
         raise RuntimeError(end.reason)
     print(json.dumps({"seconds": time.perf_counter() - began}))
 
 
-def ours(folder: Path, steps: int, workers: int) -> tuple[Curve, float]:
+def ours(folder: Path, steps: int, workers: int, threads: int = THREADS) -> tuple[Curve, float]:
     """Our run in a process of its own: what its metrics tell, and the seconds that were not training."""
     command = [sys.executable, __file__, "--part", str(folder), "--steps", str(steps), "--workers", str(workers)]
+    command += ["--threads", str(threads)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     whole_seconds: float = json.loads(done.stdout.splitlines()[-1])["seconds"]
-    history = read_metrics(dense_job(folder, steps, workers).folder)["history"]
+    history = read_metrics(dense_job(folder, steps, workers, threads).folder)["history"]
     seconds, samples, waited, before = 0.0, 0.0, 0.0, 0.0
     training_seconds = 0.0
     for point in history:
@@ -233,7 +239,7 @@ class Ceiling:
 
     def __init__(self, folder: Path) -> None:
         torch.set_num_threads(THREADS)
-        job = dense_job(folder, 10_000, 0)
+        job = dense_job(folder, 10_000, 0, THREADS)
         data = TrialData(job)
         data.write_index()
         clip = build_clip(job.config.train.model, 0)
@@ -267,28 +273,41 @@ def draw(curves: Mapping[str, Curve], steps: int) -> None:
     print(f"loss curves: {PICTURE}")
 
 
-def ray_overhead(folder: Path, rate: float, seconds: float, rounds: int) -> tuple[float, dict[str, Any]]:
-    """The share of the rate that is lost under Ray, in alternating runs that last so long in all."""
+@dataclass(frozen=True)
+class Overhead:
+    """What is lost under Ray.
+
+    Attributes:
+        share: Of the rate without it, median over the rounds.
+        rates: Samples a second of every round, with and without.
+        start_and_end_seconds: Of every run under Ray; not in the share.
+        steps: Of every run.
+    """
+
+    share: float
+    rates: Mapping[str, list[float]]
+    start_and_end_seconds: list[float]
+    steps: int
+
+
+def ray_overhead(folder: Path, rate: float, seconds: float, rounds: int, threads: int) -> Overhead:
+    """The same run under Ray and without, in turn, until each has lasted so long in all."""
     steps = max(3 * FIRST_STEPS, round(rate * seconds / rounds / BATCH))
     starts: list[float] = []
-
-    def run(workers: int) -> Callable[[], float]:
-        def one() -> float:
-            curve, apart = ours(folder, steps, workers)
-            if workers:
-                starts.append(apart)
-            return 1.0 / curve.samples_per_second
-
-        return one
-
     # No unmeasured round: every run is a process of its own.
     rates: dict[str, list[float]] = {"ray": [], "bare": []}
     for turn in range(rounds):
         for name in ("ray", "bare") if turn % 2 == 0 else ("bare", "ray"):
-            rates[name].append(1.0 / run(1 if name == "ray" else 0)())
+            curve, apart = ours(folder, steps, int(name == "ray"), threads)
+            rates[name].append(curve.samples_per_second)
+            if name == "ray":
+                starts.append(apart)
     share = 1.0 - statistics.median(ray / bare for ray, bare in zip(rates["ray"], rates["bare"], strict=True))
-    print(f"starting and ending Ray and the trainer, not counted: {', '.join(f'{s:.1f}' for s in starts)} s")
-    return share, {"rates_for_overhead": rates, "ray_start_and_end_seconds": starts, "steps_for_overhead": steps}
+    print(
+        f"{threads} threads of {THREADS}: Ray takes {100.0 * share:.1f} %; starting and ending Ray and the trainer, "
+        f"not counted: {', '.join(f'{s:.1f}' for s in starts)} s"
+    )
+    return Overhead(share, rates, starts, steps)
 
 
 def main() -> None:
@@ -297,9 +316,10 @@ def main() -> None:
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        train_here(Path(options.part), options.steps, options.workers)
+        train_here(Path(options.part), options.steps, options.workers, options.threads)
         return
     steps, repeats = (40, 1) if options.quick else (100, 5)
     repeats = options.repeats or repeats
@@ -340,16 +360,18 @@ def main() -> None:
         for name, rate in rates.items():
             print(f"  {name:10} {rate:8.0f} samples/s")
         draw(curves, steps)
-        overhead, details = ray_overhead(
-            folder, rates["mode_ray"], 20.0 if options.quick else 300.0, 1 if options.quick else 5
-        )
+        seconds, rounds = (20.0, 1) if options.quick else (300.0, 5)
+        overhead = ray_overhead(folder, rates["mode_ray"], seconds, rounds, THREADS)
+        spare = max(1, THREADS - 1)
+        spared = ray_overhead(folder, rates["mode_ray"] * spare / THREADS, seconds / 2.0, rounds, spare)
     finish(
         "train",
         {
             "samples_per_second_vs_open_clip": timings.speed_up("open_clip"),
             "share_of_ceiling": timings.speed_up("ceiling"),
             "data_wait_share": statistics.median(waits),
-            "ray_overhead_share": overhead,
+            "ray_overhead_share": overhead.share,
+            "ray_overhead_share_with_a_core_left": spared.share,
         },
         {
             "pairs": pairs,
@@ -361,7 +383,8 @@ def main() -> None:
                 name: [round(1.0 / value) for value in values] for name, values in timings.seconds.items()
             },
             "last_loss": {name: list(curve.losses.values())[-1] for name, curve in curves.items()},
-            **details,
+            "overhead": vars(overhead),
+            "overhead_with_a_core_left": vars(spared),
         },
     )
 
