@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 
 pytestmark = pytest.mark.drill
 
-STEPS = 1500
+STEPS = 900
 ELASTIC = (
     "train.placement.max_workers_per_run=2",
     "train.placement.resize_interval_seconds=3",

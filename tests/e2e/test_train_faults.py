@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.drill, pytest.mark.alone]
 
 T = TypeVar("T")
 
-KILLS = ("worker",) * 8 + ("controller",) * 3 + ("driver",) * 2
+KILLS = ("worker",) * 5 + ("controller",) * 2 + ("driver",) * 2
 NAMES = {"worker": "ray::RayTrainWo", "controller": "ray::TrainContr"}
 # As long as the seed is trained nothing else is, so that every kill costs the time of a restart.
 KILLS_OF_THE_SEED = 2
