@@ -32,7 +32,7 @@ from mode_ray.storage import Location
 pytestmark = pytest.mark.drill
 
 SEED = 503
-UNITS, CAPTIONS_PER_UNIT = 24, 40
+UNITS, CAPTIONS_PER_UNIT = 12, 40
 SHARES: dict[Fault, float] = {"500": 0.05, "503": 0.1, "slow": 0.05, "cut": 0.05, "cut after": 0.03, "half": 0.03}
 QUARANTINE = "quarantine.json"
 
