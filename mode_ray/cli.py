@@ -225,7 +225,7 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
         f"run={directory / ('run-controls' if options.controls else 'run')}",
         f"captions.paths={[shard.uri for shard in data.train_shards]}",
         f"evaluate.tasks={[file.uri for file in data.task_files]}",
-        *(["train.random_control=true"] if options.controls else []),
+        *(["train.controls=[dense, full, random]"] if options.controls else []),
         *options.overrides,
     ]
     config = load_config("demo", overrides)
@@ -309,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands.add_parser("plan", help="estimate hours, bytes and cost of a run before it is run"))
     demo = commands.add_parser("demo", help="the whole pipeline on emoji and icons, in minutes")
     demo.add_argument("--directory", default="demo-run", help="where data and run go (default: demo-run)")
-    demo.add_argument("--controls", action="store_true", help="train the Random-4 control too")
+    demo.add_argument("--controls", action="store_true", help="train the controls Full-4 and Random-4 too")
     _add_overrides(demo)
     demo.set_defaults(function=_demo)
     return parser

@@ -196,7 +196,7 @@ class TestTraining:
         assert train.core_hours * HOUR == pytest.approx(64_000 / 10)
 
     def test_with_the_full_budget_every_expert_takes_the_rest(self) -> None:
-        config = config_of(train={"dense_samples": 32_000, "batch_size": 100, "expert_budget": "full", "dense": False})
+        config = config_of(train={"dense_samples": 32_000, "batch_size": 100, "expert_budget": "full", "controls": []})
         train = plan_of(config, train_samples_per_second=10.0)["train"]
         assert train.core_hours * HOUR == pytest.approx((27_000 + 4 * 5_000) / 10)
 
