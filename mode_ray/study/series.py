@@ -31,7 +31,9 @@ def run_series(
         ModeRayError: As the stages raise, with the run's name in front; earlier runs are finished.
     """
     configs = list(runs.values())
-    if all(_is_done(config) for config in configs):
+    # Of all runs before any begins: a directory that was begun with another config is found out at once.
+    done = [_is_done(config) for config in configs]
+    if all(done):
         for name in runs:
             on_done(name)
         return
