@@ -139,12 +139,8 @@ class Series:
         Seed and dense model are those of the setting without what shapes the experts alone, so that settings which
         differ in that alone share them, whatever was run before.
         """
-        plain = self.base({}, seed)
-        core = {
-            name: value
-            for name, value in setting.items()
-            if seed_fields(with_values(plain, {name: value})) != seed_fields(plain)
-        }
+        deciding = seed_fields(self.base({}, seed))
+        core = {name: value for name, value in setting.items() if name in deciding}
         settings = {_named(core): core, _named(setting): setting}
         configs = [
             with_values(self.base(own, seed), {"run": str(self.directory / f"lean/{name}/seed{seed}")})
