@@ -13,6 +13,7 @@ from rich.console import Console
 
 from mode_ray import __version__
 from mode_ray.cli_retrieval import RULES_COMMAND, add_commands
+from mode_ray.cli_study import add_study_command
 from mode_ray.config import RunConfig
 from mode_ray.config_file import load_config
 from mode_ray.errors import ModeRayError
@@ -225,7 +226,7 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
         f"run={directory / ('run-controls' if options.controls else 'run')}",
         f"captions.paths={[shard.uri for shard in data.train_shards]}",
         f"evaluate.tasks={[file.uri for file in data.task_files]}",
-        *(["train.random_control=true"] if options.controls else []),
+        *(["train.controls=[dense, full, random]"] if options.controls else []),
         *options.overrides,
     ]
     config = load_config("demo", overrides)
@@ -302,6 +303,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_retry(commands.add_parser(_RETRY, help="train one run again that failed, and no other"))
     _add_addition(commands.add_parser(_ADD, help="train only the experts that another run does not have"))
     add_commands(commands, _add_overrides)
+    add_study_command(commands)
     _add_export(commands.add_parser("export", help="trained models as folders for open_clip and the Hugging Face hub"))
     status = commands.add_parser("status", help="show how far a run is")
     status.add_argument("run", help="the run directory: a path, s3:// or gs:// URI")
@@ -309,7 +311,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands.add_parser("plan", help="estimate hours, bytes and cost of a run before it is run"))
     demo = commands.add_parser("demo", help="the whole pipeline on emoji and icons, in minutes")
     demo.add_argument("--directory", default="demo-run", help="where data and run go (default: demo-run)")
-    demo.add_argument("--controls", action="store_true", help="train the Random-4 control too")
+    demo.add_argument("--controls", action="store_true", help="train the controls Full-4 and Random-4 too")
     _add_overrides(demo)
     demo.set_defaults(function=_demo)
     return parser

@@ -1,10 +1,13 @@
 """The config of the train stage: model, optimizer, loss, data, budgets, and where and how fast it trains."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mode_ray.settings import Placement, PositiveFloat, PositiveInt, Seed, Settings, Share
+
+Control = Literal["dense", "dense_equal_total", "full", "random"]
+StandingModels = Literal["seed", "dense", "experts"]
 
 
 class ModelConfig(Settings):
@@ -133,18 +136,40 @@ class TrainConfig(Settings):
     standing: str | None = None
     """Another run's directory: its seed, dense baseline and experts are taken over, unchanged, where they are models
     of this config; only what it does not have is trained (`mode-ray train add`)."""
+    standing_models: Annotated[tuple[StandingModels, ...], Field(strict=False)] = ("seed", "dense", "experts")
+    """Which of its models may be taken over. Without `experts`, all experts are trained anew: for example with another
+    `expert_budget`."""
     expert_budget: Literal["shared", "full"] = "shared"
     """`shared`: the experts together see the rest. `full`: every expert sees as much as the rest."""
     batch_size: PositiveInt = 32768
     """Global batch, over all workers of a run."""
     out_of_cluster_share: Share = 0.02
     """Share of an expert's pairs that are drawn from the other clusters."""
-    dense: bool = True
-    """Train the dense baseline too."""
-    random_control: bool = False
-    """Train Random-n too: the same sizes, rows dealt at random."""
+    controls: Annotated[tuple[Control, ...], Field(strict=False)] = ("dense",)
+    """What else to train, to compare with. `dense`: one model on all data for `dense_samples`.
+    `dense_equal_total`: the same for as many samples as seed and experts see together, on a schedule of its own;
+    (27 + 5n)/32 of `dense_samples` with the paper's seed share and `expert_budget: full`. `full`: n models from the
+    seed, each on all data in an order of its own. `random`: n models from the seed on rows dealt at random, in the
+    experts' sizes."""
     seed: Seed = 0
     placement: TrainPlacement = TrainPlacement()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _controls_are_a_list(cls, values: Any) -> Any:  # noqa: ANN401  (pydantic's own contract)
+        """Configs and runs of before are told what to write instead."""
+        before = {"dense": "dense", "random_control": "random"}
+        if not isinstance(values, dict) or not (given := [name for name in before if name in values]):
+            return values
+        asked = [before[name] for name in before if values.get(name, name == "dense")]
+        raise ValueError(f"{' and '.join(given)}: now one list; write controls: [{', '.join(asked)}] instead")
+
+    @field_validator("controls", "standing_models")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"names one of them twice: {', '.join(names)}")
+        return names
 
     @model_validator(mode="after")
     def _budget(self) -> Self:

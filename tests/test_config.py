@@ -1,5 +1,6 @@
 """The config: what is accepted, what is refused and in which words, what a stage's fingerprint notices."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -68,16 +69,32 @@ class TestOverrides:
             [
                 "cluster.fine.centers=256",
                 "cluster.coarse.experts=[2, 4, 8]",
-                "train.dense=false",
+                "train.controls=[full]",
                 "captions.key_field=null",
                 "routing.rule=paper",
             ],
         )
         assert config.cluster.fine.centers == 256
         assert config.cluster.coarse.experts == (2, 4, 8)
-        assert config.train.dense is False
+        assert config.train.controls == ("full",)
         assert config.captions.key_field is None
         assert config.routing.rule == "paper"
+
+    @pytest.mark.parametrize(
+        ("before", "now"),
+        [
+            (["train.random_control=true"], "controls: [dense, random]"),
+            (["train.dense=false"], "controls: []"),
+            (["train.dense=true", "train.random_control=false"], "controls: [dense]"),
+        ],
+    )
+    def test_the_controls_of_before_are_told_what_to_write(self, file: Path, before: list[str], now: str) -> None:
+        with pytest.raises(UsageError, match=re.escape(f"write {now} instead")):
+            load_config(str(file), before)
+
+    def test_no_control_is_named_twice(self, file: Path) -> None:
+        with pytest.raises(UsageError, match="names one of them twice: dense, dense"):
+            load_config(str(file), ["train.controls=[dense, dense]"])
 
     @pytest.mark.parametrize("text", ["5e-4", "5E-4", "0.0005", "5.0e-4", "0.5e-3"])
     def test_a_number_may_be_written_with_an_exponent(self, file: Path, text: str) -> None:

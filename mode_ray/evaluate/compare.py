@@ -45,14 +45,14 @@ class TaskResults:
     Attributes:
         single: Metrics of every model alone, by its name.
         rules: Metrics of the experts' ensemble, by routing rule.
-        random: Metrics of the uniform ensemble of the random control's models, or None without them.
+        controls: Metrics of the uniform ensemble of each control that has several models, by its name.
         weights: Routing weights by rule.
         pruned: The ensemble under the config's own rule with fewer experts run.
     """
 
     single: Mapping[str, Metrics]
     rules: Mapping[str, Metrics]
-    random: Metrics | None
+    controls: Mapping[str, Metrics]
     weights: Mapping[str, RoutingWeights]
     pruned: Sequence[PrunedResult] = ()
 
@@ -117,7 +117,7 @@ def compare(
     task: Task,
     measured: TaskCosines,
     experts: Sequence[str],
-    random_models: Sequence[str],
+    controls: Mapping[str, Sequence[str]],
     router: Router,
     rules: Sequence[RoutingRule],
 ) -> TaskResults:
@@ -127,7 +127,7 @@ def compare(
         task: The task.
         measured: Its cosines; of missing experts there are none.
         experts: Names of the experts' models, in order of their ids, the missing ones too.
-        random_models: Names of the random control's models; may be empty.
+        controls: Names of the models of each control that has several; may be empty.
         router: Routes the texts.
         rules: Which rules.
     """
@@ -148,12 +148,15 @@ def compare(
         if rule == router.config.rule:
             pruned = _prune(task, measured, cosines_cil, weights[rule].weights_c, weights_lc)
     single = {name: task_metrics(task, measured, cosines_il) for name, cosines_il in measured.cosines.items()}
-    random = None
-    if random_models:
-        equal = np.full(len(random_models), 1 / len(random_models))
-        stacked = np.stack([measured.cosines[name] for name in random_models])
-        random = task_metrics(task, measured, ensemble_scores(stacked, equal))
-    return TaskResults(single, by_rule, random, weights, pruned)
+    mixed = {
+        control: task_metrics(task, measured, _uniform_scores(measured, names)) for control, names in controls.items()
+    }
+    return TaskResults(single, by_rule, mixed, weights, pruned)
+
+
+def _uniform_scores(measured: TaskCosines, models: Sequence[str]) -> np.ndarray:
+    equal_c = np.full(len(models), 1 / len(models))
+    return np.asarray(ensemble_scores(np.stack([measured.cosines[name] for name in models]), equal_c))
 
 
 def pruning_counts(n: int) -> list[int]:

@@ -27,6 +27,8 @@ from mode_ray.evaluate.pruning import pruning_steps
 from mode_ray.evaluate.report_schema import ModelRow, ReportData, TaskRow, check_report
 
 Outcome = Literal["win", "tie", "loss", "unknown"]
+_CHOSEN_BY_LABELS = ("best_expert", "oracle")
+_DENSE_KINDS = ("dense", "dense_equal_total")
 
 MAX_CAPTION_CHARACTERS = 110
 MAX_CLASSES_SHOWN = 40
@@ -56,8 +58,8 @@ class ResultRow:
 
     @property
     def competes(self) -> bool:
-        """Whether it could be deployed: an oracle that picks by the test labels could not."""
-        return self.model["kind"] != "best_single"
+        """Whether it could be deployed: what is picked by the test labels could not."""
+        return self.model["kind"] not in _CHOSEN_BY_LABELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ def result_rows(data: ReportData) -> list[ResultRow]:
     scores = [tuple(_score(model, task) for task in data["tasks"]) for model in models]
     means = [macro_mean(dict(zip(names, row, strict=True))) for row in scores]
     cells = [(*row, mean) for row, mean in zip(scores, means, strict=True)]
-    fair = [row for row, model in zip(cells, models, strict=True) if model["kind"] != "best_single"]
+    fair = [row for row, model in zip(cells, models, strict=True) if model["kind"] not in _CHOSEN_BY_LABELS]
     columns = [[row[column] for row in fair] for column in range(len(names) + 1)]
     highest = [max((cell for cell in column if cell is not None), default=None) for column in columns]
     dense = next((index for index, model in enumerate(models) if model["kind"] == "dense"), None)
@@ -89,7 +91,7 @@ def result_rows(data: ReportData) -> list[ResultRow]:
     dense_total = None if dense is None else models[dense].get("samples_total")
     rows = []
     for index, model in enumerate(models):
-        mean, total, oracle = means[index], model.get("samples_total"), model["kind"] == "best_single"
+        mean, total, oracle = means[index], model.get("samples_total"), model["kind"] in _CHOSEN_BY_LABELS
         pairs = zip(cells[index], highest, strict=True)
         best = tuple(cell is not None and cell == high and not oracle for cell, high in pairs)
         change = None if mean is None or dense_mean is None or index == dense else mean - dense_mean
@@ -136,7 +138,7 @@ def render_report(report: Mapping[str, Any], thumbnails: Mapping[int, Sequence[b
     clusters = data.get("fine_clusters", [])
     steps = pruning_steps(data.get("pruning", []))
     curves = [
-        Curve(row["samples"], row["loss"], row.get("expert"), dashed=row.get("kind") == "dense")
+        Curve(row["samples"], row["loss"], row.get("expert"), dashed=row.get("kind") in _DENSE_KINDS)
         for row in data.get("losses", [])
     ]
     template = _environment().get_template("report.html.j2")
@@ -258,7 +260,12 @@ def _comparisons(rows: Sequence[ResultRow], mode: ResultRow) -> list[str]:
         elif kind == "random":
             helps = "Clustering" if gain > 0 else "Clustering does not help"
             remarks.append(f"{helps}: {signed(gain)} points against {name}, rows dealt at random ({level}).")
-        elif kind == "best_single" and gain < 0:
+        elif kind == "dense_equal_total":
+            remarks.append(f"At equal total samples: {signed(gain)} points against one dense model ({level}).")
+        elif kind == "full":
+            what = f"against {name}, models on all data in other orders ({level})"
+            remarks.append(f"Against a mere ensemble: {signed(gain)} points {what}.")
+        elif kind == "oracle" and gain < 0:
             remarks.append(f"Picking the best expert of each task by its test labels would reach {level}.")
     return remarks
 

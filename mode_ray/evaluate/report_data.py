@@ -1,11 +1,13 @@
 """Fill the report's data from a run's manifests, measurements and source pairs."""
 
 import io
+import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -41,9 +43,11 @@ from mode_ray.pair_reader import PairReader
 from mode_ray.routing import RoutingWeights, nearest_centers, top_centers
 from mode_ray.stage import package_versions, read_manifest
 from mode_ray.storage import Location
-from mode_ray.train.budget import DENSE, SEED, Trial, expert_name
+from mode_ray.train.budget import DENSE, DENSE_EQUAL_TOTAL, Trial, expert_name
 from mode_ray.train.trial import read_metrics
 
+MetricsByTask = dict[str, dict[str, float]]
+_CONTROL_TITLES: dict[Literal["full", "random"], str] = {"full": "Full", "random": "Random"}
 _SAMPLE_SHARDS = 16
 _CAPTIONS_PER_CLUSTER = 3
 _CAPTIONS_PER_EXPERT = 8
@@ -181,42 +185,53 @@ def _task_row(task: Task, measured: TaskCosines) -> TaskRow:
 
 
 def _models(sources: ReportSources) -> list[ModelRow]:
-    """Dense, the ensemble by rule, every expert alone, the best of them per task, and the random control."""
+    """The dense runs, the ensemble by rule, the experts alone and the best of them, and the controls' ensembles."""
     n = sources.config.train.experts
     samples = {trial.name: trial.samples for trial in sources.trials}
-    seed = samples.get(SEED, 0)
+    behind = {trial.name: samples[trial.parent] if trial.parent else 0 for trial in sources.trials}
     experts = [expert_name(n, expert) for expert in sources.experts]
-    together = sum(samples[name] for name in experts)
     rows = []
 
     def add(
-        name: str, kind: ModelKind, metrics: dict[str, dict[str, float]], own: int, rule: str | None = None
+        name: str, kind: ModelKind, models: Sequence[str], metrics: MetricsByTask, rule: str | None = None
     ) -> None:
-        behind = 0 if kind == "dense" else seed
-        rows.append(
-            ModelRow(name=name, kind=kind, rule=rule, metrics=metrics, samples_seen=own, samples_total=own + behind)
-        )
+        own = sum(samples[model] for model in models)
+        total = own + behind[models[0]]
+        rows.append(ModelRow(name=name, kind=kind, rule=rule, metrics=metrics, samples_seen=own, samples_total=total))
 
-    def single(name: str) -> dict[str, dict[str, float]]:
+    def single(name: str) -> MetricsByTask:
         return {task: dict(results.single[name]) for task, results in sources.results.items()}
 
     if DENSE in samples:
-        add("dense", "dense", single(DENSE), samples[DENSE])
+        add("dense", "dense", [DENSE], single(DENSE))
+    if DENSE_EQUAL_TOTAL in samples:
+        add("dense, equal total", "dense_equal_total", [DENSE_EQUAL_TOTAL], single(DENSE_EQUAL_TOTAL))
     for rule in sources.config.evaluate.rules:
         by_task = {task: dict(results.rules[rule]) for task, results in sources.results.items()}
-        add(f"MoDE-{n} ({rule})", "mode", by_task, together, rule)
-    best = {}
-    for task in sources.tasks:
-        alone = sources.results[task.name].single
-        best[task.name] = dict(max((alone[name] for name in experts), key=lambda metrics: metrics[task.metric]))
-    add("best single expert per task", "best_single", best, together)
+        add(f"MoDE-{n} ({rule})", "mode", experts, by_task, rule)
+    alone = {name: single(name) for name in experts}
+    best = max(experts, key=lambda name: _mean(sources.tasks, alone[name]))
+    add(f"best single expert ({sources.experts[experts.index(best)]})", "best_expert", experts, alone[best])
+    oracle = {
+        task.name: max((alone[name][task.name] for name in experts), key=lambda metrics: metrics[task.metric])
+        for task in sources.tasks
+    }
+    add("oracle: best expert per task", "oracle", experts, oracle)
     for expert, name in zip(sources.experts, experts, strict=True):
-        add(f"expert {expert} alone", "single", single(name), samples[name])
-    control = {task: dict(results.random) for task, results in sources.results.items() if results.random is not None}
-    if control:
-        dealt = sum(samples[expert_name(n, expert, random=True)] for expert in range(n))
-        add(f"Random-{n} (uniform)", "random", control, dealt)
+        add(f"expert {expert} alone", "single", [name], alone[name])
+    for kind, title in _CONTROL_TITLES.items():
+        models = [trial.name for trial in sources.trials if trial.role == kind]
+        if models:
+            by_task = {task: dict(results.controls[kind]) for task, results in sources.results.items()}
+            add(f"{title}-{n} (uniform)", kind, models, by_task)
     return rows
+
+
+def _mean(tasks: Sequence[Task], metrics: MetricsByTask) -> float:
+    """Mean of the main metric; a task on which it is not defined counts nothing."""
+    values = [metrics[task.name][task.metric] for task in tasks]
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else -math.inf
 
 
 def _routing_row(sources: ReportSources, task: str, rule: str, weights: RoutingWeights) -> RoutingRow:
@@ -324,14 +339,13 @@ def _losses(sources: ReportSources) -> list[LossRow]:
     for trial in sources.trials:
         history = read_metrics(sources.directories["train"] / trial.name)["history"]
         before = samples[trial.parent] if trial.parent else 0
-        kind: ModelKind = {"all": "seed", "expert": "single", "random": "random"}[trial.members.kind]  # type: ignore[assignment]
         rows.append(
             LossRow(
                 name=trial.name,
                 samples=[before + point["samples"] for point in history],
                 loss=[point["loss"] for point in history],
-                kind="dense" if trial.name == DENSE else kind,
-                expert=trial.members.expert if trial.members.kind == "expert" else None,
+                kind="single" if trial.role == "expert" else trial.role,
+                expert=trial.members.expert if trial.role == "expert" else None,
             )
         )
     return rows

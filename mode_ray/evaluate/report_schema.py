@@ -11,7 +11,9 @@ from typing_extensions import TypedDict
 
 from mode_ray.errors import DataError
 
-ModelKind = Literal["dense", "mode", "single", "best_single", "random", "seed"]
+ModelKind = Literal["dense", "dense_equal_total", "mode", "best_expert", "oracle", "single", "full", "random", "seed"]
+# What reports of before called them.
+_RENAMED_KINDS = {"best_single": "oracle"}
 
 
 class StageRow(TypedDict):
@@ -38,7 +40,8 @@ class TaskRow(TypedDict):
 class ModelRow(TypedDict):
     """One line of the results: a model, or an ensemble under one routing rule.
 
-    `best_single` is, for every task, the expert with the best result on that very task: an oracle.
+    `best_expert` is the one expert with the best mean over the tasks, and `oracle`, for every task, the expert with
+    the best result on that very task: both are chosen by test labels.
     """
 
     name: str
@@ -147,6 +150,16 @@ class ReportData(TypedDict):
     licences: NotRequired[str]  # of the data shown
 
 
+def _with_kinds_of_now(models: object) -> object:
+    if not isinstance(models, list):
+        return models
+    for_now = []
+    for model in models:
+        kind = model.get("kind") if isinstance(model, dict) else None
+        for_now.append({**model, "kind": _RENAMED_KINDS[kind]} if kind in tuple(_RENAMED_KINDS) else model)
+    return for_now
+
+
 def check_report(report: Mapping[str, Any]) -> ReportData:
     """The report as its typed dict; unknown keys are left out.
 
@@ -154,7 +167,7 @@ def check_report(report: Mapping[str, Any]) -> ReportData:
         DataError: A field is missing, of a wrong type, or names a task that is not in `tasks`.
     """
     try:
-        data = TypeAdapter(ReportData).validate_python(dict(report))
+        data = TypeAdapter(ReportData).validate_python({**report, "models": _with_kinds_of_now(report.get("models"))})
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

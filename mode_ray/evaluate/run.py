@@ -193,13 +193,15 @@ def _compare(
     config: RunConfig, task: Task, measured: TaskCosines, router: Router, trials: Sequence[Trial]
 ) -> TaskResults:
     n = config.train.experts
-    names = {trial.name for trial in trials}
-    random_models = [expert_name(n, expert, random=True) for expert in range(n)]
+    controls: dict[str, list[str]] = {}
+    for trial in trials:
+        if trial.role in ("full", "random"):
+            controls.setdefault(trial.role, []).append(trial.name)
     return compare(
         task,
         measured,
         experts=[expert_name(n, expert) for expert in range(n)],
-        random_models=[name for name in random_models if name in names],
+        controls=controls,
         router=router,
         rules=config.evaluate.rules,
     )

@@ -129,8 +129,9 @@ def training_samples(config: TrainConfig) -> float:
     first = config.seed_share if has_seed else 0.0
     rest = config.dense_samples * (1.0 - first)
     experts = rest if config.expert_budget == "shared" else rest * config.experts
-    dense = config.dense_samples if config.dense else 0
-    return config.dense_samples * first + dense + experts * (2 if config.random_control else 1)
+    seed = config.dense_samples * first
+    control = {"dense": config.dense_samples, "dense_equal_total": seed + experts, "full": experts, "random": experts}
+    return seed + experts + sum(control[name] for name in config.controls)
 
 
 class StageArithmetic:

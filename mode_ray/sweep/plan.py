@@ -123,7 +123,7 @@ def _plan_one(config: RunConfig, point: Point, inputs: SweepInputs) -> SweepTria
 
 def _runs(config: RunConfig, inputs: SweepInputs) -> list[Trial]:
     """The seed and the expert, or the dense baseline."""
-    train = config.train.model_copy(update={"dense": True})
+    train = config.train.model_copy(update={"controls": ("dense",)})
     planned = {trial.name: trial for trial in plan_trials(train, inputs.pairs_n, range(train.experts))}
     if inputs.expert is None:
         return [planned[DENSE]]

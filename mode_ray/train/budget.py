@@ -1,15 +1,23 @@
 """Who is trained on what, for how many samples, on which part of the schedule."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final, Literal
 
 import numpy as np
 
 from mode_ray.expert_data import TrainingSet
-from mode_ray.train_config import TrainConfig
+from mode_ray.train_config import Control, TrainConfig
 
-SEED = "seed"
-DENSE = "dense"
+SEED: Final = "seed"
+DENSE: Final = "dense"
+DENSE_EQUAL_TOTAL: Final = "dense-equal-total"
+
+Role = Literal["seed", "expert"] | Control
+_ROLES: Mapping[str, Role] = {SEED: "seed", DENSE: "dense", DENSE_EQUAL_TOTAL: "dense_equal_total"}
+# Behind the dense runs' seeds, so that no two models on all data see it in the same order.
+_FULL_SEEDS_FROM = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +40,29 @@ class Trial:
     last_progress: float = 1.0
     parent: str | None = None
 
+    @property
+    def role(self) -> Role:
+        """What it is trained for."""
+        return role_of(self.name)
 
-def expert_name(experts: int, expert: int, *, random: bool = False) -> str:
-    """Name of an expert's trial and directory."""
-    return f"{'random-' if random else ''}n{experts}/{expert:02d}"
+
+def expert_name(experts: int, expert: int, control: Literal["full", "random"] | None = None) -> str:
+    """Name of an expert's trial and directory, or of the model that takes its place in a control."""
+    return f"{'' if control is None else f'{control}-'}n{experts}/{expert:02d}"
+
+
+def role_of(name: str) -> Role:
+    """What a trial of this name is trained for.
+
+    Raises:
+        ValueError: No trial is called so.
+    """
+    if name in _ROLES:
+        return _ROLES[name]
+    match = re.fullmatch(r"(?:(full|random)-)?n\d+/\d+", name)
+    if match is None:
+        raise ValueError(f"{name!r} is no name of a trial")
+    return "expert" if match[1] is None else "full" if match[1] == "full" else "random"
 
 
 def plan_trials(config: TrainConfig, pairs_n: np.ndarray, order: Sequence[int]) -> list[Trial]:
@@ -46,49 +73,68 @@ def plan_trials(config: TrainConfig, pairs_n: np.ndarray, order: Sequence[int]) 
     `full` each of them sees as much, and the total is (27 + 5n)/32 x dense.
 
     Args:
-        config: Budgets.
+        config: Budgets and controls.
         pairs_n: Pairs of each expert, out-of-cluster ones excluded.
         order: Experts, the one to train first in front (the paper: the widest cluster first).
     """
     n = config.experts
-    seed_samples = _whole_batches(config.dense_samples * config.seed_share, config.batch_size)
-    has_seed = config.model.pretrained is None and seed_samples > 0
+    has_seed = config.model.pretrained is None and _whole_batches(_seed_samples(config), config.batch_size) > 0
     first = config.seed_share if has_seed else 0.0
-    trials = []
+    seeds = []
     if has_seed:
-        everything = TrainingSet(kind="all", seed=config.seed)
-        trials.append(Trial(name=SEED, members=everything, samples=seed_samples, last_progress=config.seed_share))
-    # Next to the seed: the dense run waits for nothing, so no slot stands idle while the seed is trained.
-    if config.dense:
-        everything = TrainingSet(kind="all", seed=config.seed + 1)
-        trials.append(
+        samples = _whole_batches(_seed_samples(config), config.batch_size)
+        seeds.append(Trial(name=SEED, members=_everything(config, 0), samples=samples, last_progress=first))
+    rest = config.dense_samples * (1 - first)
+    by_size_n = pairs_n / pairs_n.sum() if config.expert_budget == "shared" else np.ones(n)
+    evenly_n = np.full(n, 1 / n if config.expert_budget == "shared" else 1.0)
+
+    def continued(name: str, members: TrainingSet, share: float) -> Trial:
+        """One that goes on from the seed."""
+        return Trial(
+            name=name,
+            members=members,
+            samples=_whole_batches(rest * share, config.batch_size),
+            first_progress=first,
+            parent=SEED if has_seed else None,
+        )
+
+    def subset(kind: Literal["expert", "random"], expert: int) -> TrainingSet:
+        foreign = config.out_of_cluster_share if kind == "expert" else 0.0
+        return TrainingSet(kind=kind, experts=n, expert=expert, out_of_cluster_share=foreign, seed=config.seed)
+
+    experts = [continued(expert_name(n, expert), subset("expert", expert), by_size_n[expert]) for expert in order]
+    total = sum(trial.samples for trial in (*seeds, *experts))
+    controls: dict[Control, list[Trial]] = {
+        "dense": [
             Trial(
                 name=DENSE,
-                members=everything,
+                members=_everything(config, 1),
                 samples=_whole_batches(config.dense_samples, config.batch_size),
             )
-        )
-    rest = config.dense_samples * (1 - first)
-    shares_n = pairs_n / pairs_n.sum() if config.expert_budget == "shared" else np.ones(n)
-    for random in (False, True) if config.random_control else (False,):
-        for expert in order:
-            members = TrainingSet(
-                kind="random" if random else "expert",
-                experts=n,
-                expert=expert,
-                out_of_cluster_share=0.0 if random else config.out_of_cluster_share,
-                seed=config.seed,
-            )
-            trials.append(
-                Trial(
-                    name=expert_name(n, expert, random=random),
-                    members=members,
-                    samples=_whole_batches(rest * shares_n[expert], config.batch_size),
-                    first_progress=first,
-                    parent=SEED if has_seed else None,
-                )
-            )
-    return trials
+        ],
+        "dense_equal_total": [Trial(name=DENSE_EQUAL_TOTAL, members=_everything(config, 2), samples=total)],
+        "full": [
+            continued(expert_name(n, expert, "full"), _everything(config, _FULL_SEEDS_FROM + expert), evenly_n[expert])
+            for expert in range(n)
+        ],
+        "random": [
+            continued(expert_name(n, expert, "random"), subset("random", expert), by_size_n[expert])
+            for expert in order
+        ],
+    }
+    # The dense runs come next to the seed: they wait for nothing, so no slot stands idle while the seed is trained.
+    dense = [trial for name in ("dense", "dense_equal_total") if name in config.controls for trial in controls[name]]
+    dealt = [trial for name in ("full", "random") if name in config.controls for trial in controls[name]]
+    return [*seeds, *dense, *experts, *dealt]
+
+
+def _everything(config: TrainConfig, number: int) -> TrainingSet:
+    """All pairs, in an order of its own for each number."""
+    return TrainingSet(kind="all", seed=config.seed + number)
+
+
+def _seed_samples(config: TrainConfig) -> float:
+    return config.dense_samples * config.seed_share
 
 
 def _whole_batches(samples: float, batch_size: int) -> int:
@@ -108,6 +154,7 @@ class BudgetStatement:
         total: Seed and experts together.
         dense: The dense baseline's, whether it is trained or not.
         total_to_dense: Their ratio.
+        controls: All that is behind each control that is trained, the seed's included where it goes on from it.
     """
 
     seed: int
@@ -115,20 +162,30 @@ class BudgetStatement:
     total: int
     dense: int
     total_to_dense: float
+    controls: Mapping[str, int]
 
     def line(self) -> str:
         """For people."""
         experts = ", ".join(f"{name} {samples:,}" for name, samples in self.experts.items())
+        controls = ", ".join(f"{name} {samples:,}" for name, samples in self.controls.items())
         return (
             f"budget in samples: seed {self.seed:,}; experts {experts}; "
             f"total {self.total:,} = {self.total_to_dense:.3f} x the dense run's {self.dense:,}"
+            f"{f'; controls in all: {controls}' if controls else ''}"
         )
 
 
 def budget_statement(config: TrainConfig, trials: Sequence[Trial]) -> BudgetStatement:
-    """Add up the samples of planned trials; controls do not count."""
+    """Add up the samples of planned trials; controls do not count in the total."""
     samples = {trial.name: trial.samples for trial in trials}
-    experts = {trial.name: trial.samples for trial in trials if trial.members.kind == "expert"}
+    experts = {trial.name: trial.samples for trial in trials if trial.role == "expert"}
     seed, dense = samples.get(SEED, 0), _whole_batches(config.dense_samples, config.batch_size)
     total = seed + sum(experts.values())
-    return BudgetStatement(seed=seed, experts=experts, total=total, dense=dense, total_to_dense=total / dense)
+    controls: dict[str, int] = {}
+    for trial in trials:
+        if trial.role not in ("seed", "expert"):
+            behind = seed if trial.parent == SEED else 0
+            controls[trial.role] = controls.get(trial.role, behind) + trial.samples
+    return BudgetStatement(
+        seed=seed, experts=experts, total=total, dense=dense, total_to_dense=total / dense, controls=controls
+    )

@@ -72,8 +72,8 @@ def plan_takeover(
     before = {trial.name: trial for trial in trials_of(manifest)}
     n_before = int(str(manifest.fields["train.experts"]))
     known = Clustering.load(other / clusters.name)
-    expert_before = {SEED: SEED, DENSE: DENSE}
-    if extends(known, clustering):
+    expert_before: dict[str, str] = {name: name for name in (SEED, DENSE) if name in config.standing_models}
+    if "experts" in config.standing_models and extends(known, clustering):
         matched = matching_experts(known.experts_of(n_before), clustering.experts_of(config.experts))
         expert_before |= {
             expert_name(config.experts, expert): expert_name(n_before, old) for expert, old in matched.items()

@@ -92,7 +92,7 @@ def write_config(folder: Path) -> Path:
         "train": {
             "model": {"architecture": str(folder / "model"), "precision": "float32"},
             "experts": EXPERTS,
-            "dense": False,
+            "controls": [],
             "expert_budget": "full",
             "dense_samples": 2 * STEPS * BATCH,
             "seed_share": 0.5,

@@ -266,7 +266,7 @@ def write_config(folder: Path) -> Path:
         "train": {
             "model": {"architecture": str(folder / "model"), "precision": "float32"},
             "experts": 2,
-            "dense": False,
+            "controls": [],
             "dense_samples": 144 * BATCH,
             "seed_share": 0.25,
             "batch_size": BATCH,

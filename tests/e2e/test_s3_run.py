@@ -105,7 +105,7 @@ def settings(root: Location, model: Path) -> dict[str, object]:
         "train": {
             "model": {"architecture": str(model), "precision": "float32"},
             "experts": 2,
-            "dense": False,
+            "controls": [],
             "dense_samples": 256,
             "seed_share": 0.5,
             "batch_size": 32,

@@ -58,7 +58,7 @@ def sources(tmp_path: Path) -> ReportSources:
                 "dense_samples": 8 * BATCH,
                 "seed_share": 0.5,
                 "batch_size": BATCH,
-                "random_control": True,
+                "controls": ["dense", "dense_equal_total", "full", "random"],
             },
             "routing": {"rule": "soft"},
             "evaluate": {"rules": ["soft", "uniform"], "tasks": [str(tmp_path / "pets.yaml")]},
@@ -91,7 +91,10 @@ def sources(tmp_path: Path) -> ReportSources:
     (task,) = load_tasks(config.evaluate.tasks)
     measured = _measured(trials)
     experts = [expert_name(2, expert) for expert in range(2)]
-    random_models = [expert_name(2, expert, random=True) for expert in range(2)]
+    controls = {
+        "full": [expert_name(2, expert, "full") for expert in range(2)],
+        "random": [expert_name(2, expert, "random") for expert in range(2)],
+    }
     calibration = calibration_of(clustering, 2)
     router = Router(
         centers_md=clustering.centers_md,
@@ -99,7 +102,7 @@ def sources(tmp_path: Path) -> ReportSources:
         config=config.routing,
         fitted_temperature=calibration.temperature,
     )
-    results = compare(task, measured, experts, random_models, router, config.evaluate.rules)
+    results = compare(task, measured, experts, controls, router, config.evaluate.rules)
     return ReportSources(
         config,
         shards,

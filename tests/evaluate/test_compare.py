@@ -39,8 +39,8 @@ def router(group_m: np.ndarray = GROUP_M, missing: tuple[int, ...] = ()) -> Rout
     )
 
 
-def results(task: Task, cosines: TaskCosines, random_models: list[str] | None = None) -> TaskResults:
-    return compare(task, cosines, EXPERTS, random_models or [], router(), RULES)
+def results(task: Task, cosines: TaskCosines, controls: dict[str, list[str]] | None = None) -> TaskResults:
+    return compare(task, cosines, EXPERTS, controls or {}, router(), RULES)
 
 
 # Right for both images, and wrong for both; the wrong one is surer of itself.
@@ -57,7 +57,7 @@ def classification() -> TaskCosines:
 
 class TestClassification:
     def test_every_model_alone_and_every_rule_has_metrics(self, classification: TaskCosines) -> None:
-        found = results(CLASSIFICATION, classification, RANDOM)
+        found = results(CLASSIFICATION, classification, {"random": RANDOM})
         assert set(found.single) == {"dense", *EXPERTS, *RANDOM}
         assert set(found.rules) == set(found.weights) == set(RULES)
         assert found.single["n2/00"]["top1"] == 1.0
@@ -74,15 +74,13 @@ class TestClassification:
             assert weights_c[0] >= weights_c[1]
             assert found.weights[rule].rule == rule
 
-    def test_the_random_control_is_the_uniform_ensemble_of_its_models(self, classification: TaskCosines) -> None:
-        assert results(CLASSIFICATION, classification).random is None
-        control = results(CLASSIFICATION, classification, RANDOM).random
-        assert control is not None
-        assert control["top1"] == 0.0
-        cosines = {**classification.cosines, RANDOM[0]: RIGHT}
-        better = results(CLASSIFICATION, measured(cosines, [0, 1], CENTERS_MD[[0, 1]]), RANDOM).random
-        assert better is not None
-        assert better["top1"] == 1.0
+    def test_a_control_is_the_uniform_ensemble_of_its_models(self, classification: TaskCosines) -> None:
+        assert results(CLASSIFICATION, classification).controls == {}
+        assert results(CLASSIFICATION, classification, {"random": RANDOM}).controls["random"]["top1"] == 0.0
+        better = measured({**classification.cosines, RANDOM[0]: RIGHT}, [0, 1], CENTERS_MD[[0, 1]])
+        found = results(CLASSIFICATION, better, {"random": RANDOM, "full": ["n2/01"]})
+        assert found.controls["random"]["top1"] == 1.0
+        assert found.controls["full"] == found.single["n2/01"]
 
     def test_the_order_of_the_experts_is_that_of_the_coarse_map(self) -> None:
         swapped = measured({"n2/00": WRONG, "n2/01": RIGHT}, [0, 1], CENTERS_MD[[0, 1]])
@@ -91,7 +89,7 @@ class TestClassification:
     def test_an_expert_without_a_center_has_no_say(self) -> None:
         cosines = measured({"n2/00": RIGHT, "n2/01": WRONG}, [0, 1], CENTERS_MD[[0, 1]])
         nobody = np.zeros(4, np.int32)
-        found = compare(CLASSIFICATION, cosines, EXPERTS, [], router(nobody), ["soft"])
+        found = compare(CLASSIFICATION, cosines, EXPERTS, {}, router(nobody), ["soft"])
         np.testing.assert_allclose(found.weights["soft"].weights_c, [1.0, 0.0])
 
 
@@ -140,7 +138,7 @@ class TestPruning:
         assert first.metrics["text_to_image_r1"] == 1.0
 
     def test_there_is_no_curve_where_the_configs_rule_is_not_evaluated(self, classification: TaskCosines) -> None:
-        assert compare(CLASSIFICATION, classification, EXPERTS, [], router(), ["paper"]).pruned == []
+        assert compare(CLASSIFICATION, classification, EXPERTS, {}, router(), ["paper"]).pruned == []
 
     @pytest.mark.parametrize(
         ("n", "counts"),
@@ -153,7 +151,7 @@ class TestPruning:
 class TestMissingExperts:
     def test_the_others_answer_with_all_of_the_weight(self) -> None:
         cosines = measured({"dense": RIGHT, "n2/01": WRONG}, [0, 1], CENTERS_MD[[0, 1]])
-        found = compare(CLASSIFICATION, cosines, EXPERTS, [], router(missing=(0,)), RULES)
+        found = compare(CLASSIFICATION, cosines, EXPERTS, {}, router(missing=(0,)), RULES)
         for rule in RULES:
             assert found.weights[rule].weights_c.tolist() == [0.0, 1.0]
             assert found.rules[rule] == found.single["n2/01"]
@@ -162,5 +160,5 @@ class TestMissingExperts:
     def test_queries_of_their_own_are_answered_too(self) -> None:
         good = np.array([[0.9, 0.1], [0.1, 0.9]], np.float32)
         cosines = measured({"n2/01": good}, [0, 1], CENTERS_MD[[0, 2]])
-        found = compare(RETRIEVAL, cosines, EXPERTS, [], router(missing=(0,)), ["calibrated"])
+        found = compare(RETRIEVAL, cosines, EXPERTS, {}, router(missing=(0,)), ["calibrated"])
         assert found.rules["calibrated"]["text_to_image_r1"] == 1.0

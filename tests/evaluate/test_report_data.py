@@ -36,11 +36,14 @@ def test_every_model_states_what_it_cost(data: ReportData) -> None:
     # 64 samples dense; half of them the seed; the experts share the other half in proportion 12 : 4.
     assert costs == {
         "dense": ("dense", 64, 64),
+        "dense, equal total": ("dense_equal_total", 64, 64),
         "MoDE-2 (soft)": ("mode", 32, 64),
         "MoDE-2 (uniform)": ("mode", 32, 64),
-        "best single expert per task": ("best_single", 32, 64),
+        "best single expert (1)": ("best_expert", 32, 64),
+        "oracle: best expert per task": ("oracle", 32, 64),
         "expert 0 alone": ("single", 24, 56),
         "expert 1 alone": ("single", 8, 40),
+        "Full-2 (uniform)": ("full", 32, 64),
         "Random-2 (uniform)": ("random", 32, 64),
     }
 
@@ -48,7 +51,7 @@ def test_every_model_states_what_it_cost(data: ReportData) -> None:
 def test_the_results_are_those_of_the_comparison(data: ReportData, sources: ReportSources) -> None:
     top1 = {row["name"]: row["metrics"]["pets"]["top1"] for row in data["models"]}
     assert (top1["dense"], top1["expert 0 alone"], top1["expert 1 alone"]) == (0.8, 0.8, 1.0)
-    assert top1["best single expert per task"] == 1.0
+    assert top1["best single expert (1)"] == top1["oracle: best expert per task"] == 1.0
     assert top1["MoDE-2 (soft)"] == sources.results["pets"].rules["soft"]["top1"]
     assert data["tasks"] == [{"name": "pets", "metric": "top1", "items": 5, "texts": 3, "chance": 1 / 3}]
 
@@ -90,8 +93,11 @@ def test_the_experts_losses_begin_where_the_seeds_end(data: ReportData) -> None:
     assert {name: (row["kind"], row["expert"]) for name, row in losses.items()} == {
         "seed": ("seed", None),
         "dense": ("dense", None),
+        "dense-equal-total": ("dense_equal_total", None),
         "n2/00": ("single", 0),
         "n2/01": ("single", 1),
+        "full-n2/00": ("full", None),
+        "full-n2/01": ("full", None),
         "random-n2/00": ("random", None),
         "random-n2/01": ("random", None),
     }

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from planned import HOUR, config_of, inventory_of, plan_of, rates_of, step
 
@@ -19,6 +20,7 @@ from mode_ray.plan.rates import (
 )
 from mode_ray.plan.stages import ClusterShape, Prices, kmeans_seconds, lane_seconds
 from mode_ray.storage import Location
+from mode_ray.train.budget import plan_trials
 
 
 class TestLanes:
@@ -196,9 +198,18 @@ class TestTraining:
         assert train.core_hours * HOUR == pytest.approx(64_000 / 10)
 
     def test_with_the_full_budget_every_expert_takes_the_rest(self) -> None:
-        config = config_of(train={"dense_samples": 32_000, "batch_size": 100, "expert_budget": "full", "dense": False})
+        config = config_of(train={"dense_samples": 32_000, "batch_size": 100, "expert_budget": "full", "controls": []})
         train = plan_of(config, train_samples_per_second=10.0)["train"]
         assert train.core_hours * HOUR == pytest.approx((27_000 + 4 * 5_000) / 10)
+
+    @pytest.mark.parametrize("budget", ["shared", "full"])
+    def test_controls_are_counted_as_training_deals_them_out(self, budget: str) -> None:
+        controls = ["dense", "dense_equal_total", "full", "random"]
+        train = {"dense_samples": 32_000, "batch_size": 100, "expert_budget": budget, "controls": controls}
+        config = config_of(train=train)
+        trials = plan_trials(config.train, np.full(4, 1000), range(4))
+        planned = plan_of(config, train_samples_per_second=10.0)["train"]
+        assert planned.core_hours * HOUR == pytest.approx(sum(trial.samples for trial in trials) / 10, rel=0.02)
 
     def test_left_out_without_a_rate_and_that_is_said(self) -> None:
         config = config_of()

@@ -5,7 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mode_ray.train.budget import DENSE, SEED, Trial, budget_statement, expert_name, plan_trials
+from mode_ray.train.budget import (
+    DENSE,
+    DENSE_EQUAL_TOTAL,
+    SEED,
+    Trial,
+    budget_statement,
+    expert_name,
+    plan_trials,
+    role_of,
+)
 from mode_ray.train.schedule import learning_rate, progress
 from mode_ray.train_config import TrainConfig
 
@@ -87,12 +96,12 @@ def test_experts_keep_the_given_order_behind_the_seed() -> None:
 
 
 def test_the_dense_baseline_can_be_left_out() -> None:
-    assert DENSE not in plan(config(dense=False))
+    assert DENSE not in plan(config(controls=[]))
 
 
 @pytest.mark.parametrize("fields", [{"model": {"pretrained": "openai"}}, {"seed_share": 0.0}])
 def test_without_a_seed_experts_take_the_whole_schedule(fields: dict[str, Any]) -> None:
-    trials = plan(config(experts=2, dense=False, **fields))
+    trials = plan(config(experts=2, controls=[], **fields))
     assert set(trials) == {"n2/00", "n2/01"}
     assert {trial.parent for trial in trials.values()} == {None}
     assert {trial.first_progress for trial in trials.values()} == {0.0}
@@ -100,18 +109,74 @@ def test_without_a_seed_experts_take_the_whole_schedule(fields: dict[str, Any]) 
 
 
 def test_the_random_control_has_the_experts_budgets_and_no_foreign_pairs() -> None:
-    trials = plan(config(experts=2, random_control=True), [300, 100])
+    trials = plan(config(experts=2, controls=["dense", "random"]), [300, 100])
     for expert in range(2):
-        own, control = trials[expert_name(2, expert)], trials[expert_name(2, expert, random=True)]
+        own, control = trials[expert_name(2, expert)], trials[expert_name(2, expert, "random")]
         assert control.name == f"random-n2/{expert:02d}"
         assert (control.samples, control.first_progress, control.parent) == (own.samples, own.first_progress, SEED)
         assert control.members.kind == "random"
         assert (own.members.out_of_cluster_share, control.members.out_of_cluster_share) == (0.02, 0.0)
 
 
+@pytest.mark.parametrize("fields", [{}, {"seed_share": 0.4}, {"seed_share": 0.0}, {"experts": 8}])
+@pytest.mark.parametrize("budget", ["shared", "full"])
+def test_the_dense_control_of_equal_total_sees_what_seed_and_experts_see(budget: str, fields: dict[str, Any]) -> None:
+    train = config(expert_budget=budget, controls=["dense_equal_total"], **fields)
+    trials = plan(train)
+    control = trials[DENSE_EQUAL_TOTAL]
+    assert control.samples == sum(trial.samples for trial in trials.values() if trial.role in ("seed", "expert"))
+    assert (control.parent, control.first_progress, control.last_progress) == (None, 0.0, 1.0)
+    share, n = train.seed_share, train.experts
+    times = share + (n * (1 - share) if budget == "full" else 1 - share)
+    assert control.samples == pytest.approx(times * PAPER_SAMPLES, rel=1e-4)
+
+
+def test_at_the_papers_seed_share_equal_total_is_27_plus_5n_over_32() -> None:
+    trials = plan(config(expert_budget="full", controls=["dense_equal_total"], dense_samples=3200, batch_size=1))
+    assert trials[DENSE_EQUAL_TOTAL].samples == 3200 * (27 + 5 * 4) / 32
+
+
+@pytest.mark.parametrize("budget", ["shared", "full"])
+def test_full_n_goes_on_from_the_seed_on_all_data_each_in_an_order_of_its_own(budget: str) -> None:
+    trials = plan(config(controls=["dense", "full"], expert_budget=budget), [400, 300, 200, 100])
+    control = [trial for trial in trials.values() if trial.role == "full"]
+    assert [trial.name for trial in control] == [f"full-n4/{expert:02d}" for expert in range(4)]
+    assert {(trial.members.kind, trial.parent, trial.first_progress) for trial in control} == {("all", SEED, 27 / 32)}
+    orders = [trial.members.seed for trial in (trials[SEED], trials[DENSE], *control)]
+    assert len(set(orders)) == len(orders)
+    experts = sum(trial.samples for trial in trials.values() if trial.role == "expert")
+    assert sum(trial.samples for trial in control) == pytest.approx(experts, abs=4 * PAPER_BATCH)
+
+
+def test_dense_runs_start_beside_the_seed_and_dealt_controls_behind_the_experts() -> None:
+    train = config(experts=2, controls=["random", "full", "dense_equal_total", "dense"])
+    roles = [trial.role for trial in plan_trials(train, np.full(2, 100), [0, 1])]
+    assert roles == ["seed", "dense", "dense_equal_total", *["expert"] * 2, *["full"] * 2, *["random"] * 2]
+
+
+@pytest.mark.parametrize("name", ["n4", "other-n4/00", "n4/00/x", ""])
+def test_other_names_have_no_role(name: str) -> None:
+    with pytest.raises(ValueError, match="no name of a trial"):
+        role_of(name)
+
+
 class TestTheStatement:
+    def test_controls_are_listed_with_all_that_is_behind_them(self) -> None:
+        train = config(
+            experts=2,
+            expert_budget="full",
+            dense_samples=3200,
+            batch_size=10,
+            controls=["dense", "dense_equal_total", "full", "random"],
+        )
+        statement = budget_statement(train, list(plan(train).values()))
+        assert statement.controls == {"dense": 3200, "dense_equal_total": 3700, "full": 3700, "random": 3700}
+        assert statement.line().endswith(
+            "controls in all: dense 3,200, dense_equal_total 3,700, full 3,700, random 3,700"
+        )
+
     def test_a_shared_budget_is_the_dense_runs(self) -> None:
-        train = config(experts=2, random_control=True)
+        train = config(experts=2, controls=["dense", "random"])
         trials = plan(train, [300, 100], [1, 0])
         statement = budget_statement(train, list(trials.values()))
         assert list(statement.experts) == ["n2/01", "n2/00"]
@@ -121,7 +186,7 @@ class TestTheStatement:
         assert statement.total_to_dense == pytest.approx(1.0, abs=1e-4)
 
     def test_it_says_in_one_line_what_a_full_budget_costs(self) -> None:
-        train = config(experts=4, expert_budget="full", dense_samples=3200, batch_size=10, dense=False)
+        train = config(experts=4, expert_budget="full", dense_samples=3200, batch_size=10, controls=[])
         statement = budget_statement(train, list(plan(train).values()))
         assert statement.line() == (
             "budget in samples: seed 2,700; experts n4/00 500, n4/01 500, n4/02 500, n4/03 500; "
@@ -134,7 +199,7 @@ class TestTheStatement:
 
 
 def test_pretrained_runs_warm_up_to_the_peak_and_end_at_zero() -> None:
-    train = config(experts=2, model={"pretrained": "hf-hub:some-lab/some-clip"}, dense=True)
+    train = config(experts=2, model={"pretrained": "hf-hub:some-lab/some-clip"})
     trials = plan(train, [300, 100])
     assert SEED not in trials
     warmup = train.optimizer.warmup_samples / train.dense_samples

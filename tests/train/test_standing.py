@@ -157,11 +157,15 @@ class TestPlan:
         assert sorted(plan(clustering(NEW_MAP, 3, encoder="other")).sources) == [DENSE, SEED]
 
     def test_controls_are_always_trained(self, plan: Callable[..., Takeover]) -> None:
-        takeover = plan(random_control=True)
+        takeover = plan(controls=["dense", "random"])
         assert not [name for name in takeover.sources if name.startswith("random")]
 
+    def test_only_what_may_be_taken_is_taken(self, plan: Callable[..., Takeover]) -> None:
+        assert sorted(plan(standing_models=["seed"]).sources) == [SEED]
+        assert sorted(plan(standing_models=["seed", "dense"]).sources) == [DENSE, SEED]
+
     def test_a_dense_run_that_is_not_wanted_is_not_taken(self, plan: Callable[..., Takeover]) -> None:
-        assert DENSE not in plan(dense=False).sources
+        assert DENSE not in plan(controls=[]).sources
 
 
 class TestRefusals:

@@ -105,7 +105,7 @@ class TestPlan:
     def test_the_dense_baseline_stands_alone_even_where_the_run_trains_none(
         self, sweep_config: Callable[..., RunConfig], inputs: SweepInputs
     ) -> None:
-        config = with_values(sweep_config({RATE: [1e-3]}), {"train.dense": False})
+        config = with_values(sweep_config({RATE: [1e-3]}), {"train.controls": []})
         (trial,) = plan_sweep(config, [{RATE: 1e-3}], replace(inputs, expert=None))
         assert [job.trial.name for job in trial.jobs] == ["dense"]
 

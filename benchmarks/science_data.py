@@ -1,0 +1,270 @@
+"""Pairs of three domains and the tasks over held-out ones, for `science.py`: drawings, icons and small photos.
+
+Without files the demo's own drawings serve, emoji and icons; `emoji.parquet` brings other vendors' drawings in place
+of the demo's, `photos32.parquet` photos of 150 classes. Whole concepts and look-alikes are held out together. What is
+held out is parted, by hash, into a development split, which may be looked at, and a test split, for the final report
+alone.
+"""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from PIL import Image
+
+from mode_ray.demo.build import draw_all
+from mode_ray.demo.emoji import emoji_pairs
+from mode_ray.demo.icons import icon_pairs
+from mode_ray.demo.names import VAGUE_CATEGORIES, category_name, group_name, provider_name, subgroup_name
+from mode_ray.demo.pairs import Drawing, stable_hash
+from mode_ray.demo.split import group_drawings
+
+Split = Literal["train", "development", "test"]
+DATA_VERSION = 1
+PAIRS_PER_SHARD = 4_000
+MOST_CAPTIONS = 4
+FEWEST_IMAGES_OF_A_CLASS = 5
+# Of the drawings; there are few of them, and a task needs hundreds. Of the photos, by key: a tenth.
+DRAWINGS_HELD_OUT_PERCENT = 20
+PHOTOS_HELD_OUT_PERCENT = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One image with its captions.
+
+    Attributes:
+        domain: `emoji`, `icon` or `photo`.
+        key: Its name within the domain.
+        group: What may not be split between training and held-out images.
+        image: An encoded file.
+        captions: Distinct texts.
+        labels: For the tasks.
+    """
+
+    domain: str
+    key: str
+    group: str
+    image: bytes
+    captions: tuple[str, ...]
+    labels: Mapping[str, str]
+
+    @property
+    def split(self) -> Split:
+        """Where it belongs, by the hash of its group."""
+        share = PHOTOS_HELD_OUT_PERCENT if self.domain == "photo" else DRAWINGS_HELD_OUT_PERCENT
+        if stable_hash("held out", self.domain, self.group) % 100 >= share:
+            return "train"
+        return "development" if stable_hash("split", self.domain, self.group) % 2 else "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScienceData:
+    """The data set as it lies on disk.
+
+    Attributes:
+        shards: Parquet files of training pairs.
+        tasks: Task files by split.
+        counts: Images by domain and split.
+    """
+
+    shards: Sequence[Path]
+    tasks: Mapping[str, Sequence[Path]]
+    counts: Mapping[str, int]
+
+
+def build_science_data(folder: Path, emoji: Path | None, photos: Path | None, limit: int | None) -> ScienceData:
+    """Write shards and tasks, or take those that stand.
+
+    Args:
+        folder: Where to write.
+        emoji: `emoji.parquet`, or None for the demo's emoji.
+        photos: `photos32.parquet`, or None to go without photos.
+        limit: At most so many images of each domain; None for all.
+    """
+    made_from = {"version": DATA_VERSION, "emoji": str(emoji), "photos": str(photos), "limit": limit}
+    note = folder / "data.json"
+    if note.exists() and json.loads(note.read_text())["made_from"] == made_from:
+        return _standing(folder)
+    items = [*_drawn("icon", draw_all(_first(icon_pairs(0), limit))[0])]
+    if emoji is None:
+        items += _drawn("emoji", draw_all(_first(emoji_pairs(0)[0], limit))[0])
+    else:
+        items += _emoji(emoji, limit)
+    if photos is not None:
+        items += _photos(photos, limit)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*/*"):
+        old.unlink()
+    _write_training(folder / "train", [item for item in items if item.split == "train"])
+    for split in ("development", "test"):
+        _write_tasks(folder / split, items, split)
+    counts = Counter(f"{item.domain}, {item.split}" for item in items)
+    note.write_text(json.dumps({"made_from": made_from, "counts": dict(sorted(counts.items()))}, indent=1))
+    return _standing(folder)
+
+
+def _standing(folder: Path) -> ScienceData:
+    return ScienceData(
+        shards=sorted((folder / "train").glob("*.parquet")),
+        tasks={split: sorted((folder / split).glob("*.yaml")) for split in ("development", "test")},
+        counts=json.loads((folder / "data.json").read_text())["counts"],
+    )
+
+
+def _first(rows: Sequence[Any], limit: int | None) -> list[Any]:
+    """A part of the rows that is spread over all of them."""
+    if limit is None or limit >= len(rows):
+        return list(rows)
+    return [rows[place] for place in np.linspace(0, len(rows) - 1, limit).astype(int)]
+
+
+def _drawn(domain: str, drawings: Sequence[Drawing]) -> list[Item]:
+    groups = _groups([drawing.pair.concept for drawing in drawings], [drawing.pixels_hwc for drawing in drawings])
+    return [
+        Item(
+            domain=domain,
+            key=drawing.pair.key,
+            group=group,
+            image=drawing.png(),
+            captions=drawing.pair.captions[:MOST_CAPTIONS],
+            labels=drawing.pair.labels,
+        )
+        for drawing, group in zip(drawings, groups, strict=True)
+    ]
+
+
+def _emoji(file: Path, limit: int | None) -> list[Item]:
+    rows = _first(pq.read_table(file).to_pylist(), limit)
+    pixels = [np.asarray(Image.open(io.BytesIO(row["image"])).convert("RGB").resize((64, 64))) for row in rows]
+    groups = _groups([row["base_key"] for row in rows], pixels)
+    return [
+        Item(
+            domain="emoji",
+            key=f"{row['vendor']}-{row['key']}",
+            group=group,
+            image=row["image"],
+            captions=tuple(dict.fromkeys([row["caption"], *row["captions"]]))[:MOST_CAPTIONS],
+            labels={"group": row["group"], "subgroup": row["subgroup"]},
+        )
+        for row, group in zip(rows, groups, strict=True)
+    ]
+
+
+def _photos(file: Path, limit: int | None) -> list[Item]:
+    return [
+        Item(
+            domain="photo",
+            key=row["key"],
+            group=row["key"],
+            image=row["image"],
+            captions=(row["caption"],),
+            labels={"class": row["label"]},
+        )
+        for row in _first(pq.read_table(file).to_pylist(), limit)
+    ]
+
+
+def _groups(concepts: Sequence[str], pixels: Sequence[np.ndarray]) -> list[str]:
+    """Names of the groups: a group goes by its first concept in the alphabet."""
+    numbers = group_drawings(concepts, np.stack(pixels)).tolist()
+    names: dict[int, str] = {}
+    for number, concept in zip(numbers, concepts, strict=True):
+        names[number] = min(concept, names.get(number, concept))
+    return [names[number] for number in numbers]
+
+
+def _write_training(folder: Path, items: Sequence[Item]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    ordered = sorted(items, key=lambda item: stable_hash("order", item.domain, item.key))
+    for number, start in enumerate(range(0, len(ordered), PAIRS_PER_SHARD)):
+        part = ordered[start : start + PAIRS_PER_SHARD]
+        table = pa.table(
+            {
+                "key": [f"{item.domain}-{item.key}" for item in part],
+                "image": [item.image for item in part],
+                "caption": pa.array([list(item.captions) for item in part], pa.list_(pa.string())),
+            }
+        )
+        pq.write_table(table, folder / f"{number:05d}.parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Classes:
+    """A classification task of a domain."""
+
+    domain: str
+    label: str
+    readable: Any
+    templates: tuple[str, ...]
+
+
+def _plain(name: str) -> str:
+    return name.replace("-", " ").replace("_", " ")
+
+
+_CLASSIFICATIONS = {
+    "photo-class": _Classes(domain="photo", label="class", readable=_plain, templates=("a photo of a {}.", "{}")),
+    "emoji-group": _Classes(
+        domain="emoji", label="group", readable=group_name, templates=("an emoji of {}", "{} emoji", "{}")
+    ),
+    "emoji-subgroup": _Classes(
+        domain="emoji", label="subgroup", readable=subgroup_name, templates=("an emoji of {}", "{} emoji", "{}")
+    ),
+    "icon-provider": _Classes(
+        domain="icon", label="provider", readable=provider_name, templates=("{} icon", "a diagram symbol of {}", "{}")
+    ),
+    "icon-category": _Classes(
+        domain="icon", label="category", readable=category_name, templates=("{} icon", "a diagram symbol for {}", "{}")
+    ),
+}
+# None of photos: their sentences belong to the class.
+_RETRIEVALS = {"emoji-retrieval": "emoji", "icon-retrieval": "icon"}
+
+
+def _write_tasks(folder: Path, items: Sequence[Item], split: str) -> None:
+    """The split's images by domain, and the task files over them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    own = [item for item in items if item.split == split]
+    for domain in sorted({item.domain for item in own}):
+        part = [item for item in own if item.domain == domain]
+        fields = sorted(part[0].labels)
+        columns: dict[str, Any] = {field: [item.labels[field] for item in part] for field in fields}
+        columns |= {
+            "image": [item.image for item in part],
+            "caption": [item.captions[0] for item in part],
+        }
+        pq.write_table(pa.table(columns), folder / f"{domain}.parquet")
+    for name, kind in _CLASSIFICATIONS.items():
+        images = Counter(item.labels[kind.label] for item in own if item.domain == kind.domain)
+        trained = {item.labels[kind.label] for item in items if item.domain == kind.domain and item.split == "train"}
+        classes = sorted(
+            label
+            for label in trained
+            if images[label] >= FEWEST_IMAGES_OF_A_CLASS and (name != "icon-category" or label not in VAGUE_CATEGORIES)
+        )
+        if len(classes) > 1:
+            content = {
+                "kind": "classification",
+                "label_field": kind.label,
+                "classes": classes,
+                "class_names": {label: kind.readable(label) for label in classes},
+                "templates": list(kind.templates),
+            }
+            _write_task(folder, name, kind.domain, content)
+    for name, domain in _RETRIEVALS.items():
+        if any(item.domain == domain for item in own):
+            _write_task(folder, name, domain, {"kind": "retrieval"})
+
+
+def _write_task(folder: Path, name: str, domain: str, content: Mapping[str, Any]) -> None:
+    task = {"name": name, "paths": [f"{domain}.parquet"], **content}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task, sort_keys=False, allow_unicode=True))

@@ -1,0 +1,21 @@
+"""The command that runs a study: a series of runs that differ in one respect."""
+
+import argparse
+
+from rich.console import Console
+
+
+def add_study_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command to the command line's own."""
+    study = commands.add_parser("study", help="one field against the results: a run for each value, table and plot")
+    study.add_argument("--config", required=True, help="the study's YAML file or URI: docs/studies.md")
+    study.set_defaults(function=_study)
+
+
+def _study(options: argparse.Namespace, console: Console) -> int:
+    from mode_ray.study.run import run_study
+    from mode_ray.study_config import load_study
+
+    page = run_study(load_study(options.config), console)
+    console.print(f"study: {page}", markup=False, highlight=False, soft_wrap=True)
+    return 0

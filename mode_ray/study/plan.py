@@ -1,0 +1,60 @@
+"""The runs of a study: every value with every seed, in directories of their own."""
+
+import json
+import re
+from dataclasses import dataclass
+
+from mode_ray.config import RunConfig
+from mode_ray.config_file import load_config
+from mode_ray.errors import UsageError
+from mode_ray.study.reuse import with_shared_seeds
+from mode_ray.study_config import StudyConfig
+
+POINTS = "points"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPoint:
+    """One run of a study.
+
+    Attributes:
+        label: Of its value.
+        seed: Its training seed.
+        config: Its config.
+    """
+
+    label: str
+    seed: int
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.label}, seed {self.seed}"
+
+
+def plan_study(study: StudyConfig) -> list[StudyPoint]:
+    """All points, seed by seed; those whose seed model would be equal share the first one's.
+
+    Raises:
+        UsageError: The base or a point is no valid config, or two labels give one directory.
+    """
+    folders = {label: _folder(label) for label in study.labels}
+    if len(set(folders.values())) < len(folders):
+        raise UsageError("points: two labels differ in nothing but signs: use letters and digits to tell them apart")
+    keys, configs = [], []
+    for seed in study.seeds:
+        for label, own in study.changes_by_label.items():
+            run = study.directory / POINTS / f"{folders[label]}-seed{seed}"
+            changes = {**study.changes, **own, "train.seed": seed, "run": run.uri}
+            overrides = [f"{name}={json.dumps(value)}" for name, value in changes.items()]
+            configs.append(load_config(study.base, overrides))
+            keys.append((label, seed))
+    return [
+        StudyPoint(label=label, seed=seed, config=config)
+        for (label, seed), config in zip(keys, with_shared_seeds(configs), strict=True)
+    ]
+
+
+def _folder(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-.") or "point"

@@ -1,0 +1,86 @@
+"""What runs over the same data share: finished stages are copied, seed and dense baseline are taken over.
+
+What a run takes from which other one depends on the configs and their order alone, so that a broken-off series of runs
+goes on as it began.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from mode_ray.captions.shards import list_shards
+from mode_ray.config import RunConfig
+from mode_ray.config_file import with_values
+from mode_ray.pipeline import build_stages
+from mode_ray.settings import config_hash, fingerprint_fields
+from mode_ray.stage import MANIFEST, STARTED, read_manifest
+from mode_ray.storage import Location
+
+_SHARED_STAGES = ("embed", "cluster", "assign")
+# These shape the experts and which models there are, never the seed or the dense baseline.
+_EXPERTS_ONLY = frozenset(
+    {
+        "train.experts",
+        "train.expert_budget",
+        "train.out_of_cluster_share",
+        "train.controls",
+        "train.standing",
+        "train.standing_models",
+    }
+)
+
+
+def seed_fields(config: RunConfig) -> dict[str, object]:
+    """All fields that decide a run's seed and dense baseline; neither clustering nor experts are among them."""
+    train = fingerprint_fields(config.train, "train")
+    own = {name: value for name, value in train.items() if name not in _EXPERTS_ONLY}
+    return {**own, **fingerprint_fields(config.captions, "captions")}
+
+
+def with_shared_seeds(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """The same runs, each taking seed and dense baseline from the first one whose would be equal.
+
+    A run that already names another (`train.standing`) is left alone, and so is the first of each kind.
+    """
+    first: dict[str, str] = {}
+    shared = []
+    for config in configs:
+        source = first.setdefault(config_hash(seed_fields(config)), config.run)
+        if config.train.standing is not None or source == config.run:
+            shared.append(config)
+        else:
+            changes = {"train.standing": source, "train.standing_models": ["seed", "dense"]}
+            shared.append(with_values(config, changes))
+    return shared
+
+
+def copy_finished_stages(config: RunConfig, others: Sequence[Location]) -> Mapping[str, Location]:
+    """Copy embeddings, clustering and assignments that another run has made with the very same fields.
+
+    A stage that was begun is left alone. The note that it was begun comes last: a copy that broke off is made again.
+
+    Args:
+        config: The run that is to begin.
+        others: Directories of runs to look into, in this order; they need not be begun.
+
+    Returns:
+        The directory that each copied stage comes from.
+    """
+    copied: dict[str, Location] = {}
+    for name, stage in build_stages(config, list_shards(config.captions)).items():
+        if name not in _SHARED_STAGES or (stage.directory / STARTED).exists():
+            continue
+        wanted = config_hash(stage.fields)
+        for other in others:
+            source = other / stage.directory.name
+            manifest = read_manifest(source)
+            if source != stage.directory and manifest is not None and manifest.config_hash == wanted:
+                _copy(source, stage.directory)
+                copied[name] = source
+                break
+    return copied
+
+
+def _copy(source: Location, target: Location) -> None:
+    last = (MANIFEST, STARTED)
+    files = [file for file in source.files(recursive=True) if file not in [source / name for name in last]]
+    for file in (*files, *(source / name for name in last)):
+        file.copy_to(target / file.uri.removeprefix(f"{source.uri}/"))

@@ -1,0 +1,59 @@
+"""A series of runs one after the other, each going on where it stopped, sharing what they can."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from rich.console import Console
+
+from mode_ray.config import RunConfig
+from mode_ray.errors import ModeRayError
+from mode_ray.pipeline import STAGE_NAMES, Pipeline
+from mode_ray.progress import Progress
+from mode_ray.session import ray_session
+from mode_ray.storage import Location
+from mode_ray.study.reuse import copy_finished_stages
+
+
+def run_series(
+    runs: Mapping[str, RunConfig],
+    console: Console,
+    on_done: Callable[[str], None] = lambda _: None,
+    others: Sequence[Location] = (),
+) -> None:
+    """Run every run to its end, in their order; within one Ray session.
+
+    Args:
+        runs: Configs by name; `with_shared_seeds` has them share seed models.
+        console: Where to say what happens.
+        on_done: Called with the name of each run as its evaluation stands.
+        others: Directories of further runs, whose finished stages may be copied.
+
+    Raises:
+        ModeRayError: As the stages raise, with the run's name in front; earlier runs are finished.
+    """
+    configs = list(runs.values())
+    # Of all runs before any begins: a directory that was begun with another config is found out at once.
+    done = [_is_done(config) for config in configs]
+    if all(done):
+        for name in runs:
+            on_done(name)
+        return
+    with ray_session(configs[0].ray):
+        for name, config in runs.items():
+            _run_one(name, config, [*(other.directory for other in configs), *others], console)
+            on_done(name)
+
+
+def _is_done(config: RunConfig) -> bool:
+    return Pipeline(config, Progress(Console(quiet=True))).is_done(STAGE_NAMES)
+
+
+def _run_one(name: str, config: RunConfig, others: Sequence[Location], console: Console) -> None:
+    try:
+        for stage, source in copy_finished_stages(config, others).items():
+            console.print(f"[{name}] {stage}: copied from {source}", markup=False, highlight=False, soft_wrap=True)
+        pipeline = Pipeline(config, Progress(console))
+        if not pipeline.is_done(STAGE_NAMES):
+            console.print(f"[{name}] {config.run}", markup=False, highlight=False, soft_wrap=True)
+            pipeline.run(STAGE_NAMES)
+    except ModeRayError as error:
+        raise type(error)(f"{name}: {error}") from None

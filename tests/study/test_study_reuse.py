@@ -1,0 +1,88 @@
+"""Finished stages of equal fields are copied; nothing else is."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mode_ray.captions.shards import list_shards
+from mode_ray.config import RunConfig
+from mode_ray.config_file import with_values
+from mode_ray.pipeline import build_stages
+from mode_ray.storage import Location
+from mode_ray.study.reuse import copy_finished_stages
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """A run over one shard, nothing done yet."""
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"image": [b"x"], "caption": ["a"]}), tmp_path / "data/a.parquet")
+    return RunConfig.model_validate(
+        {
+            "run": str(tmp_path / "a"),
+            "captions": {"paths": [str(tmp_path / "data")]},
+            "cluster": {"fine": {"centers": 8}, "coarse": {"experts": [2, 4]}},
+            "train": {"experts": 4, "dense_samples": 8, "batch_size": 8},
+        }
+    )
+
+
+def finish(config: RunConfig, *names: str) -> None:
+    """Finish stages of a run, each with an output."""
+    stages = build_stages(config, list_shards(config.captions))
+    for name in names:
+        stages[name].begin(1)
+        (stages[name].directory / "below" / "output.txt").write_text(name)
+        stages[name].finish([], {})
+
+
+def states(config: RunConfig) -> dict[str, str]:
+    return {name: stage.state() for name, stage in build_stages(config, list_shards(config.captions)).items()}
+
+
+def other(config: RunConfig, **changes: object) -> RunConfig:
+    return with_values(config, {"run": f"{config.run}-other", **changes})
+
+
+class TestCopying:
+    def test_a_run_with_other_experts_gets_all_that_comes_before_them(self, config: RunConfig) -> None:
+        finish(config, "embed", "cluster", "assign", "train")
+        wanted = with_values(config, {"run": f"{config.run}-other", "train.experts": 2})
+        copied = copy_finished_stages(wanted, [config.directory])
+        assert set(copied) == {"embed", "cluster", "assign"}
+        assert states(wanted) == {
+            "embed": "done",
+            "cluster": "done",
+            "assign": "done",
+            "train": "absent",
+            "evaluate": "absent",
+        }
+        assert (wanted.directory / "clusters/below/output.txt").read_text() == "cluster"
+
+    def test_with_another_m_only_the_embeddings_serve(self, config: RunConfig) -> None:
+        finish(config, "embed", "cluster", "assign")
+        wanted = with_values(config, {"run": f"{config.run}-other", "cluster.fine.centers": 16})
+        assert set(copy_finished_stages(wanted, [config.directory])) == {"embed"}
+
+    def test_what_is_not_finished_or_was_begun_is_left_alone(self, config: RunConfig) -> None:
+        finish(config, "embed")
+        wanted = other(config)
+        build_stages(wanted, list_shards(wanted.captions))["embed"].begin(1)
+        assert copy_finished_stages(wanted, [config.directory]) == {}
+        assert states(wanted)["embed"] == "started"
+        assert states(wanted)["cluster"] == "absent"
+
+    def test_nothing_is_copied_from_the_run_itself_or_from_nowhere(self, config: RunConfig) -> None:
+        assert copy_finished_stages(config, [config.directory, Location.parse("/nowhere")]) == {}
+
+    def test_the_first_that_fits_is_taken(self, config: RunConfig) -> None:
+        unlike = with_values(config, {"run": f"{config.run}-unlike", "cluster.fine.centers": 16})
+        finish(unlike, "embed", "cluster")
+        finish(config, "embed", "cluster")
+        copied = copy_finished_stages(other(config), [unlike.directory, config.directory])
+        assert copied == {
+            "embed": unlike.directory / "embeddings",
+            "cluster": config.directory / "clusters",
+        }
