@@ -206,9 +206,9 @@ def task_metrics(
     """Metrics of one scoring.
 
     Args:
-        task: Its kind decides the metrics.
+        task: Its kind decides the metrics, and it says how equal captions count.
         measured: Labels and texts.
         scores_il: Images by texts.
         per_query_il: Scores for retrieving images, where they differ.
     """
-    return measure(measured.scored(task.kind, scores_il, per_query_il))
+    return measure(measured.scored(task, scores_il, per_query_il))

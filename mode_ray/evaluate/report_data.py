@@ -175,7 +175,7 @@ def _stages(sources: ReportSources) -> list[StageRow]:
 
 def _task_row(task: Task, measured: TaskCosines) -> TaskRow:
     texts = len(measured.summary.texts)
-    scored = measured.scored(task.kind, next(iter(measured.cosines.values())))
+    scored = measured.scored(task, next(iter(measured.cosines.values())))
     chance = METRICS[task.kind][task.metric].chance(scored)
     return TaskRow(name=task.name, metric=task.metric, items=scored.images, texts=texts, chance=chance)
 
