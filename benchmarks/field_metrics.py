@@ -4,7 +4,7 @@ Peer: `clip_benchmark eval --no_amp` of the released package, in a process of it
 project's packages. The tasks are written once in the layout of its published sets, images and captions as they are in
 their files; both sides read that. Of the demo's held-out pairs by default; `--tasks` takes any task files.
 
-The model is an expert folder (`--model`), or a small one that is fitted to some of the images for a few seconds: random
+The model is an expert folder (`--model`), or a small one that is fitted to some of the images for seconds: random
 weights give nearly equal scores, whose order hangs on the last bit. No ratio of times: clip-benchmark spends its time
 starting.
 """
@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -35,8 +36,8 @@ from mode_ray.evaluate.benchmark_layout import (
     TEMPLATES_FILE,
     TYPE_FILE,
 )
-from mode_ray.evaluate.compare import task_metrics
 from mode_ray.evaluate.measurements import load_cosines
+from mode_ray.evaluate.metrics import measure
 from mode_ray.evaluate.samples import read_samples
 from mode_ray.evaluate.similarities import measure_task
 from mode_ray.evaluate.tasks import Task, load_task
@@ -140,16 +141,18 @@ def _text_of(task: Task, content: bytes) -> str:
 def fitted_model(folder: Path, pairs: Sequence[tuple[bytes, str]], steps: int) -> Location:
     """A small model with some contrast between its scores."""
     clip = build_clip(ModelConfig(architecture=DEMO_TOWER, precision="float32"), seed=0)
-    module, loss = clip.module, open_clip.ClipLoss()
+    module: Any = clip.module
+    loss = open_clip.ClipLoss()
     images_n3hw = torch.stack([clip.eval_transform(decode_image(image, MAX_PIXELS, "")) for image, _ in pairs])
     tokens_nt = clip.tokenizer([text for _, text in pairs])
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         chosen = torch.randperm(len(pairs), generator=generator)[:BATCH]
-        features = module(images_n3hw[chosen], tokens_nt[chosen])
+        images_bd = module.encode_image(images_n3hw[chosen], normalize=True)
+        texts_bd = module.encode_text(tokens_nt[chosen], normalize=True)
         optimizer.zero_grad()
-        loss(*features[:3]).backward()
+        loss(images_bd, texts_bd, module.logit_scale.exp()).backward()
         optimizer.step()
     target = Location(str(folder))
     save_clip(target, clip)
@@ -164,7 +167,7 @@ def ours(task: Task, model: Location, folder: Path) -> Mapping[str, float]:
     measured = load_cosines(target)
     if measured.summary.skipped:
         raise RuntimeError(f"{task.name}: {measured.summary.skipped} of the layout's samples were left out")
-    return task_metrics(task, measured, measured.cosines["model"])
+    return measure(measured.scored(task, measured.cosines["model"]))
 
 
 def theirs(names: Sequence[str], mode: str, sets: Path, model: Location, side: Path) -> dict[str, dict[str, float]]:

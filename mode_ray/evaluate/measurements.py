@@ -58,9 +58,7 @@ class TaskCosines:
     labels: np.ndarray
     routing_texts_ld: np.ndarray
 
-    def scored(
-        self, task: Task, scores_il: np.ndarray, text_to_image_scores_il: np.ndarray | None = None
-    ) -> Scored:
+    def scored(self, task: Task, scores_il: np.ndarray, text_to_image_scores_il: np.ndarray | None = None) -> Scored:
         """Scores of this task's images beside what is right, for metrics.
 
         Args:
