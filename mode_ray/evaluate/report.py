@@ -139,7 +139,7 @@ def render_report(report: Mapping[str, Any], thumbnails: Mapping[int, Sequence[b
         Curve(row["samples"], row["loss"], row.get("expert"), dashed=row.get("kind") == "dense")
         for row in data.get("losses", [])
     ]
-    chosen = _chosen_differences(data)
+    chosen, probes = _chosen_differences(data), data.get("linear_probes", {}).values()
     template = _environment().get_template("report.html.j2")
     return template.render(
         data=data,
@@ -151,6 +151,7 @@ def render_report(report: Mapping[str, Any], thumbnails: Mapping[int, Sequence[b
         thumbnails=thumbnail_uris(thumbnails or {}),
         histogram=Markup(size_histogram([c["rows"] for c in clusters])) if clusters else None,  # noqa: S704
         loss_plot=Markup(loss_figure(curves)) if curves else None,  # noqa: S704
+        probed=[task for task in data["tasks"] if any(task["name"] in scores for scores in probes)],
         intervals=_by_model(data.get("intervals", [])),
         resamples=RESAMPLES,
         difference_plot=Markup(difference_figure(chosen)) if chosen else None,  # noqa: S704
