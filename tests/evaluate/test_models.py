@@ -72,7 +72,7 @@ class TestAnUnfinishedTraining:
     def leave(self, directory: Location, **states: TrialState) -> Location:
         """As the stage leaves it: `e0` to `e2` are the experts' states, finished by default."""
         names = {"dense": "dense", **{f"e{expert}": f"n3/{expert:02d}" for expert in range(3)}}
-        trials = [Trial(name=name, members=TrainingSet("all"), samples=8) for name in names.values()]
+        trials = [Trial(name=name, members=TrainingSet(kind="all"), samples=8) for name in names.values()]
         plan = {"trials": [asdict(trial) for trial in trials], "pairs_by_expert": [5, 4, 3]}
         (directory / PLAN_FILE).write_text(json.dumps(plan))
         for key, name in names.items():
