@@ -53,7 +53,10 @@ def mean_row(rows: Sequence[IntervalRow], model: str) -> IntervalRow | None:
 
 
 def _draws(by_task: Mapping[str, Floats], task: str | None) -> Floats:
-    return np.mean(list(by_task.values()), axis=0) if task is None else by_task[task]
+    if task is not None:
+        return by_task[task]
+    mean_b: Floats = np.mean(list(by_task.values()), axis=0)
+    return mean_b
 
 
 def _score(by_task: Mapping[str, float], task: str | None) -> float:
