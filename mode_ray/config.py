@@ -233,8 +233,8 @@ class EvaluateConfig(Settings):
         "uniform",
     )
     leave_out_experts: Annotated[tuple[int, ...], Field(strict=False)] = ()
-    """Experts whose models are missing or damaged: evaluated without them, the others' weights scaled to
-    sum to 1. The report says so."""
+    """Experts that failed to train, or whose models are missing or damaged: evaluated without them, the others'
+    weights scaled to sum to 1. The report says so."""
     placement: EvaluatePlacement = EvaluatePlacement()
 
 

@@ -163,7 +163,9 @@ class Pipeline:
             progress.end(manifest)
 
     def _require_earlier(self, name: str) -> None:
-        for earlier in STAGE_NAMES[: STAGE_NAMES.index(name)]:
+        # An evaluation may leave out experts that failed: it looks itself at what the train stage left.
+        needed = (*SHARD_STAGES, "cluster") if name == "evaluate" else STAGE_NAMES[: STAGE_NAMES.index(name)]
+        for earlier in needed:
             if self._states[earlier] != "done":
                 raise UsageError(
                     f"{name} needs the {earlier} stage, which is not done: run `mode-ray {earlier}` first"

@@ -96,6 +96,7 @@ def run_shard_stage(
     arguments: Sequence[Any],
     pool: ActorPool,
     on_record: Callable[[UnitRecord], None],
+    rows: str = "captions",
 ) -> Manifest:
     """Process the shards that have no output yet, and finish the stage.
 
@@ -109,6 +110,7 @@ def run_shard_stage(
         arguments: Its arguments.
         pool: Size and resources of the pool.
         on_record: Called with every new record.
+        rows: What the shards hold, for messages.
 
     Raises:
         DataError: As `finish_units`.
@@ -127,7 +129,7 @@ def run_shard_stage(
     }
     by_unit = {shard.unit: shard for shard in plan.left}
     records = [*plan.finished.values(), *(with_source(record, by_unit[record.unit]) for record in made)]
-    return finish_units(stage, records, config, summary)
+    return finish_units(stage, records, config, summary, rows)
 
 
 def with_source(record: UnitRecord, shard: Shard) -> UnitRecord:
@@ -136,13 +138,13 @@ def with_source(record: UnitRecord, shard: Shard) -> UnitRecord:
 
 
 def finish_units(
-    stage: Stage, records: Sequence[UnitRecord], config: RunConfig, summary: Mapping[str, Any]
+    stage: Stage, records: Sequence[UnitRecord], config: RunConfig, summary: Mapping[str, Any], rows: str = "captions"
 ) -> Manifest:
     """Write the manifest, unless too much was left out.
 
     Raises:
-        DataError: More unreadable shards or refused captions than the config allows, or no caption at all. The outputs
-            stay, so that after the mend only what failed is done again.
+        DataError: More unreadable shards or refused rows than the config allows, or no row at all. The outputs stay,
+            so that after the mend only what failed is done again.
     """
     quarantined = [record for record in records if record.error is not None]
     listing = {record.source: record.error for record in quarantined}
@@ -160,11 +162,12 @@ def finish_units(
         )
     rows_in = sum(record.rows_in for record in records)
     if rows_in == 0:
-        raise DataError(f"{stage.name}: the input holds no caption: {', '.join(config.captions.paths)}")
+        sources = sorted({record.source for record in records})
+        raise DataError(f"{stage.name}: the input holds no {rows}: {', '.join(sources[:_NAMED_AT_MOST])}")
     refused = count_refused(records)
     if sum(refused.values()) > config.limits.max_refused_share * rows_in:
         raise DataError(
-            f"{stage.name}: {sum(refused.values())} of {rows_in} captions were refused, more than "
+            f"{stage.name}: {sum(refused.values())} of {rows_in} {rows} were refused, more than "
             f"limits.max_refused_share={config.limits.max_refused_share} allows: {describe_refused(records)}"
         )
     return stage.finish(records, summary)

@@ -137,10 +137,12 @@ class TestFinish:
         with pytest.raises(DataError) as caught:
             finish_units(stage, records, config(tmp_path, refused=0.24), {})
         assert "5 of 20 captions were refused, more than limits.max_refused_share=0.24" in str(caught.value)
+        with pytest.raises(DataError, match="5 of 20 images were refused"):
+            finish_units(stage, records, config(tmp_path, refused=0.24), {}, "images")
         assert "4 empty (first: /in/b.tar, row 3); 1 long (first: /in/b.tar, row 3)" in str(caught.value)
 
     def test_no_caption_at_all(self, stage: Stage, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="the input holds no caption: /in"):
+        with pytest.raises(DataError, match=r"the input holds no captions: /in/a\.tar"):
             finish_units(stage, [record("a", 0)], config(tmp_path), {})
         assert stage.manifest() is None
 

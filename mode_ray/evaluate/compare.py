@@ -9,10 +9,14 @@ import numpy as np
 
 from mode_ray.config import RoutingConfig, RoutingRule
 from mode_ray.ensemble import ensemble_scores, keep_share, keep_top, per_query_scores, without_experts
+from mode_ray.evaluate.curves import Floats
+from mode_ray.evaluate.intervals import task_draws
 from mode_ray.evaluate.measurements import TaskCosines
 from mode_ray.evaluate.metrics import measure
+from mode_ray.evaluate.scored import Scored
 from mode_ray.evaluate.tasks import Task
 from mode_ray.routing import RoutingWeights, normalised_entropy, per_query_weights, routing_weights
+from mode_ray.train.budget import DENSE
 
 PRUNING_SHARES = (0.5, 0.8, 0.9, 0.95, 0.99)
 _ALL_COUNTS_UP_TO = 8
@@ -48,6 +52,8 @@ class TaskResults:
         controls: Metrics of the uniform ensemble of each control that has several models, by its name.
         weights: Routing weights by rule.
         pruned: The ensemble under the config's own rule with fewer experts run.
+        draws: The main metric on resamples of the images, by name of the rule or control; of the dense model under
+            `DENSE`, where there is one.
     """
 
     single: Mapping[str, Metrics]
@@ -55,6 +61,7 @@ class TaskResults:
     controls: Mapping[str, Metrics]
     weights: Mapping[str, RoutingWeights]
     pruned: Sequence[PrunedResult] = ()
+    draws: Mapping[str, Floats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,20 +145,30 @@ def compare(
     )
     texts_ld, n = measured.routing_texts_ld, len(experts)
     by_rule: dict[str, Metrics] = {}
+    draws: dict[str, Floats] = {}
     weights: dict[str, RoutingWeights] = {}
+
+    def drawn(name: str, scored: Scored) -> Metrics:
+        draws[name] = task_draws(scored, task.name, task.metric)
+        return measure(scored)
+
     pruned: list[PrunedResult] = []
     for rule in rules:
         weights[rule] = router.task_weights(texts_ld, rule, n)
         # Retrieving images, every query is a task of its own; retrieving texts, all of them are the task.
         weights_lc = router.query_weights(texts_ld, rule, n) if task.kind == "retrieval" else None
-        by_rule[rule] = _ensemble_metrics(task, measured, cosines_cil, weights[rule].weights_c, weights_lc)
+        by_rule[rule] = drawn(rule, _ensemble(task, measured, cosines_cil, weights[rule].weights_c, weights_lc))
         if rule == router.config.rule:
             pruned = _prune(task, measured, cosines_cil, weights[rule].weights_c, weights_lc)
-    single = {name: task_metrics(task, measured, cosines_il) for name, cosines_il in measured.cosines.items()}
+    single = {}
+    for name, cosines_il in measured.cosines.items():
+        scored = measured.scored(task, cosines_il)
+        single[name] = drawn(DENSE, scored) if name == DENSE else measure(scored)
     mixed = {
-        control: task_metrics(task, measured, _uniform_scores(measured, names)) for control, names in controls.items()
+        control: drawn(control, measured.scored(task, _uniform_scores(measured, names)))
+        for control, names in controls.items()
     }
-    return TaskResults(single, by_rule, mixed, weights, pruned)
+    return TaskResults(single, by_rule, mixed, weights, pruned, draws)
 
 
 def _uniform_scores(measured: TaskCosines, models: Sequence[str]) -> np.ndarray:
@@ -186,32 +203,18 @@ def _prune(
                 keep=keep,
                 value=value,
                 experts_run=float((run > 0.0).sum(axis=-1).mean()),
-                metrics=_ensemble_metrics(task, measured, cosines_cil, task_c, query_lc),
+                metrics=measure(_ensemble(task, measured, cosines_cil, task_c, query_lc)),
             )
         )
     return results
 
 
-def _ensemble_metrics(
+def _ensemble(
     task: Task,
     measured: TaskCosines,
     cosines_cil: np.ndarray,
     weights_c: np.ndarray,
     weights_lc: np.ndarray | None,
-) -> Metrics:
+) -> Scored:
     per_query_il = None if weights_lc is None else per_query_scores(cosines_cil, weights_lc)
-    return task_metrics(task, measured, ensemble_scores(cosines_cil, weights_c), per_query_il)
-
-
-def task_metrics(
-    task: Task, measured: TaskCosines, scores_il: np.ndarray, per_query_il: np.ndarray | None = None
-) -> Metrics:
-    """Metrics of one scoring.
-
-    Args:
-        task: Its kind decides the metrics.
-        measured: Labels and texts.
-        scores_il: Images by texts.
-        per_query_il: Scores for retrieving images, where they differ.
-    """
-    return measure(measured.scored(task.kind, scores_il, per_query_il))
+    return measured.scored(task, ensemble_scores(cosines_cil, weights_c), per_query_il)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mode_ray.errors import DataError
-from mode_ray.evaluate.scored import Scored, TaskKind
+from mode_ray.evaluate.scored import Scored
+from mode_ray.evaluate.tasks import Task
 from mode_ray.storage import Location
 
 SUMMARY_FILE = "task.json"
@@ -57,19 +58,18 @@ class TaskCosines:
     labels: np.ndarray
     routing_texts_ld: np.ndarray
 
-    def scored(
-        self, kind: TaskKind, scores_il: np.ndarray, text_to_image_scores_il: np.ndarray | None = None
-    ) -> Scored:
+    def scored(self, task: Task, scores_il: np.ndarray, text_to_image_scores_il: np.ndarray | None = None) -> Scored:
         """Scores of this task's images beside what is right, for metrics.
 
         Args:
-            kind: Of the task.
+            task: Whose measurements these are: its kind, and how equal captions count.
             scores_il: Of a model or an ensemble.
             text_to_image_scores_il: For retrieving images, where they differ.
         """
-        captions = self.summary.texts if kind == "retrieval" else None
+        told_apart = task.kind != "retrieval" or task.equal_captions == "apart"
+        captions = None if told_apart else self.summary.texts
         return Scored(
-            kind=kind,
+            kind=task.kind,
             scores_il=scores_il,
             labels=self.labels,
             captions=captions,

@@ -1,15 +1,79 @@
-"""Whether the models that an evaluation needs are there and whole, before anything is measured."""
+"""Whether the models that an evaluation needs are trained, there and whole, before anything is measured."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from mode_ray.errors import DataError
+import numpy as np
+
+from mode_ray.errors import DataError, UsageError
+from mode_ray.stage import MANIFEST
 from mode_ray.storage import Location
 from mode_ray.train.architecture import CONFIG_FILE, WEIGHTS_FILE
-from mode_ray.train.budget import expert_name
+from mode_ray.train.budget import Trial, expert_name
+from mode_ray.train.trial import planned_trials_of, training_summary
+from mode_ray.train.trial_status import TrialStatus, stored_statuses
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # as safetensors has it
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a train stage left to evaluate.
+
+    Attributes:
+        trials: As they were trained (those of another run had other budgets than this one plans), without those of
+            experts that are left out.
+        pairs_n: Pairs of every expert.
+    """
+
+    trials: Sequence[Trial]
+    pairs_n: np.ndarray
+
+
+def find_trained(n: int, left_out: Sequence[int], directory: Location) -> Trained:
+    """The trials to evaluate; all must be finished, but for experts that are left out.
+
+    Args:
+        n: Number of experts.
+        left_out: Ids of experts to do without.
+        directory: Of the train stage, whose manifest need not stand.
+
+    Raises:
+        UsageError: An expert that is left out does not exist, or a trial is not finished; names it, and how to go on.
+    """
+    unknown = [expert for expert in left_out if not 0 <= expert < n]
+    if unknown or len(set(left_out)) >= n:
+        raise UsageError(
+            f"evaluate.leave_out_experts={list(left_out)}: the experts are 0 to {n - 1}, and one must be left"
+        )
+    summary = training_summary(directory)
+    if summary is None:
+        raise UsageError(f"{directory}: the train stage is not done: run `mode-ray train` first")
+    gone = {expert_name(n, expert) for expert in left_out}
+    trials = [trial for trial in planned_trials_of(summary) if trial.name not in gone]
+    if not (directory / MANIFEST).exists():
+        statuses = stored_statuses(trials, directory).values()
+        unfinished = [status for status in statuses if status.state != "finished"]
+        if unfinished:
+            raise UsageError(_not_trained(n, left_out, directory, unfinished))
+    return Trained(trials, np.array(summary["pairs_by_expert"]))
+
+
+def _not_trained(n: int, left_out: Sequence[int], directory: Location, unfinished: Sequence[TrialStatus]) -> str:
+    first = unfinished[0]
+    reason = "" if first.reason is None else f" ({first.reason})"
+    others = "" if len(unfinished) == 1 else f", and {len(unfinished) - 1} more are not finished"
+    text = (
+        f"{directory / first.trial}: {first.state}{reason}{others}: the train stage is not done: run `mode-ray train`"
+    )
+    numbers = {expert_name(n, expert): expert for expert in range(n)}
+    failed = [numbers.get(status.trial) for status in unfinished if status.state == "failed"]
+    without = sorted({*left_out, *(number for number in failed if number is not None)})
+    if None in failed or len(failed) < len(unfinished) or len(without) >= n:
+        return f"{text} first"
+    return f"{text}, or evaluate without what failed: evaluate.leave_out_experts={without}"
 
 
 def check_models(n: int, models: Mapping[str, Location]) -> None:

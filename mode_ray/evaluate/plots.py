@@ -17,6 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from mode_ray.evaluate.pruning import PruningStep
+from mode_ray.evaluate.report_schema import DifferenceRow
 
 EXPERT_COLORS = 10
 MAX_THUMBNAIL_BYTES = 1_200_000
@@ -107,6 +108,24 @@ def pruning_figure(steps: Sequence[PruningStep]) -> str:
         axes.set_xlim(left=0.0)
         axes.grid(visible=False, axis="x")
         return _svg(figure, "pruning", "Mean score over experts run")
+
+
+def difference_figure(differences: Mapping[str, DifferenceRow]) -> str:
+    """Differences from the dense model with their intervals, one below the other; the last is the mean."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _canvas(11.0, 0.9 + 0.3 * len(differences))
+        axes.axvline(0.0, color=_INK, linewidth=1.0)
+        for place, row in enumerate(differences.values()):
+            color, last = (_ACCENT, True) if place == len(differences) - 1 else (_INK, False)
+            axes.plot(
+                [row["low"] * 100, row["high"] * 100], [place, place], color=color, linewidth=2.4 if last else 1.4
+            )
+            axes.plot([row["change"] * 100], [place], color=color, marker="o", markersize=6 if last else 4.5)
+        axes.set_yticks(range(len(differences)), list(differences))
+        axes.set_ylim(len(differences) - 0.4, -0.6)
+        axes.set_xlabel("points above the dense model, with 95 % intervals")
+        axes.grid(visible=False, axis="y")
+        return _svg(figure, "differences", "Differences from the dense model with intervals")
 
 
 def size_histogram(sizes: Sequence[int]) -> str:

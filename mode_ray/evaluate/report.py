@@ -14,17 +14,19 @@ from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
+from mode_ray.evaluate.intervals import RESAMPLES, mean_row
 from mode_ray.evaluate.metrics import difference_margin, macro_mean
 from mode_ray.evaluate.plots import (
     EXPERT_COLORS,
     Curve,
+    difference_figure,
     loss_figure,
     pruning_figure,
     size_histogram,
     thumbnail_uris,
 )
 from mode_ray.evaluate.pruning import pruning_steps
-from mode_ray.evaluate.report_schema import ModelRow, ReportData, TaskRow, check_report
+from mode_ray.evaluate.report_schema import DifferenceRow, IntervalRow, ModelRow, ReportData, TaskRow, check_report
 
 Outcome = Literal["win", "tie", "loss", "unknown"]
 _CHOSEN_BY_LABELS = ("best_expert", "oracle")
@@ -33,6 +35,7 @@ _DENSE_KINDS = ("dense", "dense_equal_total")
 MAX_CAPTION_CHARACTERS = 110
 MAX_CLASSES_SHOWN = 40
 MAX_CLUSTER_CAPTIONS = 6000
+_SHOWN_AS_NOTHING = 5e-4
 _DASH, _MINUS, _TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
 
@@ -116,11 +119,8 @@ def verdict(data: ReportData) -> Verdict:
     pairs = [(m, d, task["items"]) for m, d, task in columns if m is not None and d is not None]
     if not pairs:
         return _undecided(f"{mode.model['name']} and the dense model share no measured task.")
-    outcome, sentence, margin = _gain(mode, pairs)
-    noise = (
-        f"Finite test sets alone leave up to ±{margin * 100:.1f} points (95 %) on this difference. "
-        "One training seed: the noise between seeds is not measured, and may be larger."
-    )
+    outcome, sentence, noise = _gain(mode, pairs, _resampled(data, mode))
+    noise += " One training seed: the noise between seeds is not measured, and may be larger."
     return Verdict(outcome=outcome, sentence=sentence, remarks=(noise, *_left_out(data), *_comparisons(rows, mode)))
 
 
@@ -141,6 +141,7 @@ def render_report(report: Mapping[str, Any], thumbnails: Mapping[int, Sequence[b
         Curve(row["samples"], row["loss"], row.get("expert"), dashed=row.get("kind") in _DENSE_KINDS)
         for row in data.get("losses", [])
     ]
+    chosen, probes = _chosen_differences(data), data.get("linear_probes", {}).values()
     template = _environment().get_template("report.html.j2")
     return template.render(
         data=data,
@@ -152,6 +153,10 @@ def render_report(report: Mapping[str, Any], thumbnails: Mapping[int, Sequence[b
         thumbnails=thumbnail_uris(thumbnails or {}),
         histogram=Markup(size_histogram([c["rows"] for c in clusters])) if clusters else None,  # noqa: S704
         loss_plot=Markup(loss_figure(curves)) if curves else None,  # noqa: S704
+        probed=[task for task in data["tasks"] if any(task["name"] in scores for scores in probes)],
+        intervals=_by_model(data.get("intervals", [])),
+        resamples=RESAMPLES,
+        difference_plot=Markup(difference_figure(chosen)) if chosen else None,  # noqa: S704
         pruning=steps,
         pruning_plot=Markup(pruning_figure(steps)) if steps else None,  # noqa: S704
     )
@@ -215,6 +220,20 @@ def clipped(text: str) -> str:
     return plain if len(plain) <= MAX_CAPTION_CHARACTERS else plain[: MAX_CAPTION_CHARACTERS - 1] + "…"
 
 
+def _by_model(rows: Sequence[IntervalRow]) -> dict[str, list[IntervalRow]]:
+    found: dict[str, list[IntervalRow]] = {}
+    for row in rows:
+        found.setdefault(row["model"], []).append(row)
+    return found
+
+
+def _chosen_differences(data: ReportData) -> dict[str, DifferenceRow]:
+    """The ensemble under the config's rule against the dense model, by task and last in the mean."""
+    mode = next((m["name"] for m in data["models"] if m["kind"] == "mode" and m.get("rule") == data["rule"]), None)
+    rows = [row for row in data.get("intervals", []) if row["model"] == mode and "against_dense" in row]
+    return {row["task"] or "Mean": row["against_dense"] for row in rows}
+
+
 def _left_out(data: ReportData) -> list[str]:
     missing = data.get("missing_experts", [])
     if not missing:
@@ -227,12 +246,27 @@ def _undecided(sentence: str, remarks: Sequence[str] = ()) -> Verdict:
     return Verdict(outcome="unknown", sentence=sentence, remarks=tuple(remarks))
 
 
-def _gain(mode: ResultRow, pairs: Sequence[tuple[float, float, int]]) -> tuple[Outcome, str, float]:
-    margin = difference_margin(pairs)
+def _resampled(data: ReportData, mode: ResultRow) -> DifferenceRow | None:
+    row = mean_row(data.get("intervals", []), mode.model["name"])
+    return None if row is None else row.get("against_dense")
+
+
+def _gain(
+    mode: ResultRow, pairs: Sequence[tuple[float, float, int]], resampled: DifferenceRow | None
+) -> tuple[Outcome, str, str]:
+    """What the difference is, and what finite test sets leave open: by resampling, or else by a binomial bound."""
     mode_mean = sum(m for m, _, _ in pairs) / len(pairs)
     dense_mean = sum(d for _, d, _ in pairs) / len(pairs)
     gain, wins = mode_mean - dense_mean, sum(m > d for m, d, _ in pairs)
-    outcome: Outcome = "tie" if abs(gain) <= max(margin, 5e-4) else "win" if gain > 0 else "loss"
+    if resampled is None:
+        margin = difference_margin(pairs)
+        open_ = abs(gain) <= margin
+        noise = f"Finite test sets alone leave up to ±{margin * 100:.1f} points (95 %) on this difference."
+    else:
+        low, high = resampled["low"], resampled["high"]
+        open_ = low <= 0 <= high
+        noise = f"On resampled test images the difference lies between {signed(low)} and {signed(high)} points (95 %)."
+    outcome: Outcome = "tie" if open_ or abs(gain) <= _SHOWN_AS_NOTHING else "win" if gain > 0 else "loss"
     name, points, side = mode.model["name"], f"{abs(gain) * 100:.1f} points", "above" if gain > 0 else "below"
     claim = {
         "win": f"{name} beats the dense model by {points}",
@@ -241,7 +275,7 @@ def _gain(mode: ResultRow, pairs: Sequence[tuple[float, float, int]]) -> tuple[O
     }[outcome]
     cost = f", for {mode.cost:.2f}{_TIMES} the training samples" if mode.cost is not None else ""
     levels = f"{percent(mode_mean)} % against {percent(dense_mean)} % on average"
-    return outcome, f"{claim}{cost} ({levels}, ahead in {wins} of {len(pairs)} tasks).", margin
+    return outcome, f"{claim}{cost} ({levels}, ahead in {wins} of {len(pairs)} tasks).", noise
 
 
 def _comparisons(rows: Sequence[ResultRow], mode: ResultRow) -> list[str]:

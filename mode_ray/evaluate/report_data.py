@@ -18,12 +18,14 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
 from mode_ray.errors import DataError
 from mode_ray.evaluate.compare import TaskResults
+from mode_ray.evaluate.intervals import interval_rows
 from mode_ray.evaluate.measurements import TaskCosines
 from mode_ray.evaluate.metric_table import METRICS
 from mode_ray.evaluate.metrics import group_means
 from mode_ray.evaluate.report_schema import (
     ExpertRow,
     FineClusterRow,
+    IntervalRow,
     LossRow,
     ModelKind,
     ModelRow,
@@ -150,6 +152,8 @@ def report_data(sources: ReportSources) -> ReportData:
         ],
         calibration=sources.calibration.note,
         pruning=_pruning(sources),
+        intervals=_intervals(sources, models),
+        linear_probes=_linear_probes(sources),
         missing_experts=list(config.evaluate.leave_out_experts),
         nearest={task.name: _nearest(sources, sources.measured[task.name]) for task in sources.tasks},
         experts=_experts(sources),
@@ -179,7 +183,7 @@ def _stages(sources: ReportSources) -> list[StageRow]:
 
 def _task_row(task: Task, measured: TaskCosines) -> TaskRow:
     texts = len(measured.summary.texts)
-    scored = measured.scored(task.kind, next(iter(measured.cosines.values())))
+    scored = measured.scored(task, next(iter(measured.cosines.values())))
     chance = METRICS[task.kind][task.metric].chance(scored)
     return TaskRow(name=task.name, metric=task.metric, items=scored.images, texts=texts, chance=chance)
 
@@ -264,6 +268,36 @@ def _pruning(sources: ReportSources) -> list[PruningRow]:
         for task in sources.tasks
         for pruned in sources.results[task.name].pruned
     ]
+
+
+def _intervals(sources: ReportSources, models: Sequence[ModelRow]) -> list[IntervalRow]:
+    """Of the lines that were resampled, under their names in the main table."""
+    drawn = {}
+    for model in models:
+        kind = model["kind"]
+        key = {"dense": DENSE, "mode": model.get("rule"), "full": kind, "random": kind}.get(kind)
+        if key is not None:
+            drawn[model["name"]] = {task.name: sources.results[task.name].draws[key] for task in sources.tasks}
+    scores = {
+        model["name"]: {task.name: model["metrics"][task.name][task.metric] for task in sources.tasks}
+        for model in models
+    }
+    return interval_rows(scores, drawn, next((model["name"] for model in models if model["kind"] == "dense"), None))
+
+
+def _linear_probes(sources: ReportSources) -> dict[str, dict[str, float]]:
+    """Main metric of the linear probes: of every model's features, and of an ensemble's side by side."""
+    n = sources.config.train.experts
+    names = {DENSE: "dense", **{expert_name(n, expert): f"expert {expert} alone" for expert in range(n)}}
+    names |= {f"n{n}": "experts side by side"}
+    names |= {f"{kind}-n{n}": f"{title} experts side by side" for kind, title in _CONTROL_TITLES.items()}
+    rows: dict[str, dict[str, float]] = {}
+    for task in sources.tasks:
+        found = sources.measured[task.name].summary.linear_probe
+        for model in [*(name for name in names if name in found), *(name for name in found if name not in names)]:
+            if task.metric in found[model]:
+                rows.setdefault(names.get(model, model), {})[task.name] = found[model][task.metric]
+    return rows
 
 
 def _groups(tasks: Sequence[Task], models: Sequence[ModelRow]) -> dict[str, dict[str, float | None]]:

@@ -87,6 +87,25 @@ class PruningRow(TypedDict):
     score: float  # in the main metric
 
 
+class DifferenceRow(TypedDict):
+    """A line's score minus the dense model's, with its 95 % interval: both answer the same resampled images."""
+
+    change: float
+    low: float
+    high: float
+
+
+class IntervalRow(TypedDict):
+    """The 95 % interval of one line's main metric under resampling of the test images."""
+
+    model: str  # a name in models
+    task: str | None  # None: the mean over tasks
+    score: float
+    low: float
+    high: float
+    against_dense: NotRequired[DifferenceRow]
+
+
 class RoutingRow(TypedDict):
     """The weights of one task under one rule."""
 
@@ -142,6 +161,8 @@ class ReportData(TypedDict):
     routing: NotRequired[list[RoutingRow]]
     calibration: NotRequired[str]  # what the temperature of the rule calibrated rests on
     pruning: NotRequired[list[PruningRow]]
+    intervals: NotRequired[list[IntervalRow]]
+    linear_probes: NotRequired[dict[str, dict[str, float]]]  # main metric by name of the features, then by task
     missing_experts: NotRequired[list[int]]  # left out on request
     nearest: NotRequired[dict[str, list[NearestRow]]]  # by task
     experts: NotRequired[list[ExpertRow]]
@@ -178,6 +199,8 @@ def check_report(report: Mapping[str, Any]) -> ReportData:
     named = [(f"models, {model['name']}", set(model["metrics"])) for model in data["models"]]
     named += [("routing", {row["task"] for row in data.get("routing", [])})]
     named += [("pruning", {row["task"] for row in data.get("pruning", [])})]
+    named += [("intervals", {row["task"] for row in data.get("intervals", []) if row["task"] is not None})]
+    named += [(f"linear_probes, {name}", set(tasks)) for name, tasks in data.get("linear_probes", {}).items()]
     for field, tasks in named:
         if unknown := sorted(tasks - names):
             raise DataError(f"report data: {field}: task {unknown[0]!r} is not one of tasks")

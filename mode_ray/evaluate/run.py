@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import ray
 
 from mode_ray.captions.shards import Shard
@@ -11,18 +10,17 @@ from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import FINE_FILE, Clustering
 from mode_ray.config import RunConfig
 from mode_ray.encoders.encoder import encoder_name, load_encoder
-from mode_ray.errors import DataError, ModeRayError, UsageError
+from mode_ray.errors import DataError, ModeRayError
 from mode_ray.evaluate.compare import Router, TaskResults, compare
 from mode_ray.evaluate.measurements import ROUTING_FILE, TaskCosines, TaskSummary, load_cosines, load_summary
-from mode_ray.evaluate.models import check_models
+from mode_ray.evaluate.models import Trained, check_models, find_trained
 from mode_ray.evaluate.report import render_report
 from mode_ray.evaluate.report_data import ReportSources, report_data
 from mode_ray.evaluate.report_schema import ReportData
 from mode_ray.evaluate.tasks import Task, load_tasks
-from mode_ray.stage import Manifest, Stage, UnitRecord, read_manifest
+from mode_ray.stage import Manifest, Stage, UnitRecord
 from mode_ray.storage import Location
 from mode_ray.train.budget import SEED, Trial, expert_name
-from mode_ray.train.trial import trials_of
 
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
@@ -45,12 +43,12 @@ def run_evaluate(
         on_record: Called for every task as it is done.
 
     Raises:
-        UsageError: The train stage is not done.
+        UsageError: A model is not trained that is not left out.
         DataError: A task or model cannot be read.
     """
     tasks = load_tasks(config.evaluate.tasks)
-    trials = _evaluated_trials(config, directories["train"])
-    models = {trial.name: directories["train"] / trial.name for trial in trials if trial.name != SEED}
+    trained = _find_trained(config, directories["train"])
+    models = {trial.name: directories["train"] / trial.name for trial in trained.trials if trial.name != SEED}
     _load_clustering(config, directories["cluster"])
     check_models(config.train.experts, models)
     stage.begin(len(tasks))
@@ -71,15 +69,11 @@ def write_report(
         target: Where the report goes.
 
     Raises:
-        UsageError: The train stage is not done.
+        UsageError: A model is not trained that is not left out.
         DataError: The clustering is of another encoder, or a task is not measured.
     """
     tasks, n = load_tasks(config.evaluate.tasks), config.train.experts
-    clustering, trials = (
-        _load_clustering(config, directories["cluster"]),
-        _evaluated_trials(config, directories["train"]),
-    )
-    pairs_n = np.array(_finished_training(directories["train"]).summary["pairs_by_expert"])
+    clustering, trained = _load_clustering(config, directories["cluster"]), _find_trained(config, directories["train"])
     calibration = calibration_of(clustering, n)
     router = Router(
         centers_md=clustering.centers_md,
@@ -93,9 +87,18 @@ def write_report(
     for task in tasks:
         place = directories["evaluate"] / "tasks" / task.name / ROUTING_FILE
         _check_dimension(measured[task.name], clustering, place, directories["cluster"])
-        results[task.name] = _compare(config, task, measured[task.name], router, trials)
+        results[task.name] = _compare(config, task, measured[task.name], router, trained.trials)
     sources = ReportSources(
-        config, shards, directories, clustering, trials, pairs_n, tasks, measured, results, calibration
+        config,
+        shards,
+        directories,
+        clustering,
+        trained.trials,
+        trained.pairs_n,
+        tasks,
+        measured,
+        results,
+        calibration,
     )
     data = report_data(sources)
     (target / REPORT_JSON).write_text(json.dumps(data, indent=1))
@@ -108,26 +111,8 @@ def load_report(directory: Location) -> ReportData:
     return data
 
 
-def _finished_training(directory: Location) -> Manifest:
-    trained = read_manifest(directory)
-    if trained is None:
-        raise UsageError(f"{directory}: the train stage is not done: run `mode-ray train` first")
-    return trained
-
-
-def _evaluated_trials(config: RunConfig, directory: Location) -> list[Trial]:
-    """The trials without those of experts that are to be left out.
-
-    They are as they were trained: those of another run had other budgets than this one plans.
-    """
-    n, left_out = config.train.experts, config.evaluate.leave_out_experts
-    unknown = [expert for expert in left_out if not 0 <= expert < n]
-    if unknown or len(set(left_out)) >= n:
-        raise UsageError(
-            f"evaluate.leave_out_experts={list(left_out)}: the experts are 0 to {n - 1}, and one must be left"
-        )
-    gone = {expert_name(n, expert) for expert in left_out}
-    return [trial for trial in trials_of(_finished_training(directory)) if trial.name not in gone]
+def _find_trained(config: RunConfig, directory: Location) -> Trained:
+    return find_trained(config.train.experts, config.evaluate.leave_out_experts, directory)
 
 
 def _load_clustering(config: RunConfig, directory: Location) -> Clustering:

@@ -36,6 +36,9 @@ class Task(Settings):
     """Classification: the column, or the field of the `.json` member, with the label or a list of labels."""
     caption_field: str | None = None
     """Retrieval: the column (default `caption`), or the field of the `.json` member (default: the `.txt` member)."""
+    equal_captions: Literal["one", "apart"] = "one"
+    """Retrieval: whether equal captions are one text, right for every image that has it, or each is right for its own
+    image alone, as clip-benchmark counts; `apart` is the default for its layout."""
     labels: Literal["name", "index"] = "name"
     """How the data name an image's class: by one of `classes`, or by its number in them, from 0."""
     classes: Strings = ()
@@ -54,12 +57,18 @@ class Task(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _numbered(cls, values: Any) -> Any:  # noqa: ANN401  (pydantic's own contract)
-        """Lists of class names that come from elsewhere go by number, unless the task says otherwise."""
+    def _as_elsewhere(cls, values: Any) -> Any:  # noqa: ANN401  (pydantic's own contract)
+        """Lists of class names that come from elsewhere go by number, unless the task says otherwise.
+
+        Likewise the figures of a clip-benchmark set are those that its own tool gives.
+        """
         if not isinstance(values, dict):
             return values
-        elsewhere = values.get("format") == BENCHMARK_FORMAT or isinstance(values.get("classes"), str)
-        return {"labels": "index", **values} if elsewhere else values
+        benchmark = values.get("format") == BENCHMARK_FORMAT
+        defaults: dict[str, str] = {"equal_captions": "apart"} if benchmark else {}
+        if benchmark or isinstance(values.get("classes"), str):
+            defaults["labels"] = "index"
+        return {**defaults, **values}
 
     @field_validator("classes", "templates", mode="before")
     @classmethod

@@ -1,7 +1,8 @@
 """The faiss side of an index: exact inner-product parts of bounded size, and the search over them.
 
 A part holds so many rows of the units, in the order of their names. Its ids are positions over all units. Parts are
-searched one after the other and their results merged: memory holds one of them, and the result is that of one index.
+searched one after the other and their results merged: the result is that of one index. They stay in memory as far as a
+bound allows; of the others it holds one at a time.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from mode_ray.storage import Location
 
 Float32Array = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
+KEPT_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,14 @@ class ImageIndex:
         embeddings: Directory of its embedding shards.
         parts: Directory of its faiss parts.
         count: Number of parts.
+        keep_bytes: Parts stay in memory from one search to the next up to this size; what is beyond it is read again.
     """
 
-    def __init__(self, embeddings: Location, parts: Location, count: int) -> None:
+    def __init__(self, embeddings: Location, parts: Location, count: int, keep_bytes: int = KEPT_BYTES) -> None:
         self._embeddings = embeddings
         self._parts = [parts / part_name(number) for number in range(count)]
+        self._kept: dict[int, Any] = {}
+        self._room_bytes = keep_bytes
         self._units = [record for record in read_units(embeddings) if record.error is None]
         self._ends = np.cumsum([record.rows_out for record in self._units], dtype=np.int64)
 
@@ -99,8 +104,8 @@ class ImageIndex:
         k = min(count, len(self))
         scores, positions = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         before = 0
-        for file in self._parts:
-            part = _read_part(file)
+        for number, file in enumerate(self._parts):
+            part = self._part(number)
             if part.d != queries.shape[1]:
                 raise UsageError(
                     f"{file}: an index of {part.d} dimensions, but the queries have {queries.shape[1]}: it was made "
@@ -118,6 +123,16 @@ class ImageIndex:
                 f"embeddings {len(self)}: delete this directory and run `mode-ray index` again"
             )
         return scores, positions
+
+    def _part(self, number: int) -> Any:  # noqa: ANN401 - faiss has no types
+        if number in self._kept:
+            return self._kept[number]
+        part = _read_part(self._parts[number])
+        size = part.ntotal * part.d * np.dtype(np.float32).itemsize
+        if size <= self._room_bytes:
+            self._room_bytes -= size
+            self._kept[number] = part
+        return part
 
     def hits(
         self, score_k: Sequence[float] | npt.NDArray[np.floating], position_k: Sequence[int] | Integers

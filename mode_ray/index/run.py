@@ -176,4 +176,4 @@ def _embed(config: RunConfig, stages: IndexStages, on_record: Callable[[UnitReco
         pool.threads_per_actor,
         config.limits.max_image_pixels,
     )
-    return run_shard_stage(config, stages.embed, stages.shards, IndexWorker, arguments, pool, on_record)
+    return run_shard_stage(config, stages.embed, stages.shards, IndexWorker, arguments, pool, on_record, "images")

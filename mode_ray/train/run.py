@@ -1,7 +1,9 @@
 """The train stage: seed, dense baseline and experts, each an independent Ray Train run."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import ray
@@ -20,7 +22,7 @@ from mode_ray.train.lease import Lease
 from mode_ray.train.scheduler import TrialQueue, run_trials
 from mode_ray.train.standing import Takeover, copy_models, plan_takeover
 from mode_ray.train.trackers import check_trackers
-from mode_ray.train.trial import SHARDS_FILE, TrialJob
+from mode_ray.train.trial import PLAN_FILE, SHARDS_FILE, TrialJob
 from mode_ray.train.trial_status import TrialStatus, initial_statuses, stored_statuses, waiting_again
 
 
@@ -154,13 +156,17 @@ class _Training:
     def finish(self, statuses: Mapping[str, TrialStatus]) -> Manifest:
         """Write the stage's manifest: all trials are finished."""
         records = [_record(trial, statuses[trial.name], self.stage) for trial in self.trials]
-        summary = {
+        return self.stage.finish(records, self.summary)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What is trained, on what, for how long."""
+        return {
             "trials": [asdict(trial) for trial in self.trials],
             "pairs_by_expert": self.pairs_n.tolist(),
             "budget": asdict(budget_statement(self.config.train, self.trials)),
             "standing": self.takeover.summary,
         }
-        return self.stage.finish(records, summary)
 
 
 def _begin(
@@ -177,7 +183,10 @@ def _begin(
     if takeover.sources:
         # In a task: models and optimizers are large, and the driver stays small.
         task_result(ray.remote(max_calls=1)(copy_models).remote(takeover, stage.directory))
-    return _Training(config, stage, takeover, pairs_n, clusters, assignments)
+    training = _Training(config, stage, takeover, pairs_n, clusters, assignments)
+    # For evaluations without an expert that fails for good: the manifest stands only when all are finished.
+    (stage.directory / PLAN_FILE).write_text(json.dumps(training.summary, indent=1))
+    return training
 
 
 def _named(trials: Sequence[Trial], experts: int, name: str) -> Trial:

@@ -4,12 +4,13 @@ Nothing here needs torch: drivers and launchers stay small.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mode_ray.config import RunConfig
 from mode_ray.expert_data import TrainingSet
-from mode_ray.stage import Manifest
+from mode_ray.stage import Manifest, read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.budget import Trial
 from mode_ray.train.measure_job import MeasureJob
@@ -19,6 +20,7 @@ METRICS_FILE = "metrics.json"
 PROGRESS_FILE = "progress.json"
 SHARDS_FILE = "shards.parquet"
 ERROR_FILE = "error.txt"
+PLAN_FILE = "trials.json"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,23 @@ class TrialJob:
 
 def trials_of(manifest: Manifest) -> list[Trial]:
     """The trials of a finished train stage, as they were trained."""
-    return [Trial(**{**values, "members": TrainingSet(**values["members"])}) for values in manifest.summary["trials"]]
+    return planned_trials_of(manifest.summary)
+
+
+def planned_trials_of(summary: Mapping[str, Any]) -> list[Trial]:
+    """The trials of a train stage by its summary, finished or not."""
+    return [Trial(**{**values, "members": TrainingSet(**values["members"])}) for values in summary["trials"]]
+
+
+def training_summary(directory: Location) -> Mapping[str, Any] | None:
+    """What a train stage trains, by its manifest or, until all is finished, by its plan; None before it began."""
+    manifest, plan = read_manifest(directory), directory / PLAN_FILE
+    if manifest is not None:
+        return manifest.summary
+    if not plan.exists():
+        return None
+    summary: dict[str, Any] = json.loads(plan.read_text())
+    return summary
 
 
 def read_metrics(folder: Location) -> dict[str, Any]:

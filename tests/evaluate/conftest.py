@@ -3,12 +3,14 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from report_example import example_report
 
 from mode_ray.assign import DISTANCE, FINE
 from mode_ray.captions.shards import list_shards
@@ -35,6 +37,12 @@ def png(number: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (200, 100), (number * 10, 0, 0)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    """The data of a report with everything in it."""
+    return example_report()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Every model, rule and control on a task, from stored cosines alone."""
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -111,6 +112,34 @@ class TestRetrieval:
         # Uniform weights cancel to zero: of equal scores the first text wins.
         assert found.rules["uniform"]["image_to_text_r1"] == 0.5
         assert found.single["n2/01"]["image_to_text_r1"] == 0.0
+
+
+class TestEqualCaptions:
+    """Two images with the same caption; each one's own text scores lower for it than the other's."""
+
+    CROSSED = np.array([[0.4, 0.6], [0.6, 0.4]], np.float32)
+
+    def recall(self, task: Task) -> float:
+        cosines = measured(dict.fromkeys(EXPERTS, self.CROSSED), [0, 1], CENTERS_MD[[0, 1]])
+        same = TaskCosines(
+            replace(cosines.summary, texts=("keycap", "keycap")), cosines.cosines, cosines.labels, CENTERS_MD[[0, 0]]
+        )
+        return results(task, same).rules["uniform"]["text_to_image_r1"]
+
+    def test_they_are_one_text_by_default(self) -> None:
+        assert self.recall(RETRIEVAL) == 1.0
+
+    def test_they_count_apart_where_the_task_says_so(self) -> None:
+        assert self.recall(RETRIEVAL.model_copy(update={"equal_captions": "apart"})) == 0.0
+
+
+class TestDraws:
+    def test_the_lines_that_may_be_compared_are_resampled_alike(self, classification: TaskCosines) -> None:
+        found = results(CLASSIFICATION, classification, RANDOM)
+        assert set(found.draws) == {*RULES, "dense", "random"}
+        again = results(CLASSIFICATION, classification, RANDOM)
+        np.testing.assert_array_equal(found.draws["soft"], again.draws["soft"])
+        np.testing.assert_array_equal(found.draws["soft"], 1.0 - found.draws["dense"])
 
 
 class TestPruning:

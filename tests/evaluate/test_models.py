@@ -1,16 +1,21 @@
-"""A model that is missing or half-written is found before anything is measured, its file named."""
+"""A model that is not trained, missing or half-written is found before anything is measured, its place named."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
-from mode_ray.errors import DataError
-from mode_ray.evaluate.models import check_models, find_problem
+from mode_ray.errors import DataError, UsageError
+from mode_ray.evaluate.models import check_models, find_problem, find_trained
+from mode_ray.expert_data import TrainingSet
 from mode_ray.storage import Location
 from mode_ray.train.architecture import CONFIG_FILE, WEIGHTS_FILE
+from mode_ray.train.budget import Trial
+from mode_ray.train.trial import PLAN_FILE
+from mode_ray.train.trial_status import TrialState, TrialStatus, write_status
 
 
 @pytest.fixture
@@ -59,3 +64,53 @@ def test_the_error_says_how_to_go_on_without_an_expert(folder: Path) -> None:
     with pytest.raises(DataError) as raised:
         check_models(2, {"dense": location})
     assert "leave_out" not in str(raised.value)
+
+
+class TestAnUnfinishedTraining:
+    """A train stage of a dense model and three experts that ended without a manifest."""
+
+    def leave(self, directory: Location, **states: TrialState) -> Location:
+        """As the stage leaves it: `e0` to `e2` are the experts' states, finished by default."""
+        names = {"dense": "dense", **{f"e{expert}": f"n3/{expert:02d}" for expert in range(3)}}
+        trials = [Trial(name=name, members=TrainingSet(kind="all"), samples=8) for name in names.values()]
+        plan = {"trials": [asdict(trial) for trial in trials], "pairs_by_expert": [5, 4, 3]}
+        (directory / PLAN_FILE).write_text(json.dumps(plan))
+        for key, name in names.items():
+            state = states.get(key, "finished")
+            reason = "its loss is not finite" if state == "failed" else None
+            write_status(directory / name, TrialStatus(trial=name, state=state, samples=8, reason=reason))
+        return directory
+
+    @pytest.fixture
+    def directory(self, tmp_path: Path) -> Location:
+        return Location.parse(str(tmp_path / "experts"))
+
+    def test_a_failed_expert_is_named_with_the_reason_and_both_ways_to_go_on(self, directory: Location) -> None:
+        self.leave(directory, e2="failed")
+        with pytest.raises(
+            UsageError,
+            match=rf"{directory}/n3/02: failed \(its loss is not finite\): .* run `mode-ray train`, or evaluate "
+            r"without what failed: evaluate.leave_out_experts=\[2\]",
+        ):
+            find_trained(3, (), directory)
+
+    def test_without_it_the_others_are_evaluated(self, directory: Location) -> None:
+        trained = find_trained(3, (2,), self.leave(directory, e2="failed"))
+        assert [trial.name for trial in trained.trials] == ["dense", "n3/00", "n3/01"]
+        assert trained.pairs_n.tolist() == [5, 4, 3]
+
+    def test_a_second_failure_is_added_to_what_is_left_out(self, directory: Location) -> None:
+        self.leave(directory, e0="failed", e2="failed")
+        with pytest.raises(UsageError, match=r"n3/00: failed .*leave_out_experts=\[0, 2\]"):
+            find_trained(3, (2,), directory)
+
+    @pytest.mark.parametrize("states", [{"dense": "failed"}, {"e1": "running"}, {"e0": "failed", "e1": "waiting"}])
+    def test_what_cannot_be_left_out_is_to_be_trained_first(
+        self, directory: Location, states: dict[str, TrialState]
+    ) -> None:
+        with pytest.raises(UsageError, match="run `mode-ray train` first"):
+            find_trained(3, (), self.leave(directory, **states))
+
+    def test_before_training_there_is_nothing_to_evaluate(self, directory: Location) -> None:
+        with pytest.raises(UsageError, match="the train stage is not done: run `mode-ray train` first"):
+            find_trained(3, (2,), directory)

@@ -1,14 +1,15 @@
+"""The report as a page and as a table: complete, escaped, small, and the same whatever its data hold."""
+
 import base64
-import copy
 import io
 import json
 import re
 from html.parser import HTMLParser
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
+from report_example import RULES, TASKS, metrics
 from rich.console import Console
 
 from mode_ray.errors import DataError
@@ -17,199 +18,11 @@ from mode_ray.evaluate.pruning import pruning_steps
 from mode_ray.evaluate.report import compact, duration, render_report, result_rows, results_table, verdict
 from mode_ray.evaluate.report_schema import check_report
 
-TASKS = {"emoji groups": 1906, "cloud icons": 1200, "product photos": 2400, "flickr": 1000, "cifar": 5000}
-RULES = ("soft", "paper", "released", "uniform")
-NOUNS = (
-    "waving hand",
-    "storage bucket",
-    "running shoe",
-    "dog on a beach",
-    "red truck",
-    "load balancer",
-    "cup",
-)
-LEVELS = {
-    "dense": (31.2, 40.7, 38.1, 12.9, 27.4),
-    "soft": (33.9, 46.9, 41.0, 13.6, 27.9),
-    "paper": (33.1, 45.2, 40.4, 13.1, 28.2),
-    "released": (31.8, 42.0, 38.9, 12.7, 27.2),
-    "uniform": (31.7, 41.8, 38.8, 12.6, 27.1),
-    "best": (33.0, 46.1, 40.2, 12.0, 26.0),
-    "random": (30.1, 39.2, 37.0, 12.2, 26.6),
-}
-
-
-def metrics(level: str, shift: float = 0.0) -> dict[str, dict[str, float]]:
-    values = [value / 100 + shift for value in LEVELS[level]]
-    return {
-        task: {"top1": value, "top5": min(1.0, value + 0.25), "mean_per_class": value - 0.02}
-        if task != "flickr"
-        else {"text_to_image_r1": value, "image_to_text_r1": value + 0.01}
-        for task, value in zip(TASKS, values, strict=True)
-    }
-
-
-def caption(generator: np.random.Generator) -> str:
-    first, second = generator.choice(NOUNS, 2, replace=False)
-    return f"a {first} beside a {second}, drawing number {generator.integers(1, 999)}"
-
-
-@pytest.fixture
-def report() -> dict[str, Any]:
-    generator = np.random.default_rng(7)
-    samples = {"samples_seen": 256_000, "samples_total": 512_000}
-    clusters = [
-        {
-            "fine": fine,
-            "expert": int(generator.integers(0, 4)),
-            "rows": int(generator.normal(1060, 90)),
-            "captions": [caption(generator) for _ in range(5)],
-        }
-        for fine in range(64)
-    ]
-    weights = {task: generator.dirichlet([0.8] * 4) for task in TASKS}
-    flatness = {"soft": 0.0, "paper": 0.3, "released": 0.9, "uniform": 1.0}
-    mixed = {(task, rule): (1 - flat) * weights[task] + flat / 4 for task in TASKS for rule, flat in flatness.items()}
-    steps = np.linspace(4_000, 256_000, 700)
-    falling = 4.2 * np.exp(-steps / 160_000)
-    curves = [
-        {
-            "name": "seed",
-            "samples": steps.tolist(),
-            "loss": (falling + generator.normal(0, 0.06, 700)).tolist(),
-        },
-        {
-            "name": "dense",
-            "kind": "dense",
-            "samples": (steps + 256_000).tolist(),
-            "loss": (0.86 * np.exp(-steps / 400_000) + generator.normal(0, 0.04, 700)).tolist(),
-        },
-    ]
-    curves += [
-        {
-            "name": f"expert {number}",
-            "kind": "single",
-            "expert": number,
-            "samples": (steps / 4 + 256_000).tolist(),
-            "loss": ((0.95 + 0.1 * number) * np.exp(-steps / 500_000) + generator.normal(0, 0.03, 700)).tolist(),
-        }
-        for number in range(4)
-    ]
-    return {
-        "title": "MoDE-4 on 68,000 pairs",
-        "run": "s3://runs/demo-2026-11",
-        "created": "2026-11-23 01:20 UTC",
-        "machine": "2 cores, 24 GB, no GPU",
-        "versions": {"python": "3.12.7", "ray": "2.60.0", "torch": "2.14.0", "faiss-cpu": "1.15.0"},
-        "rule": "soft",
-        "licences": "Emoji art: OpenMoji, CC BY-SA 4.0. Icons: their owners' trademarks.",
-        "tasks": [
-            {
-                "name": task,
-                "metric": "text_to_image_r1" if task == "flickr" else "top1",
-                "items": items,
-                "texts": 20,
-                "chance": 0.05,
-            }
-            for task, items in TASKS.items()
-        ],
-        "models": [
-            {
-                "name": "Dense",
-                "kind": "dense",
-                "metrics": metrics("dense"),
-                "samples_seen": 256_000,
-                "samples_total": 512_000,
-            },
-            *(
-                {
-                    "name": f"MoDE-4 ({rule})",
-                    "kind": "mode",
-                    "rule": rule,
-                    "metrics": metrics(rule),
-                    **samples,
-                }
-                for rule in RULES
-            ),
-            {"name": "Best single expert", "kind": "oracle", "metrics": metrics("best"), **samples},
-            {
-                "name": "Random-4",
-                "kind": "random",
-                "rule": "uniform",
-                "metrics": metrics("random"),
-                **samples,
-            },
-        ],
-        "stages": [
-            {
-                "name": "embed",
-                "seconds": 71.3,
-                "rows_in": 68_240,
-                "rows_out": 68_004,
-                "refused": {"empty": 211, "too long": 25},
-            },
-            {"name": "cluster", "seconds": 9.4, "rows_in": 68_004, "rows_out": 64},
-            {"name": "assign", "seconds": 12.8, "rows_in": 68_004, "rows_out": 68_004},
-            {
-                "name": "train",
-                "seconds": 4210.0,
-                "quarantined": {"s3://pairs/00017.tar": "truncated after member 212"},
-            },
-            {"name": "evaluate", "seconds": 96.0},
-        ],
-        "routing": [
-            {
-                "task": task,
-                "rule": rule,
-                "weights": p.tolist(),
-                "normalised_entropy": float(-(p * np.log(p)).sum() / np.log(4)),
-            }
-            for (task, rule), p in mixed.items()
-        ],
-        "nearest": {
-            task: [
-                {
-                    "text": f"{noun}",
-                    "clusters": [
-                        {
-                            "fine": int(c["fine"]),
-                            "expert": c["expert"],
-                            "squared_distance": 0.31 + 0.07 * i,
-                            "caption": c["captions"][0],
-                        }
-                        for i, c in enumerate(clusters[row : row + 3])
-                    ],
-                }
-                for row, noun in enumerate(NOUNS)
-            ]
-            for task in TASKS
-        },
-        "experts": [
-            {
-                "rows": rows,
-                "share": rows / 68_004,
-                "spread": spread,
-                "samples_seen": 64_000,
-                "captions": [caption(generator) for _ in range(5)],
-            }
-            for rows, spread in ((18_214, 0.612), (16_020, 0.541), (17_655, 0.583), (16_115, 0.498))
-        ],
-        "fine_clusters": clusters,
-        "losses": curves,
-    }
-
 
 def png(color: tuple[int, int, int]) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), color).save(buffer, "png")
     return buffer.getvalue()
-
-
-def shifted(report: dict[str, Any], points: float) -> dict[str, Any]:
-    """The report with the chosen ensemble `points` above (or below) the dense model on every task."""
-    changed = copy.deepcopy(report)
-    changed["models"][1]["metrics"] = metrics("dense", points / 100)
-    return changed
 
 
 def test_page_names_every_task_rule_model_and_stage(report: dict[str, Any]) -> None:
@@ -347,52 +160,6 @@ def test_a_report_with_a_thousand_clusters_and_classes_stays_small(report: dict[
     assert len(render_report(report).encode()) < 3_000_000
 
 
-def test_verdict_of_a_win_gives_the_gain_the_cost_and_the_noise(report: dict[str, Any]) -> None:
-    result = verdict(check_report(shifted(report, 3.0)))
-    assert result.outcome == "win"
-    assert result.sentence == (
-        "MoDE-4 (soft) beats the dense model by 3.0 points, for 1.00× the training samples "  # noqa: RUF001
-        "(33.1 % against 30.1 % on average, ahead in 5 of 5 tasks)."
-    )
-    assert "One training seed" in result.remarks[0]
-    assert any("Routing: +2.7 points against the uniform mean" in remark for remark in result.remarks)
-    assert any("Clustering: +4.0 points against Random-4" in remark for remark in result.remarks)
-
-
-def test_verdict_of_a_loss_says_so(report: dict[str, Any]) -> None:
-    report = shifted(report, -3.0)
-    report["models"][1]["samples_total"] = 1_280_000
-    result = verdict(check_report(report))
-    assert result.outcome == "loss"
-    assert result.sentence.startswith(
-        "MoDE-4 (soft) does not win: it stays 3.0 points below the dense model, for 2.50"
-    )
-    assert "ahead in 0 of 5" in result.sentence
-    remarks = " ".join(result.remarks)
-    assert "Routing does not help" in remarks
-    assert "Clustering does not help" in remarks
-    assert "MoDE-4 (paper) reaches more (32.0 %), but is not the rule that was chosen beforehand." in remarks
-
-
-@pytest.mark.parametrize(("points", "side"), [(0.3, "above"), (-0.3, "below")])
-def test_verdict_within_the_sampling_error_is_a_tie(report: dict[str, Any], points: float, side: str) -> None:
-    result = verdict(check_report(shifted(report, points)))
-    assert result.outcome == "tie"
-    assert f"does not win clearly: it is 0.3 points {side} the dense model" in result.sentence
-    assert "within sampling error" in result.sentence
-
-
-def test_the_same_gain_on_larger_test_sets_is_a_win(report: dict[str, Any]) -> None:
-    for task in report["tasks"]:
-        task["items"] *= 100
-    assert verdict(check_report(shifted(report, 0.3))).outcome == "win"
-
-
-def test_the_verdict_is_about_the_rule_of_the_config(report: dict[str, Any]) -> None:
-    report["rule"] = "released"
-    assert verdict(check_report(report)).sentence.startswith("MoDE-4 (released) ")
-
-
 def test_an_oracle_is_never_the_best_of_a_column(report: dict[str, Any]) -> None:
     report["models"][5]["metrics"] = metrics("best", 0.5)
     page = render_report(report)
@@ -494,3 +261,40 @@ def test_the_pruning_curve_is_a_mean_over_tasks(report: dict[str, Any]) -> None:
 def test_a_report_without_pruning_has_no_curve(report: dict[str, Any]) -> None:
     assert pruning_steps([]) == []
     assert "Running fewer experts" not in render_report(report)
+
+
+class TestIntervals:
+    @pytest.fixture
+    def intervals(self, report: dict[str, Any]) -> dict[str, Any]:
+        """The report with intervals of two lines and linear probes of one task."""
+        rows = [
+            {"model": model, "task": task, "score": score, "low": score - 0.011, "high": score + 0.012}
+            for model, score in (("Dense", 0.301), ("MoDE-4 (soft)", 0.327))
+            for task in (*TASKS, None)
+        ]
+        for row in rows[len(TASKS) + 1 :]:
+            row["against_dense"] = {"change": 0.026, "low": -0.004, "high": 0.053}
+        return {**report, "intervals": rows, "linear_probes": {"experts side by side": {"cifar": 0.713}}}
+
+    def test_they_stand_below_the_results_with_a_figure(self, intervals: dict[str, Any]) -> None:
+        page = render_report(intervals)
+        assert "29.0–31.3" in page  # noqa: RUF001
+        assert "−0.4 to +5.3" in page  # noqa: RUF001
+        assert 'aria-label="Differences from the dense model with intervals"' in page
+
+    def test_linear_probes_have_a_table_of_the_tasks_that_have_one(self, intervals: dict[str, Any]) -> None:
+        page = render_report(intervals)
+        table = page[page.index("<h3>Linear probes") :].partition("</table>")[0]
+        assert "experts side by side" in table
+        assert "71.3" in table
+        assert "flickr" not in table
+
+    def test_without_them_the_page_has_neither(self, report: dict[str, Any]) -> None:
+        page = render_report(report)
+        assert "How sure" not in page
+        assert "Linear probes" not in page
+
+    def test_without_a_dense_model_there_is_no_figure(self, intervals: dict[str, Any]) -> None:
+        for row in intervals["intervals"]:
+            row.pop("against_dense", None)
+        assert "Differences from the dense model" not in render_report(intervals)

@@ -144,3 +144,26 @@ def test_the_pruning_curve_is_that_of_the_comparison(data: ReportData, sources: 
     page = render_report(data)
     assert "Running fewer experts" in page
     assert "Why these experts" in page
+
+
+def test_every_line_that_may_be_compared_has_intervals(sources: ReportSources, data: ReportData) -> None:
+    assert {row["model"] for row in data["intervals"]} == {
+        "dense",
+        "MoDE-2 (soft)",
+        "MoDE-2 (uniform)",
+        "Random-2 (uniform)",
+    }
+    dense = next(row for row in data["intervals"] if row["model"] == "dense" and row["task"] == "pets")
+    assert dense["low"] <= dense["score"] == 0.8 <= dense["high"]
+
+
+def test_linear_probes_are_named_like_the_models(sources: ReportSources) -> None:
+    measured = sources.measured["pets"]
+    probes = {"dense": {"top1": 0.5}, "n2/01": {"top1": 0.6}, "n2": {"top1": 0.7}}
+    probed = replace(measured, summary=replace(measured.summary, linear_probe=probes))
+    shown = report_data(replace(sources, measured={"pets": probed}))["linear_probes"]
+    assert shown == {
+        "dense": {"pets": 0.5},
+        "expert 1 alone": {"pets": 0.6},
+        "experts side by side": {"pets": 0.7},
+    }

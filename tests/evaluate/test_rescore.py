@@ -19,7 +19,10 @@ from mode_ray.evaluate.run import load_report, write_report
 from mode_ray.pipeline import build_stages
 from mode_ray.rescore import rescore
 from mode_ray.settings import Settings
+from mode_ray.stage import MANIFEST
 from mode_ray.storage import Location
+from mode_ray.train.trial import PLAN_FILE, training_summary
+from mode_ray.train.trial_status import TrialState, TrialStatus, write_status
 
 
 @pytest.fixture
@@ -94,6 +97,20 @@ def test_an_expert_that_was_left_out_is_told_in_the_report(run: ReportSources) -
     assert [row["name"] for row in data["models"] if row["kind"] == "single"] == ["expert 1 alone"]
     assert [row["weights"] for row in data["routing"]] == [[0.0, 1.0], [0.0, 1.0]]
     assert "Left out on request: expert 0" in (target / "report.html").read_text()
+
+
+def test_an_expert_that_failed_to_train_needs_no_manifest_to_be_left_out(run: ReportSources) -> None:
+    train = run.directories["train"]
+    (train / PLAN_FILE).write_text(json.dumps(dict(training_summary(train) or {})))
+    (train / MANIFEST).delete()
+    for trial in run.trials:
+        state: TrialState = "failed" if trial.name == "n2/00" else "finished"
+        write_status(train / trial.name, TrialStatus(trial=trial.name, state=state, samples=trial.samples))
+    target = run.directories["evaluate"] / "without"
+    with pytest.raises(UsageError, match=rf"{train}/n2/00: failed: .*leave_out_experts=\[0\]"):
+        write_report(run.config, run.shards, run.directories, target)
+    write_report(changed(run.config, "evaluate", leave_out_experts=(0,)), run.shards, run.directories, target)
+    assert [row["weights"] for row in load_report(target)["routing"]] == [[0.0, 1.0], [0.0, 1.0]]
 
 
 @pytest.mark.parametrize("left_out", [(2,), (-1,), (0, 1)])

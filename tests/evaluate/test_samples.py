@@ -208,6 +208,11 @@ class TestBenchmarkLayout:
         found = list(read_samples(self.task(tmp_path, "retrieval")))
         assert [(sample.image, sample.texts) for sample in found] == [(b"1", ("a cat", "a tom cat")), (b"2", ("犬",))]
 
+    def test_equal_captions_count_apart_as_clip_benchmark_has_it(self, tmp_path: Path) -> None:
+        assert self.task(tmp_path, "retrieval").equal_captions == "apart"
+        values = {"name": "t", "kind": "retrieval", "format": "clip-benchmark", "paths": ["."]}
+        assert load_task(write_task(tmp_path, values | {"equal_captions": "one"})).equal_captions == "one"
+
     def test_the_vector_of_a_multilabel_set_marks_its_classes(self, tmp_path: Path) -> None:
         rows = [{"jpg": b"1", "npy": np.array([1.0, 0.0, 1.0])}, {"jpg": b"2", "npy": np.zeros(3, np.int64)}]
         self.write(tmp_path, "test", [rows])

@@ -15,7 +15,6 @@ from PIL import Image
 
 from mode_ray.config import EvaluatePlacement
 from mode_ray.errors import DataError
-from mode_ray.evaluate import usable_samples
 from mode_ray.evaluate.measurements import load_cosines, load_summary
 from mode_ray.evaluate.similarities import measure_task, zero_shot_classifier
 from mode_ray.evaluate.tasks import Task
@@ -80,18 +79,25 @@ def measure(tmp_path: Path, models: dict[str, Location]) -> Callable[..., Locati
     return run
 
 
-def test_every_image_is_decoded_once_for_all_models(
-    measure: Callable[..., Location], monkeypatch: pytest.MonkeyPatch
+def test_every_image_is_decoded_once_for_eight_experts(
+    tmp_path: Path, models: dict[str, Location], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    places = []
+    opened = []
 
-    def counting(data: bytes, max_pixels: int, place: str) -> Image.Image:
-        places.append(place)
-        return decode_image(data, max_pixels, place)
+    def counting(source: Any, *arguments: Any, **options: Any) -> Image.Image:  # noqa: ANN401
+        opened.append(source.getvalue())
+        return open_image(source, *arguments, **options)
 
-    monkeypatch.setattr(usable_samples, "decode_image", counting)
-    measure([(png(n), CLASSES[n % 3]) for n in range(5)], classes=CLASSES)
-    assert [place.rsplit(" ", 1)[1] for place in places] == ["0", "1", "2", "3", "4"]
+    open_image = Image.open
+    pictures = [png(number) for number in range(5)]
+    pq.write_table(pa.table({"image": pictures, "label": [CLASSES[n % 3] for n in range(5)]}), tmp_path / "t.parquet")
+    task = Task(name="t", kind="classification", paths=(str(tmp_path / "t.parquet"),), classes=CLASSES)
+    experts = {f"n8/{expert:02d}": models["dense" if expert % 2 else "n2/00"] for expert in range(8)}
+    monkeypatch.setattr(Image, "open", counting)
+    target = Location.parse(str(tmp_path / "measured"))
+    measure_task(task, experts, Letters(), target, EvaluatePlacement(batch_size=2), PIXELS)
+    assert opened == pictures
+    assert len(load_cosines(target).cosines) == 8
 
 
 def test_the_stored_cosines_are_those_of_the_models(

@@ -129,6 +129,29 @@ def test_hits_name_file_row_and_key(config: RunConfig, embedded: Stage, query: Q
     assert len(index.search(query.encode(QUERIES), 1000)[0][0]) == USABLE
 
 
+class TestPartsInMemory:
+    QUERY = np.ones((1, 32))
+
+    def without_files(self, embedded: Stage, keep_bytes: int) -> ImageIndex:
+        """An index that was searched once, and whose parts are gone since."""
+        parts = embedded.directory.parent / "faiss"
+        index = ImageIndex(embedded.directory, parts, build_parts(embedded.directory, parts, 4), keep_bytes)
+        index.search(self.QUERY, 3)
+        parts.delete()
+        return index
+
+    def test_parts_are_read_once_for_many_searches(self, embedded: Stage) -> None:
+        index = self.without_files(embedded, 1 << 20)
+        first, again = index.search(self.QUERY, USABLE), index.search(self.QUERY, USABLE)
+        np.testing.assert_array_equal(first[1], again[1])
+        assert sorted(first[1][0].tolist()) == list(range(USABLE))
+
+    def test_what_is_over_the_bound_is_read_again(self, embedded: Stage) -> None:
+        index = self.without_files(embedded, 2 * 4 * 32 * 4)  # two parts of four images, 32 dimensions
+        with pytest.raises(DataError, match=f"{part_name(2)}: missing"):
+            index.search(self.QUERY, 3)
+
+
 class TestMistakes:
     def test_queries_of_other_experts_are_refused(self, embedded: Stage) -> None:
         with pytest.raises(UsageError, match="an index of 32 dimensions, but the queries have 16"):

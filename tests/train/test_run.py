@@ -11,6 +11,7 @@ import pytest
 from mode_ray.captions.shards import Shard
 from mode_ray.config import RunConfig
 from mode_ray.errors import TrainingError, UsageError
+from mode_ray.evaluate.models import find_trained
 from mode_ray.stage import Manifest, Stage
 from mode_ray.storage import Location
 from mode_ray.train.lease import LEASE_FILE
@@ -65,6 +66,9 @@ def test_an_expert_that_fails_is_retried_alone_and_completes_the_stage(
     }
     assert not (stage.directory / LEASE_FILE).exists()
     assert stage.manifest() is None
+    with pytest.raises(UsageError, match=r"n2/01: failed .*or evaluate without what failed: .*=\[1\]"):
+        find_trained(2, (), stage.directory)
+    assert [trial.name for trial in find_trained(2, (1,), stage.directory).trials] == ["seed", "dense", "n2/00"]
 
     for wrong, reason in (("7", "no such run; there are seed, dense, n2/01, n2/00"), ("dense", "is finished")):
         with pytest.raises(UsageError, match=reason):
