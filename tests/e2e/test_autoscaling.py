@@ -148,6 +148,9 @@ def autoscaling(gcs_address: str) -> dict[str, Any]:
         },
         "auth": {},
         "file_mounts": {},
+        "cluster_synced_files": [],
+        "rsync_exclude": [],
+        "rsync_filter": [],
         **{f"{when}_commands": [] for when in COMMANDS},
         "head_node_type": "ray.head.default",
         "available_node_types": {
