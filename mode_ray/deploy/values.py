@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from mode_ray.settings import PositiveFloat, PositiveInt, Settings
+from mode_ray.settings import PositiveFloat, PositiveInt, Settings, Strings
 
 Name = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
 BucketUri = Annotated[str, Field(pattern=r"^(s3|gs)://[a-z0-9][a-z0-9._-]+(/[A-Za-z0-9._/-]*[A-Za-z0-9])?$")]
@@ -136,6 +136,8 @@ class Serving(Settings):
     """Of the router and of every expert, at least."""
     most_replicas: PositiveInt = 8
     gpus_per_expert: Annotated[float, Field(ge=0.0)] = 0.25
+    token_hashes: Strings = ()
+    """SHA-256, in hex, of the bearer tokens that clients may send; with none, whoever reaches the service may ask."""
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:

@@ -33,7 +33,7 @@ OTHERS = (
     'kubernetes.spot_label={"eks.amazonaws.com/capacityType": SPOT}',
     "kubernetes.gpu_node_label={}",
     "pools.cpu={fewest: 2, most: 7}",
-    "serve.experts=2",
+    "serve={run: run2, experts: 2, token_hashes: [00ff]}",
 )
 STAGES = ("embed", "cluster", "assign", "train", "evaluate", "pipeline")
 KUBERAY = ("kuberay/cluster.yaml", "kuberay/service.yaml", *(f"kuberay/jobs/{stage}.yaml" for stage in STAGES))
