@@ -25,7 +25,7 @@ from mode_ray.storage import Location
 pytestmark = [pytest.mark.drill, pytest.mark.alone]
 
 DEADLINE_SECONDS = 170.0
-UNITS, CAPTIONS_PER_UNIT = 240, 3_000
+UNITS, CAPTIONS_PER_UNIT = 120, 2_000
 WORKERS = 2
 IDLE_SECONDS = 5.0
 THINGS = ("cat", "dog", "tree", "train", "violin", "harbour", "pizza", "castle")
