@@ -95,8 +95,13 @@ class JobServer:
             The exit code of the job's command (1 where it has none), and how it ended in words.
 
         Raises:
+            UsageError: There is no such job.
             WorkerError: The cluster has not answered for some minutes.
         """
+        from aiohttp import ClientError  # comes with Ray's client
+
+        with self._errors():
+            self._client.get_job_info(job)
         written, heard = 0, time.monotonic()
         while True:
             try:
@@ -104,7 +109,7 @@ class JobServer:
                 with self._errors():
                     details = self._client.get_job_info(job)
                 heard = time.monotonic()
-            except (OSError, RuntimeError, UsageError) as error:
+            except (OSError, RuntimeError, ClientError, UsageError) as error:
                 if time.monotonic() - heard > _LONGEST_SILENCE_SECONDS:
                     raise WorkerError(
                         f"{self.address} does not answer any more ({error}); the job may go on"

@@ -90,11 +90,10 @@ def test_a_cluster_job_goes_on_from_it(
     }
 
 
-def test_our_own_submit_follows_the_job_and_ends_with_its_exit_code(
-    dashboard: str, embedded: "subprocess.CompletedProcess[str]", folder: Path
-) -> None:
-    ended = subprocess.run(
-        [str(COMMAND), "submit", "--address", dashboard, "--id", "too-early", "evaluate", "--config", "config.yaml"],
+def own_submit(dashboard: str, folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    """`mode-ray submit` in the config's folder, to its end."""
+    return subprocess.run(
+        [str(COMMAND), "submit", "--address", dashboard, *words],
         cwd=folder,
         env=shell_environment(),
         stdout=subprocess.PIPE,
@@ -103,9 +102,27 @@ def test_our_own_submit_follows_the_job_and_ends_with_its_exit_code(
         timeout=JOB_DEADLINE_SECONDS,
         check=False,
     )
+
+
+def test_our_own_submit_follows_the_job_and_ends_with_its_exit_code(
+    dashboard: str, embedded: "subprocess.CompletedProcess[str]", folder: Path
+) -> None:
+    ended = own_submit(dashboard, folder, "--id", "too-early", "evaluate", "--config", "config.yaml")
     assert ended.returncode == 2, ended.stdout
     assert "mode-ray: evaluate needs the " in ended.stdout
     assert ended.stdout.splitlines()[-1] == "too-early: failed, exit code 2"
+    again = own_submit(dashboard, folder, "--follow", "too-early")
+    assert again.returncode == 2
+    assert again.stdout.splitlines()[-2:] == ended.stdout.splitlines()[-2:]
+
+
+def test_a_job_that_is_not_there_and_an_id_that_was_used_are_refused(dashboard: str, folder: Path) -> None:
+    absent = own_submit(dashboard, folder, "--follow", "absent")
+    assert (absent.returncode, "absent does not exist" in absent.stdout) == (2, True), absent.stdout
+    words = ("--id", "twice", "--no-wait", "embed", "--config", "config.yaml")
+    assert own_submit(dashboard, folder, *words).returncode == 0
+    twice = own_submit(dashboard, folder, *words)
+    assert (twice.returncode, "already exists" in twice.stdout) == (2, True), twice.stdout
 
 
 def test_a_job_that_fails_says_so_by_exit_code_and_message(dashboard: str, folder: Path) -> None:
