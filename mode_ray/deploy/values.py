@@ -153,6 +153,8 @@ class Alarms(Settings):
     disk_percent: PositiveFloat = 85.0
     pending_node_minutes: PositiveInt = 20
     idle_gpu_minutes: PositiveInt = 30
+    checkpoint_minutes: PositiveInt = 30
+    """Some times `train.placement.checkpoint_interval_seconds`."""
 
 
 class ClusterValues(Settings):
