@@ -6,6 +6,7 @@ autoscaler would. The report must be that of a run that was left in peace, and s
 
 import json
 import secrets
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -27,7 +28,8 @@ from mode_ray.train.launcher import CHECKPOINT_FOLDER
 pytestmark = [pytest.mark.drill, pytest.mark.alone]
 
 DEADLINE_SECONDS = 235.0
-UNITS, CAPTIONS_PER_UNIT, STEPS = 48, 8, 150
+JOB = "pipeline-with-lost-nodes"
+UNITS, CAPTIONS_PER_UNIT, STEPS = 48, 8, 80
 MODELS = ("seed", "n2/00", "n2/01")
 # What differs between two runs in any case: where and when they ran, and how long.
 OF_THE_RUN = {"run", "created", "stages", "machine", "versions"}
@@ -45,6 +47,7 @@ class Story:
     printed: str
     assigned_at_first_kill: int
     refused_without_token: str
+    interrupted: tuple[str, int]
     seconds: float
 
     def report(self, run: Path) -> dict[str, Any]:
@@ -72,11 +75,15 @@ def story(
     with local_cluster(folder, kill_tree, further, num_cpus=0) as cluster:
         for _ in range(2):
             cluster.add_node()
-        refused = submitted(cluster, config, "--no-wait").communicate()[0]
-        job = submitted(cluster, config, "--token-file", str(token))
+        command_words = ("run", "--config", str(config))
+        refused = submitted(cluster, config, *command_words).communicate()[0]
+        job = submitted(cluster, config, "--token-file", str(token), "--id", JOB, *command_words)
         try:
             assigned = wait_for(lambda: len(unit_outputs(Location(str(run / "assignments")))), job, began)
             lose(cluster, cluster.nodes[0])
+            job.send_signal(signal.SIGINT)
+            interrupted = job.communicate()[0], job.returncode
+            job = submitted(cluster, config, "--token-file", str(token), "--follow", JOB)
             wait_for(lambda: whole_checkpoints(run), job, began)
             training = next(node for node in cluster.nodes if named_below(node, "ray::RayTrainWo"))
             lose(cluster, training)
@@ -86,7 +93,7 @@ def story(
                 job.kill()
     seconds = time.monotonic() - began
     print(f"{printed}\nassigned at first kill: {assigned} of {UNITS}; {seconds:.0f} s")  # noqa: T201
-    return Story(undisturbed, run, job.returncode, printed, assigned, refused, seconds)
+    return Story(undisturbed, run, job.returncode, printed, assigned, refused, interrupted, seconds)
 
 
 def test_the_job_ends_well_and_in_time(story: Story) -> None:
@@ -121,6 +128,15 @@ def test_without_the_token_nothing_is_submitted(story: Story) -> None:
     assert "the cluster wants another token: give the one it was started with" in story.refused_without_token
 
 
+def test_ctrl_c_leaves_the_job_alone_and_says_how_to_follow_and_stop_it(story: Story) -> None:
+    printed, code = story.interrupted
+    assert code == 130
+    assert f"{JOB} goes on without you" in printed
+    assert f"--follow {JOB}" in printed
+    assert "ray job stop" in printed
+    assert "Traceback" not in printed
+
+
 def write_run(folder: Path) -> Path:
     """A config with two experts, its pairs in many small shards, and a retrieval task over some of them."""
     things = ("cat", "whale", "oven", "violin", "tractor", "rocket", "tram", "stapler")
@@ -147,20 +163,12 @@ def write_run(folder: Path) -> Path:
     return file
 
 
-def submitted(cluster: LocalCluster, config: Path, *options: str) -> "subprocess.Popen[str]":
-    """Submit all stages with the command of the README; nothing in its environment holds the token."""
+def submitted(cluster: LocalCluster, config: Path, *words: str) -> "subprocess.Popen[str]":
+    """`mode-ray submit` with these words; nothing in its environment holds the token."""
     environment = {name: value for name, value in cluster.environment.items() if name != "RAY_AUTH_TOKEN"}
-    words = [
-        str(COMMAND),
-        "submit",
-        "--address",
-        cluster.dashboard,
-        "--working-dir",
-        str(config.parent / "model"),
-        *options,
-    ]
+    line = [str(COMMAND), "submit", "--address", cluster.dashboard, "--working-dir", str(config.parent / "model")]
     return subprocess.Popen(
-        [*words, "run", "--config", str(config)],
+        [*line, *words],
         env={**environment, "RAY_AUTH_MODE": "disabled", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
