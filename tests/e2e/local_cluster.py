@@ -60,7 +60,7 @@ class LocalCluster:
                 **{name.replace("_", "-"): value for name, value in given.items()},
             },
             self.environment,
-            self.folder / f"node-{len(self.nodes)}.log",
+            self.folder / f"node-{agent_port}.log",
         )
         self.nodes.append(node)
         return node
