@@ -102,10 +102,10 @@ class JobServer:
 
         with self._errors():
             self._client.get_job_info(job)
-        written, heard = 0, time.monotonic()
+        cursor, heard = LogCursor(), time.monotonic()
         while True:
             try:
-                written = asyncio.run(self._tail(job, write, written))
+                asyncio.run(self._tail(job, write, cursor))
                 with self._errors():
                     details = self._client.get_job_info(job)
                 heard = time.monotonic()
@@ -119,15 +119,11 @@ class JobServer:
                     return _end_of(details)
             time.sleep(_POLL_SECONDS)
 
-    async def _tail(self, job: str, write: Callable[[str], None], written: int) -> int:
-        """Write what follows after so many characters; returns how many there are now."""
-        seen = 0
+    async def _tail(self, job: str, write: Callable[[str], None], cursor: "LogCursor") -> None:
+        cursor.reconnected()
         async for text in self._client.tail_job_logs(job):
-            seen += len(text)
-            if seen > written:
-                write(text[max(0, len(text) - (seen - written)) :])
-                written = seen
-        return written
+            if unseen := cursor.unseen(text):
+                write(unseen)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -148,6 +144,24 @@ class JobServer:
             ) from None
         except (RuntimeError, ValueError) as error:
             raise UsageError(f"{self.address}: {_reason(str(error))}") from None
+
+
+class LogCursor:
+    """What of a log is new: every connection gets it from its start, in pieces of any length."""
+
+    def __init__(self) -> None:
+        self._seen = self._at = 0
+
+    def reconnected(self) -> None:
+        """The log begins anew."""
+        self._at = 0
+
+    def unseen(self, text: str) -> str:
+        """The part of the next piece that no connection brought before."""
+        self._at += len(text)
+        fresh = self._at - self._seen
+        self._seen = max(self._seen, self._at)
+        return text[max(0, len(text) - fresh) :] if fresh > 0 else ""
 
 
 def _end_of(details: "JobDetails") -> tuple[int, str]:

@@ -7,6 +7,7 @@ import yaml
 
 from mode_ray.cli import main
 from mode_ray.cli_deploy import _variables
+from mode_ray.deploy.submission import LogCursor
 from mode_ray.errors import UsageError
 
 # Nothing listens there.
@@ -68,3 +69,21 @@ class TestVariables:
     def test_a_name_that_is_none_is_refused(self) -> None:
         with pytest.raises(UsageError, match="expected NAME=VALUE"):
             _variables(["not a name=1"], {})
+
+
+class TestTheLogOfALostConnection:
+    def test_what_was_written_is_not_written_again(self) -> None:
+        cursor = LogCursor()
+        first = [cursor.unseen(text) for text in ("ab\n", "cd\n")]
+        # Ray's server begins every connection at the start, with other pieces.
+        cursor.reconnected()
+        second = [cursor.unseen(text) for text in ("ab\nc", "d\nef\n", "g\n")]
+        assert (first, second) == (["ab\n", "cd\n"], ["", "ef\n", "g\n"])
+
+    def test_a_connection_that_breaks_early_loses_nothing(self) -> None:
+        cursor = LogCursor()
+        cursor.unseen("abcdef")
+        cursor.reconnected()
+        assert cursor.unseen("abc") == ""
+        cursor.reconnected()
+        assert cursor.unseen("abcdefgh") == "gh"
