@@ -1,6 +1,5 @@
 """Launch files as rendered: each is accepted, unknown fields refused, by the schema of what will read it."""
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -313,7 +312,6 @@ def ray_sources_with_metrics() -> Iterator[Path]:
     yield from (package / "serve/_private").glob("*.py")
 
 
-def test_the_container_keeps_secrets_and_tests_out() -> None:
-    ignored = (REPOSITORY / ".dockerignore").read_text().split()
-    assert {".git/", ".venv/", "/tests/"} <= set(ignored)
-    assert json.dumps("USER 1000:1000") in json.dumps((CONFIGS / "Dockerfile").read_text().splitlines())
+def test_the_image_runs_without_root_and_holds_neither_tests_nor_history() -> None:
+    assert "USER 1000:1000" in (CONFIGS / "Dockerfile").read_text().splitlines()
+    assert {".git/", ".venv/", "/tests/"} <= set((REPOSITORY / ".dockerignore").read_text().split())
