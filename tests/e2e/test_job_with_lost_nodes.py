@@ -31,8 +31,8 @@ DEADLINE_SECONDS = 400.0
 JOB = "pipeline-with-lost-nodes"
 UNITS, CAPTIONS_PER_UNIT, STEPS = 48, 8, 80
 MODELS = ("seed", "n2/00", "n2/01")
-# What differs between two runs in any case: where and when they ran, how long, and at which steps of a run that was started
-# anew its loss was written down.
+# What differs between two runs in any case: where and when they ran, how long, and at which steps the loss of a run
+# that was started anew was written down.
 OF_THE_RUN = {"run", "created", "stages", "machine", "versions", "losses"}
 
 NamedBelow = Callable[["subprocess.Popen[bytes]", str], list[int]]
