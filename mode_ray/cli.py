@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mode_ray import __version__
+from mode_ray.cli_deploy import add_deploy_commands
 from mode_ray.cli_retrieval import RULES_COMMAND, add_commands
 from mode_ray.cli_study import add_study_command
 from mode_ray.config import RunConfig
@@ -36,7 +37,7 @@ _STAGE_HELP = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
     # A log file has no width of its own: wide enough there for the results table.
     console = Console(width=None if sys.stdout.isatty() else _LOG_WIDTH)
     try:
@@ -274,6 +275,10 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    return _parser().parse_args(_joined(arguments))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mode-ray", description="CLIP data experts via clustering (MoDE) on Ray.")
     parser.add_argument("--version", action="version", version=f"mode-ray {__version__}")
@@ -304,6 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_addition(commands.add_parser(_ADD, help="train only the experts that another run does not have"))
     add_commands(commands, _add_overrides)
     add_study_command(commands)
+    add_deploy_commands(commands, _add_overrides, _parse)
     _add_export(commands.add_parser("export", help="trained models as folders for open_clip and the Hugging Face hub"))
     status = commands.add_parser("status", help="show how far a run is")
     status.add_argument("run", help="the run directory: a path, s3:// or gs:// URI")

@@ -4,14 +4,17 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from mode_ray.config import RunConfig
 from mode_ray.errors import UsageError
+from mode_ray.settings import Settings
 from mode_ray.storage import Location
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -24,16 +27,33 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         UsageError: No such file, not YAML, an unknown key, a wrong type or value; it names file and field.
     """
-    name, values = _read_values(path)
-    origin: dict[str, str] = {}
-    for override in overrides:
-        key, value = _parse_override(override)
-        _set_dotted(values, key, value, override)
-        origin[key] = f"override {override!r}"
+    preset = resources.files("mode_ray") / "presets" / f"{path}.yaml"
+    if path.isidentifier() and preset.is_file():
+        return _settings(RunConfig, f"preset {path}", preset.read_text(), overrides)
+    return read_settings(RunConfig, path, overrides, hint=" (and no preset of that name)")
+
+
+def read_settings(kind: type[SettingsT], path: str, overrides: Sequence[str] = (), hint: str = "") -> SettingsT:
+    """Read any settings from a YAML file, local or remote, with `dotted.key=value` overrides.
+
+    Args:
+        kind: The settings' class.
+        path: The file.
+        overrides: As for `load_config`.
+        hint: Said too where there is no such file.
+
+    Raises:
+        UsageError: As `load_config`.
+    """
     try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise UsageError("\n".join(_problems(error, name, origin))) from None
+        text = Location.parse(path).read_text()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such config file{hint}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: the config file cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    return _settings(kind, path, text, overrides)
 
 
 def dump_config(config: RunConfig) -> str:
@@ -70,27 +90,22 @@ def _parse_yaml(text: str) -> object:
     return yaml.load(text, _YamlLoader)  # noqa: S506  (a SafeLoader)
 
 
-def _read_values(path: str) -> tuple[str, dict[str, Any]]:
-    preset = resources.files("mode_ray") / "presets" / f"{path}.yaml"
-    if path.isidentifier() and preset.is_file():
-        name, text = f"preset {path}", preset.read_text()
-    else:
-        location = Location.parse(path)
-        try:
-            name, text = path, location.read_text()
-        except FileNotFoundError:
-            raise UsageError(f"{path}: no such config file (and no preset of that name)") from None
-        except OSError as error:
-            raise UsageError(f"{path}: the config file cannot be read: {error}") from None
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from None
+def _settings(kind: type[SettingsT], name: str, text: str, overrides: Sequence[str]) -> SettingsT:
     try:
         values = _parse_yaml(text)
     except yaml.YAMLError as error:
         raise UsageError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{name}: expected a mapping of config sections at the top level")
-    return name, values
+    origin: dict[str, str] = {}
+    for override in overrides:
+        key, value = _parse_override(override)
+        _set_dotted(values, key, value, override)
+        origin[key] = f"override {override!r}"
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UsageError("\n".join(_problems(error, name, origin))) from None
 
 
 def _parse_override(override: str) -> tuple[str, object]:

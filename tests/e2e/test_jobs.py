@@ -1,15 +1,7 @@
-"""The stages as jobs on a Ray cluster: `ray job submit --working-dir . -- python jobs/<stage>.py`."""
+"""The stages as jobs on a Ray cluster: `ray job submit … python jobs/<stage>.py`, and our own submit."""
 
 import json
-import os
-import shutil
-import socket
 import subprocess
-import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,84 +9,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from fault_runs import COMMAND
+from local_cluster import RAY, local_cluster, shell_environment
 
 pytestmark = pytest.mark.drill
 
-RAY = Path(sys.executable).with_name("ray")
 REPOSITORY = Path(__file__).resolve().parents[2]
-START_DEADLINE_SECONDS = 90.0
 JOB_DEADLINE_SECONDS = 240.0
 CAPTIONS = 400
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, all different."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 @pytest.fixture(scope="module")
 def dashboard(
     tmp_path_factory: pytest.TempPathFactory, kill_tree: Callable[["subprocess.Popen[bytes]", float], list[str]]
 ) -> Iterator[str]:
-    """Address of a cluster's dashboard, which takes the jobs; the cluster ends with the tests, by its pids."""
-    # Ray's sockets lie below it, and the path of a socket may have 107 bytes.
-    temporary = tempfile.mkdtemp(prefix="mode-ray-", dir="/tmp")
-    port, dashboard_port, agent_port, agent_grpc_port, metrics_port, client_port = free_ports(6)
-    options = {
-        "--node-ip-address": "127.0.0.1",
-        "--port": port,
-        "--dashboard-host": "127.0.0.1",
-        "--dashboard-port": dashboard_port,
-        "--dashboard-agent-listen-port": agent_port,
-        "--dashboard-agent-grpc-port": agent_grpc_port,
-        "--metrics-export-port": metrics_port,
-        "--ray-client-server-port": client_port,
-        "--num-cpus": 2,
-        "--object-store-memory": 200_000_000,
-        "--temp-dir": temporary,
-    }
-    log = tmp_path_factory.mktemp("cluster") / "head.log"
-    with log.open("wb") as output:
-        head = subprocess.Popen(
-            # --block: its processes stay below it, where the end of the test finds them.
-            [str(RAY), "start", "--head", "--block", *(f"{name}={value}" for name, value in options.items())],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment(),
-        )
-    address = f"http://127.0.0.1:{dashboard_port}"
-    try:
-        wait_until_it_answers(f"{address}/api/version", head, log)
-        yield address
-    finally:
-        kill_tree(head, 0.0)
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def wait_until_it_answers(url: str, head: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + START_DEADLINE_SECONDS
-    while time.monotonic() < deadline:
-        assert head.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(url, timeout=2).close()  # noqa: S310  (http, loopback)
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.2)
-        else:
-            return
-    raise AssertionError(f"{url} did not answer:\n{log.read_text()}")
-
-
-def environment() -> dict[str, str]:
-    """Of a shell in which this Python is `python`, as on a cluster's image, and that knows of no other cluster."""
-    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return {**kept, "RAY_AUTH_MODE": "disabled", "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"}
+    """Address of a cluster's dashboard, which takes the jobs."""
+    with local_cluster(tmp_path_factory.mktemp("cluster"), kill_tree, num_cpus=2) as cluster:
+        yield cluster.dashboard
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +55,7 @@ def submit(dashboard: str, script: str, *arguments: str) -> "subprocess.Complete
             *("python", f"jobs/{script}.py", *arguments),
         ],
         cwd=REPOSITORY,
-        env=environment(),
+        env=shell_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -157,6 +88,41 @@ def test_a_cluster_job_goes_on_from_it(
         "coarse-n2.safetensors",
         "manifest.json",
     }
+
+
+def own_submit(dashboard: str, folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    """`mode-ray submit` in the config's folder, to its end."""
+    return subprocess.run(
+        [str(COMMAND), "submit", "--address", dashboard, *words],
+        cwd=folder,
+        env=shell_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=JOB_DEADLINE_SECONDS,
+        check=False,
+    )
+
+
+def test_our_own_submit_follows_the_job_and_ends_with_its_exit_code(
+    dashboard: str, embedded: "subprocess.CompletedProcess[str]", folder: Path
+) -> None:
+    ended = own_submit(dashboard, folder, "--id", "too-early", "evaluate", "--config", "config.yaml")
+    assert ended.returncode == 2, ended.stdout
+    assert "mode-ray: evaluate needs the " in ended.stdout
+    assert ended.stdout.splitlines()[-1] == "too-early: failed, exit code 2"
+    again = own_submit(dashboard, folder, "--follow", "too-early")
+    assert again.returncode == 2
+    assert again.stdout.splitlines()[-2:] == ended.stdout.splitlines()[-2:]
+
+
+def test_a_job_that_is_not_there_and_an_id_that_was_used_are_refused(dashboard: str, folder: Path) -> None:
+    absent = own_submit(dashboard, folder, "--follow", "absent")
+    assert (absent.returncode, "absent does not exist" in absent.stdout) == (2, True), absent.stdout
+    words = ("--id", "twice", "--no-wait", "embed", "--config", "config.yaml")
+    assert own_submit(dashboard, folder, *words).returncode == 0
+    twice = own_submit(dashboard, folder, *words)
+    assert (twice.returncode, "already exists" in twice.stdout) == (2, True), twice.stdout
 
 
 def test_a_job_that_fails_says_so_by_exit_code_and_message(dashboard: str, folder: Path) -> None:

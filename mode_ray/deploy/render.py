@@ -1,0 +1,81 @@
+"""Launch files from values: one template each, which refuses a name that the values do not have."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import PurePosixPath
+
+import jinja2
+
+from mode_ray.config_file import read_settings
+from mode_ray.deploy.values import ClusterValues
+from mode_ray.storage import Location
+
+_SUFFIX = ".j2"
+_STAGE_JOBS = ("embed", "cluster", "assign", "train", "evaluate", "pipeline")
+_JOB_TEMPLATE = "kuberay/job.yaml.j2"
+_NOTE = "# Rendered by `mode-ray cluster-config` from values.yaml: change that, and render again.\n"
+
+
+def read_values(path: str, overrides: Sequence[str] = ()) -> ClusterValues:
+    """The values of a YAML file, with `key=value` overrides.
+
+    Raises:
+        UsageError: No such file, or a field that is wrong; it names file and field.
+    """
+    return read_settings(ClusterValues, path, overrides)
+
+
+def render_all(values: ClusterValues) -> dict[str, str]:
+    """Every launch file's text, by its path below `cluster_configs/`."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mode_ray.deploy"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - YAML; `to_json` quotes what an operator writes
+    )
+    environment.filters["to_json"] = json.dumps
+    given = {**dict(values), "ray_version": metadata.version("ray")}
+    files = {}
+    for name in _templates(environment):
+        if name == _JOB_TEMPLATE:
+            for stage in _STAGE_JOBS:
+                files[f"kuberay/jobs/{stage}.yaml"] = _rendered(environment, name, {**given, "stage": stage})
+        else:
+            files[name.removesuffix(_SUFFIX)] = _rendered(environment, name, given)
+    return files
+
+
+def write_all(files: Mapping[str, str], folder: Location) -> list[str]:
+    """Write what is new or differs; returns the paths of these."""
+    changed = stale_files(files, folder)
+    for name in changed:
+        (folder / name).write_text(files[name])
+    return changed
+
+
+def stale_files(files: Mapping[str, str], folder: Location) -> list[str]:
+    """Paths of the files that are missing in the folder, or differ."""
+    stale = []
+    for name, text in files.items():
+        try:
+            if (folder / name).read_text() != text:
+                stale.append(name)
+        except FileNotFoundError:
+            stale.append(name)
+    return stale
+
+
+def _templates(environment: jinja2.Environment) -> list[str]:
+    """All but those whose names begin with `_`, which the others import."""
+    return [
+        name
+        for name in environment.list_templates()
+        if name.endswith(_SUFFIX) and not PurePosixPath(name).name.startswith("_")
+    ]
+
+
+def _rendered(environment: jinja2.Environment, name: str, given: Mapping[str, object]) -> str:
+    return _NOTE + environment.get_template(name).render(given)

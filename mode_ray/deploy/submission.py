@@ -1,0 +1,179 @@
+"""Jobs on a running cluster: submitted, followed to their end, with the exit code that their command had.
+
+Ray's own client does the talking; this adds what an operator would otherwise look up: what a job is given of the
+working directory, a token, logs that go on after a lost connection, and errors that say what to mend.
+"""
+
+import asyncio
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mode_ray.errors import UsageError, WorkerError
+
+if TYPE_CHECKING:
+    from ray.dashboard.modules.job.pydantic_models import JobDetails
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+# Besides what .rayignore and .gitignore leave out.
+EXCLUDES = (".git/", ".venv/", "__pycache__/", "*.tar", "*.parquet", "*.safetensors", "*.pt")
+_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+_POLL_SECONDS = 2.0
+_LONGEST_SILENCE_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What is submitted.
+
+    Attributes:
+        command: Words of the command line that the driver runs.
+        working_dir: Folder that the job gets a copy of, and runs in.
+        environment: Further variables of the driver and all its workers. They are shown on the dashboard.
+        submission_id: The job's name; by default Ray makes one.
+    """
+
+    command: Sequence[str]
+    working_dir: Path
+    environment: Mapping[str, str]
+    submission_id: str | None = None
+
+
+class JobServer:
+    """A cluster's job server.
+
+    Args:
+        address: URL of the cluster's dashboard.
+        token_file: File with Ray's token; by default as RAY_AUTH_MODE, RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH say.
+
+    Raises:
+        UsageError: Nothing answers there, or not to this token.
+    """
+
+    def __init__(self, address: str, token_file: Path | None = None) -> None:
+        # Ray lets variables overrule the address that its client is given.
+        os.environ[_ADDRESS_VARIABLE] = address
+        if token_file is not None:
+            if not token_file.is_file():
+                raise UsageError(f"--token-file: {token_file}: no such file")
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)}
+            os.environ.pop("RAY_AUTH_TOKEN", None)
+        self.address = address
+        from ray.job_submission import (
+            JobSubmissionClient,
+        )  # imported late: Ray is slow to, and usage errors do without
+
+        with self._errors():
+            self._client: JobSubmissionClient = JobSubmissionClient(address)
+
+    def submit(self, request: JobRequest) -> str:
+        """Upload the working directory, unless this very content is there already, and start the job.
+
+        Raises:
+            UsageError: The id was used before, or the folder is too large.
+        """
+        with self._errors():
+            return self._client.submit_job(
+                entrypoint=shlex.join(request.command),
+                submission_id=request.submission_id,
+                runtime_env={
+                    "working_dir": str(request.working_dir),
+                    "excludes": list(EXCLUDES),
+                    "env_vars": dict(request.environment),
+                },
+            )
+
+    def follow(self, job: str, write: Callable[[str], None]) -> tuple[int, str]:
+        """Write the job's log as it grows, until the job ends; a lost connection is made anew.
+
+        Returns:
+            The exit code of the job's command (1 where it has none), and how it ended in words.
+
+        Raises:
+            UsageError: There is no such job.
+            WorkerError: The cluster has not answered for some minutes.
+        """
+        from aiohttp import ClientError  # comes with Ray's client
+
+        with self._errors():
+            self._client.get_job_info(job)
+        cursor, heard = LogCursor(), time.monotonic()
+        while True:
+            try:
+                asyncio.run(self._tail(job, write, cursor))
+                with self._errors():
+                    details = self._client.get_job_info(job)
+                heard = time.monotonic()
+            except (OSError, RuntimeError, ClientError, UsageError) as error:
+                if time.monotonic() - heard > _LONGEST_SILENCE_SECONDS:
+                    raise WorkerError(
+                        f"{self.address} does not answer any more ({error}); the job may go on"
+                    ) from None
+            else:
+                if details.status.is_terminal():
+                    return _end_of(details)
+            time.sleep(_POLL_SECONDS)
+
+    async def _tail(self, job: str, write: Callable[[str], None], cursor: "LogCursor") -> None:
+        cursor.reconnected()
+        async for text in self._client.tail_job_logs(job):
+            if unseen := cursor.unseen(text):
+                write(unseen)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What Ray's client raises, as a sentence."""
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
+        except AuthenticationError:
+            raise UsageError(
+                f"{self.address}: the cluster wants another token: give the one it was started with by --token-file, "
+                "or set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+            ) from None
+        except ConnectionError:
+            raise UsageError(
+                f"{self.address}: no cluster answers there; forward its dashboard first (`ray dashboard CONFIG`, or "
+                "`kubectl port-forward service/NAME-head-svc 8265`), or name it by --address"
+            ) from None
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(f"{self.address}: {_reason(str(error))}") from None
+
+
+class LogCursor:
+    """What of a log is new: every connection gets it from its start, in pieces of any length."""
+
+    def __init__(self) -> None:
+        self._seen = self._at = 0
+
+    def reconnected(self) -> None:
+        """The log begins anew."""
+        self._at = 0
+
+    def unseen(self, text: str) -> str:
+        """The part of the next piece that no connection brought before."""
+        self._at += len(text)
+        fresh = self._at - self._seen
+        self._seen = max(self._seen, self._at)
+        return text[max(0, len(text) - fresh) :] if fresh > 0 else ""
+
+
+def _end_of(details: "JobDetails") -> tuple[int, str]:
+    status = details.status.value.lower()
+    if status == "succeeded":
+        return 0, status
+    code = details.driver_exit_code
+    if code is not None and code > 0:
+        return code, f"{status}, exit code {code}"
+    return 1, f"{status}: {_reason(details.message or 'no reason given')}"
+
+
+def _reason(text: str) -> str:
+    """The last line: what is above it is a stack trace."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), text)

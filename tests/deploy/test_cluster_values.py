@@ -1,0 +1,67 @@
+"""The values file: a mistake is one sentence that names file and field, and nothing is written."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mode_ray.cli import main
+from mode_ray.deploy.render import read_values
+from mode_ray.errors import UsageError
+
+VALUES = str(Path(__file__).resolve().parents[2] / "cluster_configs/values.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("bucket=my-bucket", "bucket: string should match pattern"),
+        ("pools.cpu={fewest: 3, most: 2}", "pools.cpu: fewest=3 is above most=2"),
+        ("aws.gpu.gpus=0", "aws.gpu.gpus is 0: the experts' pool needs a machine with GPUs"),
+        ("aws.regio=x", "aws.regio: unknown key"),
+        ("name=Mode_Ray", "name: string should match pattern"),
+        ("serve.replicas=9", "serve: replicas=9 is above most_replicas=8"),
+    ],
+)
+def test_a_wrong_value_is_named(override: str, said: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        read_values(VALUES, [override])
+    assert said in str(raised.value)
+
+
+def test_a_missing_section_is_named(tmp_path: Path) -> None:
+    values = yaml.safe_load(Path(VALUES).read_text())
+    del values["pools"]
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(UsageError, match=r"values\.yaml: pools: is required"):
+        read_values(str(file))
+
+
+class TestTheCommand:
+    def test_it_writes_all_files_then_only_what_changed(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        command = ["cluster-config", "--values", VALUES, "--to", str(tmp_path)]
+        assert main(command) == 0
+        written = sorted(file for file in tmp_path.rglob("*") if file.is_file())
+        capsys.readouterr()
+        assert main([*command, "idle_minutes=9"]) == 0
+        said = capsys.readouterr().out
+        assert f"written: {tmp_path}/aws.yaml" in said
+        assert "run.yaml" not in said
+        assert f"of {len(written)} files changed" in said
+
+    def test_check_writes_nothing_and_fails_where_a_file_is_stale(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        command = ["cluster-config", "--values", VALUES, "--to", str(tmp_path)]
+        assert main([*command, "--check"]) == 1
+        assert f"not up to date: {tmp_path}/aws.yaml" in capsys.readouterr().out
+        assert not list(tmp_path.iterdir())
+        assert main(command) == 0
+        assert main([*command, "--check"]) == 0
+
+    def test_a_wrong_value_leaves_no_file(self, tmp_path: Path) -> None:
+        assert main(["cluster-config", "--values", VALUES, "--to", str(tmp_path), "bucket=x"]) == 2
+        assert not list(tmp_path.iterdir())

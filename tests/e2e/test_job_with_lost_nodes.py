@@ -1,0 +1,194 @@
+"""The pipeline as a job, with a token, on a head without CPUs and two workers: nodes are lost, the report is not.
+
+One worker node is killed in `assign` and one, with a training worker on it, in `train`; each is replaced, as an
+autoscaler would. The report must be that of a run that was left in peace, and so must the bytes of the models.
+"""
+
+import json
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import yaml
+from expert_runs import BATCH, command, ended, picture, write_config
+from fault_runs import COMMAND
+from local_cluster import LocalCluster, local_cluster
+
+from mode_ray.stage import unit_outputs
+from mode_ray.storage import Location
+from mode_ray.train.launcher import CHECKPOINT_FOLDER
+
+pytestmark = [pytest.mark.drill, pytest.mark.alone]
+
+DEADLINE_SECONDS = 400.0
+JOB = "pipeline-with-lost-nodes"
+UNITS, CAPTIONS_PER_UNIT, STEPS = 48, 8, 80
+MODELS = ("seed", "n2/00", "n2/01")
+# What differs between two runs in any case: where and when they ran, how long, and at which steps the loss of a run
+# that was started anew was written down.
+OF_THE_RUN = {"run", "created", "stages", "machine", "versions", "losses"}
+
+NamedBelow = Callable[["subprocess.Popen[bytes]", str], list[int]]
+
+
+@dataclass(frozen=True)
+class Story:
+    """Both runs, and what happened."""
+
+    undisturbed: Path
+    run: Path
+    exit_code: int
+    printed: str
+    assigned_at_first_kill: int
+    refused_without_token: str
+    interrupted: tuple[str, int]
+
+    def report(self, run: Path) -> dict[str, Any]:
+        report: dict[str, Any] = json.loads((run / "evaluation/report.json").read_text())
+        return {key: value for key, value in report.items() if key not in OF_THE_RUN}
+
+
+@pytest.fixture(scope="module")
+def story(
+    tmp_path_factory: pytest.TempPathFactory,
+    kill_tree: Callable[["subprocess.Popen[bytes]", float], list[str]],
+    named_below: NamedBelow,
+) -> Story:
+    folder = tmp_path_factory.mktemp("lost-nodes")
+    config, run, undisturbed = write_run(folder), folder / "run", folder / "undisturbed"
+    assert ended(command(config, undisturbed, "run", "train.placement.workers_per_run=0", "ray.dashboard=false")) == 0
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32))
+    further = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token.read_text(),
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    }
+    began = time.monotonic()
+    with local_cluster(folder, kill_tree, further, num_cpus=0) as cluster:
+        for _ in range(2):
+            cluster.add_node()
+        command_words = ("run", "--config", str(config))
+        refused = submitted(cluster, config, *command_words).communicate()[0]
+        job = submitted(cluster, config, "--token-file", str(token), "--id", JOB, *command_words)
+        try:
+            assigned = wait_for(lambda: len(unit_outputs(Location(str(run / "assignments")))), job, began)
+            lose(cluster, cluster.nodes[0])
+            job.send_signal(signal.SIGINT)
+            interrupted = job.communicate()[0], job.returncode
+            job = submitted(cluster, config, "--token-file", str(token), "--follow", JOB)
+            wait_for(lambda: whole_checkpoints(run), job, began)
+            training = next(node for node in cluster.nodes if named_below(node, "ray::RayTrainWo"))
+            lose(cluster, training)
+            printed = job.communicate(timeout=max(1.0, DEADLINE_SECONDS - (time.monotonic() - began)))[0]
+        finally:
+            if job.poll() is None:
+                job.kill()
+    seconds = time.monotonic() - began
+    print(f"{printed}\nassigned at first kill: {assigned} of {UNITS}; {seconds:.0f} s")  # noqa: T201
+    return Story(undisturbed, run, job.returncode, printed, assigned, refused, interrupted)
+
+
+def test_the_job_ends_well(story: Story) -> None:
+    assert story.exit_code == 0, story.printed
+    assert story.printed.rstrip().endswith(f"{JOB}: succeeded")
+
+
+def test_the_first_node_was_lost_in_the_middle_of_assign(story: Story) -> None:
+    assert 0 < story.assigned_at_first_kill < UNITS
+
+
+def test_the_second_was_lost_with_a_training_worker_at_no_launchs_cost(story: Story) -> None:
+    statuses = [json.loads((story.run / "experts" / model / "status.json").read_text()) for model in MODELS]
+    assert [(status["state"], status["launches"]) for status in statuses] == [("finished", 1)] * len(MODELS)
+
+
+def test_the_report_is_that_of_the_undisturbed_run(story: Story) -> None:
+    mine, theirs = story.report(story.run), story.report(story.undisturbed)
+    assert mine.keys() == theirs.keys()
+    for key in mine:
+        assert mine[key] == theirs[key], key
+
+
+def test_so_are_the_bytes_of_the_models(story: Story) -> None:
+    for model in MODELS:
+        files = [run / "experts" / model / "open_clip_model.safetensors" for run in (story.run, story.undisturbed)]
+        assert files[0].read_bytes() == files[1].read_bytes(), model
+
+
+def test_without_the_token_nothing_is_submitted(story: Story) -> None:
+    assert "the cluster wants another token: give the one it was started with" in story.refused_without_token
+
+
+def test_ctrl_c_leaves_the_job_alone_and_says_how_to_follow_and_stop_it(story: Story) -> None:
+    printed, code = story.interrupted
+    assert code == 130
+    assert f"{JOB} goes on without you" in printed
+    assert f"--follow {JOB}" in printed
+    assert "ray job stop" in printed
+    assert "Traceback" not in printed
+
+
+def write_run(folder: Path) -> Path:
+    """A config with two experts, its pairs in many small shards, and a retrieval task over some of them."""
+    things = ("cat", "whale", "oven", "violin", "tractor", "rocket", "tram", "stapler")
+    rows = [(f"a {things[row % 8]} in place {row}", picture(row)) for row in range(UNITS * CAPTIONS_PER_UNIT)]
+    for unit in range(UNITS):
+        captions, images = zip(*rows[unit::UNITS], strict=True)
+        table = pa.table({"caption": captions, "image": pa.array(images, pa.binary())})
+        Location(str(folder / f"pairs/{unit:03d}.parquet")).write_table(table)
+    task = {
+        "name": "pairs",
+        "kind": "retrieval",
+        "paths": [str(folder / "pairs/00*.parquet")],
+    }
+    (folder / "task.yaml").write_text(yaml.safe_dump(task))
+    file = write_config(folder)
+    values = yaml.safe_load(file.read_text())
+    values["captions"]["paths"] = [str(folder / "pairs/*.parquet")]
+    values["cluster"] = {"sample_rows": 320, "fine": {"centers": 16, "iterations": 5}, "coarse": {"experts": [2]}}
+    values["assign"]["pool"] = {"min_actors": 2, "max_actors": 2}
+    values["train"] |= {"experts": 2, "dense_samples": 2 * STEPS * BATCH}
+    values["train"]["placement"] |= {"max_failures": 3, "max_launches": 3}
+    values["evaluate"] = {"tasks": [str(folder / "task.yaml")], "placement": {"threads_per_task": 1}}
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+def submitted(cluster: LocalCluster, config: Path, *words: str) -> "subprocess.Popen[str]":
+    """`mode-ray submit` with these words; nothing in its environment holds the token."""
+    environment = {name: value for name, value in cluster.environment.items() if name != "RAY_AUTH_TOKEN"}
+    line = [str(COMMAND), "submit", "--address", cluster.dashboard, "--working-dir", str(config.parent / "model")]
+    return subprocess.Popen(
+        [*line, *words],
+        env={**environment, "RAY_AUTH_MODE": "disabled", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def lose(cluster: LocalCluster, node: "subprocess.Popen[bytes]") -> None:
+    """Kill a node, and start another in its place."""
+    cluster.kill_node(node)
+    cluster.add_node()
+
+
+def whole_checkpoints(run: Path) -> int:
+    return len(list(run.glob(f"experts/seed/{CHECKPOINT_FOLDER}/*/checkpoint-*")))
+
+
+def wait_for(count: Callable[[], int], job: "subprocess.Popen[str]", began: float) -> int:
+    """Poll until there is something."""
+    while not (found := count()):
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() - began < DEADLINE_SECONDS
+        time.sleep(0.02)
+    return found
