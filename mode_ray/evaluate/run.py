@@ -108,6 +108,13 @@ def load_report(directory: Location) -> ReportData:
     return data
 
 
+def routing_entropies(directory: Location) -> dict[str, float]:
+    """Normalised entropy of the expert weights by task, under the config's own rule, of a finished evaluation."""
+    report = load_report(directory)
+    rows = [row for row in report.get("routing", []) if row["rule"] == report["rule"]]
+    return {row["task"]: row["normalised_entropy"] for row in rows}
+
+
 def _finished_training(directory: Location) -> Manifest:
     trained = read_manifest(directory)
     if trained is None:
