@@ -211,14 +211,14 @@ def _trial_cells(status: TrialStatus, now_unix_seconds: float) -> tuple[str, ...
         f"{status.samples:,}",
         "" if status.samples_per_second is None or not running else f"{status.samples_per_second:,.0f}",
         "" if status.loss is None else f"{status.loss:.3f}",
-        "" if status.eta_seconds is None else _duration(status.eta_seconds),
-        "" if written is None or status.state == "finished" else f"{_duration(now_unix_seconds - written)} ago",
+        "" if status.eta_seconds is None else duration(status.eta_seconds),
+        "" if written is None or status.state == "finished" else f"{duration(now_unix_seconds - written)} ago",
         str(status.launches),
         f"{status.seconds:.1f}",
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """In the largest unit that leaves two digits or so."""
     if seconds < 100:
         return f"{max(0.0, seconds):.0f} s"

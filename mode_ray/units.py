@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 from mode_ray.captions.shards import Shard
 from mode_ray.config import ActorPool, RunConfig
 from mode_ray.errors import DataError, UsageError
-from mode_ray.stage import MANIFEST, UNITS, Manifest, Stage, UnitRecord, count_refused
+from mode_ray.packed import PackedMapping
+from mode_ray.stage import MANIFEST, UNITS, Manifest, Stage, UnitRecord, count_refused, record_book
 from mode_ray.unit_actor import UnitWorker
 from mode_ray.unit_pool import run_units
 
@@ -38,16 +39,19 @@ class UnitPlan:
 
 def plan_units(stage: Stage, shards: Sequence[Shard]) -> UnitPlan:
     """Compare what earlier invocations left with the listing of now."""
-    by_unit = {shard.unit: shard for shard in shards}
     earlier = stage.earlier_units
-    replaced = [unit for unit, record in earlier.items() if unit in by_unit and _is_replaced(record, by_unit[unit])]
-    again = set(replaced)
-    finished = {unit: record for unit, record in earlier.items() if unit in by_unit and unit not in again}
+    finished, left, replaced = record_book(), list[Shard](), list[str]()
+    for shard in shards:
+        record = earlier.get(shard.unit)
+        if record is None or _is_replaced(record, shard):
+            left.append(shard)
+        else:
+            finished[shard.unit] = record
+        if record is not None and _is_replaced(record, shard):
+            replaced.append(shard.unit)
+    listed = {shard.unit for shard in shards} if len(finished) + len(replaced) < len(earlier) else set(earlier)
     return UnitPlan(
-        finished=finished,
-        left=[shard for shard in shards if shard.unit not in finished],
-        replaced=replaced,
-        vanished=[unit for unit in earlier if unit not in by_unit],
+        finished=finished, left=left, replaced=replaced, vanished=[unit for unit in earlier if unit not in listed]
     )
 
 
@@ -118,15 +122,16 @@ def run_shard_stage(
     began = time.monotonic()
     with ThreadPoolExecutor(_REMOVERS) as removers:
         list(removers.map(lambda unit: stage.output(unit).delete(), [*plan.replaced, *plan.vanished]))
-    made = run_units(plan.left, worker, arguments, stage.directory, stage.attempt, pool, on_record)
+    records = run_units(plan.left, worker, arguments, stage.directory, stage.attempt, pool, on_record)
     summary = {
-        "units_made": len(made),
+        "units_made": len(records),
         "units_with_replaced_source": len(plan.replaced),
         "units_vanished": len(plan.vanished),
         "seconds_in_units": round(time.monotonic() - began, 3),
     }
-    by_unit = {shard.unit: shard for shard in plan.left}
-    records = [*plan.finished.values(), *(with_source(record, by_unit[record.unit]) for record in made)]
+    for shard in plan.left:
+        records[shard.unit] = with_source(records[shard.unit], shard)
+    records.update(plan.finished)
     return finish_units(stage, records, config, summary)
 
 
@@ -136,7 +141,7 @@ def with_source(record: UnitRecord, shard: Shard) -> UnitRecord:
 
 
 def finish_units(
-    stage: Stage, records: Sequence[UnitRecord], config: RunConfig, summary: Mapping[str, Any]
+    stage: Stage, records: PackedMapping[UnitRecord], config: RunConfig, summary: Mapping[str, Any]
 ) -> Manifest:
     """Write the manifest, unless too much was left out.
 
@@ -144,7 +149,7 @@ def finish_units(
         DataError: More unreadable shards or refused captions than the config allows, or no caption at all. The outputs
             stay, so that after the mend only what failed is done again.
     """
-    quarantined = [record for record in records if record.error is not None]
+    quarantined = [record for record in records.values() if record.error is not None]
     listing = {record.source: record.error for record in quarantined}
     if quarantined:
         (stage.directory / QUARANTINE).write_text(json.dumps(listing, indent=1))
@@ -158,19 +163,19 @@ def finish_units(
             f"Mend them and run again (only they are done again), or set limits.max_quarantined_units="
             f"{len(quarantined)} to go on without them"
         )
-    rows_in = sum(record.rows_in for record in records)
+    rows_in = sum(record.rows_in for record in records.values())
     if rows_in == 0:
         raise DataError(f"{stage.name}: the input holds no caption: {', '.join(config.captions.paths)}")
-    refused = count_refused(records)
+    refused = count_refused(records.values())
     if sum(refused.values()) > config.limits.max_refused_share * rows_in:
         raise DataError(
             f"{stage.name}: {sum(refused.values())} of {rows_in} captions were refused, more than "
-            f"limits.max_refused_share={config.limits.max_refused_share} allows: {describe_refused(records)}"
+            f"limits.max_refused_share={config.limits.max_refused_share} allows: {describe_refused(records.values())}"
         )
     return stage.finish(records, summary)
 
 
-def describe_refused(records: Sequence[UnitRecord]) -> str:
+def describe_refused(records: Collection[UnitRecord]) -> str:
     """Refused captions by reason, with the place of the first one of each."""
     parts = []
     for reason, count in count_refused(records).items():
