@@ -182,6 +182,7 @@ def run_config(directory: str) -> RunConfig:
             "run": directory,
             "captions": {"paths": ["s3://web-captions/2026-11/pairs"]},
             "limits": {"max_quarantined_units": 100},
+            "cluster": {"coarse": {"experts": [EXPERTS]}},
             "embed": {"pool": {"min_actors": GPUS, "max_actors": GPUS, "gpus_per_actor": 1.0}},
             "train": {
                 "model": {"architecture": "ViT-B-16", "pretrained": "a seed that was trained before"},

@@ -12,7 +12,7 @@ import numpy as np
 from mode_ray.captions.shards import Shard
 from mode_ray.storage import Location
 from mode_ray.train.budget import Trial
-from mode_ray.train.scheduler import TrialQueue
+from mode_ray.train.trial_queue import TrialQueue
 from mode_ray.train.trial_status import TrialStatus, initial_statuses
 from mode_ray.train_config import TrainConfig
 

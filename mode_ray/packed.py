@@ -4,32 +4,34 @@ import zlib
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Generic, TypeVar
 
-_LEVEL = 1  # the preset dictionary does most of the work
+_LEVEL = 1  # the first text, as a preset dictionary, does most of the work
+_WINDOW_BITS = 11  # 2 kB: several records
 
 _Value = TypeVar("_Value")
 
 
 class PackedMapping(MutableMapping[str, _Value], Generic[_Value]):
-    """Values by name; each is built anew whenever it is asked for.
+    """Values by name; each is built anew whenever it is asked for. What a text shares with the first costs nothing.
 
     Args:
         to_text: Turns a value into text.
         from_text: Turns that back.
-        typical: A text that resembles most values' texts; what they share with it costs nothing.
     """
 
-    def __init__(self, to_text: Callable[[_Value], str], from_text: Callable[[str], _Value], typical: str) -> None:
+    def __init__(self, to_text: Callable[[_Value], str], from_text: Callable[[str], _Value]) -> None:
         self._to_text = to_text
         self._from_text = from_text
-        self._typical = typical.encode()
+        self._first = b""
         self._packed: dict[str, bytes] = {}
 
     def __getitem__(self, name: str) -> _Value:
-        return self._from_text(zlib.decompressobj(zdict=self._typical).decompress(self._packed[name]).decode())
+        return self._from_text(zlib.decompressobj(zdict=self._first).decompress(self._packed[name]).decode())
 
     def __setitem__(self, name: str, value: _Value) -> None:
-        packer = zlib.compressobj(_LEVEL, wbits=9, memLevel=1, zdict=self._typical)
-        self._packed[name] = packer.compress(self._to_text(value).encode()) + packer.flush()
+        text = self._to_text(value).encode()
+        self._first = self._first or text
+        packer = zlib.compressobj(_LEVEL, wbits=_WINDOW_BITS, memLevel=3, zdict=self._first)
+        self._packed[name] = packer.compress(text) + packer.flush()
 
     def __delitem__(self, name: str) -> None:
         del self._packed[name]

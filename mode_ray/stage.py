@@ -246,7 +246,7 @@ class Stage:
 
 def record_book(records: Iterable[UnitRecord] = ()) -> PackedMapping[UnitRecord]:
     """Records by unit, held so that a quarter of a million of them fit a small driver."""
-    book = PackedMapping(UnitRecord.to_json, UnitRecord.from_json, UnitRecord(unit="", source="").to_json())
+    book = PackedMapping(UnitRecord.to_json, UnitRecord.from_json)
     for record in records:
         book[record.unit] = record
     return book
