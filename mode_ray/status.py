@@ -169,6 +169,9 @@ def _fit_eta_seconds(run: Location, began_unix_seconds: float, entries: Sequence
     report = next((entry for entry in entries if entry.location.name == FIT_PROGRESS), None)
     if report is None:
         return None
-    done = int(json.loads(report.location.read_text())["iteration"])
+    try:
+        done = int(json.loads(report.location.read_text())["iteration"])
+    except FileNotFoundError:  # the fit ended since the listing
+        return None
     most = int(yaml.safe_load((run / "config.yaml").read_text())["cluster"]["fine"]["iterations"])
     return max(0, most - done) * max(0.0, report.modified_unix_seconds - began_unix_seconds) / done

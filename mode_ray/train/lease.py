@@ -140,7 +140,11 @@ def lease_holder(directory: Location) -> LeaseHolder | None:
     found = (directory / LEASE_FILE).glob_entries()
     if not found:
         return None
-    return LeaseHolder(_holder(json.loads(found[0].location.read_text())), found[0].modified_unix_seconds)
+    try:
+        content = json.loads(found[0].location.read_text())
+    except FileNotFoundError:  # given back since
+        return None
+    return LeaseHolder(_holder(content), found[0].modified_unix_seconds)
 
 
 def _holder(content: dict[str, str]) -> str:
