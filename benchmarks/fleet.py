@@ -51,7 +51,7 @@ from mode_ray.stage import Stage, UnitRecord, read_manifest, write_unit
 from mode_ray.storage import Location
 from mode_ray.train.budget import plan_trials
 from mode_ray.unit_ledger import UnitLedger
-from mode_ray.units import finish_units, plan_units, refuse_replaced_sources, with_source
+from mode_ray.units import complete_records, finish_units, plan_units, refuse_replaced_sources
 
 ROWS_PER_SHARD = 10_000
 CAPTIONS_PER_SECOND = 2_800.0
@@ -116,11 +116,7 @@ class Driver:
         with book.taking("lost"):
             ledger.give_up()
         with book.taking("finish"):
-            records = ledger.records
-            for shard in plan.left:
-                records[shard.unit] = with_source(records[shard.unit], shard)
-            records.update(plan.finished)
-            manifest = finish_units(stage, records, self._config, {})
+            manifest = finish_units(stage, complete_records(plan, ledger.records), self._config, {})
             self._progress.end(manifest)
         if manifest.units != len(shards) or manifest.rows_in != ROWS_PER_SHARD * _readable(len(shards)):
             raise RuntimeError(f"{name}: {manifest.units} units with {manifest.rows_in} rows: some are missing")

@@ -18,6 +18,7 @@ from mode_ray.unit_pool import run_units
 QUARANTINE = "quarantine.json"
 _NAMED_AT_MOST = 5
 _REMOVERS = 16
+_ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,8 @@ def refuse_replaced_sources(stage: Stage, shards: Sequence[Shard]) -> None:
     """
     listed = {shard.uri: shard for shard in shards}
     columns = ["source", "source_bytes", "source_modified_unix_seconds"]
-    for source, size, modified in zip(
-        *(column.to_pylist() for column in (stage.directory / UNITS).read_table(columns)), strict=True
-    ):
+    batches = (stage.directory / UNITS).read_table(columns).to_batches(max_chunksize=_ROWS_AT_ONCE)
+    for source, size, modified in (row.values() for batch in batches for row in batch.to_pylist()):
         shard = listed.get(source)
         record = UnitRecord(unit="", source=source, source_bytes=size, source_modified_unix_seconds=modified)
         if shard is not None and _is_replaced(record, shard):
@@ -129,10 +129,15 @@ def run_shard_stage(
         "units_vanished": len(plan.vanished),
         "seconds_in_units": round(time.monotonic() - began, 3),
     }
+    return finish_units(stage, complete_records(plan, records), config, summary)
+
+
+def complete_records(plan: UnitPlan, made: PackedMapping[UnitRecord]) -> PackedMapping[UnitRecord]:
+    """The new records with what they were made of, and those of earlier invocations beside them; `made` itself."""
     for shard in plan.left:
-        records[shard.unit] = with_source(records[shard.unit], shard)
-    records.update(plan.finished)
-    return finish_units(stage, records, config, summary)
+        made[shard.unit] = with_source(made[shard.unit], shard)
+    made.update(plan.finished)
+    return made
 
 
 def with_source(record: UnitRecord, shard: Shard) -> UnitRecord:
