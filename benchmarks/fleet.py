@@ -25,7 +25,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -68,6 +68,14 @@ class BrokenOffError(Exception):
     """The driver is killed here."""
 
 
+class StageFigures(NamedTuple):
+    """Of one stage on the simulated fleet; not the fleet itself, which holds on to the driver's records."""
+
+    utilisation: float
+    machines_lost: int
+    hours: float
+
+
 class Driver:
     """What the real driver does for one shard stage, its time taken.
 
@@ -83,7 +91,7 @@ class Driver:
         self._book = book
         self._progress = Progress(Console(quiet=True))
 
-    def run(self, name: str, unit_seconds: float, *, broken_off_after: int | None = None) -> ShardStageRun:
+    def run(self, name: str, unit_seconds: float, *, broken_off_after: int | None = None) -> StageFigures:
         """One invocation; `broken_off_after` so many units the driver is killed, and outputs stand."""
         book, shards = self._book, self._shards
         stage = Stage(name, self._config.directory / name, {"stage": name})
@@ -123,7 +131,7 @@ class Driver:
         with book.taking("look again"):
             refuse_replaced_sources(stage, shards)
             read_manifest(stage.directory)
-        return fleet
+        return StageFigures(fleet.utilisation, fleet.spot.losses, (fleet.clock.now + alone.clock.now) / 3600)
 
 
 def _is_unreadable(number: int) -> bool:
@@ -221,9 +229,9 @@ def simulate(shards: int, directory: str, captions_per_second: float) -> dict[st
         "embed_utilisation": embed.utilisation,
         "assign_utilisation": assign.utilisation,
         "train_utilisation": training.utilisation,
-        "machines_lost": embed.spot.losses + assign.spot.losses + training.spot.losses,
+        "machines_lost": embed.machines_lost + assign.machines_lost + training.spot.losses,
         "launches": sum(status.launches for status in statuses.values()),
-        "simulated_hours": (embed.clock.now + assign.clock.now + training.clock.now) / 3600,
+        "simulated_hours": embed.hours + assign.hours + training.clock.now / 3600,
         "bookkeeping_seconds": book.total,
         "bookkeeping_by_step": {name: round(seconds, 3) for name, seconds in book.seconds.items()},
         "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -122,22 +122,23 @@ def run_shard_stage(
     began = time.monotonic()
     with ThreadPoolExecutor(_REMOVERS) as removers:
         list(removers.map(lambda unit: stage.output(unit).delete(), [*plan.replaced, *plan.vanished]))
-    records = run_units(plan.left, worker, arguments, stage.directory, stage.attempt, pool, on_record)
+    made = run_units(plan.left, worker, arguments, stage.directory, stage.attempt, pool, on_record)
     summary = {
-        "units_made": len(records),
+        "units_made": len(made),
         "units_with_replaced_source": len(plan.replaced),
         "units_vanished": len(plan.vanished),
         "seconds_in_units": round(time.monotonic() - began, 3),
     }
-    return finish_units(stage, complete_records(plan, records), config, summary)
+    return finish_units(stage, complete_records(plan, made), config, summary)
 
 
 def complete_records(plan: UnitPlan, made: PackedMapping[UnitRecord]) -> PackedMapping[UnitRecord]:
-    """The new records with what they were made of, and those of earlier invocations beside them; `made` itself."""
-    for shard in plan.left:
-        made[shard.unit] = with_source(made[shard.unit], shard)
-    made.update(plan.finished)
-    return made
+    """The new records with what they were made of, taken out of `made`, and those of earlier invocations."""
+    records = record_book()
+    for shard in plan.left:  # by the listing's own strings: the names that came with the records are let go
+        records[shard.unit] = with_source(made.pop(shard.unit), shard)
+    records.update(plan.finished)
+    return records
 
 
 def with_source(record: UnitRecord, shard: Shard) -> UnitRecord:
