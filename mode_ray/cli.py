@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the data or a training run failed, 2 wrong usage.
 
 import argparse
 import sys
+import time
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -206,8 +207,13 @@ def _export(options: argparse.Namespace, console: Console) -> int:
 
 def _status(options: argparse.Namespace, console: Console) -> int:
     from mode_ray.status import status_table, trial_table
+    from mode_ray.watch import open_watch, watch_run
 
     run = Location.parse(options.run)
+    if options.watch:
+        watch = open_watch(run, options.until, 60.0 * options.stall_minutes)
+        watch_run(watch, console, options.interval_seconds, time.sleep)
+        return 0
     console.print(status_table(run))
     trials = trial_table(run)
     if trials is not None:
@@ -313,6 +319,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(commands.add_parser("export", help="trained models as folders for open_clip and the Hugging Face hub"))
     status = commands.add_parser("status", help="show how far a run is")
     status.add_argument("run", help="the run directory: a path, s3:// or gs:// URI")
+    status.add_argument("--watch", action="store_true", help="show it again and again until the run is done")
+    status.add_argument("--until", choices=_STAGE_HELP, default=tuple(_STAGE_HELP)[-1], help="the last stage to watch")
+    status.add_argument("--interval-seconds", type=float, default=5.0, help="between two looks, at least (default: 5)")
+    status.add_argument(
+        "--stall-minutes", type=float, default=10.0, help="say so if nothing is new for so long (default: 10)"
+    )
     status.set_defaults(function=_status)
     _add_plan(commands.add_parser("plan", help="estimate hours, bytes and cost of a run before it is run"))
     demo = commands.add_parser("demo", help="the whole pipeline on emoji and icons, in minutes")

@@ -270,6 +270,9 @@ class RayConfig(Placement):
     dashboard: bool = True
     log_to_driver: bool = False
     """Copy the workers' output to the driver's."""
+    log_format: Literal["text", "json"] = "text"
+    """`json`: a run's lines are JSON objects on the error output, with run, stage, shard and expert. The environment's
+    MODE_RAY_LOG_FORMAT overrides it."""
 
 
 class RunConfig(Settings):

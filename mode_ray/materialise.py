@@ -109,7 +109,7 @@ class MaterialisedSet:
         schema = index_columns(tars=True)
         members = (read_output(self.folder, shard.unit) for shard in shards)
         rows = (index_rows(table, number, schema) for number, table in enumerate(members))
-        self.stage.finish(self.stage.finished_units().values(), {})
+        self.stage.finish(self.stage.finished_units(), {})
         write_index(self.folder / _INDEX_FILE, rows, self._made_of)
 
     def open(self) -> PairIndex:

@@ -17,10 +17,12 @@ from mode_ray.drift.table import drift_view
 from mode_ray.drift.tally import training_quantiles
 from mode_ray.embed import run_embed
 from mode_ray.errors import UsageError
-from mode_ray.evaluate.run import run_evaluate
+from mode_ray.evaluate.run import routing_entropies, run_evaluate
 from mode_ray.evaluate.tasks import load_tasks
 from mode_ray.extension import ExtensionRequest, run_extension
+from mode_ray.metrics import PipelineMetrics
 from mode_ray.progress import Progress
+from mode_ray.run_log import json_logger, log_format
 from mode_ray.settings import config_hash, fingerprint_fields
 from mode_ray.stage import Manifest, Stage, combined_hash, package_versions
 from mode_ray.storage import Location
@@ -55,6 +57,8 @@ class Pipeline:
     def __init__(self, config: RunConfig, progress: Progress) -> None:
         self._config = config
         self._progress = progress
+        logger = json_logger() if log_format(config.ray.log_format) == "json" else None
+        progress.follow(config.directory.uri, logger, lambda: PipelineMetrics(config.directory.uri))
         listing = config.directory / LISTING
         listed_before = read_listing(listing, config.captions)
         self._shards = list_shards(config.captions, listed_before)
@@ -186,7 +190,9 @@ class Pipeline:
             with progress.watching_trials() as on_change:
                 reports = TrainReports(_say_of_training(progress), on_change)
                 return run_train(config, stage, shards, places["cluster"], places["assign"], reports)
-        return run_evaluate(config, stage, shards, places, progress.unit)
+        manifest = run_evaluate(config, stage, shards, places, progress.unit)
+        progress.routing(routing_entropies(stage.directory))
+        return manifest
 
     def _embed(self, stage: Stage) -> Manifest:
         if self._embeds_nothing:
@@ -203,8 +209,11 @@ class Pipeline:
             training_quantiles(standing.clustering)  # the drift report needs them: better found out before assigning
             self._progress.say(f"[cluster] standing clustering of {standing.source}, content {standing.content_hash}")
             return run_standing(config, stage, standing, self._progress.unit)
-        manifest = run_cluster(config, stage, self._directories["embed"], self._progress.unit, self._progress.say)
-        self._progress.say(f"[cluster] atlas: {make_atlas(config, self._shards, self._directories)}")
+        progress = self._progress
+        manifest = run_cluster(
+            config, stage, self._directories["embed"], progress.unit, progress.say, progress.iteration
+        )
+        progress.say(f"[cluster] atlas: {make_atlas(config, self._shards, self._directories)}")
         return manifest
 
     @property
@@ -217,7 +226,8 @@ class Pipeline:
             self._progress.begin(name, self._units(name))
             return
         plan = plan_units(self._stages[name], self._shards)
-        self._progress.begin(name, self._units(name), len(plan.finished))
+        pool = self._config.embed.pool if name == "embed" else self._config.assign.pool
+        self._progress.begin(name, self._units(name), len(plan.finished), pool.max_actors)
         if plan.replaced:
             self._progress.say(f"[{name}] {len(plan.replaced)} units are done again: their source was replaced")
         if plan.vanished:

@@ -22,8 +22,10 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from mode_ray.errors import DataError, UsageError
+from mode_ray.packed import PackedMapping
 from mode_ray.settings import config_hash
 from mode_ray.storage import Location, is_damage
+from mode_ray.unit_table import UNITS_SCHEMA, UnitTotals, units_table
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"
@@ -31,6 +33,7 @@ UNITS = "units.parquet"
 CAPTION_COUNTS = "caption_counts.parquet"
 FOOTER_KEY = b"mode_ray.unit"
 _FOOTER_READERS = 16
+_UNITS_AT_ONCE = 4096
 _VERSIONED_PACKAGES = (
     "mode_ray",
     "ray",
@@ -84,7 +87,7 @@ class UnitRecord:
 
     def to_json(self) -> str:
         """As one line of JSON."""
-        return json.dumps(asdict(self))
+        return json.dumps(vars(self))
 
     @classmethod
     def from_json(cls, text: str) -> "UnitRecord":
@@ -186,28 +189,40 @@ class Stage:
         """Write a unit's rows with its completed record in the footer; see `write_unit`."""
         return write_unit(self.output(record.unit), table, record)
 
-    def finished_units(self) -> dict[str, UnitRecord]:
+    def finished_units(self) -> PackedMapping[UnitRecord]:
         """Records of all outputs that stand, by unit."""
+        book, outputs = record_book(), unit_outputs(self.directory)
         with ThreadPoolExecutor(_FOOTER_READERS) as readers:
-            records = list(readers.map(read_record, unit_outputs(self.directory)))
-        return {record.unit: record for record in records}
+            for start in range(0, len(outputs), _UNITS_AT_ONCE):
+                for record in readers.map(read_record, outputs[start : start + _UNITS_AT_ONCE]):
+                    book[record.unit] = record
+        return book
 
-    def finish(self, records: Iterable[UnitRecord], summary: Mapping[str, Any]) -> Manifest:
-        """Write the list of units, then the manifest."""
-        ordered = sorted(records, key=lambda record: record.unit)
-        (self.directory / UNITS).write_table(_units_table(ordered))
+    def finish(
+        self, records: Iterable[UnitRecord] | PackedMapping[UnitRecord], summary: Mapping[str, Any]
+    ) -> Manifest:
+        """Write the list of units, in order of their names, then the manifest.
+
+        Args:
+            records: Of all units; those of a `record_book` are not all built at once.
+            summary: Figures of this stage's own.
+        """
+        book = records if isinstance(records, PackedMapping) else record_book(records)
+        totals = UnitTotals()
+        parts = (units_table(part) for part in totals.of_parts(book))
+        (self.directory / UNITS).write_tables(UNITS_SCHEMA, parts)
         manifest = Manifest(
             stage=self.name,
             config_hash=config_hash(self.fields),
             fields=self.fields,
-            units=len(ordered),
-            rows_in=sum(record.rows_in for record in ordered),
-            rows_out=sum(record.rows_out for record in ordered),
-            refused=count_refused(ordered),
-            quarantined={record.source: record.error for record in ordered if record.error is not None},
-            content_hash=combined_hash(record.content_hash for record in ordered),
+            units=len(book),
+            rows_in=totals.rows_in,
+            rows_out=totals.rows_out,
+            refused=dict(sorted(totals.refused.items())),
+            quarantined=totals.quarantined,
+            content_hash=combined_hash(totals.hashes),
             seconds=round(time.monotonic() - self._began, 3),
-            attempts=len({record.attempt for record in ordered}),
+            attempts=len(totals.attempts),
             summary=summary,
             versions=package_versions(),
         )
@@ -227,6 +242,14 @@ class Stage:
             f"{self.directory}: stage {self.name} was begun with another config: {'; '.join(changed)}. "
             "Choose another run directory, or delete this stage's directory (and those of the later stages)"
         )
+
+
+def record_book(records: Iterable[UnitRecord] = ()) -> PackedMapping[UnitRecord]:
+    """Records by unit, held so that a quarter of a million of them fit a small driver."""
+    book = PackedMapping(UnitRecord.to_json, UnitRecord.from_json)
+    for record in records:
+        book[record.unit] = record
+    return book
 
 
 def read_manifest(directory: Location) -> Manifest | None:
@@ -351,23 +374,3 @@ def read_output(directory: Location, unit: str, columns: Sequence[str] | None = 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _units_table(records: Sequence[UnitRecord]) -> pa.Table:
-    return pa.table(
-        {
-            "unit": pa.array([record.unit for record in records], pa.string()),
-            "source": pa.array([record.source for record in records], pa.string()),
-            "source_bytes": pa.array([record.source_bytes for record in records], pa.int64()),
-            "source_modified_unix_seconds": pa.array(
-                [record.source_modified_unix_seconds for record in records], pa.float64()
-            ),
-            "rows_in": pa.array([record.rows_in for record in records], pa.int64()),
-            "rows_out": pa.array([record.rows_out for record in records], pa.int64()),
-            "seconds": pa.array([record.seconds for record in records], pa.float64()),
-            "attempt": pa.array([record.attempt for record in records], pa.string()),
-            "finished_unix_seconds": pa.array([record.finished_unix_seconds for record in records], pa.float64()),
-            "error": pa.array([record.error for record in records], pa.string()),
-            "record": pa.array([record.to_json() for record in records], pa.string()),
-        }
-    )

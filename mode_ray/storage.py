@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -48,7 +48,7 @@ def _filesystem(scheme: str, bucket: str) -> pyarrow.fs.FileSystem:
     return filesystem
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Location:
     """A file or directory by URI: `/data/run`, `file:///data/run`, `s3://bucket/run` or `gs://bucket/run`.
 
@@ -303,6 +303,14 @@ class Location:
             pq.write_table(table, stream, compression="zstd", write_page_checksum=True, **_encodings(table.schema))
             return stream.tell()
 
+    def write_tables(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+        """The same of a table that comes in parts, each a row group."""
+        with self.open_atomic() as stream:
+            options = {"compression": "zstd", "write_page_checksum": True, **_encodings(schema)}
+            with pq.ParquetWriter(stream, schema, **options) as writer:
+                for table in tables:
+                    writer.write_table(table)
+
     def read_table(self, columns: list[str] | None = None) -> pa.Table:
         """Read one parquet file; where pages carry checksums, they are verified.
 
@@ -336,7 +344,7 @@ class Location:
             self.filesystem.delete_file(self.path)
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class FileEntry:
     """A file as a listing tells it.
 

@@ -7,7 +7,7 @@ threads overlap them with the computation of the unit in between.
 import json
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,11 +19,12 @@ from ray.util.annotations import RayDeprecationWarning
 from mode_ray.captions.shards import Shard
 from mode_ray.config import ActorPool
 from mode_ray.errors import ModeRayError, WorkerError
-from mode_ray.stage import UnitRecord
+from mode_ray.packed import PackedMapping
+from mode_ray.stage import UnitRecord, record_book
 from mode_ray.storage import Location
-from mode_ray.unit_actor import UnitActor, UnitWorker, quarantined
+from mode_ray.unit_actor import UnitActor, UnitWorker
+from mode_ray.unit_ledger import UnitLedger
 
-_UNITS_PER_TASK = 8
 # Losing a starting actor with its node ends a Ray Data execution at once by default.
 _LOST_STARTS = 8
 _REASON_CHARACTERS = 300
@@ -37,7 +38,7 @@ def run_units(
     attempt: str,
     pool: ActorPool,
     on_record: Callable[[UnitRecord], None],
-) -> list[UnitRecord]:
+) -> PackedMapping[UnitRecord]:
     """Process shards over an actor pool; outputs stand when their records arrive.
 
     Actors that are killed, with or without their node, are replaced; what they had not finished is done again, by the
@@ -53,6 +54,9 @@ def run_units(
         pool: Size and resources of the pool.
         on_record: Called with every record as it arrives.
 
+    Returns:
+        The records by unit, in the order in which they came.
+
     Raises:
         WriteError: An output cannot be written.
         WorkerError: The workers die before they begin.
@@ -60,32 +64,17 @@ def run_units(
         RuntimeError: A defect, with its traceback and the shard.
     """
     if not shards:
-        return []
+        return record_book()
     directory.remove_temporaries()
     actor = (worker, tuple(arguments), directory.uri, attempt, pool.retries_per_unit)
-    records: list[UnitRecord] = []
-
-    def keep(new: Iterable[UnitRecord]) -> None:
-        for record in new:
-            on_record(record)
-            records.append(record)
-
-    # About four tasks an actor for balance, few enough units a task that progress shows.
-    keep(_run_tasks(shards, actor, pool, max(1, min(_UNITS_PER_TASK, len(shards) // (4 * pool.max_actors)))))
-    lost = _without_record(shards, records)
-    if lost:
-        keep(_run_tasks(lost, actor, pool, 1))
-    tries = pool.retries_per_unit + 1
-    reason = f"its worker process died {tries} times while it alone was worked on (out of memory?)"
-    keep(quarantined(shard, f"{shard.uri}: {reason}", attempt) for shard in _without_record(lost, records))
-    return records
-
-
-def _without_record(shards: Sequence[Shard], records: Sequence[UnitRecord]) -> list[Shard]:
-    if len(shards) == len(records):
-        return []
-    known = {record.unit for record in records}
-    return [shard for shard in shards if shard.unit not in known]
+    ledger = UnitLedger(shards, pool, attempt, on_record)
+    for record in _run_tasks(shards, actor, pool, ledger.units_per_task):
+        ledger.take(record)
+    if lost := ledger.lost():
+        for record in _run_tasks(lost, actor, pool, 1):
+            ledger.take(record)
+    ledger.give_up()
+    return ledger.records
 
 
 def _run_tasks(
@@ -118,6 +107,7 @@ def _run_tasks(
     # Only tasks that were lost count here: what fails inside an actor comes back as a row.
     results.context.max_errored_blocks = -1
     results.context.max_consecutive_actor_init_deaths = _LOST_STARTS
+    del items  # the object store has them
     try:
         for row in results.iter_rows():
             if row["failure"] is not None:

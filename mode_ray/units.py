@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,13 +10,15 @@ from typing import Any
 from mode_ray.captions.shards import Shard
 from mode_ray.config import ActorPool, RunConfig
 from mode_ray.errors import DataError, UsageError
-from mode_ray.stage import MANIFEST, UNITS, Manifest, Stage, UnitRecord, count_refused
+from mode_ray.packed import PackedMapping
+from mode_ray.stage import MANIFEST, UNITS, Manifest, Stage, UnitRecord, count_refused, record_book
 from mode_ray.unit_actor import UnitWorker
 from mode_ray.unit_pool import run_units
 
 QUARANTINE = "quarantine.json"
 _NAMED_AT_MOST = 5
 _REMOVERS = 16
+_ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,19 @@ class UnitPlan:
 
 def plan_units(stage: Stage, shards: Sequence[Shard]) -> UnitPlan:
     """Compare what earlier invocations left with the listing of now."""
-    by_unit = {shard.unit: shard for shard in shards}
     earlier = stage.earlier_units
-    replaced = [unit for unit, record in earlier.items() if unit in by_unit and _is_replaced(record, by_unit[unit])]
-    again = set(replaced)
-    finished = {unit: record for unit, record in earlier.items() if unit in by_unit and unit not in again}
+    finished, left, replaced = record_book(), list[Shard](), list[str]()
+    for shard in shards:
+        record = earlier.get(shard.unit)
+        if record is None or _is_replaced(record, shard):
+            left.append(shard)
+        else:
+            finished[shard.unit] = record
+        if record is not None and _is_replaced(record, shard):
+            replaced.append(shard.unit)
+    listed = {shard.unit for shard in shards} if len(finished) + len(replaced) < len(earlier) else set(earlier)
     return UnitPlan(
-        finished=finished,
-        left=[shard for shard in shards if shard.unit not in finished],
-        replaced=replaced,
-        vanished=[unit for unit in earlier if unit not in by_unit],
+        finished=finished, left=left, replaced=replaced, vanished=[unit for unit in earlier if unit not in listed]
     )
 
 
@@ -59,9 +64,8 @@ def refuse_replaced_sources(stage: Stage, shards: Sequence[Shard]) -> None:
     """
     listed = {shard.uri: shard for shard in shards}
     columns = ["source", "source_bytes", "source_modified_unix_seconds"]
-    for source, size, modified in zip(
-        *(column.to_pylist() for column in (stage.directory / UNITS).read_table(columns)), strict=True
-    ):
+    batches = (stage.directory / UNITS).read_table(columns).to_batches(max_chunksize=_ROWS_AT_ONCE)
+    for source, size, modified in (row.values() for batch in batches for row in batch.to_pylist()):
         shard = listed.get(source)
         record = UnitRecord(unit="", source=source, source_bytes=size, source_modified_unix_seconds=modified)
         if shard is not None and _is_replaced(record, shard):
@@ -127,9 +131,16 @@ def run_shard_stage(
         "units_vanished": len(plan.vanished),
         "seconds_in_units": round(time.monotonic() - began, 3),
     }
-    by_unit = {shard.unit: shard for shard in plan.left}
-    records = [*plan.finished.values(), *(with_source(record, by_unit[record.unit]) for record in made)]
-    return finish_units(stage, records, config, summary, rows)
+    return finish_units(stage, complete_records(plan, made), config, summary, rows)
+
+
+def complete_records(plan: UnitPlan, made: PackedMapping[UnitRecord]) -> PackedMapping[UnitRecord]:
+    """The new records with what they were made of, taken out of `made`, and those of earlier invocations."""
+    records = record_book()
+    for shard in plan.left:  # by the listing's own strings: the names that came with the records are let go
+        records[shard.unit] = with_source(made.pop(shard.unit), shard)
+    records.update(plan.finished)
+    return records
 
 
 def with_source(record: UnitRecord, shard: Shard) -> UnitRecord:
@@ -138,7 +149,11 @@ def with_source(record: UnitRecord, shard: Shard) -> UnitRecord:
 
 
 def finish_units(
-    stage: Stage, records: Sequence[UnitRecord], config: RunConfig, summary: Mapping[str, Any], rows: str = "captions"
+    stage: Stage,
+    records: PackedMapping[UnitRecord],
+    config: RunConfig,
+    summary: Mapping[str, Any],
+    rows: str = "captions",
 ) -> Manifest:
     """Write the manifest, unless too much was left out.
 
@@ -146,7 +161,7 @@ def finish_units(
         DataError: More unreadable shards or refused rows than the config allows, or no row at all. The outputs stay,
             so that after the mend only what failed is done again.
     """
-    quarantined = [record for record in records if record.error is not None]
+    quarantined = [record for record in records.values() if record.error is not None]
     listing = {record.source: record.error for record in quarantined}
     if quarantined:
         (stage.directory / QUARANTINE).write_text(json.dumps(listing, indent=1))
@@ -160,20 +175,20 @@ def finish_units(
             f"Mend them and run again (only they are done again), or set limits.max_quarantined_units="
             f"{len(quarantined)} to go on without them"
         )
-    rows_in = sum(record.rows_in for record in records)
+    rows_in = sum(record.rows_in for record in records.values())
     if rows_in == 0:
-        sources = sorted({record.source for record in records})
+        sources = sorted({record.source for record in records.values()})
         raise DataError(f"{stage.name}: the input holds no {rows}: {', '.join(sources[:_NAMED_AT_MOST])}")
-    refused = count_refused(records)
+    refused = count_refused(records.values())
     if sum(refused.values()) > config.limits.max_refused_share * rows_in:
         raise DataError(
             f"{stage.name}: {sum(refused.values())} of {rows_in} {rows} were refused, more than "
-            f"limits.max_refused_share={config.limits.max_refused_share} allows: {describe_refused(records)}"
+            f"limits.max_refused_share={config.limits.max_refused_share} allows: {describe_refused(records.values())}"
         )
     return stage.finish(records, summary)
 
 
-def describe_refused(records: Sequence[UnitRecord]) -> str:
+def describe_refused(records: Collection[UnitRecord]) -> str:
     """Refused captions by reason, with the place of the first one of each."""
     parts = []
     for reason, count in count_refused(records).items():

@@ -232,7 +232,8 @@ class TestOnRay:
         output = Location(str(folder / "out"))
         arrived: list[UnitRecord] = []
         todo = list_shards(captions)
-        records = run_units(todo, EmbedWorker, arguments, output, "attempt-7", ActorPool(), arrived.append)
+        made = run_units(todo, EmbedWorker, arguments, output, "attempt-7", ActorPool(), arrived.append)
+        records = list(made.values())
         assert records == arrived
         by_unit = {record.unit: record for record in records}
         assert by_unit.keys() == {shard.unit for shard in todo}
@@ -277,7 +278,7 @@ class TestOnRay:
 
         pool = ActorPool(max_actors=1, retries_per_unit=1)
         output = Location(str(folder / "out"))
-        records = run_units(shards(16), Killed, (), output, "a", pool, nothing)
+        records = run_units(shards(16), Killed, (), output, "a", pool, nothing).values()
         assert sorted(record.unit for record in records) == sorted(shard.unit for shard in shards(16))
         assert {record.unit: record.error for record in records if record.error is not None} == {
             "u2": "/in/u2.tar: its worker process died 2 times while it alone was worked on (out of memory?)"
@@ -286,4 +287,4 @@ class TestOnRay:
 
 
 def test_nothing_to_do_needs_no_ray(tmp_path: Path) -> None:
-    assert run_units([], ScriptedWorker, (), Location(str(tmp_path)), "a", ActorPool(), nothing) == []
+    assert run_units([], ScriptedWorker, (), Location(str(tmp_path)), "a", ActorPool(), nothing) == {}

@@ -9,7 +9,7 @@ import pytest
 from mode_ray.captions.shards import Shard
 from mode_ray.config import CaptionsConfig, LimitsConfig, RunConfig
 from mode_ray.errors import DataError, UsageError
-from mode_ray.stage import Stage, UnitRecord
+from mode_ray.stage import Stage, UnitRecord, record_book
 from mode_ray.storage import Location
 from mode_ray.train_config import TrainConfig
 from mode_ray.units import (
@@ -105,7 +105,9 @@ class TestReplacedSourcesOfAFinishedStage:
 
 class TestFinish:
     def test_a_manifest_with_the_sums(self, stage: Stage, tmp_path: Path) -> None:
-        manifest = finish_units(stage, [record("a"), record("b", empty=1)], config(tmp_path), {"speed": 2})
+        manifest = finish_units(
+            stage, record_book([record("a"), record("b", empty=1)]), config(tmp_path), {"speed": 2}
+        )
         assert stage.state() == "done"
         assert (manifest.rows_in, manifest.rows_out, manifest.refused) == (21, 20, {"empty": 1})
         assert not (stage.directory / QUARANTINE).exists()
@@ -113,7 +115,7 @@ class TestFinish:
     def test_too_many_unreadable_shards_are_named_with_the_mend(self, stage: Stage, tmp_path: Path) -> None:
         records = [record("a"), record("b", 0, "/in/b.tar: truncated"), record("c", 0, "/in/c.tar: no tar")]
         with pytest.raises(DataError) as caught:
-            finish_units(stage, records, config(tmp_path, quarantined=1), {})
+            finish_units(stage, record_book(records), config(tmp_path, quarantined=1), {})
         for part in ("2 of 3 shards", "/in/b.tar: truncated", "/in/c.tar: no tar", "limits.max_quarantined_units=2"):
             assert part in str(caught.value)
         assert stage.state() == "started"
@@ -122,28 +124,28 @@ class TestFinish:
 
     def test_as_many_as_are_allowed_are_left_out_and_recorded(self, stage: Stage, tmp_path: Path) -> None:
         records = [record("a"), record("b", 0, "/in/b.tar: truncated")]
-        manifest = finish_units(stage, records, config(tmp_path, quarantined=1), {})
+        manifest = finish_units(stage, record_book(records), config(tmp_path, quarantined=1), {})
         assert manifest.quarantined == {"/in/b.tar": "/in/b.tar: truncated"}
 
     def test_after_the_mend_the_list_is_gone(self, stage: Stage, tmp_path: Path) -> None:
         with pytest.raises(DataError):
-            finish_units(stage, [record("a", 0, "/in/a.tar: truncated")], config(tmp_path), {})
-        finish_units(stage, [record("a")], config(tmp_path), {})
+            finish_units(stage, record_book([record("a", 0, "/in/a.tar: truncated")]), config(tmp_path), {})
+        finish_units(stage, record_book([record("a")]), config(tmp_path), {})
         assert not (stage.directory / QUARANTINE).exists()
 
     def test_too_many_refused_captions_are_described(self, stage: Stage, tmp_path: Path) -> None:
         records = [record("a", 8), record("b", 7, empty=4, long=1)]
-        assert finish_units(stage, records, config(tmp_path, refused=0.25), {}).rows_out == 15
+        assert finish_units(stage, record_book(records), config(tmp_path, refused=0.25), {}).rows_out == 15
         with pytest.raises(DataError) as caught:
-            finish_units(stage, records, config(tmp_path, refused=0.24), {})
+            finish_units(stage, record_book(records), config(tmp_path, refused=0.24), {})
         assert "5 of 20 captions were refused, more than limits.max_refused_share=0.24" in str(caught.value)
         with pytest.raises(DataError, match="5 of 20 images were refused"):
-            finish_units(stage, records, config(tmp_path, refused=0.24), {}, "images")
+            finish_units(stage, record_book(records), config(tmp_path, refused=0.24), {}, "images")
         assert "4 empty (first: /in/b.tar, row 3); 1 long (first: /in/b.tar, row 3)" in str(caught.value)
 
     def test_no_caption_at_all(self, stage: Stage, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"the input holds no captions: /in/a\.tar"):
-            finish_units(stage, [record("a", 0)], config(tmp_path), {})
+            finish_units(stage, record_book([record("a", 0)]), config(tmp_path), {})
         assert stage.manifest() is None
 
 

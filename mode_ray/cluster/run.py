@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -23,6 +23,7 @@ def run_cluster(
     embeddings: Location,
     on_record: Callable[[UnitRecord], None],
     say: Callable[[str], None],
+    on_iteration: Callable[[Mapping[str, Any], int], None] = lambda *_: None,
 ) -> Manifest:
     """Run the cluster stage in a Ray task of its own, so that it finds the CPU it needs wherever that is.
 
@@ -31,7 +32,8 @@ def run_cluster(
         stage: The stage.
         embeddings: Directory of the embedding shards.
         on_record: Called with the stage's one record.
-        say: Called with a line of text now and then: how far the fit is.
+        say: Called with a line of text where there is something to wait for.
+        on_iteration: Called with the newest `IterationReport` and the most iterations, now and then.
 
     Raises:
         DataError: Fewer distinct embeddings than centers.
@@ -47,10 +49,7 @@ def run_cluster(
         report = _newest_report(stage.directory)
         if report is not None and report["iteration"] != seen:
             seen = report["iteration"]
-            say(
-                f"[cluster] iteration {seen} of at most {config.cluster.fine.iterations}: "
-                f"inertia {report['inertia']:,.1f}, largest cluster {report['max_over_mean']:.2f} x mean"
-            )
+            on_iteration(report, config.cluster.fine.iterations)
     summary = task_result(fitting)
     rows = int(summary["sample_rows"])
     record = UnitRecord(

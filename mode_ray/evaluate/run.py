@@ -111,6 +111,13 @@ def load_report(directory: Location) -> ReportData:
     return data
 
 
+def routing_entropies(directory: Location) -> dict[str, float]:
+    """Normalised entropy of the expert weights by task, under the config's own rule, of a finished evaluation."""
+    report = load_report(directory)
+    rows = [row for row in report.get("routing", []) if row["rule"] == report["rule"]]
+    return {row["task"]: row["normalised_entropy"] for row in rows}
+
+
 def _find_trained(config: RunConfig, directory: Location) -> Trained:
     return find_trained(config.train.experts, config.evaluate.leave_out_experts, directory)
 

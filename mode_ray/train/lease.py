@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -119,6 +120,31 @@ class Lease:
             "beats": str(self._beats),
         }
         self._file.write_text(json.dumps(content))
+
+
+@dataclass(frozen=True)
+class LeaseHolder:
+    """Who holds a lease that stands.
+
+    Attributes:
+        name: Process and host, in words.
+        renewed_unix_seconds: When it was last renewed, by the storage's clock.
+    """
+
+    name: str
+    renewed_unix_seconds: float
+
+
+def lease_holder(directory: Location) -> LeaseHolder | None:
+    """Who holds the lease of a stage's directory, or None."""
+    found = (directory / LEASE_FILE).glob_entries()
+    if not found:
+        return None
+    try:
+        content = json.loads(found[0].location.read_text())
+    except FileNotFoundError:  # given back since
+        return None
+    return LeaseHolder(_holder(content), found[0].modified_unix_seconds)
 
 
 def _holder(content: dict[str, str]) -> str:

@@ -71,7 +71,7 @@ def materialise(job: TrialJob) -> None:
     records = run_units(
         tars.left(count), MaterialiseWorker, arguments, tars.folder, tars.stage.attempt, pool, lambda _: None
     )
-    failed = next((record.error for record in records if record.error is not None), None)
+    failed = next((record.error for record in records.values() if record.error is not None), None)
     if failed is not None:
         raise DataError(failed)
     tars.finish(count)

@@ -19,10 +19,11 @@ from mode_ray.task_result import task_result
 from mode_ray.train.architecture import check_architecture
 from mode_ray.train.budget import Trial, budget_statement, expert_name, plan_trials
 from mode_ray.train.lease import Lease
-from mode_ray.train.scheduler import TrialQueue, run_trials
+from mode_ray.train.scheduler import run_trials
 from mode_ray.train.standing import Takeover, copy_models, plan_takeover
 from mode_ray.train.trackers import check_trackers
 from mode_ray.train.trial import PLAN_FILE, SHARDS_FILE, TrialJob
+from mode_ray.train.trial_queue import TrialQueue
 from mode_ray.train.trial_status import TrialStatus, initial_statuses, stored_statuses, waiting_again
 
 

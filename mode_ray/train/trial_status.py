@@ -32,6 +32,7 @@ class TrialStatus:
         workers: Workers that trained it when they were last heard of; elastic runs change their number.
         samples_per_second: Newest measured speed.
         loss: Newest measured loss.
+        data_wait_share: Share of its time that it waits for data, newest measured.
         eta_seconds: Time to its end at that speed, while it runs.
         checkpoint_samples: Samples in its newest checkpoint.
         checkpoint_unix_seconds: When that was written.
@@ -48,6 +49,7 @@ class TrialStatus:
     workers: int | None = None
     samples_per_second: float | None = None
     loss: float | None = None
+    data_wait_share: float | None = None
     eta_seconds: float | None = None
     checkpoint_samples: int | None = None
     checkpoint_unix_seconds: float | None = None
@@ -102,5 +104,6 @@ def with_progress(status: TrialStatus, progress: Mapping[str, float]) -> TrialSt
         workers=int(progress["workers"]),
         samples_per_second=rate,
         loss=progress.get("loss"),
+        data_wait_share=progress.get("data_wait_share"),
         eta_seconds=round((status.samples - seen) / rate, 1) if rate else None,
     )

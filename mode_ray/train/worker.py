@@ -80,7 +80,7 @@ def _train(job: TrialJob, checkpoints: Location, rank: int, world_size: int) -> 
     if placement.nonfinite == "rollback":
         if newest is None:
             reporter.checkpoint()  # so that there is always one to go back to
-        _run_with_rollbacks(loop, run, reporter, placement.max_rollbacks)
+        _run_with_rollbacks(job, loop, run, reporter)
     else:
         run()
     reporter.close()
@@ -94,13 +94,13 @@ def _train(job: TrialJob, checkpoints: Location, rank: int, world_size: int) -> 
         save_clip(job.folder, clip, final.weights)
 
 
-def _run_with_rollbacks(loop: TrainLoop, run: Callable[[], None], reporter: Reporter, max_rollbacks: int) -> None:
+def _run_with_rollbacks(job: TrialJob, loop: TrainLoop, run: Callable[[], None], reporter: Reporter) -> None:
     """Train to the end, leaving out batches without a finite loss or gradient.
 
     Raises:
         TrainingError: There are more of them than rollbacks allowed.
     """
-    skipped = set(loop.state.skipped)
+    skipped, max_rollbacks = set(loop.state.skipped), job.config.train.placement.max_rollbacks
     while True:
         try:
             run()
@@ -114,7 +114,12 @@ def _run_with_rollbacks(loop: TrainLoop, run: Callable[[], None], reporter: Repo
             newest = reporter.newest()
             if newest is None:
                 raise TrainingError(f"{error} (there is no checkpoint to go back to)") from None
-            _logger.warning("%s: that batch is left out; going back to %s", error, newest)
+            _logger.warning(
+                "%s: that batch is left out; going back to %s",
+                error,
+                newest,
+                extra={"run": job.config.run, "stage": "train", "expert": job.trial.name},
+            )
             _restore(loop, newest)
         else:
             return

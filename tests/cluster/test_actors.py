@@ -5,6 +5,7 @@ import signal
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -177,10 +178,16 @@ def test_the_stage_says_how_far_it_is_and_two_actors_give_the_same_bytes_as_one_
     monkeypatch.setattr("mode_ray.cluster.run._LOOK_SECONDS", 0.02)
     config = run_config(tmp_path / "run", workers=2)
     directory, lines = config.directory / "clusters", list[str]()
-    run_cluster(config, Stage("cluster", directory, {}), embeddings, lambda _: None, lines.append)
-    assert lines
-    assert all(line.startswith("[cluster] iteration ") for line in lines), lines
-    assert "of at most 4: inertia" in lines[-1]
+    iterations = list[int]()
+
+    def on_iteration(report: Mapping[str, Any], most: int) -> None:
+        assert most == 4
+        assert report["inertia"] > 0
+        iterations.append(report["iteration"])
+
+    run_cluster(config, Stage("cluster", directory, {}), embeddings, lambda _: None, lines.append, on_iteration)
+    assert iterations
+    assert iterations == sorted(set(iterations))
     alone = Location(str(tmp_path / "alone"))
     sample = LocalRows(read_sample(embeddings, parts, SEED))
     fit_clustering(sample, config.cluster, encoder_name(config.encoder), alone)

@@ -9,7 +9,7 @@ import pytest
 from mode_ray.expert_data import TrainingSet
 from mode_ray.storage import Location
 from mode_ray.train.budget import Trial
-from mode_ray.train.scheduler import TrialQueue
+from mode_ray.train.trial_queue import TrialQueue
 from mode_ray.train.trial_status import STATUS_FILE, TrialStatus, initial_statuses, read_status
 
 ALL = TrainingSet(kind="all")

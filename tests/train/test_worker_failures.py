@@ -18,8 +18,9 @@ from mode_ray.train.data import TrainBatch
 from mode_ray.train.launcher import CHECKPOINT_FOLDER, TrialEnd, fit_trial
 from mode_ray.train.loop import TrainLoop
 from mode_ray.train.model import CONFIG_FILE, load_clip
-from mode_ray.train.scheduler import TrialQueue, run_trials
+from mode_ray.train.scheduler import run_trials
 from mode_ray.train.trial import ERROR_FILE, METRICS_FILE, TrialJob, read_metrics
+from mode_ray.train.trial_queue import TrialQueue
 from mode_ray.train.trial_status import initial_statuses, read_status
 
 

@@ -1,0 +1,63 @@
+"""The list of a finished stage's units as a table, and what its manifest says of them all."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+if TYPE_CHECKING:  # the stage contract, which writes this table
+    from mode_ray.stage import UnitRecord
+
+_UNITS_AT_ONCE = 4096
+UNITS_SCHEMA = pa.schema(
+    {
+        "unit": pa.string(),
+        "source": pa.string(),
+        "source_bytes": pa.int64(),
+        "source_modified_unix_seconds": pa.float64(),
+        "rows_in": pa.int64(),
+        "rows_out": pa.int64(),
+        "seconds": pa.float64(),
+        "attempt": pa.string(),
+        "finished_unix_seconds": pa.float64(),
+        "error": pa.string(),
+        "record": pa.string(),
+    }
+)
+
+
+class UnitTotals:
+    """What a manifest says of its units, added up in one pass."""
+
+    def __init__(self) -> None:
+        self.rows_in = self.rows_out = 0
+        self.refused: Counter[str] = Counter()
+        self.quarantined: dict[str, str] = {}
+        self.hashes: list[str] = []
+        self.attempts: set[str] = set()
+
+    def of_parts(self, book: "Mapping[str, UnitRecord]") -> "Iterator[list[UnitRecord]]":
+        """The records in order of their names, some thousand at a time, each added when it is given."""
+        names = sorted(book)
+        for start in range(0, len(names), _UNITS_AT_ONCE):
+            part = [book[name] for name in names[start : start + _UNITS_AT_ONCE]]
+            for record in part:
+                self._add(record)
+            yield part
+
+    def _add(self, record: "UnitRecord") -> None:
+        self.rows_in += record.rows_in
+        self.rows_out += record.rows_out
+        self.refused.update(record.refused)
+        self.hashes.append(record.content_hash)
+        self.attempts.add(record.attempt)
+        if record.error is not None:
+            self.quarantined[record.source] = record.error
+
+
+def units_table(records: "Sequence[UnitRecord]") -> pa.Table:
+    """Some units' rows of the list: what is often asked for as columns, and the whole record."""
+    fields = [name for name in UNITS_SCHEMA.names if name != "record"]
+    columns = {name: [getattr(record, name) for record in records] for name in fields}
+    return pa.table({**columns, "record": [record.to_json() for record in records]}, schema=UNITS_SCHEMA)

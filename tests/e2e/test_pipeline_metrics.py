@@ -1,0 +1,91 @@
+"""What a scrape of Ray's metrics port shows of a real run, and that the dashboard asks for nothing else."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mode_ray.metrics import EXPORTED
+
+DASHBOARD = Path(__file__).resolve().parents[2] / "cluster_configs" / "grafana" / "mode_ray_pipeline.json"
+DRIVER = Path(__file__).with_name("pipeline_metrics_driver.py")
+DEADLINE_SECONDS = 60.0
+
+
+def dashboard_metrics() -> set[str]:
+    """Every metric that a panel or a variable of the dashboard asks for."""
+    return set(re.findall(r"ray_mode_\w+", DASHBOARD.read_text()))
+
+
+def sample(scrape: str, metric: str, **tags: str) -> float:
+    """The value of one series."""
+    for line in scrape.splitlines():
+        if line.startswith(metric + "{") and all(f'{name}="{value}"' in line for name, value in tags.items()):
+            return float(line.rsplit(" ", 1)[1])
+    raise AssertionError(f"no {metric} with {tags}")
+
+
+def test_the_dashboard_asks_for_all_metrics_and_no_others() -> None:
+    assert dashboard_metrics() == set(EXPORTED)
+
+
+def test_panels_have_numbers_of_their_own_and_do_not_overlap() -> None:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert len({(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}) == len(panels)
+
+
+@pytest.mark.drill
+def test_a_scrape_of_a_real_run_shows_every_metric(tmp_path: Path) -> None:
+    source = tmp_path / "captions"
+    source.mkdir()
+    for number in range(3):
+        captions = [f"a {animal} number {number} of {row}" for row in range(40) for animal in ("cat", "dog")]
+        pq.write_table(pa.table({"caption": captions}), source / f"{number}.parquet")
+    (source / "bad.parquet").write_bytes(b"garbage")
+    config = {
+        "run": str(tmp_path / "run"),
+        "captions": {"paths": [str(source)]},
+        "limits": {"max_quarantined_units": 1},
+        "encoder": {"kind": "static", "model": "package:wordllama"},
+        "embed": {"pool": {"max_actors": 1, "retries_per_unit": 0}},
+        "assign": {"pool": {"max_actors": 1, "retries_per_unit": 0}},
+        "cluster": {"sample_rows": 200, "fine": {"centers": 8, "iterations": 4}, "coarse": {"experts": [2]}},
+        "train": {"dense_samples": 1, "experts": 2, "batch_size": 1},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(DRIVER), str(tmp_path / "config.yaml"), str(port)]
+    driver = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    try:
+        assert driver.stdout is not None
+        assert "ready" in driver.stdout.read(5), "the driver ended early"
+        deadline, scrape, missing = time.monotonic() + DEADLINE_SECONDS, "", set(EXPORTED)
+        while missing and time.monotonic() < deadline:
+            time.sleep(1.0)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                scrape = answer.read().decode()
+            missing = {name for name in EXPORTED if f"\n{name}{{" not in scrape}
+        assert not missing
+        run = str(tmp_path / "run")
+        assert sample(scrape, "ray_mode_stage_rows_total", run=run, stage="embed") == 240
+        assert sample(scrape, "ray_mode_stage_done", run=run, stage="assign") == 1
+        assert sample(scrape, "ray_mode_stage_units_quarantined", run=run, stage="embed") == 1
+        assert sample(scrape, "ray_mode_expert_status", run=run, stage="train", expert="n2/00") == 1
+        assert sample(scrape, "ray_mode_routing_entropy", run=run, stage="evaluate", task="pets") == 0.5
+    finally:
+        driver.communicate("", timeout=60)
