@@ -128,7 +128,7 @@ class TestHeadersAndLogs:
             assert httpx.post(f"{url}/v1/classify", params=query, content=picture(1), headers=headers).is_success
             assert httpx.post(f"{url}/v1/classify", params=query, content=b"x", headers=headers).status_code == 422
         assert "/v1/classify" in caplog.text
-        assert "secret" not in caplog.text.replace("HTTP Request", "")
+        assert "secret" not in caplog.text
 
 
 def _half_a_request(host: str, port: int) -> "object":
