@@ -23,8 +23,8 @@ dev_stamp := .venv/installed-dev-$(EXTRA)
 # A file's tests share what they set up, and most wait for processes of their own to start.
 pytest := $(bin)/python -m pytest
 side_by_side := --dist loadfile --no-loadscope-reorder
-shared_by_benchmarks := $(addprefix benchmarks/,frame.py captions.py science_data.py simulated_fleet.py)
-benchmarks := $(filter-out $(shared_by_benchmarks),$(sort $(wildcard benchmarks/*.py)))
+not_benchmarks := $(addprefix benchmarks/,frame.py captions.py science_data.py simulated_fleet.py serve_run.py serve_peers.py)
+benchmarks := $(filter-out $(not_benchmarks),$(sort $(wildcard benchmarks/*.py)))
 
 # A name on PATH is not enough: version managers leave names there that do not run, and some systems ship without venv.
 define find_python

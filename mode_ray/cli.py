@@ -15,6 +15,7 @@ from rich.console import Console
 from mode_ray import __version__
 from mode_ray.cli_deploy import add_deploy_commands
 from mode_ray.cli_retrieval import RULES_COMMAND, add_commands
+from mode_ray.cli_serve import add_serve
 from mode_ray.cli_study import add_study_command
 from mode_ray.config import RunConfig
 from mode_ray.config_file import load_config
@@ -316,6 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     add_commands(commands, _add_overrides)
     add_study_command(commands)
     add_deploy_commands(commands, _add_overrides, _parse)
+    add_serve(commands, _add_overrides)
     _add_export(commands.add_parser("export", help="trained models as folders for open_clip and the Hugging Face hub"))
     status = commands.add_parser("status", help="show how far a run is")
     status.add_argument("run", help="the run directory: a path, s3:// or gs:// URI")
