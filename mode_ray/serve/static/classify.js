@@ -77,7 +77,6 @@ async function run() {
   running = mine;
   byId("intro").hidden = true;
   answer.setAttribute("aria-busy", "true");
-  answer.scrollIntoView({ block: "nearest" });
   try {
     await askAll(files, request, mine.signal);
   } catch (error) {
@@ -116,6 +115,8 @@ async function askAll(files, request, signal) {
     }
     if (signal.aborted) return;
     byId("results").append(card);
+    // On a phone the answer lies below the form.
+    if (place === 0 && card.getBoundingClientRect().top > 0.8 * innerHeight) answer.scrollIntoView({ block: "start" });
   }
 }
 
