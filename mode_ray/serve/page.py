@@ -85,7 +85,9 @@ def page_routes(get_atlas: Callable[[], Location | None]) -> APIRouter:
             text = None
         if text is None:
             raise HTTPException(404, "the run has no atlas: make it with `mode-ray atlas` and serve the run again")
-        return HTMLResponse(text, headers={"Content-Security-Policy": ATLAS_POLICY})
+        # Browsers refuse to show a page in a sandbox that also asks for a window of its own.
+        headers = {"Content-Security-Policy": ATLAS_POLICY, "Cross-Origin-Opener-Policy": "unsafe-none"}
+        return HTMLResponse(text, headers=headers)
 
     return router
 

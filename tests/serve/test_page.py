@@ -8,7 +8,7 @@ import json
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,10 +18,11 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from mode_ray.serve.page import PAGE_POLICY, page_files, page_routes
+from mode_ray.serve.served_run import ServedRun
 from mode_ray.storage import Location
-from tests.serve.conftest import ServeUrl
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ServeUrl = Callable[..., "contextlib.AbstractContextManager[str]"]
 PHONE = {"width": 360, "height": 740}
 ANSWER_MILLISECONDS = 60_000  # on a machine that does other things besides
 UNTRUSTED = "<img src=x onerror=document.title='broken'>"
@@ -80,7 +81,7 @@ def ranked(page: Page) -> list[str]:
 @pytest.fixture(scope="module")
 def atlas_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("atlas") / "atlas.html"
-    file.write_text("<title>Atlas</title>")
+    file.write_text("<title>Atlas</title><script>document.title += ` of ${self.origin}`</script>")
     return file
 
 
@@ -224,6 +225,20 @@ class TestClusters:
             page.get_by_label("Find").fill("#4")
             expect(page.get_by_role("heading", name="Cluster 4")).to_be_visible(timeout=ANSWER_MILLISECONDS)
             expect(cards).to_have_count(1)
+
+    def test_the_atlas_runs_its_script_without_reaching_the_api(
+        self,
+        browser: Browser,
+        serve_url: ServeUrl,
+        served: ServedRun,
+        atlas_file: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setitem(vars(served), "atlas", Location.parse(str(atlas_file)))
+        with serve_url() as address, opened(browser, f"{base_of(address)}#clusters") as page:
+            with page.expect_popup() as shown:
+                page.get_by_role("link", name="Atlas").click()
+            expect(shown.value).to_have_title("Atlas of null", timeout=ANSWER_MILLISECONDS)
 
     def test_they_are_turned_page_by_page(self, browser: Browser, serve_url: ServeUrl) -> None:
         script = page_files()["clusters.js"].content.decode()
