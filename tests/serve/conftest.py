@@ -1,17 +1,15 @@
 """A finished run of three tiny experts, and the service over it in this process, behind a real HTTP server or not."""
 
-import asyncio
 import contextlib
-import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from serving import EXPERTS, TOPICS, MakeService, ServeUrl, picture
 
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
@@ -20,7 +18,7 @@ from mode_ray.encoders.encoder import load_encoder
 from mode_ray.pipeline import stage_directories
 from mode_ray.serve.ensemble_service import EnsembleService
 from mode_ray.serve.http_api import create_app
-from mode_ray.serve.in_process import bind, build_service, url_of, uvicorn_server
+from mode_ray.serve.in_process import bind, local_service, url_of, uvicorn_server
 from mode_ray.serve.observer import Unobserved
 from mode_ray.serve.served_run import ServedRun
 from mode_ray.serve_config import ServeConfig
@@ -29,19 +27,7 @@ from mode_ray.storage import Location
 from mode_ray.train.model import build_clip, save_clip
 from mode_ray.train_config import ModelConfig
 
-TOPICS = ("a cat", "a dog", "a horse", "a bus", "a train", "a tram", "an apple", "a pear", "a plum")
-EXPERTS = 3
 START_DEADLINE_SECONDS = 30.0
-MakeService = Callable[..., EnsembleService]
-ServeUrl = Callable[..., "contextlib.AbstractContextManager[str]"]
-
-
-def picture(seed: int, kind: str = "PNG", size: tuple[int, int] = (40, 30)) -> bytes:
-    """An encoded image of noise, smooth enough for every format."""
-    rows = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(rows).resize(size, Image.Resampling.BICUBIC).save(buffer, kind)
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="session")
@@ -90,19 +76,16 @@ def served(served_folder: Path) -> ServedRun:
 @pytest.fixture
 def make_service(served: ServedRun, tmp_path: Path) -> Iterator[MakeService]:
     """Makes services in this process; arguments replace fields of `serve`."""
-    made: list[EnsembleService] = []
 
     def make(**fields: object) -> EnsembleService:
         settings = {"pruning": {"share": 1.0}, "task_directory": str(tmp_path / "tasks"), **fields}
         config = ServeConfig.model_validate(settings)
         run = served.config.model_copy(update={"serve": config})
         own = ServedRun(**{**served.__dict__, "config": run})
-        made.append(build_service(own, config, Unobserved()))
-        return made[-1]
+        return stack.enter_context(local_service(own, config, Unobserved()))
 
-    yield make
-    for service in made:
-        service.close()
+    with contextlib.ExitStack() as stack:
+        yield make
 
 
 @pytest.fixture
@@ -132,8 +115,3 @@ def serve_url(make_service: MakeService) -> ServeUrl:
 def images() -> Sequence[bytes]:
     """Five encoded images of different formats."""
     return [picture(seed, kind) for seed, kind in enumerate(("PNG", "JPEG", "WEBP", "GIF", "BMP"))]
-
-
-def run_async(coroutine: object) -> object:
-    """Wait for a coroutine."""
-    return asyncio.run(coroutine)  # type: ignore[arg-type]
