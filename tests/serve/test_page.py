@@ -8,7 +8,7 @@ import json
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,13 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from serving import ServeUrl
 
 from mode_ray.serve.page import PAGE_POLICY, page_files, page_routes
 from mode_ray.serve.served_run import ServedRun
 from mode_ray.storage import Location
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-ServeUrl = Callable[..., "contextlib.AbstractContextManager[str]"]
 PHONE = {"width": 360, "height": 740}
 ANSWER_MILLISECONDS = 60_000  # on a machine that does other things besides
 UNTRUSTED = "<img src=x onerror=document.title='broken'>"
