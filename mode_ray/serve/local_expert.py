@@ -96,7 +96,7 @@ class LocalExpert:
             ExpertUnavailable: It was closed.
             ExpertBusy: Its queue is full.
         """
-        job = _Images(images_bhw3, self._begin())
+        job = _Images(images_bhw3, self._begin(len(self._images)))
         self._images.append(job)
         return await self._answered(job)
 
@@ -104,7 +104,7 @@ class LocalExpert:
         """Unit-norm embeddings of texts, float32 [l, d]. Errors as of `encode_images`."""
         if not texts:
             return np.empty((0, self._description.dimension), np.float32)
-        job = _Texts(texts, self._begin(), [])
+        job = _Texts(texts, self._begin(len(self._texts)), [])
         self._texts.append(job)
         return await self._answered(job)
 
@@ -120,10 +120,10 @@ class LocalExpert:
         if self._closed:
             raise ExpertUnavailable(f"expert {self.id} is closed")
 
-    def _begin(self) -> "asyncio.Future[Embeddings]":
+    def _begin(self, waiting: int) -> "asyncio.Future[Embeddings]":
         self._require_open()
-        if len(self._images) + len(self._texts) >= self._config.max_queued_requests:
-            raise ExpertBusy(f"expert {self.id} has {self._config.max_queued_requests} requests waiting")
+        if waiting >= self._config.max_queued_requests:
+            raise ExpertBusy(f"expert {self.id} has {waiting} requests waiting")
         self._loop = asyncio.get_running_loop()
         if self._worker is None or self._worker.done():
             self._arrived = asyncio.Event()  # the one before belongs to the event loop of the worker before
