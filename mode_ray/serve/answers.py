@@ -116,23 +116,36 @@ def embeddings_view(found: Embedded, *, by_expert: bool) -> Embeddings:
     )
 
 
-def clusters_answer(served: ServedRun, offset: int, limit: int) -> ClustersAnswer:
-    """Some of the fine clusters, by number."""
-    clustering, group_m = served.clustering, served.clustering.experts_of(served.n)
-    total = len(group_m)
+def clusters_answer(
+    served: ServedRun, offset: int, limit: int, *, contains: str = "", expert: int | None = None
+) -> ClustersAnswer:
+    """Some of the fine clusters, by number: those of one expert, or with a text in a word or caption, or `#` an id."""
+    group_m = served.clustering.experts_of(served.n)
+    found = [
+        fine
+        for fine in range(len(group_m))
+        if (expert is None or group_m[fine] == expert) and _cluster_has(served, fine, contains.strip().casefold())
+    ]
     return ClustersAnswer(
         clusters=[
             ClusterView(
                 fine=fine,
                 expert=int(group_m[fine]),
-                mass=int(clustering.mass_m[fine]),
+                mass=int(served.clustering.mass_m[fine]),
                 terms=list(served.terms[fine]),
                 captions=list(served.captions[fine]),
             )
-            for fine in range(min(offset, total), min(offset + limit, total))
+            for fine in found[offset : offset + limit]
         ],
-        total=total,
+        total=len(found),
+        atlas=served.atlas is not None,
     )
+
+
+def _cluster_has(served: ServedRun, fine: int, contains: str) -> bool:
+    if contains.startswith("#") and contains[1:].isdecimal():
+        return int(contains[1:]) == fine
+    return not contains or any(contains in text.casefold() for text in (*served.terms[fine], *served.captions[fine]))
 
 
 def binary_type(request: Request) -> str | None:

@@ -25,6 +25,7 @@ from mode_ray.serve.answers import (
 from mode_ray.serve.api_errors import install_error_handlers
 from mode_ray.serve.compatible_api import compatible_routes
 from mode_ray.serve.ensemble_service import EnsembleService, Scores
+from mode_ray.serve.page import page_routes
 from mode_ray.serve.protection import Protection
 from mode_ray.serve.request_forms import query_fields, read_request, request_body
 from mode_ray.serve.schema import (
@@ -87,6 +88,7 @@ def create_app(get_service: GetService, config: ServeConfig) -> FastAPI:
     app.include_router(_image_routes(get_service, config))
     app.include_router(_state_routes(get_service))
     app.include_router(compatible_routes(get_service, config))
+    app.include_router(page_routes(lambda: get_service().served.atlas))
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
@@ -226,10 +228,17 @@ def _state_routes(get_service: GetService) -> APIRouter:
 
     @router.get("/clusters")
     async def clusters(
-        offset: Annotated[int, Query(ge=0, le=1 << 31)] = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+        offset: Annotated[int, Query(ge=0, le=1 << 31)] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        contains: Annotated[str, Query(alias="filter", max_length=200)] = "",
+        expert: Annotated[int | None, Query(ge=0, le=1 << 31)] = None,
     ) -> ClustersAnswer:
-        """The fine clusters, with typical words and captions where the run has an atlas."""
-        return clusters_answer(get_service().served, offset, limit)
+        """The fine clusters, with typical words and captions where the run has an atlas.
+
+        `filter` keeps those that have it in a word or caption, or `#12` the one of that number; `expert` those of one.
+        """
+        served = get_service().served
+        return await asyncio.to_thread(clusters_answer, served, offset, limit, contains=contains, expert=expert)
 
     @router.get("/health")
     async def health() -> Health:

@@ -211,7 +211,8 @@ class ClustersAnswer(_Message):
     """A page of fine clusters."""
 
     clusters: list[ClusterView]
-    total: int
+    total: int = Field(description="clusters that passed the filter, on all pages")
+    atlas: bool = Field(description="whether the run has an atlas, at `/atlas`")
 
 
 class Health(_Message):
