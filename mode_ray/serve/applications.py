@@ -1,14 +1,13 @@
 """What a deployment file names: `mode_ray.serve.applications:expert` and `:router`.
 
-Ray Serve calls a builder with the `args` of its application. What the `deployments` of the file say goes over what is
-set here.
+Ray Serve calls a builder with the `args` of its application. Replicas and resources are the file's alone
+(mode_ray.serve.deployment_file writes it); what else the `deployments` of the file say goes over what is set here.
 """
 
 from typing import Any
 
 from ray.serve import Application
 
-from mode_ray.serve.deployment_file import scale
 from mode_ray.serve.deployments import Expert, ExpertArguments, Router, RouterArguments
 from mode_ray.serve_config import ServeConfig
 
@@ -31,9 +30,7 @@ def expert_options(settings: ServeConfig) -> dict[str, Any]:
 
     A replica takes as many calls as its own bounded queue and a batch can hold, and refuses the rest by itself.
     """
-    ongoing = settings.max_queued_requests + settings.max_batch_size
-    actor = {"num_cpus": settings.cpus_per_expert, "num_gpus": settings.gpus_per_expert}
-    return _common(settings, ongoing) | scale(settings.expert_replicas) | {"ray_actor_options": actor}
+    return _options(settings, settings.max_queued_requests + settings.max_batch_size)
 
 
 def router_options(settings: ServeConfig) -> dict[str, Any]:
@@ -42,12 +39,10 @@ def router_options(settings: ServeConfig) -> dict[str, Any]:
     The service refuses by itself, in the shape of all its errors, what is above `max_queued_requests`. A replica takes
     more than that, so that the proxy's plain refusal is left for floods.
     """
-    ongoing = 2 * settings.max_queued_requests
-    actor = {"num_cpus": settings.router_cpus}
-    return _common(settings, ongoing) | scale(settings.router_replicas) | {"ray_actor_options": actor}
+    return _options(settings, 4 * settings.max_queued_requests)
 
 
-def _common(settings: ServeConfig, ongoing: int) -> dict[str, Any]:
+def _options(settings: ServeConfig, ongoing: int) -> dict[str, Any]:
     return {
         "max_ongoing_requests": ongoing,
         "max_queued_requests": settings.max_queued_requests,

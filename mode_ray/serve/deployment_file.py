@@ -12,6 +12,17 @@ ROUTER_NAME = "router"
 EXPERT_DEPLOYMENT = "Expert"
 _PROXY_MARGIN_SECONDS = 5.0
 _FILE_WIDTH = 119
+# These stand in other places of the file than the applications' `args`.
+_STATED_ELSEWHERE = {
+    "host",
+    "port",
+    "threads_in_process",
+    "expert_replicas",
+    "router_replicas",
+    "cpus_per_expert",
+    "gpus_per_expert",
+    "router_cpus",
+}
 
 
 def serve_document(run: str, experts: Sequence[int], settings: ServeConfig) -> dict[str, Any]:
@@ -23,7 +34,7 @@ def serve_document(run: str, experts: Sequence[int], settings: ServeConfig) -> d
         settings: How; what differs from the defaults goes into the applications' `args`.
     """
     arguments: dict[str, Any] = {"run": run}
-    changed = settings.model_dump(mode="json", exclude_defaults=True, exclude={"host", "port"})
+    changed = settings.model_dump(mode="json", exclude_defaults=True, exclude=_STATED_ELSEWHERE)
     if changed:
         arguments["settings"] = changed
     actor = {"num_cpus": settings.cpus_per_expert}
@@ -36,7 +47,7 @@ def serve_document(run: str, experts: Sequence[int], settings: ServeConfig) -> d
             "import_path": EXPERT_PATH,
             "args": {**arguments, "expert": expert},
             "deployments": [
-                {"name": EXPERT_DEPLOYMENT, **scale(settings.expert_replicas), "ray_actor_options": dict(actor)}
+                {"name": EXPERT_DEPLOYMENT, **_scale(settings.expert_replicas), "ray_actor_options": dict(actor)}
             ],
         }
         for expert in experts
@@ -49,7 +60,7 @@ def serve_document(run: str, experts: Sequence[int], settings: ServeConfig) -> d
         "deployments": [
             {
                 "name": ROUTER_DEPLOYMENT,
-                **scale(settings.router_replicas),
+                **_scale(settings.router_replicas),
                 "ray_actor_options": {"num_cpus": settings.router_cpus},
                 "user_config": {
                     "experts": [{"id": expert, "application": f"expert-{expert}"} for expert in experts],
@@ -69,19 +80,6 @@ def serve_document(run: str, experts: Sequence[int], settings: ServeConfig) -> d
     }
 
 
-def scale(replicas: Replicas) -> dict[str, Any]:
-    """The number of replicas, as options of a deployment: fixed, or within bounds by load."""
-    if replicas.min == replicas.max:
-        return {"num_replicas": replicas.min}
-    return {
-        "autoscaling_config": {
-            "min_replicas": replicas.min,
-            "max_replicas": replicas.max,
-            "target_ongoing_requests": replicas.target_ongoing_requests,
-        }
-    }
-
-
 def needed_cpus(document: dict[str, Any]) -> float:
     """Logical CPUs that all applications of a list ask for when each deployment has its fewest replicas."""
     total = 0.0
@@ -98,8 +96,20 @@ def as_yaml(document: dict[str, Any]) -> str:
     return text
 
 
+def _scale(replicas: Replicas) -> dict[str, Any]:
+    if replicas.min == replicas.max:
+        return {"num_replicas": replicas.min}
+    return {
+        "autoscaling_config": {
+            "min_replicas": replicas.min,
+            "max_replicas": replicas.max,
+            "target_ongoing_requests": replicas.target_ongoing_requests,
+        }
+    }
+
+
 class _NoAliases(yaml.SafeDumper):
     """Writes what is repeated in full: a file to be edited."""
 
-    def ignore_aliases(self, data: object) -> bool:
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002  (PyYAML's signature)
         return True

@@ -1,9 +1,8 @@
 """The two deployments of Ray Serve: an expert's model, and the router with the HTTP interface in front of all."""
 
-import contextlib
+import dataclasses
 import hashlib
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from mode_ray.serve.handle_expert import HandleExpert, OtherWeights
 from mode_ray.serve.local_expert import LocalExpert
 from mode_ray.serve.metrics import ray_metrics
 from mode_ray.serve.served_run import ServedRun
+from mode_ray.serve.stuck_calls import StuckCalls
 from mode_ray.serve_config import ServeConfig
 from mode_ray.storage import Location
 
@@ -68,16 +68,16 @@ class Expert:
     """One expert's model: loaded once a replica, images and texts of many requests batched together."""
 
     def __init__(self, arguments: ExpertArguments) -> None:
-        folder = expert_folder(arguments)
         self._id = arguments.expert
+        folder = expert_folder(arguments)
+        # Before the weights are read: should they change meanwhile, this replica is at odds with those to come.
+        self._source = f"{folder}#{_state_of(folder)}"
         settings = arguments.settings
         model = ExpertModel(
             folder, device=settings.device, precision=settings.precision, threads=settings.threads_per_expert
         )
         self._local = LocalExpert(self._id, model, settings, ray_metrics())
-        self._source = f"{folder}#{_state_of(folder)}"
-        self._in_flight = 0
-        self._last_progress_seconds = time.monotonic()
+        self._calls = StuckCalls(_STUCK_SECONDS)
 
     async def describe(self) -> ExpertDescription:
         """What the model is; `source` names its folder and the state of the files in it."""
@@ -96,13 +96,13 @@ class Expert:
             ExpertBusy: The queue is full.
         """
         self._require(source)
-        with self._working():
+        with self._calls.call():
             return await self._local.encode_images(images_bhw3)
 
     async def encode_texts(self, texts: Sequence[str], source: str) -> npt.NDArray[np.float32]:
         """Unit-norm features of texts, float32 [l, d]. Errors as of `encode_images`."""
         self._require(source)
-        with self._working():
+        with self._calls.call():
             return await self._local.encode_texts(texts)
 
     def check_health(self) -> None:
@@ -111,34 +111,23 @@ class Expert:
         Raises:
             WorkerError: The model has not finished anything for minutes, though it was asked to.
         """
-        idle_seconds = time.monotonic() - self._last_progress_seconds
-        if self._in_flight and idle_seconds > _STUCK_SECONDS:
-            raise WorkerError(f"expert {self._id} is stuck: {self._in_flight} requests, {idle_seconds:.0f} s")
+        if self._calls.stuck:
+            raise WorkerError(f"expert {self._id} is stuck: no call was answered for {_STUCK_SECONDS:.0f} seconds")
 
     def _require(self, source: str) -> None:
         if source != self._source:
             raise OtherWeights(f"expert {self._id} now holds {self._source}")
 
-    @contextlib.contextmanager
-    def _working(self) -> Iterator[None]:
-        if not self._in_flight:
-            self._last_progress_seconds = time.monotonic()
-        self._in_flight += 1
-        try:
-            yield
-            self._last_progress_seconds = time.monotonic()
-        finally:
-            self._in_flight -= 1
-
 
 @serve.deployment(name="Router")
 @serve.ingress()
 class Router:
-    """Text encoder, weights, decoding and mixing behind the HTTP interface; the experts come and go by `user_config`."""
+    """Text encoder, weights, decoding and mixing behind HTTP; the experts come and go by `user_config`."""
 
     def __init__(self, arguments: RouterArguments) -> None:
         self._settings = arguments.settings
-        served = ServedRun.load(Location.parse(arguments.run))
+        found = ServedRun.load(Location.parse(arguments.run))
+        served = dataclasses.replace(found, config=found.config.model_copy(update={"serve": self._settings}))
         self._service = EnsembleService(served, {}, self._settings, ray_metrics())
         self._clients: dict[int, HandleExpert] = {}
 
@@ -184,5 +173,7 @@ def expert_folder(arguments: ExpertArguments) -> Location:
 
 def _state_of(folder: Location) -> str:
     """Changes when a file of the folder does: names, sizes and times, hashed."""
-    entries = sorted((file.location.name, file.size_bytes, file.modified_unix_seconds) for file in folder.list_files())
+    entries = sorted(
+        (file.location.name, file.size_bytes, file.modified_unix_seconds) for file in folder.entries(recursive=True)
+    )
     return hashlib.sha256(repr(entries).encode()).hexdigest()[:16]

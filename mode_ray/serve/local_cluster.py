@@ -75,6 +75,19 @@ def require_free_port(host: str, port: int) -> None:
             raise UsageError(f"cannot serve on {host}:{port} ({error.strerror}): choose another with --port") from None
 
 
+def free_port(host: str) -> int:
+    """A port that nothing listens on."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def metrics_address() -> str:
+    """Where this machine's Ray exports its metrics, and ours among them."""
+    node = ray.nodes()[0]
+    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+
 def wait_for_the_end() -> None:
     """Return when the process is interrupted (Ctrl-C) or terminated."""
     ended = threading.Event()

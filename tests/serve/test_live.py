@@ -140,7 +140,7 @@ class TestWhatIsKept:
     def test_one_started_by_serve_run_would_be_lost_and_is_named(self, cluster: Cluster) -> None:
         details = cluster.get_serve_details()
         details["applications"]["expert-0"]["deployed_app_config"] = None
-        with pytest.raises(UsageError, match="expert-0 was started by serve.run"):
+        with pytest.raises(UsageError, match="expert-0 was started by serve"):
             live_document(details)
 
 

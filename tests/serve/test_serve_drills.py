@@ -388,5 +388,6 @@ def report(title: str, replies: list[Reply], **figures: float) -> None:
     statuses = dict(Counter(reply.status or "broken" for reply in replies))
     degraded = sum(reply.status == 200 and reply.answer["degraded"] for reply in replies)
     median, p99 = seconds[len(seconds) // 2], seconds[int(0.99 * (len(seconds) - 1))]
-    line = f"{title}: {len(replies)} {statuses}, degraded {degraded}, p50 {median:.3f} p99 {p99:.3f} max {seconds[-1]:.3f}"
+    times = f"p50 {median:.3f} p99 {p99:.3f} max {seconds[-1]:.3f} s"
+    line = f"{title}: {len(replies)} {statuses}, degraded {degraded}, {times}"
     sys.stdout.write(f"\n{line} { ({name: round(value, 2) for name, value in figures.items()}) }\n")
