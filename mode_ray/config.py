@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from mode_ray.serve_config import ServeConfig
 from mode_ray.settings import Placement, PositiveFloat, PositiveInt, Seed, Settings, Share, Strings
 from mode_ray.storage import Location
 from mode_ray.sweep_config import SweepConfig
@@ -289,6 +290,7 @@ class RunConfig(Settings):
     routing: RoutingConfig = RoutingConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     index: IndexConfig = IndexConfig()
+    serve: ServeConfig = ServeConfig()
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")

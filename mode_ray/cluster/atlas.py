@@ -53,14 +53,23 @@ def read_terms(page: str, n: int) -> list[list[str]] | None:
     Returns:
         A list of words an expert, or None where the page has no map of n, or is none of ours.
     """
+    data = read_atlas(page)
+    try:
+        return None if data is None else next((found["terms"] for found in data["maps"] if found["n"] == n), None)
+    except (KeyError, TypeError):
+        return None
+
+
+def read_atlas(page: str) -> AtlasData | None:
+    """What a page that `render_atlas` made shows; None where it is none of ours."""
     island = _DATA_ISLAND.search(page)
     if island is None:
         return None
     try:
         data: AtlasData = json.loads(island.group(1))
-        return next((found["terms"] for found in data["maps"] if found["n"] == n), None)
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         return None
+    return data if isinstance(data, dict) else None
 
 
 def fit_to_bytes(data: AtlasData, max_bytes: int) -> tuple[AtlasData, int]:

@@ -1,0 +1,1 @@
+"""The ensemble of a run behind HTTP."""

@@ -1,0 +1,70 @@
+"""An expert as the service sees it, wherever its model runs."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+
+class ExpertDescription(BaseModel):
+    """What an expert is.
+
+    Attributes:
+        logit_scale: exp of its learned temperature.
+        dimension: Length of its embeddings.
+        image_size: Height and width of the images that it takes, in pixels.
+        source: Where its weights come from; other weights have another source.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    logit_scale: float
+    dimension: int
+    image_size: tuple[int, int]
+    source: str
+
+
+class ExpertUnavailable(Exception):  # noqa: N818  (a state of an expert)
+    """The expert is down, or does not answer."""
+
+
+class ExpertBusy(Exception):  # noqa: N818  (a state of an expert)
+    """The expert's queue is full."""
+
+
+class ExpertClient(Protocol):
+    """Asks one expert. The service applies deadlines: a call that is cancelled gives up its place in the queue.
+
+    Attributes:
+        id: The expert's number in the run's coarse map.
+    """
+
+    id: int
+
+    async def describe(self) -> ExpertDescription:
+        """What the expert is.
+
+        Raises:
+            ExpertUnavailable: It is down.
+        """
+        ...
+
+    async def encode_images(self, images_bhw3: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Unit-norm embeddings of resized images, float32 [b, d].
+
+        Raises:
+            ExpertUnavailable: It is down.
+            ExpertBusy: Its queue is full.
+        """
+        ...
+
+    async def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Unit-norm embeddings of texts, float32 [l, d].
+
+        Raises:
+            ExpertUnavailable: It is down.
+            ExpertBusy: Its queue is full.
+        """
+        ...

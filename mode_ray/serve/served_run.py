@@ -1,0 +1,157 @@
+"""What is served, from a finished run's directory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from mode_ray.cluster.atlas import ATLAS_HTML, read_atlas
+from mode_ray.cluster.calibration import calibration_of
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.config import RunConfig
+from mode_ray.config_file import load_config
+from mode_ray.encoders.encoder import CaptionEncoder, load_encoder
+from mode_ray.errors import DataError, UsageError
+from mode_ray.evaluate.models import find_problem
+from mode_ray.pipeline import STAGE_DIRECTORIES, stage_directories
+from mode_ray.serve.image_input import ImageGeometry, read_model_config
+from mode_ray.stage import read_manifest
+from mode_ray.storage import Location
+from mode_ray.train.budget import expert_name
+
+CONFIG_FILE = "config.yaml"
+_NEEDED_STAGES = ("cluster", "train")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ServedRun:
+    """A run as the service needs it.
+
+    Attributes:
+        run: Its directory.
+        config: Its config, with what was overridden.
+        clustering: Fine centers and coarse maps.
+        experts: The experts' folders by id.
+        fitted_temperature: Of the rule `calibrated`; None where none was fitted.
+        geometry: How images are resized for the experts.
+        captions: Captions near to every fine center; empty lists where no atlas was made.
+        terms: Typical words of every fine cluster; as `captions`.
+        atlas: The atlas page, where there is one.
+    """
+
+    run: Location
+    config: RunConfig
+    clustering: Clustering
+    experts: Mapping[int, Location]
+    fitted_temperature: float | None
+    geometry: ImageGeometry
+    captions: Sequence[Sequence[str]]
+    terms: Sequence[Sequence[str]]
+    atlas: Location | None
+
+    @property
+    def n(self) -> int:
+        """Number of experts that the tasks are routed to."""
+        return self.config.train.experts
+
+    @property
+    def task_directory(self) -> Location:
+        """Where registered tasks are kept."""
+        named = self.config.serve.task_directory
+        return Location.parse(named) if named else self.run / "serving" / "tasks"
+
+    def load_encoder(self) -> CaptionEncoder:
+        """The caption encoder that the clustering was made with.
+
+        Raises:
+            UsageError: It cannot be found.
+            DataError: The clustering is of another one.
+        """
+        encoder = load_encoder(self.config.encoder, self.config.embed.encoder)
+        self.clustering.compatible_with(encoder.name, encoder.dimension)
+        return encoder
+
+    @classmethod
+    def load(cls, run: Location, overrides: Sequence[str] = ()) -> Self:
+        """Read a run that is trained.
+
+        Args:
+            run: Its directory, wherever it was copied to.
+            overrides: `dotted.key=value` texts over its config.
+
+        Raises:
+            UsageError: No run is there, a stage is not done, or an override is wrong.
+            DataError: A file is missing or damaged, or the experts differ in how images are resized.
+        """
+        config = read_run_config(run, overrides)
+        directories = stage_directories(run)
+        for stage in _NEEDED_STAGES:
+            if read_manifest(directories[stage]) is None:
+                raise UsageError(f"{directories[stage]}: the {stage} stage is not done: run `mode-ray {stage}` first")
+        clustering = Clustering.load(directories["cluster"])
+        n = config.train.experts
+        clustering.experts_of(n)
+        experts = {expert: directories["train"] / expert_name(n, expert) for expert in range(n)}
+        for problem in filter(None, map(find_problem, experts.values())):
+            raise DataError(f"{problem}: copy or train it again (`mode-ray train retry`): serving needs every expert")
+        captions, terms = _from_atlas(directories["cluster"], len(clustering.centers_md))
+        page = directories["cluster"] / ATLAS_HTML
+        return cls(
+            run=run,
+            config=config,
+            clustering=clustering,
+            experts=experts,
+            fitted_temperature=calibration_of(clustering, n).temperature,
+            geometry=_shared_geometry(list(experts.values())),
+            captions=captions,
+            terms=terms,
+            atlas=page if page.exists() else None,
+        )
+
+    @staticmethod
+    def expert_folder(run: Location, expert: int) -> Location:
+        """Where a run's expert lies.
+
+        Raises:
+            UsageError: There is no such run or expert.
+        """
+        n = read_run_config(run).train.experts
+        if not 0 <= expert < n:
+            raise UsageError(f"{run}: there is no expert {expert}: the run has {n}, from 0 to {n - 1}")
+        return run / STAGE_DIRECTORIES["train"] / expert_name(n, expert)
+
+
+def read_run_config(run: Location, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config that a run left in its directory.
+
+    Raises:
+        UsageError: There is none, or it is wrong.
+    """
+    file = run / CONFIG_FILE
+    if not file.exists():
+        raise UsageError(f"{run}: not a run directory: it has no {CONFIG_FILE}")
+    return load_config(file.uri, [*overrides, f"run={run.uri}"])
+
+
+def _shared_geometry(folders: Sequence[Location]) -> ImageGeometry:
+    geometries = [ImageGeometry.of_model(read_model_config(folder)) for folder in folders]
+    for folder, geometry in zip(folders, geometries, strict=True):
+        if geometry != geometries[0]:
+            raise DataError(
+                f"{folder}: takes images as {geometry}, but {folders[0]} as {geometries[0]}: the experts of a run "
+                "share one preparation of images"
+            )
+    return geometries[0]
+
+
+def _from_atlas(clusters: Location, m: int) -> tuple[list[list[str]], list[list[str]]]:
+    """Captions near to every fine center and typical words, as the atlas has them."""
+    page = clusters / ATLAS_HTML
+    data = read_atlas(page.read_text()) if page.exists() else None
+    nothing: list[list[str]] = [[] for _ in range(m)]
+    if data is None:
+        return nothing, nothing
+    try:
+        captions, terms = data["clusters"]["near"], data["clusters"]["terms"]
+    except (KeyError, TypeError):
+        return nothing, nothing
+    return (captions, terms) if len(captions) == len(terms) == m else (nothing, nothing)
