@@ -10,8 +10,8 @@ from mode_ray.config import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.storage import Location
 
-ADD, REMOVE, REPLACE = "serve add", "serve remove", "serve replace"
-LIVE_COMMANDS = (ADD, REMOVE, REPLACE)
+ADD, REMOVE, REPLACE, CONFIG = "serve add", "serve remove", "serve replace", "serve config"
+SERVE_COMMANDS = (ADD, REMOVE, REPLACE, CONFIG)
 _ADDRESS_VARIABLE = "RAY_DASHBOARD_ADDRESS"
 
 
@@ -61,7 +61,7 @@ def serve_on_ray(config: RunConfig, run: Location, experts: Sequence[int], conso
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         page = f"http://{host}:{settings.port}"
         say(f"page: {page}/")
-        say(f"API: {page}/docs")
+        say(f"API: {page}/v1 (described in {page}/openapi.json)")
         say(f"dashboard: {dashboard}")
         say(f"metrics: {metrics_address()}")
         say(f"Ctrl-C ends it. Experts may come and go: mode-ray serve add|remove|replace EXPERT --address {dashboard}")

@@ -5,11 +5,13 @@ from typing import Any
 
 import yaml
 
-from mode_ray.serve.live import EXPERT_PATH, ROUTER_DEPLOYMENT, ROUTER_PATH
 from mode_ray.serve_config import Replicas, ServeConfig
 
-ROUTER_NAME = "router"
+EXPERT_PATH = "mode_ray.serve.applications:expert"
 EXPERT_DEPLOYMENT = "Expert"
+ROUTER_PATH = "mode_ray.serve.applications:router"
+ROUTER_DEPLOYMENT = "Router"
+ROUTER_NAME = "router"
 _PROXY_MARGIN_SECONDS = 5.0
 _FILE_WIDTH = 119
 # These stand in other places of the file than the applications' `args`.

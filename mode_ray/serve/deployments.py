@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from mode_ray.errors import WorkerError
+from mode_ray.serve.deployment_file import EXPERT_DEPLOYMENT, ROUTER_DEPLOYMENT
 from mode_ray.serve.ensemble_service import EnsembleService
 from mode_ray.serve.expert_client import ExpertDescription
 from mode_ray.serve.expert_model import ExpertModel
@@ -63,7 +64,7 @@ class RouterSettings(Arguments):
     experts: tuple[ServedExpert, ...] = ()
 
 
-@serve.deployment(name="Expert")
+@serve.deployment(name=EXPERT_DEPLOYMENT)
 class Expert:
     """One expert's model: loaded once a replica, images and texts of many requests batched together."""
 
@@ -119,7 +120,7 @@ class Expert:
             raise OtherWeights(f"expert {self._id} now holds {self._source}")
 
 
-@serve.deployment(name="Router")
+@serve.deployment(name=ROUTER_DEPLOYMENT)
 @serve.ingress()
 class Router:
     """Text encoder, weights, decoding and mixing behind HTTP; the experts come and go by `user_config`."""
@@ -173,7 +174,6 @@ def expert_folder(arguments: ExpertArguments) -> Location:
 
 def _state_of(folder: Location) -> str:
     """Changes when a file of the folder does: names, sizes and times, hashed."""
-    entries = sorted(
-        (file.location.name, file.size_bytes, file.modified_unix_seconds) for file in folder.entries(recursive=True)
-    )
-    return hashlib.sha256(repr(entries).encode()).hexdigest()[:16]
+    files = folder.entries(recursive=True)
+    states = sorted((file.location.name, file.size_bytes, file.modified_unix_seconds) for file in files)
+    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]

@@ -5,7 +5,7 @@ router must start, and stay up, whatever its experts do.
 
 An expert is *silent* when a call waited to its deadline and nothing at all came back from the expert meanwhile: its
 only replica died and is being replaced, or hangs. Further requests then count it as down at once, instead of each
-waiting to its deadline, until a probe beside them is answered.
+waiting to its deadline, until a probe beside them is answered. An application that is not there is probed alike.
 """
 
 import asyncio
@@ -34,6 +34,10 @@ class OtherWeights(ExpertUnavailable):
     """A call was meant for other weights than the expert holds."""
 
 
+class _Absent(ExpertUnavailable):
+    """There is no application of the name."""
+
+
 class HandleExpert:
     """A client of one expert application.
 
@@ -43,19 +47,27 @@ class HandleExpert:
         deadline_seconds: How long callers wait for an answer; a probe of a silent expert is given as long.
         on_other_weights: Called once when the application turns out to hold other weights than it did when it was
             described: class embeddings that rest on the description are of no use any more.
+        resolve: Finds the handle of an application; blocks, and raises where there is none.
     """
 
     def __init__(
-        self, expert: int, application: str, deadline_seconds: float, on_other_weights: Callable[[], None]
+        self,
+        expert: int,
+        application: str,
+        deadline_seconds: float,
+        on_other_weights: Callable[[], None],
+        resolve: Callable[[str], DeploymentHandle] = serve.get_app_handle,
     ) -> None:
         self.id = expert
         self.application = application
         self._deadline_seconds = deadline_seconds
         self._on_other_weights = on_other_weights
+        self._resolve = resolve
         self._handle: DeploymentHandle | None = None
         self._description: ExpertDescription | None = None
         self._last_answer_seconds = -1.0
         self._probe: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def describe(self) -> ExpertDescription:
         """What the expert is; asked of it once.
@@ -83,7 +95,8 @@ class HandleExpert:
         return cast("npt.NDArray[np.float32]", await self._call("encode_texts", list(texts), source))
 
     def close(self) -> None:
-        """Stop probing."""
+        """Stop probing, for good; calls under way go on."""
+        self._closed = True
         if self._probe is not None:
             self._probe.cancel()
 
@@ -93,10 +106,13 @@ class HandleExpert:
         began = time.monotonic()
         try:
             return await self._ask(method, *arguments)
+        except _Absent:
+            self._begin_probe()
+            raise
         except asyncio.CancelledError:
             waited_seconds = time.monotonic() - began
             if self._last_answer_seconds < began and waited_seconds > _WAITED_SHARE * self._deadline_seconds:
-                self._probe = asyncio.get_running_loop().create_task(self._probe_until_it_answers())
+                self._begin_probe()
             raise
 
     async def _ask(self, method: str, *arguments: object) -> object:
@@ -122,9 +138,15 @@ class HandleExpert:
 
     async def _resolved(self) -> DeploymentHandle:
         if self._handle is None:
-            # It blocks on the controller.
-            self._handle = await asyncio.to_thread(serve.get_app_handle, self.application)
+            try:
+                self._handle = await asyncio.to_thread(self._resolve, self.application)
+            except RayServeException:
+                raise _Absent(f"expert {self.id}: there is no application {self.application}") from None
         return self._handle
+
+    def _begin_probe(self) -> None:
+        if not self._closed and (self._probe is None or self._probe.done()):
+            self._probe = asyncio.get_running_loop().create_task(self._probe_until_it_answers())
 
     async def _probe_until_it_answers(self) -> None:
         while True:

@@ -12,10 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from mode_ray.errors import DataError, UsageError
-
-EXPERT_PATH = "mode_ray.serve.applications:expert"
-ROUTER_PATH = "mode_ray.serve.applications:router"
-ROUTER_DEPLOYMENT = "Router"
+from mode_ray.serve.deployment_file import ROUTER_DEPLOYMENT, ROUTER_PATH
+from mode_ray.serve_config import ServeConfig
 
 _POLL_SECONDS = 0.5
 _KEPT_FIELDS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
@@ -125,15 +123,16 @@ class LiveServing:
 
     def _end(self, document: Document, name: str) -> None:
         """Delete an expert application once the requests that may still ask it have ended."""
-        settings = find_router(document, self._router)["args"].get("settings", {})
-        time.sleep(drain_seconds(settings))
+        seconds = drain_seconds(find_router(document, self._router)["args"].get("settings", {}))
+        self._say(f"ending application {name} in {seconds:g} s, when no request can need it any more")
+        time.sleep(seconds)
         self._submit(lambda live: without_application(live, name))
 
     def _document(self) -> Document:
         return live_document(self._endpoint.get_serve_details())
 
     def _submit(self, edit: Edit, waited_for: str | None = None) -> None:
-        self._endpoint.deploy_applications(edit(self._document()))
+        submit(self._endpoint, edit(self._document()))
         if waited_for is not None:
             wait_until_running(self._endpoint, [waited_for], self._deadline_seconds)
 
@@ -154,6 +153,18 @@ def connect(address: str) -> ServeEndpoint:
             f"no Ray dashboard at {address} ({reason}): give --address or set RAY_DASHBOARD_ADDRESS"
         ) from None
     return endpoint
+
+
+def submit(endpoint: ServeEndpoint, document: Document) -> None:
+    """Submit a list.
+
+    Raises:
+        DataError: Ray Serve does not take it.
+    """
+    try:
+        endpoint.deploy_applications(document)
+    except RuntimeError as error:
+        raise DataError(f"Ray Serve refuses the applications: {' '.join(str(error).split())}") from None
 
 
 def live_document(details: Document) -> Document:
@@ -282,8 +293,6 @@ def wait_until_running(endpoint: ServeEndpoint, names: Sequence[str], deadline_s
 
 def drain_seconds(settings: Mapping[str, Any]) -> float:
     """How long requests may still be on their way that began before the router was changed."""
-    from mode_ray.serve_config import ServeConfig
-
     return ServeConfig.model_validate(dict(settings)).request_deadline_seconds
 
 

@@ -16,7 +16,7 @@ from ray import serve
 from mode_ray.config import RayConfig
 from mode_ray.errors import UsageError
 from mode_ray.serve.deployment_file import needed_cpus
-from mode_ray.serve.live import connect, wait_until_running
+from mode_ray.serve.live import connect, submit, wait_until_running
 from mode_ray.session import ray_session
 
 _START_DEADLINE_SECONDS = 600.0
@@ -51,7 +51,7 @@ def local_serving(document: dict[str, Any], config: RayConfig, say: Callable[[st
         address = f"http://{dashboard}"
         endpoint = connect(address)
         try:
-            endpoint.deploy_applications(document)
+            submit(endpoint, document)
             names = [application["name"] for application in document["applications"]]
             say(f"starting {len(names)} applications: {', '.join(names)}")
             wait_until_running(endpoint, names, _START_DEADLINE_SECONDS)

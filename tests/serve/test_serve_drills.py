@@ -3,6 +3,8 @@
 One serving for all tests of the file, in their order.
 """
 
+import asyncio
+import dataclasses
 import io
 import json
 import os
@@ -29,7 +31,12 @@ from tiny_run import build_run, save_expert
 
 from mode_ray.cli import main
 from mode_ray.config import RunConfig
+from mode_ray.serve.answers import classify_answer
+from mode_ray.serve.in_process import build_service
 from mode_ray.serve.live import ServeEndpoint, connect
+from mode_ray.serve.observer import Unobserved
+from mode_ray.serve.served_run import ServedRun
+from mode_ray.serve.task_definition import TaskDefinition
 from mode_ray.storage import Location
 
 pytestmark = [pytest.mark.drill, pytest.mark.alone]
@@ -37,7 +44,8 @@ pytestmark = [pytest.mark.drill, pytest.mark.alone]
 EXPERTS = 4
 REPLACED, HUNG, KILLED, ADDED = 0, 1, 2, 3
 LABELS = ("cat", "dog", "bus", "train", "apple", "banana", "house", "tower")
-QUERY = {"labels": json.dumps(list(LABELS)), "templates": json.dumps(["a photo of a {}."]), "experts": "true"}
+TEMPLATE = "a photo of a {}."
+QUERY = {"labels": json.dumps(list(LABELS)), "templates": json.dumps([TEMPLATE]), "experts": "true"}
 IMAGES = 4
 TOLERANCE = 1e-5
 CLIENTS = 4
@@ -194,6 +202,26 @@ class Answers:
             expected = sum(np.array(expert["scores"]) * (expert["weight"] / total) for expert in kept)
             distances.append(max(abs(got[name] - score) for name, score in zip(names, expected, strict=True)))
         assert min(distances) < TOLERANCE, f"wrong by {min(distances)} with {answer['left_out']} left out"
+
+
+def in_process_answers(config: RunConfig, others: Mapping[int, Location]) -> list[dict[str, Any]]:
+    """What the ensemble answers without Ray and HTTP, for every image; some experts' models lie elsewhere."""
+    run = ServedRun.load(Location.parse(config.run))
+    served = dataclasses.replace(run, experts={**run.experts, **others})
+    service = build_service(served, served.config.serve, Unobserved())
+    task = TaskDefinition(labels=LABELS, templates=(TEMPLATE,), rule=served.config.routing.rule)
+
+    async def answer(seed: int) -> dict[str, Any]:
+        found = await service.score([png(seed)], task)
+        return classify_answer(found, served, None, experts=True).model_dump()
+
+    async def every() -> list[dict[str, Any]]:
+        return [await answer(seed) for seed in range(IMAGES)]
+
+    try:
+        return asyncio.run(every())
+    finally:
+        service.close()
 
 
 def by_label(result: Mapping[str, Any]) -> dict[str, float]:
