@@ -39,13 +39,12 @@ def local_serving(document: dict[str, Any], config: RayConfig, say: Callable[[st
         UsageError: The port is taken, or RAY_ADDRESS names a cluster.
         DataError: An application does not start.
     """
-    if not ray.is_initialized():
-        if config.address or os.environ.get("RAY_ADDRESS"):
-            raise UsageError(
-                "this serves on this machine alone, but ray.address or RAY_ADDRESS names a cluster: write a file with "
-                "`mode-ray serve config RUN` and hand it to `serve deploy`"
-            )
-        require_free_port(document["http_options"]["host"], document["http_options"]["port"])
+    if config.address or os.environ.get("RAY_ADDRESS"):
+        raise UsageError(
+            "this serves on this machine alone, but ray.address or RAY_ADDRESS names a cluster: write a file with "
+            "`mode-ray serve config RUN` and hand it to `serve deploy`"
+        )
+    require_free_port(document["http_options"]["host"], document["http_options"]["port"])
     cpus = max(config.num_cpus or os.cpu_count() or 1, math.ceil(needed_cpus(document)))
     with ray_session(config.model_copy(update={"dashboard": True, "num_cpus": cpus})) as dashboard:
         address = f"http://{dashboard}"
