@@ -52,7 +52,7 @@ CLIENTS = 4
 EXPERT_DEADLINE_SECONDS, REQUEST_DEADLINE_SECONDS = 2.0, 8.0
 SLACK_SECONDS = 3.0  # of two busy cores
 START_DEADLINE_SECONDS, CHANGE_DEADLINE_SECONDS, STOP_DEADLINE_SECONDS = 240.0, 90.0, 60.0
-QUEUED = 48
+QUEUED = 16
 OVERLOAD = 4.0
 OVERLOAD_SECONDS = float(os.environ.get("MODE_RAY_OVERLOAD_SECONDS", "15"))
 RECOVERY_SECONDS = 10.0
@@ -113,12 +113,12 @@ class Serving:
     def replicas(self, application: str) -> list[int]:
         """Process ids of an application's running replicas."""
         live = self.endpoint.get_serve_details()["applications"].get(application, {"deployments": {}})
-        return [
+        return sorted(
             replica["pid"]
             for deployment in live["deployments"].values()
             for replica in deployment["replicas"]
             if replica["state"] == "RUNNING"
-        ]
+        )
 
     def processes(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)

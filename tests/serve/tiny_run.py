@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mode_ray.captions.shards import list_shards
 from mode_ray.cluster.clustering import Clustering
@@ -21,12 +23,12 @@ TOPICS = ("a cat", "a dog", "a bus", "a train", "a red apple", "a banana", "a ho
 
 def build_run(folder: Path, experts: int, serve: Mapping[str, object]) -> RunConfig:
     """Write the run of `experts` experts below a folder; its `serve` section is as given."""
-    captions = folder / "captions.jsonl"
-    captions.write_text("".join(f'{{"caption": "{topic}"}}\n' for topic in TOPICS))
+    pairs = folder / "pairs.parquet"
+    pq.write_table(pa.table({"image": [b""] * len(TOPICS), "caption": list(TOPICS)}), pairs)
     config = RunConfig.model_validate(
         {
             "run": str(folder / "run"),
-            "captions": {"paths": [str(captions)]},
+            "captions": {"paths": [str(pairs)]},
             "encoder": {"kind": "static", "model": "package:wordllama"},
             "cluster": {"sample_rows": 100, "fine": {"centers": len(TOPICS)}, "coarse": {"experts": [experts]}},
             "train": {"model": {"architecture": ARCHITECTURE}, "experts": experts, "dense_samples": 64},
