@@ -13,6 +13,7 @@ from rich.console import Console
 
 from mode_ray import __version__
 from mode_ray.cli_retrieval import RULES_COMMAND, add_commands
+from mode_ray.cli_serve import add_serve
 from mode_ray.config import RunConfig
 from mode_ray.config_file import load_config
 from mode_ray.errors import ModeRayError
@@ -302,6 +303,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_retry(commands.add_parser(_RETRY, help="train one run again that failed, and no other"))
     _add_addition(commands.add_parser(_ADD, help="train only the experts that another run does not have"))
     add_commands(commands, _add_overrides)
+    add_serve(commands, _add_overrides)
     _add_export(commands.add_parser("export", help="trained models as folders for open_clip and the Hugging Face hub"))
     status = commands.add_parser("status", help="show how far a run is")
     status.add_argument("run", help="the run directory: a path, s3:// or gs:// URI")

@@ -32,3 +32,35 @@ class Observer(Protocol):
 
     def exposition(self) -> tuple[bytes, str] | None:
         """A page for Prometheus and its content type; None where there is none."""
+
+
+class Unobserved:
+    """Tells nobody."""
+
+    def count_request(self, route: str, status: int) -> None:
+        """See `Observer`."""
+
+    def observe_step(self, step: str, seconds: float) -> None:
+        """See `Observer`."""
+
+    def observe_expert(self, expert: int, seconds: float) -> None:
+        """See `Observer`."""
+
+    def observe_batch(self, expert: int, size: int) -> None:
+        """See `Observer`."""
+
+    def observe_experts(self, count: int) -> None:
+        """See `Observer`."""
+
+    def count_degraded(self) -> None:
+        """See `Observer`."""
+
+    def count_cache(self, hit: bool) -> None:
+        """See `Observer`."""
+
+    def set_queue(self, length: int) -> None:
+        """See `Observer`."""
+
+    def exposition(self) -> tuple[bytes, str] | None:
+        """See `Observer`."""
+        return None

@@ -1,0 +1,139 @@
+"""A finished run of three tiny experts, and the service over it in this process, behind a real HTTP server or not."""
+
+import asyncio
+import contextlib
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.config import RunConfig
+from mode_ray.config_file import dump_config
+from mode_ray.encoders.encoder import load_encoder
+from mode_ray.pipeline import stage_directories
+from mode_ray.serve.ensemble_service import EnsembleService
+from mode_ray.serve.http_api import create_app
+from mode_ray.serve.in_process import bind, build_service, url_of, uvicorn_server
+from mode_ray.serve.observer import Unobserved
+from mode_ray.serve.served_run import ServedRun
+from mode_ray.serve_config import ServeConfig
+from mode_ray.stage import Stage
+from mode_ray.storage import Location
+from mode_ray.train.model import build_clip, save_clip
+from mode_ray.train_config import ModelConfig
+
+TOPICS = ("a cat", "a dog", "a horse", "a bus", "a train", "a tram", "an apple", "a pear", "a plum")
+EXPERTS = 3
+START_DEADLINE_SECONDS = 30.0
+MakeService = Callable[..., EnsembleService]
+ServeUrl = Callable[..., "contextlib.AbstractContextManager[str]"]
+
+
+def picture(seed: int, kind: str = "PNG", size: tuple[int, int] = (40, 30)) -> bytes:
+    """An encoded image of noise, smooth enough for every format."""
+    rows = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(rows).resize(size, Image.Resampling.BICUBIC).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def served_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose cluster and train stages are done; tests only read it."""
+    folder = tmp_path_factory.mktemp("served")
+    vision = {"image_size": 16, "patch_size": 8, "layers": 1, "width": 16, "head_width": 8}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    (folder / "tiny").mkdir()
+    (folder / "tiny" / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
+    config = RunConfig.model_validate(
+        {
+            "run": str(folder / "run"),
+            "captions": {"paths": [str(folder)]},
+            "encoder": {"kind": "static", "model": "package:wordllama"},
+            "cluster": {"sample_rows": 100, "fine": {"centers": len(TOPICS)}, "coarse": {"experts": [EXPERTS]}},
+            "train": {"model": {"architecture": str(folder / "tiny")}, "experts": EXPERTS, "dense_samples": 64},
+        }
+    )
+    places = stage_directories(config.directory)
+    encoder = load_encoder(config.encoder, config.embed.encoder)
+    Clustering(
+        centers_md=encoder.encode(list(TOPICS)),
+        prices_m=np.zeros(len(TOPICS)),
+        mass_m=np.full(len(TOPICS), 5),
+        squared_distance_m=np.ones(len(TOPICS)),
+        encoder_name=encoder.name,
+        coarse={EXPERTS: np.repeat(np.arange(EXPERTS, dtype=np.int32), 3)},
+    ).save(places["cluster"])
+    for expert in range(EXPERTS):
+        clip = build_clip(ModelConfig(architecture=str(folder / "tiny"), precision="float32"), seed=expert)
+        save_clip(places["train"] / f"n{EXPERTS}/{expert:02d}", clip)
+    for stage in ("cluster", "train"):
+        Stage(stage, places[stage], {}).finish([], {})
+    (config.directory / "config.yaml").write_text(dump_config(config))
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def served(served_folder: Path) -> ServedRun:
+    """The run, all experts asked whatever their weight."""
+    return ServedRun.load(Location.parse(str(served_folder)))
+
+
+@pytest.fixture
+def make_service(served: ServedRun, tmp_path: Path) -> Iterator[MakeService]:
+    """Makes services in this process; arguments replace fields of `serve`."""
+    made: list[EnsembleService] = []
+
+    def make(**fields: object) -> EnsembleService:
+        settings = {"pruning": {"share": 1.0}, "task_directory": str(tmp_path / "tasks"), **fields}
+        config = ServeConfig.model_validate(settings)
+        run = served.config.model_copy(update={"serve": config})
+        own = ServedRun(**{**served.__dict__, "config": run})
+        made.append(build_service(own, config, Unobserved()))
+        return made[-1]
+
+    yield make
+    for service in made:
+        service.close()
+
+
+@pytest.fixture
+def serve_url(make_service: MakeService) -> ServeUrl:
+    """Serves over a real socket of the loopback; arguments as of `make_service`."""
+
+    @contextlib.contextmanager
+    def serve(**fields: object) -> Iterator[str]:
+        service = make_service(**{"port": 0, **fields})
+        with bind(service.config) as listening:
+            server = uvicorn_server(create_app(lambda: service, service.config))
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+            thread.start()
+            deadline = time.monotonic() + START_DEADLINE_SECONDS
+            while not server.started and time.monotonic() < deadline:
+                time.sleep(0.01)
+            try:
+                yield url_of(listening)
+            finally:
+                server.should_exit = True
+                thread.join(START_DEADLINE_SECONDS)
+
+    return serve
+
+
+@pytest.fixture(scope="session")
+def images() -> Sequence[bytes]:
+    """Five encoded images of different formats."""
+    return [picture(seed, kind) for seed, kind in enumerate(("PNG", "JPEG", "WEBP", "GIF", "BMP"))]
+
+
+def run_async(coroutine: object) -> object:
+    """Wait for a coroutine."""
+    return asyncio.run(coroutine)  # type: ignore[arg-type]
