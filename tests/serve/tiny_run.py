@@ -4,15 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from mode_ray.captions.shards import list_shards
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
 from mode_ray.config_file import dump_config
 from mode_ray.encoders.encoder import load_encoder
-from mode_ray.pipeline import build_stages, stage_directories
+from mode_ray.pipeline import stage_directories
+from mode_ray.stage import Stage
 from mode_ray.storage import Location
 from mode_ray.train.model import build_clip, save_clip
 from mode_ray.train_config import ModelConfig
@@ -23,12 +21,10 @@ TOPICS = ("a cat", "a dog", "a bus", "a train", "a red apple", "a banana", "a ho
 
 def build_run(folder: Path, experts: int, serve: Mapping[str, object]) -> RunConfig:
     """Write the run of `experts` experts below a folder; its `serve` section is as given."""
-    pairs = folder / "pairs.parquet"
-    pq.write_table(pa.table({"image": [b""] * len(TOPICS), "caption": list(TOPICS)}), pairs)
     config = RunConfig.model_validate(
         {
             "run": str(folder / "run"),
-            "captions": {"paths": [str(pairs)]},
+            "captions": {"paths": [str(folder)]},
             "encoder": {"kind": "static", "model": "package:wordllama"},
             "cluster": {"sample_rows": 100, "fine": {"centers": len(TOPICS)}, "coarse": {"experts": [experts]}},
             "train": {"model": {"architecture": ARCHITECTURE}, "experts": experts, "dense_samples": 64},
@@ -48,10 +44,8 @@ def build_run(folder: Path, experts: int, serve: Mapping[str, object]) -> RunCon
     ).save(places["cluster"])
     for expert in range(experts):
         save_expert(places["train"] / f"n{experts}/{expert:02d}", seed=expert)
-    stages = build_stages(config, list_shards(config.captions))
-    for name in ("cluster", "train"):
-        stages[name].begin(1)
-        stages[name].finish([], {})
+    for stage in ("cluster", "train"):
+        Stage(stage, places[stage], {}).finish([], {})
     (config.directory / "config.yaml").write_text(dump_config(config))
     return config
 
