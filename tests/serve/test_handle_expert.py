@@ -36,8 +36,6 @@ class Scripted:
             await asyncio.sleep(60.0)
         if texts == ["busy"]:
             raise ExpertBusy("full")
-        if texts == ["broken"]:
-            raise ValueError("a defect")
         return np.ones((len(texts), 2), np.float32)
 
 
@@ -110,10 +108,6 @@ class TestFailures:
     def test_a_full_queue_is_busy(self, scripted: DeploymentHandle) -> None:
         with pytest.raises(ExpertBusy, match="expert 3"):
             asyncio.run(client(scripted).encode_texts(["busy"]))
-
-    def test_a_defect_is_an_expert_that_is_down(self, scripted: DeploymentHandle) -> None:
-        with pytest.raises(ExpertUnavailable, match="ValueError"):
-            asyncio.run(client(scripted).encode_texts(["broken"]))
 
     def test_an_application_that_is_not_there_is_tried_again_later(self, scripted: DeploymentHandle) -> None:
         there = False
