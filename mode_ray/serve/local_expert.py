@@ -126,6 +126,7 @@ class LocalExpert:
             raise ExpertBusy(f"expert {self.id} has {self._config.max_queued_requests} requests waiting")
         self._loop = asyncio.get_running_loop()
         if self._worker is None or self._worker.done():
+            self._arrived = asyncio.Event()  # the one before belongs to the event loop of the worker before
             self._worker = self._loop.create_task(self._work(), name=f"expert-{self.id}")
         return self._loop.create_future()
 

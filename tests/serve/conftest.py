@@ -1,17 +1,15 @@
 """A finished run of three tiny experts, and the service over it in this process, behind a real HTTP server or not."""
 
-import asyncio
 import contextlib
-import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from serving import EXPERTS, TOPICS, MakeService, ServeUrl, picture
 
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
@@ -29,19 +27,7 @@ from mode_ray.storage import Location
 from mode_ray.train.model import build_clip, save_clip
 from mode_ray.train_config import ModelConfig
 
-TOPICS = ("a cat", "a dog", "a horse", "a bus", "a train", "a tram", "an apple", "a pear", "a plum")
-EXPERTS = 3
 START_DEADLINE_SECONDS = 30.0
-MakeService = Callable[..., EnsembleService]
-ServeUrl = Callable[..., "contextlib.AbstractContextManager[str]"]
-
-
-def picture(seed: int, kind: str = "PNG", size: tuple[int, int] = (40, 30)) -> bytes:
-    """An encoded image of noise, smooth enough for every format."""
-    rows = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(rows).resize(size, Image.Resampling.BICUBIC).save(buffer, kind)
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="session")
@@ -132,8 +118,3 @@ def serve_url(make_service: MakeService) -> ServeUrl:
 def images() -> Sequence[bytes]:
     """Five encoded images of different formats."""
     return [picture(seed, kind) for seed, kind in enumerate(("PNG", "JPEG", "WEBP", "GIF", "BMP"))]
-
-
-def run_async(coroutine: object) -> object:
-    """Wait for a coroutine."""
-    return asyncio.run(coroutine)  # type: ignore[arg-type]

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 import httpx
 import numpy as np
 import pytest
-
-from tests.serve.conftest import EXPERTS, ServeUrl, picture
+from serving import EXPERTS, ServeUrl, picture
 
 LABELS = ["cat", "dog", "bus", "apple"]
 

@@ -1,0 +1,250 @@
+"""An ensemble of four experts answers over HTTP at 0.7 and more of the speed that it has in a Python loop.
+
+The loop decodes, prepares and encodes 32 images with every expert in turn; over HTTP requests hold 32 images. Single
+images come from 1, 8 and 32 clients; there the peers are LitServe, with its dynamic batches, and plain FastAPI with a
+thread pool. They serve the same models and labels with as many torch threads, but route nothing, check nothing and
+know no other task. Weights are random: what an image costs does not depend on them. LitServe is not among our
+dependencies: name the Python of an environment that has it by MODE_RAY_PEER_PYTHON, or it is left out, and said so.
+"""
+
+import base64
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+from frame import alternate, arguments, finish
+from serve_run import LABELS, PlainEnsemble, build_run, pictures, tiny_architecture
+
+from mode_ray.serve.served_run import ServedRun
+
+THREADS = 2
+IMAGES = 32
+CLIENTS = (1, 8, 32)
+_START_SECONDS = 180.0
+_STOP_SECONDS = 20.0
+
+Server = Callable[[ServedRun, Mapping[str, object]], AbstractContextManager[str]]
+
+
+@contextlib.contextmanager
+def in_process(served: ServedRun, settings: Mapping[str, object]) -> Iterator[str]:
+    """`mode-ray serve RUN --in-process` as a process of its own; yields its address."""
+    port = _free_port()
+    fields = {"threads_in_process": THREADS, "port": port, **settings}
+    command = ["serve", served.run.uri, "--in-process", *(f"serve.{key}={value}" for key, value in fields.items())]
+    program = "import sys; from mode_ray.cli import main; sys.exit(main())"
+    with _running([sys.executable, "-c", program, *command], port):
+        yield f"http://127.0.0.1:{port}"
+
+
+# Every way in which we serve, by the name of its result `<name>_vs_loop`; each is started and asked alike.
+OURS: dict[str, Server] = {"in_process": in_process}
+
+
+def main() -> None:
+    """Measure and print."""
+    options = arguments(__doc__ or "").parse_args()
+    rounds = options.repeats or (2 if options.quick else 7)
+    load_seconds = 2.0 if options.quick else 20.0
+    images = pictures(IMAGES)
+    with tempfile.TemporaryDirectory(prefix="mode-ray-serve-") as name:
+        folder = Path(name)
+        tiny = tiny_architecture(folder / "tiny")
+        details: dict[str, object] = {"quick": options.quick, "torch_threads": THREADS}
+        (folder / "towers").mkdir()
+        results = measure(build_run(folder / "towers", tiny), images, rounds, load_seconds, details, "tiny")
+        if not options.quick:
+            # The demo's towers are shown beside the claim, which is about models that take some time.
+            details["tiny_towers"] = dict(results)
+            (folder / "large").mkdir()
+            results = measure(build_run(folder / "large", "ViT-B-32"), images, rounds, load_seconds, details, "b32")
+    finish("serve", results, details)
+
+
+def measure(
+    served: ServedRun, images: Sequence[bytes], rounds: int, load_seconds: float, details: dict[str, object], name: str
+) -> dict[str, float]:
+    """All figures of one run."""
+    results: dict[str, float] = {}
+    everybody = {"pruning.share": 1.0}
+    loop = PlainEnsemble(served, THREADS)
+    for way, server in OURS.items():
+        with server(served, everybody) as url:
+            task = register(url)
+            ask = Batch(url, task, images)
+            difference = float(np.abs(ask.scores() - loop.score(images)).max())
+            timings = alternate(ask, {"loop": lambda: loop.score(images)}, rounds)
+            results[f"{way}_vs_loop"] = timings.speed_up("loop")
+            results[f"{way}_max_abs_difference"] = difference
+            latencies = {
+                clients: load(url, f"/v1/classify?task={task}", images, clients, load_seconds) for clients in CLIENTS
+            }
+        details[f"{name}_{way}"] = {str(clients): figures(found, load_seconds) for clients, found in latencies.items()}
+        results[f"{way}_p99_ms_at_8_clients"] = 1e3 * float(np.percentile(latencies[8], 99))
+        results[f"{way}_requests_per_second_at_32_clients"] = len(latencies[32]) / load_seconds
+    results["p99_ms_at_8_clients"] = results["in_process_p99_ms_at_8_clients"]
+    results["top1_vs_full"] = top1_vs_full(served, images, load_seconds)
+    peers = peer_rates(served, images, load_seconds, details, name)
+    ours = results["in_process_requests_per_second_at_32_clients"]
+    if peers:
+        results["vs_peer_at_32_clients"] = ours / max(peers.values())
+    return results
+
+
+def top1_vs_full(served: ServedRun, images: Sequence[bytes], load_seconds: float) -> float:
+    """Requests a second with the best expert alone, over those with all, at 8 clients."""
+    rates = []
+    for settings in ({"pruning.experts": 1}, {"pruning.share": 1.0}):
+        with in_process(served, settings) as url:
+            path = f"/v1/classify?task={register(url)}"
+            load(url, path, images, 8, load_seconds / 4)
+            rates.append(len(load(url, path, images, 8, load_seconds)))
+    return rates[0] / rates[1]
+
+
+def peer_rates(
+    served: ServedRun, images: Sequence[bytes], load_seconds: float, details: dict[str, object], name: str
+) -> dict[str, float]:
+    """Requests a second of every peer at 32 clients."""
+    python = os.environ.get("MODE_RAY_PEER_PYTHON")
+    interpreters = {"fastapi": sys.executable, **({"litserve": python} if python else {})}
+    details["peers_left_out"] = [] if python else ["litserve: MODE_RAY_PEER_PYTHON is not set"]
+    rates = {}
+    for peer, interpreter in interpreters.items():
+        port = _free_port()
+        script = Path(__file__).with_name("serve_peers.py")
+        with _running([interpreter, str(script), peer, served.run.uri, str(port), str(THREADS)], port):
+            url = f"http://127.0.0.1:{port}"
+            found = {clients: load(url, "/predict", images, clients, load_seconds) for clients in CLIENTS}
+        details[f"{name}_{peer}"] = {str(clients): figures(times, load_seconds) for clients, times in found.items()}
+        rates[peer] = len(found[max(CLIENTS)]) / load_seconds
+    return rates
+
+
+class Batch:
+    """One request with all images, asked again and again over one connection."""
+
+    def __init__(self, url: str, task: str, images: Sequence[bytes]) -> None:
+        encoded = [{"base64": base64.b64encode(image).decode()} for image in images]
+        self._body = json.dumps({"images": encoded, "task": task}).encode()
+        self._connection = _connect(url)
+
+    def __call__(self) -> bytes:
+        """Ask."""
+        return _post(self._connection, "/v1/classify", self._body, "application/json")
+
+    def scores(self) -> np.ndarray:
+        """The scores [images, labels], in the order of the labels."""
+        results = json.loads(self())["results"]
+        by_label = [dict(zip(result["labels"], result["scores"], strict=True)) for result in results]
+        return np.array([[scores[label] for label in LABELS] for scores in by_label])
+
+
+def load(url: str, path: str, images: Sequence[bytes], clients: int, seconds: float) -> list[float]:
+    """Single images from several clients, each with one request at a time; the latencies of those answered in time."""
+    latencies: list[float] = []
+    failures: list[Exception] = []
+    end = time.perf_counter() + seconds
+
+    def client(number: int) -> None:
+        connection = _connect(url)
+        try:
+            while (began := time.perf_counter()) < end:
+                _post(connection, path, images[number % len(images)], "image/jpeg")
+                if (now := time.perf_counter()) < end:
+                    latencies.append(now - began)
+        except (OSError, http.client.HTTPException, RuntimeError) as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures or not latencies:
+        raise RuntimeError(f"{url}: {len(failures)} of {clients} clients failed: {failures[:1]}")
+    return latencies
+
+
+def figures(latencies: Sequence[float], seconds: float) -> dict[str, float]:
+    """Requests a second, and percentiles of the latency."""
+    p50, p99 = np.percentile(latencies, [50, 99])
+    return {
+        "requests_per_second": round(len(latencies) / seconds, 2),
+        "p50_ms": round(1e3 * float(p50), 2),
+        "p99_ms": round(1e3 * float(p99), 2),
+    }
+
+
+def register(url: str) -> str:
+    """Register the labels; the first request computes every expert's class embeddings."""
+    connection = _connect(url)
+    answer = json.loads(_post(connection, "/v1/tasks", json.dumps({"labels": LABELS}).encode(), "application/json"))
+    task: str = answer["task"]
+    _post(connection, f"/v1/classify?task={task}", pictures(1)[0], "image/jpeg")
+    return task
+
+
+def _connect(url: str) -> http.client.HTTPConnection:
+    parts = urlsplit(url)
+    return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_START_SECONDS)
+
+
+def _post(connection: http.client.HTTPConnection, path: str, body: bytes, kind: str) -> bytes:
+    connection.request("POST", path, body, {"Content-Type": kind})
+    answer = connection.getresponse()
+    content = answer.read()
+    if answer.status != 200:
+        raise RuntimeError(f"{path}: {answer.status} {content[:300]!r}")
+    return content
+
+
+@contextlib.contextmanager
+def _running(command: Sequence[str], port: int) -> Iterator[None]:
+    """A server as a process, from the moment that it takes connections to its end."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS), "TOKENIZERS_PARALLELISM": "false"}
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        try:
+            deadline = time.monotonic() + _START_SECONDS
+            while not _listens(port):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise RuntimeError(f"{command}: did not start: {log.read()[-2000:].decode(errors='replace')}")
+                time.sleep(0.1)
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+import base64
+import hashlib
+import logging
+
+import httpx
+import pytest
+from serving import ServeUrl, picture
+
+LABELS = ["cat", "dog"]
+
+
+def body(image: bytes | None = None, **fields: object) -> dict[str, object]:
+    data = base64.b64encode(picture(1) if image is None else image).decode()
+    return {"images": [{"base64": data}], "labels": LABELS, **fields}
+
+
+def error_of(answer: httpx.Response) -> dict[str, object]:
+    """The error, which has the one shape."""
+    (name,) = answer.json()
+    error = answer.json()[name]
+    assert name == "error"
+    assert set(error) == {"code", "message", "field", "request_id"}
+    assert error["request_id"] == answer.headers["X-Request-ID"]
+    return error
+
+
+class TestTokens:
+    def test_only_known_tokens_are_let_in_and_health_is_open(self, serve_url: ServeUrl) -> None:
+        hashes = [hashlib.sha256(token).hexdigest() for token in (b"first", b"second")]
+        with serve_url(token_hashes=hashes) as url, httpx.Client(base_url=url) as client:
+            for headers in ({}, {"Authorization": "Bearer third"}, {"Authorization": "Basic first"}):
+                answer = client.get("/v1/experts", headers=headers)
+                assert (answer.status_code, error_of(answer)["code"]) == (401, "unauthorized")
+            for token in ("first", "second"):
+                assert client.get("/v1/experts", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+            assert client.get("/v1/health").status_code == client.get("/v1/ready").status_code == 200
+            assert client.get("/openapi.json").status_code == 401
+            assert client.post("/", json={}).status_code == 401
+
+
+class TestLimits:
+    def test_every_limit_refuses_with_its_name(self, serve_url: ServeUrl) -> None:
+        limits = {"body_bytes": 4000, "image_pixels": 1300, "images": 2, "labels": 3, "text_characters": 20}
+        with serve_url(limits=limits) as url, httpx.Client(base_url=url) as client:
+
+            def refusal(**fields: object) -> tuple[int, object]:
+                answer = client.post("/v1/classify", json=body(**fields))
+                return answer.status_code, error_of(answer)["code"]
+
+            assert client.post("/v1/classify", json=body()).status_code == 200
+            assert refusal(labels=["x"] * 4) == (422, "limit_exceeded")
+            assert refusal(labels=["x" * 21]) == (422, "limit_exceeded")
+            assert refusal(labels=[" "]) == (422, "empty_text")
+            assert refusal(templates=["no place"]) == (422, "bad_template")
+            assert refusal(image=picture(1, "GIF", (40, 40))) == (422, "bad_image")
+            assert refusal(images=body(picture(1, "GIF", (9, 9)))["images"] * 3) == (422, "limit_exceeded")
+            assert refusal(image=b"GIF89a, or so it says") == (422, "bad_image")
+            assert refusal(labels=["x" * 4000]) == (413, "body_too_large")
+
+            def chunks() -> object:
+                yield from [b"x" * 1000] * 5
+
+            headers = {"Content-Type": "application/json"}
+            answer = client.post("/v1/classify", content=chunks(), headers=headers)
+            assert (answer.status_code, error_of(answer)["code"]) == (413, "body_too_large")
+
+    def test_too_many_requests_at_a_time_get_503_with_retry_after(self, serve_url: ServeUrl) -> None:
+        with serve_url(max_queued_requests=1) as url, httpx.Client(base_url=url) as client:
+            host, port = url.removeprefix("http://").split(":")
+            with _half_a_request(host, int(port)):
+                answer = client.post("/v1/classify", json=body())
+                assert (answer.status_code, error_of(answer)["code"]) == (503, "overloaded")
+                assert int(answer.headers["Retry-After"]) >= 1
+                assert client.get("/v1/health").status_code == 200
+
+    def test_a_request_that_takes_too_long_gets_503(self, serve_url: ServeUrl) -> None:
+        with serve_url(request_deadline_seconds=0.3) as url:
+            host, port = url.removeprefix("http://").split(":")
+            with _half_a_request(host, int(port)) as connection:
+                assert connection.recv(64).startswith(b"HTTP/1.1 503")
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("method", "path", "fields", "expected"),
+        [
+            ("GET", "/v1/nothing", {}, (404, "not_found")),
+            ("DELETE", "/v1/classify", {}, (405, "method_not_allowed")),
+            ("POST", "/v1/classify", {"content": b"x"}, (415, "unsupported_media_type")),
+            (
+                "POST",
+                "/v1/classify",
+                {"content": b"{", "headers": {"Content-Type": "application/json"}},
+                (400, "invalid_json"),
+            ),
+            ("POST", "/v1/tasks", {"json": {"labels": "cat"}}, (422, "invalid_request")),
+            ("POST", "/v1/classify", {"json": {"image": "x"}}, (422, "invalid_request")),
+            ("POST", "/v1/classify", {"json": body(labels=[])}, (422, "no_texts")),
+            ("POST", "/v1/classify", {"json": body(task="0" * 32)}, (422, "ambiguous_task")),
+            ("GET", "/v1/clusters?limit=0", {}, (422, "invalid_request")),
+        ],
+    )
+    def test_all_have_one_shape(
+        self, serve_url: ServeUrl, method: str, path: str, fields: dict[str, object], expected: tuple[int, str]
+    ) -> None:
+        with serve_url() as url:
+            answer = httpx.request(method, url + path, **fields)  # type: ignore[arg-type]
+        assert (answer.status_code, error_of(answer)["code"]) == expected
+
+
+class TestHeadersAndLogs:
+    def test_answers_carry_security_headers_and_the_callers_request_id(self, serve_url: ServeUrl) -> None:
+        with serve_url() as url:
+            answer = httpx.get(f"{url}/v1/health", headers={"X-Request-ID": "mine-1"})
+            odd = httpx.get(f"{url}/v1/health", headers={"X-Request-ID": "a b"})
+        assert answer.headers["X-Request-ID"] == "mine-1"
+        assert odd.headers["X-Request-ID"] not in ("a b", "")
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        assert "server" not in answer.headers
+
+    def test_nothing_of_a_request_reaches_the_log(self, serve_url: ServeUrl, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.DEBUG, "mode_ray")
+        caplog.set_level(logging.DEBUG, "uvicorn")
+        with serve_url() as url:
+            headers = {"Content-Type": "image/png"}
+            query = {"labels": ["secret-cat", "secret-dog"]}
+            assert httpx.post(f"{url}/v1/classify", params=query, content=picture(1), headers=headers).is_success
+            assert httpx.post(f"{url}/v1/classify", params=query, content=b"x", headers=headers).status_code == 422
+        assert "/v1/classify" in caplog.text
+        assert "secret" not in caplog.text.replace("HTTP Request", "")
+
+
+def _half_a_request(host: str, port: int) -> "object":
+    """A connection whose request never ends."""
+    import socket
+    import time
+
+    connection = socket.create_connection((host, port), timeout=10)
+    head = (
+        f"POST /v1/classify HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+    )
+    connection.sendall(head.encode() + b"{")
+    time.sleep(0.2)
+    return connection
