@@ -26,9 +26,7 @@ def add_live_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("expert", type=int, help="number of the expert")
         if name != REMOVE:
-            command.add_argument(
-                "--folder", help="its model; by default the run's, or where it was loaded from before"
-            )
+            command.add_argument("--folder", help="its model (default: the run's, or as before)")
         command.add_argument("--address", help=f"the dashboard, http://HOST:8265 (default: {_ADDRESS_VARIABLE})")
         command.add_argument("--router", help="the router application, where several are served")
         command.set_defaults(function=_change)
@@ -88,9 +86,7 @@ def _change(options: argparse.Namespace, console: Console) -> int:
 
     address = options.address or os.environ.get(_ADDRESS_VARIABLE)
     if not address:
-        raise UsageError(
-            f"which cluster? Give --address http://HOST:8265, the dashboard's, or set {_ADDRESS_VARIABLE}"
-        )
+        raise UsageError(f"which cluster? Give the dashboard's --address http://HOST:8265, or set {_ADDRESS_VARIABLE}")
     live = LiveServing(connect(address), _printer(console), options.router)
     if options.command == REMOVE:
         live.remove(options.expert)

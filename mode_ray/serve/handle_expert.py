@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.exceptions import BackPressureError, RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from mode_ray.serve.expert_client import ExpertBusy, ExpertDescription, ExpertUnavailable
@@ -121,8 +121,10 @@ class HandleExpert:
             response = getattr(handle, method).remote(*arguments)
             try:
                 answer = await response
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, RequestCancelledError):
                 response.cancel()
+                if _being_cancelled():  # Ray Serve has made an error of its own of it
+                    raise asyncio.CancelledError from None
                 raise
         except OtherWeights as error:
             self._on_other_weights()
@@ -155,3 +157,8 @@ class HandleExpert:
                 await asyncio.wait_for(self._ask("describe"), self._deadline_seconds)
                 return
             await asyncio.sleep(max(0.0, _PROBE_INTERVAL_SECONDS - (time.monotonic() - began)))
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
