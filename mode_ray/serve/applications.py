@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.serve import Application
 
-from mode_ray.serve.deployments import Expert, ExpertArguments, Router, RouterArguments
+from mode_ray.serve.deployments import Arguments, Expert, ExpertArguments, Router, RouterArguments
 from mode_ray.serve_config import ServeConfig
 
 _RETRY_AFTER_SECONDS = 1.0
@@ -17,12 +17,12 @@ _HEALTH_CHECK_SECONDS = 5.0
 
 def expert(arguments: ExpertArguments) -> Application:
     """One expert as an application of its own, so that the others do not notice when it comes, goes or fails."""
-    return Expert.options(**expert_options(arguments.settings)).bind(arguments)
+    return _application(Expert, expert_options(arguments.settings), arguments)
 
 
 def router(arguments: RouterArguments) -> Application:
     """The router; its `user_config` in the file lists the experts."""
-    return Router.options(**router_options(arguments.settings)).bind(arguments)
+    return _application(Router, router_options(arguments.settings), arguments)
 
 
 def expert_options(settings: ServeConfig) -> dict[str, Any]:
@@ -40,6 +40,12 @@ def router_options(settings: ServeConfig) -> dict[str, Any]:
     more than that, so that the proxy's plain refusal is left for floods.
     """
     return _options(settings, 4 * settings.max_queued_requests)
+
+
+def _application(deployment: Any, options: dict[str, Any], arguments: Arguments) -> Application:  # noqa: ANN401
+    # To a type checker the decorated class still is the class.
+    application: Application = deployment.options(**options).bind(arguments)
+    return application
 
 
 def _options(settings: ServeConfig, ongoing: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -56,14 +56,14 @@ class HandleExpert:
         application: str,
         deadline_seconds: float,
         on_other_weights: Callable[[], None],
-        resolve: Callable[[str], DeploymentHandle] = serve.get_app_handle,
+        resolve: Callable[[str], DeploymentHandle[Any]] = serve.get_app_handle,
     ) -> None:
         self.id = expert
         self.application = application
         self._deadline_seconds = deadline_seconds
         self._on_other_weights = on_other_weights
         self._resolve = resolve
-        self._handle: DeploymentHandle | None = None
+        self._handle: DeploymentHandle[Any] | None = None
         self._description: ExpertDescription | None = None
         self._last_answer_seconds = -1.0
         self._probe: asyncio.Task[None] | None = None
@@ -138,7 +138,7 @@ class HandleExpert:
         self._last_answer_seconds = time.monotonic()
         return answer
 
-    async def _resolved(self) -> DeploymentHandle:
+    async def _resolved(self) -> DeploymentHandle[Any]:
         if self._handle is None:
             try:
                 self._handle = await asyncio.to_thread(self._resolve, self.application)

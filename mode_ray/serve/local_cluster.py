@@ -56,7 +56,7 @@ def local_serving(document: dict[str, Any], config: RayConfig, say: Callable[[st
             wait_until_running(endpoint, names, _START_DEADLINE_SECONDS)
             yield address
         finally:
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def require_free_port(host: str, port: int) -> None:
@@ -83,7 +83,7 @@ def free_port(host: str) -> int:
 
 def metrics_address() -> str:
     """Where this machine's Ray exports its metrics, and ours among them."""
-    node = ray.nodes()[0]
+    node = ray.nodes()[0]  # type: ignore[no-untyped-call]
     return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 

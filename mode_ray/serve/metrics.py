@@ -4,7 +4,7 @@ Prometheus shows the names with what the backend adds: counters end in `_total`,
 """
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -108,25 +108,32 @@ def prometheus_metrics() -> ServeMetrics:
     return ServeMetrics(_PrometheusBackend())
 
 
+def _as_ray_has_it(labels: tuple[str, ...]) -> Any:  # noqa: ANN401
+    """Ray's annotation allows one label alone, its code any number."""
+    return labels
+
+
 class _RayBackend:
     """Makes instruments of Ray Serve's, which add where they are counted."""
 
     def counter(self, name: str, description: str, labels: tuple[str, ...]) -> Record:
         from ray.serve import metrics
 
-        counter = metrics.Counter(name, description=description, tag_keys=labels)
+        counter = metrics.Counter(name, description=description, tag_keys=_as_ray_has_it(labels))
         return lambda amount, values: counter.inc(amount, tags=dict(values))
 
     def gauge(self, name: str, description: str, labels: tuple[str, ...]) -> Record:
         from ray.serve import metrics
 
-        gauge = metrics.Gauge(name, description=description, tag_keys=labels)
+        gauge = metrics.Gauge(name, description=description, tag_keys=_as_ray_has_it(labels))
         return lambda amount, values: gauge.set(amount, tags=dict(values))
 
     def histogram(self, name: str, description: str, labels: tuple[str, ...], boundaries: tuple[float, ...]) -> Record:
         from ray.serve import metrics
 
-        histogram = metrics.Histogram(name, description=description, boundaries=list(boundaries), tag_keys=labels)
+        histogram = metrics.Histogram(
+            name, description=description, boundaries=list(boundaries), tag_keys=_as_ray_has_it(labels)
+        )
         return lambda amount, values: histogram.observe(amount, tags=dict(values))
 
     def exposition(self) -> tuple[bytes, str] | None:
