@@ -178,6 +178,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
                 process.wait(STOP_DEADLINE_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
+        sys.stdout.write("".join(said))
 
 
 class Answers:
