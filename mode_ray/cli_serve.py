@@ -1,6 +1,7 @@
 """The command that puts a finished run behind HTTP."""
 
 import argparse
+import contextlib
 import logging
 import sys
 from collections.abc import Callable
@@ -52,7 +53,8 @@ def _serve(options: argparse.Namespace, console: Console) -> int:
         _say(console, f"page:    {url}/")
         _say(console, f"API:     {url}/v1 (described in {url}/openapi.json)")
 
-    serve_in_process(served, prometheus_metrics(), ready)
+    with contextlib.suppress(KeyboardInterrupt):  # how one ends it
+        serve_in_process(served, prometheus_metrics(), ready)
     return 0
 
 

@@ -1,12 +1,27 @@
 """Decode untrusted images: known formats by content, bounded size."""
 
 import io
+import struct
+import zlib
 
 from PIL import Image, UnidentifiedImageError
 
 from mode_ray.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# PIL lets through whatever a decoder trips over.
+_DECODER_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
 
 
 def decode_image(data: bytes, max_pixels: int, place: str) -> Image.Image:
@@ -29,7 +44,7 @@ def decode_image(data: bytes, max_pixels: int, place: str) -> Image.Image:
         raise DataError(f"{place}: image too large ({error})") from None
     except UnidentifiedImageError:
         raise DataError(f"{place}: not an image of a known format ({', '.join(FORMATS)})") from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except _DECODER_ERRORS as error:
         raise DataError(f"{place}: damaged image ({error})") from None
 
 

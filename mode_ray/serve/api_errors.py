@@ -1,7 +1,5 @@
 """One JSON shape for every error that the application makes."""
 
-import logging
-import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -15,7 +13,6 @@ from mode_ray.serve.service_errors import ServiceError
 
 REQUEST_ID_STATE = "request_id"
 
-_logger = logging.getLogger(__name__)
 _CODES = {
     HTTPStatus.BAD_REQUEST: "bad_request",
     HTTPStatus.NOT_FOUND: "not_found",
@@ -58,12 +55,6 @@ def invalid_request(error: ValidationError | RequestValidationError) -> ServiceE
     return ServiceError(
         "invalid_request", f"{named}{f' (and {more} more)' if more else ''}", field=".".join(place) or None
     )
-
-
-def log_failure(error: Exception, request_id: str) -> None:
-    """A defect, for the logs: where it happened, without its message, which may repeat the request."""
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    _logger.error("request %s failed: %s\n%s", request_id, type(error).__name__, frames)
 
 
 def request_id_of(request: Request) -> str:

@@ -139,7 +139,10 @@ class EnsembleService:
     async def register(self, definition: TaskDefinition) -> RoutedTask:
         """Route a task and keep it, so that its id can be used from now on, with any router of the run."""
         task = await self._task(definition)
-        await self._run(self._threads, self._store.save, definition)
+        try:
+            await self._run(self._threads, self._store.save, definition)
+        except OSError:
+            raise unavailable("the task cannot be stored at present") from None
         return task.routed
 
     async def task(self, task: TaskDefinition | str) -> RoutedTask:
@@ -235,7 +238,7 @@ class EnsembleService:
         async def features(expert: TimedExpert, _: ExpertDescription) -> Floats:
             return await expert.encode_texts(texts)
 
-        # Every expert is asked, also where its weight is nearly 0: the sum over all is what the index defines.
+        # Every expert is asked, whatever its weight: the sum over all is what the index defines.
         gathered = await self._fan_out.gather(clients, weights, features, pruned=False)
         known = gathered.descriptions
         others = await self.describe_experts() if len(known) < self.served.n else {}
@@ -265,7 +268,10 @@ class EnsembleService:
         if found is not None:
             return found
         if isinstance(task, str):
-            stored = await self._run(self._threads, self._store.load, task)
+            try:
+                stored = await self._run(self._threads, self._store.load, task)
+            except OSError:
+                raise unavailable("the stored tasks cannot be read at present") from None
             if stored is None:
                 raise ServiceError("unknown_task", "there is no task of this id: register it first", 404, field="task")
             task = stored

@@ -55,7 +55,13 @@ class ExpertModel:
     def encode_images(self, images_bhw3: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Unit-norm embeddings of resized images, float32 [b, d]."""
         self._take_threads()
-        pixels_b3hw = torch.from_numpy(images_bhw3).to(self._device).permute(0, 3, 1, 2).contiguous()
+        # What came through shared memory may not be written to, which torch would warn of.
+        pixels_b3hw = (
+            torch.from_numpy(np.require(images_bhw3, requirements="W"))
+            .to(self._device)
+            .permute(0, 3, 1, 2)
+            .contiguous()
+        )
         # The order of torchvision's ToTensor and Normalize, so that the numbers are the same.
         prepared_b3hw = pixels_b3hw.float().div_(255).sub_(self._mean_311).div_(self._std_311)
         with self._arithmetic():

@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -111,22 +111,25 @@ class FanOut:
             clients: The experts there are.
             weights: [experts] of a task, or [texts, experts].
             work: What to ask of an expert.
-            pruned: Whether to prune; else all that have a weight are asked.
+            pruned: Whether to prune; else all are asked.
 
         Raises:
             ServiceError: An expert's queue is full, or none answers.
         """
         n = weights.shape[-1]
-        wanted = _used(self._pruned(weights, pruned))
-        missing = set(range(n)) - set(clients)
+        everybody = set(range(n))
+        wanted = _used(self._pruned(weights)) if pruned else everybody
+        missing = everybody - set(clients)
         answers: dict[int, tuple[ExpertDescription, Answer]] = {}
         while not answers:
             if len(missing) == n:
                 raise unavailable("no expert answers at present")
-            kept = self._pruned(without_experts(weights, sorted(missing)), pruned)
-            asked = sorted(_used(kept) - missing)
+            kept = without_experts(weights, sorted(missing))
+            if pruned:
+                kept = self._pruned(kept)
+            asked = sorted((_used(kept) if pruned else everybody) - missing)
             self._observer.observe_experts(len(asked))
-            outcomes = await asyncio.gather(*(self._ask(clients[expert], work) for expert in asked))
+            outcomes = await _side_by_side([self._ask(clients[expert], work) for expert in asked])
             answers = {expert: outcome for expert, outcome in zip(asked, outcomes, strict=True) if outcome is not None}
             missing |= set(asked) - set(answers)
         left_out = tuple(sorted(wanted - set(answers)))
@@ -135,13 +138,11 @@ class FanOut:
         return Gathered(
             answers={expert: answer for expert, (_, answer) in answers.items()},
             descriptions={expert: description for expert, (description, _) in answers.items()},
-            weights=without_experts(kept, sorted(set(range(n)) - set(answers))),
+            weights=without_experts(kept, sorted(everybody - set(answers))),
             left_out=left_out,
         )
 
-    def _pruned(self, weights: Floats, pruned: bool) -> Floats:
-        if not pruned:
-            return weights
+    def _pruned(self, weights: Floats) -> Floats:
         if self._pruning.experts is not None:
             return keep_top(weights, self._pruning.experts)
         return keep_share(weights, self._pruning.share)
@@ -167,3 +168,13 @@ class FanOut:
 def _used(weights: Floats) -> set[int]:
     """Experts that have a weight."""
     return set(np.flatnonzero(np.atleast_2d(weights).any(axis=0)).tolist())
+
+
+async def _side_by_side(calls: Sequence[Coroutine[Any, Any, Answer]]) -> list[Answer]:
+    """All answers; where one raises, or the caller gives up, the others are given up too."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

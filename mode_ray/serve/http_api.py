@@ -26,7 +26,7 @@ from mode_ray.serve.api_errors import install_error_handlers
 from mode_ray.serve.compatible_api import compatible_routes
 from mode_ray.serve.ensemble_service import EnsembleService, Scores
 from mode_ray.serve.protection import Protection
-from mode_ray.serve.request_forms import read_request, request_body
+from mode_ray.serve.request_forms import query_fields, read_request, request_body
 from mode_ray.serve.schema import (
     ClassifyAnswer,
     ClassifyRequest,
@@ -133,7 +133,7 @@ def _image_routes(get_service: GetService, config: ServeConfig) -> APIRouter:
         "/classify",
         response_model=ClassifyAnswer,
         responses=_BINARY,
-        openapi_extra={"requestBody": request_body(ClassifyRequest)},
+        openapi_extra=_forms(ClassifyRequest),
     )
     async def classify(request: Request) -> Response:
         """Rank labels for images. Binary: the scores [images, labels], in the order of the task's labels."""
@@ -151,7 +151,7 @@ def _image_routes(get_service: GetService, config: ServeConfig) -> APIRouter:
         "/score",
         response_model=ScoreAnswer,
         responses=_BINARY,
-        openapi_extra={"requestBody": request_body(ScoreRequest)},
+        openapi_extra=_forms(ScoreRequest),
     )
     async def score(request: Request) -> Response:
         """Score images against texts. Binary: the scores [images, texts]."""
@@ -165,7 +165,7 @@ def _image_routes(get_service: GetService, config: ServeConfig) -> APIRouter:
         "/embed",
         response_model=EmbedAnswer,
         responses=_BINARY,
-        openapi_extra={"requestBody": request_body(EmbedRequest)},
+        openapi_extra=_forms(EmbedRequest),
     )
     async def embed(request: Request) -> Response:
         """Embed images, texts, or both. Binary: [rows, dimension], of images or texts alone, concatenated."""
@@ -300,6 +300,10 @@ async def _json_response(answer: Callable[[], BaseModel]) -> Response:
     # Many numbers take a while to write, in which others are answered.
     text = await asyncio.to_thread(lambda: answer().model_dump_json())
     return Response(text, media_type="application/json")
+
+
+def _forms(model: type[BaseModel]) -> dict[str, object]:
+    return {"requestBody": request_body(model), "parameters": query_fields(model)}
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

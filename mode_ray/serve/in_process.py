@@ -1,8 +1,9 @@
 """The ensemble behind HTTP in one process, for one machine: local experts, the service, uvicorn."""
 
+import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import uvicorn
@@ -22,8 +23,9 @@ _BACKLOG = 2048
 _GRACE_SECONDS = 5
 
 
-def build_service(served: ServedRun, config: ServeConfig, observer: Observer) -> EnsembleService:
-    """The service with all experts of a run in this process.
+@contextlib.contextmanager
+def local_service(served: ServedRun, config: ServeConfig, observer: Observer) -> Iterator[EnsembleService]:
+    """The service with all experts of a run in this process; its threads end with the block.
 
     As many experts run at the same time as there are threads for.
 
@@ -33,12 +35,18 @@ def build_service(served: ServedRun, config: ServeConfig, observer: Observer) ->
     """
     threads = config.threads_in_process or len(os.sched_getaffinity(0))
     at_once = min(max(1, threads // config.threads_per_expert), served.n)
-    executor = ThreadPoolExecutor(at_once, thread_name_prefix="experts")
-    clients: dict[int, ExpertClient] = {}
-    for expert, folder in served.experts.items():
-        model = ExpertModel(folder, config.device, config.precision, config.threads_per_expert)
-        clients[expert] = LocalExpert(expert, model, config, observer, executor)
-    return EnsembleService(served, clients, config, observer)
+    with contextlib.ExitStack() as cleanup:
+        executor = ThreadPoolExecutor(at_once, thread_name_prefix="experts")
+        cleanup.callback(executor.shutdown, wait=False, cancel_futures=True)
+        clients: dict[int, ExpertClient] = {}
+        for expert, folder in served.experts.items():
+            model = ExpertModel(folder, config.device, config.precision, config.threads_per_expert)
+            client = LocalExpert(expert, model, config, observer, executor)
+            cleanup.callback(client.close)
+            clients[expert] = client
+        service = EnsembleService(served, clients, config, observer)
+        cleanup.callback(service.close)
+        yield service
 
 
 def bind(config: ServeConfig) -> socket.socket:
@@ -88,10 +96,6 @@ def serve_in_process(served: ServedRun, observer: Observer, on_ready: Callable[[
         DataError: A model is missing or damaged.
     """
     config = served.config.serve
-    with bind(config) as listening:
-        service = build_service(served, config, observer)
-        try:
-            on_ready(url_of(listening))
-            uvicorn_server(create_app(lambda: service, config)).run(sockets=[listening])
-        finally:
-            service.close()
+    with bind(config) as listening, local_service(served, config, observer) as service:
+        on_ready(url_of(listening))
+        uvicorn_server(create_app(lambda: service, config)).run(sockets=[listening])

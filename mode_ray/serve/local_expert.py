@@ -5,6 +5,7 @@ a single request waits for nobody. Texts take turns with images: a large task do
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -17,9 +18,12 @@ import numpy.typing as npt
 from mode_ray.serve.expert_client import ExpertBusy, ExpertDescription, ExpertUnavailable
 from mode_ray.serve.expert_model import ExpertModel
 from mode_ray.serve.observer import Observer
+from mode_ray.serve.service_errors import where_it_failed
 from mode_ray.serve_config import ServeConfig
 
 _TEXTS_AT_ONCE = 64
+
+_logger = logging.getLogger(__name__)
 
 Embeddings = npt.NDArray[np.float32]
 _Input = TypeVar("_Input")
@@ -96,7 +100,7 @@ class LocalExpert:
             ExpertUnavailable: It was closed.
             ExpertBusy: Its queue is full.
         """
-        job = _Images(images_bhw3, self._begin())
+        job = _Images(images_bhw3, self._begin(len(self._images)))
         self._images.append(job)
         return await self._answered(job)
 
@@ -104,7 +108,7 @@ class LocalExpert:
         """Unit-norm embeddings of texts, float32 [l, d]. Errors as of `encode_images`."""
         if not texts:
             return np.empty((0, self._description.dimension), np.float32)
-        job = _Texts(texts, self._begin(), [])
+        job = _Texts(texts, self._begin(len(self._texts)), [])
         self._texts.append(job)
         return await self._answered(job)
 
@@ -120,10 +124,10 @@ class LocalExpert:
         if self._closed:
             raise ExpertUnavailable(f"expert {self.id} is closed")
 
-    def _begin(self) -> "asyncio.Future[Embeddings]":
+    def _begin(self, waiting: int) -> "asyncio.Future[Embeddings]":
         self._require_open()
-        if len(self._images) + len(self._texts) >= self._config.max_queued_requests:
-            raise ExpertBusy(f"expert {self.id} has {self._config.max_queued_requests} requests waiting")
+        if waiting >= self._config.max_queued_requests:
+            raise ExpertBusy(f"expert {self.id} has {waiting} requests waiting")
         self._loop = asyncio.get_running_loop()
         if self._worker is None or self._worker.done():
             self._arrived = asyncio.Event()  # the one before belongs to the event loop of the worker before
@@ -163,7 +167,7 @@ class LocalExpert:
             rows_bd = await self._in_thread(self._encode_batches, images_bhw3)
         except Exception as error:  # noqa: BLE001  (whatever the model raises belongs to these callers)
             for job in batch:
-                _fail(job, ExpertUnavailable(f"expert {self.id}: {type(error).__name__}"))
+                self._give_up(job, error)
             return
         ends = np.cumsum([len(job.images_bhw3) for job in batch])
         for job, rows in zip(batch, np.split(rows_bd, ends[:-1]), strict=True):
@@ -180,12 +184,16 @@ class LocalExpert:
         try:
             job.done.append(await self._in_thread(self._model.encode_texts, piece))
         except Exception as error:  # noqa: BLE001  (as above)
-            _fail(job, ExpertUnavailable(f"expert {self.id}: {type(error).__name__}"))
+            self._give_up(job, error)
             return
         if job.position < len(job.texts):
             self._texts.append(job)
         elif not job.answer.done():
             job.answer.set_result(np.concatenate(job.done))
+
+    def _give_up(self, job: _Images | _Texts, error: Exception) -> None:
+        _logger.error("expert %d failed: %s", self.id, where_it_failed(error))
+        _fail(job, ExpertUnavailable(f"expert {self.id}: {type(error).__name__}"))
 
     def _next_batch(self) -> list[_Images]:
         """Whole requests, as many as fit; a larger one goes alone, in several passes."""

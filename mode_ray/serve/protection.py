@@ -18,9 +18,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mode_ray.serve.api_errors import REQUEST_ID_STATE, error_response, log_failure, service_error_response
+from mode_ray.serve.api_errors import REQUEST_ID_STATE, error_response, service_error_response
 from mode_ray.serve.observer import Observer
-from mode_ray.serve.service_errors import ServiceError, overloaded, unavailable
+from mode_ray.serve.service_errors import ServiceError, overloaded, unavailable, where_it_failed
 from mode_ray.serve_config import ServeConfig
 
 OPEN_PATHS = ("/", "/v1/health", "/v1/ready")
@@ -92,7 +92,7 @@ class Protection:
         except ServiceError as error:
             await answer.refuse(scope, receive, service_error_response(error, answer.request_id))
         except Exception as error:  # noqa: BLE001  (the last place that can answer in the one shape)
-            log_failure(error, answer.request_id)
+            _logger.error("request %s failed: %s", answer.request_id, where_it_failed(error))
             message = "the request met a defect of the server; its id leads to it in the log"
             await answer.refuse(scope, receive, error_response(500, "internal", message, answer.request_id))
 

@@ -27,7 +27,7 @@ async def read_request(request: Request, model: type[Model], limits: ServeLimits
 
     Args:
         request: JSON; `multipart/form-data` with files `image` and the other fields by name, lists as repeated fields
-            or one JSON list; or `image/*` with the fields as query parameters.
+            or one JSON list; or `image/…` with the fields as query parameters.
         model: What it holds; images are its field `images`.
         limits: How much of it is read.
 
@@ -105,6 +105,16 @@ def request_body(model: type[BaseModel]) -> Mapping[str, object]:
                 "example": example,
             },
             "multipart/form-data": {"schema": form},
-            "image/*": {"schema": file},
+            "image/jpeg": {"schema": file},
         },
     }
+
+
+def query_fields(model: type[BaseModel]) -> list[dict[str, object]]:
+    """The fields beside an image that is the whole body, for the OpenAPI document."""
+    fields = model.model_json_schema(ref_template="#/components/schemas/{model}")["properties"]
+    return [
+        {"name": name, "in": "query", "required": False, "schema": field, "description": "beside an image as the body"}
+        for name, field in fields.items()
+        if name != _IMAGES
+    ]

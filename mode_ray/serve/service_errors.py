@@ -1,5 +1,7 @@
 """What a request can be refused for, as the service says it; the HTTP layer gives it a shape."""
 
+import traceback
+
 
 class ServiceError(Exception):
     """A request that cannot be answered.
@@ -44,3 +46,8 @@ def overloaded(message: str, retry_after_seconds: int = 1) -> ServiceError:
 def unavailable(message: str, retry_after_seconds: int = 2) -> ServiceError:
     """What is needed for the answer is down."""
     return ServiceError("unavailable", message, 503, retry_after_seconds=retry_after_seconds)
+
+
+def where_it_failed(error: Exception) -> str:
+    """A defect, for the logs: its kind and place without its message, which may repeat the request."""
+    return f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}"

@@ -18,7 +18,7 @@ from mode_ray.encoders.encoder import load_encoder
 from mode_ray.pipeline import stage_directories
 from mode_ray.serve.ensemble_service import EnsembleService
 from mode_ray.serve.http_api import create_app
-from mode_ray.serve.in_process import bind, build_service, url_of, uvicorn_server
+from mode_ray.serve.in_process import bind, local_service, url_of, uvicorn_server
 from mode_ray.serve.observer import Unobserved
 from mode_ray.serve.served_run import ServedRun
 from mode_ray.serve_config import ServeConfig
@@ -76,19 +76,16 @@ def served(served_folder: Path) -> ServedRun:
 @pytest.fixture
 def make_service(served: ServedRun, tmp_path: Path) -> Iterator[MakeService]:
     """Makes services in this process; arguments replace fields of `serve`."""
-    made: list[EnsembleService] = []
 
     def make(**fields: object) -> EnsembleService:
         settings = {"pruning": {"share": 1.0}, "task_directory": str(tmp_path / "tasks"), **fields}
         config = ServeConfig.model_validate(settings)
         run = served.config.model_copy(update={"serve": config})
         own = ServedRun(**{**served.__dict__, "config": run})
-        made.append(build_service(own, config, Unobserved()))
-        return made[-1]
+        return stack.enter_context(local_service(own, config, Unobserved()))
 
-    yield make
-    for service in made:
-        service.close()
+    with contextlib.ExitStack() as stack:
+        yield make
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ class TestTokens:
 
 class TestLimits:
     def test_every_limit_refuses_with_its_name(self, serve_url: ServeUrl) -> None:
-        limits = {"body_bytes": 4000, "image_pixels": 1300, "images": 2, "labels": 3, "text_characters": 20}
+        limits = {"body_bytes": 8000, "image_pixels": 1300, "images": 2, "labels": 3, "text_characters": 20}
         with serve_url(limits=limits) as url, httpx.Client(base_url=url) as client:
 
             def refusal(**fields: object) -> tuple[int, object]:
@@ -55,10 +55,10 @@ class TestLimits:
             assert refusal(image=picture(1, "GIF", (40, 40))) == (422, "bad_image")
             assert refusal(images=body(picture(1, "GIF", (9, 9)))["images"] * 3) == (422, "limit_exceeded")
             assert refusal(image=b"GIF89a, or so it says") == (422, "bad_image")
-            assert refusal(labels=["x" * 4000]) == (413, "body_too_large")
+            assert refusal(labels=["x" * 8000]) == (413, "body_too_large")
 
             def chunks() -> object:
-                yield from [b"x" * 1000] * 5
+                yield from [b"x" * 1000] * 9
 
             headers = {"Content-Type": "application/json"}
             answer = client.post("/v1/classify", content=chunks(), headers=headers)
@@ -128,7 +128,7 @@ class TestHeadersAndLogs:
             assert httpx.post(f"{url}/v1/classify", params=query, content=picture(1), headers=headers).is_success
             assert httpx.post(f"{url}/v1/classify", params=query, content=b"x", headers=headers).status_code == 422
         assert "/v1/classify" in caplog.text
-        assert "secret" not in caplog.text.replace("HTTP Request", "")
+        assert "secret" not in caplog.text
 
 
 def _half_a_request(host: str, port: int) -> "object":

@@ -32,7 +32,8 @@ from tiny_run import build_run, save_expert
 from mode_ray.cli import main
 from mode_ray.config import RunConfig
 from mode_ray.serve.answers import classify_answer
-from mode_ray.serve.in_process import build_service
+from mode_ray.serve.ensemble_service import EnsembleService
+from mode_ray.serve.in_process import local_service
 from mode_ray.serve.live import ServeEndpoint, connect
 from mode_ray.serve.observer import Unobserved
 from mode_ray.serve.served_run import ServedRun
@@ -209,20 +210,14 @@ def in_process_answers(config: RunConfig, others: Mapping[int, Location]) -> lis
     """What the ensemble answers without Ray and HTTP, for every image; some experts' models lie elsewhere."""
     run = ServedRun.load(Location.parse(config.run))
     served = dataclasses.replace(run, experts={**run.experts, **others})
-    service = build_service(served, served.config.serve, Unobserved())
     task = TaskDefinition(labels=LABELS, templates=(TEMPLATE,), rule=served.config.routing.rule)
 
-    async def answer(seed: int) -> dict[str, Any]:
-        found = await service.score([png(seed)], task)
-        return classify_answer(found, served, None, experts=True).model_dump()
+    async def every(service: EnsembleService) -> list[dict[str, Any]]:
+        found = [await service.score([png(seed)], task) for seed in range(IMAGES)]
+        return [classify_answer(scores, served, None, experts=True).model_dump() for scores in found]
 
-    async def every() -> list[dict[str, Any]]:
-        return [await answer(seed) for seed in range(IMAGES)]
-
-    try:
-        return asyncio.run(every())
-    finally:
-        service.close()
+    with local_service(served, served.config.serve, Unobserved()) as service:
+        return asyncio.run(every(service))
 
 
 def by_label(result: Mapping[str, Any]) -> dict[str, float]:
