@@ -83,9 +83,9 @@ def create_app(get_service: GetService, config: ServeConfig) -> FastAPI:
     )
     install_error_handlers(app)
     app.add_middleware(Protection, config=config, get_observer=lambda: get_service().metrics)
-    app.include_router(_task_routes(get_service, config), prefix="/v1")
-    app.include_router(_image_routes(get_service, config), prefix="/v1")
-    app.include_router(_state_routes(get_service), prefix="/v1")
+    app.include_router(_task_routes(get_service, config))
+    app.include_router(_image_routes(get_service, config))
+    app.include_router(_state_routes(get_service))
     app.include_router(compatible_routes(get_service, config))
 
     @app.get("/metrics", include_in_schema=False)
@@ -100,7 +100,7 @@ def create_app(get_service: GetService, config: ServeConfig) -> FastAPI:
 
 
 def _task_routes(get_service: GetService, config: ServeConfig) -> APIRouter:
-    router = APIRouter(tags=["tasks"])
+    router = APIRouter(prefix="/v1", tags=["tasks"])
 
     def definition(request: TaskRequest) -> TaskDefinition:
         return define(get_service(), config, request.labels, request.templates, request.texts, request.rule)
@@ -127,7 +127,7 @@ def _task_routes(get_service: GetService, config: ServeConfig) -> APIRouter:
 
 
 def _image_routes(get_service: GetService, config: ServeConfig) -> APIRouter:
-    router = APIRouter(tags=["images"])
+    router = APIRouter(prefix="/v1", tags=["images"])
 
     @router.post(
         "/classify",
@@ -198,7 +198,7 @@ def _image_routes(get_service: GetService, config: ServeConfig) -> APIRouter:
 
 
 def _state_routes(get_service: GetService) -> APIRouter:
-    router = APIRouter(tags=["state"])
+    router = APIRouter(prefix="/v1", tags=["state"])
 
     @router.get("/experts")
     async def experts() -> ExpertsAnswer:
