@@ -1,4 +1,7 @@
-"""The two deployments of Ray Serve: an expert's model, and the router with the HTTP interface in front of all."""
+"""The two deployments of Ray Serve: an expert's model, and the router with the HTTP interface in front of all.
+
+Models and torch are imported in the replicas alone: Ray Serve also imports this where it builds the applications.
+"""
 
 import dataclasses
 import hashlib
@@ -12,13 +15,9 @@ from ray import serve
 
 from mode_ray.errors import WorkerError
 from mode_ray.serve.deployment_file import EXPERT_DEPLOYMENT, ROUTER_DEPLOYMENT
-from mode_ray.serve.ensemble_service import EnsembleService
 from mode_ray.serve.expert_client import ExpertDescription
-from mode_ray.serve.expert_model import ExpertModel
 from mode_ray.serve.handle_expert import HandleExpert, OtherWeights
-from mode_ray.serve.local_expert import LocalExpert
 from mode_ray.serve.metrics import ray_metrics
-from mode_ray.serve.served_run import ServedRun
 from mode_ray.serve.stuck_calls import StuckCalls
 from mode_ray.serve_config import ServeConfig
 from mode_ray.storage import Location
@@ -69,6 +68,9 @@ class Expert:
     """One expert's model: loaded once a replica, images and texts of many requests batched together."""
 
     def __init__(self, arguments: ExpertArguments) -> None:
+        from mode_ray.serve.expert_model import ExpertModel
+        from mode_ray.serve.local_expert import LocalExpert
+
         self._id = arguments.expert
         folder = expert_folder(arguments)
         # Before the weights are read: should they change meanwhile, this replica is at odds with those to come.
@@ -126,6 +128,9 @@ class Router:
     """Text encoder, weights, decoding and mixing behind HTTP; the experts come and go by `user_config`."""
 
     def __init__(self, arguments: RouterArguments) -> None:
+        from mode_ray.serve.ensemble_service import EnsembleService
+        from mode_ray.serve.served_run import ServedRun
+
         self._settings = arguments.settings
         found = ServedRun.load(Location.parse(arguments.run))
         served = dataclasses.replace(found, config=found.config.model_copy(update={"serve": self._settings}))
@@ -169,6 +174,8 @@ def expert_folder(arguments: ExpertArguments) -> Location:
     """Where an expert's model lies."""
     if arguments.folder is not None:
         return Location.parse(arguments.folder)
+    from mode_ray.serve.served_run import ServedRun
+
     return ServedRun.expert_folder(Location.parse(arguments.run), arguments.expert)
 
 
