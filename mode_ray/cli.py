@@ -14,6 +14,7 @@ from rich.console import Console
 
 from mode_ray import __version__
 from mode_ray.cli_deploy import add_deploy_commands
+from mode_ray.cli_live import SERVE_COMMANDS
 from mode_ray.cli_retrieval import RULES_COMMAND, add_commands
 from mode_ray.cli_serve import add_serve
 from mode_ray.cli_study import add_study_command
@@ -27,7 +28,7 @@ _EXTEND = "cluster extend"
 _ADD = "train add"
 _RETRY = "train retry"
 # Their first words take overrides by themselves, which argparse cannot tell from a subcommand.
-_TWO_WORD_COMMANDS = (_EXTEND, _ADD, _RETRY, RULES_COMMAND)
+_TWO_WORD_COMMANDS = (_EXTEND, _ADD, _RETRY, RULES_COMMAND, *SERVE_COMMANDS)
 _STAGE_HELP = {
     "embed": "embed the captions",
     "cluster": "fit the fine centers and group them into experts",

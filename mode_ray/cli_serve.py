@@ -3,11 +3,12 @@
 import argparse
 import contextlib
 import logging
+import sys
 from collections.abc import Callable
 
 from rich.console import Console
 
-from mode_ray.errors import UsageError
+from mode_ray.cli_live import CONFIG, add_live_commands, deployment_file, serve_on_ray
 from mode_ray.storage import Location
 
 
@@ -23,6 +24,11 @@ def add_serve(
     serve.add_argument("--port", type=int, help="port to listen on, 0 for a free one (default: serve.port)")
     add_overrides(serve)
     serve.set_defaults(function=_serve)
+    file = commands.add_parser(CONFIG, help="write the file by which `serve deploy` serves a run on a cluster")
+    file.add_argument("run", help="the run directory, as every node of the cluster reads it")
+    add_overrides(file)
+    file.set_defaults(function=_file)
+    add_live_commands(commands)
 
 
 def _serve(options: argparse.Namespace, console: Console) -> int:
@@ -35,9 +41,9 @@ def _serve(options: argparse.Namespace, console: Console) -> int:
         overrides.append(f"serve.port={options.port}")
     served = ServedRun.load(Location.parse(options.run), overrides)
     if not options.in_process:
-        raise UsageError("give --in-process: all experts in this process")
+        return serve_on_ray(served.config, served.run, sorted(served.experts), console)
     from mode_ray.serve.in_process import serve_in_process
-    from mode_ray.serve.observer import Unobserved
+    from mode_ray.serve.metrics import prometheus_metrics
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("mode_ray.serve").setLevel(logging.INFO)
@@ -48,7 +54,15 @@ def _serve(options: argparse.Namespace, console: Console) -> int:
         _say(console, f"API:     {url}/v1 (described in {url}/openapi.json)")
 
     with contextlib.suppress(KeyboardInterrupt):  # how one ends it
-        serve_in_process(served, Unobserved(), ready)
+        serve_in_process(served, prometheus_metrics(), ready)
+    return 0
+
+
+def _file(options: argparse.Namespace, _console: Console) -> int:
+    from mode_ray.serve.served_run import ServedRun
+
+    served = ServedRun.load(Location.parse(options.run), options.overrides)
+    sys.stdout.write(deployment_file(served.config, served.run, sorted(served.experts)))
     return 0
 
 

@@ -23,19 +23,22 @@ _LOCAL_ENVIRONMENT = {
 
 
 @contextmanager
-def ray_session(config: RayConfig) -> Iterator[None]:
+def ray_session(config: RayConfig) -> Iterator[str]:
     """Use the cluster of the config or of RAY_ADDRESS, else start one here and end it afterwards.
 
     Where Ray is already initialised (a notebook, a test) that session is used and left alone.
+
+    Yields:
+        Where the cluster's dashboard is, `host:port`; empty without one.
     """
     if ray.is_initialized():
-        yield
+        yield ray.init(ignore_reinit_error=True).dashboard_url or ""
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
     if not address:
         for name, value in _LOCAL_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        ray.init(
+        cluster = ray.init(
             address="local",  # without it Ray joins whatever cluster `ray start` last began on this machine
             num_cpus=config.num_cpus,
             object_store_memory=config.object_store_bytes,
@@ -44,13 +47,13 @@ def ray_session(config: RayConfig) -> Iterator[None]:
             logging_level=logging.WARNING,
         )
     else:
-        ray.init(address=address, log_to_driver=config.log_to_driver, logging_level=logging.WARNING)
+        cluster = ray.init(address=address, log_to_driver=config.log_to_driver, logging_level=logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     log_once("ray_data_progress_manager_disabled")  # Ray would remind of it, once a process
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
-        yield
+        yield cluster.dashboard_url or ""
     finally:
         ray.shutdown()

@@ -1,0 +1,162 @@
+"""Edits of a live list of applications: what is submitted, in which order, and what is refused."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ray.serve.schema import ServeDeploySchema
+
+from mode_ray.errors import DataError, UsageError
+from mode_ray.serve.deployment_file import serve_document
+from mode_ray.serve.live import LiveServing, find_router, live_document, served_experts
+from mode_ray.serve_config import ServeConfig
+
+RUN = "s3://my-bucket/mode/run1"
+SETTINGS = ServeConfig(request_deadline_seconds=0.02, expert_deadline_seconds=0.01)
+
+
+class Cluster:
+    """What Ray's REST interface does with lists, without a cluster: everything starts at once, or never."""
+
+    def __init__(self, document: dict[str, Any], never_starts: tuple[str, ...] = ()) -> None:
+        self.submitted: list[dict[str, Any]] = []
+        self._never_starts = never_starts
+        self._live: dict[str, Any] = {}
+        self.deploy_applications(document)
+        self.submitted.clear()
+
+    def deploy_applications(self, config: dict[str, Any]) -> None:
+        ServeDeploySchema.model_validate(config)
+        self.submitted.append(copy.deepcopy(config))
+        self._live = copy.deepcopy(config)
+
+    def get_serve_details(self) -> dict[str, Any]:
+        live = {
+            application["name"]: {
+                "name": application["name"],
+                "status": "DEPLOY_FAILED" if application["name"] in self._never_starts else "RUNNING",
+                "message": "Traceback …\n  mode_ray.errors.DataError: /models/broken: no open_clip_config.json\n",
+                "deployments": {},
+                "deployed_app_config": copy.deepcopy(application),
+            }
+            for application in self._live["applications"]
+        }
+        return {"http_options": self._live["http_options"], "proxy_location": "EveryNode", "applications": live}
+
+    @property
+    def names(self) -> list[set[str]]:
+        """The applications of every submitted list."""
+        return [{application["name"] for application in document["applications"]} for document in self.submitted]
+
+    @property
+    def served(self) -> list[dict[int, str]]:
+        """The router's experts in every submitted list."""
+        return [served_experts(document, "router") for document in self.submitted]
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster(serve_document(RUN, [0, 1, 2], SETTINGS))
+
+
+def ignore(_line: str) -> None:
+    """Nobody reads the lines."""
+
+
+ALL = {"expert-0", "expert-1", "expert-2", "router"}
+
+
+class TestAdd:
+    def test_the_expert_runs_before_the_router_is_told(self, cluster: Cluster) -> None:
+        LiveServing(cluster, ignore).add(3)
+        assert cluster.names == [ALL | {"expert-3"}] * 2
+        assert [sorted(served) for served in cluster.served] == [[0, 1, 2], [0, 1, 2, 3]]
+
+    def test_the_new_one_is_like_the_others_but_for_its_model(self, cluster: Cluster) -> None:
+        LiveServing(cluster, ignore).add(3, "/models/three")
+        new = cluster.submitted[-1]["applications"][-1]
+        other = cluster.submitted[-1]["applications"][0]
+        assert new["args"] == other["args"] | {"expert": 3, "folder": "/models/three"}
+        assert new["deployments"] == other["deployments"]
+
+    def test_one_that_does_not_start_leaves_everything_as_it_was(self) -> None:
+        before = serve_document(RUN, [0, 1, 2], SETTINGS)
+        cluster = Cluster(before, never_starts=("expert-3",))
+        with pytest.raises(DataError, match=r"expert-3 does not start: .*no open_clip_config.json"):
+            LiveServing(cluster, ignore).add(3)
+        assert cluster.submitted[-1]["applications"] == before["applications"]
+
+    def test_one_that_is_there_is_refused(self, cluster: Cluster) -> None:
+        with pytest.raises(UsageError, match="served already: mode-ray serve replace 2"):
+            LiveServing(cluster, ignore).add(2)
+        assert not cluster.submitted
+
+
+class TestRemove:
+    def test_the_router_stops_asking_before_the_application_goes(self, cluster: Cluster) -> None:
+        LiveServing(cluster, ignore).remove(1)
+        assert cluster.names == [ALL, ALL - {"expert-1"}]
+        assert [sorted(served) for served in cluster.served] == [[0, 2], [0, 2]]
+
+    def test_the_last_one_stays(self) -> None:
+        cluster = Cluster(serve_document(RUN, [2], SETTINGS))
+        with pytest.raises(UsageError, match="the only one"):
+            LiveServing(cluster, ignore).remove(2)
+
+    def test_one_that_is_not_there_is_refused_with_those_that_are(self, cluster: Cluster) -> None:
+        with pytest.raises(UsageError, match=r"expert 7 is not served: the live experts are \[0, 1, 2\]"):
+            LiveServing(cluster, ignore).remove(7)
+
+
+class TestReplace:
+    def test_both_run_while_the_router_changes_over(self, cluster: Cluster) -> None:
+        LiveServing(cluster, ignore).replace(1, "/models/better")
+        assert cluster.names == [ALL | {"expert-1-2"}] * 2 + [ALL - {"expert-1"} | {"expert-1-2"}]
+        assert [served[1] for served in cluster.served] == ["expert-1", "expert-1-2", "expert-1-2"]
+
+    def test_again_it_takes_the_free_name(self, cluster: Cluster) -> None:
+        serving = LiveServing(cluster, ignore)
+        serving.replace(1, "/models/better")
+        serving.replace(1)
+        assert cluster.served[-1][1] == "expert-1"
+        kept = next(entry for entry in cluster.submitted[-1]["applications"] if entry["name"] == "expert-1")
+        assert kept["args"]["folder"] == "/models/better", "the folder it was loaded from, read again"
+
+
+class TestWhatIsKept:
+    @pytest.mark.parametrize("change", [lambda serving: serving.add(3), lambda serving: serving.replace(0)])
+    def test_other_applications_and_the_proxy_are_submitted_unchanged(
+        self, change: Callable[[LiveServing], None]
+    ) -> None:
+        document = serve_document(RUN, [0, 1], SETTINGS)
+        stranger = {"name": "chat", "route_prefix": "/chat", "import_path": "elsewhere:app", "args": {"a": 1}}
+        cluster = Cluster(document | {"applications": [*document["applications"], stranger]})
+        change(LiveServing(cluster, ignore))
+        for submitted in cluster.submitted:
+            assert stranger in submitted["applications"]
+            assert submitted["http_options"] == document["http_options"]
+
+    def test_one_started_by_serve_run_would_be_lost_and_is_named(self, cluster: Cluster) -> None:
+        details = cluster.get_serve_details()
+        details["applications"]["expert-0"]["deployed_app_config"] = None
+        with pytest.raises(UsageError, match="expert-0 was started by serve"):
+            live_document(details)
+
+
+class TestWhatCannotBeEdited:
+    def test_nothing_is_served(self) -> None:
+        with pytest.raises(UsageError, match="nothing is served on this cluster"):
+            live_document({"applications": {}})
+
+    def test_no_router(self) -> None:
+        with pytest.raises(UsageError, match="no router of mode_ray"):
+            find_router({"applications": []})
+
+    def test_several_routers(self) -> None:
+        routers = [
+            {"name": name, "import_path": "mode_ray.serve.applications:router"} for name in ("router", "router-b")
+        ]
+        with pytest.raises(UsageError, match=r"choose one of \['router', 'router-b'\] by --router"):
+            find_router({"applications": routers})
+        assert find_router({"applications": routers}, "router-b")["name"] == "router-b"
