@@ -36,7 +36,7 @@ _STAGE_HELP = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
+    options = _options(_joined(sys.argv[1:] if arguments is None else arguments))
     # A log file has no width of its own: wide enough there for the results table.
     console = Console(width=None if sys.stdout.isatty() else _LOG_WIDTH)
     try:
@@ -272,6 +272,17 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
     else:
         console.print(plan_tables(plan), highlight=False)
     return 0
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parsed arguments; overrides may stand behind an option, where argparse no longer looks for them."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        if not hasattr(options, "overrides") or any(text.startswith("-") or "=" not in text for text in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
