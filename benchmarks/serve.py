@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -69,6 +70,37 @@ def on_ray_serve(served: ServedRun, settings: Mapping[str, object]) -> Iterator[
 OURS: dict[str, Server] = {"in_process": in_process, "serve": on_ray_serve}
 
 
+@dataclass(frozen=True)
+class Load:
+    """What clients met.
+
+    Attributes:
+        latencies: Seconds of every request.
+        seconds: From the first request to the last answer.
+    """
+
+    latencies: Sequence[float]
+    seconds: float
+
+    @property
+    def requests_per_second(self) -> float:
+        """Of all clients together."""
+        return len(self.latencies) / self.seconds
+
+    def percentile_ms(self, percent: float) -> float:
+        """Of the latencies."""
+        return 1e3 * float(np.percentile(self.latencies, percent))
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """As the details show them."""
+        return {
+            "requests_per_second": round(self.requests_per_second, 2),
+            "p50_ms": round(self.percentile_ms(50), 2),
+            "p99_ms": round(self.percentile_ms(99), 2),
+        }
+
+
 def main() -> None:
     """Measure and print."""
     options = arguments(__doc__ or "").parse_args()
@@ -107,9 +139,9 @@ def measure(
             latencies = {
                 clients: load(url, f"/v1/classify?task={task}", images, clients, load_seconds) for clients in CLIENTS
             }
-        details[f"{name}_{way}"] = {str(clients): figures(found, load_seconds) for clients, found in latencies.items()}
-        results[f"{way}_p99_ms_at_8_clients"] = 1e3 * float(np.percentile(latencies[8], 99))
-        results[f"{way}_requests_per_second_at_32_clients"] = len(latencies[32]) / load_seconds
+        details[f"{name}_{way}"] = {str(clients): found.figures for clients, found in latencies.items()}
+        results[f"{way}_p99_ms_at_8_clients"] = latencies[8].percentile_ms(99)
+        results[f"{way}_requests_per_second_at_32_clients"] = latencies[32].requests_per_second
     results["p99_ms_at_8_clients"] = results["in_process_p99_ms_at_8_clients"]
     results["top1_vs_full"] = top1_vs_full(served, images, load_seconds)
     peers = peer_rates(served, images, load_seconds, details, name)
@@ -126,7 +158,7 @@ def top1_vs_full(served: ServedRun, images: Sequence[bytes], load_seconds: float
         with in_process(served, settings) as url:
             path = f"/v1/classify?task={register(url)}"
             load(url, path, images, 8, load_seconds / 4)
-            rates.append(len(load(url, path, images, 8, load_seconds)))
+            rates.append(load(url, path, images, 8, load_seconds).requests_per_second)
     return rates[0] / rates[1]
 
 
@@ -144,8 +176,8 @@ def peer_rates(
         with _running([interpreter, str(script), peer, served.run.uri, str(port), str(THREADS)], port):
             url = f"http://127.0.0.1:{port}"
             found = {clients: load(url, "/predict", images, clients, load_seconds) for clients in CLIENTS}
-        details[f"{name}_{peer}"] = {str(clients): figures(times, load_seconds) for clients, times in found.items()}
-        rates[peer] = len(found[max(CLIENTS)]) / load_seconds
+        details[f"{name}_{peer}"] = {str(clients): times.figures for clients, times in found.items()}
+        rates[peer] = found[max(CLIENTS)].requests_per_second
     return rates
 
 
@@ -168,19 +200,19 @@ class Batch:
         return np.array([[scores[label] for label in LABELS] for scores in by_label])
 
 
-def load(url: str, path: str, images: Sequence[bytes], clients: int, seconds: float) -> list[float]:
-    """Single images from several clients, each with one request at a time; the latencies of those answered in time."""
+def load(url: str, path: str, images: Sequence[bytes], clients: int, seconds: float) -> Load:
+    """Single images from several clients, each with one request at a time, all begun within so many seconds."""
     latencies: list[float] = []
     failures: list[Exception] = []
-    end = time.perf_counter() + seconds
+    start = time.perf_counter()
+    end = start + seconds
 
     def client(number: int) -> None:
         connection = _connect(url)
         try:
             while (began := time.perf_counter()) < end:
                 _post(connection, path, images[number % len(images)], "image/jpeg")
-                if (now := time.perf_counter()) < end:
-                    latencies.append(now - began)
+                latencies.append(time.perf_counter() - began)
         except (OSError, http.client.HTTPException, RuntimeError) as error:
             failures.append(error)
 
@@ -191,17 +223,7 @@ def load(url: str, path: str, images: Sequence[bytes], clients: int, seconds: fl
         thread.join()
     if failures or not latencies:
         raise RuntimeError(f"{url}: {len(failures)} of {clients} clients failed: {failures[:1]}")
-    return latencies
-
-
-def figures(latencies: Sequence[float], seconds: float) -> dict[str, float]:
-    """Requests a second, and percentiles of the latency."""
-    p50, p99 = np.percentile(latencies, [50, 99])
-    return {
-        "requests_per_second": round(len(latencies) / seconds, 2),
-        "p50_ms": round(1e3 * float(p50), 2),
-        "p99_ms": round(1e3 * float(p99), 2),
-    }
+    return Load(latencies, time.perf_counter() - start)
 
 
 def register(url: str) -> str:

@@ -284,7 +284,14 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    return _parser().parse_args(_joined(arguments))
+    """Parsed arguments; overrides may stand behind an option, where argparse no longer looks for them."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(_joined(arguments))
+    if rest:
+        if not hasattr(options, "overrides") or any(text.startswith("-") or "=" not in text for text in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -28,6 +28,14 @@ class TestServe:
         assert main(["serve", str(tmp_path), "--in-process"]) == 2
         assert "the cluster stage is not done: run `mode-ray cluster` first" in capsys.readouterr().err
 
+    def test_overrides_may_stand_behind_an_option(
+        self, served_folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["serve", str(served_folder), "--in-process", "serve.port=no"]) == 2
+        assert "serve.port: " in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            main(["serve", str(served_folder), "--in-process", "--quickly"])
+
     def test_a_taken_port_is_one_sentence(self, served_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
