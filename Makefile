@@ -62,12 +62,13 @@ endef
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test drills lint bench constraints clean
+.PHONY: help demo test drills slow-drills lint bench constraints clean
 
 help:
 	@echo 'make demo         set up, then run the whole pipeline on real data (EXTRA=gpu on GPU machines)'
 	@echo 'make test         set up, then run all tests but the drills'
 	@echo 'make drills       the slow tests: kills, faults and clusters'
+	@echo 'make slow-drills  minutes each: autoscaling, lost nodes, a service under load; before a release'
 	@echo 'make lint         ruff and mypy'
 	@echo 'make bench        every benchmark, in its quick form'
 	@echo 'make constraints  refresh the pinned versions in constraints.txt'
@@ -80,8 +81,11 @@ test: $(dev_stamp)
 	@$(pytest) --numprocesses $(TEST_PROCESSES) $(side_by_side) $(PYTEST_FLAGS)
 
 drills: $(dev_stamp)
-	@$(pytest) -m 'drill and not alone' --numprocesses $(DRILL_PROCESSES) $(side_by_side) $(PYTEST_FLAGS)
-	@$(pytest) -m 'drill and alone' $(PYTEST_FLAGS) $(if $(PYTEST_FLAGS),|| [ $$? -eq 5 ])
+	@$(pytest) -m 'drill and not alone and not slow' --numprocesses $(DRILL_PROCESSES) $(side_by_side) $(PYTEST_FLAGS)
+	@$(pytest) -m 'drill and alone and not slow' $(PYTEST_FLAGS) $(if $(PYTEST_FLAGS),|| [ $$? -eq 5 ])
+
+slow-drills: $(dev_stamp)
+	@$(pytest) -m 'drill and slow' $(PYTEST_FLAGS)
 
 lint: $(dev_stamp)
 	$(bin)/ruff check

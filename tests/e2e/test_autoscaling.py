@@ -22,7 +22,7 @@ from mode_ray.config_file import load_config
 from mode_ray.encoders.encoder import encoder_name, load_encoder
 from mode_ray.storage import Location
 
-pytestmark = [pytest.mark.drill, pytest.mark.alone]
+pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
 DEADLINE_SECONDS = 170.0
 UNITS, CAPTIONS_PER_UNIT = 120, 2_000

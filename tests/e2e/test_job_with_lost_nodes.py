@@ -25,7 +25,7 @@ from mode_ray.stage import unit_outputs
 from mode_ray.storage import Location
 from mode_ray.train.launcher import CHECKPOINT_FOLDER
 
-pytestmark = [pytest.mark.drill, pytest.mark.alone]
+pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
 DEADLINE_SECONDS = 400.0
 JOB = "pipeline-with-lost-nodes"

@@ -40,7 +40,7 @@ from mode_ray.serve.served_run import ServedRun
 from mode_ray.serve.task_definition import TaskDefinition
 from mode_ray.storage import Location
 
-pytestmark = [pytest.mark.drill, pytest.mark.alone]
+pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
 EXPERTS = 4
 REPLACED, HUNG, KILLED, ADDED = 0, 1, 2, 3
