@@ -51,12 +51,12 @@ def test_a_scrape_of_a_real_run_shows_every_metric(tmp_path: Path) -> None:
     source.mkdir()
     for number in range(3):
         captions = [f"a {animal} number {number} of {row}" for row in range(40) for animal in ("cat", "dog")]
-        pq.write_table(pa.table({"caption": captions}), source / f"{number}.parquet")
+        pq.write_table(pa.table({"caption": [*captions, ""]}), source / f"{number}.parquet")
     (source / "bad.parquet").write_bytes(b"garbage")
     config = {
         "run": str(tmp_path / "run"),
         "captions": {"paths": [str(source)]},
-        "limits": {"max_quarantined_units": 1},
+        "limits": {"max_quarantined_units": 1, "max_refused_share": 0.5},
         "encoder": {"kind": "static", "model": "package:wordllama"},
         "embed": {"pool": {"max_actors": 1, "retries_per_unit": 0}},
         "assign": {"pool": {"max_actors": 1, "retries_per_unit": 0}},
@@ -83,6 +83,8 @@ def test_a_scrape_of_a_real_run_shows_every_metric(tmp_path: Path) -> None:
         assert not missing
         run = str(tmp_path / "run")
         assert sample(scrape, "ray_mode_stage_rows_total", run=run, stage="embed") == 240
+        assert sample(scrape, "ray_mode_stage_rows_refused_total", run=run, stage="embed") == 3
+        assert sample(scrape, "ray_mode_kmeans_inertia", run=run, stage="cluster") == 12.5
         assert sample(scrape, "ray_mode_stage_done", run=run, stage="assign") == 1
         assert sample(scrape, "ray_mode_stage_units_quarantined", run=run, stage="embed") == 1
         assert sample(scrape, "ray_mode_expert_status", run=run, stage="train", expert="n2/00") == 1
