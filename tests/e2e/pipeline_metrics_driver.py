@@ -1,4 +1,4 @@
-"""A driver with a metrics port: runs embed, cluster and assign, tells of a fit, training and routing, and waits to be ended.
+"""A driver with a metrics port: runs three stages, tells of a fit, of training and of routing, and waits.
 
 python pipeline_metrics_driver.py CONFIG METRICS_PORT
 """
