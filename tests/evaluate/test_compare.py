@@ -135,9 +135,9 @@ class TestEqualCaptions:
 
 class TestDraws:
     def test_the_lines_that_may_be_compared_are_resampled_alike(self, classification: TaskCosines) -> None:
-        found = results(CLASSIFICATION, classification, RANDOM)
+        found = results(CLASSIFICATION, classification, {"random": RANDOM})
         assert set(found.draws) == {*RULES, "dense", "random"}
-        again = results(CLASSIFICATION, classification, RANDOM)
+        again = results(CLASSIFICATION, classification, {"random": RANDOM})
         np.testing.assert_array_equal(found.draws["soft"], again.draws["soft"])
         np.testing.assert_array_equal(found.draws["soft"], 1.0 - found.draws["dense"])
 

@@ -151,6 +151,7 @@ def test_every_line_that_may_be_compared_has_intervals(sources: ReportSources, d
         "dense",
         "MoDE-2 (soft)",
         "MoDE-2 (uniform)",
+        "Full-2 (uniform)",
         "Random-2 (uniform)",
     }
     dense = next(row for row in data["intervals"] if row["model"] == "dense" and row["task"] == "pets")
