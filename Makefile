@@ -2,14 +2,12 @@
 #   PYTHON=…      the interpreter to make .venv with
 #   EXTRA=gpu     faiss for CUDA in place of faiss for CPU
 #   DEMO_FLAGS=…  handed to `mode-ray demo`; PYTEST_FLAGS=… handed to pytest
-#   TEST_PROCESSES=…, DRILL_PROCESSES=…  how many test files at the same time (a gigabyte or two of memory each)
+#   TEST_PROCESSES=…  how many test files at the same time (a gigabyte or two of memory each)
 
 EXTRA ?= cpu
 DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
 TEST_PROCESSES ?= 2
-# Drills wait for starts, retries and deadlines half of their time.
-DRILL_PROCESSES ?= 3
 PYTHON ?=
 PYTHON_CANDIDATES := python3.11 python3.12 python3.13 python3
 
@@ -22,7 +20,7 @@ demo_stamp := .venv/installed-demo-$(EXTRA)
 dev_stamp := .venv/installed-dev-$(EXTRA)
 # A file's tests share what they set up, and most wait for processes of their own to start.
 pytest := $(bin)/python -m pytest
-side_by_side := --dist loadfile --no-loadscope-reorder
+side_by_side := --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 not_benchmarks := $(addprefix benchmarks/,frame.py captions.py science_data.py simulated_fleet.py serve_run.py serve_peers.py)
 benchmarks := $(filter-out $(not_benchmarks),$(sort $(wildcard benchmarks/*.py)))
 
@@ -78,10 +76,10 @@ demo: $(demo_stamp)
 	@$(bin)/mode-ray demo $(DEMO_FLAGS)
 
 test: $(dev_stamp)
-	@$(pytest) --numprocesses $(TEST_PROCESSES) $(side_by_side) $(PYTEST_FLAGS)
+	@$(pytest) $(side_by_side) $(PYTEST_FLAGS)
 
 drills: $(dev_stamp)
-	@$(pytest) -m 'drill and not alone and not slow' --numprocesses $(DRILL_PROCESSES) $(side_by_side) $(PYTEST_FLAGS)
+	@$(pytest) -m 'drill and not alone and not slow' $(side_by_side) $(PYTEST_FLAGS)
 	@$(pytest) -m 'drill and alone and not slow' $(PYTEST_FLAGS) $(if $(PYTEST_FLAGS),|| [ $$? -eq 5 ])
 
 slow-drills: $(dev_stamp)
