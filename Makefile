@@ -66,7 +66,7 @@ help:
 	@echo 'make demo         set up, then run the whole pipeline on real data (EXTRA=gpu on GPU machines)'
 	@echo 'make test         set up, then run all tests but the drills'
 	@echo 'make drills       the slow tests: kills, faults and clusters'
-	@echo 'make slow-drills  minutes each: autoscaling, lost nodes, a service under load; before a release'
+	@echo 'make slow-drills  minutes each: autoscaling, lost nodes, whole runs killed, a service under load; before a release'
 	@echo 'make lint         ruff and mypy'
 	@echo 'make bench        every benchmark, in its quick form'
 	@echo 'make constraints  refresh the pinned versions in constraints.txt'

@@ -5,6 +5,7 @@ working directory, a token, logs that go on after a lost connection, and errors 
 """
 
 import asyncio
+import logging
 import os
 import shlex
 import time
@@ -64,10 +65,12 @@ class JobServer:
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)}
             os.environ.pop("RAY_AUTH_TOKEN", None)
         self.address = address
-        from ray.job_submission import (
-            JobSubmissionClient,
-        )  # imported late: Ray is slow to, and usage errors do without
+        # Imported late: Ray is slow to, and usage errors do without.
+        from ray.dashboard.modules.job import sdk
+        from ray.job_submission import JobSubmissionClient
 
+        # It would tell of its connections among the lines of the job.
+        sdk.logger.setLevel(logging.WARNING)
         with self._errors():
             self._client: JobSubmissionClient = JobSubmissionClient(address)
 

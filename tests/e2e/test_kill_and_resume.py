@@ -26,7 +26,7 @@ from mode_ray.stage import Manifest, UnitRecord, read_manifest, read_units
 from mode_ray.storage import Location
 from mode_ray.train.scheduler import CHECKPOINT_FOLDER
 
-pytestmark = pytest.mark.drill
+pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
 COMMAND = Path(sys.executable).with_name("mode-ray")
 DEADLINE_SECONDS = 420.0

@@ -11,7 +11,7 @@ from expert_runs import BATCH, DEADLINE_SECONDS, assigned_run, command, ended
 from fault_runs import Invocation
 from ray.cluster_utils import Cluster
 
-pytestmark = pytest.mark.drill
+pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
 STEPS = 900
 ELASTIC = (
