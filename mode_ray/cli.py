@@ -15,6 +15,7 @@ from rich.console import Console
 from mode_ray import __version__
 from mode_ray.cli_deploy import add_deploy_commands
 from mode_ray.cli_live import SERVE_COMMANDS
+from mode_ray.cli_plan import add_plan_command
 from mode_ray.cli_retrieval import RULES_COMMAND, add_commands
 from mode_ray.cli_serve import add_serve
 from mode_ray.cli_study import add_study_command
@@ -245,44 +246,6 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _plan(options: argparse.Namespace, console: Console) -> int:
-    from mode_ray.plan.estimate import make_plan
-    from mode_ray.plan.inventory import take_inventory
-    from mode_ray.plan.rates import read_rates, require_fit, write_rates
-    from mode_ray.plan.report import plan_json, plan_tables, rates_table
-    from mode_ray.plan.stages import ClusterShape, Prices
-
-    config, file = load_config(options.config, options.overrides), Location.parse(options.rates)
-    if options.calibrate:
-        from mode_ray.plan.calibrate import calibrate
-        from mode_ray.progress import Progress
-
-        rates = calibrate(config, Progress(Console(stderr=True)).say, options.step_seconds)
-        write_rates(file, rates)
-        if not options.json:
-            console.print(rates_table(rates))
-            console.print(f"rates: {file}", soft_wrap=True, highlight=False)
-        if options.rows is None:
-            return 0
-    rates = read_rates(file)
-    require_fit(rates, config, str(file))
-    inventory = take_inventory(config, options.rows, options.rows_per_unit)
-    shape = None
-    if options.machines or options.gpus:
-        shape = ClusterShape(machines=options.machines, cores=options.cores, gpus=options.gpus, capped=False)
-    prices = Prices(
-        cpu_hour=options.cpu_hour_cost,
-        gpu_hour=options.gpu_hour_cost,
-        storage_month=options.storage_month_cost,
-    )
-    plan = make_plan(config, rates, inventory, shape, prices, options.efficiency, options.train_samples_per_second)
-    if options.json:
-        sys.stdout.write(plan_json(plan) + "\n")
-    else:
-        console.print(plan_tables(plan), highlight=False)
-    return 0
-
-
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parsed arguments; overrides may stand behind an option, where argparse no longer looks for them."""
     parser = _parser()
@@ -336,7 +299,7 @@ def _parser() -> argparse.ArgumentParser:
         "--stall-minutes", type=float, default=10.0, help="say so if nothing is new for so long (default: 10)"
     )
     status.set_defaults(function=_status)
-    _add_plan(commands.add_parser("plan", help="estimate hours, bytes and cost of a run before it is run"))
+    add_plan_command(commands, _add_overrides)
     demo = commands.add_parser("demo", help="the whole pipeline on emoji and icons, in minutes")
     demo.add_argument("--directory", default="demo-run", help="where data and run go (default: demo-run)")
     demo.add_argument("--controls", action="store_true", help="train the controls Full-4 and Random-4 too")
@@ -387,26 +350,6 @@ def _joined(arguments: Sequence[str]) -> Sequence[str]:
         if list(arguments[: len(words)]) == words:
             return [command, *arguments[len(words) :]]
     return arguments
-
-
-def _add_plan(plan: argparse.ArgumentParser) -> None:
-    plan.add_argument("--config", required=True, help="YAML file or URI, or a preset: demo, small, paper")
-    plan.add_argument("--calibrate", action="store_true", help="measure rates on this machine first, and write them")
-    plan.add_argument("--step-seconds", type=float, default=5.0, help="least time of each measured step (default: 5)")
-    plan.add_argument("--rates", default="mode-ray-rates.json", help="the rates file (default: mode-ray-rates.json)")
-    plan.add_argument("--rows", type=float, help="captions in all (default: those of captions.paths)")
-    plan.add_argument("--rows-per-unit", type=float, help="captions of a shard (default: as in captions.paths)")
-    plan.add_argument("--machines", type=int, default=0, help="machines to plan for (default: the one measured)")
-    plan.add_argument("--cores", type=int, default=0, help="cores of each of them")
-    plan.add_argument("--gpus", type=float, default=0.0, help="GPUs of all machines together")
-    plan.add_argument("--efficiency", type=float, default=0.85, help="share of the measured speed (default: 0.85)")
-    plan.add_argument("--cpu-hour-cost", type=float, default=0.0, help="price of one core for an hour")
-    plan.add_argument("--gpu-hour-cost", type=float, default=0.0, help="price of one GPU for an hour")
-    plan.add_argument("--storage-month-cost", type=float, default=0.0, help="price of a GB for a month")
-    plan.add_argument("--train-samples-per-second", type=float, help="speed of one training worker")
-    plan.add_argument("--json", action="store_true", help="print JSON")
-    _add_overrides(plan)
-    plan.set_defaults(function=_plan)
 
 
 def _add_overrides(command: argparse.ArgumentParser) -> None:

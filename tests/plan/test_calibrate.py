@@ -71,7 +71,8 @@ class TestProbe:
     def probe(self, tmp_path: Path) -> Probe:
         config = RunConfig.model_validate(config_of(tmp_path, files=2, rows=500))
         scratch = Location.parse(str(tmp_path / "scratch"))
-        return Probe(config, 1, list_shards(config.captions), scratch, MOMENT_SECONDS, seed=0)
+        # Long enough for a busy machine to read both files.
+        return Probe(config, 1, list_shards(config.captions), scratch, 10 * MOMENT_SECONDS, seed=0)
 
     def test_all_steps_of_both_stages_one_after_the_other(self, probe: Probe) -> None:
         assert probe.load() == (256, "cpu")
@@ -81,8 +82,7 @@ class TestProbe:
         rates = [read, encode, stored, probe.read_embeddings(), probe.search(16)]
         written, assignment_bytes = probe.write_assignments(16)
         assert all(rate.wall_seconds > 0.0 for rate in [*rates, written])
-        assert refused == pytest.approx(2 / 1000)
-        assert captions in (499, 998)  # of one file or both, as many as the moment allowed
+        assert (refused, captions) == (pytest.approx(2 / 1000), 998)
         assert 20 < mean_bytes < 80
         assert 400 < embedding_bytes < 700  # 256 dimensions of float16, and the caption's place
         assert 5 < assignment_bytes < 60
