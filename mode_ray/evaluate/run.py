@@ -15,8 +15,9 @@ from mode_ray.evaluate.compare import Router, TaskResults, compare
 from mode_ray.evaluate.measurements import ROUTING_FILE, TaskCosines, TaskSummary, load_cosines, load_summary
 from mode_ray.evaluate.models import Trained, check_models, find_trained
 from mode_ray.evaluate.report import render_report
-from mode_ray.evaluate.report_data import ReportSources, report_data
+from mode_ray.evaluate.report_data import report_data
 from mode_ray.evaluate.report_schema import ReportData
+from mode_ray.evaluate.report_sources import ReportSources
 from mode_ray.evaluate.tasks import Task, load_tasks
 from mode_ray.stage import Manifest, Stage, UnitRecord
 from mode_ray.storage import Location

@@ -20,7 +20,7 @@ from mode_ray.config import RunConfig
 from mode_ray.encoders.encoder import encoder_name
 from mode_ray.evaluate.compare import Router, compare
 from mode_ray.evaluate.measurements import TaskCosines, TaskSummary
-from mode_ray.evaluate.report_data import ReportSources
+from mode_ray.evaluate.report_sources import ReportSources
 from mode_ray.evaluate.tasks import load_tasks
 from mode_ray.pipeline import stage_directories
 from mode_ray.stage import Stage, UnitRecord

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from mode_ray.evaluate.report import render_report
-from mode_ray.evaluate.report_data import ReportSources, report_data
+from mode_ray.evaluate.report_data import report_data
 from mode_ray.evaluate.report_schema import ReportData, check_report
+from mode_ray.evaluate.report_sources import ReportSources
 
 PAIRS = 16
 CLASSES = ("cat", "dog", "bus")

@@ -14,7 +14,7 @@ from mode_ray.config import RunConfig
 from mode_ray.config_file import dump_config
 from mode_ray.errors import DataError, UsageError
 from mode_ray.evaluate.measurements import LABELS_FILE, ROUTING_FILE, SUMMARY_FILE, cosine_file, save_array
-from mode_ray.evaluate.report_data import ReportSources
+from mode_ray.evaluate.report_sources import ReportSources
 from mode_ray.evaluate.run import load_report, write_report
 from mode_ray.pipeline import build_stages
 from mode_ray.rescore import rescore
