@@ -7,25 +7,17 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 from serving import EXPERTS, TOPICS, MakeService, ServeUrl, picture
+from tiny_run import build_run
 
-from mode_ray.cluster.clustering import Clustering
-from mode_ray.config import RunConfig
-from mode_ray.config_file import dump_config
-from mode_ray.encoders.encoder import load_encoder
-from mode_ray.pipeline import stage_directories
 from mode_ray.serve.ensemble_service import EnsembleService
 from mode_ray.serve.http_api import create_app
 from mode_ray.serve.in_process import bind, local_service, url_of, uvicorn_server
 from mode_ray.serve.observer import Unobserved
 from mode_ray.serve.served_run import ServedRun
 from mode_ray.serve_config import ServeConfig
-from mode_ray.stage import Stage
 from mode_ray.storage import Location
-from mode_ray.train.model import build_clip, save_clip
-from mode_ray.train_config import ModelConfig
 
 START_DEADLINE_SECONDS = 30.0
 
@@ -39,31 +31,7 @@ def served_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
     (folder / "tiny").mkdir()
     (folder / "tiny" / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
-    config = RunConfig.model_validate(
-        {
-            "run": str(folder / "run"),
-            "captions": {"paths": [str(folder)]},
-            "encoder": {"kind": "static", "model": "package:wordllama"},
-            "cluster": {"sample_rows": 100, "fine": {"centers": len(TOPICS)}, "coarse": {"experts": [EXPERTS]}},
-            "train": {"model": {"architecture": str(folder / "tiny")}, "experts": EXPERTS, "dense_samples": 64},
-        }
-    )
-    places = stage_directories(config.directory)
-    encoder = load_encoder(config.encoder, config.embed.encoder)
-    Clustering(
-        centers_md=encoder.encode(list(TOPICS)),
-        prices_m=np.zeros(len(TOPICS)),
-        mass_m=np.full(len(TOPICS), 5),
-        squared_distance_m=np.ones(len(TOPICS)),
-        encoder_name=encoder.name,
-        coarse={EXPERTS: np.repeat(np.arange(EXPERTS, dtype=np.int32), 3)},
-    ).save(places["cluster"])
-    for expert in range(EXPERTS):
-        clip = build_clip(ModelConfig(architecture=str(folder / "tiny"), precision="float32"), seed=expert)
-        save_clip(places["train"] / f"n{EXPERTS}/{expert:02d}", clip)
-    for stage in ("cluster", "train"):
-        Stage(stage, places[stage], {}).finish([], {})
-    (config.directory / "config.yaml").write_text(dump_config(config))
+    build_run(folder, EXPERTS, {}, TOPICS, str(folder / "tiny"))
     return folder / "run"
 
 
