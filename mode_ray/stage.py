@@ -203,10 +203,13 @@ class Stage:
     ) -> Manifest:
         """Write the list of units, in order of their names, then the manifest.
 
+        A worker that was killed while it wrote left a file unfinished; another has done its unit again since.
+
         Args:
             records: Of all units; those of a `record_book` are not all built at once.
             summary: Figures of this stage's own.
         """
+        self.directory.remove_temporaries()
         book = records if isinstance(records, PackedMapping) else record_book(records)
         totals = UnitTotals()
         parts = (units_table(part) for part in totals.of_parts(book))

@@ -85,6 +85,15 @@ class TestLifeOfAStage:
         assert not (directory / MANIFEST).exists()
         assert stage.state() == "started"
 
+    def test_at_its_end_nothing_half_written_is_left(self, tmp_path: Path) -> None:
+        stage = Stage("embed", Location(str(tmp_path)), FIELDS)
+        stage.begin(units=1)
+        left = tmp_path / ".0000.parquet.0123456789ab.tmp"
+        left.touch()
+        stage.finish([write(stage, "0000", "a")], {})
+        assert not left.exists()
+        assert (tmp_path / "0000.parquet").exists()
+
     def test_beginning_again_keeps_the_first_note(self, directory: Location) -> None:
         Stage("embed", directory, FIELDS).begin(units=7)
         first = (directory / STARTED).read_bytes()
