@@ -22,6 +22,7 @@ from mode_ray.pair_index import PairIndex
 from mode_ray.pair_reader import Pair, PairReader
 from mode_ray.read_ahead import read_ahead
 from mode_ray.sample_order import SampleOrder
+from mode_ray.threads import limited_threads
 from mode_ray.train.crops import TrainTransform
 from mode_ray.train.fast_tokens import fast_tokenizer
 from mode_ray.train.model import ClipModel
@@ -192,7 +193,10 @@ class _ThreadLoader:
         return read_ahead(self._load, self._positions, ahead=_BATCHES_AHEAD)
 
     def _load(self, positions: list[int]) -> TrainBatch:
-        batch = self._dataset[positions]
+        # A second team of OpenMP threads would end the spinning of the first: with more threads than cores, libgomp
+        # lets them sleep between any two operations, and small models trained a third slower.
+        with limited_threads(1):
+            batch = self._dataset[positions]
         return batch.pin_memory() if self._pinned else batch
 
 

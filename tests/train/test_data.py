@@ -17,6 +17,7 @@ from mode_ray.pair_index import PairIndex
 from mode_ray.pair_reader import PairReader
 from mode_ray.sample_order import SampleOrder
 from mode_ray.storage import Location
+from mode_ray.threads import limited_threads
 from mode_ray.train.data import PairDataset, TrainBatch, train_loader
 from mode_ray.train.model import ClipModel
 from mode_ray.training_set import write_index
@@ -100,21 +101,25 @@ class TestBatches:
         self, make_dataset: Callable[[int], PairDataset], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         loaded: list[str] = []
+        torch_threads: list[int] = []
         real = PairDataset.__getitem__
 
         def noting(self: PairDataset, positions: list[int]) -> TrainBatch:
             batch = real(self, positions)
+            torch_threads.append(torch.get_num_threads())
             loaded.append(threading.current_thread().name)
             return batch
 
         monkeypatch.setattr(PairDataset, "__getitem__", noting)
         batches = iter(train_loader(make_dataset(0), 0, SAMPLES, BATCH, 0, 1, workers=0))
-        next(batches)
-        deadline = time.monotonic() + 30
-        while len(loaded) < 4 and time.monotonic() < deadline:
-            time.sleep(0.001)
+        with limited_threads(2):  # of the model's
+            next(batches)
+            deadline = time.monotonic() + 30
+            while len(loaded) < 4 and time.monotonic() < deadline:
+                time.sleep(0.001)
         assert len(loaded) == 4, "three more than were taken, while nobody asked for them"
         assert threading.current_thread().name not in loaded
+        assert set(torch_threads) == {1}, "a team of threads of its own would slow the model's"
 
     def test_a_mapped_index_goes_to_loader_processes_by_its_path(
         self,
