@@ -23,7 +23,8 @@ from frame import alternate, arguments, finish
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
-from mode_ray.captions.shards import Shard, list_shards
+from mode_ray.captions.listing import list_shards
+from mode_ray.captions.shards import Shard
 from mode_ray.config import (
     ActorPool,
     CaptionsConfig,

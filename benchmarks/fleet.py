@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,15 +43,17 @@ from simulated_fleet import (
     tasks_of,
 )
 
-from mode_ray.captions.shards import Shard, read_listing, write_listing
+from mode_ray.captions.listing import read_listing, write_listing
+from mode_ray.captions.shards import Shard, ShardTable
 from mode_ray.config import RunConfig
 from mode_ray.plan.rates import read_rates
 from mode_ray.progress import Progress
 from mode_ray.stage import Stage, UnitRecord, read_manifest, write_unit
 from mode_ray.storage import Location
 from mode_ray.train.budget import plan_trials
+from mode_ray.unit_actor import with_source
 from mode_ray.unit_ledger import UnitLedger
-from mode_ray.units import complete_records, finish_units, plan_units, refuse_replaced_sources
+from mode_ray.units import finish_units, plan_units, refuse_replaced_sources
 
 ROWS_PER_SHARD = 10_000
 CAPTIONS_PER_SECOND = 2_800.0
@@ -124,7 +126,8 @@ class Driver:
         with book.taking("lost"):
             ledger.give_up()
         with book.taking("finish"):
-            manifest = finish_units(stage, complete_records(plan, ledger.records), self._config, {})
+            ledger.records.update(plan.finished)
+            manifest = finish_units(stage, ledger.records, self._config, {})
             self._progress.end(manifest)
         if manifest.units != len(shards) or manifest.rows_in != ROWS_PER_SHARD * _readable(len(shards)):
             raise RuntimeError(f"{name}: {manifest.units} units with {manifest.rows_in} rows: some are missing")
@@ -142,9 +145,9 @@ def _readable(count: int) -> int:
     return count - count // UNREADABLE_EVERY
 
 
-def _shards(count: int) -> list[Shard]:
+def _shards(count: int) -> Iterator[Shard]:
     generator = np.random.default_rng(0)
-    return [
+    return (
         Shard(
             unit=f"part-{number:06d}-{generator.integers(1 << 63):016x}",
             uri=f"s3://web-captions/2026-11/pairs/part-{number:06d}.tar",
@@ -153,13 +156,14 @@ def _shards(count: int) -> list[Shard]:
             modified_unix_seconds=1_790_000_000.0 + float(generator.integers(1_000_000)),
         )
         for number in range(count)
-    ]
+    )
 
 
 def _record(shard: Shard, attempt: str, now: float, seconds: float) -> UnitRecord:
     number = int(shard.unit.split("-")[1])
-    record = UnitRecord(
-        unit=shard.unit, source=shard.uri, attempt=attempt, finished_unix_seconds=1.79e9 + round(now, 3)
+    record = with_source(
+        UnitRecord(unit=shard.unit, source=shard.uri, attempt=attempt, finished_unix_seconds=1.79e9 + round(now, 3)),
+        shard,
     )
     if _is_unreadable(number):
         return replace(record, error=f"{shard.uri}: truncated tar")
@@ -192,7 +196,7 @@ def run_config(directory: str) -> RunConfig:
                 "model": {"architecture": "ViT-B-16", "pretrained": "a seed that was trained before"},
                 "experts": EXPERTS,
                 "dense_samples": DENSE_SAMPLES * 5 // 32,
-                "dense": False,
+                "controls": [],
                 "placement": {
                     "workers_per_run": GPUS_PER_RUN,
                     "concurrent_runs": GPUS // GPUS_PER_RUN,
@@ -208,7 +212,7 @@ def simulate(shards: int, directory: str, captions_per_second: float) -> dict[st
     began = time.perf_counter()
     config, book = run_config(directory), Bookkeeping()
     listing = config.directory / "shards.parquet"
-    write_listing(listing, _shards(shards), config.captions)
+    write_listing(listing, ShardTable.of(_shards(shards)), config.captions)
     with book.taking("listing"):
         listed = read_listing(listing, config.captions)
     with contextlib.suppress(BrokenOffError):

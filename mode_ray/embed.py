@@ -78,8 +78,6 @@ def unit_record(shard: Shard, captions: CaptionTable) -> UnitRecord:
     return UnitRecord(
         unit=shard.unit,
         source=shard.uri,
-        source_bytes=shard.size_bytes,
-        source_modified_unix_seconds=shard.modified_unix_seconds,
         rows_in=captions.rows_in,
         rows_out=captions.table.num_rows,
         refused=captions.refused,

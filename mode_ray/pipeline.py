@@ -6,7 +6,8 @@ from functools import partial
 
 from mode_ray.assign import run_assign
 from mode_ray.atlas_run import make_atlas
-from mode_ray.captions.shards import Shard, list_shards, read_listing, require_images, write_listing
+from mode_ray.captions.listing import list_shards, read_listing, write_listing
+from mode_ray.captions.shards import Shard, require_images
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.run import run_cluster
 from mode_ray.cluster.standing import CONTENT_FIELD, find_standing, run_standing

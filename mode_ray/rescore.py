@@ -1,6 +1,6 @@
 """Other routing on a finished evaluation: a second report from the cosines that it stored, without running a model."""
 
-from mode_ray.captions.shards import list_shards, read_listing
+from mode_ray.captions.listing import list_shards, read_listing
 from mode_ray.config import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.evaluate.run import write_report

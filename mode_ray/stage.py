@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from importlib import metadata
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from mode_ray.errors import DataError, UsageError
 from mode_ray.packed import PackedMapping
 from mode_ray.settings import config_hash
 from mode_ray.storage import Location, is_damage
-from mode_ray.unit_table import UNITS_SCHEMA, UnitTotals, units_table
+from mode_ray.unit_table import UNITS_SCHEMA, HashOfHashes, UnitTotals, units_table
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"
@@ -146,11 +145,6 @@ class Stage:
         self.attempt = f"{int(time.time())}-{secrets.token_hex(3)}"
         self._began = time.monotonic()
 
-    @cached_property
-    def earlier_units(self) -> Mapping[str, UnitRecord]:
-        """`finished_units` as it was when this was first asked for: what earlier invocations left."""
-        return self.finished_units()
-
     def manifest(self) -> Manifest | None:
         """The manifest, or None while the stage is not done."""
         return read_manifest(self.directory)
@@ -223,7 +217,7 @@ class Stage:
             rows_out=totals.rows_out,
             refused=dict(sorted(totals.refused.items())),
             quarantined=totals.quarantined,
-            content_hash=combined_hash(totals.hashes),
+            content_hash=totals.content.hexdigest(),
             seconds=round(time.monotonic() - self._began, 3),
             attempts=len(totals.attempts),
             summary=summary,
@@ -305,7 +299,10 @@ def table_hash(table: pa.Table) -> str:
 
 def combined_hash(hashes: Iterable[str]) -> str:
     """One hash over several, in their order."""
-    return hashlib.blake2b("\n".join(hashes).encode(), digest_size=8).hexdigest()
+    combined = HashOfHashes()
+    for text in hashes:
+        combined.add(text)
+    return combined.hexdigest()
 
 
 def count_refused(records: Iterable[UnitRecord]) -> dict[str, int]:

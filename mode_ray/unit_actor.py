@@ -125,7 +125,7 @@ class UnitActor:
         except Exception as error:
             error.add_note(f"while {shard.uri} was worked on")
             raise
-        return table, replace(record, attempt=self._attempt)
+        return table, replace(with_source(record, shard), attempt=self._attempt)
 
     def _write(self, shard: Shard, table: pa.Table, record: UnitRecord, began: float) -> UnitRecord:
         def write() -> UnitRecord:
@@ -151,10 +151,16 @@ class UnitActor:
 
 def quarantined(shard: Shard, reason: str, attempt: str) -> UnitRecord:
     """The record of a unit that is left out, with the reason."""
-    return UnitRecord(
+    record = UnitRecord(
         unit=shard.unit,
         source=shard.uri,
         error=reason,
         attempt=attempt,
         finished_unix_seconds=round(time.time(), 3),
     )
+    return with_source(record, shard)
+
+
+def with_source(record: UnitRecord, shard: Shard) -> UnitRecord:
+    """A record that tells the size and time of its source, so that a replaced one is found out."""
+    return replace(record, source_bytes=shard.size_bytes, source_modified_unix_seconds=shard.modified_unix_seconds)

@@ -1,5 +1,6 @@
 """The list of a finished stage's units as a table, and what its manifest says of them all."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -27,6 +28,23 @@ UNITS_SCHEMA = pa.schema(
 )
 
 
+class HashOfHashes:
+    """BLAKE2b (16 hex digits) over texts in their order, which need not be there at the same time."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=8)
+        self._separator = b""
+
+    def add(self, text: str) -> None:
+        """Add the next."""
+        self._digest.update(self._separator + text.encode())
+        self._separator = b"\n"
+
+    def hexdigest(self) -> str:
+        """The hash of all so far."""
+        return self._digest.hexdigest()
+
+
 class UnitTotals:
     """What a manifest says of its units, added up in one pass."""
 
@@ -34,7 +52,7 @@ class UnitTotals:
         self.rows_in = self.rows_out = 0
         self.refused: Counter[str] = Counter()
         self.quarantined: dict[str, str] = {}
-        self.hashes: list[str] = []
+        self.content = HashOfHashes()
         self.attempts: set[str] = set()
 
     def of_parts(self, book: "Mapping[str, UnitRecord]") -> "Iterator[list[UnitRecord]]":
@@ -50,7 +68,7 @@ class UnitTotals:
         self.rows_in += record.rows_in
         self.rows_out += record.rows_out
         self.refused.update(record.refused)
-        self.hashes.append(record.content_hash)
+        self.content.add(record.content_hash)
         self.attempts.add(record.attempt)
         if record.error is not None:
             self.quarantined[record.source] = record.error

@@ -2,16 +2,18 @@
 
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from mode_ray.captions.shards import Shard
+import pyarrow.compute as pc
+
+from mode_ray.captions.shards import Shard, ShardTable
 from mode_ray.config import ActorPool, RunConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.packed import PackedMapping
-from mode_ray.stage import MANIFEST, UNITS, Manifest, Stage, UnitRecord, count_refused, record_book
+from mode_ray.stage import MANIFEST, UNITS, Manifest, Stage, UnitRecord, count_refused
 from mode_ray.unit_actor import UnitWorker
 from mode_ray.unit_pool import run_units
 
@@ -40,20 +42,24 @@ class UnitPlan:
 
 def plan_units(stage: Stage, shards: Sequence[Shard]) -> UnitPlan:
     """Compare what earlier invocations left with the listing of now."""
-    earlier = stage.earlier_units
-    finished, left, replaced = record_book(), list[Shard](), list[str]()
-    for shard in shards:
-        record = earlier.get(shard.unit)
-        if record is None or _is_replaced(record, shard):
-            left.append(shard)
-        else:
-            finished[shard.unit] = record
-        if record is not None and _is_replaced(record, shard):
-            replaced.append(shard.unit)
-    listed = {shard.unit for shard in shards} if len(finished) + len(replaced) < len(earlier) else set(earlier)
-    return UnitPlan(
-        finished=finished, left=left, replaced=replaced, vanished=[unit for unit in earlier if unit not in listed]
-    )
+    finished = stage.finished_units()
+    if not finished:
+        return UnitPlan(finished=finished, left=shards, replaced=[], vanished=[])
+    replaced, unlisted = list[str](), set(finished)
+
+    def to_do() -> Iterator[Shard]:
+        for shard in shards:
+            record = finished.get(shard.unit)
+            unlisted.discard(shard.unit)
+            if record is None or _is_replaced(record, shard):
+                yield shard
+            if record is not None and _is_replaced(record, shard):
+                replaced.append(shard.unit)
+
+    left = ShardTable.of(to_do())
+    for unit in (*replaced, *unlisted):
+        del finished[unit]
+    return UnitPlan(finished=finished, left=left, replaced=replaced, vanished=sorted(unlisted))
 
 
 def refuse_replaced_sources(stage: Stage, shards: Sequence[Shard]) -> None:
@@ -62,30 +68,38 @@ def refuse_replaced_sources(stage: Stage, shards: Sequence[Shard]) -> None:
     Raises:
         UsageError: Names the first such file and the mend.
     """
-    listed = {shard.uri: shard for shard in shards}
-    columns = ["source", "source_bytes", "source_modified_unix_seconds"]
-    batches = (stage.directory / UNITS).read_table(columns).to_batches(max_chunksize=_ROWS_AT_ONCE)
-    for source, size, modified in (row.values() for batch in batches for row in batch.to_pylist()):
-        shard = listed.get(source)
-        record = UnitRecord(unit="", source=source, source_bytes=size, source_modified_unix_seconds=modified)
-        if shard is not None and _is_replaced(record, shard):
-            raise UsageError(
-                f"{source}: changed since the {stage.name} stage read it (it had {size} bytes, written at "
-                f"{_time(modified)}; now {shard.size_bytes} bytes, written at {_time(shard.modified_unix_seconds)}). "
-                f"Restore it, or choose another run directory, or delete {stage.directory / MANIFEST} and the "
-                "directories of the later stages and run again: only what changed is done again"
-            )
+    units = (stage.directory / UNITS).read_table(["source", "source_bytes", "source_modified_unix_seconds"])
+    listed = ShardTable.of(shards).table
+    # All units of a file tell the same size and time: any of them will do.
+    places = pc.index_in(units["source"], listed["uri"])
+    now = listed.select(["size_bytes", "modified_unix_seconds"]).take(places)
+    for start in range(0, len(units), _ROWS_AT_ONCE):
+        for source, *then, size, modified in zip(
+            *(column.slice(start, _ROWS_AT_ONCE).to_pylist() for column in [*units.columns, *now.columns]), strict=True
+        ):
+            if size is not None and _differ((then[0], then[1]), (size, modified)):
+                raise UsageError(
+                    f"{source}: changed since the {stage.name} stage read it (it had {then[0]} bytes, written at "
+                    f"{_time(then[1])}; now {size} bytes, written at {_time(modified)}). "
+                    f"Restore it, or choose another run directory, or delete {stage.directory / MANIFEST} and the "
+                    "directories of the later stages and run again: only what changed is done again"
+                )
 
 
 def _is_replaced(record: UnitRecord, shard: Shard) -> bool:
-    """Whether a source is another file than the one that a unit was made of.
+    """Whether a source is another file than the one that a unit was made of."""
+    then = (record.source_bytes, record.source_modified_unix_seconds)
+    return _differ(then, (shard.size_bytes, shard.modified_unix_seconds))
+
+
+def _differ(then: tuple[int, float], now: tuple[int, float]) -> bool:
+    """Whether a size and a time are those of another file.
 
     Any other time counts, not only a later one: clocks differ, and copies may keep an old time.
     """
-    if record.source_modified_unix_seconds == 0.0 or shard.modified_unix_seconds == 0.0:
-        return bool(record.source_bytes and record.source_bytes != shard.size_bytes)
-    earlier = (record.source_bytes, record.source_modified_unix_seconds)
-    return earlier != (shard.size_bytes, shard.modified_unix_seconds)
+    if then[1] == 0.0 or now[1] == 0.0:
+        return bool(then[0] and then[0] != now[0])
+    return then != now
 
 
 def _time(unix_seconds: float) -> str:
@@ -131,21 +145,8 @@ def run_shard_stage(
         "units_vanished": len(plan.vanished),
         "seconds_in_units": round(time.monotonic() - began, 3),
     }
-    return finish_units(stage, complete_records(plan, made), config, summary, rows)
-
-
-def complete_records(plan: UnitPlan, made: PackedMapping[UnitRecord]) -> PackedMapping[UnitRecord]:
-    """The new records with what they were made of, taken out of `made`, and those of earlier invocations."""
-    records = record_book()
-    for shard in plan.left:  # by the listing's own strings: the names that came with the records are let go
-        records[shard.unit] = with_source(made.pop(shard.unit), shard)
-    records.update(plan.finished)
-    return records
-
-
-def with_source(record: UnitRecord, shard: Shard) -> UnitRecord:
-    """A record that tells the size and time of its source, quarantined or not."""
-    return replace(record, source_bytes=shard.size_bytes, source_modified_unix_seconds=shard.modified_unix_seconds)
+    made.update(plan.finished)
+    return finish_units(stage, made, config, summary, rows)
 
 
 def finish_units(

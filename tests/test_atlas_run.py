@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from mode_ray.atlas_run import MIN_UNITS, choose_rows, make_atlas, sample_unit
-from mode_ray.captions.shards import list_shards
+from mode_ray.captions.listing import list_shards
 from mode_ray.cli import main
 from mode_ray.config import RunConfig
 from mode_ray.config_file import dump_config

@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mode_ray.caption_counts import count_all_captions
+from mode_ray.captions.listing import list_shards
 from mode_ray.captions.read import count_captions, read_captions
-from mode_ray.captions.shards import Shard, list_shards
+from mode_ray.captions.shards import Shard
 from mode_ray.config import ActorPool, CaptionsConfig
 from mode_ray.storage import Location
 

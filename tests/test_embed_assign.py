@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mode_ray.assign import run_assign
+from mode_ray.captions.listing import list_shards
 from mode_ray.captions.read import read_captions
-from mode_ray.captions.shards import Shard, list_shards
+from mode_ray.captions.shards import Shard
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.run import run_cluster
 from mode_ray.config import RunConfig

@@ -15,8 +15,9 @@ import pytest
 import webdataset
 from PIL import Image
 
+from mode_ray.captions.listing import list_shards
 from mode_ray.captions.read import read_captions
-from mode_ray.captions.shards import list_shards, write_shards
+from mode_ray.captions.shards import write_shards
 from mode_ray.config import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.materialise import (

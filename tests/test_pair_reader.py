@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mode_ray.captions.listing import list_shards
 from mode_ray.captions.read import read_captions
-from mode_ray.captions.shards import list_shards
 from mode_ray.config import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.pair_index import SHARD, PairIndex

@@ -166,7 +166,7 @@ class TestResume:
         stage.begin(units=1)
         (directory / CAPTION_COUNTS).write_table(rows("a"))
         write(stage, "0000", "a")
-        assert list(stage.earlier_units) == ["0000"]
+        assert list(stage.finished_units()) == ["0000"]
 
     def test_a_resumed_stage_counts_its_attempts_and_hashes_like_an_unbroken_one(self, directory: Location) -> None:
         first = Stage("embed", directory / "broken", FIELDS)

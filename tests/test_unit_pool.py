@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mode_ray.captions.shards import Shard, list_shards
+from mode_ray.captions.listing import list_shards
+from mode_ray.captions.shards import Shard
 from mode_ray.config import ActorPool, CaptionsConfig, EncoderConfig, EncoderPlacement
 from mode_ray.embed import EmbedWorker
 from mode_ray.errors import DataError, UsageError, WriteError

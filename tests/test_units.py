@@ -12,13 +12,13 @@ from mode_ray.errors import DataError, UsageError
 from mode_ray.stage import Stage, UnitRecord, record_book
 from mode_ray.storage import Location
 from mode_ray.train_config import TrainConfig
+from mode_ray.unit_actor import with_source
 from mode_ray.units import (
     QUARANTINE,
     describe_refused,
     finish_units,
     plan_units,
     refuse_replaced_sources,
-    with_source,
 )
 
 

@@ -1,18 +1,15 @@
-"""The table of work units: one input shard each, large parquet files split by row groups."""
+"""Work units and the table of them: one input shard each, large parquet files split by row groups."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, overload
 
 import pyarrow as pa
 
-from mode_ray.captions.files import find_files
-from mode_ray.config import CaptionsConfig
-from mode_ray.errors import DataError, UsageError
-from mode_ray.storage import FileEntry, Location, is_damage
+from mode_ray.errors import UsageError
+from mode_ray.storage import Location
 
 ShardFormat = Literal["parquet", "webdataset", "jsonl", "csv", "tsv"]
 SUFFIX_FORMATS: dict[str, ShardFormat] = {
@@ -26,9 +23,20 @@ SUFFIX_FORMATS: dict[str, ShardFormat] = {
 }
 PAIR_FORMATS: frozenset[ShardFormat] = frozenset({"parquet", "webdataset"})
 ALL_FORMATS: frozenset[ShardFormat] = frozenset(SUFFIX_FORMATS.values())
-_FOOTER_READERS = 16
+SHARDS_SCHEMA = pa.schema(
+    {
+        "unit": pa.string(),
+        "uri": pa.string(),
+        "format": pa.string(),
+        "first_group": pa.int32(),
+        "end_group": pa.int32(),
+        "first_row": pa.int64(),
+        "size_bytes": pa.int64(),
+        "modified_unix_seconds": pa.float64(),
+        "rows": pa.int64(),
+    }
+)
 _ROWS_AT_ONCE = 8192
-_SPLIT_BY = "max_rows_per_unit"
 
 
 @dataclass(frozen=True, kw_only=True, order=True, slots=True)
@@ -63,30 +71,6 @@ class Shard:
         return Location(self.uri)
 
 
-def list_shards(
-    config: CaptionsConfig, known: Sequence[Shard] = (), formats: Collection[ShardFormat] = ALL_FORMATS
-) -> list[Shard]:
-    """List the work units of a run in order of their URIs.
-
-    Args:
-        config: The paths, and the size of a unit.
-        known: An earlier listing with the same config; files that still have that size and time are not opened again.
-        formats: What to look for in directories.
-
-    Raises:
-        DataError: A path that does not exist or matches nothing, a file of no known format, a file named twice.
-    """
-    files = find_files(config.paths, lambda name: suffix_format(name) in formats)
-    twice = [uri for uri, count in Counter(file.location.uri for file in files).items() if count > 1]
-    if twice:
-        raise DataError(f"captions.paths: {twice[0]} is named twice; every pair would count double")
-    wholes = [_whole(file, config) for file in sorted(files)]
-    before = _by_file(known)
-    with ThreadPoolExecutor(_FOOTER_READERS) as readers:
-        split = readers.map(lambda whole: _split(whole, before, config.max_rows_per_unit), wholes)
-        return [shard for shards in split for shard in shards]
-
-
 def require_images(shards: Sequence[Shard]) -> None:
     """Refuse to train on shards that hold captions only.
 
@@ -116,63 +100,69 @@ def suffix_format(name: str) -> ShardFormat | None:
     return None if packed and shard_format in PAIR_FORMATS else shard_format
 
 
-def _whole(file: FileEntry, config: CaptionsConfig) -> Shard:
-    """A file as one unit."""
-    shard_format = suffix_format(file.location.name) if config.format == "auto" else config.format
-    if shard_format is None:
-        raise DataError(
-            f"{file.location}: unknown suffix; set captions.format, or name .parquet, .tar, .jsonl or .csv files"
-        )
-    return Shard(
-        unit=unit_name(file.location),
-        uri=file.location.uri,
-        format=shard_format,
-        size_bytes=file.size_bytes,
-        modified_unix_seconds=file.modified_unix_seconds,
-    )
+class ShardTable(Sequence[Shard]):
+    """Shards as an arrow table, each built when it is asked for: a quarter of a million take 30 megabytes, not 150.
+
+    Args:
+        table: Of `SHARDS_SCHEMA`, as `write_shards` wrote it.
+
+    Raises:
+        KeyError: A column is missing.
+        pyarrow.ArrowInvalid: A column is of another type.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table.select(SHARDS_SCHEMA.names).cast(SHARDS_SCHEMA)
+
+    @classmethod
+    def of(cls, shards: Iterable[Shard]) -> "ShardTable":
+        """Shards of any kind; those of an iterator are never all built at once."""
+        if isinstance(shards, ShardTable):
+            return shards
+        batches, left = [], iter(shards)
+        while rows := [_row(shard) for shard in islice(left, _ROWS_AT_ONCE)]:
+            batches.append(pa.RecordBatch.from_pylist(rows, SHARDS_SCHEMA))
+        return cls(pa.Table.from_batches(batches, SHARDS_SCHEMA))
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Shard: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "ShardTable": ...
+
+    def __getitem__(self, place: int | slice) -> "Shard | ShardTable":
+        if isinstance(place, slice):
+            places = range(len(self))[place]
+            if places.step == 1:
+                return ShardTable(self.table.slice(places.start, len(places)))
+            return ShardTable(self.table.take(pa.array(places, pa.int64())))
+        place = range(len(self))[place]  # counts from the end, and refuses what is beyond
+        return _shard(self.table.slice(place, 1).to_pylist()[0])
+
+    def __iter__(self) -> Iterator[Shard]:
+        for batch in self.table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+            yield from map(_shard, batch.to_pylist())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, ShardTable):
+            return bool(self.table.equals(other.table))
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
-def _by_file(shards: Sequence[Shard]) -> Mapping[Shard, list[Shard]]:
-    """Units by the file that they are of, as `_whole` describes it."""
-    by_file: dict[Shard, list[Shard]] = {}
-    for shard in shards:
-        whole = replace(shard, unit=unit_name(shard.location), row_groups=None, first_row=0, rows=None)
-        by_file.setdefault(whole, []).append(shard)
-    return by_file
+def _row(shard: Shard) -> dict[str, object]:
+    first, end = shard.row_groups or (None, None)
+    row = {name: getattr(shard, name) for name in SHARDS_SCHEMA.names if name not in ("first_group", "end_group")}
+    return {**row, "first_group": first, "end_group": end}
 
 
-def _split(whole: Shard, before: Mapping[Shard, list[Shard]], max_rows: int) -> Sequence[Shard]:
-    if whole in before and whole.modified_unix_seconds > 0:
-        return before[whole]
-    # A caption takes more than a byte: only files with more bytes than that can hold too many rows.
-    if whole.format != "parquet" or whole.size_bytes <= max_rows:
-        return [whole]
-    try:
-        metadata = whole.location.read_parquet_footer()
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        if is_damage(error, whole.location):
-            return [whole]  # the unit that reads it is quarantined, with the reason
-        raise DataError(f"{whole.uri}: cannot be read ({error})") from None
-    if metadata.num_rows <= max_rows:
-        return [replace(whole, rows=metadata.num_rows)]
-    shards, first_group, first_row, row = [], 0, 0, 0
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
-        if row > first_row and row + rows - first_row > max_rows:
-            shards.append(_part(whole, (first_group, group), first_row, row))
-            first_group, first_row = group, row
-        row += rows
-    return [*shards, _part(whole, (first_group, metadata.num_row_groups), first_row, row)]
-
-
-def _part(whole: Shard, groups: tuple[int, int], first_row: int, end_row: int) -> Shard:
-    return replace(
-        whole,
-        unit=f"{whole.unit}-g{groups[0]:05d}",
-        row_groups=groups,
-        first_row=first_row,
-        rows=end_row - first_row,
-    )
+def _shard(row: dict[str, Any]) -> Shard:
+    first, end = row.pop("first_group"), row.pop("end_group")
+    return Shard(**row, row_groups=None if first is None else (first, end))
 
 
 def write_shards(location: Location, shards: Sequence[Shard], note: Mapping[str, str] | None = None) -> None:
@@ -183,53 +173,9 @@ def write_shards(location: Location, shards: Sequence[Shard], note: Mapping[str,
         shards: The shards.
         note: Kept in the file's metadata.
     """
-    groups = [shard.row_groups or (None, None) for shard in shards]
-    table = pa.table(
-        {
-            "unit": pa.array([shard.unit for shard in shards], pa.string()),
-            "uri": pa.array([shard.uri for shard in shards], pa.string()),
-            "format": pa.array([shard.format for shard in shards], pa.string()),
-            "first_group": pa.array([first for first, _ in groups], pa.int32()),
-            "end_group": pa.array([end for _, end in groups], pa.int32()),
-            "first_row": pa.array([shard.first_row for shard in shards], pa.int64()),
-            "size_bytes": pa.array([shard.size_bytes for shard in shards], pa.int64()),
-            "modified_unix_seconds": pa.array([shard.modified_unix_seconds for shard in shards], pa.float64()),
-            "rows": pa.array([shard.rows for shard in shards], pa.int64()),
-        }
-    )
-    location.write_table(table.replace_schema_metadata(dict(note or {})))
+    location.write_table(ShardTable.of(shards).table.replace_schema_metadata(dict(note or {})))
 
 
-def read_shards(location: Location) -> list[Shard]:
+def read_shards(location: Location) -> ShardTable:
     """Read what `write_shards` wrote."""
-    return _shards_of(location.read_table())
-
-
-def _shards_of(table: pa.Table) -> list[Shard]:
-    shards = []
-    for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):  # a quarter of a million rows are normal
-        for row in batch.to_pylist():
-            first, end = row.pop("first_group"), row.pop("end_group")
-            shards.append(Shard(**row, row_groups=None if first is None else (first, end)))
-    return shards
-
-
-def write_listing(location: Location, shards: Sequence[Shard], config: CaptionsConfig) -> None:
-    """Keep a listing in the run directory for the next invocation; see `read_listing`."""
-    write_shards(location, shards, {_SPLIT_BY: str(config.max_rows_per_unit)})
-
-
-def read_listing(location: Location, config: CaptionsConfig) -> list[Shard]:
-    """The listing of an earlier invocation; none where there is none, or where units were of another size.
-
-    Raises:
-        UsageError: The file is something else.
-    """
-    if not location.exists():
-        return []
-    try:
-        table = location.read_table()
-        split_by = (table.schema.metadata or {}).get(_SPLIT_BY.encode())
-        return _shards_of(table) if split_by == str(config.max_rows_per_unit).encode() else []
-    except (pa.ArrowInvalid, KeyError, TypeError):
-        raise UsageError(f"{location}: not a listing of the input files: remove it") from None
+    return ShardTable(location.read_table())

@@ -1,12 +1,13 @@
 """Where a task's samples come from: one reader a layout, and one kind of sample out of all of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from mode_ray.captions.json_text import json_object
+from mode_ray.captions.listing import list_shards
 from mode_ray.captions.parquet import open_parquet, row_group_range
-from mode_ray.captions.shards import PAIR_FORMATS, Shard, list_shards
+from mode_ray.captions.shards import PAIR_FORMATS, Shard
 from mode_ray.captions.webdataset import IMAGE_SUFFIXES, JSON_SUFFIX, TEXT_SUFFIX, read_tar_samples
 from mode_ray.config import CaptionsConfig
 from mode_ray.errors import DataError, UsageError
@@ -60,7 +61,7 @@ def read_samples(task: Task, split: Split = "test") -> Iterator[Sample]:
             yield from (_webdataset_samples(task, shard) if shard.format == "webdataset" else _rows(task, shard))
 
 
-def _listed(task: Task, paths: tuple[str, ...], shard_format: _ShardFormat) -> list[Shard]:
+def _listed(task: Task, paths: tuple[str, ...], shard_format: _ShardFormat) -> Sequence[Shard]:
     try:
         return list_shards(CaptionsConfig(paths=paths, format=shard_format), formats=PAIR_FORMATS)
     except DataError as error:

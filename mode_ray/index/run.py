@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import ray
 
-from mode_ray.captions.shards import PAIR_FORMATS, Shard, list_shards, read_listing, require_images
+from mode_ray.captions.listing import list_shards, read_listing
+from mode_ray.captions.shards import PAIR_FORMATS, Shard, require_images
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
 from mode_ray.encoders.encoder import load_encoder

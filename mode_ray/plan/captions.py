@@ -5,7 +5,8 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
-from mode_ray.captions.shards import Shard, list_shards
+from mode_ray.captions.listing import list_shards
+from mode_ray.captions.shards import Shard
 from mode_ray.config import CaptionsConfig, RunConfig
 from mode_ray.errors import DataError
 from mode_ray.storage import Location

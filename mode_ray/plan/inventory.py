@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from mode_ray.captions.listing import list_shards
 from mode_ray.captions.read import count_captions
-from mode_ray.captions.shards import Shard, list_shards
+from mode_ray.captions.shards import Shard
 from mode_ray.config import RunConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.plan.stages import Inventory

@@ -6,7 +6,7 @@ goes on as it began.
 
 from collections.abc import Mapping, Sequence
 
-from mode_ray.captions.shards import list_shards
+from mode_ray.captions.listing import list_shards
 from mode_ray.config import RunConfig
 from mode_ray.config_file import with_values
 from mode_ray.pipeline import build_stages

@@ -1,5 +1,6 @@
 """What a trial trains on: the files that its launcher writes and its workers open."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,7 +80,7 @@ class TrialData:
         return self.job.experts / TRAINING_SETS
 
     @cached_property
-    def _shards(self) -> list[Shard]:
+    def _shards(self) -> Sequence[Shard]:
         return read_shards(self.job.experts / SHARDS_FILE)
 
     @cached_property

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mode_ray.captions.clean import BAD_RECORD, COLUMN_COUNT, EMPTY, INVALID_UTF8, CaptionTable
+from mode_ray.captions.listing import list_shards
 from mode_ray.captions.read import count_captions, read_captions
-from mode_ray.captions.shards import list_shards
 from mode_ray.captions.text_lines import MAX_LINE_BYTES
 from mode_ray.config import CaptionsConfig
 from mode_ray.errors import DataError

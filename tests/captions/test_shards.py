@@ -1,215 +1,20 @@
-"""Work units: which files are found, how they are named and split, and what is refused before anything runs."""
+"""Work units as such: what may be trained on, and the table that holds a great many of them."""
 
-import os
+import pickle
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from mode_ray.captions.read import read_captions
-from mode_ray.captions.shards import (
-    PAIR_FORMATS,
-    Shard,
-    list_shards,
-    read_listing,
-    read_shards,
-    require_images,
-    unit_name,
-    write_listing,
-    write_shards,
-)
-from mode_ray.config import CaptionsConfig
-from mode_ray.errors import DataError, UsageError
+from mode_ray.captions.shards import Shard, ShardTable, read_shards, require_images, write_shards
+from mode_ray.errors import UsageError
 from mode_ray.storage import Location
 
-
-def write_parquet(file: Path, rows: int = 3, group_rows: int = 100) -> Path:
-    """A parquet file with captions `caption 0`, `caption 1`, …"""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"caption": [f"caption {row}" for row in range(rows)]}), file, row_group_size=group_rows)
-    return file
-
-
-def listed(*paths: Path | str, max_rows: int = 1_000_000) -> list[Shard]:
-    """The shards of these paths."""
-    return list_shards(CaptionsConfig(paths=tuple(str(path) for path in paths), max_rows_per_unit=max_rows))
-
-
-class TestFinding:
-    def test_a_directory_gives_the_shards_below_it_in_order(self, tmp_path: Path) -> None:
-        for name in ("b.parquet", "a.PQ", "deep/er/c.tar", "README.md", ".hidden.parquet"):
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_bytes(b"not read while listing")
-        assert [(shard.uri, shard.format) for shard in listed(tmp_path)] == [
-            (f"{tmp_path}/a.PQ", "parquet"),
-            (f"{tmp_path}/b.parquet", "parquet"),
-            (f"{tmp_path}/deep/er/c.tar", "webdataset"),
-        ]
-
-    def test_files_globs_and_directories_may_be_mixed(self, tmp_path: Path) -> None:
-        for name in ("x/1.parquet", "x/2.parquet", "y/1.parquet", "z.parquet"):
-            write_parquet(tmp_path / name)
-        shards = listed(tmp_path / "x/*.parquet", tmp_path / "y", tmp_path / "z.parquet")
-        assert [shard.uri.removeprefix(f"{tmp_path}/") for shard in shards] == [
-            "x/1.parquet",
-            "x/2.parquet",
-            "y/1.parquet",
-            "z.parquet",
-        ]
-
-    def test_the_format_may_be_told_where_the_suffix_does_not(self, tmp_path: Path) -> None:
-        file = write_parquet(tmp_path / "captions.data")
-        shards = list_shards(CaptionsConfig(paths=(str(file),), format="parquet"))
-        assert [shard.format for shard in shards] == ["parquet"]
-
-    def test_text_shards_are_found_by_their_suffixes(self, tmp_path: Path) -> None:
-        names = ["a.jsonl", "b.ndjson.gz", "c.csv", "d.TSV", "e.tsv.gz", "f.tar.gz", "g.json", "h.gz"]
-        for name in names:
-            (tmp_path / name).write_bytes(b"not read while listing")
-        shards = listed(tmp_path)
-        assert [shard.location.name for shard in shards] == names[:5]
-        assert [shard.format for shard in shards] == ["jsonl", "jsonl", "csv", "tsv", "tsv"]
-
-    def test_only_formats_that_are_asked_for(self, tmp_path: Path) -> None:
-        for name in ("a.tar", "labels.csv"):
-            (tmp_path / name).write_bytes(b"x")
-        shards = list_shards(CaptionsConfig(paths=(str(tmp_path),)), formats=PAIR_FORMATS)
-        assert [shard.location.name for shard in shards] == ["a.tar"]
-
-    def test_sizes_and_times_come_with_the_listing(self, tmp_path: Path) -> None:
-        file = write_parquet(tmp_path / "a.parquet", rows=45, group_rows=10)
-        for shard in listed(tmp_path, max_rows=20):
-            assert shard.size_bytes == file.stat().st_size
-            assert shard.modified_unix_seconds == file.stat().st_mtime_ns / 1e9
-
-    def test_s3_is_listed_like_a_directory(self, bucket: str) -> None:
-        root = Location.parse(bucket)
-        for name in ("in/1.parquet", "in/deep/2.tar", "in/notes.txt"):
-            (root / name).write_bytes(b"x")
-        assert [shard.uri for shard in listed(f"{bucket}/in/")] == [
-            f"{bucket}/in/1.parquet",
-            f"{bucket}/in/deep/2.tar",
-        ]
-
-
-class TestRefused:
-    @pytest.mark.parametrize("name", ["absent.parquet", "absent", "absent/*.parquet", "*.parquet"])
-    def test_what_is_not_there(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(DataError, match=r"captions\.paths.*no such file") as caught:
-            listed(tmp_path / name)
-        assert f"{tmp_path}/{name}" in str(caught.value)
-
-    @pytest.mark.usefixtures("s3_server")
-    def test_a_missing_bucket(self) -> None:
-        with pytest.raises(DataError, match=r"captions\.paths: s3://no-such-bucket-anywhere/x: no such file"):
-            listed("s3://no-such-bucket-anywhere/x")
-
-    def test_a_directory_without_shards(self, tmp_path: Path) -> None:
-        (tmp_path / "notes.txt").write_text("nothing to see")
-        with pytest.raises(DataError, match=r"captions\.paths: .*: no \.parquet or \.tar file in this directory"):
-            listed(tmp_path)
-
-    def test_an_unknown_suffix(self, tmp_path: Path) -> None:
-        (tmp_path / "captions.xlsx").write_bytes(b"x")
-        with pytest.raises(DataError, match=r"captions\.xlsx: unknown suffix; set captions\.format"):
-            listed(tmp_path / "captions.xlsx")
-
-    def test_a_file_named_twice(self, tmp_path: Path) -> None:
-        file = write_parquet(tmp_path / "a.parquet")
-        with pytest.raises(DataError, match=r"a\.parquet is named twice"):
-            listed(tmp_path, file)
-
-
-class TestNames:
-    def test_equal_file_names_in_different_directories_stay_apart(self, tmp_path: Path) -> None:
-        for folder in ("a", "b", "a/b"):
-            write_parquet(tmp_path / folder / "00000.parquet")
-        units = [shard.unit for shard in listed(tmp_path)]
-        assert len(set(units)) == 3
-        assert all(unit.startswith("00000-") for unit in units), "the file is still to be recognised"
-
-    def test_a_file_keeps_its_name_whatever_stands_beside_it(self, tmp_path: Path) -> None:
-        file = write_parquet(tmp_path / "b.parquet")
-        before = listed(tmp_path)[0].unit
-        write_parquet(tmp_path / "a.parquet")
-        assert before in {shard.unit for shard in listed(tmp_path)}
-        assert before == unit_name(Location(str(file))) == listed(file)[0].unit
-
-    def test_names_do_not_change_between_versions(self) -> None:
-        # Outputs on disk are named so: another name would do a finished run again.
-        assert unit_name(Location("s3://bucket/laion/00017.tar")) == "00017-0b28744196c63bd2"
-
-
-class TestSplitting:
-    def test_large_files_are_split_between_row_groups(self, tmp_path: Path) -> None:
-        file = write_parquet(tmp_path / "a.parquet", rows=45, group_rows=10)
-        shards = listed(file, max_rows=20)
-        assert [(shard.row_groups, shard.first_row) for shard in shards] == [((0, 2), 0), ((2, 4), 20), ((4, 5), 40)]
-        assert len({shard.unit for shard in shards}) == 3
-
-    def test_row_numbers_count_over_the_whole_file(self, tmp_path: Path) -> None:
-        file = write_parquet(tmp_path / "a.parquet", rows=45, group_rows=10)
-        config = CaptionsConfig(paths=(str(file),), max_rows_per_unit=20)
-        tables = [read_captions(shard, config).table for shard in list_shards(config)]
-        assert [table.num_rows for table in tables] == [20, 20, 5]
-        whole = pa.concat_tables(tables)
-        assert whole["row"].to_pylist() == list(range(45))
-        assert whole["key"].to_pylist() == [str(row) for row in range(45)]
-        assert whole["caption"].to_pylist() == [f"caption {row}" for row in range(45)]
-
-    def test_a_row_group_above_the_limit_is_one_unit(self, tmp_path: Path) -> None:
-        file = write_parquet(tmp_path / "a.parquet", rows=60, group_rows=30)
-        assert [shard.row_groups for shard in listed(file, max_rows=20)] == [(0, 1), (1, 2)]
-
-    def test_small_and_unreadable_files_are_whole(self, tmp_path: Path) -> None:
-        write_parquet(tmp_path / "a.parquet", rows=20, group_rows=5)
-        (tmp_path / "b.parquet").write_bytes(b"garbage " * 100)
-        assert [shard.row_groups for shard in listed(tmp_path, max_rows=20)] == [None, None]
-
-
-class TestKnownFiles:
-    """An earlier listing is believed for files of the same size and time, and for no others."""
-
-    @pytest.fixture
-    def file(self, tmp_path: Path) -> Path:
-        return write_parquet(tmp_path / "a.parquet", rows=45, group_rows=10)
-
-    def again(self, file: Path, known: list[Shard]) -> list[Shard]:
-        return list_shards(CaptionsConfig(paths=(str(file),), max_rows_per_unit=20), known)
-
-    def test_an_unchanged_file_is_not_opened(self, file: Path) -> None:
-        first = listed(file, max_rows=20)
-        before = file.stat()
-        file.write_bytes(bytes(before.st_size))
-        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-        assert self.again(file, first) == first
-        assert [shard.row_groups for shard in self.again(file, [])] == [None], "it would be seen to be damaged"
-
-    def test_a_file_written_again_is(self, file: Path) -> None:
-        first = listed(file, max_rows=20)
-        write_parquet(file, rows=25, group_rows=10)
-        assert [shard.row_groups for shard in self.again(file, first)] == [(0, 2), (2, 3)]
-
-    def test_so_is_one_with_another_time_alone(self, file: Path) -> None:
-        first = listed(file, max_rows=20)
-        os.utime(file, ns=(0, 10**9))
-        assert {shard.modified_unix_seconds for shard in self.again(file, first)} == {1.0}
-
-    def test_the_listing_is_kept_in_a_file_for_units_of_one_size(self, file: Path, tmp_path: Path) -> None:
-        kept = Location(str(tmp_path / "run/shards.parquet"))
-        config = CaptionsConfig(paths=(str(file),), max_rows_per_unit=20)
-        assert read_listing(kept, config) == []
-        write_listing(kept, list_shards(config), config)
-        assert read_listing(kept, config) == list_shards(config)
-        assert [shard.rows for shard in read_listing(kept, config)] == [20, 20, 5]
-        assert read_listing(kept, config.model_copy(update={"max_rows_per_unit": 30})) == []
-
-    def test_another_file_in_its_place_is_refused(self, tmp_path: Path) -> None:
-        kept = Location(str(tmp_path / "shards.parquet"))
-        kept.write_bytes(b"something else")
-        with pytest.raises(UsageError, match=r"shards\.parquet: not a listing of the input files: remove it"):
-            read_listing(kept, CaptionsConfig(paths=("x",)))
+SHARDS = [
+    Shard(unit="a", uri="/data/a.tar", format="webdataset", size_bytes=7, modified_unix_seconds=1.5),
+    Shard(unit="b-g00002", uri="s3://x/b.parquet", format="parquet", row_groups=(2, 4), first_row=20, rows=9),
+    Shard(unit="c", uri="/data/c.csv", format="csv"),
+]
 
 
 def test_shards_without_images_are_not_trained_on() -> None:
@@ -222,11 +27,42 @@ def test_shards_without_images_are_not_trained_on() -> None:
         require_images([tar, text])
 
 
-def test_the_table_of_shards_comes_back_as_written(tmp_path: Path) -> None:
-    shards = [
-        Shard(unit="a", uri="/data/a.tar", format="webdataset"),
-        Shard(unit="b-g00002", uri="s3://x/b.parquet", format="parquet", row_groups=(2, 4), first_row=20),
-    ]
-    location = Location(str(tmp_path / "shards.parquet"))
-    write_shards(location, shards)
-    assert read_shards(location) == shards
+class TestTable:
+    def test_it_reads_as_the_list_that_it_was_made_of(self) -> None:
+        table = ShardTable.of(iter(SHARDS))
+        assert len(table) == 3
+        assert list(table) == SHARDS
+        assert table == SHARDS
+        assert table != SHARDS[:2]
+        assert [table[place] for place in (0, 1, 2, -1)] == [*SHARDS, SHARDS[-1]]
+        assert SHARDS[1] in table
+
+    def test_a_place_beyond_it_is_refused(self) -> None:
+        with pytest.raises(IndexError):
+            ShardTable.of(SHARDS)[3]
+
+    @pytest.mark.parametrize("part", [slice(1, None), slice(0, 0), slice(None, None, -1), slice(-2, 9), slice(5, 9)])
+    def test_a_part_is_a_table_too(self, part: slice) -> None:
+        taken = ShardTable.of(SHARDS)[part]
+        assert isinstance(taken, ShardTable)
+        assert taken == SHARDS[part]
+
+    def test_it_is_empty_where_nothing_was_found(self) -> None:
+        assert not ShardTable.of([])
+        assert ShardTable.of([]) == []
+
+    def test_it_takes_a_few_tens_of_bytes_beside_its_texts(self) -> None:
+        shards = (Shard(unit=f"{n:06d}", uri=f"/data/{n:06d}.tar", format="webdataset") for n in range(20_000))
+        assert ShardTable.of(shards).table.nbytes < 20_000 * (6 + 16 + 10 + 60)
+
+    def test_it_goes_to_other_processes(self) -> None:
+        assert pickle.loads(pickle.dumps(ShardTable.of(SHARDS))) == SHARDS  # noqa: S301 - our own
+
+    def test_it_comes_back_from_its_file(self, tmp_path: Path) -> None:
+        location = Location(str(tmp_path / "shards.parquet"))
+        write_shards(location, SHARDS)
+        assert read_shards(location) == SHARDS
+
+    def test_a_table_of_something_else_is_refused(self) -> None:
+        with pytest.raises(KeyError):
+            ShardTable(pa.table({"unit": ["a"]}))

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from mode_ray.captions.listing import list_shards
 from mode_ray.captions.read import read_captions
-from mode_ray.captions.shards import list_shards
 from mode_ray.cli import main
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.coarse import group_centers

@@ -13,7 +13,7 @@ from PIL import Image
 from report_example import example_report
 
 from mode_ray.assign import DISTANCE, FINE
-from mode_ray.captions.shards import list_shards
+from mode_ray.captions.listing import list_shards
 from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig

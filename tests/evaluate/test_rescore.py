@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mode_ray.captions.shards import list_shards
+from mode_ray.captions.listing import list_shards
 from mode_ray.cli import main
 from mode_ray.cluster.clustering import FINE_FILE
 from mode_ray.config import RunConfig

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mode_ray.captions.shards import list_shards
+from mode_ray.captions.listing import list_shards
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
 from mode_ray.encoders.encoder import load_encoder

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mode_ray.captions.shards import list_shards
+from mode_ray.captions.listing import list_shards
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
 from mode_ray.encoders.encoder import load_encoder

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mode_ray.captions.shards import list_shards
+from mode_ray.captions.listing import list_shards
 from mode_ray.config import ActorPool, ClusterConfig, FineConfig, RunConfig
 from mode_ray.errors import DataError
 from mode_ray.plan.calibrate import actors_that_fit

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mode_ray.captions.shards import list_shards
+from mode_ray.captions.listing import list_shards
 from mode_ray.config import RunConfig
 from mode_ray.config_file import with_values
 from mode_ray.pipeline import build_stages

@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from mode_ray.assign import DISTANCE, FINE
+from mode_ray.captions.listing import list_shards
 from mode_ray.captions.read import read_captions
-from mode_ray.captions.shards import Shard, list_shards, write_shards
+from mode_ray.captions.shards import Shard, write_shards
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
 from mode_ray.embeddings import place_columns

@@ -1,0 +1,153 @@
+"""What a run reads: the files at its paths, as a table of work units that the run directory keeps."""
+
+import functools
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import groupby
+
+import pyarrow as pa
+
+from mode_ray.captions.files import find_files
+from mode_ray.captions.shards import (
+    ALL_FORMATS,
+    Shard,
+    ShardFormat,
+    ShardTable,
+    suffix_format,
+    unit_name,
+    write_shards,
+)
+from mode_ray.config import CaptionsConfig
+from mode_ray.errors import DataError, UsageError
+from mode_ray.storage import FileEntry, Location, is_damage
+
+_FOOTER_READERS = 16
+_FILES_AT_ONCE = 8192
+_SPLIT_BY = "max_rows_per_unit"
+
+
+def list_shards(
+    config: CaptionsConfig, known: Sequence[Shard] = (), formats: Collection[ShardFormat] = ALL_FORMATS
+) -> ShardTable:
+    """List the work units of a run in order of their URIs.
+
+    Args:
+        config: The paths, and the size of a unit.
+        known: An earlier listing with the same config; files that still have that size and time are not opened again.
+        formats: What to look for in directories.
+
+    Raises:
+        DataError: A path that does not exist or matches nothing, a file of no known format, a file named twice.
+    """
+    files = find_files(config.paths, lambda name: suffix_format(name) in formats)
+    twice = [uri for uri, count in Counter(file.location.uri for file in files).items() if count > 1]
+    if twice:
+        raise DataError(f"captions.paths: {twice[0]} is named twice; every pair would count double")
+    files.sort()
+    before = _KnownFiles(known)
+
+    def shards() -> Iterator[Shard]:
+        with ThreadPoolExecutor(_FOOTER_READERS) as readers:
+            for start in range(0, len(files), _FILES_AT_ONCE):
+                wholes = [_whole(file, config) for file in files[start : start + _FILES_AT_ONCE]]
+                units = [before.units_of(whole) for whole in wholes]
+                split = functools.partial(_split, max_rows=config.max_rows_per_unit)
+                for parts in readers.map(split, wholes, units):
+                    yield from parts
+
+    return ShardTable.of(shards())
+
+
+def _whole(file: FileEntry, config: CaptionsConfig) -> Shard:
+    """A file as one unit."""
+    shard_format = suffix_format(file.location.name) if config.format == "auto" else config.format
+    if shard_format is None:
+        raise DataError(
+            f"{file.location}: unknown suffix; set captions.format, or name .parquet, .tar, .jsonl or .csv files"
+        )
+    return Shard(
+        unit=unit_name(file.location),
+        uri=file.location.uri,
+        format=shard_format,
+        size_bytes=file.size_bytes,
+        modified_unix_seconds=file.modified_unix_seconds,
+    )
+
+
+class _KnownFiles:
+    """The units of an earlier listing by file; to be asked for in order of the URIs, as they lie there.
+
+    Args:
+        shards: The earlier listing.
+    """
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._files = ((uri, list(units)) for uri, units in groupby(shards, key=lambda shard: shard.uri))
+        self._next = next(self._files, None)
+
+    def units_of(self, whole: Shard) -> Sequence[Shard]:
+        """The units of a file that has still the size and time of then; none of one that was not listed as it is."""
+        while self._next is not None and self._next[0] < whole.uri:
+            self._next = next(self._files, None)
+        if self._next is None or self._next[0] != whole.uri or whole.modified_unix_seconds == 0.0:
+            return ()
+        units = self._next[1]
+        earlier = replace(units[0], unit=whole.unit, row_groups=None, first_row=0, rows=None)
+        return units if earlier == whole else ()
+
+
+def _split(whole: Shard, known: Sequence[Shard], max_rows: int) -> Sequence[Shard]:
+    if known:
+        return known
+    # A caption takes more than a byte: only files with more bytes than that can hold too many rows.
+    if whole.format != "parquet" or whole.size_bytes <= max_rows:
+        return [whole]
+    try:
+        metadata = whole.location.read_parquet_footer()
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        if is_damage(error, whole.location):
+            return [whole]  # the unit that reads it is quarantined, with the reason
+        raise DataError(f"{whole.uri}: cannot be read ({error})") from None
+    if metadata.num_rows <= max_rows:
+        return [replace(whole, rows=metadata.num_rows)]
+    shards, first_group, first_row, row = [], 0, 0, 0
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        if row > first_row and row + rows - first_row > max_rows:
+            shards.append(_part(whole, (first_group, group), first_row, row))
+            first_group, first_row = group, row
+        row += rows
+    return [*shards, _part(whole, (first_group, metadata.num_row_groups), first_row, row)]
+
+
+def _part(whole: Shard, groups: tuple[int, int], first_row: int, end_row: int) -> Shard:
+    return replace(
+        whole,
+        unit=f"{whole.unit}-g{groups[0]:05d}",
+        row_groups=groups,
+        first_row=first_row,
+        rows=end_row - first_row,
+    )
+
+
+def write_listing(location: Location, shards: Sequence[Shard], config: CaptionsConfig) -> None:
+    """Keep a listing in the run directory for the next invocation; see `read_listing`."""
+    write_shards(location, shards, {_SPLIT_BY: str(config.max_rows_per_unit)})
+
+
+def read_listing(location: Location, config: CaptionsConfig) -> ShardTable:
+    """The listing of an earlier invocation; none where there is none, or where units were of another size.
+
+    Raises:
+        UsageError: The file is something else.
+    """
+    if not location.exists():
+        return ShardTable.of([])
+    try:
+        table = location.read_table()
+        split_by = (table.schema.metadata or {}).get(_SPLIT_BY.encode())
+        return ShardTable(table) if split_by == str(config.max_rows_per_unit).encode() else ShardTable.of([])
+    except (pa.ArrowInvalid, KeyError):
+        raise UsageError(f"{location}: not a listing of the input files: remove it") from None
