@@ -28,7 +28,7 @@ from mode_ray.demo.pairs import Drawing, stable_hash
 from mode_ray.demo.split import group_drawings
 
 Split = Literal["train", "development", "test"]
-DATA_VERSION = 1
+DATA_VERSION = 2
 PAIRS_PER_SHARD = 4_000
 MOST_CAPTIONS = 4
 FEWEST_IMAGES_OF_A_CLASS = 5
@@ -167,7 +167,7 @@ def _photos(file: Path, limit: int | None) -> list[Item]:
             group=row["key"],
             image=row["image"],
             captions=(row["caption"],),
-            labels={"class": row["label"]},
+            labels={"class": row["label"], "kind": _wordnet_kind(row["wnid"])},
         )
         for row in _first(pq.read_table(file).to_pylist(), limit)
     ]
@@ -199,20 +199,46 @@ def _write_training(folder: Path, items: Sequence[Item]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Classes:
-    """A classification task of a domain."""
+    """A classification task of a domain, or of that part of it whose `only` label has the given value."""
 
     domain: str
     label: str
     readable: Any
     templates: tuple[str, ...]
+    only: tuple[str, str] | None = None
+
+    def has(self, item: Item) -> bool:
+        """Whether an image belongs to the task's part of the data."""
+        return item.domain == self.domain and (self.only is None or item.labels[self.only[0]] == self.only[1])
 
 
 def _plain(name: str) -> str:
     return name.replace("-", " ").replace("_", " ")
 
 
+# WordNet numbers its nouns by the lexicographers' files, so that a number tells the kind of thing.
+_WORDNET_KINDS = {"n01": "animal", "n02": "animal", "n03": "artifact", "n04": "artifact", "n07": "food"}
+_FIRST_ARTIFACT = "n026"
+
+
+def _wordnet_kind(wnid: str) -> str:
+    """`animal`, `artifact`, `food`, or `other` for places, plants and the rest."""
+    kind = _WORDNET_KINDS.get(wnid[:3], "other")
+    return "artifact" if kind == "animal" and wnid >= _FIRST_ARTIFACT else kind
+
+
+def _photo_classes(kind: str | None = None) -> _Classes:
+    templates = ("a photo of a {}.", "{}")
+    only = None if kind is None else ("kind", kind)
+    return _Classes(domain="photo", label="class", readable=_plain, templates=templates, only=only)
+
+
 _CLASSIFICATIONS = {
-    "photo-class": _Classes(domain="photo", label="class", readable=_plain, templates=("a photo of a {}.", "{}")),
+    "photo-class": _photo_classes(),
+    # Many classes of one kind, as the benchmarks of pets, cars and food are.
+    "photo-animal": _photo_classes("animal"),
+    "photo-artifact": _photo_classes("artifact"),
+    "photo-food": _photo_classes("food"),
     "emoji-group": _Classes(
         domain="emoji", label="group", readable=group_name, templates=("an emoji of {}", "{} emoji", "{}")
     ),
@@ -244,8 +270,8 @@ def _write_tasks(folder: Path, items: Sequence[Item], split: str) -> None:
         }
         pq.write_table(pa.table(columns), folder / f"{domain}.parquet")
     for name, kind in _CLASSIFICATIONS.items():
-        images = Counter(item.labels[kind.label] for item in own if item.domain == kind.domain)
-        trained = {item.labels[kind.label] for item in items if item.domain == kind.domain and item.split == "train"}
+        images = Counter(item.labels[kind.label] for item in own if kind.has(item))
+        trained = {item.labels[kind.label] for item in items if kind.has(item) and item.split == "train"}
         classes = sorted(
             label
             for label in trained

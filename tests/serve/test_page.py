@@ -15,7 +15,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 from serving import ServeUrl
 
 from mode_ray.serve.page import PAGE_POLICY, page_files, page_routes
@@ -27,6 +27,17 @@ PHONE = {"width": 360, "height": 740}
 ANSWER_MILLISECONDS = 60_000  # on a machine that does other things besides
 UNTRUSTED = "<img src=x onerror=document.title='broken'>"
 TOKEN = "a-token"  # noqa: S105
+HAND_OVER = """([gesture, content]) => {
+  const given = new DataTransfer();
+  const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+  given.items.add(new File([bytes], "given.png", { type: "image/png" }));
+  const shared = { bubbles: true, cancelable: true };
+  document.body.dispatchEvent(
+    gesture === "drop"
+      ? new DragEvent("drop", { ...shared, dataTransfer: given })
+      : new ClipboardEvent("paste", { ...shared, clipboardData: given }),
+  );
+}"""
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: apt-get install chromium")
 
 
@@ -147,6 +158,35 @@ class TestClassify:
         assert shown == result["labels"]
         assert figures == [f"{share * 100:.1f} %" for share in result["probabilities"]]
         assert sorted(experts) == ["Expert 0", "Expert 1", "Expert 2"]
+
+    @pytest.mark.parametrize("gesture", ["drop", "paste"])
+    def test_an_image_may_be_dropped_or_pasted(
+        self, browser: Browser, serve_url: ServeUrl, tmp_path: Path, gesture: str
+    ) -> None:
+        content = base64.b64encode(png(tmp_path).read_bytes()).decode()
+        with serve_url() as address, opened(browser, base_of(address)) as page:
+            page.evaluate(HAND_OVER, [gesture, content])
+            expect(page.get_by_role("button", name="Remove given.png")).to_be_visible()
+            page.locator("#labels").fill("a dog, a cat")
+            page.get_by_role("button", name="Classify").click()
+            assert sorted(ranked(page)) == ["a cat", "a dog"]
+
+    def test_a_degraded_answer_says_who_is_missing(
+        self, browser: Browser, serve_url: ServeUrl, tmp_path: Path
+    ) -> None:
+        def without_expert_1(route: Route) -> None:
+            answer = route.fetch()
+            route.fulfill(response=answer, json={**answer.json(), "degraded": True, "left_out": [1]})
+
+        with serve_url() as address, opened(browser, base_of(address)) as page:
+            page.route("**/v1/classify", without_expert_1)
+            page.get_by_label("Choose images").set_input_files(png(tmp_path))
+            page.locator("#labels").fill("a dog, a cat")
+            page.get_by_role("button", name="Classify").click()
+            expect(page.get_by_role("alert")).to_contain_text(
+                "Degraded answer: Expert 1 did not answer in time", timeout=ANSWER_MILLISECONDS
+            )
+            expect(page.locator(".weights .lost .name")).to_have_text(["Expert 1"])
 
     def test_an_example_is_one_click_away(self, browser: Browser, serve_url: ServeUrl) -> None:
         with serve_url() as address, opened(browser, base_of(address)) as page:
