@@ -32,12 +32,6 @@ export class Tray {
       this.add(this.#input.files);
       this.#input.value = "";
     });
-    // Not every browser opens a file field by Enter, as it does by the space bar.
-    this.#input.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || event.ctrlKey || event.metaKey) return;
-      event.preventDefault();
-      this.#input.click();
-    });
     // Anywhere on the page: a file that misses the field would else replace the page.
     document.addEventListener("dragover", (event) => {
       event.preventDefault();
