@@ -17,6 +17,7 @@ from mode_ray.pipeline import LISTING, Pipeline, build_stages
 from mode_ray.progress import Progress
 from mode_ray.stage import Stage
 from mode_ray.storage import Location
+from mode_ray.unit_actor import with_source
 
 
 @pytest.fixture
@@ -53,8 +54,8 @@ def finish(config: RunConfig, name: str) -> Stage:
     stage = build_stages(config, shards)[name]
     stage.begin(len(shards))
     table = pa.table({"row": [1]})
-    records = [stage.write_unit(table, unit_record(shard, CaptionTable(table, 1, {}, {}))) for shard in shards]
-    stage.finish(records, {})
+    records = [with_source(unit_record(shard, CaptionTable(table, 1, {}, {})), shard) for shard in shards]
+    stage.finish([stage.write_unit(table, record) for record in records], {})
     return stage
 
 

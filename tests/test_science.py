@@ -62,7 +62,10 @@ class TestSplits:
         assert len({item.split for item in alike}) == 1
 
     def test_tasks_hold_the_images_of_their_split_alone(self, data: ModuleType, tmp_path: Path) -> None:
-        photos = items(data, "photo", 2000, "class", 5)
+        photos = [
+            data.Item(**{**vars(item), "labels": {**item.labels, "kind": "food" if number % 5 < 2 else "animal"}})
+            for number, item in enumerate(items(data, "photo", 2000, "class", 5))
+        ]
         icons = [
             data.Item(**{**vars(item), "labels": {"provider": "aws", "category": f"c{number % 3}"}})
             for number, item in enumerate(items(data, "icon", 400, "category", 3))
@@ -71,11 +74,27 @@ class TestSplits:
             data._write_tasks(tmp_path / split, [*photos, *icons], split)
             names = sorted(file.stem for file in (tmp_path / split).glob("*.yaml"))
             # One provider makes no task, and photos are not retrieved by sentences of their class.
-            assert names == ["icon-category", "icon-retrieval", "photo-class"]
+            assert names == ["icon-category", "icon-retrieval", "photo-animal", "photo-class", "photo-food"]
             captions = pq.read_table(tmp_path / split / "photo.parquet")["caption"].to_pylist()
             assert set(captions) == {item.captions[0] for item in photos if item.split == split}
         task = yaml.safe_load((tmp_path / "test" / "photo-class.yaml").read_text())
         assert task["class_names"]["class-0"] == "class 0"
+        food = yaml.safe_load((tmp_path / "test" / "photo-food.yaml").read_text())
+        assert food["classes"] == ["class-0", "class-1"]
+
+    @pytest.mark.parametrize(
+        ("wnid", "kind"),
+        [
+            ("n01443537", "animal"),
+            ("n02509815", "animal"),
+            ("n02666196", "artifact"),
+            ("n04597913", "artifact"),
+            ("n07747607", "food"),
+            ("n09193705", "other"),
+        ],
+    )
+    def test_wordnet_tells_what_kind_of_thing_a_photo_shows(self, data: ModuleType, wnid: str, kind: str) -> None:
+        assert data._wordnet_kind(wnid) == kind
 
 
 class TestSettings:
