@@ -66,7 +66,7 @@ def refuse_replaced_sources(stage: Stage, shards: Sequence[Shard]) -> None:
     """Refuse to go on from a stage that is done where one of its sources is another file now.
 
     Raises:
-        UsageError: Names the first such file and the mend.
+        UsageError: Names the first such file, in order of the units, and the mend.
     """
     units = (stage.directory / UNITS).read_table(["source", "source_bytes", "source_modified_unix_seconds"])
     listed = ShardTable.of(shards).table

@@ -1,11 +1,10 @@
 """What a run reads: the files at its paths, as a table of work units that the run directory keeps."""
 
-import functools
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, repeat
 
 import pyarrow as pa
 
@@ -53,8 +52,7 @@ def list_shards(
             for start in range(0, len(files), _FILES_AT_ONCE):
                 wholes = [_whole(file, config) for file in files[start : start + _FILES_AT_ONCE]]
                 units = [before.units_of(whole) for whole in wholes]
-                split = functools.partial(_split, max_rows=config.max_rows_per_unit)
-                for parts in readers.map(split, wholes, units):
+                for parts in readers.map(_split, wholes, units, repeat(config.max_rows_per_unit)):
                     yield from parts
 
     return ShardTable.of(shards())
@@ -99,6 +97,7 @@ class _KnownFiles:
 
 
 def _split(whole: Shard, known: Sequence[Shard], max_rows: int) -> Sequence[Shard]:
+    """The units of a file: those known from before, or by its footer where it may hold too many rows."""
     if known:
         return known
     # A caption takes more than a byte: only files with more bytes than that can hold too many rows.
