@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 
 pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
-STEPS = 900
+STEPS = 3_000  # more than a fast machine trains while a node starts
 ELASTIC = (
     "train.placement.max_workers_per_run=2",
     "train.placement.resize_interval_seconds=3",
