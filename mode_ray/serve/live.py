@@ -134,7 +134,7 @@ class LiveServing:
     def _submit(self, edit: Edit, waited_for: str | None = None) -> None:
         submit(self._endpoint, edit(self._document()))
         if waited_for is not None:
-            wait_until_running(self._endpoint, [waited_for], self._deadline_seconds)
+            wait_until_running(self._endpoint, [waited_for], self._deadline_seconds, self._say)
 
 
 def connect(address: str) -> ServeEndpoint:
@@ -270,13 +270,22 @@ def new_expert(document: Document, router: str, expert: int, folder: str | None)
     return entry
 
 
-def wait_until_running(endpoint: ServeEndpoint, names: Sequence[str], deadline_seconds: float) -> None:
+def wait_until_running(
+    endpoint: ServeEndpoint, names: Sequence[str], deadline_seconds: float, say: Callable[[str], None]
+) -> None:
     """Return when all named applications run.
+
+    Args:
+        endpoint: The cluster.
+        names: Of the applications.
+        deadline_seconds: How long that may take.
+        say: Takes a line on what is waited for, when Ray Serve gives a reason and whenever that changes.
 
     Raises:
         DataError: One has failed, or time is up.
     """
     deadline = time.monotonic() + deadline_seconds
+    said: dict[str, str] = {}
     while True:
         live = endpoint.get_serve_details()["applications"]
         waiting = [name for name in names if live.get(name, {}).get("status") != "RUNNING"]
@@ -286,8 +295,13 @@ def wait_until_running(endpoint: ServeEndpoint, names: Sequence[str], deadline_s
             entry = live.get(name, {})
             if entry.get("status") == "DEPLOY_FAILED":
                 raise DataError(f"application {name} does not start: {_reason(entry)}")
+            reason = _waits_for(entry)
+            if reason and reason != said.get(name):
+                said[name] = reason
+                say(f"application {name} waits: {reason}")
         if time.monotonic() > deadline:
-            raise DataError(f"applications {waiting} did not run within {deadline_seconds:.0f} s")
+            reasons = "".join(f"; {name} waits: {said[name]}" for name in waiting if name in said)
+            raise DataError(f"applications {waiting} did not run within {deadline_seconds:.0f} s{reasons}")
         time.sleep(_POLL_SECONDS)
 
 
@@ -304,6 +318,12 @@ def _router_deployment(entry: Document) -> Document:
     raise UsageError(
         f"application {entry['name']} has no `user_config` that lists its experts: see cluster_configs/serve.yaml"
     )
+
+
+def _waits_for(entry: Mapping[str, Any]) -> str:
+    """What the deployments of an application that does not run yet say of themselves, in one line."""
+    messages = [str(deployment.get("message", "")) for deployment in entry.get("deployments", {}).values()]
+    return " ".join(" ".join(messages).split())
 
 
 def _reason(entry: Mapping[str, Any]) -> str:

@@ -28,8 +28,8 @@ def local_serving(document: dict[str, Any], config: RayConfig, say: Callable[[st
 
     Args:
         document: The list; see mode_ray.serve.deployment_file.
-        config: Of the Ray that is started. It gets the dashboard, by which experts are added and removed, and as many
-            logical CPUs as the applications ask for.
+        config: Of the Ray that is started. It gets the dashboard, by which experts are added and removed, and twice as
+            many logical CPUs as the applications ask for: an expert is replaced by a second one beside it.
         say: Takes one line on every step.
 
     Yields:
@@ -45,7 +45,7 @@ def local_serving(document: dict[str, Any], config: RayConfig, say: Callable[[st
             "`mode-ray serve config RUN` and hand it to `serve deploy`"
         )
     require_free_port(document["http_options"]["host"], document["http_options"]["port"])
-    cpus = max(config.num_cpus or os.cpu_count() or 1, math.ceil(needed_cpus(document)))
+    cpus = max(config.num_cpus or os.cpu_count() or 1, math.ceil(2 * needed_cpus(document)))
     with ray_session(config.model_copy(update={"dashboard": True, "num_cpus": cpus})) as dashboard:
         address = f"http://{dashboard}"
         endpoint = connect(address)
@@ -53,7 +53,7 @@ def local_serving(document: dict[str, Any], config: RayConfig, say: Callable[[st
             submit(endpoint, document)
             names = [application["name"] for application in document["applications"]]
             say(f"starting {len(names)} applications: {', '.join(names)}")
-            wait_until_running(endpoint, names, _START_DEADLINE_SECONDS)
+            wait_until_running(endpoint, names, _START_DEADLINE_SECONDS, say)
             yield address
         finally:
             serve.shutdown()  # type: ignore[no-untyped-call]

@@ -13,15 +13,19 @@ from mode_ray.serve.live import LiveServing, find_router, live_document, served_
 from mode_ray.serve_config import ServeConfig
 
 RUN = "s3://my-bucket/mode/run1"
+WAITS = "Deployment 'Expert' has 1 replicas\nthat wait for {'CPU': 1.0}."
 SETTINGS = ServeConfig(request_deadline_seconds=0.02, expert_deadline_seconds=0.01)
 
 
 class Cluster:
     """What Ray's REST interface does with lists, without a cluster: everything starts at once, or never."""
 
-    def __init__(self, document: dict[str, Any], never_starts: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, document: dict[str, Any], never_starts: tuple[str, ...] = (), waits: tuple[str, ...] = ()
+    ) -> None:
         self.submitted: list[dict[str, Any]] = []
         self._never_starts = never_starts
+        self._waits = waits
         self._live: dict[str, Any] = {}
         self.deploy_applications(document)
         self.submitted.clear()
@@ -35,14 +39,19 @@ class Cluster:
         live = {
             application["name"]: {
                 "name": application["name"],
-                "status": "DEPLOY_FAILED" if application["name"] in self._never_starts else "RUNNING",
+                "status": self._status(application["name"]),
                 "message": "Traceback …\n  mode_ray.errors.DataError: /models/broken: no open_clip_config.json\n",
-                "deployments": {},
+                "deployments": {"Expert": {"message": WAITS}} if application["name"] in self._waits else {},
                 "deployed_app_config": copy.deepcopy(application),
             }
             for application in self._live["applications"]
         }
         return {"http_options": self._live["http_options"], "proxy_location": "EveryNode", "applications": live}
+
+    def _status(self, name: str) -> str:
+        if name in self._never_starts:
+            return "DEPLOY_FAILED"
+        return "DEPLOYING" if name in self._waits else "RUNNING"
 
     @property
     def names(self) -> list[set[str]]:
@@ -160,3 +169,15 @@ class TestWhatCannotBeEdited:
         with pytest.raises(UsageError, match=r"choose one of \['router', 'router-b'\] by --router"):
             find_router({"applications": routers})
         assert find_router({"applications": routers}, "router-b")["name"] == "router-b"
+
+
+class TestWaiting:
+    def test_what_it_waits_for_is_said_once_and_named_when_time_is_up(self) -> None:
+        cluster = Cluster(serve_document(RUN, [0, 1], SETTINGS), waits=("expert-2",))
+        said: list[str] = []
+        with pytest.raises(DataError, match=r"\['expert-2'\] did not run within 1 s; expert-2 waits: .*'CPU': 1.0"):
+            LiveServing(cluster, said.append, deadline_seconds=1.2).add(2)
+        assert [line for line in said if "waits" in line] == [
+            "application expert-2 waits: Deployment 'Expert' has 1 replicas that wait for {'CPU': 1.0}."
+        ]
+        assert cluster.names[-1] == {"expert-0", "expert-1", "router"}, "and everything is as before"
