@@ -82,11 +82,19 @@ class AnyText:
 def export(task: Task, root: Path, images: int | None) -> tuple[Task, list[tuple[bytes, str]]]:
     """Write a task's first usable images in clip-benchmark's layout.
 
+    Of a retrieval task, images with a caption that an earlier one has are left out: to clip-benchmark an equal caption
+    is a wrong answer and its rank among its equals is left to a sort, to us it is right.
+
     Returns:
         The task as it is there, and its images, each with a text that it may be fitted to.
     """
     usable, kept = UsableSamples(task, MAX_PIXELS), []
+    captions: set[str] = set()
     for sample in read_samples(task):
+        if task.kind == "retrieval" and sample.texts is not None:
+            if captions.intersection(sample.texts):
+                continue
+            captions.update(sample.texts)
         if usable.take(sample) is not None and sample.image is not None:
             kept.append(sample.image)
         if images is not None and usable.images == images:
