@@ -304,12 +304,16 @@ class Location:
             return stream.tell()
 
     def write_tables(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-        """The same of a table that comes in parts, each a row group."""
+        """The same of a table that comes in parts, each a row group.
+
+        Such tables are large: what arrow's allocator keeps of them for later is given back.
+        """
         with self.open_atomic() as stream:
             options = {"compression": "zstd", "write_page_checksum": True, **_encodings(schema)}
             with pq.ParquetWriter(stream, schema, **options) as writer:
                 for table in tables:
                     writer.write_table(table)
+        pa.default_memory_pool().release_unused()
 
     def read_table(self, columns: list[str] | None = None) -> pa.Table:
         """Read one parquet file; where pages carry checksums, they are verified.

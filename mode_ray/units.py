@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from mode_ray.captions.shards import Shard, ShardTable
@@ -84,6 +85,8 @@ def refuse_replaced_sources(stage: Stage, shards: Sequence[Shard]) -> None:
                     f"Restore it, or choose another run directory, or delete {stage.directory / MANIFEST} and the "
                     "directories of the later stages and run again: only what changed is done again"
                 )
+    del units, now
+    pa.default_memory_pool().release_unused()  # arrow's allocator would keep what the list took
 
 
 def _is_replaced(record: UnitRecord, shard: Shard) -> bool:

@@ -173,7 +173,8 @@ def write_shards(location: Location, shards: Sequence[Shard], note: Mapping[str,
         shards: The shards.
         note: Kept in the file's metadata.
     """
-    location.write_table(ShardTable.of(shards).table.replace_schema_metadata(dict(note or {})))
+    table = ShardTable.of(shards).table.replace_schema_metadata(dict(note or {}))
+    location.write_tables(table.schema, [table])
 
 
 def read_shards(location: Location) -> ShardTable:
