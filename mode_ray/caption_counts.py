@@ -1,17 +1,15 @@
 """Captions of every unit, counted by Ray tasks and kept in the stage's directory; samples are allotted by them."""
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 
 import pyarrow as pa
 import ray.data
 
 from mode_ray.captions.read import count_captions
-from mode_ray.captions.shards import Shard
+from mode_ray.captions.shards import Shard, ShardTable
 from mode_ray.config import ActorPool, CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.storage import Location
@@ -42,12 +40,12 @@ def count_all_captions(
         By unit; units whose source cannot be read are left out.
     """
     counts = _read_counts(location, shards)
-    left = [shard for shard in shards if shard.unit not in counts]
+    left = ShardTable.of(shard for shard in shards if shard.unit not in counts)
     if not left:
         return counts
-    items = [{"shard": json.dumps(asdict(shard))} for shard in left]
-    results = ray.data.from_items(items, override_num_blocks=-(-len(items) // _UNITS_PER_TASK)).map_batches(
-        partial(count_batch, config=config, retries=pool.retries_per_unit),
+    places = ray.data.from_items(list(range(len(left))), override_num_blocks=-(-len(left) // _UNITS_PER_TASK))
+    results = places.map_batches(
+        partial(_count_batch, shards=ray.put(left), config=config, retries=pool.retries_per_unit),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=pool.cpus_per_actor,
@@ -66,18 +64,15 @@ def count_all_captions(
     return counts
 
 
-def count_batch(batch: pa.Table, config: CaptionsConfig, retries: int) -> pa.Table:
-    """Count the captions of shards (JSON, column `shard`); null where a shard cannot be read."""
-    shards = [_shard_from_json(text) for text in batch["shard"].to_pylist()]
+def _count_batch(
+    batch: pa.Table, shards: "ray.ObjectRef[ShardTable]", config: CaptionsConfig, retries: int
+) -> pa.Table:
+    """Count the captions of shards (by their places, column `item`); null where a shard cannot be read."""
+    table: ShardTable = ray.get(shards)
+    own = [table[place] for place in batch["item"].to_pylist()]
     with ThreadPoolExecutor(_COUNTERS_PER_TASK) as counters:
-        counts = list(counters.map(lambda shard: _count(shard, config, retries), shards))
-    return pa.table({"unit": [shard.unit for shard in shards], "captions": pa.array(counts, pa.int64())})
-
-
-def _shard_from_json(text: str) -> Shard:
-    values = json.loads(text)
-    groups = values.pop("row_groups")
-    return Shard(**values, row_groups=tuple(groups) if groups else None)
+        counts = list(counters.map(lambda shard: _count(shard, config, retries), own))
+    return pa.table({"unit": [shard.unit for shard in own], "captions": pa.array(counts, pa.int64())})
 
 
 def _count(shard: Shard, config: CaptionsConfig, retries: int) -> int | None:

@@ -1,14 +1,13 @@
 """Work units over a pool of Ray actors: the thin adapter between the stages and Ray Data.
 
-Only shard descriptions and small records cross the object store; reading and writing happen inside the actors, where
-threads overlap them with the computation of the unit in between.
+Only the table of shards, once, and small records cross the object store; reading and writing happen inside the actors,
+where threads overlap them with the computation of the unit in between.
 """
 
 import json
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +15,7 @@ import ray
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
-from mode_ray.captions.shards import Shard
+from mode_ray.captions.shards import Shard, ShardTable
 from mode_ray.config import ActorPool
 from mode_ray.errors import ModeRayError, WorkerError
 from mode_ray.packed import PackedMapping
@@ -81,8 +80,8 @@ def _run_tasks(
     shards: Sequence[Shard], actor: tuple[Any, ...], pool: ActorPool, units_per_task: int
 ) -> Iterator[UnitRecord]:
     """The records of the shards, in the order in which they come; none for those whose tasks were lost too often."""
-    items = [{"shard": json.dumps(asdict(shard))} for shard in shards]
-    tasks = -(-len(items) // units_per_task)
+    tasks = -(-len(shards) // units_per_task)
+    table = ray.put(ShardTable.of(shards))
     strategy = ray.data.ActorPoolStrategy(
         min_size=min(pool.min_actors, tasks),
         max_size=min(pool.max_actors, tasks),
@@ -93,21 +92,21 @@ def _run_tasks(
         # By default lost tasks are tried again without end. Ray 2.60 has no other way to bound that than this one, of
         # which it says that it goes in 2.64.
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        results = ray.data.from_items(items, override_num_blocks=tasks).map_batches(
+        places = ray.data.from_items(list(range(len(shards))), override_num_blocks=tasks)
+        results = places.map_batches(
             _PoolActor,
             batch_size=None,
             batch_format="pyarrow",
             compute=strategy,
             num_cpus=pool.cpus_per_actor,
             num_gpus=pool.gpus_per_actor,
-            fn_constructor_args=actor,
+            fn_constructor_args=(table, *actor),
             max_restarts=-1,
             max_task_retries=pool.retries_per_unit,
         )
     # Only tasks that were lost count here: what fails inside an actor comes back as a row.
     results.context.max_errored_blocks = -1
     results.context.max_consecutive_actor_init_deaths = _LOST_STARTS
-    del items  # the object store has them
     try:
         for row in results.iter_rows():
             if row["failure"] is not None:
@@ -121,14 +120,21 @@ def _run_tasks(
 
 
 class _PoolActor:
-    """A unit actor as Ray Data calls it: shards as JSON in, records and failures as JSON out.
+    """A unit actor as Ray Data calls it: places in the table of shards in, records and failures as JSON out.
 
     Failures come back as rows, not as exceptions: Ray Data could not tell those from lost tasks.
     """
 
     def __init__(
-        self, worker: Callable[..., UnitWorker], arguments: Sequence[Any], directory: str, attempt: str, retries: int
+        self,
+        table: "ray.ObjectRef[ShardTable]",
+        worker: Callable[..., UnitWorker],
+        arguments: Sequence[Any],
+        directory: str,
+        attempt: str,
+        retries: int,
     ) -> None:
+        self._shards: ShardTable = ray.get(table)
         self._actor: UnitActor | None = None
         self._failure = ""
         try:
@@ -137,14 +143,14 @@ class _PoolActor:
             self._failure = _failure_to_json(error)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Process shards (column `shard`) into rows of either `record` or `failure`."""
+        """Process shards (by their places, column `item`) into rows of either `record` or `failure`."""
         records: list[str | None] = []
         failures: list[str | None] = []
         if self._actor is None:
             failures.append(self._failure)
         else:
             try:
-                shards = [_shard_from_json(text) for text in batch["shard"].to_pylist()]
+                shards = [self._shards[place] for place in batch["item"].to_pylist()]
                 records += (record.to_json() for record in self._actor.process(shards))
             except Exception as error:  # noqa: BLE001 - the driver raises it
                 failures.append(_failure_to_json(error))
@@ -170,9 +176,3 @@ def _failure_from_json(text: str) -> Exception:
     if failure["kind"] in kinds:
         return kinds[failure["kind"]](failure["message"])
     return RuntimeError(f"in a worker:\n{failure['message']}")
-
-
-def _shard_from_json(text: str) -> Shard:
-    values = json.loads(text)
-    groups = values.pop("row_groups")
-    return Shard(**values, row_groups=tuple(groups) if groups else None)

@@ -10,7 +10,7 @@ import pyarrow as pa
 if TYPE_CHECKING:  # the stage contract, which writes this table
     from mode_ray.stage import UnitRecord
 
-_UNITS_AT_ONCE = 4096
+_UNITS_AT_ONCE = 1024
 UNITS_SCHEMA = pa.schema(
     {
         "unit": pa.string(),

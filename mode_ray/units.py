@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -46,21 +46,19 @@ def plan_units(stage: Stage, shards: Sequence[Shard]) -> UnitPlan:
     finished = stage.finished_units()
     if not finished:
         return UnitPlan(finished=finished, left=shards, replaced=[], vanished=[])
-    replaced, unlisted = list[str](), set(finished)
-
-    def to_do() -> Iterator[Shard]:
-        for shard in shards:
-            record = finished.get(shard.unit)
-            unlisted.discard(shard.unit)
-            if record is None or _is_replaced(record, shard):
-                yield shard
-            if record is not None and _is_replaced(record, shard):
-                replaced.append(shard.unit)
-
-    left = ShardTable.of(to_do())
+    shards = ShardTable.of(shards)
+    replaced, unlisted, to_do = list[str](), set(finished), list[int]()
+    for place, shard in enumerate(shards):
+        record = finished.get(shard.unit)
+        unlisted.discard(shard.unit)
+        if record is not None and _is_replaced(record, shard):
+            replaced.append(shard.unit)
+            record = None
+        if record is None:
+            to_do.append(place)
     for unit in (*replaced, *unlisted):
         del finished[unit]
-    return UnitPlan(finished=finished, left=left, replaced=replaced, vanished=sorted(unlisted))
+    return UnitPlan(finished=finished, left=shards.chosen(to_do), replaced=replaced, vanished=sorted(unlisted))
 
 
 def refuse_replaced_sources(stage: Stage, shards: Sequence[Shard]) -> None:

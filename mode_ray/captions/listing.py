@@ -14,6 +14,7 @@ from mode_ray.captions.shards import (
     Shard,
     ShardFormat,
     ShardTable,
+    read_shards,
     suffix_format,
     unit_name,
     write_shards,
@@ -145,8 +146,8 @@ def read_listing(location: Location, config: CaptionsConfig) -> ShardTable:
     if not location.exists():
         return ShardTable.of([])
     try:
-        table = location.read_table()
-        split_by = (table.schema.metadata or {}).get(_SPLIT_BY.encode())
-        return ShardTable(table) if split_by == str(config.max_rows_per_unit).encode() else ShardTable.of([])
+        shards = read_shards(location)
+        split_by = (shards.table.schema.metadata or {}).get(_SPLIT_BY.encode())
+        return shards if split_by == str(config.max_rows_per_unit).encode() else ShardTable.of([])
     except (pa.ArrowInvalid, KeyError):
         raise UsageError(f"{location}: not a listing of the input files: remove it") from None

@@ -47,6 +47,14 @@ class TestTable:
         assert isinstance(taken, ShardTable)
         assert taken == SHARDS[part]
 
+    def test_parts_of_parts_keep_their_places_and_go_to_other_processes_alone(self) -> None:
+        part = ShardTable.of(SHARDS).chosen([2, 0])
+        assert list(part) == [SHARDS[2], SHARDS[0]]
+        assert part[1] == part[-1] == part[1:][0] == SHARDS[0]
+        sent = pickle.loads(pickle.dumps(part))  # noqa: S301 - our own
+        assert sent == [SHARDS[2], SHARDS[0]]
+        assert len(sent.table) == 2
+
     def test_it_is_empty_where_nothing_was_found(self) -> None:
         assert not ShardTable.of([])
         assert ShardTable.of([]) == []
