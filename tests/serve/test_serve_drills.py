@@ -28,7 +28,8 @@ pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
 EXPERTS = 4
 REPLACED, HUNG, KILLED, ADDED = 0, 1, 2, 3
-EXPERT_DEADLINE_SECONDS, REQUEST_DEADLINE_SECONDS = 2.0, 8.0
+# An expert that was answering a killed router is mute to the other for two to three seconds: Ray's, see docs/serving.md.
+EXPERT_DEADLINE_SECONDS, REQUEST_DEADLINE_SECONDS = 4.0, 12.0
 SLACK_SECONDS = 3.0  # of two busy cores
 QUEUED = 16
 OVERLOAD = 4.0
@@ -103,8 +104,9 @@ class TestKills:
     def test_a_killed_router_takes_along_what_was_on_its_way(self, serving: Serving, answers: Answers) -> None:
         with serving.under_load() as load:
             time.sleep(3.0)
-            killed = time.monotonic()
-            os.kill(serving.replicas("router")[0], signal.SIGKILL)
+            killed, router = time.monotonic(), serving.replicas("router")[0]
+            os.kill(router, signal.SIGKILL)
+            until(lambda: router not in serving.replicas("router"), "the death is noticed")
             until(lambda: len(serving.replicas("router")) == 2, "two routers again")
             time.sleep(2.0)
         failed = lost(load.replies)
