@@ -175,10 +175,19 @@ def peer_rates(
         script = Path(__file__).with_name("serve_peers.py")
         with _running([interpreter, str(script), peer, served.run.uri, str(port), str(THREADS)], port):
             url = f"http://127.0.0.1:{port}"
-            found = {clients: load(url, "/predict", images, clients, load_seconds) for clients in CLIENTS}
+            bodies, kind = _as_taken_by(peer, images)
+            found = {clients: load(url, "/predict", bodies, clients, load_seconds, kind) for clients in CLIENTS}
         details[f"{name}_{peer}"] = {str(clients): times.figures for clients, times in found.items()}
         rates[peer] = found[max(CLIENTS)].requests_per_second
     return rates
+
+
+def _as_taken_by(peer: str, images: Sequence[bytes]) -> tuple[Sequence[bytes], str]:
+    """Bodies of requests and their type: LitServe hands its models forms or JSON, not the body."""
+    if peer == "litserve":
+        texts = [base64.b64encode(image).decode() for image in images]
+        return [json.dumps({"image": text}).encode() for text in texts], "application/json"
+    return images, "image/jpeg"
 
 
 class Batch:
@@ -200,7 +209,7 @@ class Batch:
         return np.array([[scores[label] for label in LABELS] for scores in by_label])
 
 
-def load(url: str, path: str, images: Sequence[bytes], clients: int, seconds: float) -> Load:
+def load(url: str, path: str, bodies: Sequence[bytes], clients: int, seconds: float, kind: str = "image/jpeg") -> Load:
     """Single images from several clients, each with one request at a time, all begun within so many seconds."""
     latencies: list[float] = []
     failures: list[Exception] = []
@@ -211,7 +220,7 @@ def load(url: str, path: str, images: Sequence[bytes], clients: int, seconds: fl
         connection = _connect(url)
         try:
             while (began := time.perf_counter()) < end:
-                _post(connection, path, images[number % len(images)], "image/jpeg")
+                _post(connection, path, bodies[number % len(bodies)], kind)
                 latencies.append(time.perf_counter() - began)
         except (OSError, http.client.HTTPException, RuntimeError) as error:
             failures.append(error)

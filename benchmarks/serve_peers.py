@@ -1,6 +1,7 @@
 """The peers of `serve.py`, each a server of its own: `python serve_peers.py fastapi|litserve RUN PORT THREADS`.
 
-Both serve the same models as is usual: the image as the request's body, the ranked labels as JSON.
+Both serve the same models as is usual: the image as the request's body (LitServe: in base64 in JSON), the ranked
+labels as JSON.
 """
 
 import asyncio
@@ -43,22 +44,9 @@ def serve_fastapi(served: ServedRun, port: int, threads: int) -> None:
 def serve_litserve(served: ServedRun, port: int, threads: int) -> None:
     """LitServe with its dynamic batches."""
     import litserve  # of the side environment alone
+    from litserve_peer import LitEnsemble
 
-    class Ensemble(litserve.LitAPI):
-        def setup(self, device: str) -> None:
-            self.ensemble = PlainEnsemble(served, threads)
-            assert device == "cpu"
-
-        async def decode_request(self, request: Request) -> bytes:
-            return await request.body()
-
-        def predict(self, images: list[bytes]) -> list[np.ndarray]:
-            return list(self.ensemble.score(images))
-
-        def encode_response(self, output: np.ndarray) -> dict[str, list[object]]:
-            return ranked(output)
-
-    api = Ensemble(max_batch_size=_BATCH, batch_timeout=_BATCH_WAIT_SECONDS)
+    api = LitEnsemble(served.run.uri, threads, _BATCH, _BATCH_WAIT_SECONDS)
     litserve.LitServer(api, accelerator="cpu").run(
         host="127.0.0.1", port=port, log_level="warning", generate_client_file=False
     )

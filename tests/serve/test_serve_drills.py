@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
 EXPERTS = 4
 REPLACED, HUNG, KILLED, ADDED = 0, 1, 2, 3
-# An expert that was answering a killed router is mute to the other for two to three seconds: Ray's, see docs/serving.md.
+# An expert that was answering a killed router is mute to the other for two to three seconds; see docs/serving.md.
 EXPERT_DEADLINE_SECONDS, REQUEST_DEADLINE_SECONDS = 4.0, 12.0
 SLACK_SECONDS = 3.0  # of two busy cores
 QUEUED = 16
