@@ -12,6 +12,7 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -263,7 +264,7 @@ def _running(command: Sequence[str], port: int) -> Iterator[None]:
     """A server as a process, from the moment that it takes connections to its end."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS), "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         try:
             deadline = time.monotonic() + _START_SECONDS
             while not _listens(port):
@@ -279,6 +280,8 @@ def _running(command: Sequence[str], port: int) -> Iterator[None]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # LitServe leaves its workers behind
 
 
 def _wait_until_ready(url: str, experts: int) -> None:
