@@ -2,10 +2,13 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+
+from mode_ray.packed import PackedMapping
 
 if TYPE_CHECKING:  # the stage contract, which writes this table
     from mode_ray.stage import UnitRecord
@@ -55,11 +58,10 @@ class UnitTotals:
         self.content = HashOfHashes()
         self.attempts: set[str] = set()
 
-    def of_parts(self, book: "Mapping[str, UnitRecord]") -> "Iterator[list[UnitRecord]]":
+    def of_parts(self, book: "PackedMapping[UnitRecord]") -> "Iterator[list[UnitRecord]]":
         """The records in order of their names, some thousand at a time, each added when it is given."""
-        names = sorted(book)
-        for start in range(0, len(names), _UNITS_AT_ONCE):
-            part = [book[name] for name in names[start : start + _UNITS_AT_ONCE]]
+        left = book.sorted_items()
+        while part := [record for _, record in islice(left, _UNITS_AT_ONCE)]:
             for record in part:
                 self._add(record)
             yield part

@@ -9,19 +9,22 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from mode_ray.captions.shards import Shard, ShardTable
 from mode_ray.config import ActorPool, RunConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.packed import PackedMapping
 from mode_ray.stage import MANIFEST, UNITS, Manifest, Stage, UnitRecord, count_refused
+from mode_ray.storage import Location
 from mode_ray.unit_actor import UnitWorker
 from mode_ray.unit_pool import run_units
 
 QUARANTINE = "quarantine.json"
 _NAMED_AT_MOST = 5
 _REMOVERS = 16
-_ROWS_AT_ONCE = 8192
+_UNITS_AT_ONCE = 32_768
+_SizeAndTime = tuple[int, float]
 
 
 @dataclass(frozen=True)
@@ -67,24 +70,41 @@ def refuse_replaced_sources(stage: Stage, shards: Sequence[Shard]) -> None:
     Raises:
         UsageError: Names the first such file, in order of the units, and the mend.
     """
-    units = (stage.directory / UNITS).read_table(["source", "source_bytes", "source_modified_unix_seconds"])
-    listed = ShardTable.of(shards).table
-    # All units of a file tell the same size and time: any of them will do.
-    places = pc.index_in(units["source"], listed["uri"])
-    now = listed.select(["size_bytes", "modified_unix_seconds"]).take(places)
-    for start in range(0, len(units), _ROWS_AT_ONCE):
-        for source, *then, size, modified in zip(
-            *(column.slice(start, _ROWS_AT_ONCE).to_pylist() for column in [*units.columns, *now.columns]), strict=True
-        ):
-            if size is not None and _differ((then[0], then[1]), (size, modified)):
-                raise UsageError(
-                    f"{source}: changed since the {stage.name} stage read it (it had {then[0]} bytes, written at "
-                    f"{_time(then[1])}; now {size} bytes, written at {_time(modified)}). "
-                    f"Restore it, or choose another run directory, or delete {stage.directory / MANIFEST} and the "
-                    "directories of the later stages and run again: only what changed is done again"
-                )
-    del units, now
+    units, listed = stage.directory / UNITS, ShardTable.of(shards).table
+    replaced = units.complete(lambda: _first_replaced(units, listed))
     pa.default_memory_pool().release_unused()  # arrow's allocator would keep what the list took
+    if replaced is not None:
+        source, then, now = replaced
+        raise UsageError(
+            f"{source}: changed since the {stage.name} stage read it (it had {then[0]} bytes, written at "
+            f"{_time(then[1])}; now {now[0]} bytes, written at {_time(now[1])}). "
+            f"Restore it, or choose another run directory, or delete {stage.directory / MANIFEST} and the "
+            "directories of the later stages and run again: only what changed is done again"
+        )
+
+
+def _first_replaced(units: Location, listed: pa.Table) -> tuple[str, _SizeAndTime, _SizeAndTime] | None:
+    """The first source in a stage's list of units that is another file now, with its size and time then and now."""
+    columns = ["source", "source_bytes", "source_modified_unix_seconds"]
+    with units.open_input() as file:
+        # Some at a time, of both: a table of all units, and an index of all files, would be the most a driver holds.
+        for batch in pq.ParquetFile(file, page_checksum_verification=True).iter_batches(
+            _UNITS_AT_ONCE, columns=columns
+        ):
+            for start in range(0, len(listed), _UNITS_AT_ONCE):
+                part = listed.slice(start, _UNITS_AT_ONCE)
+                # All units of a file tell the same size and time: any of them will do.
+                places = pc.index_in(batch["source"], part["uri"])
+                known = places.is_valid()
+                sizes, times = (
+                    part[name].take(places.filter(known)) for name in ("size_bytes", "modified_unix_seconds")
+                )
+                for source, *then, size, modified in zip(
+                    *(column.to_pylist() for column in [*batch.filter(known).columns, sizes, times]), strict=True
+                ):
+                    if _differ((then[0], then[1]), (size, modified)):
+                        return source, (then[0], then[1]), (size, modified)
+    return None
 
 
 def _is_replaced(record: UnitRecord, shard: Shard) -> bool:
@@ -93,7 +113,7 @@ def _is_replaced(record: UnitRecord, shard: Shard) -> bool:
     return _differ(then, (shard.size_bytes, shard.modified_unix_seconds))
 
 
-def _differ(then: tuple[int, float], now: tuple[int, float]) -> bool:
+def _differ(then: _SizeAndTime, now: _SizeAndTime) -> bool:
     """Whether a size and a time are those of another file.
 
     Any other time counts, not only a later one: clocks differ, and copies may keep an old time.

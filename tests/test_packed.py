@@ -48,3 +48,10 @@ def test_what_a_text_shares_with_the_first_costs_nothing() -> None:
     packed["a"] = packed["b"] = "the same words again and again, whatever they are about"
     assert packed["a"] == packed["b"]
     assert max(map(len, packed._packed.values())) < 10
+
+
+def test_items_come_in_order_of_their_names() -> None:
+    packed: PackedMapping[str] = PackedMapping(str, str)
+    for name in ("b", "é", "a", "z", "\U0001f600", "\uffff"):
+        packed[name] = f"value of {name}"
+    assert list(packed.sorted_items()) == sorted(packed.items())

@@ -124,7 +124,10 @@ class ShardTable(Sequence[Shard]):
         batches, left = [], iter(shards)
         while rows := [_row(shard) for shard in islice(left, _ROWS_AT_ONCE)]:
             batches.append(pa.RecordBatch.from_pylist(rows, SHARDS_SCHEMA))
-        return cls(pa.Table.from_batches(batches, SHARDS_SCHEMA))
+        table = pa.Table.from_batches(batches, SHARDS_SCHEMA).combine_chunks()
+        batches.clear()
+        _give_back()
+        return cls(table)
 
     @property
     def table(self) -> pa.Table:
@@ -202,6 +205,11 @@ def read_shards(location: Location) -> ShardTable:
         KeyError: A column is missing.
         pyarrow.ArrowInvalid: It is no parquet file, or a column is of another type.
     """
-    shards = ShardTable(location.read_table())
-    pa.default_memory_pool().release_unused()  # arrow's allocator would keep what decompression took
-    return shards
+    table = location.read_table().combine_chunks()
+    _give_back()
+    return ShardTable(table)
+
+
+def _give_back() -> None:
+    """Make arrow's allocator give back what it keeps: pieces of odd sizes, and what decompression took."""
+    pa.default_memory_pool().release_unused()
