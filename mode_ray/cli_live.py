@@ -18,13 +18,17 @@ _ADDRESS_VARIABLE = "RAY_DASHBOARD_ADDRESS"
 def add_live_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands that change what a cluster serves."""
     helps = {
-        ADD: "serve one more expert on a live cluster",
+        ADD: "serve further experts on a live cluster",
         REMOVE: "serve an expert no longer",
         REPLACE: "exchange the model of a served expert, without a pause",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("expert", type=int, help="number of the expert")
+        if name == ADD:
+            command.add_argument("experts", type=int, nargs="+", metavar="expert", help="number of an expert")
+            command.add_argument("--run", help="the run of `train add` that they belong to, to be served from now on")
+        else:
+            command.add_argument("expert", type=int, help="number of the expert")
         if name != REMOVE:
             command.add_argument("--folder", help="its model (default: the run's, or as before)")
         command.add_argument("--address", help=f"the dashboard, http://HOST:8265 (default: {_ADDRESS_VARIABLE})")
@@ -83,6 +87,7 @@ def deployment_file(config: RunConfig, run: Location, experts: Sequence[int]) ->
 
 def _change(options: argparse.Namespace, console: Console) -> int:
     from mode_ray.serve.live import LiveServing, connect
+    from mode_ray.serve.served_run import ServedRun
 
     address = options.address or os.environ.get(_ADDRESS_VARIABLE)
     if not address:
@@ -92,7 +97,12 @@ def _change(options: argparse.Namespace, console: Console) -> int:
         live.remove(options.expert)
         return 0
     folder = None if options.folder is None else Location.parse(options.folder).uri
-    (live.add if options.command == ADD else live.replace)(options.expert, folder)
+    if options.command == REPLACE:
+        live.replace(options.expert, folder)
+        return 0
+    if folder is not None and len(options.experts) > 1:
+        raise UsageError("--folder is one expert's: add the experts one by one")
+    live.add(options.experts, folder, None if options.run is None else ServedRun.load(Location.parse(options.run)))
     return 0
 
 

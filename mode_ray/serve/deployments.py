@@ -3,10 +3,11 @@
 Models and torch are imported in the replicas alone: Ray Serve also imports this where it builds the applications.
 """
 
+import asyncio
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,9 @@ from mode_ray.serve.metrics import ray_metrics
 from mode_ray.serve.stuck_calls import StuckCalls
 from mode_ray.serve_config import ServeConfig
 from mode_ray.storage import Location
+
+if TYPE_CHECKING:
+    from mode_ray.serve.ensemble_service import EnsembleService
 
 _STUCK_SECONDS = 120.0
 
@@ -61,6 +65,8 @@ class RouterSettings(Arguments):
     """`user_config` of the router, which changes while it runs."""
 
     experts: tuple[ServedExpert, ...] = ()
+    run: str | None = Field(default=None, min_length=1)
+    """The run whose experts these are, where it is not that of `args`: one that has grown out of it."""
 
 
 @serve.deployment(name=EXPERT_DEPLOYMENT)
@@ -128,13 +134,9 @@ class Router:
     """Text encoder, weights, decoding and mixing behind HTTP; the experts come and go by `user_config`."""
 
     def __init__(self, arguments: RouterArguments) -> None:
-        from mode_ray.serve.ensemble_service import EnsembleService
-        from mode_ray.serve.served_run import ServedRun
-
         self._settings = arguments.settings
-        found = ServedRun.load(Location.parse(arguments.run))
-        served = dataclasses.replace(found, config=found.config.model_copy(update={"serve": self._settings}))
-        self._service = EnsembleService(served, {}, self._settings, ray_metrics())
+        self._first_run = self._run = arguments.run
+        self._service = self._load(self._run)
         self._clients: dict[int, HandleExpert] = {}
 
     def __serve_build_asgi_app__(self) -> Any:  # noqa: ANN401  (a FastAPI; Ray Serve's name for it)
@@ -143,13 +145,33 @@ class Router:
         return create_app(lambda: self._service, self._settings)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Ask exactly these experts from now on; those that stay keep their handles."""
-        wanted = {entry.id: entry.application for entry in RouterSettings.model_validate(user_config).experts}
+        """Ask exactly these experts from now on; those that stay keep their handles.
+
+        Of another run it is a service of its own that takes them; requests under way end with the one they began with.
+        """
+        settings = RouterSettings.model_validate(user_config)
+        run = settings.run or self._first_run
+        if run != self._run:
+            service = await asyncio.to_thread(self._load, run)
+            asyncio.get_running_loop().call_later(self._settings.request_deadline_seconds, self._service.close)
+            self._run, self._service = run, service
+        wanted = {entry.id: entry.application for entry in settings.experts}
         clients = {
             id_: self._clients[id_] if self._holds(id_, name) else self._client(id_, name)
             for id_, name in wanted.items()
         }
         self._take(clients)
+
+    def _load(self, run: str) -> "EnsembleService":
+        from mode_ray.serve.ensemble_service import EnsembleService
+        from mode_ray.serve.served_run import ServedRun, task_directory
+
+        # Ids that were given out stay known, whatever run is served.
+        tasks = task_directory(Location.parse(self._first_run), self._settings)
+        settings = self._settings.model_copy(update={"task_directory": tasks.uri})
+        found = ServedRun.load(Location.parse(run))
+        served = dataclasses.replace(found, config=found.config.model_copy(update={"serve": settings}))
+        return EnsembleService(served, {}, settings, ray_metrics())
 
     def _holds(self, id_: int, name: str) -> bool:
         return id_ in self._clients and self._clients[id_].application == name
@@ -171,12 +193,15 @@ class Router:
 
 
 def expert_folder(arguments: ExpertArguments) -> Location:
-    """Where an expert's model lies."""
-    if arguments.folder is not None:
-        return Location.parse(arguments.folder)
+    """Where an expert's model lies.
+
+    Raises:
+        UsageError: The run has no expert of this number, so that no router would ask it, wherever its model lies.
+    """
     from mode_ray.serve.served_run import ServedRun
 
-    return ServedRun.expert_folder(Location.parse(arguments.run), arguments.expert)
+    of_the_run = ServedRun.expert_folder(Location.parse(arguments.run), arguments.expert)
+    return of_the_run if arguments.folder is None else Location.parse(arguments.folder)
 
 
 def _state_of(folder: Location) -> str:

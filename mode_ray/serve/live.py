@@ -6,19 +6,30 @@ before it is deleted. A replaced expert gets an application of its own name: the
 at once, so that no answer mixes the image features of one model with the text features of another.
 """
 
-import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from mode_ray.errors import DataError, UsageError
-from mode_ray.serve.deployment_file import ROUTER_DEPLOYMENT, ROUTER_PATH
-from mode_ray.serve_config import ServeConfig
+from mode_ray.serve.application_list import (
+    Document,
+    application,
+    drain_seconds,
+    find_router,
+    live_document,
+    new_expert,
+    other_model,
+    served_experts,
+    served_run,
+    with_applications,
+    with_served,
+    without_applications,
+)
+from mode_ray.serve.served_run import ServedRun, held_experts
+from mode_ray.storage import Location
 
 _POLL_SECONDS = 0.5
-_KEPT_FIELDS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
 
-Document = dict[str, Any]
 Edit = Callable[[Document], Document]
 
 
@@ -54,23 +65,46 @@ class LiveServing:
         self._deadline_seconds = deadline_seconds
         self._router: str = find_router(self._document(), router)["name"]
 
-    def add(self, expert: int, folder: str | None = None) -> None:
-        """Serve one more expert, with the settings of those that are there.
+    def add(self, experts: Sequence[int], folder: str | None = None, grown: ServedRun | None = None) -> None:
+        """Serve further experts, with the settings of those that are there; the router learns of all at once.
 
         Args:
-            expert: Its id.
-            folder: Its model; by default the run's.
+            experts: Their numbers, in the run that is served or in the grown one.
+            folder: The model of the only one, where it is not the run's.
+            grown: A run that took over experts which are live, to be served from now on: its clustering weighs. Live
+                experts that are not its own end.
 
         Raises:
-            UsageError: It is served already, or nothing is served.
-            DataError: It does not start; everything is as before.
+            UsageError: An expert is served already, nothing is served, or the grown run has experts that are neither
+                named nor live.
+            DataError: One does not start; everything is as before.
         """
         document = self._document()
-        if expert in served_experts(document, self._router):
-            raise UsageError(f"expert {expert} is served already: mode-ray serve replace {expert} exchanges it")
-        name = self._start(document, expert, folder)
-        self._submit(lambda live: with_served(live, self._router, expert, name), self._router)
-        self._say(f"expert {expert} is in the ensemble")
+        live = served_experts(document, self._router)
+        kept = live if grown is None else held_experts(grown, _models(document, live))
+        for expert in experts:
+            if expert in kept:
+                raise UsageError(f"expert {expert} is served already: mode-ray serve replace {expert} exchanges it")
+        if grown is not None:
+            _require_all(grown, {*kept, *experts})
+        run = served_run(document, self._router) if grown is None else grown.run.uri
+        started: dict[int, str] = {}
+        with_new = document
+        for expert in experts:
+            new = new_expert(with_new, self._router, expert, run, folder)
+            with_new = with_applications(with_new, [new])
+            started[expert] = new["name"]
+        self._start(with_new["applications"][len(document["applications"]) :])
+
+        def edit(now: Document) -> Document:
+            others = kept if grown is not None else served_experts(now, self._router)
+            return with_served(now, self._router, {**others, **started}, None if grown is None else run)
+
+        self._submit(edit, [self._router])
+        if unused := set(live.values()) - set(kept.values()):
+            self._end(document, unused)
+        over = "" if grown is None else f", which is that of {run} from now on"
+        self._say(f"{_named(experts)} {'is' if len(experts) == 1 else 'are'} in the ensemble{over}")
 
     def remove(self, expert: int) -> None:
         """Serve an expert no longer.
@@ -82,8 +116,13 @@ class LiveServing:
         name = self._served_name(document, expert)
         if len(served_experts(document, self._router)) == 1:
             raise UsageError(f"expert {expert} is the only one: the ensemble needs one at least")
-        self._submit(lambda live: with_served(live, self._router, expert, None), self._router)
-        self._end(document, name)
+
+        def edit(now: Document) -> Document:
+            served = served_experts(now, self._router)
+            return with_served(now, self._router, {id_: held for id_, held in served.items() if id_ != expert})
+
+        self._submit(edit, [self._router])
+        self._end(document, [name])
         self._say(f"expert {expert} is out of the ensemble")
 
     def replace(self, expert: int, folder: str | None = None) -> None:
@@ -99,10 +138,15 @@ class LiveServing:
         """
         document = self._document()
         old_name = self._served_name(document, expert)
-        old_arguments = application(document, old_name)["args"]
-        name = self._start(document, expert, folder or old_arguments.get("folder"))
-        self._submit(lambda live: with_served(live, self._router, expert, name), self._router)
-        self._end(document, old_name)
+        folder = folder or application(document, old_name)["args"].get("folder")
+        new = other_model(document, self._router, expert, folder)
+        self._start([new])
+
+        def edit(now: Document) -> Document:
+            return with_served(now, self._router, served_experts(now, self._router) | {expert: new["name"]})
+
+        self._submit(edit, [self._router])
+        self._end(document, [old_name])
         self._say(f"expert {expert} is replaced")
 
     def _served_name(self, document: Document, expert: int) -> str:
@@ -111,30 +155,56 @@ class LiveServing:
             raise UsageError(f"expert {expert} is not served: the live experts are {sorted(served)}")
         return served[expert]
 
-    def _start(self, document: Document, expert: int, folder: str | None) -> str:
-        new = new_expert(document, self._router, expert, folder)
-        self._say(f"starting application {new['name']}")
+    def _start(self, new: Sequence[Document]) -> None:
+        names = [entry["name"] for entry in new]
+        self._say(f"starting {_applications(names)}")
         try:
-            self._submit(lambda live: with_application(live, new), new["name"])
+            self._submit(lambda now: with_applications(now, new), names)
         except DataError:
-            self._submit(lambda live: without_application(live, new["name"]))
+            self._submit(lambda now: without_applications(now, names))
             raise
-        return str(new["name"])
 
-    def _end(self, document: Document, name: str) -> None:
-        """Delete an expert application once the requests that may still ask it have ended."""
+    def _end(self, document: Document, names: Collection[str]) -> None:
+        """Delete expert applications once the requests that may still ask them have ended."""
         seconds = drain_seconds(find_router(document, self._router)["args"].get("settings", {}))
-        self._say(f"ending application {name} in {seconds:g} s, when no request can need it any more")
+        self._say(f"ending {_applications(names)} in {seconds:g} s, when no request can need it any more")
         time.sleep(seconds)
-        self._submit(lambda live: without_application(live, name))
+        self._submit(lambda now: without_applications(now, names))
 
     def _document(self) -> Document:
         return live_document(self._endpoint.get_serve_details())
 
-    def _submit(self, edit: Edit, waited_for: str | None = None) -> None:
+    def _submit(self, edit: Edit, waited_for: Sequence[str] = ()) -> None:
         submit(self._endpoint, edit(self._document()))
-        if waited_for is not None:
-            wait_until_running(self._endpoint, [waited_for], self._deadline_seconds, self._say)
+        wait_until_running(self._endpoint, waited_for, self._deadline_seconds, self._say)
+
+
+def _models(document: Document, served: Mapping[int, str]) -> dict[str, Location]:
+    """The folder that every expert application of a router loaded its model from."""
+    arguments = {name: application(document, name)["args"] for name in served.values()}
+    return {
+        name: Location.parse(given["folder"])
+        if given.get("folder")
+        else ServedRun.expert_folder(Location.parse(given["run"]), given["expert"])
+        for name, given in arguments.items()
+    }
+
+
+def _require_all(grown: ServedRun, there: Collection[int]) -> None:
+    lacking = sorted(set(grown.experts) - set(there))
+    if lacking:
+        raise UsageError(
+            f"{grown.run}: {_named(lacking)} would be missing, as no live application holds what this run took over "
+            f"or trained there: name them as well, `mode-ray serve add {' '.join(map(str, lacking))} … --run …`"
+        )
+
+
+def _named(experts: Sequence[int]) -> str:
+    return f"expert{'s' if len(experts) > 1 else ''} {', '.join(map(str, experts))}"
+
+
+def _applications(names: Collection[str]) -> str:
+    return f"application{'s' if len(names) > 1 else ''} {', '.join(sorted(names))}"
 
 
 def connect(address: str) -> ServeEndpoint:
@@ -165,109 +235,6 @@ def submit(endpoint: ServeEndpoint, document: Document) -> None:
         endpoint.deploy_applications(document)
     except RuntimeError as error:
         raise DataError(f"Ray Serve refuses the applications: {' '.join(str(error).split())}") from None
-
-
-def live_document(details: Document) -> Document:
-    """The list to submit that would leave a cluster as it is.
-
-    Args:
-        details: What the cluster says of itself.
-
-    Raises:
-        UsageError: Nothing is served, or an application was not deployed from a list: submitting one would not
-            keep it as it is.
-    """
-    live = [entry for entry in details["applications"].values() if entry["status"] != "DELETING"]
-    if not live:
-        raise UsageError("nothing is served on this cluster: start with `mode-ray serve RUN`, or `serve deploy FILE`")
-    for entry in live:
-        if entry.get("deployed_app_config") is None:
-            raise UsageError(
-                f"application {entry['name']} was started by serve.run, not from a file: deploy it from one"
-            )
-    document: Document = {field: details[field] for field in _KEPT_FIELDS if details.get(field) is not None}
-    document["applications"] = [copy.deepcopy(entry["deployed_app_config"]) for entry in live]
-    return document
-
-
-def application(document: Document, name: str) -> Document:
-    """The entry of one application.
-
-    Raises:
-        UsageError: There is none of the name.
-    """
-    for entry in document["applications"]:
-        if entry["name"] == name:
-            found: Document = entry
-            return found
-    raise UsageError(f"no application {name} among {[entry['name'] for entry in document['applications']]}")
-
-
-def find_router(document: Document, name: str | None = None) -> Document:
-    """The entry of the router application.
-
-    Args:
-        document: A list of applications.
-        name: Which, where there are several.
-
-    Raises:
-        UsageError: There is none, or there are several and none is named.
-    """
-    routers = [entry for entry in document["applications"] if entry["import_path"] == ROUTER_PATH]
-    if name is not None:
-        routers = [entry for entry in routers if entry["name"] == name]
-    if not routers:
-        raise UsageError("no router of mode_ray is served on this cluster" + (f" as {name}" if name else ""))
-    if len(routers) > 1:
-        raise UsageError(
-            f"several routers are served: choose one of {[entry['name'] for entry in routers]} by --router"
-        )
-    found: Document = routers[0]
-    return found
-
-
-def served_experts(document: Document, router: str) -> dict[int, str]:
-    """The expert ids that a router asks, and the applications that hold them."""
-    entries = _router_deployment(application(document, router))["user_config"]["experts"]
-    return {int(entry["id"]): str(entry["application"]) for entry in entries}
-
-
-def with_served(document: Document, router: str, expert: int, name: str | None) -> Document:
-    """A list whose router asks an application for an expert, or (None) nobody."""
-    edited = copy.deepcopy(document)
-    served = served_experts(edited, router)
-    served.pop(expert, None)
-    if name is not None:
-        served[expert] = name
-    user_config = _router_deployment(application(edited, router))["user_config"]
-    user_config["experts"] = [{"id": id_, "application": served[id_]} for id_ in sorted(served)]
-    return edited
-
-
-def with_application(document: Document, new: Mapping[str, Any]) -> Document:
-    """A list with one more application."""
-    return document | {"applications": [*document["applications"], dict(new)]}
-
-
-def without_application(document: Document, name: str) -> Document:
-    """A list without an application."""
-    return document | {"applications": [entry for entry in document["applications"] if entry["name"] != name]}
-
-
-def new_expert(document: Document, router: str, expert: int, folder: str | None) -> Document:
-    """The entry of a further expert application: as a served one (its own, if it is served), of a free name."""
-    served = served_experts(document, router)
-    taken = {entry["name"] for entry in document["applications"]}
-    model = served.get(expert) or next((name for name in served.values() if name in taken), None)
-    if model is None:
-        raise UsageError("no expert application is served that a further one could be like: use `serve deploy FILE`")
-    entry = copy.deepcopy(application(document, model))
-    entry["args"] = {key: value for key, value in entry["args"].items() if key != "folder"} | {"expert": expert}
-    if folder is not None:
-        entry["args"]["folder"] = folder
-    names = [f"expert-{expert}", *(f"expert-{expert}-{count}" for count in range(2, len(taken) + 3))]
-    entry["name"] = next(name for name in names if name not in taken)
-    return entry
 
 
 def wait_until_running(
@@ -303,21 +270,6 @@ def wait_until_running(
             reasons = "".join(f"; {name} waits: {said[name]}" for name in waiting if name in said)
             raise DataError(f"applications {waiting} did not run within {deadline_seconds:.0f} s{reasons}")
         time.sleep(_POLL_SECONDS)
-
-
-def drain_seconds(settings: Mapping[str, Any]) -> float:
-    """How long requests may still be on their way that began before the router was changed."""
-    return ServeConfig.model_validate(dict(settings)).request_deadline_seconds
-
-
-def _router_deployment(entry: Document) -> Document:
-    for deployment in entry.get("deployments", []):
-        if deployment["name"] == ROUTER_DEPLOYMENT and deployment.get("user_config"):
-            found: Document = deployment
-            return found
-    raise UsageError(
-        f"application {entry['name']} has no `user_config` that lists its experts: see cluster_configs/serve.yaml"
-    )
 
 
 def _waits_for(entry: Mapping[str, Any]) -> str:

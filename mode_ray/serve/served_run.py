@@ -1,6 +1,6 @@
 """What is served, from a finished run's directory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -14,12 +14,15 @@ from mode_ray.errors import DataError, UsageError
 from mode_ray.evaluate.models import find_problem
 from mode_ray.pipeline import STAGE_DIRECTORIES, stage_directories
 from mode_ray.serve.image_input import ImageGeometry, read_model_config
+from mode_ray.serve_config import ServeConfig
 from mode_ray.stage import read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.budget import expert_name
+from mode_ray.train.trial_status import read_status
 
 CONFIG_FILE = "config.yaml"
 _NEEDED_STAGES = ("cluster", "train")
+_MOST_GROWTHS = 100
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,8 +59,7 @@ class ServedRun:
     @property
     def task_directory(self) -> Location:
         """Where registered tasks are kept."""
-        named = self.config.serve.task_directory
-        return Location.parse(named) if named else self.run / "serving" / "tasks"
+        return task_directory(self.run, self.config.serve)
 
     def load_encoder(self) -> CaptionEncoder:
         """The caption encoder that the clustering was made with.
@@ -118,6 +120,39 @@ class ServedRun:
         if not 0 <= expert < n:
             raise UsageError(f"{run}: there is no expert {expert}: the run has {n}, from 0 to {n - 1}")
         return run / STAGE_DIRECTORIES["train"] / expert_name(n, expert)
+
+
+def task_directory(run: Location, settings: ServeConfig) -> Location:
+    """Where the tasks are kept that clients register with the service of a run."""
+    return Location.parse(settings.task_directory) if settings.task_directory else run / "serving" / "tasks"
+
+
+def held_experts(grown: ServedRun, models: Mapping[str, Location]) -> dict[int, str]:
+    """Which application holds which expert of a run that took experts over from another (`train add`).
+
+    Args:
+        grown: The run.
+        models: The folder that each application loaded its model from.
+
+    Returns:
+        The applications by the grown run's numbers of their experts; experts that none holds are not in it.
+    """
+    names = {folder.uri: name for name, folder in models.items()}
+    found = {
+        expert: next((names[origin.uri] for origin in _origins(folder) if origin.uri in names), None)
+        for expert, folder in grown.experts.items()
+    }
+    return {expert: name for expert, name in found.items() if name is not None}
+
+
+def _origins(folder: Location) -> Iterator[Location]:
+    """A model's folder, the one that it was taken over from, and so on; copies are equal byte by byte."""
+    for _ in range(_MOST_GROWTHS):
+        yield folder
+        status = read_status(folder)
+        if status is None or status.taken_from is None:
+            return
+        folder = Location.parse(status.taken_from)
 
 
 def read_run_config(run: Location, overrides: Sequence[str] = ()) -> RunConfig:

@@ -18,7 +18,7 @@ from mode_ray.serve.served_run import ServedRun
 from mode_ray.serve.task_definition import TaskDefinition
 from mode_ray.storage import Location
 
-_TOLERANCE = 1e-5
+TOLERANCE = 1e-5
 
 
 class Answers:
@@ -30,6 +30,11 @@ class Answers:
 
     def require(self, reply: Reply, *, replaced: bool | None) -> None:
         """Compare one answer; `replaced`: whether the replacements answer, None while it may be either."""
+        distance = self.distance(reply, replaced=replaced)
+        assert distance < TOLERANCE, f"wrong by {distance} with {reply.answer['left_out']} left out"
+
+    def distance(self, reply: Reply, *, replaced: bool | None) -> float:
+        """The largest difference between an answer's scores and what they must be."""
         answer = reply.answer
         assert answer["degraded"] == bool(answer["left_out"])
         got = by_label(answer["results"][0])
@@ -41,8 +46,8 @@ class Answers:
             total = sum(expert["weight"] for expert in kept)
             names = full[reply.image]["results"][0]["labels"]
             expected = sum(np.array(expert["scores"]) * (expert["weight"] / total) for expert in kept)
-            distances.append(max(abs(got[name] - score) for name, score in zip(names, expected, strict=True)))
-        assert min(distances) < _TOLERANCE, f"wrong by {min(distances)} with {answer['left_out']} left out"
+            distances.append(np.max([abs(got[name] - score) for name, score in zip(names, expected, strict=True)]))
+        return float(min(distances))
 
 
 def in_process_answers(config: RunConfig, others: Mapping[int, Location]) -> list[dict[str, Any]]:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Self
@@ -80,6 +82,21 @@ class Serving:
         """The experts that an answer lacks now; None without an answer."""
         reply = self.ask()
         return list(reply.answer["left_out"]) if reply.status == 200 else None
+
+    def register(self) -> str:
+        """Register the task; returns its id."""
+        body = json.dumps({"labels": LABELS, "templates": [TEMPLATE]}).encode()
+        request = urllib.request.Request(f"{self.url}/v1/tasks", body, {"Content-Type": "application/json"})  # noqa: S310
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310  (http, loopback)
+            return str(json.loads(answer.read())["id"])
+
+    def knows(self, task: str) -> bool:
+        """Whether a router knows a task's id."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/v1/tasks/{task}", timeout=30) as answer:  # noqa: S310
+                return bool(answer.status == 200)
+        except urllib.error.HTTPError:
+            return False
 
     def replicas(self, application: str) -> list[int]:
         """Process ids of an application's running replicas."""

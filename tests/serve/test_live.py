@@ -2,15 +2,21 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.serve.schema import ServeDeploySchema
+from tiny_run import build_run, expert_folder, grow_run, save_expert
 
+from mode_ray.config import RunConfig
 from mode_ray.errors import DataError, UsageError
+from mode_ray.serve.application_list import find_router, live_document, served_experts, served_run
 from mode_ray.serve.deployment_file import serve_document
-from mode_ray.serve.live import LiveServing, find_router, live_document, served_experts
+from mode_ray.serve.live import LiveServing
+from mode_ray.serve.served_run import ServedRun
 from mode_ray.serve_config import ServeConfig
+from mode_ray.storage import Location
 
 RUN = "s3://my-bucket/mode/run1"
 WAITS = "Deployment 'Expert' has 1 replicas\nthat wait for {'CPU': 1.0}."
@@ -78,12 +84,12 @@ ALL = {"expert-0", "expert-1", "expert-2", "router"}
 
 class TestAdd:
     def test_the_expert_runs_before_the_router_is_told(self, cluster: Cluster) -> None:
-        LiveServing(cluster, ignore).add(3)
+        LiveServing(cluster, ignore).add([3])
         assert cluster.names == [ALL | {"expert-3"}] * 2
         assert [sorted(served) for served in cluster.served] == [[0, 1, 2], [0, 1, 2, 3]]
 
     def test_the_new_one_is_like_the_others_but_for_its_model(self, cluster: Cluster) -> None:
-        LiveServing(cluster, ignore).add(3, "/models/three")
+        LiveServing(cluster, ignore).add([3], "/models/three")
         new = cluster.submitted[-1]["applications"][-1]
         other = cluster.submitted[-1]["applications"][0]
         assert new["args"] == other["args"] | {"expert": 3, "folder": "/models/three"}
@@ -93,13 +99,74 @@ class TestAdd:
         before = serve_document(RUN, [0, 1, 2], SETTINGS)
         cluster = Cluster(before, never_starts=("expert-3",))
         with pytest.raises(DataError, match=r"expert-3 does not start: .*no open_clip_config.json"):
-            LiveServing(cluster, ignore).add(3)
+            LiveServing(cluster, ignore).add([3])
         assert cluster.submitted[-1]["applications"] == before["applications"]
 
     def test_one_that_is_there_is_refused(self, cluster: Cluster) -> None:
         with pytest.raises(UsageError, match="served already: mode-ray serve replace 2"):
-            LiveServing(cluster, ignore).add(2)
+            LiveServing(cluster, ignore).add([2])
         assert not cluster.submitted
+
+
+class TestAddOfAGrownRun:
+    """A run that took over the live experts and trained one more, which the router of the old run cannot weigh."""
+
+    @pytest.fixture
+    def before(self, tmp_path: Path) -> RunConfig:
+        return build_run(tmp_path / "before", 3, {"request_deadline_seconds": 0.02, "expert_deadline_seconds": 0.01})
+
+    @pytest.fixture
+    def cluster(self, before: RunConfig) -> Cluster:
+        return Cluster(serve_document(before.run, [0, 1, 2], SETTINGS))
+
+    def grown(self, before: RunConfig, folder: Path, **elsewhere: Location) -> ServedRun:
+        others = {int(name.removeprefix("expert_")): place for name, place in elsewhere.items()}
+        return ServedRun.load(grow_run(before, folder, others, ["a cloud"]).directory)
+
+    def test_live_experts_stay_and_the_router_changes_to_the_run_at_once(
+        self, cluster: Cluster, before: RunConfig, tmp_path: Path
+    ) -> None:
+        grown = self.grown(before, tmp_path / "grown")
+        LiveServing(cluster, ignore).add([3], grown=grown)
+        assert cluster.names == [ALL | {"expert-3"}] * 2
+        assert [served_run(document, "router") for document in cluster.submitted] == [before.run, grown.run.uri]
+        assert cluster.served == [
+            {0: "expert-0", 1: "expert-1", 2: "expert-2"},
+            {0: "expert-0", 1: "expert-1", 2: "expert-2", 3: "expert-3"},
+        ]
+        assert cluster.submitted[-1]["applications"][-1]["args"]["run"] == grown.run.uri
+
+    def test_a_run_that_grew_twice_knows_its_first_experts_again(
+        self, cluster: Cluster, before: RunConfig, tmp_path: Path
+    ) -> None:
+        once = grow_run(before, tmp_path / "once", {}, ["a cloud"])
+        models = {expert: expert_folder(once, expert) for expert in range(3)}
+        LiveServing(cluster, ignore).add(
+            [3], grown=ServedRun.load(grow_run(before, tmp_path / "twice", models, ["a cloud"]).directory)
+        )
+        assert cluster.names[-1] == ALL | {"expert-3"}
+
+    def test_an_expert_that_it_trained_anew_has_to_be_named_and_takes_the_place_of_the_live_one(
+        self, cluster: Cluster, before: RunConfig, tmp_path: Path
+    ) -> None:
+        other = Location.parse(str(tmp_path / "other"))
+        save_expert(other, seed=9)
+        grown = self.grown(before, tmp_path / "grown", expert_1=other)
+        with pytest.raises(UsageError, match=r"expert 1 would be missing.*add 1 … --run"):
+            LiveServing(cluster, ignore).add([3], grown=grown)
+        assert not cluster.submitted
+        LiveServing(cluster, ignore).add([3, 1], grown=grown)
+        assert cluster.served[1] == {0: "expert-0", 1: "expert-1-2", 2: "expert-2", 3: "expert-3"}
+        assert cluster.names[-1] == {"expert-0", "expert-1-2", "expert-2", "expert-3", "router"}
+
+    def test_a_later_replacement_keeps_the_experts_number_in_its_own_run(
+        self, cluster: Cluster, before: RunConfig, tmp_path: Path
+    ) -> None:
+        serving = LiveServing(cluster, ignore)
+        serving.add([3], grown=self.grown(before, tmp_path / "grown"))
+        serving.replace(0)
+        new = next(entry for entry in cluster.submitted[-1]["applications"] if entry["name"] == "expert-0-2")
+        assert (new["args"]["run"], new["args"]["expert"]) == (before.run, 0)
 
 
 class TestRemove:
@@ -134,7 +201,7 @@ class TestReplace:
 
 
 class TestWhatIsKept:
-    @pytest.mark.parametrize("change", [lambda serving: serving.add(3), lambda serving: serving.replace(0)])
+    @pytest.mark.parametrize("change", [lambda serving: serving.add([3]), lambda serving: serving.replace(0)])
     def test_other_applications_and_the_proxy_are_submitted_unchanged(
         self, change: Callable[[LiveServing], None]
     ) -> None:
@@ -176,7 +243,7 @@ class TestWaiting:
         cluster = Cluster(serve_document(RUN, [0, 1], SETTINGS), waits=("expert-2",))
         said: list[str] = []
         with pytest.raises(DataError, match=r"\['expert-2'\] did not run within 1 s; expert-2 waits: .*'CPU': 1.0"):
-            LiveServing(cluster, said.append, deadline_seconds=1.2).add(2)
+            LiveServing(cluster, said.append, deadline_seconds=1.2).add([2])
         assert [line for line in said if "waits" in line] == [
             "application expert-2 waits: Deployment 'Expert' has 1 replicas that wait for {'CPU': 1.0}."
         ]

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from expected_answers import Answers
+from expected_answers import TOLERANCE, Answers
 from serve_load import Reply
 from serving_process import CLIENTS, STOP_DEADLINE_SECONDS, MemorySampler, Serving, free_port, serving_of, until
-from tiny_run import build_run, save_expert
+from tiny_run import build_run, grow_run, save_expert
 
 from mode_ray.storage import Location
 
@@ -146,6 +146,26 @@ class TestChanges:
             answers.require(reply, replaced=True)
         assert without.answer["left_out"] == [ADDED]
         assert serving.left_out() == []
+
+    def test_the_run_has_grown_and_the_routers_go_over_to_it(
+        self, serving: Serving, answers: Answers, replacement: Location, tmp_path: Path
+    ) -> None:
+        grown = grow_run(serving.config, tmp_path, {REPLACED: replacement}, ["a cloud", "a mountain"])
+        after = Answers(grown, {})
+        task = serving.register()
+        others = {name: serving.replicas(name) for name in ("expert-1", "expert-2", "router")}
+        with serving.under_load() as load:
+            serving.command("add", str(EXPERTS), "--run", grown.run)
+        report("the run has grown", load.replies)
+        assert not lost(load.replies)
+        for reply in load.replies:
+            assert not reply.answer["degraded"]
+            distances = answers.distance(reply, replaced=True), after.distance(reply, replaced=None)
+            assert min(distances) < TOLERANCE
+        for _ in range(4):  # by both routers
+            after.require(serving.ask(), replaced=None)
+            assert serving.knows(task), "ids that were given out stay"
+        assert {name: serving.replicas(name) for name in others} == others, "nobody else was restarted"
 
 
 class TestMetrics:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
@@ -12,7 +13,9 @@ from mode_ray.encoders.encoder import load_encoder
 from mode_ray.pipeline import stage_directories
 from mode_ray.stage import Stage
 from mode_ray.storage import Location
+from mode_ray.train.budget import expert_name
 from mode_ray.train.model import build_clip, save_clip
+from mode_ray.train.trial_status import TrialStatus, write_status
 from mode_ray.train_config import ModelConfig
 
 ARCHITECTURE = "package:mode_ray/presets/demo-vit"
@@ -27,6 +30,48 @@ def build_run(
     architecture: str = ARCHITECTURE,
 ) -> RunConfig:
     """Write the run of `experts` experts below a folder; every topic is a fine center, `serve` its config section."""
+    owners_m = np.arange(len(topics)) * experts // len(topics)
+    config = _write_run(folder, topics, owners_m, serve, architecture)
+    for expert in range(experts):
+        save_expert(expert_folder(config, expert), seed=expert, architecture=architecture)
+    return config
+
+
+def grow_run(before: RunConfig, folder: Path, elsewhere: Mapping[int, Location], topics: Sequence[str]) -> RunConfig:
+    """Write below a folder the run that has one more expert, of further topics, and took over the others.
+
+    Args:
+        before: The run that they are taken over from, of the default topics and towers.
+        folder: Where to write.
+        elsewhere: Folders of experts that are not taken from that run.
+        topics: The new expert's.
+    """
+    n = before.train.experts
+    owners_m = np.append(np.arange(len(TOPICS)) * n // len(TOPICS), np.full(len(topics), n))
+    config = _write_run(folder, [*TOPICS, *topics], owners_m, before.serve.model_dump(), ARCHITECTURE)
+    for expert in range(n):
+        source, target = elsewhere.get(expert, expert_folder(before, expert)), expert_folder(config, expert)
+        for file in source.files():
+            file.copy_to(target / file.name)
+        name = expert_name(n + 1, expert)
+        write_status(target, TrialStatus(trial=name, state="finished", samples=1, taken_from=source.uri))
+    save_expert(expert_folder(config, n), seed=n)
+    return config
+
+
+def expert_folder(config: RunConfig, expert: int) -> Location:
+    """Where an expert of a run lies."""
+    return stage_directories(config.directory)["train"] / expert_name(config.train.experts, expert)
+
+
+def _write_run(
+    folder: Path,
+    topics: Sequence[str],
+    owners_m: npt.NDArray[np.integer],
+    serve: Mapping[str, object],
+    architecture: str,
+) -> RunConfig:
+    experts = int(owners_m.max()) + 1
     config = RunConfig.model_validate(
         {
             "run": str(folder / "run"),
@@ -46,10 +91,8 @@ def build_run(
         mass_m=np.full(len(topics), 5),
         squared_distance_m=np.ones(len(topics)),
         encoder_name=encoder.name,
-        coarse={experts: (np.arange(len(topics)) * experts // len(topics)).astype(np.int32)},
+        coarse={experts: owners_m.astype(np.int32)},
     ).save(places["cluster"])
-    for expert in range(experts):
-        save_expert(places["train"] / f"n{experts}/{expert:02d}", seed=expert, architecture=architecture)
     for stage in ("cluster", "train"):
         Stage(stage, places[stage], {}).finish([], {})
     (config.directory / "config.yaml").write_text(dump_config(config))
