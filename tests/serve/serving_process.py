@@ -88,7 +88,7 @@ class Serving:
         body = json.dumps({"labels": LABELS, "templates": [TEMPLATE]}).encode()
         request = urllib.request.Request(f"{self.url}/v1/tasks", body, {"Content-Type": "application/json"})  # noqa: S310
         with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310  (http, loopback)
-            return str(json.loads(answer.read())["id"])
+            return str(json.loads(answer.read())["task"])
 
     def knows(self, task: str) -> bool:
         """Whether a router knows a task's id."""
