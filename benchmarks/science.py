@@ -29,6 +29,7 @@ from typing import Any
 from frame import arguments, finish
 from rich.console import Console
 from science_data import ScienceData, build_science_data
+from science_plot import write_science_picture
 
 from mode_ray.config import RunConfig
 from mode_ray.config_file import with_values
@@ -42,6 +43,7 @@ from mode_ray.study.series import run_series
 
 Setting = Mapping[str, Any]
 Scores = dict[str, float]
+TaskScores = dict[str, Scores]
 
 EXPLORED_SEEDS = (0, 1, 2)
 FINAL_SEEDS = (10, 11, 12)
@@ -104,6 +106,7 @@ QUICK: Setting = {
     "cluster.fine.centers": 32,
 }
 QUICK_IMAGES = 300
+PICTURE = "science.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +188,7 @@ def scores_of(config: RunConfig) -> Scores:
     return scores
 
 
-def task_scores_of(config: RunConfig) -> dict[str, dict[str, float]]:
+def task_scores_of(config: RunConfig) -> TaskScores:
     """Main metrics in points by line and task."""
     data = load_report(stage_directories(config.directory)["evaluate"])
     return {
@@ -245,15 +248,15 @@ def explore(series: Series, settings: Mapping[str, Setting], seeds: Sequence[int
 
 def measure(
     series: Series, setting: Setting, seeds: Sequence[int], names: Sequence[str], console: Console
-) -> tuple[list[dict[str, Scores]], dict[str, object]]:
-    """All runs of a setting, by seed, and what belongs to them."""
-    by_seed, tasks = [], {}
+) -> tuple[list[dict[str, Scores]], list[dict[str, TaskScores]]]:
+    """All runs of a setting: for every seed the scores by run, and those of the tasks by run."""
+    by_seed, tasks = [], []
     for seed in seeds:
         runs = series.whole(setting, seed, names)
         run_series(runs, console, others=series.others)
         by_seed.append({name: scores_of(config) for name, config in runs.items()})
-        tasks[f"seed {seed}"] = {name: task_scores_of(config) for name, config in runs.items()}
-    return by_seed, {"scores": by_seed, "tasks": tasks}
+        tasks.append({name: task_scores_of(config) for name, config in runs.items()})
+    return by_seed, tasks
 
 
 def main() -> None:
@@ -283,7 +286,9 @@ def main() -> None:
         split, setting, seeds = "development", {**FROZEN, **changes}, tuple(options.seeds or EXPLORED_SEEDS)
     series = Series(directory=directory, data=data, split=split)
     began = time.monotonic()
-    by_seed, details = measure(series, setting, seeds, names, console)
+    by_seed, tasks = measure(series, setting, seeds, names, console)
+    if set(names) == set(ALL_RUNS):
+        write_science_picture(directory / PICTURE, by_seed, tasks)
     finish(
         "science",
         results_of(by_seed, len(data.tasks[split])),
@@ -293,7 +298,8 @@ def main() -> None:
             "split": split,
             "counts": dict(data.counts),
             "seconds": round(time.monotonic() - began, 1),
-            **details,
+            "scores": by_seed,
+            "tasks": {f"seed {seed}": scores for seed, scores in zip(seeds, tasks, strict=True)},
         },
     )
 
@@ -313,6 +319,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.final and (options.set or options.seeds or options.explore or options.quick):
         parser.error("--final runs the frozen setting on its own seeds: leave out the other options")
+    if options.final and not (options.emoji and options.photos):
+        parser.error("--final takes --emoji and --photos: the demo's pairs alone are another benchmark")
     if options.quick and options.directory == Path("science-runs"):
         options.directory = Path("science-runs/quick")
     return options
