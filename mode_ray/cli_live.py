@@ -100,9 +100,10 @@ def _change(options: argparse.Namespace, console: Console) -> int:
     if options.command == REPLACE:
         live.replace(options.expert, folder)
         return 0
-    if folder is not None and len(options.experts) > 1:
+    experts = sorted(set(options.experts))
+    if folder is not None and len(experts) > 1:
         raise UsageError("--folder is one expert's: add the experts one by one")
-    live.add(options.experts, folder, None if options.run is None else ServedRun.load(Location.parse(options.run)))
+    live.add(experts, folder, None if options.run is None else ServedRun.load(Location.parse(options.run)))
     return 0
 
 

@@ -77,7 +77,7 @@ class LiveServing:
         Raises:
             UsageError: An expert is served already, nothing is served, or the grown run has experts that are neither
                 named nor live.
-            DataError: One does not start; everything is as before.
+            DataError: One does not start, or a router cannot read the grown run; everything is as before.
         """
         document = self._document()
         live = served_experts(document, self._router)
@@ -87,7 +87,8 @@ class LiveServing:
                 raise UsageError(f"expert {expert} is served already: mode-ray serve replace {expert} exchanges it")
         if grown is not None:
             _require_all(grown, {*kept, *experts})
-        run = served_run(document, self._router) if grown is None else grown.run.uri
+        before = served_run(document, self._router)
+        run = before if grown is None else grown.run.uri
         started: dict[int, str] = {}
         with_new = document
         for expert in experts:
@@ -100,7 +101,14 @@ class LiveServing:
             others = kept if grown is not None else served_experts(now, self._router)
             return with_served(now, self._router, {**others, **started}, None if grown is None else run)
 
-        self._submit(edit, [self._router])
+        def undo(now: Document) -> Document:
+            return without_applications(with_served(now, self._router, live, before), started.values())
+
+        try:
+            self._submit(edit, [self._router])
+        except DataError:
+            self._submit(undo)
+            raise
         if unused := set(live.values()) - set(kept.values()):
             self._end(document, unused)
         over = "" if grown is None else f", which is that of {run} from now on"

@@ -30,6 +30,7 @@ class Cluster:
         self, document: dict[str, Any], never_starts: tuple[str, ...] = (), waits: tuple[str, ...] = ()
     ) -> None:
         self.submitted: list[dict[str, Any]] = []
+        self.fails_with: str | None = None  # the run that a router cannot read
         self._never_starts = never_starts
         self._waits = waits
         self._live: dict[str, Any] = {}
@@ -55,7 +56,7 @@ class Cluster:
         return {"http_options": self._live["http_options"], "proxy_location": "EveryNode", "applications": live}
 
     def _status(self, name: str) -> str:
-        if name in self._never_starts:
+        if name in self._never_starts or (name == "router" and self.fails_with == served_run(self._live, "router")):
             return "DEPLOY_FAILED"
         return "DEPLOYING" if name in self._waits else "RUNNING"
 
@@ -158,6 +159,17 @@ class TestAddOfAGrownRun:
         LiveServing(cluster, ignore).add([3, 1], grown=grown)
         assert cluster.served[1] == {0: "expert-0", 1: "expert-1-2", 2: "expert-2", 3: "expert-3"}
         assert cluster.names[-1] == {"expert-0", "expert-1-2", "expert-2", "expert-3", "router"}
+
+    def test_where_the_routers_cannot_go_over_everything_is_as_before(
+        self, cluster: Cluster, before: RunConfig, tmp_path: Path
+    ) -> None:
+        was = cluster.get_serve_details()["applications"]
+        cluster.fails_with = self.grown(before, tmp_path / "grown").run.uri
+        with pytest.raises(DataError, match="application router does not start"):
+            LiveServing(cluster, ignore).add([3], grown=ServedRun.load(Location.parse(cluster.fails_with)))
+        now = cluster.submitted[-1]
+        assert served_run(now, "router") == before.run
+        assert {entry["name"] for entry in now["applications"]} == was.keys()
 
     def test_a_later_replacement_keeps_the_experts_number_in_its_own_run(
         self, cluster: Cluster, before: RunConfig, tmp_path: Path
