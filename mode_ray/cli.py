@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mode_ray import __version__
-from mode_ray.cli_deploy import add_deploy_commands
+from mode_ray.cli_deploy import DEMO_COMMAND, add_deploy_commands
 from mode_ray.cli_live import SERVE_COMMANDS
 from mode_ray.cli_plan import add_plan_command
 from mode_ray.cli_retrieval import RULES_COMMAND, add_commands
@@ -300,7 +300,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     status.set_defaults(function=_status)
     add_plan_command(commands, _add_overrides)
-    demo = commands.add_parser("demo", help="the whole pipeline on emoji and icons, in minutes")
+    demo = commands.add_parser(DEMO_COMMAND, help="the whole pipeline on emoji and icons, in minutes")
     demo.add_argument("--directory", default="demo-run", help="where data and run go (default: demo-run)")
     demo.add_argument("--controls", action="store_true", help="train the controls Full-4 and Random-4 too")
     _add_overrides(demo)

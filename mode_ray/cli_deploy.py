@@ -15,6 +15,7 @@ from mode_ray.errors import UsageError
 from mode_ray.storage import Location
 
 RENDER_COMMAND, SUBMIT_COMMAND = "cluster-config", "submit"
+DEMO_COMMAND = "demo"
 _MODULE = ("python", "-m", "mode_ray.cli")
 _INTERRUPTED = 130
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -115,6 +116,11 @@ def _check(command: argparse.Namespace, working_dir: Path) -> None:
         raise UsageError(f"{command.command} is no command for a cluster: it is for the machine that you work on")
     if not working_dir.is_dir():
         raise UsageError(f"--working-dir: {working_dir}: no such folder")
+    if command.command == DEMO_COMMAND and _is_relative(command.directory):
+        raise UsageError(
+            f"demo --directory {command.directory}: would lie in the job's copy of this folder, which Ray deletes: "
+            "give an absolute path that every node has, or a URI"
+        )
     config: str | None = getattr(command, "config", None)
     if config is None:
         return
@@ -129,7 +135,12 @@ def _check(command: argparse.Namespace, working_dir: Path) -> None:
 
 def _is_local(config: str) -> bool:
     """Whether it is a file of the working directory: no URI, no preset, no path on storage that machines share."""
-    return "://" not in config and not config.isidentifier() and not Path(config).is_absolute()
+    return not config.isidentifier() and _is_relative(config)
+
+
+def _is_relative(path: str) -> bool:
+    """Whether it lies below the working directory."""
+    return "://" not in path and not Path(path).is_absolute()
 
 
 def _variables(given: Sequence[str], here: Mapping[str, str]) -> dict[str, str]:

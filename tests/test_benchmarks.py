@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +57,17 @@ def test_no_rounds_and_a_peer_of_our_name_are_refused(frame: ModuleType) -> None
 def test_a_result_that_is_no_number_is_refused(frame: ModuleType) -> None:
     with pytest.raises(ValueError, match="benchmark x: result ratio is nan"):
         frame.finish("x", {"ratio": float("nan")})
+
+
+def test_make_runs_every_benchmark_and_none_of_what_they_import() -> None:
+    make = shutil.which("make")
+    assert make is not None
+    ended = subprocess.run(
+        [make, "--dry-run", "bench"], cwd=BENCHMARKS.parent, capture_output=True, text=True, check=True
+    )
+    run = set(re.findall(r"benchmarks/(\w+)\.py", ended.stdout))
+    scripts = {file.stem for file in BENCHMARKS.glob("*.py") if "__main__" in file.read_text()}
+    assert run == scripts - {"serve_peers"}, "serve_peers.py is a server that serve.py starts"
 
 
 def test_the_last_line_is_one_json_object_with_results_machine_and_versions() -> None:

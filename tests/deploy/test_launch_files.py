@@ -12,6 +12,8 @@ import botocore.validate
 import jsonschema
 import pytest
 import yaml
+from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
+from ray.autoscaler._private.constants import AUTOSCALER_METRIC_PORT
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
@@ -37,6 +39,7 @@ OTHERS = (
 STAGES = ("embed", "cluster", "assign", "train", "evaluate", "pipeline")
 KUBERAY = ("kuberay/cluster.yaml", "kuberay/service.yaml", *(f"kuberay/jobs/{stage}.yaml" for stage in STAGES))
 RAY_UP = ("aws.yaml", "gcp.yaml", "single-node.yaml")
+RAY_FOLDER = "/tmp/ray"  # noqa: S108 - Ray's own, on every node
 POOLS = {"head": "head", "cpu_spot": "cpu", "gpu_spot": "gpu", "gpu_on_demand": "gpu"}
 
 
@@ -232,6 +235,30 @@ class TestMonitoring:
         runbook = (REPOSITORY / "docs/operations.md").read_text()
         for rule in re.findall(r"alert: (\w+)", files["monitoring/alarms.yml"]):
             assert f"`{rule}`" in runbook, rule
+
+    @pytest.mark.parametrize("name", RAY_UP)
+    def test_prometheus_beside_rays_container_sees_its_list_of_nodes(self, files: dict[str, str], name: str) -> None:
+        config = load(files[name])
+        assert f"-v {RAY_FOLDER}:{RAY_FOLDER}" in config["docker"]["run_options"]
+        made = f"install -d -m 1777 {RAY_FOLDER}"
+        assert made in config["initialization_commands"], "the container's user writes to it"
+        for service in load(files["monitoring/compose.yaml"])["services"].values():
+            assert f"{RAY_FOLDER}:{RAY_FOLDER}:ro" in service["volumes"]
+        (scraped,) = load(files["monitoring/prometheus.yml"])["scrape_configs"]
+        (listed,) = scraped["file_sd_configs"][0]["files"]
+        assert listed == f"{RAY_FOLDER}/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"
+
+    @pytest.mark.parametrize("name", KUBERAY)
+    def test_the_operator_scrapes_nodes_and_autoscaler(self, files: dict[str, str], name: str) -> None:
+        monitor = next(part for part in load_all(files["kuberay/monitoring.yaml"]) if part["kind"] == "PodMonitor")
+        scraped = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+        cluster = cluster_of(load(files[name]))
+        head, *workers = (
+            {port["name"]: port["containerPort"] for port in group["template"]["spec"]["containers"][0]["ports"]}
+            for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+        )
+        assert {port: head[port] for port in scraped} == {"metrics": 8080, "as-metrics": AUTOSCALER_METRIC_PORT}
+        assert all("metrics" in ports for ports in workers)
 
     def test_what_the_containers_mount_exists(self, files: dict[str, str]) -> None:
         services = load(files["monitoring/compose.yaml"])["services"]

@@ -35,6 +35,7 @@ def submit(folder: Path, *words: str) -> int:
         (["run", "--config", "my.yaml", "cluster.fine.center=1"], "cluster.fine.center: unknown key"),
         (["--env", "NOT_SET_HERE", "run", "--config", "my.yaml"], "--env NOT_SET_HERE: is not set here"),
         (["submit", "run", "--config", "my.yaml"], "submit is no command for a cluster"),
+        (["demo"], "demo --directory demo-run: would lie in the job's copy of this folder"),
         ([], "submit: name a command"),
         (["--follow", "a-job", "run", "--config", "my.yaml"], "submit: name a command"),
         (["--token-file", "/absent/token", "run", "--config", "my.yaml"], "--token-file: /absent/token: no such file"),

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from fault_runs import COMMAND, Invocation
 from PIL import Image
@@ -110,6 +112,24 @@ def write_config(folder: Path) -> Path:
         "ray": {"num_cpus": 2, "object_store_bytes": 200_000_000},
     }
     file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+def write_small_run(folder: Path, pairs: int) -> Path:
+    """Pairs in one file, and a config of all stages for two tiny experts; the task is retrieval in the same pairs."""
+    file = write_config(folder)
+    nouns = [noun for nouns in TOPICS.values() for noun in nouns]
+    captions = [f"a {nouns[number % len(nouns)]} in place {number}" for number in range(pairs)]
+    images = pa.array([picture(number) for number in range(pairs)], pa.binary())
+    pq.write_table(pa.table({"caption": captions, "image": images}), folder / "pairs.parquet")
+    task = {"name": "pairs", "kind": "retrieval", "paths": [str(folder / "pairs.parquet")]}
+    (folder / "task.yaml").write_text(yaml.safe_dump(task))
+    values = yaml.safe_load(file.read_text())
+    values["captions"]["paths"] = [str(folder / "pairs.parquet")]
+    values["cluster"] = {"sample_rows": 320, "fine": {"centers": 16, "iterations": 5}, "coarse": {"experts": [2]}}
+    values["train"] |= {"experts": 2, "dense_samples": 8 * BATCH}
+    values["evaluate"] = {"tasks": [str(folder / "task.yaml")], "placement": {"threads_per_task": 1}}
     file.write_text(yaml.safe_dump(values))
     return file
 

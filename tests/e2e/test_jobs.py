@@ -1,14 +1,13 @@
 """The stages as jobs on a Ray cluster: `ray job submit … python jobs/<stage>.py`, and our own submit."""
 
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import yaml
+from expert_runs import write_small_run
 from fault_runs import COMMAND
 from local_cluster import RAY, local_cluster, shell_environment
 
@@ -16,7 +15,7 @@ pytestmark = pytest.mark.drill
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 JOB_DEADLINE_SECONDS = 240.0
-CAPTIONS = 400
+PAIRS, SAMPLES = 96, 384
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +29,9 @@ def dashboard(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A config, its captions and the place of its run."""
+    """A config, its pairs and the place of its run."""
     folder = tmp_path_factory.mktemp("jobs")
-    things = ("cat", "dog", "tree", "train", "violin", "harbour", "pizza", "castle")
-    captions = [f"{things[number % 8]} number {number} on a table" for number in range(CAPTIONS)]
-    pq.write_table(pa.table({"caption": captions}), folder / "captions.parquet")
-    values = {
-        "run": str(folder / "run"),
-        "captions": {"paths": [str(folder / "captions.parquet")]},
-        "encoder": {"kind": "static", "model": "package:wordllama"},
-        "embed": {"pool": {"max_actors": 1}},
-        "cluster": {"fine": {"centers": 16}, "coarse": {"experts": [2]}, "placement": {"threads": 1}},
-        "train": {"experts": 2, "dense_samples": 1024, "batch_size": 32},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    write_small_run(folder, PAIRS)
     return folder
 
 
@@ -73,8 +61,8 @@ def test_an_embed_job_succeeds_and_its_log_ends_with_what_was_done(
     embedded: "subprocess.CompletedProcess[str]", folder: Path
 ) -> None:
     assert embedded.returncode == 0, embedded.stdout
-    assert f"[embed] done: {CAPTIONS} rows of {CAPTIONS}, 0 refused" in embedded.stdout
-    assert json.loads((folder / "run/embeddings/manifest.json").read_text())["rows_out"] == CAPTIONS
+    assert f"[embed] done: {PAIRS} rows of {PAIRS}, 0 refused" in embedded.stdout
+    assert json.loads((folder / "run/embeddings/manifest.json").read_text())["rows_out"] == PAIRS
 
 
 def test_a_cluster_job_goes_on_from_it(
@@ -82,12 +70,35 @@ def test_a_cluster_job_goes_on_from_it(
 ) -> None:
     ended = submit(dashboard, "cluster", "--config", str(folder / "config.yaml"), "ray.log_to_driver=false")
     assert ended.returncode == 0, ended.stdout
-    assert f"[cluster] done: {CAPTIONS} rows of {CAPTIONS}" in ended.stdout
+    assert f"[cluster] done: {PAIRS} rows of {PAIRS}" in ended.stdout
     assert {file.name for file in (folder / "run/clusters").iterdir()} >= {
         "fine.safetensors",
         "coarse-n2.safetensors",
         "manifest.json",
     }
+
+
+def test_the_jobs_of_the_later_stages_succeed_too_and_say_at_last_what_was_done(
+    dashboard: str, embedded: "subprocess.CompletedProcess[str]", folder: Path
+) -> None:
+    last_lines = {
+        "cluster": f"[cluster] done: {PAIRS} rows of {PAIRS}, 0 refused",
+        "assign": f"[assign] done: {PAIRS} rows of {PAIRS}, 0 refused",
+        "train": f"[train] done: {SAMPLES} rows of {SAMPLES}, 0 refused",
+        "evaluate": f"report: {folder}/run/evaluation/report.html",
+    }
+    for stage, last_line in last_lines.items():
+        ended = submit(dashboard, stage, "--config", str(folder / "config.yaml"))
+        assert ended.returncode == 0, ended.stdout
+        assert own_lines(ended.stdout)[-1].startswith(last_line), ended.stdout
+    for model in ("seed", "n2/00", "n2/01"):
+        assert (folder / f"run/experts/{model}/open_clip_model.safetensors").is_file()
+
+
+def own_lines(printed: str) -> list[str]:
+    """What the job wrote, without the lines of Ray's command line, processes and nodes."""
+    of_ray = re.compile(r"(\x1b\[\d+m)?(\d{4}-|\[\d{4}-|\()|\s*$")
+    return [line for line in printed.splitlines() if not of_ray.match(line)]
 
 
 def own_submit(dashboard: str, folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
@@ -107,7 +118,8 @@ def own_submit(dashboard: str, folder: Path, *words: str) -> "subprocess.Complet
 def test_our_own_submit_follows_the_job_and_ends_with_its_exit_code(
     dashboard: str, embedded: "subprocess.CompletedProcess[str]", folder: Path
 ) -> None:
-    ended = own_submit(dashboard, folder, "--id", "too-early", "evaluate", "--config", "config.yaml")
+    elsewhere = f"run={folder}/elsewhere"
+    ended = own_submit(dashboard, folder, "--id", "too-early", "evaluate", "--config", "config.yaml", elsewhere)
     assert ended.returncode == 2, ended.stdout
     assert "mode-ray: evaluate needs the " in ended.stdout
     assert ended.stdout.splitlines()[-1] == "too-early: failed, exit code 2"

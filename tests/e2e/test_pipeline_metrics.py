@@ -14,12 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from expert_runs import BATCH, write_small_run
 
-from mode_ray.metrics import EXPORTED
+from mode_ray.metrics import EXPORTED, STATE_NUMBERS
+from mode_ray.pipeline import STAGE_NAMES
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "cluster_configs" / "grafana" / "mode_ray_pipeline.json"
 DRIVER = Path(__file__).with_name("pipeline_metrics_driver.py")
 DEADLINE_SECONDS = 60.0
+PAIRS, EMPTY = 96, 3
+FINISHED = STATE_NUMBERS["finished"]
 
 
 def dashboard_metrics() -> set[str]:
@@ -47,27 +51,22 @@ def test_panels_have_numbers_of_their_own_and_do_not_overlap() -> None:
 
 @pytest.mark.drill
 def test_a_scrape_of_a_real_run_shows_every_metric(tmp_path: Path) -> None:
-    source = tmp_path / "captions"
-    source.mkdir()
-    for number in range(3):
-        captions = [f"a {animal} number {number} of {row}" for row in range(40) for animal in ("cat", "dog")]
-        pq.write_table(pa.table({"caption": [*captions, ""]}), source / f"{number}.parquet")
-    (source / "bad.parquet").write_bytes(b"garbage")
-    config = {
-        "run": str(tmp_path / "run"),
-        "captions": {"paths": [str(source)]},
-        "limits": {"max_quarantined_units": 1, "max_refused_share": 0.5},
-        "encoder": {"kind": "static", "model": "package:wordllama"},
-        "embed": {"pool": {"max_actors": 1, "retries_per_unit": 0}},
-        "assign": {"pool": {"max_actors": 1, "retries_per_unit": 0}},
-        "cluster": {"sample_rows": 200, "fine": {"centers": 8, "iterations": 4}, "coarse": {"experts": [2]}},
-        "train": {"dense_samples": 1, "experts": 2, "batch_size": 1},
-    }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    config = write_small_run(tmp_path, PAIRS)
+    empty = pa.table({"caption": [""] * EMPTY, "image": pa.array([b"no matter"] * EMPTY, pa.binary())})
+    pq.write_table(empty, tmp_path / "empty.parquet")
+    (tmp_path / "bad.parquet").write_bytes(b"garbage")
+    values = yaml.safe_load(config.read_text())
+    values["captions"]["paths"] += [str(tmp_path / "empty.parquet"), str(tmp_path / "bad.parquet")]
+    values["limits"] = {"max_quarantined_units": 1, "max_refused_share": 0.5}
+    for stage in ("embed", "assign"):
+        values[stage] = {"pool": {"max_actors": 1, "retries_per_unit": 0}}
+    values["train"]["dense_samples"] = 160 * BATCH
+    values["train"]["placement"] |= {"workers_per_run": 0, "log_interval_steps": 5}
+    config.write_text(yaml.safe_dump(values))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(DRIVER), str(tmp_path / "config.yaml"), str(port)]
+    command = [sys.executable, str(DRIVER), str(config), str(port)]
     driver = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -82,12 +81,17 @@ def test_a_scrape_of_a_real_run_shows_every_metric(tmp_path: Path) -> None:
             missing = {name for name in EXPORTED if f"\n{name}{{" not in scrape}
         assert not missing
         run = str(tmp_path / "run")
-        assert sample(scrape, "ray_mode_stage_rows_total", run=run, stage="embed") == 240
-        assert sample(scrape, "ray_mode_stage_rows_refused_total", run=run, stage="embed") == 3
-        assert sample(scrape, "ray_mode_kmeans_inertia", run=run, stage="cluster") == 12.5
-        assert sample(scrape, "ray_mode_stage_done", run=run, stage="assign") == 1
+        assert sample(scrape, "ray_mode_stage_rows_total", run=run, stage="embed") == PAIRS
+        assert sample(scrape, "ray_mode_stage_rows_refused_total", run=run, stage="embed") == EMPTY
         assert sample(scrape, "ray_mode_stage_units_quarantined", run=run, stage="embed") == 1
-        assert sample(scrape, "ray_mode_expert_status", run=run, stage="train", expert="n2/00") == 1
-        assert sample(scrape, "ray_mode_routing_entropy", run=run, stage="evaluate", task="pets") == 0.5
+        assert sample(scrape, "ray_mode_kmeans_inertia", run=run, stage="cluster") > 0
+        for stage in STAGE_NAMES:
+            assert sample(scrape, "ray_mode_stage_done", run=run, stage=stage) == 1
+        for expert in ("seed", "n2/00", "n2/01"):
+            assert sample(scrape, "ray_mode_expert_status", run=run, stage="train", expert=expert) == FINISHED
+        report = json.loads((tmp_path / "run/evaluation/report.json").read_text())
+        (row,) = [row for row in report["routing"] if row["rule"] == report["rule"]]
+        entropy = sample(scrape, "ray_mode_routing_entropy", run=run, stage="evaluate", task="pairs")
+        assert entropy == pytest.approx(row["normalised_entropy"])
     finally:
         driver.communicate("", timeout=60)
