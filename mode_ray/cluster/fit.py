@@ -1,5 +1,6 @@
 """Both clustering steps on the stored embeddings: the fine centers, and a coarse map for every n."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,7 @@ def _figures(fit: FineFit) -> dict[str, Any]:
         "sample_rows": fit.rows,
         "distinct_rows": fit.distinct_rows,
         "iterations": len(fit.history),
+        "last_iteration": asdict(fit.history[-1]),
         "init": fit.init,
         "mean_squared_distance": float(fit.squared_distance_m.sum() / fit.rows),
         "fitted_mean_squared_distance": fit.fitted_inertia / fit.rows,

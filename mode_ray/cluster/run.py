@@ -33,7 +33,7 @@ def run_cluster(
         embeddings: Directory of the embedding shards.
         on_record: Called with the stage's one record.
         say: Called with a line of text where there is something to wait for.
-        on_iteration: Called with the newest `IterationReport` and the most iterations, now and then.
+        on_iteration: Called with the newest `IterationReport` and the most iterations, now and then and at the end.
 
     Raises:
         DataError: Fewer distinct embeddings than centers.
@@ -51,6 +51,8 @@ def run_cluster(
             seen = report["iteration"]
             on_iteration(report, config.cluster.fine.iterations)
     summary = task_result(fitting)
+    if summary["last_iteration"]["iteration"] != seen:
+        on_iteration(summary["last_iteration"], config.cluster.fine.iterations)
     rows = int(summary["sample_rows"])
     record = UnitRecord(
         unit="clustering",

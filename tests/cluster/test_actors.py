@@ -23,7 +23,7 @@ from mode_ray.config import ClusterPlacement, FineConfig, RunConfig
 from mode_ray.embeddings import embedding_column
 from mode_ray.encoders.encoder import encoder_name
 from mode_ray.errors import DataError
-from mode_ray.stage import Stage, UnitRecord
+from mode_ray.stage import Stage, UnitRecord, read_manifest
 from mode_ray.storage import Location
 
 ROWS, DIMENSION, SEED = 3_000, 32, 5
@@ -186,8 +186,10 @@ def test_the_stage_says_how_far_it_is_and_two_actors_give_the_same_bytes_as_one_
         iterations.append(report["iteration"])
 
     run_cluster(config, Stage("cluster", directory, {}), embeddings, lambda _: None, lines.append, on_iteration)
-    assert iterations
     assert iterations == sorted(set(iterations))
+    manifest = read_manifest(directory)
+    assert manifest is not None
+    assert iterations[-1] == manifest.summary["iterations"], "the last is told, however fast it came"
     alone = Location(str(tmp_path / "alone"))
     sample = LocalRows(read_sample(embeddings, parts, SEED))
     fit_clustering(sample, config.cluster, encoder_name(config.encoder), alone)
