@@ -1,10 +1,9 @@
-import base64
 from collections.abc import Iterator, Sequence
 
 import httpx
 import numpy as np
 import pytest
-from serving import EXPERTS, ServeUrl, picture
+from serving import EXPERTS, ServeUrl, as_json, picture
 
 LABELS = ["cat", "dog", "bus", "apple"]
 
@@ -13,10 +12,6 @@ LABELS = ["cat", "dog", "bus", "apple"]
 def client(serve_url: ServeUrl) -> Iterator[httpx.Client]:
     with serve_url() as url, httpx.Client(base_url=url, timeout=30) as client:
         yield client
-
-
-def as_json(images: Sequence[bytes]) -> list[dict[str, str]]:
-    return [{"base64": base64.b64encode(image).decode()} for image in images]
 
 
 class TestClassify:
