@@ -1,7 +1,7 @@
-"""What every request passes before the application sees it; plain ASGI, so that nothing is read that is refused.
+"""What every request passes before the application sees it; plain ASGI, so that what is refused is not read first.
 
-Bearer token, number of requests, size of the body, deadline; security headers and one log line without
-anything of the content. Health checks and the page itself need no token and no place in the queue.
+Bearer token, number of requests, size of the body, deadline; security headers and one log line without anything
+of the content. Health checks and the page itself need no token and no place in the queue.
 """
 
 import asyncio
