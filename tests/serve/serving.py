@@ -4,6 +4,8 @@ import asyncio
 import base64
 import contextlib
 import io
+import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -30,6 +32,16 @@ def picture(seed: int, kind: str = "PNG", size: tuple[int, int] = (40, 30)) -> b
 def as_json(images: Sequence[bytes]) -> list[dict[str, str]]:
     """Images as a JSON request has them."""
     return [{"base64": base64.b64encode(image).decode()} for image in images]
+
+
+def half_a_request(url: str) -> socket.socket:
+    """A connection whose request never ends."""
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=10)
+    head = "POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+    connection.sendall(head.encode() + b"{")
+    time.sleep(0.2)
+    return connection
 
 
 class Failing:

@@ -90,23 +90,6 @@ class TestTasks:
         assert len(weights) == EXPERTS
 
 
-class TestScoreAndEmbed:
-    def test_the_product_of_embeddings_is_the_score_of_texts_routed_by_themselves(
-        self, client: httpx.Client, images: Sequence[bytes]
-    ) -> None:
-        body = {"images": as_json(images), "texts": ["a cat", "a bus"]}
-        embedded = client.post("/v1/embed", json=body).json()
-        scored = client.post("/v1/score", json={**body, "each_text_routed": True}).json()
-        rows = np.array(embedded["images"]["concatenated"]) @ np.array(embedded["texts"]["concatenated"]).T
-        np.testing.assert_allclose(rows, scored["scores"], atol=1e-5)
-
-    def test_each_expert_by_itself(self, client: httpx.Client) -> None:
-        answer = client.post("/v1/embed", json={"texts": ["a cat"], "kind": "experts"}).json()
-        assert sorted(answer["texts"]["experts"]) == ["0", "1", "2"]
-        for rows in answer["texts"]["experts"].values():
-            assert np.linalg.norm(rows[0]) == pytest.approx(1.0, abs=1e-5)
-
-
 class TestState:
     def test_experts_clusters_health_and_readiness(self, client: httpx.Client) -> None:
         experts = client.get("/v1/experts").json()["experts"]
