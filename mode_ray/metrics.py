@@ -5,21 +5,17 @@ reports of iterations reach the driver anyway. Speeds and ages are left to the q
 minus a timestamp), so that they do not stand still where the work does. docs/monitoring.md lists the metrics.
 """
 
-import threading
 import time
-import weakref
 from collections.abc import Mapping
 
-import ray
 from ray.util.metrics import Counter, Gauge
 
+from mode_ray.kept_gauges import GaugeKeeper
 from mode_ray.progress import FitReport
 from mode_ray.stage import Manifest, UnitRecord
 from mode_ray.train.trial_status import TrialState, TrialStatus
 
 _INTERVAL_SECONDS = 1.0
-# Ray drops a gauge that nobody has set for half a minute.
-_AGAIN_SECONDS = 5.0
 _STAGE_TAGS = ("run", "stage")
 _EXPERT_TAGS = (*_STAGE_TAGS, "expert")
 _TASK_TAGS = (*_STAGE_TAGS, "task")
@@ -63,8 +59,7 @@ EXPORTED = (
 class PipelineMetrics:
     """Follows a run's progress and keeps its metrics; see `ProgressObserver`.
 
-    Units are added up and exported at most once a second. A thread sets every gauge again, every few seconds: Ray
-    forgets those that stand still.
+    Units are added up and exported at most once a second.
 
     Args:
         run: The run directory's URI.
@@ -76,11 +71,10 @@ class PipelineMetrics:
         self._units = self._done = self._quarantined = 0
         self._pending: dict[str, float] = dict.fromkeys(_STAGE_COUNTERS, 0.0)
         self._exported_at = 0.0
-        self._values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._keeper = GaugeKeeper()
         gauges = ((_STAGE_TAGS, _STAGE_GAUGES), (_EXPERT_TAGS, _EXPERT_GAUGES), (_TASK_TAGS, _TASK_GAUGES))
         self._gauges = {name: Gauge(name, text, tags) for tags, texts in gauges for name, text in texts.items()}
         self._counters = {name: Counter(name, text, _STAGE_TAGS) for name, text in _STAGE_COUNTERS.items()}
-        threading.Thread(target=_set_again, args=(weakref.ref(self),), name="metrics", daemon=True).start()
 
     def begin(self, stage: str, units: int, done: int, actors: int) -> None:
         """A stage begins, with some of its units done before."""
@@ -157,22 +151,4 @@ class PipelineMetrics:
                 self._pending[name] = 0.0
 
     def _set(self, name: str, value: float, **tags: str) -> None:
-        labels = {"run": self._run, "stage": self._stage, **tags}
-        self._values[name, tuple(labels.items())] = value
-        self._gauges[name].set(value, labels)
-
-    def set_again(self) -> None:
-        """Set every gauge to the value that it has."""
-        for (name, labels), value in list(self._values.items()):
-            self._gauges[name].set(value, dict(labels))
-
-
-def _set_again(metrics: "weakref.ref[PipelineMetrics]") -> None:
-    """Keep the gauges of what lives, as long as Ray does."""
-    while True:
-        time.sleep(_AGAIN_SECONDS)
-        living = metrics()
-        if living is None or not ray.is_initialized():
-            return
-        living.set_again()
-        del living
+        self._keeper.set(self._gauges[name], value, {"run": self._run, "stage": self._stage, **tags})

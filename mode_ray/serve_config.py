@@ -13,7 +13,7 @@ class ServeLimits(Placement):
     """What a request may hold. More is refused with one sentence that names the limit."""
 
     body_bytes: PositiveInt = 16 << 20
-    """Of one request. At most `serve.max_queued_requests` bodies lie in memory."""
+    """Of one request. docs/serving.md tells how many bodies lie in memory at a time."""
     image_pixels: PositiveInt = 25_000_000
     """Larger images are refused before they are decoded, and those so elongated that they would be larger resized."""
     images: PositiveInt = 64

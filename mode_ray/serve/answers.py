@@ -162,6 +162,6 @@ def binary_answer(rows: Floats, kind: str, about: Mapping[str, str]) -> Response
 
 
 def about_answer(left_out: tuple[int, ...], task: RoutedTask | None = None) -> dict[str, str]:
-    """Of a binary answer, what JSON has in fields."""
+    """What every answer of the experts says in headers, whatever the shape of its body."""
     headers = {"X-Degraded": str(bool(left_out)).lower(), "X-Left-Out": ",".join(map(str, left_out))}
     return headers if task is None else {**headers, "X-Task": task.definition.id}

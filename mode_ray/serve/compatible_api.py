@@ -8,8 +8,9 @@ import base64
 from collections.abc import Callable
 
 import numpy as np
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
+from mode_ray.serve.answers import about_answer
 from mode_ray.serve.ensemble_service import EnsembleService
 from mode_ray.serve.schema import (
     HuggingFaceLabel,
@@ -17,6 +18,7 @@ from mode_ray.serve.schema import (
     OpenAIEmbedding,
     OpenAIEmbeddingAnswer,
     OpenAIEmbeddingRequest,
+    answer_headers,
 )
 from mode_ray.serve.service_errors import ServiceError
 from mode_ray.serve.task_definition import TaskDefinition
@@ -35,9 +37,15 @@ def compatible_routes(get_service: Callable[[], EnsembleService], config: ServeC
     """
     router = APIRouter(tags=["compatible"])
 
-    @router.post("/", summary="Zero-shot image classification as on Hugging Face")
-    async def zero_shot_image_classification(request: HuggingFaceRequest) -> list[HuggingFaceLabel]:
-        """Labels with their probabilities, the most likely first."""
+    @router.post(
+        "/",
+        summary="Zero-shot image classification as on Hugging Face",
+        responses={200: {"headers": answer_headers()}},
+    )
+    async def zero_shot_image_classification(
+        request: HuggingFaceRequest, response: Response
+    ) -> list[HuggingFaceLabel]:
+        """Labels with their probabilities, the most likely first; what else there is to say stands in headers."""
         service = get_service()
         definition = TaskDefinition(
             labels=tuple(request.parameters.candidate_labels),
@@ -45,6 +53,7 @@ def compatible_routes(get_service: Callable[[], EnsembleService], config: ServeC
             rule=service.served.config.routing.rule,
         )
         found = await service.score([request.inputs], definition)
+        response.headers.update(about_answer(found.left_out, found.task))
         probabilities_l = found.probabilities_il[0]
         return [
             HuggingFaceLabel(label=definition.labels[place], score=float(probabilities_l[place]))

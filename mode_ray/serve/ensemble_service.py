@@ -111,6 +111,7 @@ class EnsembleService:
         self._encoder_thread = ThreadPoolExecutor(1, thread_name_prefix="caption-encoder")
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="images")
         self._waiting_tasks = 0
+        metrics.set_queue(0)  # what was never set would not be shown
 
     def set_clients(self, clients: Mapping[int, ExpertClient]) -> None:
         """Ask these experts from now on; requests under way end with those they began with."""

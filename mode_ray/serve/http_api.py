@@ -44,6 +44,7 @@ from mode_ray.serve.schema import (
     ScoreRequest,
     TaskAnswer,
     TaskRequest,
+    answer_headers,
     binary_content,
 )
 from mode_ray.serve.service_errors import ServiceError
@@ -64,7 +65,7 @@ _STATUSES = {
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text} for status, text in _STATUSES.items()
 }
-_BINARY: dict[int | str, dict[str, Any]] = {200: {"content": binary_content()}}
+_ANSWERS: dict[int | str, dict[str, Any]] = {200: {"content": binary_content(), "headers": answer_headers()}}
 
 
 def create_app(get_service: GetService, config: ServeConfig) -> FastAPI:
@@ -134,7 +135,7 @@ def _image_routes(get_service: GetService, config: ServeConfig) -> APIRouter:
     @router.post(
         "/classify",
         response_model=ClassifyAnswer,
-        responses=_BINARY,
+        responses=_ANSWERS,
         openapi_extra=_forms(ClassifyRequest),
     )
     async def classify(request: Request) -> Response:
@@ -152,7 +153,7 @@ def _image_routes(get_service: GetService, config: ServeConfig) -> APIRouter:
     @router.post(
         "/score",
         response_model=ScoreAnswer,
-        responses=_BINARY,
+        responses=_ANSWERS,
         openapi_extra=_forms(ScoreRequest),
     )
     async def score(request: Request) -> Response:
@@ -166,7 +167,7 @@ def _image_routes(get_service: GetService, config: ServeConfig) -> APIRouter:
     @router.post(
         "/embed",
         response_model=EmbedAnswer,
-        responses=_BINARY,
+        responses=_ANSWERS,
         openapi_extra=_forms(EmbedRequest),
     )
     async def embed(request: Request) -> Response:
@@ -180,20 +181,22 @@ def _image_routes(get_service: GetService, config: ServeConfig) -> APIRouter:
         if wanted.texts:
             texts = await service.embed_texts(wanted.texts, wanted.rule, as_one_task=wanted.as_one_task)
         left_out = texts.left_out if texts else ()
+        about = about_answer(left_out)
         kind = binary_type(request)
         by_expert = wanted.kind == "experts"
         if kind is not None:
             only = images or texts
             if only is None or (images and texts) or by_expert:
                 raise ServiceError("not_binary", "binary answers hold one kind of concatenated rows", field="kind")
-            return binary_answer(only.concatenated, kind, about_answer(left_out))
+            return binary_answer(only.concatenated, kind, about)
         return await _json_response(
             lambda: EmbedAnswer(
                 images=embeddings_view(images, by_expert=by_expert) if images else None,
                 texts=embeddings_view(texts, by_expert=by_expert) if texts else None,
                 degraded=bool(left_out),
                 left_out=list(left_out),
-            )
+            ),
+            about,
         )
 
     return router
@@ -300,15 +303,16 @@ def _bytes(images: Sequence[ImageData]) -> list[bytes]:
 
 async def _scores_response(request: Request, found: Scores, answer: Callable[[], BaseModel]) -> Response:
     kind = binary_type(request)
+    about = about_answer(found.left_out, found.task)
     if kind is not None:
-        return binary_answer(found.scores_il, kind, about_answer(found.left_out, found.task))
-    return await _json_response(answer)
+        return binary_answer(found.scores_il, kind, about)
+    return await _json_response(answer, about)
 
 
-async def _json_response(answer: Callable[[], BaseModel]) -> Response:
+async def _json_response(answer: Callable[[], BaseModel], about: Mapping[str, str]) -> Response:
     # Many numbers take a while to write, in which others are answered.
     text = await asyncio.to_thread(lambda: answer().model_dump_json())
-    return Response(text, media_type="application/json")
+    return Response(text, media_type="application/json", headers=dict(about))
 
 
 def _forms(model: type[BaseModel]) -> dict[str, object]:

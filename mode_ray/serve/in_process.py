@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from mode_ray.errors import UsageError
 from mode_ray.serve.ensemble_service import EnsembleService
@@ -16,6 +16,7 @@ from mode_ray.serve.expert_model import ExpertModel
 from mode_ray.serve.http_api import create_app
 from mode_ray.serve.local_expert import LocalExpert
 from mode_ray.serve.observer import Observer
+from mode_ray.serve.request_ids import RequestIds
 from mode_ray.serve.served_run import ServedRun
 from mode_ray.serve_config import ServeConfig
 
@@ -70,10 +71,10 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def uvicorn_server(app: FastAPI) -> uvicorn.Server:
+def uvicorn_server(app: ASGIApp) -> uvicorn.Server:
     """A server for the application that logs no request by itself: its log would hold the queries."""
     settings = uvicorn.Config(
-        app,
+        RequestIds(app),
         log_config=None,
         access_log=False,
         server_header=False,

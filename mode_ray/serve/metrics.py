@@ -116,6 +116,11 @@ def _as_ray_has_it(labels: tuple[str, ...]) -> Any:  # noqa: ANN401
 class _RayBackend:
     """Makes instruments of Ray Serve's, which add where they are counted."""
 
+    def __init__(self) -> None:
+        from mode_ray.kept_gauges import GaugeKeeper
+
+        self._keeper = GaugeKeeper()
+
     def counter(self, name: str, description: str, labels: tuple[str, ...]) -> Record:
         from ray.serve import metrics
 
@@ -126,7 +131,7 @@ class _RayBackend:
         from ray.serve import metrics
 
         gauge = metrics.Gauge(name, description=description, tag_keys=_as_ray_has_it(labels))
-        return lambda amount, values: gauge.set(amount, tags=dict(values))
+        return lambda amount, values: self._keeper.set(gauge, amount, values)
 
     def histogram(self, name: str, description: str, labels: tuple[str, ...], boundaries: tuple[float, ...]) -> Record:
         from ray.serve import metrics

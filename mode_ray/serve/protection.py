@@ -1,15 +1,13 @@
-"""What every request passes before the application sees it; plain ASGI, so that nothing is read that is refused.
+"""What every request passes before the application sees it; plain ASGI, so that what is refused is not read first.
 
-Request id, bearer token, number of requests, size of the body, deadline; security headers and one log line without
-anything of the content. Health checks and the page itself need no token and no place in the queue.
+Bearer token, number of requests, size of the body, deadline; security headers and one log line without anything
+of the content. Health checks and the page itself need no token and no place in the queue.
 """
 
 import asyncio
 import hashlib
 import hmac
 import logging
-import re
-import secrets
 import time
 from collections.abc import Callable, Sequence
 
@@ -20,12 +18,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mode_ray.serve.api_errors import REQUEST_ID_STATE, error_response, service_error_response
 from mode_ray.serve.observer import Observer
+from mode_ray.serve.request_ids import in_log, request_id
 from mode_ray.serve.service_errors import ServiceError, overloaded, unavailable, where_it_failed
 from mode_ray.serve_config import ServeConfig
 
 OPEN_PATHS = ("/", "/v1/health", "/v1/ready")
 OPEN_FOLDER = "/static/"
-REQUEST_ID_HEADER = "X-Request-ID"
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; frame-src 'self' blob:; frame-ancestors 'self'; base-uri 'none'; form-action 'none'",
@@ -36,7 +34,6 @@ SECURITY_HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Cache-Control": "no-store",
 }
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SCHEME = "bearer "
 
 _logger = logging.getLogger("mode_ray.serve.access")
@@ -63,9 +60,8 @@ class Protection:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        request_id = _request_id(headers)
-        scope.setdefault("state", {})[REQUEST_ID_STATE] = request_id
-        answer = _Answer(send, request_id)
+        answer = _Answer(send, request_id(headers))
+        scope.setdefault("state", {})[REQUEST_ID_STATE] = answer.request_id
         began = time.monotonic()
         try:
             await self._guarded(scope, receive, answer, headers)
@@ -74,9 +70,8 @@ class Protection:
             route = getattr(scope.get("route"), "path", "unknown")
             status = answer.status or 499
             self._get_observer().count_request(route, status)
-            _logger.info(
-                "%s %s %s %d %.0f ms", request_id, scope["method"], route, status, (time.monotonic() - began) * 1e3
-            )
+            id_, milliseconds = in_log(answer.request_id), (time.monotonic() - began) * 1e3
+            _logger.info("%s %s %s %d %.0f ms", id_, scope["method"], route, status, milliseconds)
 
     async def _guarded(self, scope: Scope, receive: Receive, answer: "_Answer", headers: Headers) -> None:
         try:
@@ -92,7 +87,7 @@ class Protection:
         except ServiceError as error:
             await answer.refuse(scope, receive, service_error_response(error, answer.request_id))
         except Exception as error:  # noqa: BLE001  (the last place that can answer in the one shape)
-            _logger.error("request %s failed: %s", answer.request_id, where_it_failed(error))
+            _logger.error("request %s failed: %s", in_log(answer.request_id), where_it_failed(error))
             message = "the request met a defect of the server; its id leads to it in the log"
             await answer.refuse(scope, receive, error_response(500, "internal", message, answer.request_id))
 
@@ -146,7 +141,6 @@ class _Answer:
             headers = MutableHeaders(scope=message)
             for name, value in SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
-            headers[REQUEST_ID_HEADER] = self.request_id
         await self._send(message)
 
     async def refuse(self, scope: Scope, receive: Receive, response: JSONResponse) -> None:
@@ -179,8 +173,3 @@ class _BoundedBody:
     @property
     def _refusal(self) -> str:
         return f"the body is larger than the {self._most_bytes:,} bytes allowed (serve.limits.body_bytes)"
-
-
-def _request_id(headers: Headers) -> str:
-    given = headers.get(REQUEST_ID_HEADER, "")
-    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)

@@ -301,6 +301,16 @@ class HuggingFaceLabel(_Message):
     score: float
 
 
+def answer_headers() -> dict[str, Any]:
+    """The headers of an answer, for the OpenAPI document."""
+    headers = {
+        "X-Task": ("string", "id of the task; of classify and score"),
+        "X-Degraded": ("boolean", "whether an expert is missing that belongs to the answer"),
+        "X-Left-Out": ("string", "those experts, with commas between them"),
+    }
+    return {name: {"description": text, "schema": {"type": kind}} for name, (kind, text) in headers.items()}
+
+
 def binary_content() -> dict[str, Any]:
     """The binary forms of an answer, for the OpenAPI document."""
     schema = {"schema": {"type": "string", "format": "binary"}}

@@ -4,17 +4,17 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from serving import EXPERTS, TOPICS, MakeService, ServeUrl, picture
+from serving import EXPERTS, TOPICS, MakeService, ServeUrl, picture, with_failing
 from tiny_run import build_run
 
 from mode_ray.serve.ensemble_service import EnsembleService
 from mode_ray.serve.http_api import create_app
 from mode_ray.serve.in_process import bind, local_service, url_of, uvicorn_server
-from mode_ray.serve.observer import Unobserved
+from mode_ray.serve.metrics import prometheus_metrics
 from mode_ray.serve.served_run import ServedRun
 from mode_ray.serve_config import ServeConfig
 from mode_ray.storage import Location
@@ -50,7 +50,7 @@ def make_service(served: ServedRun, tmp_path: Path) -> Iterator[MakeService]:
         config = ServeConfig.model_validate(settings)
         run = served.config.model_copy(update={"serve": config})
         own = ServedRun(**{**served.__dict__, "config": run})
-        return stack.enter_context(local_service(own, config, Unobserved()))
+        return stack.enter_context(local_service(own, config, prometheus_metrics()))
 
     with contextlib.ExitStack() as stack:
         yield make
@@ -58,11 +58,11 @@ def make_service(served: ServedRun, tmp_path: Path) -> Iterator[MakeService]:
 
 @pytest.fixture
 def serve_url(make_service: MakeService) -> ServeUrl:
-    """Serves over a real socket of the loopback; arguments as of `make_service`."""
+    """Serves over a real socket of the loopback; arguments as of `make_service`, and the experts that are down."""
 
     @contextlib.contextmanager
-    def serve(**fields: object) -> Iterator[str]:
-        service = make_service(**{"port": 0, **fields})
+    def serve(failing: Mapping[int, Exception | None] | None = None, **fields: object) -> Iterator[str]:
+        service = with_failing(make_service(**{"port": 0, **fields}), failing or {})
         with bind(service.config) as listening:
             server = uvicorn_server(create_app(lambda: service, service.config))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

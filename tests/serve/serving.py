@@ -1,13 +1,19 @@
 """What the tests of serving share."""
 
+import asyncio
+import base64
 import contextlib
 import io
-from collections.abc import Callable
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from mode_ray.serve.ensemble_service import EnsembleService
+from mode_ray.serve.expert_client import ExpertDescription
 
 TOPICS = ("a cat", "a dog", "a horse", "a bus", "a train", "a tram", "an apple", "a pear", "a plum")
 EXPERTS = 3
@@ -21,3 +27,45 @@ def picture(seed: int, kind: str = "PNG", size: tuple[int, int] = (40, 30)) -> b
     buffer = io.BytesIO()
     Image.fromarray(rows).resize(size, Image.Resampling.BICUBIC).save(buffer, kind)
     return buffer.getvalue()
+
+
+def as_json(images: Sequence[bytes]) -> list[dict[str, str]]:
+    """Images as a JSON request has them."""
+    return [{"base64": base64.b64encode(image).decode()} for image in images]
+
+
+def half_a_request(url: str) -> socket.socket:
+    """A connection whose request never ends."""
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=10)
+    head = "POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+    connection.sendall(head.encode() + b"{")
+    time.sleep(0.2)
+    return connection
+
+
+class Failing:
+    """An expert that raises, or does not answer."""
+
+    def __init__(self, expert: int, error: Exception | None) -> None:
+        self.id = expert
+        self._error = error
+
+    async def describe(self) -> ExpertDescription:
+        if self._error is None:
+            await asyncio.sleep(3600)
+            raise AssertionError("nobody waits that long")
+        raise self._error
+
+    async def encode_images(self, images_bhw3: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        raise AssertionError(f"it was never described, and got {len(images_bhw3)} images")
+
+    async def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        raise AssertionError(f"it was never described, and got {len(texts)} texts")
+
+
+def with_failing(service: EnsembleService, failing: Mapping[int, Exception | None]) -> EnsembleService:
+    """The service with some experts down: those raise their error, or for None do not answer."""
+    clients = dict(service._clients)
+    service.set_clients({**clients, **{expert: Failing(expert, error) for expert, error in failing.items()}})
+    return service

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from serving import EXPERTS, MakeService, picture
+from serving import EXPERTS, MakeService, picture, with_failing
 
 from mode_ray.config import RoutingConfig
 from mode_ray.encoders.encoder import CaptionEncoder
@@ -15,34 +15,13 @@ from mode_ray.evaluate.similarities import zero_shot_classifier
 from mode_ray.expert import Expert
 from mode_ray.images import decode_image
 from mode_ray.routing import routing_weights
-from mode_ray.serve.ensemble_service import EnsembleService
-from mode_ray.serve.expert_client import ExpertBusy, ExpertDescription, ExpertUnavailable
+from mode_ray.serve.expert_client import ExpertBusy, ExpertUnavailable
 from mode_ray.serve.served_run import ServedRun
 from mode_ray.serve.service_errors import ServiceError
 from mode_ray.serve.task_definition import TaskDefinition
 
 LABELS, TEMPLATES = ("cat", "dog", "bus", "apple"), ("a photo of a {}.", "one {}")
 PETS = TaskDefinition(labels=LABELS, templates=TEMPLATES, rule="soft")
-
-
-class Failing:
-    """An expert that raises, or does not answer."""
-
-    def __init__(self, expert: int, error: Exception | None) -> None:
-        self.id = expert
-        self._error = error
-
-    async def describe(self) -> ExpertDescription:
-        if self._error is None:
-            await asyncio.sleep(3600)
-            raise AssertionError("nobody waits that long")
-        raise self._error
-
-    async def encode_images(self, images_bhw3: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        raise AssertionError(f"it was never described, and got {len(images_bhw3)} images")
-
-    async def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        raise AssertionError(f"it was never described, and got {len(texts)} texts")
 
 
 class Forgetful:
@@ -55,12 +34,6 @@ class Forgetful:
     def encode(self, captions: list[str]) -> npt.NDArray[np.float32]:
         known = np.array([self._unknown not in caption for caption in captions])
         return np.asarray(self._encoder.encode(captions) * known[:, None], np.float32)
-
-
-def with_failing(service: EnsembleService, failing: dict[int, Exception | None]) -> EnsembleService:
-    clients = dict(service._clients)
-    service.set_clients({**clients, **{expert: Failing(expert, error) for expert, error in failing.items()}})
-    return service
 
 
 class TestScore:

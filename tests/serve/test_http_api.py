@@ -1,10 +1,9 @@
-import base64
 from collections.abc import Iterator, Sequence
 
 import httpx
 import numpy as np
 import pytest
-from serving import EXPERTS, ServeUrl, picture
+from serving import EXPERTS, ServeUrl, as_json, picture
 
 LABELS = ["cat", "dog", "bus", "apple"]
 
@@ -13,10 +12,6 @@ LABELS = ["cat", "dog", "bus", "apple"]
 def client(serve_url: ServeUrl) -> Iterator[httpx.Client]:
     with serve_url() as url, httpx.Client(base_url=url, timeout=30) as client:
         yield client
-
-
-def as_json(images: Sequence[bytes]) -> list[dict[str, str]]:
-    return [{"base64": base64.b64encode(image).decode()} for image in images]
 
 
 class TestClassify:
@@ -93,23 +88,6 @@ class TestTasks:
         weights = [weight["weight"] for weight in answer["routing"]["weights"]]
         assert int(np.argmax(weights)) == 0
         assert len(weights) == EXPERTS
-
-
-class TestScoreAndEmbed:
-    def test_the_product_of_embeddings_is_the_score_of_texts_routed_by_themselves(
-        self, client: httpx.Client, images: Sequence[bytes]
-    ) -> None:
-        body = {"images": as_json(images), "texts": ["a cat", "a bus"]}
-        embedded = client.post("/v1/embed", json=body).json()
-        scored = client.post("/v1/score", json={**body, "each_text_routed": True}).json()
-        rows = np.array(embedded["images"]["concatenated"]) @ np.array(embedded["texts"]["concatenated"]).T
-        np.testing.assert_allclose(rows, scored["scores"], atol=1e-5)
-
-    def test_each_expert_by_itself(self, client: httpx.Client) -> None:
-        answer = client.post("/v1/embed", json={"texts": ["a cat"], "kind": "experts"}).json()
-        assert sorted(answer["texts"]["experts"]) == ["0", "1", "2"]
-        for rows in answer["texts"]["experts"].values():
-            assert np.linalg.norm(rows[0]) == pytest.approx(1.0, abs=1e-5)
 
 
 class TestState:

@@ -4,7 +4,7 @@ import logging
 
 import httpx
 import pytest
-from serving import ServeUrl, picture
+from serving import ServeUrl, half_a_request, picture
 
 LABELS = ["cat", "dog"]
 
@@ -65,19 +65,19 @@ class TestLimits:
             assert (answer.status_code, error_of(answer)["code"]) == (413, "body_too_large")
 
     def test_too_many_requests_at_a_time_get_503_with_retry_after(self, serve_url: ServeUrl) -> None:
-        with serve_url(max_queued_requests=1) as url, httpx.Client(base_url=url) as client:
-            host, port = url.removeprefix("http://").split(":")
-            with _half_a_request(host, int(port)):
-                answer = client.post("/v1/classify", json=body())
-                assert (answer.status_code, error_of(answer)["code"]) == (503, "overloaded")
-                assert int(answer.headers["Retry-After"]) >= 1
-                assert client.get("/v1/health").status_code == 200
+        with (
+            serve_url(max_queued_requests=1) as url,
+            httpx.Client(base_url=url) as client,
+            half_a_request(url),
+        ):
+            answer = client.post("/v1/classify", json=body())
+            assert (answer.status_code, error_of(answer)["code"]) == (503, "overloaded")
+            assert int(answer.headers["Retry-After"]) >= 1
+            assert client.get("/v1/health").status_code == 200
 
     def test_a_request_that_takes_too_long_gets_503(self, serve_url: ServeUrl) -> None:
-        with serve_url(request_deadline_seconds=0.3) as url:
-            host, port = url.removeprefix("http://").split(":")
-            with _half_a_request(host, int(port)) as connection:
-                assert connection.recv(64).startswith(b"HTTP/1.1 503")
+        with serve_url(request_deadline_seconds=0.3) as url, half_a_request(url) as connection:
+            assert connection.recv(64).startswith(b"HTTP/1.1 503")
 
 
 class TestErrors:
@@ -109,12 +109,9 @@ class TestErrors:
 
 
 class TestHeadersAndLogs:
-    def test_answers_carry_security_headers_and_the_callers_request_id(self, serve_url: ServeUrl) -> None:
+    def test_answers_carry_security_headers(self, serve_url: ServeUrl) -> None:
         with serve_url() as url:
-            answer = httpx.get(f"{url}/v1/health", headers={"X-Request-ID": "mine-1"})
-            odd = httpx.get(f"{url}/v1/health", headers={"X-Request-ID": "a b"})
-        assert answer.headers["X-Request-ID"] == "mine-1"
-        assert odd.headers["X-Request-ID"] not in ("a b", "")
+            answer = httpx.get(f"{url}/v1/health")
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
         assert "server" not in answer.headers
@@ -129,17 +126,3 @@ class TestHeadersAndLogs:
             assert httpx.post(f"{url}/v1/classify", params=query, content=b"x", headers=headers).status_code == 422
         assert "/v1/classify" in caplog.text
         assert "secret" not in caplog.text
-
-
-def _half_a_request(host: str, port: int) -> "object":
-    """A connection whose request never ends."""
-    import socket
-    import time
-
-    connection = socket.create_connection((host, port), timeout=10)
-    head = (
-        f"POST /v1/classify HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
-    )
-    connection.sendall(head.encode() + b"{")
-    time.sleep(0.2)
-    return connection

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -166,6 +167,15 @@ class TestChanges:
             after.require(serving.ask(), replaced=None)
             assert serving.knows(task), "ids that were given out stay"
         assert {name: serving.replicas(name) for name in others} == others, "nobody else was restarted"
+
+
+class TestRequestIds:
+    @pytest.mark.parametrize("given", [{}, {"X-Request-ID": "mine-1"}, {"X-Request-ID": "mine, 1"}])
+    def test_an_answer_carries_the_proxys_id_alone(self, serving: Serving, given: dict[str, str]) -> None:
+        answer = httpx.post(f"{serving.url}/v1/route", json={}, headers=given, timeout=30)
+        (carried,) = answer.headers.get_list("X-Request-ID")
+        assert answer.json()["error"]["request_id"] == carried
+        assert given.get("X-Request-ID", carried) == carried
 
 
 class TestMetrics:

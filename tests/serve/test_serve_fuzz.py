@@ -1,19 +1,25 @@
 """Whatever comes in, the answer is an answer or a refusal: no status of 500 and above but 503."""
 
-import base64
-import json
+import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import response_schema_conformance
-from serving import ServeUrl
+from serving import ServeUrl, as_json
 
 MUTATIONS = 500
-EXAMPLES = 40
+EXAMPLES = 80
+FIELDS: Mapping[str, Mapping[str, object]] = {
+    "/v1/classify": {"labels": ["cat", "dog"], "top": 1},
+    "/v1/score": {"texts": ["a cat", "a dog"], "each_text_routed": True},
+    "/v1/embed": {"texts": ["a cat", "a dog"], "kind": "experts"},
+}
 
 
 @pytest.fixture
@@ -38,41 +44,55 @@ def mutated(data: bytes, generator: random.Random) -> bytes:
     return bytes(changed)
 
 
+def forms(url: str, path: str, image: bytes) -> dict[str, httpx.Request]:
+    """A request in all the forms that it may have."""
+    fields, address = FIELDS[path], url + path
+    return {
+        "JSON": httpx.Request("POST", address, json={"images": as_json([image]), **fields}),
+        "raw": httpx.Request("POST", address, params=fields, content=image, headers={"Content-Type": "image/png"}),
+        "multipart": httpx.Request("POST", address, data=fields, files=[("image", ("x", image))]),
+    }
+
+
 class TestMutations:
-    def test_images_and_bodies(self, url: str, images: Sequence[bytes]) -> None:
+    def test_bodies_of_every_form(self, url: str, images: Sequence[bytes]) -> None:
         generator = random.Random(7)
-        whole = json.dumps(
-            {"images": [{"base64": base64.b64encode(images[0]).decode()}], "labels": ["cat", "dog"], "top": 1}
-        ).encode()
-        statuses: dict[int, int] = {}
-        with httpx.Client(base_url=url, timeout=30) as client:
-            for number in range(MUTATIONS):
-                if number % 3:
-                    content, kind = mutated(generator.choice(images), generator), "image/png"
-                else:
-                    content, kind = mutated(whole, generator), "application/json"
-                answer = client.post(
-                    "/v1/classify", params={"labels": ["cat"]}, content=content, headers={"Content-Type": kind}
-                )
-                statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
+        ways = itertools.cycle(itertools.product(FIELDS, forms(url, "/v1/embed", images[0])))
+        statuses: dict[tuple[str, str], Counter[int]] = {}
+        with httpx.Client(timeout=30) as client:
+            for way in itertools.islice(ways, MUTATIONS):
+                path, form = way
+                whole = forms(url, path, generator.choice(images))[form]
+                headers = {"Content-Type": whole.headers["Content-Type"]}
+                answer = client.post(whole.url, content=mutated(whole.read(), generator), headers=headers)
+                statuses.setdefault(way, Counter())[answer.status_code] += 1
                 if answer.status_code != 200:
                     assert set(answer.json()) == {"error"}
-        assert set(statuses) <= {200, 400, 422}, statuses
-        assert statuses[422] > MUTATIONS / 10
+        assert set().union(*statuses.values()) <= {200, 400, 422}, statuses
+        assert all(found[400] + found[422] > found.total() / 10 for found in statuses.values()), statuses
         assert httpx.get(f"{url}/v1/ready").json()["ready"]
 
 
-class TestSchema:
-    def test_what_the_openapi_document_allows(self, url: str) -> None:
-        document = schemathesis.openapi.from_url(f"{url}/openapi.json")
-        for found in document.get_all_operations():
-            operation = found.ok()
+def operations(url: str, mode: GenerationMode) -> list[schemathesis.APIOperation]:
+    """Those of the document; for what it does not allow, those that have a body or a query to be wrong."""
+    found = [one.ok() for one in schemathesis.openapi.from_url(f"{url}/openapi.json").get_all_operations()]
+    return [one for one in found if mode.is_positive or one.body or one.query]
 
-            @given(case=operation.as_strategy())
+
+class TestSchema:
+    @pytest.mark.parametrize("mode", GenerationMode)
+    def test_what_the_openapi_document_allows_and_what_it_does_not(self, url: str, mode: GenerationMode) -> None:
+        statuses: Counter[int] = Counter()
+        for operation in operations(url, mode):
+
+            @given(case=operation.as_strategy(generation_mode=mode))
             @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
             def check(case: schemathesis.Case) -> None:
                 response = case.call(base_url=url, timeout=30)
                 assert response.status_code < 500 or response.status_code == 503, response.text
                 case.validate_response(response, checks=[response_schema_conformance])
+                statuses[response.status_code] += 1
 
             check()
+        wanted = {200} if mode.is_positive else {400, 422}
+        assert wanted <= set(statuses), statuses

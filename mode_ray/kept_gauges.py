@@ -1,0 +1,49 @@
+"""Gauges that stay on Ray's metrics page though what they show stands still: Ray drops those that nobody sets."""
+
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+
+import ray
+from ray.util.metrics import Gauge
+
+# Ray drops a gauge that nobody has set for half a minute.
+_AGAIN_SECONDS = 5.0
+
+
+class GaugeKeeper:
+    """Sets gauges, and every few seconds again, from a thread that ends with this object, or with Ray."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[Gauge, tuple[tuple[str, str], ...]], float] = {}
+        self._lock = threading.Lock()
+        threading.Thread(target=_set_again, args=(weakref.ref(self),), name="metrics", daemon=True).start()
+
+    def set(self, gauge: Gauge, value: float, labels: Mapping[str, str]) -> None:
+        """Set a gauge; it keeps the value until the next one.
+
+        Args:
+            gauge: Which.
+            value: Its value from now on.
+            labels: Values of all its labels.
+        """
+        with self._lock:
+            self._values[gauge, tuple(labels.items())] = value
+            gauge.set(value, dict(labels))
+
+    def set_again(self) -> None:
+        """Set every gauge to the value that it has."""
+        with self._lock:
+            for (gauge, labels), value in self._values.items():
+                gauge.set(value, dict(labels))
+
+
+def _set_again(keeper: "weakref.ref[GaugeKeeper]") -> None:
+    while True:
+        time.sleep(_AGAIN_SECONDS)
+        living = keeper()
+        if living is None or not ray.is_initialized():
+            return
+        living.set_again()
+        del living
