@@ -135,6 +135,7 @@ class Router:
 
     def __init__(self, arguments: RouterArguments) -> None:
         self._settings = arguments.settings
+        self._metrics = ray_metrics()
         self._first_run = self._run = arguments.run
         self._service = self._load(self._run)
         self._clients: dict[int, HandleExpert] = {}
@@ -171,7 +172,7 @@ class Router:
         settings = self._settings.model_copy(update={"task_directory": tasks.uri})
         found = ServedRun.load(Location.parse(run))
         served = dataclasses.replace(found, config=found.config.model_copy(update={"serve": settings}))
-        return EnsembleService(served, {}, settings, ray_metrics())
+        return EnsembleService(served, {}, settings, self._metrics)
 
     def _holds(self, id_: int, name: str) -> bool:
         return id_ in self._clients and self._clients[id_].application == name
