@@ -2,8 +2,10 @@
 
 import io
 import json
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -48,7 +50,7 @@ class TaskCosines:
 
     Attributes:
         summary: What they are of.
-        cosines: By model, float32 [images, texts].
+        cosines: By model, float32 [images, texts]; mapped files where they were loaded.
         labels: What is right, as `scored.Scored` has it for the task's kind.
         routing_texts_ld: Caption embeddings of the task's texts, float32.
     """
@@ -57,6 +59,10 @@ class TaskCosines:
     cosines: Mapping[str, np.ndarray]
     labels: np.ndarray
     routing_texts_ld: np.ndarray
+
+    def without_cosines(self) -> "TaskCosines":
+        """What a report still says of the task once it is compared; the cosines of many tasks fit no memory."""
+        return replace(self, cosines={})
 
     def scored(self, task: Task, scores_il: np.ndarray, text_to_image_scores_il: np.ndarray | None = None) -> Scored:
         """Scores of this task's images beside what is right, for metrics.
@@ -87,7 +93,7 @@ def load_summary(directory: Location) -> TaskSummary | None:
 
 
 def load_cosines(directory: Location) -> TaskCosines:
-    """Read what `measure_task` wrote.
+    """Map what `measure_task` wrote; of a remote directory copies on this machine's disk, gone with the arrays.
 
     Raises:
         DataError: The task is not measured.
@@ -95,7 +101,7 @@ def load_cosines(directory: Location) -> TaskCosines:
     summary = load_summary(directory)
     if summary is None:
         raise DataError(f"{directory / SUMMARY_FILE}: missing; run `mode-ray evaluate` first")
-    cosines = {name: _load(cosine_file(directory, name)) for name in summary.models}
+    cosines = {name: _mapped(cosine_file(directory, name)) for name in summary.models}
     return TaskCosines(summary, cosines, _load(directory / LABELS_FILE), _load(directory / ROUTING_FILE))
 
 
@@ -109,6 +115,21 @@ def save_array(location: Location, array: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     location.write_bytes(buffer.getvalue())
+
+
+def _mapped(location: Location) -> np.ndarray:
+    """The array of a file, in pages that the system reads, and takes back, as it likes."""
+    if location.is_local:
+        return _map(Path(location.path))
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Location.parse(folder) / location.name
+        location.copy_to(copy)
+        return _map(Path(copy.path))  # a mapped file stays until the array goes, without a name
+
+
+def _map(file: Path) -> np.ndarray:
+    mapped: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+    return mapped
 
 
 def _load(location: Location) -> np.ndarray:

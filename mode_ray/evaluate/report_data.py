@@ -11,7 +11,6 @@ import numpy as np
 from mode_ray.captions.shards import Shard
 from mode_ray.evaluate.intervals import interval_rows
 from mode_ray.evaluate.measurements import TaskCosines
-from mode_ray.evaluate.metric_table import METRICS
 from mode_ray.evaluate.metrics import group_means
 from mode_ray.evaluate.report_schema import (
     ExpertRow,
@@ -39,6 +38,7 @@ from mode_ray.train.trial import read_metrics
 
 MetricsByTask = dict[str, dict[str, float]]
 _CONTROL_TITLES: dict[Literal["full", "random"], str] = {"full": "Full", "random": "Random"}
+_DENSE_RUNS = {"dense": DENSE, "dense_equal_total": DENSE_EQUAL_TOTAL}
 _CAPTIONS_PER_EXPERT = 8
 _NEAREST_PER_TEXT = 3
 _TEXTS_SHOWN = 40
@@ -59,7 +59,7 @@ def report_data(sources: ReportSources) -> ReportData:
         machine=f"{platform.processor() or platform.machine()}, {platform.system()}",
         versions=package_versions(),
         stages=_stages(sources),
-        tasks=[_task_row(task, sources.measured[task.name]) for task in sources.tasks],
+        tasks=[_task_row(sources, task) for task in sources.tasks],
         models=models,
         groups=_groups(sources.tasks, models),
         routing=[
@@ -98,11 +98,15 @@ def _stages(sources: ReportSources) -> list[StageRow]:
     return rows
 
 
-def _task_row(task: Task, measured: TaskCosines) -> TaskRow:
-    texts = len(measured.summary.texts)
-    scored = measured.scored(task, next(iter(measured.cosines.values())))
-    chance = METRICS[task.kind][task.metric].chance(scored)
-    return TaskRow(name=task.name, metric=task.metric, items=scored.images, texts=texts, chance=chance)
+def _task_row(sources: ReportSources, task: Task) -> TaskRow:
+    summary = sources.measured[task.name].summary
+    return TaskRow(
+        name=task.name,
+        metric=task.metric,
+        items=summary.images,
+        texts=len(summary.texts),
+        chance=sources.results[task.name].chance,
+    )
 
 
 def _models(sources: ReportSources) -> list[ModelRow]:
@@ -192,7 +196,7 @@ def _intervals(sources: ReportSources, models: Sequence[ModelRow]) -> list[Inter
     drawn = {}
     for model in models:
         kind = model["kind"]
-        key = {"dense": DENSE, "mode": model.get("rule"), "full": kind, "random": kind}.get(kind)
+        key = {**_DENSE_RUNS, "mode": model.get("rule"), "full": kind, "random": kind}.get(kind)
         if key is not None:
             drawn[model["name"]] = {task.name: sources.results[task.name].draws[key] for task in sources.tasks}
     scores = {

@@ -83,12 +83,9 @@ def write_report(
         fitted_temperature=calibration.temperature,
         missing=config.evaluate.leave_out_experts,
     )
-    measured = {task.name: load_cosines(directories["evaluate"] / "tasks" / task.name) for task in tasks}
-    results = {}
+    measured, results = {}, {}
     for task in tasks:
-        place = directories["evaluate"] / "tasks" / task.name / ROUTING_FILE
-        _check_dimension(measured[task.name], clustering, place, directories["cluster"])
-        results[task.name] = _compare(config, task, measured[task.name], router, trained.trials)
+        measured[task.name], results[task.name] = _compare(config, task, directories, router, trained.trials)
     sources = ReportSources(
         config,
         shards,
@@ -132,12 +129,13 @@ def _load_clustering(config: RunConfig, directory: Location) -> Clustering:
     return clustering
 
 
-def _check_dimension(measured: TaskCosines, clustering: Clustering, texts: Location, clusters: Location) -> None:
-    found = measured.routing_texts_ld.shape[1]
-    if found != clustering.dimension:
+def _check_dimension(measured: TaskCosines, router: Router, place: Location, clusters: Location) -> None:
+    found, expected = measured.routing_texts_ld.shape[1], router.centers_md.shape[1]
+    if found != expected:
         raise DataError(
-            f"{texts}: text embeddings of {found} dimensions, but the centers of {clusters / FINE_FILE} have "
-            f"{clustering.dimension}: they are of different encoders; delete {texts.parent} and evaluate again"
+            f"{place / ROUTING_FILE}: text embeddings of {found} dimensions, but the centers of "
+            f"{clusters / FINE_FILE} have {expected}: they are of different encoders; "
+            f"delete {place} and evaluate again"
         )
 
 
@@ -183,14 +181,18 @@ def _measure_one(config: RunConfig, task: Task, models: Mapping[str, Location], 
 
 
 def _compare(
-    config: RunConfig, task: Task, measured: TaskCosines, router: Router, trials: Sequence[Trial]
-) -> TaskResults:
+    config: RunConfig, task: Task, directories: Mapping[str, Location], router: Router, trials: Sequence[Trial]
+) -> tuple[TaskCosines, TaskResults]:
+    """A task's results, and what was measured without its cosines: they go before those of the next task come."""
+    place = directories["evaluate"] / "tasks" / task.name
+    measured = load_cosines(place)
+    _check_dimension(measured, router, place, directories["cluster"])
     n = config.train.experts
     controls: dict[str, list[str]] = {}
     for trial in trials:
         if trial.role in ("full", "random"):
             controls.setdefault(trial.role, []).append(trial.name)
-    return compare(
+    results = compare(
         task,
         measured,
         experts=[expert_name(n, expert) for expert in range(n)],
@@ -198,6 +200,7 @@ def _compare(
         router=router,
         rules=config.evaluate.rules,
     )
+    return measured.without_cosines(), results
 
 
 def _record(summary: TaskSummary, stage: Stage) -> UnitRecord:

@@ -150,6 +150,7 @@ def test_the_pruning_curve_is_that_of_the_comparison(data: ReportData, sources: 
 def test_every_line_that_may_be_compared_has_intervals(sources: ReportSources, data: ReportData) -> None:
     assert {row["model"] for row in data["intervals"]} == {
         "dense",
+        "dense, equal total",
         "MoDE-2 (soft)",
         "MoDE-2 (uniform)",
         "Full-2 (uniform)",
@@ -157,6 +158,9 @@ def test_every_line_that_may_be_compared_has_intervals(sources: ReportSources, d
     }
     dense = next(row for row in data["intervals"] if row["model"] == "dense" and row["task"] == "pets")
     assert dense["low"] <= dense["score"] == 0.8 <= dense["high"]
+    assert "against_dense" not in dense
+    equal_total = next(row for row in data["intervals"] if row["model"] == "dense, equal total")
+    assert equal_total["against_dense"]["change"] == 0.0  # the same answers in this run
 
 
 def test_linear_probes_are_named_like_the_models(sources: ReportSources) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mode_ray.config import EvaluatePlacement
 from mode_ray.errors import DataError
-from mode_ray.evaluate.measurements import load_cosines, load_summary
+from mode_ray.evaluate.measurements import cosine_file, load_cosines, load_summary
 from mode_ray.evaluate.similarities import measure_task, zero_shot_classifier
 from mode_ray.evaluate.tasks import Task
 from mode_ray.expert import Expert
@@ -186,6 +186,13 @@ def test_the_summary_comes_last_so_a_task_is_measured_or_not(measure: Callable[.
     assert load_summary(nowhere) is None
     with pytest.raises(DataError, match=r"nowhere/task\.json: missing; run `mode-ray evaluate` first"):
         load_cosines(nowhere)
+
+
+def test_stored_cosines_are_mapped_and_not_read_whole(measure: Callable[..., Location]) -> None:
+    directory = measure([(png(0), "red")], classes=CLASSES)
+    cosines_il = load_cosines(directory).cosines["dense"]
+    assert isinstance(cosines_il, np.memmap)
+    np.testing.assert_array_equal(cosines_il, np.load(cosine_file(directory, "dense").path))
 
 
 def test_a_missing_model_is_named(tmp_path: Path, models: dict[str, Location]) -> None:
