@@ -235,7 +235,7 @@ class EvaluateConfig(Settings):
     )
     leave_out_experts: Annotated[tuple[int, ...], Field(strict=False)] = ()
     """Experts that failed to train, or whose models are missing or damaged: evaluated without them, the others'
-    weights scaled to sum to 1. The report says so."""
+    weights scaled to sum to 1. The report says so. It may change at any time; `index` and `search` heed it too."""
     placement: EvaluatePlacement = EvaluatePlacement()
 
 

@@ -3,7 +3,7 @@
 import io
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -42,6 +42,10 @@ class TaskSummary:
     skipped: Mapping[str, int]
     examples: Mapping[str, str]
     linear_probe: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def covers(self, models: Iterable[str]) -> bool:
+        """Whether the task was measured with all of these; an expert may have been left out at the time."""
+        return set(models) <= set(self.models)
 
 
 @dataclass(frozen=True)

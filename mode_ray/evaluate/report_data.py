@@ -3,7 +3,7 @@
 import math
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -214,11 +214,19 @@ def _linear_probes(sources: ReportSources) -> dict[str, dict[str, float]]:
     names |= {f"{kind}-n{n}": f"{title} experts side by side" for kind, title in _CONTROL_TITLES.items()}
     rows: dict[str, dict[str, float]] = {}
     for task in sources.tasks:
-        found = sources.measured[task.name].summary.linear_probe
+        found = _probes_of_present(sources, task)
         for model in [*(name for name in names if name in found), *(name for name in found if name not in names)]:
             if task.metric in found[model]:
                 rows.setdefault(names.get(model, model), {})[task.name] = found[model][task.metric]
     return rows
+
+
+def _probes_of_present(sources: ReportSources, task: Task) -> dict[str, Mapping[str, float]]:
+    """Without experts that were left out after the task was measured, and without what they have a part in."""
+    n, summary = sources.config.train.experts, sources.measured[task.name].summary
+    gone = {expert_name(n, expert) for expert in range(n)} - {expert_name(n, expert) for expert in sources.experts}
+    stale = {*gone, f"n{n}"} if gone & set(summary.models) else set()
+    return {model: metrics for model, metrics in summary.linear_probe.items() if model not in stale}
 
 
 def _groups(tasks: Sequence[Task], models: Sequence[ModelRow]) -> dict[str, dict[str, float | None]]:

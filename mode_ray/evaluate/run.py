@@ -50,7 +50,7 @@ def run_evaluate(
     tasks = load_tasks(config.evaluate.tasks)
     trained = _find_trained(config, directories["train"])
     models = {trial.name: directories["train"] / trial.name for trial in trained.trials if trial.name != SEED}
-    _load_clustering(config, directories["cluster"])
+    Clustering.load_for(directories["cluster"], encoder_name(config.encoder))
     check_models(config.train.experts, models)
     stage.begin(len(tasks))
     records = _measure(config, stage, tasks, models, on_record)
@@ -74,7 +74,8 @@ def write_report(
         DataError: The clustering is of another encoder, or a task is not measured.
     """
     tasks, n = load_tasks(config.evaluate.tasks), config.train.experts
-    clustering, trained = _load_clustering(config, directories["cluster"]), _find_trained(config, directories["train"])
+    clustering = Clustering.load_for(directories["cluster"], encoder_name(config.encoder))
+    trained = _find_trained(config, directories["train"])
     calibration = calibration_of(clustering, n)
     router = Router(
         centers_md=clustering.centers_md,
@@ -120,15 +121,6 @@ def _find_trained(config: RunConfig, directory: Location) -> Trained:
     return find_trained(config.train.experts, config.evaluate.leave_out_experts, directory)
 
 
-def _load_clustering(config: RunConfig, directory: Location) -> Clustering:
-    clustering = Clustering.load(directory)
-    try:
-        clustering.compatible_with(encoder_name(config.encoder), clustering.dimension)
-    except DataError as error:
-        raise DataError(f"{directory / FINE_FILE}: {error}") from None
-    return clustering
-
-
 def _check_dimension(measured: TaskCosines, router: Router, place: Location, clusters: Location) -> None:
     found, expected = measured.routing_texts_ld.shape[1], router.centers_md.shape[1]
     if found != expected:
@@ -146,17 +138,18 @@ def _measure(
     models: Mapping[str, Location],
     on_record: Callable[[UnitRecord], None],
 ) -> list[UnitRecord]:
-    """Measure what is not measured yet, each task in a Ray task of its own."""
+    """Measure what is not measured yet with all of these models, each task in a Ray task of its own."""
     placement = config.evaluate.placement
     remote = ray.remote(_measure_one).options(num_cpus=placement.cpus_per_task, num_gpus=placement.gpus_per_task)
     directories = {task.name: stage.directory / "tasks" / task.name for task in tasks}
-    summaries = {name: load_summary(directory) for name, directory in directories.items()}
+    found = {name: load_summary(directory) for name, directory in directories.items()}
+    summaries = {name: summary for name, summary in found.items() if summary is not None and summary.covers(models)}
     pending = {
         remote.remote(config, task, models, directories[task.name]): task
         for task in tasks
-        if summaries[task.name] is None
+        if task.name not in summaries
     }
-    records = [_record(summary, stage) for summary in summaries.values() if summary is not None]
+    records = [_record(summary, stage) for summary in summaries.values()]
     for record in records:
         on_record(record)
     while pending:

@@ -44,6 +44,15 @@ def test_cosines_of_a_remote_run_are_mapped_too_and_leave_nothing_behind(
     np.testing.assert_array_equal(found, COSINES_IL)
 
 
+def test_a_task_that_was_measured_without_a_model_does_not_cover_it(tmp_path: Path) -> None:
+    directory = Location.parse(str(tmp_path))
+    store(directory)
+    summary = load_cosines(directory).summary
+    assert summary.covers(["n2/00"])
+    assert summary.covers([])
+    assert not summary.covers(["n2/00", "n2/01"])
+
+
 def test_a_report_keeps_the_task_without_its_cosines(tmp_path: Path) -> None:
     directory = Location.parse(str(tmp_path))
     store(directory)

@@ -163,6 +163,16 @@ def test_every_line_that_may_be_compared_has_intervals(sources: ReportSources, d
     assert equal_total["against_dense"]["change"] == 0.0  # the same answers in this run
 
 
+def test_linear_probes_of_an_expert_that_is_left_out_are_not_shown(sources: ReportSources) -> None:
+    measured = sources.measured["pets"]
+    probes = {"dense": {"top1": 0.5}, "n2/00": {"top1": 0.4}, "n2/01": {"top1": 0.6}, "n2": {"top1": 0.7}}
+    probed = replace(measured, summary=replace(measured.summary, linear_probe=probes))
+    evaluate = sources.config.evaluate.model_copy(update={"leave_out_experts": (0,)})
+    config = sources.config.model_copy(update={"evaluate": evaluate})
+    shown = report_data(replace(sources, config=config, measured={"pets": probed}))["linear_probes"]
+    assert shown == {"dense": {"pets": 0.5}, "expert 1 alone": {"pets": 0.6}}
+
+
 def test_linear_probes_are_named_like_the_models(sources: ReportSources) -> None:
     measured = sources.measured["pets"]
     probes = {"dense": {"top1": 0.5}, "n2/01": {"top1": 0.6}, "n2": {"top1": 0.7}}

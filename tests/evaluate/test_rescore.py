@@ -26,7 +26,7 @@ from mode_ray.evaluate.measurements import (
     save_array,
 )
 from mode_ray.evaluate.report_sources import ReportSources
-from mode_ray.evaluate.run import load_report, write_report
+from mode_ray.evaluate.run import load_report, run_evaluate, write_report
 from mode_ray.pipeline import build_stages
 from mode_ray.rescore import rescore
 from mode_ray.settings import Settings
@@ -108,6 +108,22 @@ def test_an_expert_that_was_left_out_is_told_in_the_report(run: ReportSources) -
     assert [row["name"] for row in data["models"] if row["kind"] == "single"] == ["expert 1 alone"]
     assert [row["weights"] for row in data["routing"]] == [[0.0, 1.0], [0.0, 1.0]]
     assert "Left out on request: expert 0" in (target / "report.html").read_text()
+
+
+def test_an_expert_may_be_left_out_after_the_evaluation_and_come_back(
+    run: ReportSources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(*left_out: int) -> list[object]:
+        config = changed(run.config, "evaluate", leave_out_experts=left_out)
+        stage = build_stages(config, list_shards(config.captions))["evaluate"]
+        before = stage.state()
+        run_evaluate(config, stage, run.shards, run.directories, lambda _: None)
+        return [before, stage.state(), load_report(stage.directory)["missing_experts"]]
+
+    monkeypatch.setattr("mode_ray.evaluate.run.check_models", lambda *_: None)  # the run has no models, only cosines
+    assert evaluate() == ["done", "done", []]
+    assert evaluate(0) == ["started", "done", [0]]
+    assert evaluate() == ["started", "done", []]
 
 
 def test_an_expert_that_failed_to_train_needs_no_manifest_to_be_left_out(run: ReportSources) -> None:
