@@ -106,7 +106,7 @@ def load_cosines(directory: Location) -> TaskCosines:
     if summary is None:
         raise DataError(f"{directory / SUMMARY_FILE}: missing; run `mode-ray evaluate` first")
     cosines = {name: _mapped(cosine_file(directory, name)) for name in summary.models}
-    return TaskCosines(summary, cosines, _load(directory / LABELS_FILE), _load(directory / ROUTING_FILE))
+    return TaskCosines(summary, cosines, load_array(directory / LABELS_FILE), load_array(directory / ROUTING_FILE))
 
 
 def cosine_file(directory: Location, model: str) -> Location:
@@ -136,6 +136,7 @@ def _map(file: Path) -> np.ndarray:
     return mapped
 
 
-def _load(location: Location) -> np.ndarray:
+def load_array(location: Location) -> np.ndarray:
+    """Read what `save_array` wrote."""
     loaded: np.ndarray = np.load(io.BytesIO(location.read_bytes()), allow_pickle=False)
     return loaded

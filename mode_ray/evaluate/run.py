@@ -3,14 +3,12 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 
-import ray
-
 from mode_ray.captions.shards import Shard
 from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import FINE_FILE, Clustering
 from mode_ray.config import RunConfig
-from mode_ray.encoders.encoder import encoder_name, load_encoder
-from mode_ray.errors import DataError, ModeRayError
+from mode_ray.encoders.encoder import encoder_name
+from mode_ray.errors import DataError
 from mode_ray.evaluate.compare import Router, TaskResults, compare
 from mode_ray.evaluate.measurements import ROUTING_FILE, TaskCosines, TaskSummary, load_cosines, load_summary
 from mode_ray.evaluate.models import Trained, check_models, find_trained
@@ -18,6 +16,7 @@ from mode_ray.evaluate.report import render_report
 from mode_ray.evaluate.report_data import report_data
 from mode_ray.evaluate.report_schema import ReportData
 from mode_ray.evaluate.report_sources import ReportSources
+from mode_ray.evaluate.spread import measure_tasks
 from mode_ray.evaluate.tasks import Task, load_tasks
 from mode_ray.stage import Manifest, Stage, UnitRecord
 from mode_ray.storage import Location
@@ -138,39 +137,23 @@ def _measure(
     models: Mapping[str, Location],
     on_record: Callable[[UnitRecord], None],
 ) -> list[UnitRecord]:
-    """Measure what is not measured yet with all of these models, each task in a Ray task of its own."""
-    placement = config.evaluate.placement
-    remote = ray.remote(_measure_one).options(num_cpus=placement.cpus_per_task, num_gpus=placement.gpus_per_task)
-    directories = {task.name: stage.directory / "tasks" / task.name for task in tasks}
-    found = {name: load_summary(directory) for name, directory in directories.items()}
-    summaries = {name: summary for name, summary in found.items() if summary is not None and summary.covers(models)}
-    pending = {
-        remote.remote(config, task, models, directories[task.name]): task
-        for task in tasks
-        if task.name not in summaries
-    }
-    records = [_record(summary, stage) for summary in summaries.values()]
-    for record in records:
-        on_record(record)
-    while pending:
-        ready, _ = ray.wait(list(pending), num_returns=1)
-        pending.pop(ready[0])
-        try:
-            records.append(_record(ray.get(ready[0]), stage))
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ModeRayError):
-                raise error.cause from None
-            raise
+    """Measure what is not measured yet with all of these models."""
+    records: list[UnitRecord] = []
+
+    def done(summary: TaskSummary) -> None:
+        records.append(_record(summary, stage))
         on_record(records[-1])
+
+    left: dict[Location, Task] = {}
+    for task in tasks:
+        directory = stage.directory / "tasks" / task.name
+        summary = load_summary(directory)
+        if summary is not None and summary.covers(models):
+            done(summary)
+        else:
+            left[directory] = task
+    measure_tasks(config, left, models, done)
     return records
-
-
-def _measure_one(config: RunConfig, task: Task, models: Mapping[str, Location], directory: Location) -> TaskSummary:
-    from mode_ray.evaluate.similarities import measure_task  # needs torch, which the driver has no use for
-
-    placement = config.evaluate.placement
-    encoder = load_encoder(config.encoder, config.embed.encoder, placement.threads_per_task)
-    return measure_task(task, models, encoder, directory, placement, config.limits.max_image_pixels)
 
 
 def _compare(

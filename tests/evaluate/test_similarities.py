@@ -47,20 +47,6 @@ def png(seed: int, side: int = 24) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Location]:
-    """Two untrained models of different seeds."""
-    root = tmp_path_factory.mktemp("models")
-    vision = {"image_size": 16, "patch_size": 8, "layers": 1, "width": 16, "head_width": 8}
-    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
-    (root / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
-    folders = {name: Location.parse(str(root / name)) for name in ("dense", "n2/00")}
-    for seed, folder in enumerate(folders.values()):
-        save_clip(folder, build_clip(ModelConfig(architecture=str(root), precision="float32"), seed))
-    return folders
-
-
 @pytest.fixture
 def measure(tmp_path: Path, models: dict[str, Location]) -> Callable[..., Location]:
     """Writes rows of (image, text) as a task, measures it, and gives the directory of the result."""
