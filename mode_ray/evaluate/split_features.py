@@ -99,14 +99,14 @@ def merge_parts(models: Sequence[str], parts: Sequence[EncodedPart]) -> tuple[Us
     places = [
         (number, part, image) for part, one in enumerate(parts) for image, number in enumerate(one.sample_numbers)
     ]
-    # By part and image, where the image stands in the rows of all parts.
-    rank_of_row = np.argsort([number for number, _, _ in places], kind="stable")
-    order = [(part, image) for _, part, image in (places[row] for row in rank_of_row)]
+    # Of the rows of all parts, one part after the other, in which order the samples came.
+    row_of_rank = np.argsort([number for number, _, _ in places], kind="stable")
+    order = [(part, image) for _, part, image in (places[row] for row in row_of_rank)]
     usable = UsableSamples.merged([one.usable for one in parts], order)
     usable.require_some()
     filled = [one.folder for one in parts if one.sample_numbers]
     features = {
-        name: np.concatenate([load_array(_features_file(folder, number)) for folder in filled])[rank_of_row]
+        name: np.concatenate([load_array(_features_file(folder, number)) for folder in filled])[row_of_rank]
         for number, name in enumerate(models)
     }
     return usable, features
