@@ -217,6 +217,9 @@ class EvaluatePlacement(Placement):
     cpus_per_task: PositiveFloat = 1.0
     threads_per_task: PositiveInt = 2
     gpus_per_task: Annotated[float, Field(ge=0.0)] = 0.0
+    workers_per_task: PositiveInt = 1
+    """Ray tasks that share the images of one evaluation task, where it is large. Each loads all models and reads all
+    of the task's files, but decodes and encodes its own share of the images alone."""
     max_image_pixels: PositiveInt = 64_000_000
     """Larger images are refused before they are decoded."""
 
@@ -235,7 +238,7 @@ class EvaluateConfig(Settings):
     )
     leave_out_experts: Annotated[tuple[int, ...], Field(strict=False)] = ()
     """Experts that failed to train, or whose models are missing or damaged: evaluated without them, the others'
-    weights scaled to sum to 1. The report says so."""
+    weights scaled to sum to 1. The report says so. It may change at any time; `index` and `search` heed it too."""
     placement: EvaluatePlacement = EvaluatePlacement()
 
 

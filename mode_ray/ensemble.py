@@ -12,23 +12,35 @@ import numpy.typing as npt
 from scipy.special import softmax
 
 Floats = npt.NDArray[np.floating]
+_COSINES_AT_ONCE = 1 << 18  # a block and its product stay in a core's cache
 
 
-def ensemble_scores(cosines_cil: Floats, weights_c: Floats) -> Floats:
-    """Weighted mean of the experts' cosines, [images, texts].
+def ensemble_scores(cosines: Sequence[Floats] | Floats, weights_c: Floats) -> Floats:
+    """Weighted mean of the experts' cosines, [images, texts], in their own precision.
 
     Args:
-        cosines_cil: Every expert's cosine of every image with every text.
-        weights_c: Routing weights of the task; sum to 1.
+        cosines: Every expert's cosine of every image with every text, [images, texts] each. They are read once, in
+            order and a block of rows at a time, so that they may lie in mapped files.
+        weights_c: Routing weights of the task; sum to 1. An expert of weight 0 is not read.
     """
-    scores: Floats = np.tensordot(weights_c, cosines_cil, axes=1)
-    return scores
+    return _weighted_sum(cosines, np.asarray(weights_c)[:, None])
 
 
-def per_query_scores(cosines_cil: Floats, weights_lc: Floats) -> Floats:
+def per_query_scores(cosines: Sequence[Floats] | Floats, weights_lc: Floats) -> Floats:
     """As `ensemble_scores`, with weights of its own for every text (image retrieval)."""
-    scores: Floats = np.einsum("lc,cil->il", weights_lc, cosines_cil)
-    return scores
+    return _weighted_sum(cosines, np.asarray(weights_lc).T)
+
+
+def _weighted_sum(cosines: Sequence[Floats] | Floats, weights_cl: Floats) -> Floats:
+    scores_il: Floats = np.zeros_like(cosines[0], subok=False)
+    images, texts = scores_il.shape
+    step = max(1, _COSINES_AT_ONCE // max(1, texts))
+    for cosines_il, weights_l in zip(cosines, weights_cl.astype(scores_il.dtype), strict=True):
+        if not weights_l.any():
+            continue
+        for start in range(0, images, step):
+            scores_il[start : start + step] += weights_l * cosines_il[start : start + step]
+    return scores_il
 
 
 def concatenated_images(features: Sequence[Floats]) -> Floats:
@@ -49,7 +61,8 @@ def concatenated_texts(features: Sequence[Floats], weights: Floats) -> Floats:
 
 def probabilities(scores_il: Floats, weights_c: Floats, logit_scales_c: Floats) -> Floats:
     """softmax(s * score) over the texts, with s the weighted mean of the experts' logit scales."""
-    result: Floats = softmax(float(weights_c @ logit_scales_c) * scores_il, axis=1)
+    # In double precision: of a user's many texts they shall sum to 1.
+    result: Floats = softmax(float(weights_c @ logit_scales_c) * scores_il.astype(np.float64), axis=1)
     return result
 
 

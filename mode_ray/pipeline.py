@@ -280,7 +280,9 @@ def build_stages(config: RunConfig, shards: Sequence[Shard]) -> dict[str, Stage]
     stages: dict[str, Stage] = {}
     before: dict[str, object] = {}
     for name, directory in stage_directories(config.directory).items():
-        stages[name] = Stage(name, directory, {**own[name], **before})
+        # Experts that are left out: which of them a task was measured with stands beside its cosines.
+        free = ("evaluate.leave_out_experts",) if name == "evaluate" else ()
+        stages[name] = Stage(name, directory, {**own[name], **before}, free)
         before = {f"inputs.{name}": config_hash(stages[name].fields)}
     return stages
 

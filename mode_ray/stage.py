@@ -12,7 +12,7 @@ import platform
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -136,12 +136,17 @@ class Stage:
         name: The stage's name, as on the command line.
         directory: Where its outputs lie.
         fields: Dotted config fields and `inputs.<stage>` hashes that decide its output.
+        free: Names of those that may change: the units know themselves whether they still suffice, and the stage is
+            done for the values in its manifest alone.
     """
 
-    def __init__(self, name: str, directory: Location, fields: Mapping[str, object]) -> None:
+    def __init__(
+        self, name: str, directory: Location, fields: Mapping[str, object], free: Collection[str] = ()
+    ) -> None:
         self.name = name
         self.directory = directory
         self.fields = dict(fields)
+        self._free = frozenset(free)
         self.attempt = f"{int(time.time())}-{secrets.token_hex(3)}"
         self._began = time.monotonic()
 
@@ -159,7 +164,8 @@ class Stage:
         if not started.exists():
             return "absent"
         self._refuse_other_fields(json.loads(started.read_text())["fields"])
-        return "done" if (self.directory / MANIFEST).exists() else "started"
+        done = self._manifest_fits() if self._free else (self.directory / MANIFEST).exists()
+        return "done" if done else "started"
 
     def begin(self, units: int) -> None:
         """Claim the directory for this config; called before the first output is written.
@@ -226,14 +232,24 @@ class Stage:
         (self.directory / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
         return manifest
 
+    def _manifest_fits(self) -> bool:
+        manifest = self.manifest()
+        own = {name: self.fields[name] for name in self._free}
+        return manifest is not None and config_hash(own) == config_hash(
+            {name: manifest.fields.get(name) for name in self._free}
+        )
+
     def _refuse_other_fields(self, earlier: Mapping[str, object]) -> None:
-        if config_hash(earlier) == config_hash(self.fields):
+        before, now = (
+            {name: value for name, value in fields.items() if name not in self._free}
+            for fields in (earlier, self.fields)
+        )
+        if config_hash(before) == config_hash(now):
             return
-        names = sorted(set(earlier) | set(self.fields))
         changed = [
-            f"{name} was {earlier.get(name)!r}, is {self.fields.get(name)!r}"
-            for name in names
-            if earlier.get(name) != self.fields.get(name)
+            f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+            for name in sorted(set(before) | set(now))
+            if before.get(name) != now.get(name)
         ]
         raise UsageError(
             f"{self.directory}: stage {self.name} was begun with another config: {'; '.join(changed)}. "

@@ -47,6 +47,33 @@ def test_all_weight_on_one_expert_is_that_expert(cosines: np.ndarray) -> None:
     np.testing.assert_allclose(ensemble_scores(cosines, np.array([0.0, 1.0, 0.0])), cosines[1])
 
 
+def test_scores_keep_the_precision_of_the_cosines_and_are_right_to_it(cosines: np.ndarray) -> None:
+    weights_c = np.array([0.2, 0.5, 0.3])
+    scores = ensemble_scores(cosines, weights_c)
+    assert (cosines.dtype, scores.dtype) == (np.float32, np.float32)
+    exact = np.tensordot(weights_c, cosines.astype(np.float64), axes=1)
+    np.testing.assert_allclose(scores, exact, atol=1e-6)
+    assert ensemble_scores(cosines.astype(np.float64), weights_c).dtype == np.float64
+
+
+def test_blocks_of_images_change_nothing(cosines: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights_c, weights_lc = np.array([0.2, 0.5, 0.3]), np.random.default_rng(1).dirichlet(np.ones(3), TEXTS)
+    whole = ensemble_scores(cosines, weights_c), per_query_scores(cosines, weights_lc)
+    monkeypatch.setattr("mode_ray.ensemble._COSINES_AT_ONCE", 2 * TEXTS)
+    np.testing.assert_array_equal(ensemble_scores(list(cosines), weights_c), whole[0])
+    np.testing.assert_array_equal(per_query_scores(list(cosines), weights_lc), whole[1])
+
+
+def test_an_expert_without_weight_is_not_read(cosines: np.ndarray) -> None:
+    class Unread:
+        def __getitem__(self, _: object) -> np.ndarray:
+            raise AssertionError("read")
+
+    weights_c = np.array([0.25, 0.75, 0.0])
+    found = ensemble_scores([*cosines[:2], Unread()], weights_c)  # type: ignore[list-item]
+    np.testing.assert_array_equal(found, ensemble_scores(cosines, weights_c))
+
+
 def test_the_concatenated_embeddings_product_is_the_same_number(
     image_features: list[np.ndarray], text_features: list[np.ndarray], cosines: np.ndarray
 ) -> None:

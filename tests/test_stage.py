@@ -38,6 +38,22 @@ def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     return Location.parse(request.getfixturevalue("bucket")) / "run/embeddings"
 
 
+def test_a_free_field_may_change_and_the_stage_is_done_for_the_last_value_alone(directory: Location) -> None:
+    def stage(left_out: list[int], seed: int = 0) -> Stage:
+        return Stage("evaluate", directory, {"leave_out": left_out, "seed": seed}, free=("leave_out",))
+
+    first = stage([])
+    first.begin(0)
+    first.finish([], {})
+    assert (stage([]).state(), stage([2]).state()) == ("done", "started")
+    other = stage([2])
+    other.begin(0)
+    other.finish([], {})
+    assert (stage([]).state(), stage([2]).state()) == ("started", "done")
+    with pytest.raises(UsageError, match=r"another config: seed was 0, is 1\. "):
+        stage([3], seed=1).state()
+
+
 def rows(*keys: str) -> pa.Table:
     """A small output table."""
     return pa.table({"key": list(keys), "distance": pa.array([0.5] * len(keys), pa.float32())})

@@ -98,6 +98,20 @@ class Clustering:
         coarse = {n: _load_map(directory / coarse_file(n), n, m) for n in counts}
         return cls(**tensors, encoder_name=encoder_name, coarse=coarse, training=training)
 
+    @classmethod
+    def load_for(cls, directory: Location, encoder_name: str) -> Self:
+        """As `load`, for embeddings of an encoder.
+
+        Raises:
+            DataError: As `load`; or the clustering is of another encoder: the message names the file.
+        """
+        clustering = cls.load(directory)
+        try:
+            clustering.compatible_with(encoder_name, clustering.dimension)
+        except DataError as error:
+            raise DataError(f"{directory / FINE_FILE}: {error}") from None
+        return clustering
+
     def experts_of(self, n: int) -> Int32Array:
         """The expert of each fine center, int32 [m].
 

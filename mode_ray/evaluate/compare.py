@@ -12,14 +12,16 @@ from mode_ray.ensemble import ensemble_scores, keep_share, keep_top, per_query_s
 from mode_ray.evaluate.curves import Floats
 from mode_ray.evaluate.intervals import task_draws
 from mode_ray.evaluate.measurements import TaskCosines
+from mode_ray.evaluate.metric_table import METRICS
 from mode_ray.evaluate.metrics import measure
 from mode_ray.evaluate.scored import Scored
 from mode_ray.evaluate.tasks import Task
 from mode_ray.routing import RoutingWeights, normalised_entropy, per_query_weights, routing_weights
-from mode_ray.train.budget import DENSE
+from mode_ray.train.budget import DENSE, DENSE_EQUAL_TOTAL
 
 PRUNING_SHARES = (0.5, 0.8, 0.9, 0.95, 0.99)
 _ALL_COUNTS_UP_TO = 8
+_DENSE_RUNS = (DENSE, DENSE_EQUAL_TOTAL)
 
 Metrics = Mapping[str, float]
 Keep = Literal["top", "share"]
@@ -51,15 +53,17 @@ class TaskResults:
         rules: Metrics of the experts' ensemble, by routing rule.
         controls: Metrics of the uniform ensemble of each control that has several models, by its name.
         weights: Routing weights by rule.
+        chance: What scores at random reach in the main metric.
         pruned: The ensemble under the config's own rule with fewer experts run.
-        draws: The main metric on resamples of the images, by name of the rule or control; of the dense model under
-            `DENSE`, where there is one.
+        draws: The main metric on resamples of the images, by name of the rule or control; of the dense models, where
+            there are any, by their names.
     """
 
     single: Mapping[str, Metrics]
     rules: Mapping[str, Metrics]
     controls: Mapping[str, Metrics]
     weights: Mapping[str, RoutingWeights]
+    chance: float
     pruned: Sequence[PrunedResult] = ()
     draws: Mapping[str, Floats] = field(default_factory=dict)
 
@@ -138,11 +142,9 @@ def compare(
         router: Routes the texts.
         rules: Which rules.
     """
-    nothing_il = np.zeros((len(measured.labels), len(measured.summary.texts)), np.float32)
     missing = set(router.missing)
-    cosines_cil = np.stack(
-        [nothing_il if number in missing else measured.cosines[name] for number, name in enumerate(experts)]
-    )
+    cosines = [None if number in missing else measured.cosines[name] for number, name in enumerate(experts)]
+    ensemble = _Ensemble(task, measured, cosines)
     texts_ld, n = measured.routing_texts_ld, len(experts)
     by_rule: dict[str, Metrics] = {}
     draws: dict[str, Floats] = {}
@@ -157,23 +159,25 @@ def compare(
         weights[rule] = router.task_weights(texts_ld, rule, n)
         # Retrieving images, every query is a task of its own; retrieving texts, all of them are the task.
         weights_lc = router.query_weights(texts_ld, rule, n) if task.kind == "retrieval" else None
-        by_rule[rule] = drawn(rule, _ensemble(task, measured, cosines_cil, weights[rule].weights_c, weights_lc))
+        by_rule[rule] = drawn(rule, ensemble.scored(weights[rule].weights_c, weights_lc))
         if rule == router.config.rule:
-            pruned = _prune(task, measured, cosines_cil, weights[rule].weights_c, weights_lc)
+            pruned = _prune(ensemble, weights[rule].weights_c, weights_lc)
     single = {}
     for name, cosines_il in measured.cosines.items():
         scored = measured.scored(task, cosines_il)
-        single[name] = drawn(DENSE, scored) if name == DENSE else measure(scored)
+        single[name] = drawn(name, scored) if name in _DENSE_RUNS else measure(scored)
     mixed = {
         control: drawn(control, measured.scored(task, _uniform_scores(measured, names)))
         for control, names in controls.items()
     }
-    return TaskResults(single, by_rule, mixed, weights, pruned, draws)
+    some = measured.scored(task, next(iter(measured.cosines.values())))
+    chance = METRICS[task.kind][task.metric].chance(some)
+    return TaskResults(single, by_rule, mixed, weights, chance, pruned, draws)
 
 
 def _uniform_scores(measured: TaskCosines, models: Sequence[str]) -> np.ndarray:
     equal_c = np.full(len(models), 1 / len(models))
-    return np.asarray(ensemble_scores(np.stack([measured.cosines[name] for name in models]), equal_c))
+    return np.asarray(ensemble_scores([measured.cosines[name] for name in models], equal_c))
 
 
 def pruning_counts(n: int) -> list[int]:
@@ -183,13 +187,23 @@ def pruning_counts(n: int) -> list[int]:
     return [*few, *powers, *([n] if n > _ALL_COUNTS_UP_TO else [])]
 
 
-def _prune(
-    task: Task,
-    measured: TaskCosines,
-    cosines_cil: np.ndarray,
-    weights_c: np.ndarray,
-    weights_lc: np.ndarray | None,
-) -> list[PrunedResult]:
+@dataclass(frozen=True)
+class _Ensemble:
+    """The experts' cosines of a task; None for an expert that is left out, whose weight is 0."""
+
+    task: Task
+    measured: TaskCosines
+    cosines: Sequence[np.ndarray | None]
+
+    def scored(self, weights_c: np.ndarray, weights_lc: np.ndarray | None = None) -> Scored:
+        """Scores by the task's weights, and retrieving images by those of every text."""
+        present = [number for number, cosines_il in enumerate(self.cosines) if cosines_il is not None]
+        cosines = [cosines_il for cosines_il in self.cosines if cosines_il is not None]
+        per_query_il = None if weights_lc is None else per_query_scores(cosines, weights_lc[:, present])
+        return self.measured.scored(self.task, ensemble_scores(cosines, weights_c[present]), per_query_il)
+
+
+def _prune(ensemble: _Ensemble, weights_c: np.ndarray, weights_lc: np.ndarray | None) -> list[PrunedResult]:
     """The curve: what running fewer experts costs; every text's own weights are pruned by themselves."""
     steps: list[tuple[Keep, float, Callable[[np.ndarray], np.ndarray]]] = []
     steps += [("top", float(count), partial(keep_top, experts=count)) for count in pruning_counts(len(weights_c))]
@@ -203,18 +217,7 @@ def _prune(
                 keep=keep,
                 value=value,
                 experts_run=float((run > 0.0).sum(axis=-1).mean()),
-                metrics=measure(_ensemble(task, measured, cosines_cil, task_c, query_lc)),
+                metrics=measure(ensemble.scored(task_c, query_lc)),
             )
         )
     return results
-
-
-def _ensemble(
-    task: Task,
-    measured: TaskCosines,
-    cosines_cil: np.ndarray,
-    weights_c: np.ndarray,
-    weights_lc: np.ndarray | None,
-) -> Scored:
-    per_query_il = None if weights_lc is None else per_query_scores(cosines_cil, weights_lc)
-    return measured.scored(task, ensemble_scores(cosines_cil, weights_c), per_query_il)

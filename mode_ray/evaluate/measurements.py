@@ -2,8 +2,10 @@
 
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -41,6 +43,10 @@ class TaskSummary:
     examples: Mapping[str, str]
     linear_probe: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
+    def covers(self, models: Iterable[str]) -> bool:
+        """Whether the task was measured with all of these; an expert may have been left out at the time."""
+        return set(models) <= set(self.models)
+
 
 @dataclass(frozen=True)
 class TaskCosines:
@@ -48,7 +54,7 @@ class TaskCosines:
 
     Attributes:
         summary: What they are of.
-        cosines: By model, float32 [images, texts].
+        cosines: By model, float32 [images, texts]; mapped files where they were loaded.
         labels: What is right, as `scored.Scored` has it for the task's kind.
         routing_texts_ld: Caption embeddings of the task's texts, float32.
     """
@@ -57,6 +63,10 @@ class TaskCosines:
     cosines: Mapping[str, np.ndarray]
     labels: np.ndarray
     routing_texts_ld: np.ndarray
+
+    def without_cosines(self) -> "TaskCosines":
+        """What a report still says of the task once it is compared; the cosines of many tasks fit no memory."""
+        return replace(self, cosines={})
 
     def scored(self, task: Task, scores_il: np.ndarray, text_to_image_scores_il: np.ndarray | None = None) -> Scored:
         """Scores of this task's images beside what is right, for metrics.
@@ -87,7 +97,7 @@ def load_summary(directory: Location) -> TaskSummary | None:
 
 
 def load_cosines(directory: Location) -> TaskCosines:
-    """Read what `measure_task` wrote.
+    """Map what `measure_task` wrote; of a remote directory copies on this machine's disk, gone with the arrays.
 
     Raises:
         DataError: The task is not measured.
@@ -95,8 +105,8 @@ def load_cosines(directory: Location) -> TaskCosines:
     summary = load_summary(directory)
     if summary is None:
         raise DataError(f"{directory / SUMMARY_FILE}: missing; run `mode-ray evaluate` first")
-    cosines = {name: _load(cosine_file(directory, name)) for name in summary.models}
-    return TaskCosines(summary, cosines, _load(directory / LABELS_FILE), _load(directory / ROUTING_FILE))
+    cosines = {name: _mapped(cosine_file(directory, name)) for name in summary.models}
+    return TaskCosines(summary, cosines, load_array(directory / LABELS_FILE), load_array(directory / ROUTING_FILE))
 
 
 def cosine_file(directory: Location, model: str) -> Location:
@@ -111,6 +121,22 @@ def save_array(location: Location, array: np.ndarray) -> None:
     location.write_bytes(buffer.getvalue())
 
 
-def _load(location: Location) -> np.ndarray:
+def _mapped(location: Location) -> np.ndarray:
+    """The array of a file, in pages that the system reads, and takes back, as it likes."""
+    if location.is_local:
+        return _map(Path(location.path))
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Location.parse(folder) / location.name
+        location.copy_to(copy)
+        return _map(Path(copy.path))  # a mapped file stays until the array goes, without a name
+
+
+def _map(file: Path) -> np.ndarray:
+    mapped: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+    return mapped
+
+
+def load_array(location: Location) -> np.ndarray:
+    """Read what `save_array` wrote."""
     loaded: np.ndarray = np.load(io.BytesIO(location.read_bytes()), allow_pickle=False)
     return loaded

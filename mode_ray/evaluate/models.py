@@ -1,5 +1,6 @@
 """Whether the models that an evaluation needs are trained, there and whole, before anything is measured."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from mode_ray.train.trial import planned_trials_of, training_summary
 from mode_ray.train.trial_status import TrialStatus, stored_statuses
 
 _LENGTH_BYTES = 8
+_MARKED_BYTES = 1 << 16
 _MAX_HEADER_BYTES = 100_000_000  # as safetensors has it
 
 
@@ -93,8 +95,19 @@ def check_models(n: int, models: Mapping[str, Location]) -> None:
             continue
         mend = "copy or train it again (`mode-ray train retry`)"
         if name in experts:
-            mend += f", or evaluate without it: evaluate.leave_out_experts=[{experts[name]}]"
+            mend += f", or do without it: evaluate.leave_out_experts=[{experts[name]}]"
         raise DataError(f"{problem}: {mend}")
+
+
+def weights_mark(folder: Location) -> str:
+    """What tells an expert's weights from others: a hash (16 hex digits) of the file's size and last bytes.
+
+    Training moves every tensor, so that a small part of them shows another model without reading all of it.
+    """
+    with (folder / WEIGHTS_FILE).open_input() as source:
+        size = source.size()
+        tail = bytes(source.read_at(min(size, _MARKED_BYTES), max(0, size - _MARKED_BYTES)))
+    return hashlib.blake2b(size.to_bytes(8, "little") + tail, digest_size=8).hexdigest()
 
 
 def find_problem(folder: Location) -> str | None:

@@ -1,17 +1,17 @@
 """Linear probes of a task's models, on each one's embeddings and on those of an ensemble's members side by side."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from mode_ray.config import EvaluatePlacement
 from mode_ray.errors import DataError
 from mode_ray.evaluate.linear_probe import concatenated, fit_linear_probe
 from mode_ray.evaluate.metrics import classification_metrics
-from mode_ray.evaluate.split_features import encode_split
+from mode_ray.evaluate.samples import Split
+from mode_ray.evaluate.split_features import Features
 from mode_ray.evaluate.tasks import Task
-from mode_ray.expert import Expert
+from mode_ray.evaluate.usable_samples import UsableSamples
 
 
 @dataclass(frozen=True)
@@ -31,26 +31,22 @@ class TaskProbes:
 
 def probe_task(
     task: Task,
-    experts: Mapping[str, Expert],
     test_features_id: Mapping[str, np.ndarray],
     test_labels_i: np.ndarray,
-    placement: EvaluatePlacement,
-    max_pixels: int,
+    encode: Callable[[Split], tuple[UsableSamples, Features]],
 ) -> TaskProbes:
     """Fit on the training split, measure on the test split.
 
     Args:
         task: With a training split.
-        experts: Models by name.
         test_features_id: Embeddings of the test images, by model.
         test_labels_i: Their classes.
-        placement: Batch size.
-        max_pixels: Larger images are left out.
+        encode: Gives a split's samples and embeddings.
 
     Raises:
         DataError: A file cannot be read, or the training split is too small to learn from.
     """
-    usable, train_id = encode_split(task, "train", experts, placement, max_pixels)
+    usable, train_id = encode("train")
     tested = {**test_features_id, **concatenated(test_features_id)}
     labels_i, classes = usable.labels(), len(task.classes)
     metrics = {}

@@ -3,7 +3,7 @@
 import math
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy as np
 from mode_ray.captions.shards import Shard
 from mode_ray.evaluate.intervals import interval_rows
 from mode_ray.evaluate.measurements import TaskCosines
-from mode_ray.evaluate.metric_table import METRICS
 from mode_ray.evaluate.metrics import group_means
 from mode_ray.evaluate.report_schema import (
     ExpertRow,
@@ -39,6 +38,7 @@ from mode_ray.train.trial import read_metrics
 
 MetricsByTask = dict[str, dict[str, float]]
 _CONTROL_TITLES: dict[Literal["full", "random"], str] = {"full": "Full", "random": "Random"}
+_DENSE_RUNS = {"dense": DENSE, "dense_equal_total": DENSE_EQUAL_TOTAL}
 _CAPTIONS_PER_EXPERT = 8
 _NEAREST_PER_TEXT = 3
 _TEXTS_SHOWN = 40
@@ -59,7 +59,7 @@ def report_data(sources: ReportSources) -> ReportData:
         machine=f"{platform.processor() or platform.machine()}, {platform.system()}",
         versions=package_versions(),
         stages=_stages(sources),
-        tasks=[_task_row(task, sources.measured[task.name]) for task in sources.tasks],
+        tasks=[_task_row(sources, task) for task in sources.tasks],
         models=models,
         groups=_groups(sources.tasks, models),
         routing=[
@@ -98,11 +98,15 @@ def _stages(sources: ReportSources) -> list[StageRow]:
     return rows
 
 
-def _task_row(task: Task, measured: TaskCosines) -> TaskRow:
-    texts = len(measured.summary.texts)
-    scored = measured.scored(task, next(iter(measured.cosines.values())))
-    chance = METRICS[task.kind][task.metric].chance(scored)
-    return TaskRow(name=task.name, metric=task.metric, items=scored.images, texts=texts, chance=chance)
+def _task_row(sources: ReportSources, task: Task) -> TaskRow:
+    summary = sources.measured[task.name].summary
+    return TaskRow(
+        name=task.name,
+        metric=task.metric,
+        items=summary.images,
+        texts=len(summary.texts),
+        chance=sources.results[task.name].chance,
+    )
 
 
 def _models(sources: ReportSources) -> list[ModelRow]:
@@ -192,7 +196,7 @@ def _intervals(sources: ReportSources, models: Sequence[ModelRow]) -> list[Inter
     drawn = {}
     for model in models:
         kind = model["kind"]
-        key = {"dense": DENSE, "mode": model.get("rule"), "full": kind, "random": kind}.get(kind)
+        key = {**_DENSE_RUNS, "mode": model.get("rule"), "full": kind, "random": kind}.get(kind)
         if key is not None:
             drawn[model["name"]] = {task.name: sources.results[task.name].draws[key] for task in sources.tasks}
     scores = {
@@ -210,11 +214,19 @@ def _linear_probes(sources: ReportSources) -> dict[str, dict[str, float]]:
     names |= {f"{kind}-n{n}": f"{title} experts side by side" for kind, title in _CONTROL_TITLES.items()}
     rows: dict[str, dict[str, float]] = {}
     for task in sources.tasks:
-        found = sources.measured[task.name].summary.linear_probe
+        found = _probes_of_present(sources, task)
         for model in [*(name for name in names if name in found), *(name for name in found if name not in names)]:
             if task.metric in found[model]:
                 rows.setdefault(names.get(model, model), {})[task.name] = found[model][task.metric]
     return rows
+
+
+def _probes_of_present(sources: ReportSources, task: Task) -> dict[str, Mapping[str, float]]:
+    """Without experts that were left out after the task was measured, and without what they have a part in."""
+    n, summary = sources.config.train.experts, sources.measured[task.name].summary
+    gone = {expert_name(n, expert) for expert in range(n)} - {expert_name(n, expert) for expert in sources.experts}
+    stale = {*gone, f"n{n}"} if gone & set(summary.models) else set()
+    return {model: metrics for model, metrics in summary.linear_probe.items() if model not in stale}
 
 
 def _groups(tasks: Sequence[Task], models: Sequence[ModelRow]) -> dict[str, dict[str, float | None]]:

@@ -40,7 +40,7 @@ class ReportSources:
         trials: All training runs.
         pairs_n: Pairs of each expert.
         tasks: The tasks.
-        measured: Stored cosines by task name.
+        measured: What was measured by task name, without the cosines.
         results: Results by task name.
         calibration: The temperature of the rule `calibrated`.
     """

@@ -3,14 +3,12 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 
-import ray
-
 from mode_ray.captions.shards import Shard
 from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import FINE_FILE, Clustering
 from mode_ray.config import RunConfig
-from mode_ray.encoders.encoder import encoder_name, load_encoder
-from mode_ray.errors import DataError, ModeRayError
+from mode_ray.encoders.encoder import encoder_name
+from mode_ray.errors import DataError
 from mode_ray.evaluate.compare import Router, TaskResults, compare
 from mode_ray.evaluate.measurements import ROUTING_FILE, TaskCosines, TaskSummary, load_cosines, load_summary
 from mode_ray.evaluate.models import Trained, check_models, find_trained
@@ -18,6 +16,7 @@ from mode_ray.evaluate.report import render_report
 from mode_ray.evaluate.report_data import report_data
 from mode_ray.evaluate.report_schema import ReportData
 from mode_ray.evaluate.report_sources import ReportSources
+from mode_ray.evaluate.spread import measure_tasks
 from mode_ray.evaluate.tasks import Task, load_tasks
 from mode_ray.stage import Manifest, Stage, UnitRecord
 from mode_ray.storage import Location
@@ -50,7 +49,7 @@ def run_evaluate(
     tasks = load_tasks(config.evaluate.tasks)
     trained = _find_trained(config, directories["train"])
     models = {trial.name: directories["train"] / trial.name for trial in trained.trials if trial.name != SEED}
-    _load_clustering(config, directories["cluster"])
+    Clustering.load_for(directories["cluster"], encoder_name(config.encoder))
     check_models(config.train.experts, models)
     stage.begin(len(tasks))
     records = _measure(config, stage, tasks, models, on_record)
@@ -74,7 +73,8 @@ def write_report(
         DataError: The clustering is of another encoder, or a task is not measured.
     """
     tasks, n = load_tasks(config.evaluate.tasks), config.train.experts
-    clustering, trained = _load_clustering(config, directories["cluster"]), _find_trained(config, directories["train"])
+    clustering = Clustering.load_for(directories["cluster"], encoder_name(config.encoder))
+    trained = _find_trained(config, directories["train"])
     calibration = calibration_of(clustering, n)
     router = Router(
         centers_md=clustering.centers_md,
@@ -83,12 +83,9 @@ def write_report(
         fitted_temperature=calibration.temperature,
         missing=config.evaluate.leave_out_experts,
     )
-    measured = {task.name: load_cosines(directories["evaluate"] / "tasks" / task.name) for task in tasks}
-    results = {}
+    measured, results = {}, {}
     for task in tasks:
-        place = directories["evaluate"] / "tasks" / task.name / ROUTING_FILE
-        _check_dimension(measured[task.name], clustering, place, directories["cluster"])
-        results[task.name] = _compare(config, task, measured[task.name], router, trained.trials)
+        measured[task.name], results[task.name] = _compare(config, task, directories, router, trained.trials)
     sources = ReportSources(
         config,
         shards,
@@ -123,21 +120,13 @@ def _find_trained(config: RunConfig, directory: Location) -> Trained:
     return find_trained(config.train.experts, config.evaluate.leave_out_experts, directory)
 
 
-def _load_clustering(config: RunConfig, directory: Location) -> Clustering:
-    clustering = Clustering.load(directory)
-    try:
-        clustering.compatible_with(encoder_name(config.encoder), clustering.dimension)
-    except DataError as error:
-        raise DataError(f"{directory / FINE_FILE}: {error}") from None
-    return clustering
-
-
-def _check_dimension(measured: TaskCosines, clustering: Clustering, texts: Location, clusters: Location) -> None:
-    found = measured.routing_texts_ld.shape[1]
-    if found != clustering.dimension:
+def _check_dimension(measured: TaskCosines, router: Router, place: Location, clusters: Location) -> None:
+    found, expected = measured.routing_texts_ld.shape[1], router.centers_md.shape[1]
+    if found != expected:
         raise DataError(
-            f"{texts}: text embeddings of {found} dimensions, but the centers of {clusters / FINE_FILE} have "
-            f"{clustering.dimension}: they are of different encoders; delete {texts.parent} and evaluate again"
+            f"{place / ROUTING_FILE}: text embeddings of {found} dimensions, but the centers of "
+            f"{clusters / FINE_FILE} have {expected}: they are of different encoders; "
+            f"delete {place} and evaluate again"
         )
 
 
@@ -148,49 +137,38 @@ def _measure(
     models: Mapping[str, Location],
     on_record: Callable[[UnitRecord], None],
 ) -> list[UnitRecord]:
-    """Measure what is not measured yet, each task in a Ray task of its own."""
-    placement = config.evaluate.placement
-    remote = ray.remote(_measure_one).options(num_cpus=placement.cpus_per_task, num_gpus=placement.gpus_per_task)
-    directories = {task.name: stage.directory / "tasks" / task.name for task in tasks}
-    summaries = {name: load_summary(directory) for name, directory in directories.items()}
-    pending = {
-        remote.remote(config, task, models, directories[task.name]): task
-        for task in tasks
-        if summaries[task.name] is None
-    }
-    records = [_record(summary, stage) for summary in summaries.values() if summary is not None]
-    for record in records:
-        on_record(record)
-    while pending:
-        ready, _ = ray.wait(list(pending), num_returns=1)
-        pending.pop(ready[0])
-        try:
-            records.append(_record(ray.get(ready[0]), stage))
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ModeRayError):
-                raise error.cause from None
-            raise
+    """Measure what is not measured yet with all of these models."""
+    records: list[UnitRecord] = []
+
+    def done(summary: TaskSummary) -> None:
+        records.append(_record(summary, stage))
         on_record(records[-1])
+
+    left: dict[Location, Task] = {}
+    for task in tasks:
+        directory = stage.directory / "tasks" / task.name
+        summary = load_summary(directory)
+        if summary is not None and summary.covers(models):
+            done(summary)
+        else:
+            left[directory] = task
+    measure_tasks(config, left, models, done)
     return records
 
 
-def _measure_one(config: RunConfig, task: Task, models: Mapping[str, Location], directory: Location) -> TaskSummary:
-    from mode_ray.evaluate.similarities import measure_task  # needs torch, which the driver has no use for
-
-    placement = config.evaluate.placement
-    encoder = load_encoder(config.encoder, config.embed.encoder, placement.threads_per_task)
-    return measure_task(task, models, encoder, directory, placement, config.limits.max_image_pixels)
-
-
 def _compare(
-    config: RunConfig, task: Task, measured: TaskCosines, router: Router, trials: Sequence[Trial]
-) -> TaskResults:
+    config: RunConfig, task: Task, directories: Mapping[str, Location], router: Router, trials: Sequence[Trial]
+) -> tuple[TaskCosines, TaskResults]:
+    """A task's results, and what was measured without its cosines: they go before those of the next task come."""
+    place = directories["evaluate"] / "tasks" / task.name
+    measured = load_cosines(place)
+    _check_dimension(measured, router, place, directories["cluster"])
     n = config.train.experts
     controls: dict[str, list[str]] = {}
     for trial in trials:
         if trial.role in ("full", "random"):
             controls.setdefault(trial.role, []).append(trial.name)
-    return compare(
+    results = compare(
         task,
         measured,
         experts=[expert_name(n, expert) for expert in range(n)],
@@ -198,6 +176,7 @@ def _compare(
         router=router,
         rules=config.evaluate.rules,
     )
+    return measured.without_cosines(), results
 
 
 def _record(summary: TaskSummary, stage: Stage) -> UnitRecord:

@@ -24,8 +24,9 @@ from mode_ray.evaluate.measurements import (
 )
 from mode_ray.evaluate.metric_table import METRICS
 from mode_ray.evaluate.probe_task import TaskProbes, probe_task
+from mode_ray.evaluate.samples import Split
 from mode_ray.evaluate.scored import Scored
-from mode_ray.evaluate.split_features import encode_split
+from mode_ray.evaluate.split_features import EncodedPart, Features, encode_split, merge_parts
 from mode_ray.evaluate.tasks import Task
 from mode_ray.evaluate.usable_samples import UsableSamples
 from mode_ray.expert import Expert
@@ -44,6 +45,7 @@ def measure_task(
     directory: Location,
     placement: EvaluatePlacement,
     max_pixels: int,
+    parts: Mapping[Split, Sequence[EncodedPart]] | None = None,
 ) -> TaskSummary:
     """Measure a task with all models, decoding every image once.
 
@@ -54,6 +56,7 @@ def measure_task(
         directory: Where the task's files belong.
         placement: Batch size and threads.
         max_pixels: Larger images are left out.
+        parts: By split what several workers encoded before; by default the images are encoded here.
 
     Raises:
         DataError: A model or file cannot be read, no sample is usable, a class name has no embedding, or the samples
@@ -63,7 +66,13 @@ def measure_task(
     experts = {name: Expert(folder) for name, folder in models.items()}
     # Classes before the images: a name that cannot be embedded shows at once.
     sides = None if task.kind == "retrieval" else _class_sides(task, experts, encoder)
-    usable, features = encode_split(task, "test", experts, placement, max_pixels)
+
+    def encode(split: Split) -> tuple[UsableSamples, Features]:
+        if parts is None:
+            return encode_split(task, split, experts, placement, max_pixels)
+        return merge_parts(list(experts), parts[split])
+
+    usable, features = encode("test")
     if sides is None:
         kept, sides = _caption_sides(usable, experts, encoder)
         features = {name: rows_id[kept] for name, rows_id in features.items()}
@@ -79,7 +88,7 @@ def measure_task(
     save_array(directory / ROUTING_FILE, routing_ld)
     probes = TaskProbes({}, {}, {})
     if task.linear_probe:
-        probes = probe_task(task, experts, features, labels, placement, max_pixels)
+        probes = probe_task(task, features, labels, encode)
     summary = TaskSummary(
         task=task.name,
         models=tuple(models),

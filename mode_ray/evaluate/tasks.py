@@ -9,7 +9,8 @@ from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_
 
 from mode_ray.errors import UsageError
 from mode_ray.evaluate.benchmark_layout import MEMBERS, BenchmarkLayout
-from mode_ray.evaluate.builtin_texts import PREFIX, Texts, builtin_texts
+from mode_ray.evaluate.builtin_texts import PREFIX, builtin_texts
+from mode_ray.evaluate.clip_benchmark_texts import Texts
 from mode_ray.evaluate.metric_table import METRICS
 from mode_ray.evaluate.scored import TaskKind
 from mode_ray.settings import Settings, Strings

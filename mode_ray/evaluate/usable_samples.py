@@ -1,6 +1,7 @@
 """Which of a task's samples can be measured: their images decoded once, their labels as numbers, the rest counted."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -40,6 +41,27 @@ class UsableSamples:
         self.captions: list[str] = []
         self.skipped: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
+
+    @classmethod
+    def merged(cls, parts: "Sequence[UsableSamples]", order: Sequence[tuple[int, int]]) -> "UsableSamples":
+        """The samples of several parts as if they had been taken in one pass.
+
+        Args:
+            parts: Of one task, before `keep_known`.
+            order: For every image its part and its number there, in order of the samples.
+        """
+        whole = cls(parts[0]._task, parts[0]._max_pixels)
+        captions = [part._captions_by_image() for part in parts]
+        for part, image in order:
+            own = captions[part].get(image, [])
+            whole._image_of_caption += [whole.images] * len(own)
+            whole.captions += own
+            whole._labels_of_image.append(parts[part]._labels_of_image[image])
+        for one in parts:
+            whole.skipped.update(one.skipped)
+            for reason, place in one.examples.items():
+                whole.examples.setdefault(reason, place)
+        return whole
 
     @property
     def images(self) -> int:
@@ -104,6 +126,12 @@ class UsableSamples:
         self._image_of_caption = renumbered.tolist()
         self._labels_of_image = [self._labels_of_image[image] for image in kept_images]
         return kept_images
+
+    def _captions_by_image(self) -> dict[int, list[str]]:
+        by_image: dict[int, list[str]] = {}
+        for image, caption in zip(self._image_of_caption, self.captions, strict=True):
+            by_image.setdefault(image, []).append(caption)
+        return by_image
 
     def _refusal(self, sample: Sample, texts: list[str], numbers: tuple[int, ...]) -> str | None:
         """Why a sample cannot be used, as far as that shows before its image is decoded."""

@@ -29,7 +29,7 @@ class IndexWorker:
 
     Args:
         captions: Names of the shards' fields.
-        models: The experts' folders, in order of their ids.
+        models: The experts' folders, in order of their ids; None for one that is left out, whose block is zeros.
         placement: Batch size and device.
         threads: CPU threads.
         max_pixels: Larger images are left out, and counted.
@@ -41,14 +41,17 @@ class IndexWorker:
     def __init__(
         self,
         captions: CaptionsConfig,
-        models: Sequence[Location],
+        models: Sequence[Location | None],
         placement: IndexPlacement,
         threads: int,
         max_pixels: int,
     ) -> None:
         torch.set_num_threads(threads)
         self._captions = captions
-        self._experts = [Expert(folder, placement.device) for folder in models]
+        self._experts = [None if folder is None else Expert(folder, placement.device) for folder in models]
+        self._first = next(expert for expert in self._experts if expert is not None)
+        # Experts of one run share their architecture.
+        self._width = self._first.encode_texts([""]).shape[1]
         self._batch_size = placement.batch_size
         self._max_pixels = max_pixels
 
@@ -96,14 +99,16 @@ class IndexWorker:
             decoded = decode_image(image.data, self._max_pixels, f"{shard.uri}: {place}")
         except DataError as error:
             return None, BAD_IMAGE, str(error)
-        return self._experts[0].prepare(decoded), "", place
+        return self._first.prepare(decoded), "", place
 
     def _encode(self, batch: list[torch.Tensor]) -> np.ndarray:
         images_b3hw = torch.stack(batch)
-        embeddings: np.ndarray = concatenated_images([expert.encode_images(images_b3hw) for expert in self._experts])
+        nothing_bd = np.zeros((len(batch), self._width), np.float32)
+        embeddings: np.ndarray = concatenated_images(
+            [nothing_bd if expert is None else expert.encode_images(images_b3hw) for expert in self._experts]
+        )
         return embeddings
 
     def _nothing(self) -> np.ndarray:
         """No row, but of the right width: a shard without a usable image has a table too."""
-        widths = [expert.encode_texts([""]).shape[1] for expert in self._experts]
-        return np.empty((0, sum(widths)), np.float32)
+        return np.empty((0, len(self._experts) * self._width), np.float32)

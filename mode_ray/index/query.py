@@ -13,7 +13,7 @@ from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RoutingConfig
 from mode_ray.encoders.encoder import CaptionEncoder
-from mode_ray.ensemble import concatenated_texts
+from mode_ray.ensemble import concatenated_texts, without_experts
 from mode_ray.errors import DataError
 from mode_ray.expert import Expert
 from mode_ray.routing import per_query_weights, routing_weights
@@ -25,7 +25,7 @@ class QueryEncoder:
     """Turns texts into queries for an index.
 
     Args:
-        experts: In order of their ids.
+        experts: In order of their ids; None for one that is left out: its weight goes to the others.
         encoder: The caption encoder that the clustering was made with.
         clustering: The run's clustering.
         routing: The rule and its parameters.
@@ -37,7 +37,7 @@ class QueryEncoder:
 
     def __init__(
         self,
-        experts: Sequence[Expert],
+        experts: Sequence[Expert | None],
         encoder: CaptionEncoder,
         clustering: Clustering,
         routing: RoutingConfig,
@@ -69,15 +69,21 @@ class QueryEncoder:
             if not row_d.any():
                 raise DataError(f"query {text!r}: no word that the caption encoder knows, so it cannot be routed")
         centers_md, n, fitted = self._clustering.centers_md, len(self._experts), self._temperature
+        weights: Floats
         if as_one_task:
-            return routing_weights(
+            weights = routing_weights(
                 texts_ld, centers_md, self._group_m, self._routing, n_experts=n, fitted_temperature=fitted
             ).weights_c
-        return per_query_weights(
-            texts_ld, centers_md, self._group_m, self._routing, n_experts=n, fitted_temperature=fitted
-        )
+        else:
+            weights = per_query_weights(
+                texts_ld, centers_md, self._group_m, self._routing, n_experts=n, fitted_temperature=fitted
+            )
+        missing = [number for number, expert in enumerate(self._experts) if expert is None]
+        return without_experts(weights, missing) if missing else weights
 
     def encode(self, texts: Sequence[str], *, as_one_task: bool = False) -> Floats:
         """Queries for `ImageIndex.search`, [texts, sum of the dimensions]; arguments and errors as `weights`."""
         weights = self.weights(texts, as_one_task=as_one_task)
-        return concatenated_texts([expert.encode_texts(texts) for expert in self._experts], weights)
+        encoded = [None if expert is None else expert.encode_texts(texts) for expert in self._experts]
+        nothing_ld = np.zeros_like(next(side for side in encoded if side is not None))
+        return concatenated_texts([nothing_ld if side is None else side for side in encoded], weights)

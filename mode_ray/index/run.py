@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -9,9 +10,9 @@ from mode_ray.captions.listing import list_shards, read_listing
 from mode_ray.captions.shards import PAIR_FORMATS, Shard, require_images
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
-from mode_ray.encoders.encoder import load_encoder
+from mode_ray.encoders.encoder import encoder_name, load_encoder
 from mode_ray.errors import DataError, UsageError
-from mode_ray.evaluate.models import find_problem
+from mode_ray.evaluate.models import check_models, find_trained, weights_mark
 from mode_ray.index.parts import Hit, ImageIndex, build_parts
 from mode_ray.pipeline import LISTING, build_stages, stage_directories
 from mode_ray.settings import config_hash
@@ -22,6 +23,7 @@ from mode_ray.train.budget import expert_name
 from mode_ray.units import plan_units, refuse_replaced_sources, run_shard_stage
 
 INDEX_DIRECTORY = "index"
+_EXPERTS_FIELD = "inputs.train (weights of the experts)"
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,13 @@ class IndexStages:
 
     Attributes:
         shards: The work units.
-        models: The experts' folders, in order of their ids.
+        models: The experts' folders, in order of their ids; None for those that are left out.
         embed: Embeds the images, one output a shard.
         parts_directory: Of the faiss parts.
     """
 
     shards: Sequence[Shard]
-    models: Sequence[Location]
+    models: Sequence[Location | None]
     embed: Stage
     parts_directory: Location
 
@@ -53,17 +55,10 @@ def index_stages(config: RunConfig) -> IndexStages:
     """List the images and find the experts.
 
     Raises:
-        UsageError: The train stage is not done, or the shards hold captions only.
+        UsageError: The train stage is not done but for experts that are left out, or the shards hold captions only.
         DataError: An expert's model or an image file is missing or half-written; names the file.
     """
-    directories = stage_directories(config.directory)
-    trained = read_manifest(directories["train"])
-    if trained is None:
-        raise UsageError(f"{directories['train']}: the train stage is not done: run `mode-ray train` first")
-    n = config.train.experts
-    models = [directories["train"] / expert_name(n, expert) for expert in range(n)]
-    for problem in filter(None, map(find_problem, models)):
-        raise DataError(f"{problem}: copy or train it again (`mode-ray train retry`): an index needs every expert")
+    models = _present_experts(config)
     captions = config.captions
     listing = captions.model_copy(
         update={
@@ -82,6 +77,7 @@ def index_stages(config: RunConfig) -> IndexStages:
         "index.images (files found)": combined_hash(sorted({shard.uri for shard in shards})),
         "limits.max_image_pixels": config.limits.max_image_pixels,
         "inputs.train": config_hash(build_stages(config, run_shards)["train"].fields),
+        _EXPERTS_FIELD: [None if folder is None else weights_mark(folder) for folder in models],
     }
     directory = config.directory / INDEX_DIRECTORY
     return IndexStages(shards, models, Stage("index", directory / "embeddings", fields), directory / "faiss")
@@ -148,7 +144,7 @@ def search_index(config: RunConfig, texts: Sequence[str], count: int, *, as_one_
 
     Raises:
         UsageError: There is no finished index, or no text.
-        DataError: A file is damaged, or the clustering is of another encoder.
+        DataError: A file is damaged, or clustering or index are of another encoder or other experts.
     """
     from mode_ray.expert import Expert  # these need torch, which usage errors need not wait for
     from mode_ray.index.query import QueryEncoder
@@ -157,13 +153,45 @@ def search_index(config: RunConfig, texts: Sequence[str], count: int, *, as_one_
     built = read_manifest(directory / "faiss")
     if built is None:
         raise UsageError(f"{directory / 'faiss'}: there is no finished index: run `mode-ray index` first")
-    n, directories = config.train.experts, stage_directories(config.directory)
-    experts = [Expert(directories["train"] / expert_name(n, expert), "cpu") for expert in range(n)]
+    models = _present_experts(config)
+    _check_experts(directory / "embeddings", models)
+    clusters = stage_directories(config.directory)["cluster"]
+    clustering = Clustering.load_for(clusters, encoder_name(config.encoder))
+    experts = [None if folder is None else Expert(folder, "cpu") for folder in models]
     encoder = load_encoder(config.encoder, config.embed.encoder)
-    query = QueryEncoder(experts, encoder, Clustering.load(directories["cluster"]), config.routing)
+    query = QueryEncoder(experts, encoder, clustering, config.routing)
     index = ImageIndex(directory / "embeddings", directory / "faiss", int(built.summary["parts"]))
     scores_lk, positions_lk = index.search(query.encode(texts, as_one_task=as_one_task), count)
     return [index.hits(scores, places) for scores, places in zip(scores_lk, positions_lk, strict=True)]
+
+
+def _present_experts(config: RunConfig) -> list[Location | None]:
+    """The experts' folders, trained and whole; None for those that `evaluate.leave_out_experts` names."""
+    n, directory = config.train.experts, stage_directories(config.directory)["train"]
+    left_out = config.evaluate.leave_out_experts
+    find_trained(n, left_out, directory)
+    names = [None if expert in left_out else expert_name(n, expert) for expert in range(n)]
+    check_models(n, {name: directory / name for name in names if name is not None})
+    return [None if name is None else directory / name for name in names]
+
+
+def _check_experts(embeddings: Location, models: Sequence[Location | None]) -> None:
+    """Refuse a search with an expert whose block the index does not have."""
+    manifest = read_manifest(embeddings)
+    marks: Any = None if manifest is None else manifest.fields.get(_EXPERTS_FIELD)
+    mend = f"delete {embeddings.parent} and run `mode-ray index` again"
+    if not isinstance(marks, list) or len(marks) != len(models):
+        raise DataError(f"{embeddings}: the index is not of this run's {len(models)} experts: {mend}")
+    for expert, (mark, folder) in enumerate(zip(marks, models, strict=True)):
+        if folder is None:
+            continue
+        if mark is None:
+            raise DataError(
+                f"{embeddings}: the index was made without expert {expert}: search without it "
+                f"(evaluate.leave_out_experts=[{expert}]), or {mend}"
+            )
+        if mark != weights_mark(folder):
+            raise DataError(f"{embeddings}: the index was made with other weights than those of {folder}: {mend}")
 
 
 def _embed(config: RunConfig, stages: IndexStages, on_record: Callable[[UnitRecord], None]) -> Manifest:

@@ -1,4 +1,4 @@
-"""A finished small run, its parts written as the stages write them."""
+"""A finished small run, its parts written as the stages write them, and two untrained models."""
 
 import io
 import json
@@ -26,8 +26,10 @@ from mode_ray.pipeline import stage_directories
 from mode_ray.stage import Stage, UnitRecord
 from mode_ray.storage import Location
 from mode_ray.train.budget import Trial, expert_name
+from mode_ray.train.model import build_clip, save_clip
 from mode_ray.train.run import planned_trials
 from mode_ray.train.trial import METRICS_FILE
+from mode_ray.train_config import ModelConfig
 
 PAIRS, CENTERS, BATCH = 16, 4, 8
 CLASSES = ("cat", "dog", "bus")
@@ -43,6 +45,20 @@ def png(number: int) -> bytes:
 def report() -> dict[str, Any]:
     """The data of a report with everything in it."""
     return example_report()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Location]:
+    """Two untrained models of different seeds."""
+    root = tmp_path_factory.mktemp("models")
+    vision = {"image_size": 16, "patch_size": 8, "layers": 1, "width": 16, "head_width": 8}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    (root / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
+    folders = {name: Location.parse(str(root / name)) for name in ("dense", "n2/00")}
+    for seed, folder in enumerate(folders.values()):
+        save_clip(folder, build_clip(ModelConfig(architecture=str(root), precision="float32"), seed))
+    return folders
 
 
 @pytest.fixture

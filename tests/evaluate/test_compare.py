@@ -75,6 +75,9 @@ class TestClassification:
             assert weights_c[0] >= weights_c[1]
             assert found.weights[rule].rule == rule
 
+    def test_chance_is_that_of_the_main_metric(self, classification: TaskCosines) -> None:
+        assert results(CLASSIFICATION, classification).chance == 0.5
+
     def test_a_control_is_the_uniform_ensemble_of_its_models(self, classification: TaskCosines) -> None:
         assert results(CLASSIFICATION, classification).controls == {}
         assert results(CLASSIFICATION, classification, {"random": RANDOM}).controls["random"]["top1"] == 0.0
@@ -137,6 +140,8 @@ class TestDraws:
     def test_the_lines_that_may_be_compared_are_resampled_alike(self, classification: TaskCosines) -> None:
         found = results(CLASSIFICATION, classification, {"random": RANDOM})
         assert set(found.draws) == {*RULES, "dense", "random"}
+        both = measured({**classification.cosines, "dense-equal-total": RIGHT}, [0, 1], CENTERS_MD[[0, 1]])
+        np.testing.assert_array_equal(results(CLASSIFICATION, both).draws["dense-equal-total"], found.draws["soft"])
         again = results(CLASSIFICATION, classification, {"random": RANDOM})
         np.testing.assert_array_equal(found.draws["soft"], again.draws["soft"])
         np.testing.assert_array_equal(found.draws["soft"], 1.0 - found.draws["dense"])
@@ -178,6 +183,11 @@ class TestPruning:
 
 
 class TestMissingExperts:
+    def test_their_stored_cosines_count_for_nothing(self) -> None:
+        cosines = measured({"n2/00": RIGHT, "n2/01": WRONG}, [0, 1], CENTERS_MD[[0, 1]])
+        found = compare(CLASSIFICATION, cosines, EXPERTS, {}, router(missing=(0,)), RULES)
+        assert {found.rules[rule]["top1"] for rule in RULES} == {0.0}
+
     def test_the_others_answer_with_all_of_the_weight(self) -> None:
         cosines = measured({"dense": RIGHT, "n2/01": WRONG}, [0, 1], CENTERS_MD[[0, 1]])
         found = compare(CLASSIFICATION, cosines, EXPERTS, {}, router(missing=(0,)), RULES)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -180,14 +182,35 @@ class TestRocAucOfTwoClasses:
 
 
 class TestMultilabel:
-    def test_mean_average_precision_is_the_mean_over_the_classes_that_occur(self) -> None:
-        # Class 0: ranked 1 and 3 of 3 -> (1 + 2/3) / 2. Class 1: ranked 2 of 3 -> 1/2. Class 2 occurs nowhere.
-        scores = np.array([[0.9, 0.5, 0.3], [0.5, 0.9, 0.1], [0.1, 0.1, 0.9]])
-        labels = np.array([[True, True, False], [False, False, False], [True, False, False]])
-        metrics = measure(Scored(kind="multilabel", scores_il=scores, labels=labels))
-        assert metrics["mean_average_precision"] == pytest.approx((5 / 6 + 1 / 2) / 2)
+    # Class 0: ranked 1 and 3 of 3 -> (1 + 2/3) / 2. Class 1: ranked 2 of 3 -> 1/2. Class 2 occurs nowhere.
+    ONE_CLASS_ABSENT = Scored(
+        kind="multilabel",
+        scores_il=np.array([[0.9, 0.5, 0.3], [0.5, 0.9, 0.1], [0.1, 0.1, 0.9]]),
+        labels=np.array([[True, True, False], [False, False, False], [True, False, False]]),
+    )
+
+    def test_mean_average_precision_counts_a_class_that_no_image_has_as_0(self) -> None:
+        metrics = measure(self.ONE_CLASS_ABSENT)
+        assert metrics["mean_average_precision"] == pytest.approx((5 / 6 + 1 / 2 + 0) / 3)
+
+    def test_a_class_that_a_resample_alone_lacks_is_left_out_of_it(self) -> None:
+        values = METRICS["multilabel"]["mean_average_precision"].values
+        # Without image 0 class 1 is absent too, and of class 0 the image ranked 2 of 2 is left.
+        without_image_0 = values(self.ONE_CLASS_ABSENT, np.array([[0.0, 1.0, 1.0]]))
+        np.testing.assert_allclose(without_image_0, [1 / 2 * 2 / 3])
+
+    def test_roc_auc_is_the_mean_over_the_classes_that_define_it(self) -> None:
         # Class 0: 1 of 2 pairs in order; class 1: 1 of 2.
-        assert metrics["roc_auc"] == pytest.approx(0.5)
+        assert measure(self.ONE_CLASS_ABSENT)["roc_auc"] == pytest.approx(0.5)
+
+    def test_chance_counts_an_absent_class_as_0_too(self) -> None:
+        chance = METRICS["multilabel"]["mean_average_precision"].chance
+        present = replace(
+            self.ONE_CLASS_ABSENT,
+            scores_il=self.ONE_CLASS_ABSENT.scores_il[:, :2],
+            labels=self.ONE_CLASS_ABSENT.labels[:, :2],
+        )
+        assert chance(self.ONE_CLASS_ABSENT) == pytest.approx(chance(present) * 2 / 3)
 
     def test_without_any_label_there_is_nothing_to_measure(self) -> None:
         nothing = Scored(kind="multilabel", scores_il=np.zeros((2, 2)), labels=np.zeros((2, 2), bool))

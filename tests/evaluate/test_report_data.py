@@ -150,6 +150,7 @@ def test_the_pruning_curve_is_that_of_the_comparison(data: ReportData, sources: 
 def test_every_line_that_may_be_compared_has_intervals(sources: ReportSources, data: ReportData) -> None:
     assert {row["model"] for row in data["intervals"]} == {
         "dense",
+        "dense, equal total",
         "MoDE-2 (soft)",
         "MoDE-2 (uniform)",
         "Full-2 (uniform)",
@@ -157,6 +158,19 @@ def test_every_line_that_may_be_compared_has_intervals(sources: ReportSources, d
     }
     dense = next(row for row in data["intervals"] if row["model"] == "dense" and row["task"] == "pets")
     assert dense["low"] <= dense["score"] == 0.8 <= dense["high"]
+    assert "against_dense" not in dense
+    equal_total = next(row for row in data["intervals"] if row["model"] == "dense, equal total")
+    assert equal_total["against_dense"]["change"] == 0.0  # the same answers in this run
+
+
+def test_linear_probes_of_an_expert_that_is_left_out_are_not_shown(sources: ReportSources) -> None:
+    measured = sources.measured["pets"]
+    probes = {"dense": {"top1": 0.5}, "n2/00": {"top1": 0.4}, "n2/01": {"top1": 0.6}, "n2": {"top1": 0.7}}
+    probed = replace(measured, summary=replace(measured.summary, linear_probe=probes))
+    evaluate = sources.config.evaluate.model_copy(update={"leave_out_experts": (0,)})
+    config = sources.config.model_copy(update={"evaluate": evaluate})
+    shown = report_data(replace(sources, config=config, measured={"pets": probed}))["linear_probes"]
+    assert shown == {"dense": {"pets": 0.5}, "expert 1 alone": {"pets": 0.6}}
 
 
 def test_linear_probes_are_named_like_the_models(sources: ReportSources) -> None:

@@ -1,6 +1,9 @@
 """Another routing rule on a finished evaluation: from its files alone, beside its own report."""
 
+import gc
 import json
+import shutil
+import weakref
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,9 +16,17 @@ from mode_ray.cluster.clustering import FINE_FILE
 from mode_ray.config import RunConfig
 from mode_ray.config_file import dump_config
 from mode_ray.errors import DataError, UsageError
-from mode_ray.evaluate.measurements import LABELS_FILE, ROUTING_FILE, SUMMARY_FILE, cosine_file, save_array
+from mode_ray.evaluate.measurements import (
+    LABELS_FILE,
+    ROUTING_FILE,
+    SUMMARY_FILE,
+    TaskCosines,
+    cosine_file,
+    load_cosines,
+    save_array,
+)
 from mode_ray.evaluate.report_sources import ReportSources
-from mode_ray.evaluate.run import load_report, write_report
+from mode_ray.evaluate.run import load_report, run_evaluate, write_report
 from mode_ray.pipeline import build_stages
 from mode_ray.rescore import rescore
 from mode_ray.settings import Settings
@@ -99,6 +110,22 @@ def test_an_expert_that_was_left_out_is_told_in_the_report(run: ReportSources) -
     assert "Left out on request: expert 0" in (target / "report.html").read_text()
 
 
+def test_an_expert_may_be_left_out_after_the_evaluation_and_come_back(
+    run: ReportSources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(*left_out: int) -> list[object]:
+        config = changed(run.config, "evaluate", leave_out_experts=left_out)
+        stage = build_stages(config, list_shards(config.captions))["evaluate"]
+        before = stage.state()
+        run_evaluate(config, stage, run.shards, run.directories, lambda _: None)
+        return [before, stage.state(), load_report(stage.directory)["missing_experts"]]
+
+    monkeypatch.setattr("mode_ray.evaluate.run.check_models", lambda *_: None)  # the run has no models, only cosines
+    assert evaluate() == ["done", "done", []]
+    assert evaluate(0) == ["started", "done", [0]]
+    assert evaluate() == ["started", "done", []]
+
+
 def test_an_expert_that_failed_to_train_needs_no_manifest_to_be_left_out(run: ReportSources) -> None:
     train = run.directories["train"]
     (train / PLAN_FILE).write_text(json.dumps(dict(training_summary(train) or {})))
@@ -118,6 +145,31 @@ def test_only_some_of_the_experts_can_be_left_out(run: ReportSources, left_out: 
     config = changed(run.config, "evaluate", leave_out_experts=left_out)
     with pytest.raises(UsageError, match="the experts are 0 to 1, and one must be left"):
         write_report(config, run.shards, run.directories, run.directories["evaluate"])
+
+
+def test_the_cosines_of_one_task_are_gone_before_those_of_the_next_come(
+    run: ReportSources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counting(directory: Location) -> TaskCosines:
+        gc.collect()
+        standing.append(sum(array() is not None for array in arrays))
+        found = load_cosines(directory)
+        arrays.extend(weakref.ref(array) for array in found.cosines.values())
+        return found
+
+    arrays: list[weakref.ref[np.ndarray]] = []
+    standing: list[int] = []
+    task, measured = (tmp_path / "pets.yaml"), tmp_path / "run" / "evaluation" / "tasks" / "pets"
+    for copy in ("pets-2", "pets-3"):
+        (tmp_path / f"{copy}.yaml").write_text(task.read_text().replace("name: pets", f"name: {copy}"))
+        shutil.copytree(measured, measured.with_name(copy))
+    monkeypatch.setattr("mode_ray.evaluate.run.load_cosines", counting)
+    config = changed(
+        run.config, "evaluate", tasks=tuple(str(tmp_path / f"{name}.yaml") for name in ("pets", "pets-2", "pets-3"))
+    )
+    write_report(config, run.shards, run.directories, run.directories["evaluate"] / "three")
+    assert standing == [0, 0, 0]
+    assert len(arrays) == 3 * len(run.measured["pets"].cosines)
 
 
 def test_a_clustering_of_another_encoder_is_named(run: ReportSources) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mode_ray.config import EvaluatePlacement
 from mode_ray.errors import DataError
-from mode_ray.evaluate.measurements import load_cosines, load_summary
+from mode_ray.evaluate.measurements import cosine_file, load_cosines, load_summary
 from mode_ray.evaluate.similarities import measure_task, zero_shot_classifier
 from mode_ray.evaluate.tasks import Task
 from mode_ray.expert import Expert
@@ -45,20 +45,6 @@ def png(seed: int, side: int = 24) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Location]:
-    """Two untrained models of different seeds."""
-    root = tmp_path_factory.mktemp("models")
-    vision = {"image_size": 16, "patch_size": 8, "layers": 1, "width": 16, "head_width": 8}
-    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
-    (root / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
-    folders = {name: Location.parse(str(root / name)) for name in ("dense", "n2/00")}
-    for seed, folder in enumerate(folders.values()):
-        save_clip(folder, build_clip(ModelConfig(architecture=str(root), precision="float32"), seed))
-    return folders
 
 
 @pytest.fixture
@@ -186,6 +172,13 @@ def test_the_summary_comes_last_so_a_task_is_measured_or_not(measure: Callable[.
     assert load_summary(nowhere) is None
     with pytest.raises(DataError, match=r"nowhere/task\.json: missing; run `mode-ray evaluate` first"):
         load_cosines(nowhere)
+
+
+def test_stored_cosines_are_mapped_and_not_read_whole(measure: Callable[..., Location]) -> None:
+    directory = measure([(png(0), "red")], classes=CLASSES)
+    cosines_il = load_cosines(directory).cosines["dense"]
+    assert isinstance(cosines_il, np.memmap)
+    np.testing.assert_array_equal(cosines_il, np.load(cosine_file(directory, "dense").path))
 
 
 def test_a_missing_model_is_named(tmp_path: Path, models: dict[str, Location]) -> None:

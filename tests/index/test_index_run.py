@@ -1,14 +1,23 @@
 """`mode-ray index` and `mode-ray search` on a finished run: done once, found again, changed configs refused."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from mode_ray.cli import main
+from mode_ray.cluster.clustering import FINE_FILE
 from mode_ray.config import RunConfig
 from mode_ray.config_file import dump_config
 from mode_ray.errors import DataError, UsageError
+from mode_ray.expert import Expert
+from mode_ray.index.parts import ImageIndex
 from mode_ray.index.run import index_stages, run_index, search_index
+from mode_ray.index.vectors import embedding_rows
 from mode_ray.pipeline import stage_directories
-from mode_ray.stage import Manifest, UnitRecord
+from mode_ray.stage import MANIFEST, Manifest, UnitRecord, read_output, read_units
+from mode_ray.train.model import build_clip, save_clip
+from mode_ray.train_config import ModelConfig
 
 USABLE = 11
 
@@ -69,12 +78,74 @@ class TestIndex:
         assert said.count(".parquet") + said.count(".tar") >= 2
 
 
+@pytest.mark.usefixtures("ray_session")
+class TestLeavingOutAnExpert:
+    @pytest.fixture
+    def without_0(self, config: RunConfig) -> RunConfig:
+        return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"leave_out_experts": (0,)})})
+
+    def test_a_search_without_it_takes_the_same_index(self, config: RunConfig, without_0: RunConfig) -> None:
+        build(config)
+        # Of the model that is left out nothing is read.
+        (stage_directories(config.directory)["train"] / "n2/00").delete()
+        found = search_index(without_0, ["a dog"], USABLE)[0]
+        index = ImageIndex(config.directory / "index" / "embeddings", config.directory / "index" / "faiss", 3)
+        expert = Expert(stage_directories(config.directory)["train"] / "n2/01", "cpu")
+        text = expert.encode_texts(["a dog"])
+        alone, _ = index.search(np.concatenate([np.zeros_like(text), text], axis=1), USABLE)
+        np.testing.assert_allclose([hit.score for hit in found], alone[0], atol=1e-6)
+
+    def test_an_index_made_without_it_has_a_block_of_zeros(self, config: RunConfig, without_0: RunConfig) -> None:
+        (stage_directories(config.directory)["train"] / "n2/00").delete()
+        build(without_0)
+        embeddings = config.directory / "index" / "embeddings"
+        tables = [embedding_rows(read_output(embeddings, unit.unit)) for unit in read_units(embeddings)]
+        rows_nd = np.concatenate(tables)
+        assert (len(rows_nd), rows_nd.shape[1]) == (USABLE, 32)
+        assert not rows_nd[:, :16].any()
+        np.testing.assert_allclose(np.linalg.norm(rows_nd[:, 16:], axis=1), 1.0, atol=1e-5)
+        assert len(search_index(without_0, ["a dog"], 3)[0]) == 3
+
+    def test_a_search_with_an_expert_that_the_index_lacks_is_refused(
+        self, config: RunConfig, without_0: RunConfig
+    ) -> None:
+        build(without_0)
+        with pytest.raises(DataError, match=r"made without expert 0: search without it \(evaluate.leave_out_experts="):
+            search_index(config, ["a dog"], 3)
+
+
 class TestMistakes:
     def test_a_missing_expert_is_named(self, config: RunConfig) -> None:
         folder = stage_directories(config.directory)["train"] / "n2/01"
         folder.delete()
-        with pytest.raises(DataError, match=f"{folder}/open_clip_config.json: missing.*an index needs every expert"):
+        with pytest.raises(
+            DataError,
+            match=f"{folder}/open_clip_config.json: missing.*or do without it: evaluate.leave_out_experts=\\[1\\]",
+        ):
             index_stages(config)
+
+    def test_an_untrained_run_is_told(self, config: RunConfig) -> None:
+        (stage_directories(config.directory)["train"] / MANIFEST).delete()
+        with pytest.raises(UsageError, match="the train stage is not done: run `mode-ray train` first"):
+            index_stages(config)
+
+    @pytest.mark.usefixtures("ray_session")
+    def test_an_index_of_other_weights_is_not_searched(self, config: RunConfig, architecture: Path) -> None:
+        build(config)
+        folder = stage_directories(config.directory)["train"] / "n2/01"
+        save_clip(folder, build_clip(ModelConfig(architecture=str(architecture), precision="float32"), seed=9))
+        with pytest.raises(DataError, match=f"the index was made with other weights than those of {folder}: delete"):
+            search_index(config, ["a dog"], 3)
+        with pytest.raises(UsageError, match="weights of the experts"):
+            build(config)
+
+    @pytest.mark.usefixtures("ray_session")
+    def test_a_clustering_of_another_encoder_is_named(self, config: RunConfig) -> None:
+        build(config)
+        other = config.model_copy(update={"encoder": config.encoder.model_copy(update={"max_tokens": 7})})
+        file = stage_directories(config.directory)["cluster"] / FINE_FILE
+        with pytest.raises(DataError, match=f"{file}: the clustering was made with encoder"):
+            search_index(other, ["a dog"], 3)
 
     def test_without_an_index_there_is_nothing_to_search(self, config: RunConfig) -> None:
         with pytest.raises(UsageError, match="run `mode-ray index` first"):
