@@ -72,8 +72,8 @@ async def eventually(call: Callable[[], Awaitable[Answer]]) -> Answer:
 
 
 class TestAnswers:
-    def test_they_are_the_models(self, folder: Path) -> None:
-        arguments = ExpertArguments(run="/nowhere", expert=3, folder=str(folder))
+    def test_they_are_the_models(self, folder: Path, served_folder: Path) -> None:
+        arguments = ExpertArguments(run=str(served_folder), expert=2, folder=str(folder))
         asked = client(serve.run(expert(arguments), name="expert-3", _local_testing_mode=True))
         model = ExpertModel(Location.parse(str(folder)))
 
@@ -86,8 +86,8 @@ class TestAnswers:
         assert description.dimension == model.dimension
         assert description.source.startswith(f"{folder}#")
 
-    def test_none_is_of_other_weights_than_were_described(self, folder: Path) -> None:
-        arguments = ExpertArguments(run="/nowhere", expert=3, folder=str(folder))
+    def test_none_is_of_other_weights_than_were_described(self, folder: Path, served_folder: Path) -> None:
+        arguments = ExpertArguments(run=str(served_folder), expert=2, folder=str(folder))
         told: list[str] = []
         handles = {"first": serve.run(expert(arguments), name="expert-3", _local_testing_mode=True)}
         asked = HandleExpert(3, "expert-3", 30.0, lambda: told.append("other"), lambda _: handles["first"])
