@@ -34,6 +34,7 @@ from mode_ray.serve.served_run import ServedRun
 THREADS = 2
 IMAGES = 32
 CLIENTS = (1, 8, 32)
+LOAD_SECONDS, QUICK_LOAD_SECONDS = 20.0, 2.0
 _START_SECONDS = 180.0
 _STOP_SECONDS = 20.0
 
@@ -106,19 +107,18 @@ def main() -> None:
     """Measure and print."""
     options = arguments(__doc__ or "").parse_args()
     rounds = options.repeats or (2 if options.quick else 7)
-    load_seconds = 2.0 if options.quick else 20.0
     images = pictures(IMAGES)
     with tempfile.TemporaryDirectory(prefix="mode-ray-serve-") as name:
         folder = Path(name)
         tiny = tiny_architecture(folder / "tiny")
         details: dict[str, object] = {"quick": options.quick, "torch_threads": THREADS}
         (folder / "towers").mkdir()
-        results = measure(build_run(folder / "towers", tiny), images, rounds, load_seconds, details, "tiny")
+        results = measure(build_run(folder / "towers", tiny), images, rounds, QUICK_LOAD_SECONDS, details, "tiny")
         if not options.quick:
             # The demo's towers are shown beside the claim, which is about models that take some time.
             details["tiny_towers"] = dict(results)
             (folder / "large").mkdir()
-            results = measure(build_run(folder / "large", "ViT-B-32"), images, rounds, load_seconds, details, "b32")
+            results = measure(build_run(folder / "large", "ViT-B-32"), images, rounds, LOAD_SECONDS, details, "b32")
     finish("serve", results, details)
 
 
@@ -192,16 +192,20 @@ def _as_taken_by(peer: str, images: Sequence[bytes]) -> tuple[Sequence[bytes], s
 
 
 class Batch:
-    """One request with all images, asked again and again over one connection."""
+    """One request with all images, asked again and again, each time over a connection of its own.
+
+    While the loop has its turn, servers close one that is idle.
+    """
 
     def __init__(self, url: str, task: str, images: Sequence[bytes]) -> None:
         encoded = [{"base64": base64.b64encode(image).decode()} for image in images]
         self._body = json.dumps({"images": encoded, "task": task}).encode()
-        self._connection = _connect(url)
+        self._url = url
 
     def __call__(self) -> bytes:
         """Ask."""
-        return _post(self._connection, "/v1/classify", self._body, "application/json")
+        with contextlib.closing(_connect(self._url)) as connection:
+            return _post(connection, "/v1/classify", self._body, "application/json")
 
     def scores(self) -> np.ndarray:
         """The scores [images, labels], in the order of the labels."""
