@@ -201,8 +201,7 @@ def expert_folder(arguments: ExpertArguments) -> Location:
     """
     from mode_ray.serve.served_run import ServedRun
 
-    of_the_run = ServedRun.expert_folder(Location.parse(arguments.run), arguments.expert)
-    return of_the_run if arguments.folder is None else Location.parse(arguments.folder)
+    return ServedRun.expert_folder(Location.parse(arguments.run), arguments.expert, arguments.folder)
 
 
 def _state_of(folder: Location) -> str:

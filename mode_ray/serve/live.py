@@ -191,9 +191,7 @@ def _models(document: Document, served: Mapping[int, str]) -> dict[str, Location
     """The folder that every expert application of a router loaded its model from."""
     arguments = {name: application(document, name)["args"] for name in served.values()}
     return {
-        name: Location.parse(given["folder"])
-        if given.get("folder")
-        else ServedRun.expert_folder(Location.parse(given["run"]), given["expert"])
+        name: ServedRun.expert_folder(Location.parse(given["run"]), given["expert"], given.get("folder"))
         for name, given in arguments.items()
     }
 

@@ -110,16 +110,21 @@ class ServedRun:
         )
 
     @staticmethod
-    def expert_folder(run: Location, expert: int) -> Location:
-        """Where a run's expert lies.
+    def expert_folder(run: Location, expert: int, folder: str | None = None) -> Location:
+        """Where the model lies that stands for a run's expert.
+
+        Args:
+            run: The run's directory.
+            expert: The expert's number.
+            folder: The model, where it is not the run's.
 
         Raises:
-            UsageError: There is no such run or expert.
+            UsageError: There is no such run, or it has no expert of this number, so that no router would ask it.
         """
         n = read_run_config(run).train.experts
         if not 0 <= expert < n:
             raise UsageError(f"{run}: there is no expert {expert}: the run has {n}, from 0 to {n - 1}")
-        return run / STAGE_DIRECTORIES["train"] / expert_name(n, expert)
+        return run / STAGE_DIRECTORIES["train"] / expert_name(n, expert) if folder is None else Location.parse(folder)
 
 
 def task_directory(run: Location, settings: ServeConfig) -> Location:
