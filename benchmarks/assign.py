@@ -21,15 +21,15 @@ import pyarrow.parquet as pq
 from captions import caption_vectors, write_embedding_shard
 from frame import alternate, arguments, finish
 
-from mode_ray.assign import run_assign
-from mode_ray.captions.shards import Shard
+from mode_ray.assign.stage import run_assign
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config import ActorPool, AssignConfig, CaptionsConfig, EncoderConfig, RayConfig, RunConfig
-from mode_ray.embeddings import EMBEDDING
-from mode_ray.session import ray_session
-from mode_ray.stage import Stage, read_units
+from mode_ray.config.run import ActorPool, AssignConfig, CaptionsConfig, EncoderConfig, RayConfig, RunConfig
+from mode_ray.config.train import TrainConfig
+from mode_ray.embed.table import EMBEDDING
+from mode_ray.stages.manifest import Stage, read_units
+from mode_ray.stages.session import ray_session
+from mode_ray.stages.work_unit import Shard
 from mode_ray.storage import Location
-from mode_ray.train_config import TrainConfig
 
 CENTERS = 1024
 ROWS_PER_SHARD = 50_000

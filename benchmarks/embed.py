@@ -24,8 +24,7 @@ from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
 from mode_ray.captions.listing import list_shards
-from mode_ray.captions.shards import Shard
-from mode_ray.config import (
+from mode_ray.config.run import (
     ActorPool,
     CaptionsConfig,
     EmbedConfig,
@@ -34,14 +33,15 @@ from mode_ray.config import (
     RayConfig,
     RunConfig,
 )
-from mode_ray.embed import EmbedWorker, run_embed
-from mode_ray.encoders.encoder import load_encoder
-from mode_ray.encoders.static import StaticEncoder
-from mode_ray.packaged import resolve_folder
-from mode_ray.session import ray_session
-from mode_ray.stage import Stage, read_units, write_unit
+from mode_ray.config.train import TrainConfig
+from mode_ray.embed.encoder import load_encoder
+from mode_ray.embed.stage import EmbedWorker, run_embed
+from mode_ray.embed.static import StaticEncoder
+from mode_ray.stages.manifest import Stage, read_units, write_unit
+from mode_ray.stages.session import ray_session
+from mode_ray.stages.work_unit import Shard
 from mode_ray.storage import Location
-from mode_ray.train_config import TrainConfig
+from mode_ray.util.packages import resolve_folder
 
 THREADS = len(os.sched_getaffinity(0))
 PEER_BATCH_SIZE = 32

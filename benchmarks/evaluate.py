@@ -22,13 +22,13 @@ import torch
 from frame import alternate, arguments, finish
 from PIL import Image
 
-from mode_ray.config import EvaluatePlacement
-from mode_ray.evaluate.measurements import load_cosines
-from mode_ray.evaluate.similarities import measure_task
-from mode_ray.evaluate.tasks import Task
+from mode_ray.config.run import EvaluatePlacement
+from mode_ray.config.train import ModelConfig
+from mode_ray.evaluate.measure.measurements import load_cosines
+from mode_ray.evaluate.measure.similarities import measure_task
+from mode_ray.evaluate.tasks.task import Task
+from mode_ray.models.clip import build_clip, save_clip
 from mode_ray.storage import Location
-from mode_ray.train.model import build_clip, save_clip
-from mode_ray.train_config import ModelConfig
 
 EXPERTS = 8
 CLASSES = tuple(f"shape {number}" for number in range(20))
@@ -113,7 +113,7 @@ class BareLoop:
 
 def loading_seconds(folders: Sequence[Path]) -> float:
     """What our evaluation takes to load the models, to be taken off."""
-    from mode_ray.expert import Expert
+    from mode_ray.models.encode import Expert
 
     began = time.perf_counter()
     for folder in folders:

@@ -28,24 +28,24 @@ import torch
 import yaml
 from frame import arguments, finish
 
-from mode_ray.config import EvaluatePlacement
-from mode_ray.evaluate.benchmark_layout import (
+from mode_ray.config.run import EvaluatePlacement
+from mode_ray.config.train import ModelConfig
+from mode_ray.evaluate.measure.measurements import load_cosines
+from mode_ray.evaluate.measure.similarities import measure_task
+from mode_ray.evaluate.metrics.score import measure
+from mode_ray.evaluate.tasks.benchmark_layout import (
     CLASS_NAMES_FILE,
     MEMBERS,
     SHARD_COUNT_FILE,
     TEMPLATES_FILE,
     TYPE_FILE,
 )
-from mode_ray.evaluate.measurements import load_cosines
-from mode_ray.evaluate.metrics import measure
-from mode_ray.evaluate.samples import read_samples
-from mode_ray.evaluate.similarities import measure_task
-from mode_ray.evaluate.tasks import Task, load_task
-from mode_ray.evaluate.usable_samples import UsableSamples
-from mode_ray.images import decode_image
+from mode_ray.evaluate.tasks.samples import read_samples
+from mode_ray.evaluate.tasks.task import Task, load_task
+from mode_ray.evaluate.tasks.usable_samples import UsableSamples
+from mode_ray.models.clip import build_clip, save_clip
+from mode_ray.pairs.images import decode_image
 from mode_ray.storage import Location
-from mode_ray.train.model import build_clip, save_clip
-from mode_ray.train_config import ModelConfig
 
 # Without what they depend on: the project has that already, torch above all. A numpy of its own, since clip-benchmark
 # takes arrays of one number for numbers, which newer ones refuse.

@@ -45,16 +45,16 @@ from simulated_fleet import (
 )
 
 from mode_ray.captions.listing import read_listing, write_listing
-from mode_ray.captions.shards import Shard, ShardTable
-from mode_ray.config import RunConfig
+from mode_ray.config.run import RunConfig
+from mode_ray.observe.progress import Progress
 from mode_ray.plan.rates import read_rates
-from mode_ray.progress import Progress
-from mode_ray.stage import Stage, UnitRecord, read_manifest, write_unit
+from mode_ray.stages.actor import with_source
+from mode_ray.stages.ledger import UnitLedger
+from mode_ray.stages.manifest import Stage, UnitRecord, read_manifest, write_unit
+from mode_ray.stages.resume import finish_units, plan_units, refuse_replaced_sources
+from mode_ray.stages.work_unit import Shard, ShardTable
 from mode_ray.storage import Location
-from mode_ray.train.budget import plan_trials
-from mode_ray.unit_actor import with_source
-from mode_ray.unit_ledger import UnitLedger
-from mode_ray.units import finish_units, plan_units, refuse_replaced_sources
+from mode_ray.train.plan import plan_trials
 
 ROWS_PER_SHARD = 10_000
 CAPTIONS_PER_SECOND = 2_800.0

@@ -22,12 +22,12 @@ from captions import STATIC_TABLE, caption_vectors, real_captions
 from faiss.contrib.clustering import balanced_assignment_with_penalties
 from frame import alternate, arguments, finish
 
-from mode_ray.cluster.kmeans import FitState, fit_rows
-from mode_ray.cluster.nearest import NearestCenters
-from mode_ray.cluster.sample_rows import LocalRows
-from mode_ray.cluster.sizes import imbalance_factor, max_over_mean
-from mode_ray.config import EncoderConfig, FineConfig
-from mode_ray.encoders.static import StaticEncoder
+from mode_ray.cluster.fit.kmeans import FitState, fit_rows
+from mode_ray.cluster.fit.sample_rows import LocalRows
+from mode_ray.cluster.fit.sizes import imbalance_factor, max_over_mean
+from mode_ray.cluster.search.nearest import NearestCenters
+from mode_ray.config.run import EncoderConfig, FineConfig
+from mode_ray.embed.static import StaticEncoder
 
 Vectors = npt.NDArray[np.floating]
 THREADS = len(os.sched_getaffinity(0))

@@ -6,7 +6,7 @@ import litserve
 import numpy as np
 from serve_run import PlainEnsemble
 
-from mode_ray.serve.served_run import ServedRun
+from mode_ray.serve.service.served_run import ServedRun
 from mode_ray.storage import Location
 
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from frame import alternate, arguments, finish
 
-from mode_ray.config import RoutingConfig
-from mode_ray.routing import routing_weights
+from mode_ray.config.run import RoutingConfig
+from mode_ray.routing.weights import routing_weights
 
 CLASSES = 1000
 CENTERS = 1024

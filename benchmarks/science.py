@@ -31,12 +31,12 @@ from rich.console import Console
 from science_data import ScienceData, build_science_data
 from science_plot import write_science_picture
 
-from mode_ray.config import RunConfig
-from mode_ray.config_file import with_values
-from mode_ray.evaluate.report import result_rows
-from mode_ray.evaluate.run import load_report
+from mode_ray.config.base import config_hash
+from mode_ray.config.load import with_values
+from mode_ray.config.run import RunConfig
+from mode_ray.evaluate.report.render import result_rows
+from mode_ray.evaluate.stage import load_report
 from mode_ray.pipeline import stage_directories
-from mode_ray.settings import config_hash
 from mode_ray.storage import Location
 from mode_ray.study.reuse import seed_fields, with_shared_seeds
 from mode_ray.study.series import run_series

@@ -29,7 +29,7 @@ import numpy as np
 from frame import alternate, arguments, finish
 from serve_run import LABELS, PlainEnsemble, build_run, pictures, tiny_architecture
 
-from mode_ray.serve.served_run import ServedRun
+from mode_ray.serve.service.served_run import ServedRun
 
 THREADS = 2
 IMAGES = 32

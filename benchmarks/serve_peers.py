@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from serve_run import LABELS, PlainEnsemble
 
-from mode_ray.serve.served_run import ServedRun
+from mode_ray.serve.service.served_run import ServedRun
 from mode_ray.storage import Location
 
 _BATCH = 32

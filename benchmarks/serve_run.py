@@ -11,20 +11,20 @@ import torch
 from PIL import Image
 
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config import RunConfig
-from mode_ray.config_file import dump_config
-from mode_ray.encoders.encoder import load_encoder
-from mode_ray.ensemble import ensemble_scores
-from mode_ray.evaluate.similarities import zero_shot_classifier
-from mode_ray.expert import Expert
-from mode_ray.images import decode_image
+from mode_ray.config.load import dump_config
+from mode_ray.config.run import RunConfig
+from mode_ray.config.train import ModelConfig
+from mode_ray.embed.encoder import load_encoder
+from mode_ray.evaluate.measure.similarities import zero_shot_classifier
+from mode_ray.models.clip import build_clip, save_clip
+from mode_ray.models.encode import Expert
+from mode_ray.pairs.images import decode_image
 from mode_ray.pipeline import stage_directories
-from mode_ray.routing import routing_weights
-from mode_ray.serve.served_run import ServedRun
-from mode_ray.stage import Stage
+from mode_ray.routing.mix import ensemble_scores
+from mode_ray.routing.weights import routing_weights
+from mode_ray.serve.service.served_run import ServedRun
+from mode_ray.stages.manifest import Stage
 from mode_ray.storage import Location
-from mode_ray.train.model import build_clip, save_clip
-from mode_ray.train_config import ModelConfig
 
 EXPERTS = 4
 LABELS = ("cat", "dog", "bus", "train", "apple", "pear", "hammer", "saw")

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mode_ray.captions.shards import Shard
+from mode_ray.config.train import TrainConfig
+from mode_ray.stages.work_unit import Shard
 from mode_ray.storage import Location
-from mode_ray.train.budget import Trial
-from mode_ray.train.trial_queue import TrialQueue
-from mode_ray.train.trial_status import TrialStatus, initial_statuses
-from mode_ray.train_config import TrainConfig
+from mode_ray.train.plan import Trial
+from mode_ray.train.runs.queue import TrialQueue
+from mode_ray.train.runs.status import TrialStatus, initial_statuses
 
 GPUS = 256
 GPUS_PER_MACHINE = 8

@@ -35,20 +35,20 @@ import yaml
 from captions import CAPTIONS, STATIC_TABLE
 from frame import Timings, alternate, arguments, finish
 
-from mode_ray.config import RunConfig
-from mode_ray.config_file import load_config
-from mode_ray.expert_data import TrainingSet
+from mode_ray.config.load import load_config
+from mode_ray.config.run import RunConfig
+from mode_ray.config.train import ModelConfig
+from mode_ray.models.clip import build_clip, save_clip
+from mode_ray.pairs.members import TrainingSet
 from mode_ray.pipeline import LISTING, stage_directories
-from mode_ray.session import ray_session
+from mode_ray.stages.session import ray_session
 from mode_ray.storage import Location
-from mode_ray.train.budget import DENSE, Trial
 from mode_ray.train.data import PairDataset, train_loader
-from mode_ray.train.launcher import fit_trial
-from mode_ray.train.loop import TrainLoop
-from mode_ray.train.model import build_clip, save_clip
-from mode_ray.train.trial import SHARDS_FILE, TrialJob, read_metrics
-from mode_ray.train.trial_data import TrialData
-from mode_ray.train_config import ModelConfig
+from mode_ray.train.plan import DENSE, Trial
+from mode_ray.train.runs.launcher import fit_trial
+from mode_ray.train.runs.trial import SHARDS_FILE, TrialJob, read_metrics
+from mode_ray.train.runs.trial_data import TrialData
+from mode_ray.train.step.loop import TrainLoop
 
 mpl.use("Agg")
 

@@ -19,8 +19,8 @@ from mode_ray.cli_plan import add_plan_command
 from mode_ray.cli_retrieval import RULES_COMMAND, add_commands
 from mode_ray.cli_serve import add_serve
 from mode_ray.cli_study import add_study_command
-from mode_ray.config import RunConfig
-from mode_ray.config_file import load_config
+from mode_ray.config.load import load_config
+from mode_ray.config.run import RunConfig
 from mode_ray.errors import ModeRayError
 from mode_ray.storage import Location
 
@@ -63,11 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_stages(config: RunConfig, names: Sequence[str], console: Console) -> None:
     """Run stages of a config on Ray, and show the results where they are evaluated."""
     # Imported late, so that `--help` and usage errors do not wait for Ray and torch.
-    from mode_ray.evaluate.report import results_table
-    from mode_ray.evaluate.run import load_report
+    from mode_ray.evaluate.report.render import results_table
+    from mode_ray.evaluate.stage import load_report
+    from mode_ray.observe.progress import Progress
     from mode_ray.pipeline import Pipeline
-    from mode_ray.progress import Progress
-    from mode_ray.session import ray_session
+    from mode_ray.stages.session import ray_session
 
     pipeline = Pipeline(config, Progress(console))
     if pipeline.is_done(names):
@@ -82,7 +82,7 @@ def run_stages(config: RunConfig, names: Sequence[str], console: Console) -> Non
 
 def report_location(config: RunConfig) -> Location:
     """Where the HTML report of a run lies."""
-    from mode_ray.evaluate.run import REPORT_HTML
+    from mode_ray.evaluate.stage import REPORT_HTML
     from mode_ray.pipeline import stage_directories
 
     return stage_directories(config.directory)["evaluate"] / REPORT_HTML
@@ -101,9 +101,9 @@ def _stage(options: argparse.Namespace, console: Console) -> int:
 
 
 def _drift(options: argparse.Namespace, console: Console) -> int:
+    from mode_ray.observe.progress import Progress
     from mode_ray.pipeline import Pipeline
-    from mode_ray.progress import Progress
-    from mode_ray.session import ray_session
+    from mode_ray.stages.session import ray_session
 
     config = load_config(options.config, options.overrides)
     pipeline = Pipeline(config, Progress(console))
@@ -113,9 +113,9 @@ def _drift(options: argparse.Namespace, console: Console) -> int:
 
 
 def _atlas(options: argparse.Namespace, console: Console) -> int:
+    from mode_ray.observe.progress import Progress
     from mode_ray.pipeline import Pipeline
-    from mode_ray.progress import Progress
-    from mode_ray.session import ray_session
+    from mode_ray.stages.session import ray_session
 
     config = load_config(options.config, options.overrides)
     pipeline = Pipeline(config, Progress(console))
@@ -126,10 +126,10 @@ def _atlas(options: argparse.Namespace, console: Console) -> int:
 
 
 def _extend(options: argparse.Namespace, console: Console) -> int:
-    from mode_ray.extension import ExtensionRequest
+    from mode_ray.new_data.extend import ExtensionRequest
+    from mode_ray.observe.progress import Progress
     from mode_ray.pipeline import Pipeline
-    from mode_ray.progress import Progress
-    from mode_ray.session import ray_session
+    from mode_ray.stages.session import ray_session
 
     config = load_config(options.config, options.overrides)
     request = ExtensionRequest(
@@ -152,9 +152,9 @@ def _extend(options: argparse.Namespace, console: Console) -> int:
 
 
 def _retry(options: argparse.Namespace, console: Console) -> int:
+    from mode_ray.observe.progress import Progress
     from mode_ray.pipeline import Pipeline
-    from mode_ray.progress import Progress
-    from mode_ray.session import ray_session
+    from mode_ray.stages.session import ray_session
 
     config = load_config(options.config, options.overrides)
     pipeline = Pipeline(config, Progress(console))
@@ -177,9 +177,9 @@ def _add(options: argparse.Namespace, console: Console) -> int:
 
 
 def _sweep(options: argparse.Namespace, console: Console) -> int:
+    from mode_ray.observe.progress import Progress
     from mode_ray.pipeline import Pipeline
-    from mode_ray.progress import Progress
-    from mode_ray.session import ray_session
+    from mode_ray.stages.session import ray_session
     from mode_ray.sweep.results import BEST_FILE, sweep_table
 
     config = load_config(options.config, options.overrides)
@@ -209,8 +209,8 @@ def _export(options: argparse.Namespace, console: Console) -> int:
 
 
 def _status(options: argparse.Namespace, console: Console) -> int:
-    from mode_ray.status import status_table, trial_table
-    from mode_ray.watch import open_watch, watch_run
+    from mode_ray.observe.status import status_table, trial_table
+    from mode_ray.observe.watch import open_watch, watch_run
 
     run = Location.parse(options.run)
     if options.watch:
@@ -226,8 +226,8 @@ def _status(options: argparse.Namespace, console: Console) -> int:
 
 def _demo(options: argparse.Namespace, console: Console) -> int:
     from mode_ray.demo.build import build_demo_data
+    from mode_ray.observe.progress import Progress
     from mode_ray.pipeline import STAGE_NAMES
-    from mode_ray.progress import Progress
 
     directory = Location.parse(options.directory)
     console.print(f"[demo] data: emoji and icons from Python packages, in {directory / 'data'}", markup=False)

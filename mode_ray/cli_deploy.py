@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mode_ray.config_file import load_config
+from mode_ray.config.load import load_config
 from mode_ray.deploy.submission import DEFAULT_ADDRESS, JobRequest, JobServer
 from mode_ray.errors import UsageError
 from mode_ray.storage import Location

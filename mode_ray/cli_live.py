@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from mode_ray.config import RunConfig
+from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.storage import Location
 
@@ -52,8 +52,8 @@ def serve_on_ray(config: RunConfig, run: Location, experts: Sequence[int], conso
         UsageError: The port is taken, or RAY_ADDRESS names a cluster.
         DataError: An application does not start.
     """
-    from mode_ray.serve.deployment_file import serve_document
-    from mode_ray.serve.local_cluster import free_port, local_serving, metrics_address, wait_for_the_end
+    from mode_ray.serve.ray.deployment_file import serve_document
+    from mode_ray.serve.ray.local_cluster import free_port, local_serving, metrics_address, wait_for_the_end
 
     settings = config.serve
     if settings.port == 0:
@@ -78,7 +78,7 @@ def deployment_file(config: RunConfig, run: Location, experts: Sequence[int]) ->
     Raises:
         UsageError: The port is left open.
     """
-    from mode_ray.serve.deployment_file import as_yaml, serve_document
+    from mode_ray.serve.ray.deployment_file import as_yaml, serve_document
 
     if config.serve.port == 0:
         raise UsageError("serve.port=0 takes a free port, and a cluster's is to be known: give one")
@@ -86,8 +86,8 @@ def deployment_file(config: RunConfig, run: Location, experts: Sequence[int]) ->
 
 
 def _change(options: argparse.Namespace, console: Console) -> int:
-    from mode_ray.serve.live import LiveServing, connect
-    from mode_ray.serve.served_run import ServedRun
+    from mode_ray.serve.ray.live import LiveServing, connect
+    from mode_ray.serve.service.served_run import ServedRun
 
     address = options.address or os.environ.get(_ADDRESS_VARIABLE)
     if not address:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from mode_ray.config_file import load_config
+from mode_ray.config.load import load_config
 from mode_ray.storage import Location
 
 
@@ -44,8 +44,8 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
 
     config, file = load_config(options.config, options.overrides), Location.parse(options.rates)
     if options.calibrate:
+        from mode_ray.observe.progress import Progress
         from mode_ray.plan.calibrate import calibrate
-        from mode_ray.progress import Progress
 
         rates = calibrate(config, Progress(Console(stderr=True)).say, options.step_seconds)
         write_rates(file, rates)

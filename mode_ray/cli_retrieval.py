@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mode_ray.config_file import load_config
+from mode_ray.config.load import load_config
 from mode_ray.errors import DataError, UsageError
 from mode_ray.storage import Location
 
@@ -40,9 +40,9 @@ def add_commands(
 
 
 def _rules(options: argparse.Namespace, console: Console) -> int:
-    from mode_ray.evaluate.report import results_table
-    from mode_ray.evaluate.run import REPORT_HTML, load_report
-    from mode_ray.rescore import rescore
+    from mode_ray.evaluate.report.render import results_table
+    from mode_ray.evaluate.rescore import rescore
+    from mode_ray.evaluate.stage import REPORT_HTML, load_report
 
     folder = rescore(load_config(options.config, options.overrides))
     console.print(results_table(load_report(folder)))
@@ -51,9 +51,9 @@ def _rules(options: argparse.Namespace, console: Console) -> int:
 
 
 def _index(options: argparse.Namespace, console: Console) -> int:
-    from mode_ray.index.run import index_stages, run_index
-    from mode_ray.progress import Progress
-    from mode_ray.session import ray_session
+    from mode_ray.index.stage import index_stages, run_index
+    from mode_ray.observe.progress import Progress
+    from mode_ray.stages.session import ray_session
 
     config = load_config(options.config, options.overrides)
     progress, stages = Progress(console), index_stages(config)
@@ -67,7 +67,7 @@ def _index(options: argparse.Namespace, console: Console) -> int:
 
 
 def _search(options: argparse.Namespace, console: Console) -> int:
-    from mode_ray.index.run import search_index
+    from mode_ray.index.stage import search_index
 
     texts = [*options.text, *(_lines(Location.parse(options.texts)) if options.texts else [])]
     if not texts or options.count < 1:

@@ -32,7 +32,7 @@ def add_serve(
 
 
 def _serve(options: argparse.Namespace, console: Console) -> int:
-    from mode_ray.serve.served_run import ServedRun
+    from mode_ray.serve.service.served_run import ServedRun
 
     overrides = list(options.overrides)
     if options.host is not None:
@@ -43,7 +43,7 @@ def _serve(options: argparse.Namespace, console: Console) -> int:
     if not options.in_process:
         return serve_on_ray(served.config, served.run, sorted(served.experts), console)
     from mode_ray.serve.in_process import serve_in_process
-    from mode_ray.serve.metrics import prometheus_metrics
+    from mode_ray.serve.service.metrics import prometheus_metrics
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("mode_ray.serve").setLevel(logging.INFO)
@@ -59,7 +59,7 @@ def _serve(options: argparse.Namespace, console: Console) -> int:
 
 
 def _file(options: argparse.Namespace, _console: Console) -> int:
-    from mode_ray.serve.served_run import ServedRun
+    from mode_ray.serve.service.served_run import ServedRun
 
     served = ServedRun.load(Location.parse(options.run), options.overrides)
     sys.stdout.write(deployment_file(served.config, served.run, sorted(served.experts)))

@@ -13,8 +13,8 @@ def add_study_command(commands: "argparse._SubParsersAction[argparse.ArgumentPar
 
 
 def _study(options: argparse.Namespace, console: Console) -> int:
+    from mode_ray.config.study import load_study
     from mode_ray.study.run import run_study
-    from mode_ray.study_config import load_study
 
     page = run_study(load_study(options.config), console)
     console.print(f"study: {page}", markup=False, highlight=False, soft_wrap=True)

@@ -4,32 +4,32 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from mode_ray.assign import run_assign
-from mode_ray.atlas_run import make_atlas
+from mode_ray.assign.stage import run_assign
+from mode_ray.atlas.stage import make_atlas
 from mode_ray.captions.listing import list_shards, read_listing, write_listing
-from mode_ray.captions.shards import Shard, require_images
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.cluster.run import run_cluster
-from mode_ray.cluster.standing import CONTENT_FIELD, find_standing, run_standing
-from mode_ray.config import RunConfig
-from mode_ray.config_file import dump_config
-from mode_ray.drift.run import run_drift
-from mode_ray.drift.table import drift_view
-from mode_ray.drift.tally import training_quantiles
-from mode_ray.embed import run_embed
+from mode_ray.cluster.reuse import CONTENT_FIELD, find_standing, run_standing
+from mode_ray.cluster.stage import run_cluster
+from mode_ray.config.base import config_hash, fingerprint_fields
+from mode_ray.config.load import dump_config
+from mode_ray.config.run import RunConfig
+from mode_ray.embed.stage import run_embed
 from mode_ray.errors import UsageError
-from mode_ray.evaluate.run import routing_entropies, run_evaluate
-from mode_ray.evaluate.tasks import load_tasks
-from mode_ray.extension import ExtensionRequest, run_extension
-from mode_ray.metrics import PipelineMetrics
-from mode_ray.progress import Progress
-from mode_ray.run_log import json_logger, log_format
-from mode_ray.settings import config_hash, fingerprint_fields
-from mode_ray.stage import Manifest, Stage, combined_hash, package_versions
+from mode_ray.evaluate.stage import routing_entropies, run_evaluate
+from mode_ray.evaluate.tasks.task import load_tasks
+from mode_ray.new_data.drift import run_drift
+from mode_ray.new_data.extend import ExtensionRequest, run_extension
+from mode_ray.new_data.table import drift_view
+from mode_ray.new_data.tally import training_quantiles
+from mode_ray.observe.log import json_logger, log_format
+from mode_ray.observe.metrics import PipelineMetrics
+from mode_ray.observe.progress import Progress
+from mode_ray.stages.manifest import Manifest, Stage, combined_hash, package_versions
+from mode_ray.stages.resume import plan_units, refuse_replaced_sources
+from mode_ray.stages.work_unit import Shard, require_images
 from mode_ray.storage import Location
 from mode_ray.sweep.results import SweepReport
-from mode_ray.train.run import TrainReports, retry_trial, run_train
-from mode_ray.units import plan_units, refuse_replaced_sources
+from mode_ray.train.stage import TrainReports, retry_trial, run_train
 
 STAGE_DIRECTORIES = {
     "embed": "embeddings",

@@ -35,7 +35,7 @@ def test_a_worker_s_error_is_said_without_its_stack_trace(
     def fail(run: object) -> None:
         raise WrappedError("Traceback (most recent call last) …")
 
-    monkeypatch.setattr("mode_ray.status.status_table", fail)
+    monkeypatch.setattr("mode_ray.observe.status.status_table", fail)
     assert main(["status", str(tmp_path)]) == 1
     assert capsys.readouterr().err == "mode-ray: the disk is gone\n"
 

@@ -9,15 +9,15 @@ import pytest
 from rich.console import Console
 
 from mode_ray.captions.clean import CaptionTable
-from mode_ray.captions.shards import read_shards
-from mode_ray.config import RunConfig
-from mode_ray.embed import unit_record
+from mode_ray.config.run import RunConfig
+from mode_ray.embed.stage import unit_record
 from mode_ray.errors import UsageError
+from mode_ray.observe.progress import Progress
 from mode_ray.pipeline import LISTING, Pipeline, build_stages
-from mode_ray.progress import Progress
-from mode_ray.stage import Stage
+from mode_ray.stages.actor import with_source
+from mode_ray.stages.manifest import Stage
+from mode_ray.stages.work_unit import read_shards
 from mode_ray.storage import Location
-from mode_ray.unit_actor import with_source
 
 
 @pytest.fixture

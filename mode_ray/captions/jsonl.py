@@ -9,10 +9,10 @@ from mode_ray.captions.clean import BAD_KEY, BAD_LINE, BIG_LINE, CaptionTable
 from mode_ray.captions.json_text import field_captions, json_object
 from mode_ray.captions.parquet import DEFAULT_CAPTION_FIELD
 from mode_ray.captions.rows import CaptionRows, text_key
-from mode_ray.captions.shards import Shard
 from mode_ray.captions.text_lines import open_lines
-from mode_ray.config import CaptionsConfig
+from mode_ray.config.run import CaptionsConfig
 from mode_ray.errors import DataError
+from mode_ray.stages.work_unit import Shard
 
 _FIELDS_NAMED = 20
 

@@ -9,7 +9,9 @@ from itertools import groupby, repeat
 import pyarrow as pa
 
 from mode_ray.captions.files import find_files
-from mode_ray.captions.shards import (
+from mode_ray.config.run import CaptionsConfig
+from mode_ray.errors import DataError, UsageError
+from mode_ray.stages.work_unit import (
     ALL_FORMATS,
     Shard,
     ShardFormat,
@@ -19,8 +21,6 @@ from mode_ray.captions.shards import (
     unit_name,
     write_shards,
 )
-from mode_ray.config import CaptionsConfig
-from mode_ray.errors import DataError, UsageError
 from mode_ray.storage import FileEntry, Location, is_damage
 
 _FOOTER_READERS = 16

@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mode_ray.captions.clean import CaptionTable, clean
-from mode_ray.captions.shards import Shard
-from mode_ray.config import CaptionsConfig
+from mode_ray.config.run import CaptionsConfig
 from mode_ray.errors import DataError
+from mode_ray.stages.work_unit import Shard
 from mode_ray.storage import is_damage
 
 DEFAULT_CAPTION_FIELD = "caption"

@@ -3,9 +3,9 @@
 import pyarrow as pa
 
 from mode_ray.captions.clean import CaptionTable, clean
-from mode_ray.captions.shards import Shard
-from mode_ray.config import CaptionsConfig
+from mode_ray.config.run import CaptionsConfig
 from mode_ray.errors import DataError
+from mode_ray.stages.work_unit import Shard
 
 MAX_TEXT_BYTES = 1 << 30
 _BLOCK_ROWS = 1 << 16

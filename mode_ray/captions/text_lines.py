@@ -6,8 +6,8 @@ import io
 import zlib
 from collections.abc import Iterator
 
-from mode_ray.captions.shards import Shard
 from mode_ray.errors import DataError
+from mode_ray.stages.work_unit import Shard
 
 MAX_LINE_BYTES = 1 << 20
 _BUFFER_BYTES = 4 << 20

@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from mode_ray.captions.clean import BAD_JSON, BIG_JSON, NO_IMAGE, CaptionTable, clean
 from mode_ray.captions.json_text import field_captions, json_object
-from mode_ray.captions.shards import Shard
-from mode_ray.config import CaptionsConfig
+from mode_ray.config.run import CaptionsConfig
 from mode_ray.errors import DataError
+from mode_ray.stages.work_unit import Shard
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp"})
 TEXT_SUFFIX = "txt"

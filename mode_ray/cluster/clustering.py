@@ -10,7 +10,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from mode_ray.cluster.nearest import Float32Array, Int32Array
+from mode_ray.cluster.search.nearest import Float32Array, Int32Array
 from mode_ray.errors import DataError, UsageError
 from mode_ray.storage import Location
 

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 import jinja2
 
-from mode_ray.config_file import read_settings
+from mode_ray.config.load import read_settings
 from mode_ray.deploy.values import ClusterValues
 from mode_ray.storage import Location
 

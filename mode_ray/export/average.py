@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 
 from mode_ray.errors import DataError
+from mode_ray.models.architecture import WEIGHTS_FILE
 from mode_ray.storage import Location
-from mode_ray.train.architecture import WEIGHTS_FILE
 
 Tensors = dict[str, torch.Tensor]
 

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mode_ray.cluster.standing import read_standing
-from mode_ray.config import RunConfig
+from mode_ray.cluster.reuse import read_standing
+from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.export.card import CARD_FILE, CLUSTERING_FOLDER, expert_folder, is_license, render_card
 from mode_ray.export.facts import ExpertFacts, RunFacts, collect_facts
 from mode_ray.export.target import new_directory
+from mode_ray.models.architecture import WEIGHTS_FILE, model_files
 from mode_ray.storage import Location
-from mode_ray.train.architecture import WEIGHTS_FILE, model_files
 
 
 @dataclass(frozen=True, kw_only=True)

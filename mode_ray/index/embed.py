@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mode_ray.captions.shards import Shard
-from mode_ray.config import CaptionsConfig, IndexPlacement
-from mode_ray.ensemble import concatenated_images
+from mode_ray.config.run import CaptionsConfig, IndexPlacement
 from mode_ray.errors import DataError
-from mode_ray.expert import Expert
-from mode_ray.images import decode_image
 from mode_ray.index.images import EncodedImage, read_images
 from mode_ray.index.vectors import index_table
-from mode_ray.stage import UnitRecord
+from mode_ray.models.encode import Expert
+from mode_ray.pairs.images import decode_image
+from mode_ray.routing.mix import concatenated_images
+from mode_ray.stages.manifest import UnitRecord
+from mode_ray.stages.work_unit import Shard
 from mode_ray.storage import Location
 
 NO_IMAGE = "no image"

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mode_ray.cluster.nearest import import_faiss
+from mode_ray.cluster.search.nearest import import_faiss
 from mode_ray.errors import DataError, UsageError
 from mode_ray.index.vectors import embedding_rows
-from mode_ray.stage import read_output, read_units
+from mode_ray.stages.manifest import read_output, read_units
 from mode_ray.storage import Location
 
 Float32Array = npt.NDArray[np.float32]

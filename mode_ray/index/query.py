@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config import RoutingConfig
-from mode_ray.encoders.encoder import CaptionEncoder
-from mode_ray.ensemble import concatenated_texts, without_experts
+from mode_ray.config.run import RoutingConfig
+from mode_ray.embed.encoder import CaptionEncoder
 from mode_ray.errors import DataError
-from mode_ray.expert import Expert
-from mode_ray.routing import per_query_weights, routing_weights
+from mode_ray.models.encode import Expert
+from mode_ray.routing.mix import concatenated_texts, without_experts
+from mode_ray.routing.weights import per_query_weights, routing_weights
 
 Floats = npt.NDArray[np.floating]
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import ray
 from rich.console import Console
 
-from mode_ray.config import (
+from mode_ray.config.run import (
     ActorPool,
     CaptionsConfig,
     ClusterConfig,
@@ -30,6 +30,7 @@ from mode_ray.config import (
     RunConfig,
 )
 from mode_ray.errors import DataError, ModeRayError, UsageError
+from mode_ray.observe.progress import Progress
 from mode_ray.pipeline import Pipeline, stage_directories
 from mode_ray.plan.captions import captions_to_measure
 from mode_ray.plan.probe import Probe, time_kmeans
@@ -43,9 +44,8 @@ from mode_ray.plan.rates import (
     StepRate,
     measured_settings,
 )
-from mode_ray.progress import Progress
-from mode_ray.session import ray_session
-from mode_ray.stage import Manifest, read_manifest
+from mode_ray.stages.manifest import Manifest, read_manifest
+from mode_ray.stages.session import ray_session
 from mode_ray.storage import Location
 
 STEP_SECONDS = 5.0

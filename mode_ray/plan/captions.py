@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 
 from mode_ray.captions.listing import list_shards
-from mode_ray.captions.shards import Shard
-from mode_ray.config import CaptionsConfig, RunConfig
+from mode_ray.config.run import CaptionsConfig, RunConfig
 from mode_ray.errors import DataError
+from mode_ray.stages.work_unit import Shard
 from mode_ray.storage import Location
 
 _SHARDS_READ = 64

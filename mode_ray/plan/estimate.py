@@ -7,7 +7,7 @@ linear in the rows but for a fixed cost a stage and a unit.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mode_ray.config import RunConfig
+from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.plan.rates import Rates
 from mode_ray.plan.stages import ClusterShape, Inventory, Prices, StageArithmetic, StagePlan, training_samples

@@ -8,10 +8,10 @@ import numpy as np
 
 from mode_ray.captions.listing import list_shards
 from mode_ray.captions.read import count_captions
-from mode_ray.captions.shards import Shard
-from mode_ray.config import RunConfig
+from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.plan.stages import Inventory
+from mode_ray.stages.work_unit import Shard
 
 _FOOTERS_READ = 2_000
 _SHARDS_READ = 8

@@ -8,16 +8,16 @@ from itertools import count, cycle
 import numpy as np
 import pyarrow as pa
 
-from mode_ray.assign import center_search
+from mode_ray.assign.stage import center_search
 from mode_ray.captions.clean import CaptionTable
 from mode_ray.captions.read import read_captions
-from mode_ray.captions.shards import Shard
-from mode_ray.config import ClusterConfig, FineConfig, RunConfig
-from mode_ray.embeddings import EMBEDDING, as_stored, embedding_column, embedding_vectors, place_columns, split_usable
-from mode_ray.encoders.encoder import CaptionEncoder, load_encoder
+from mode_ray.config.run import ClusterConfig, FineConfig, RunConfig
+from mode_ray.embed.encoder import CaptionEncoder, load_encoder
+from mode_ray.embed.table import EMBEDDING, as_stored, embedding_column, embedding_vectors, place_columns, split_usable
 from mode_ray.errors import DataError
 from mode_ray.plan.rates import KMeansRates, StepRate
-from mode_ray.stage import UnitRecord, write_unit
+from mode_ray.stages.manifest import UnitRecord, write_unit
+from mode_ray.stages.work_unit import Shard
 from mode_ray.storage import Location
 
 MAX_CAPTIONS = {"huggingface": 2_000, "static": 100_000}
@@ -100,7 +100,7 @@ class Probe:
         """Load the encoder: its dimension, and the device it runs on."""
         if self._config.encoder.kind == "static":
             return self._encoder.dimension, "cpu"
-        from mode_ray.encoders.encoder import pick_device
+        from mode_ray.embed.encoder import pick_device
 
         return self._encoder.dimension, pick_device(self._config.embed.encoder.device).type
 
@@ -244,7 +244,7 @@ def time_kmeans(vectors_nd: np.ndarray, cluster: ClusterConfig, threads: int) ->
         DataError: Fewer vectors than centers.
     """
     from mode_ray.cluster.coarse import group_centers
-    from mode_ray.cluster.kmeans import fit_fine
+    from mode_ray.cluster.fit.kmeans import fit_fine
 
     rows = len(vectors_nd)
 

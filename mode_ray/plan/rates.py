@@ -4,9 +4,9 @@ from typing import Annotated
 
 from pydantic import Field, JsonValue, ValidationError
 
-from mode_ray.config import RunConfig
+from mode_ray.config.base import PositiveFloat, PositiveInt, Settings, Share
+from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
-from mode_ray.settings import PositiveFloat, PositiveInt, Settings, Share
 from mode_ray.storage import Location
 
 Seconds = Annotated[float, Field(ge=0.0)]

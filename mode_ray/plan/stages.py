@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mode_ray.config import ActorPool, RunConfig
+from mode_ray.config.run import ActorPool, RunConfig
+from mode_ray.config.train import TrainConfig
 from mode_ray.errors import UsageError
 from mode_ray.plan.rates import ActorRates, Rates, StepRate
-from mode_ray.train_config import TrainConfig
 
 _SECONDS_PER_HOUR = 3600.0
 # A sampled row of d values: float16, its projection to 0.46 to 0.66 d axes as float32 and one more value, its center

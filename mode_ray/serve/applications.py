@@ -1,15 +1,15 @@
 """What a deployment file names: `mode_ray.serve.applications:expert` and `:router`.
 
 Ray Serve calls a builder with the `args` of its application. Replicas and resources are the file's alone
-(mode_ray.serve.deployment_file writes it); what else the `deployments` of the file say goes over what is set here.
+(mode_ray.serve.ray.deployment_file writes it); what else the `deployments` of the file say goes over what is set here.
 """
 
 from typing import Any
 
 from ray.serve import Application
 
-from mode_ray.serve.deployments import Arguments, Expert, ExpertArguments, Router, RouterArguments
-from mode_ray.serve_config import ServeConfig
+from mode_ray.config.serve import ServeConfig
+from mode_ray.serve.ray.deployments import Arguments, Expert, ExpertArguments, Router, RouterArguments
 
 _RETRY_AFTER_SECONDS = 1.0
 _HEALTH_CHECK_SECONDS = 5.0

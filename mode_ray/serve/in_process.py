@@ -9,16 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 import uvicorn
 from starlette.types import ASGIApp
 
+from mode_ray.config.serve import ServeConfig
 from mode_ray.errors import UsageError
-from mode_ray.serve.ensemble_service import EnsembleService
-from mode_ray.serve.expert_client import ExpertClient
-from mode_ray.serve.expert_model import ExpertModel
-from mode_ray.serve.http_api import create_app
-from mode_ray.serve.local_expert import LocalExpert
-from mode_ray.serve.observer import Observer
-from mode_ray.serve.request_ids import RequestIds
-from mode_ray.serve.served_run import ServedRun
-from mode_ray.serve_config import ServeConfig
+from mode_ray.serve.http.api import create_app
+from mode_ray.serve.http.request_ids import RequestIds
+from mode_ray.serve.service.ensemble_service import EnsembleService
+from mode_ray.serve.service.expert_client import ExpertClient
+from mode_ray.serve.service.expert_model import ExpertModel
+from mode_ray.serve.service.local_expert import LocalExpert
+from mode_ray.serve.service.observer import Observer
+from mode_ray.serve.service.served_run import ServedRun
 
 _BACKLOG = 2048
 _GRACE_SECONDS = 5

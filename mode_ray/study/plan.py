@@ -4,11 +4,11 @@ import json
 import re
 from dataclasses import dataclass
 
-from mode_ray.config import RunConfig
-from mode_ray.config_file import load_config
+from mode_ray.config.load import load_config
+from mode_ray.config.run import RunConfig
+from mode_ray.config.study import StudyConfig
 from mode_ray.errors import UsageError
 from mode_ray.study.reuse import with_shared_seeds
-from mode_ray.study_config import StudyConfig
 
 POINTS = "points"
 

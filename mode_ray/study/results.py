@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from mode_ray.evaluate.report import result_rows
-from mode_ray.evaluate.report_schema import ModelRow, ReportData
+from mode_ray.evaluate.report.render import result_rows
+from mode_ray.evaluate.report.schema import ModelRow, ReportData
 from mode_ray.storage import Location
 
 RESULTS_FILE = "study.json"

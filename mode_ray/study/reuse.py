@@ -7,11 +7,11 @@ goes on as it began.
 from collections.abc import Mapping, Sequence
 
 from mode_ray.captions.listing import list_shards
-from mode_ray.config import RunConfig
-from mode_ray.config_file import with_values
+from mode_ray.config.base import config_hash, fingerprint_fields
+from mode_ray.config.load import with_values
+from mode_ray.config.run import RunConfig
 from mode_ray.pipeline import build_stages
-from mode_ray.settings import config_hash, fingerprint_fields
-from mode_ray.stage import MANIFEST, STARTED, read_manifest
+from mode_ray.stages.manifest import MANIFEST, STARTED, read_manifest
 from mode_ray.storage import Location
 
 _SHARED_STAGES = ("embed", "cluster", "assign")

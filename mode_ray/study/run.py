@@ -4,15 +4,15 @@ import jinja2
 from rich.console import Console
 from rich.table import Table
 
-from mode_ray.evaluate.report import compact
-from mode_ray.evaluate.run import load_report
+from mode_ray.config.study import StudyConfig
+from mode_ray.evaluate.report.render import compact
+from mode_ray.evaluate.stage import load_report
 from mode_ray.pipeline import stage_directories
 from mode_ray.storage import Location
 from mode_ray.study.plan import plan_study
 from mode_ray.study.plot import study_png
 from mode_ray.study.results import LinePoint, Measured, lines, measured_lines, write_results
 from mode_ray.study.series import run_series
-from mode_ray.study_config import StudyConfig
 
 STUDY_PNG = "study.png"
 STUDY_HTML = "study.html"

@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mode_ray.config import RunConfig
-from mode_ray.config_file import with_values
+from mode_ray.config.base import config_hash, fingerprint_fields
+from mode_ray.config.load import with_values
+from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
-from mode_ray.settings import config_hash, fingerprint_fields
 from mode_ray.storage import Location
 from mode_ray.sweep.space import Point
-from mode_ray.train.budget import DENSE, SEED, Trial, expert_name, plan_trials
-from mode_ray.train.measure_job import MeasureJob
-from mode_ray.train.trial import TrialJob
+from mode_ray.train.plan import DENSE, SEED, Trial, expert_name, plan_trials
+from mode_ray.train.runs.measure_job import MeasureJob
+from mode_ray.train.runs.trial import TrialJob
 
 
 @dataclass(frozen=True)

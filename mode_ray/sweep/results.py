@@ -7,10 +7,10 @@ from typing import Literal
 
 from rich.table import Table
 
-from mode_ray.config import RunConfig
-from mode_ray.config_file import dump_config, with_values
+from mode_ray.config.load import dump_config, with_values
+from mode_ray.config.run import RunConfig
+from mode_ray.config.sweep import Scalar
 from mode_ray.storage import Location
-from mode_ray.sweep_config import Scalar
 
 RESULTS_FILE = "results.json"
 BEST_FILE = "best.yaml"

@@ -12,24 +12,24 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from mode_ray.assign import FINE
-from mode_ray.captions.shards import Shard, require_images, write_shards
+from mode_ray.assign.stage import FINE
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config import RunConfig
+from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, TrainingError, UsageError
-from mode_ray.held_out import HeldOut, choose_held_out
-from mode_ray.images import decode_image
-from mode_ray.pair_index import load_index
-from mode_ray.pair_reader import PairReader
-from mode_ray.stage import combined_hash, read_manifest, read_output, read_units
+from mode_ray.models.architecture import check_architecture
+from mode_ray.pairs.held_out import HeldOut, choose_held_out
+from mode_ray.pairs.images import decode_image
+from mode_ray.pairs.index import load_index
+from mode_ray.pairs.reader import PairReader
+from mode_ray.stages.manifest import combined_hash, read_manifest, read_output, read_units
+from mode_ray.stages.work_unit import Shard, require_images, write_shards
 from mode_ray.storage import Location
 from mode_ray.sweep.plan import SweepInputs, SweepTrial, plan_sweep, swept_expert
 from mode_ray.sweep.results import RESULT_FILE, SweepReport, read_result, write_result, write_results
 from mode_ray.sweep.space import draw_points
 from mode_ray.sweep.trainable import METRIC, TIME_KEY, TRIAL_KEY, result_of, run_sweep_trial
-from mode_ray.task_result import task_result
-from mode_ray.train.architecture import check_architecture
-from mode_ray.train.trial import SHARDS_FILE
+from mode_ray.train.runs.trial import SHARDS_FILE
+from mode_ray.util.ray_tasks import task_result
 
 SWEEP_FOLDER = "sweep"
 _TUNE_FOLDER = "tune"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mode_ray.sweep_config import Scalar, SweepConfig, SweepRange
+from mode_ray.config.sweep import Scalar, SweepConfig, SweepRange
 
 Point = Mapping[str, Scalar]
 _DRAWS_PER_POINT = 100

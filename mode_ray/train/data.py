@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mode_ray.config import CaptionsConfig, RunConfig
+from mode_ray.config.run import CaptionsConfig, RunConfig
 from mode_ray.errors import DataError, UsageError
-from mode_ray.pair_index import PairIndex
-from mode_ray.pair_reader import Pair, PairReader
-from mode_ray.read_ahead import read_ahead
-from mode_ray.sample_order import SampleOrder
-from mode_ray.threads import limited_threads
-from mode_ray.train.crops import TrainTransform
-from mode_ray.train.fast_tokens import fast_tokenizer
-from mode_ray.train.model import ClipModel
-from mode_ray.train.pixels import decode_pixels
-from mode_ray.train.tokens import CachedTokenizer
+from mode_ray.models.clip import ClipModel
+from mode_ray.pairs.index import PairIndex
+from mode_ray.pairs.order import SampleOrder
+from mode_ray.pairs.reader import Pair, PairReader
+from mode_ray.train.step.crops import TrainTransform
+from mode_ray.train.step.fast_tokens import fast_tokenizer
+from mode_ray.train.step.pixels import decode_pixels
+from mode_ray.train.step.tokens import CachedTokenizer
+from mode_ray.util.read_ahead import read_ahead
+from mode_ray.util.threads import limited_threads
 
 _PREFETCHED_BATCHES = 4  # of each loader process
 _BATCHES_AHEAD = 3  # of the loader thread

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mode_ray.cluster.both_steps import fit_clustering
 from mode_ray.cluster.calibration import (
     CALIBRATION_KEY,
     NOT_FITTED,
@@ -16,9 +17,8 @@ from mode_ray.cluster.calibration import (
     stored_form,
 )
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.cluster.fit import fit_clustering
-from mode_ray.cluster.sample_rows import LocalRows
-from mode_ray.config import ClusterConfig
+from mode_ray.cluster.fit.sample_rows import LocalRows
+from mode_ray.config.run import ClusterConfig
 from mode_ray.errors import DataError
 from mode_ray.storage import Location
 

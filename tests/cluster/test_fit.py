@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mode_ray.cluster.fit import DISTANCE_QUANTILES, histogram_quantiles
-from mode_ray.cluster.sample_rows import HISTOGRAM_BINS, HISTOGRAM_END, LocalRows
+from mode_ray.cluster.both_steps import DISTANCE_QUANTILES, histogram_quantiles
+from mode_ray.cluster.fit.sample_rows import HISTOGRAM_BINS, HISTOGRAM_END, LocalRows
 
 BIN = HISTOGRAM_END / HISTOGRAM_BINS
 

@@ -17,8 +17,8 @@ from ray.autoscaler._private.constants import AUTOSCALER_METRIC_PORT
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
-from mode_ray.config import RunConfig
-from mode_ray.config_file import load_config
+from mode_ray.config.load import load_config
+from mode_ray.config.run import RunConfig
 from mode_ray.deploy.render import read_values, render_all, stale_files
 from mode_ray.deploy.values import ClusterValues
 from mode_ray.storage import Location
@@ -223,7 +223,7 @@ class TestMonitoring:
             assert any(f'"{one}"' in sources for one in (plain, plain.removesuffix("_total"))), name
 
     def test_every_metric_of_ours_in_an_alarm_is_exported(self, files: dict[str, str]) -> None:
-        own = [REPOSITORY / "mode_ray/metrics.py", REPOSITORY / "mode_ray/serve/metrics.py"]
+        own = [REPOSITORY / "mode_ray/observe/metrics.py", REPOSITORY / "mode_ray/serve/service/metrics.py"]
         if not all(file.is_file() for file in own):
             pytest.skip("mode_ray has no metrics.py, or no serve/metrics.py")
         sources = "".join(file.read_text() for file in own)

@@ -12,7 +12,7 @@ import emoji
 import pyarrow as pa
 import yaml
 
-from mode_ray.stage import Manifest, UnitRecord, read_manifest, unit_outputs
+from mode_ray.stages.manifest import Manifest, UnitRecord, read_manifest, unit_outputs
 from mode_ray.storage import Location
 
 COMMAND = Path(sys.executable).with_name("mode-ray")
@@ -21,7 +21,7 @@ UP_TO_ASSIGN = """
 import sys
 from rich.console import Console
 from mode_ray.cli import run_stages
-from mode_ray.config_file import load_config
+from mode_ray.config.load import load_config
 run_stages(load_config(sys.argv[1], sys.argv[2:]), ("embed", "cluster", "assign"), Console())
 """
 DIRECTORIES = {"embed": "embeddings", "assign": "assignments"}

@@ -8,11 +8,11 @@ import sys
 import ray
 from rich.console import Console
 
-from mode_ray.cluster import run as cluster_stage
-from mode_ray.config_file import load_config
+from mode_ray.cluster import stage as cluster_stage
+from mode_ray.config.load import load_config
+from mode_ray.observe.progress import Progress
 from mode_ray.pipeline import STAGE_NAMES, Pipeline
-from mode_ray.progress import Progress
-from mode_ray.train import scheduler
+from mode_ray.train.runs import scheduler
 
 LOOK_SECONDS = 0.02
 

@@ -18,8 +18,8 @@ from fault_runs import COMMAND, Invocation, all_counted, manifest_of, write_conf
 from local_cluster import OBJECT_STORE_BYTES, free_ports, local_cluster
 
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config_file import load_config
-from mode_ray.encoders.encoder import encoder_name, load_encoder
+from mode_ray.config.load import load_config
+from mode_ray.embed.encoder import encoder_name, load_encoder
 from mode_ray.storage import Location
 
 pytestmark = [pytest.mark.drill, pytest.mark.slow]

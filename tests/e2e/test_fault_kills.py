@@ -31,7 +31,7 @@ from fault_runs import (
     write_config,
 )
 
-from mode_ray.stage import read_units
+from mode_ray.stages.manifest import read_units
 from mode_ray.storage import Location
 
 pytestmark = [pytest.mark.drill, pytest.mark.alone]

@@ -26,7 +26,7 @@ from fault_runs import (
 )
 
 from mode_ray.cli import main
-from mode_ray.stage import read_units, unit_outputs
+from mode_ray.stages.manifest import read_units, unit_outputs
 from mode_ray.storage import Location
 
 pytestmark = pytest.mark.drill

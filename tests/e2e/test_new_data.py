@@ -21,12 +21,12 @@ from mode_ray.captions.read import read_captions
 from mode_ray.cli import main
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.coarse import group_centers
-from mode_ray.cluster.kmeans import fit_fine
-from mode_ray.cluster.nearest import NearestCenters
-from mode_ray.config import CoarseConfig, EncoderConfig, EncoderPlacement, FineConfig
-from mode_ray.config_file import load_config
-from mode_ray.embeddings import as_stored
-from mode_ray.encoders.encoder import encoder_name, load_encoder
+from mode_ray.cluster.fit.kmeans import fit_fine
+from mode_ray.cluster.search.nearest import NearestCenters
+from mode_ray.config.load import load_config
+from mode_ray.config.run import CoarseConfig, EncoderConfig, EncoderPlacement, FineConfig
+from mode_ray.embed.encoder import encoder_name, load_encoder
+from mode_ray.embed.table import as_stored
 from mode_ray.storage import Location
 
 ANIMALS = ("cat", "dog", "horse", "whale", "frog", "eagle", "bear", "sheep", "rabbit", "snake")

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from expert_runs import BATCH, write_small_run
 
-from mode_ray.metrics import EXPORTED, STATE_NUMBERS
+from mode_ray.observe.metrics import EXPORTED, STATE_NUMBERS
 from mode_ray.pipeline import STAGE_NAMES
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "cluster_configs" / "grafana" / "mode_ray_pipeline.json"

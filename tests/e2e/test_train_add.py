@@ -21,9 +21,9 @@ from PIL import Image
 
 from mode_ray.cli import main
 from mode_ray.cluster.clustering import Clustering
+from mode_ray.models.clip import load_clip
 from mode_ray.storage import Location
-from mode_ray.train.model import load_clip
-from mode_ray.train.trial import read_metrics
+from mode_ray.train.runs.trial import read_metrics
 
 pytestmark = pytest.mark.drill
 

@@ -12,24 +12,24 @@ import pytest
 from PIL import Image
 from report_example import example_report
 
-from mode_ray.assign import DISTANCE, FINE
+from mode_ray.assign.stage import DISTANCE, FINE
 from mode_ray.captions.listing import list_shards
 from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config import RunConfig
-from mode_ray.encoders.encoder import encoder_name
-from mode_ray.evaluate.compare import Router, compare
-from mode_ray.evaluate.measurements import TaskCosines, TaskSummary
-from mode_ray.evaluate.report_sources import ReportSources
-from mode_ray.evaluate.tasks import load_tasks
+from mode_ray.config.run import RunConfig
+from mode_ray.config.train import ModelConfig
+from mode_ray.embed.encoder import encoder_name
+from mode_ray.evaluate.measure.measurements import TaskCosines, TaskSummary
+from mode_ray.evaluate.report.compare import Router, compare
+from mode_ray.evaluate.report.sources import ReportSources
+from mode_ray.evaluate.tasks.task import load_tasks
+from mode_ray.models.clip import build_clip, save_clip
 from mode_ray.pipeline import stage_directories
-from mode_ray.stage import Stage, UnitRecord
+from mode_ray.stages.manifest import Stage, UnitRecord
 from mode_ray.storage import Location
-from mode_ray.train.budget import Trial, expert_name
-from mode_ray.train.model import build_clip, save_clip
-from mode_ray.train.run import planned_trials
-from mode_ray.train.trial import METRICS_FILE
-from mode_ray.train_config import ModelConfig
+from mode_ray.train.plan import Trial, expert_name
+from mode_ray.train.runs.trial import METRICS_FILE
+from mode_ray.train.stage import planned_trials
 
 PAIRS, CENTERS, BATCH = 16, 4, 8
 CLASSES = ("cat", "dog", "bus")

@@ -13,10 +13,11 @@ import pytest
 from mode_ray.captions.listing import list_shards
 from mode_ray.cli import main
 from mode_ray.cluster.clustering import FINE_FILE
-from mode_ray.config import RunConfig
-from mode_ray.config_file import dump_config
+from mode_ray.config.base import Settings
+from mode_ray.config.load import dump_config
+from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, UsageError
-from mode_ray.evaluate.measurements import (
+from mode_ray.evaluate.measure.measurements import (
     LABELS_FILE,
     ROUTING_FILE,
     SUMMARY_FILE,
@@ -25,15 +26,14 @@ from mode_ray.evaluate.measurements import (
     load_cosines,
     save_array,
 )
-from mode_ray.evaluate.report_sources import ReportSources
-from mode_ray.evaluate.run import load_report, run_evaluate, write_report
+from mode_ray.evaluate.report.sources import ReportSources
+from mode_ray.evaluate.rescore import rescore
+from mode_ray.evaluate.stage import load_report, run_evaluate, write_report
 from mode_ray.pipeline import build_stages
-from mode_ray.rescore import rescore
-from mode_ray.settings import Settings
-from mode_ray.stage import MANIFEST
+from mode_ray.stages.manifest import MANIFEST
 from mode_ray.storage import Location
-from mode_ray.train.trial import PLAN_FILE, training_summary
-from mode_ray.train.trial_status import TrialState, TrialStatus, write_status
+from mode_ray.train.runs.status import TrialState, TrialStatus, write_status
+from mode_ray.train.runs.trial import PLAN_FILE, training_summary
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_an_expert_may_be_left_out_after_the_evaluation_and_come_back(
         run_evaluate(config, stage, run.shards, run.directories, lambda _: None)
         return [before, stage.state(), load_report(stage.directory)["missing_experts"]]
 
-    monkeypatch.setattr("mode_ray.evaluate.run.check_models", lambda *_: None)  # the run has no models, only cosines
+    monkeypatch.setattr("mode_ray.evaluate.stage.check_models", lambda *_: None)  # the run has no models, only cosines
     assert evaluate() == ["done", "done", []]
     assert evaluate(0) == ["started", "done", [0]]
     assert evaluate() == ["started", "done", []]
@@ -163,7 +163,7 @@ def test_the_cosines_of_one_task_are_gone_before_those_of_the_next_come(
     for copy in ("pets-2", "pets-3"):
         (tmp_path / f"{copy}.yaml").write_text(task.read_text().replace("name: pets", f"name: {copy}"))
         shutil.copytree(measured, measured.with_name(copy))
-    monkeypatch.setattr("mode_ray.evaluate.run.load_cosines", counting)
+    monkeypatch.setattr("mode_ray.evaluate.stage.load_cosines", counting)
     config = changed(
         run.config, "evaluate", tasks=tuple(str(tmp_path / f"{name}.yaml") for name in ("pets", "pets-2", "pets-3"))
     )

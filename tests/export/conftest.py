@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config import RunConfig
+from mode_ray.config.run import RunConfig
+from mode_ray.config.train import ModelConfig
+from mode_ray.models.clip import build_clip, save_clip
 from mode_ray.pipeline import stage_directories
-from mode_ray.stage import Manifest, Stage
+from mode_ray.stages.manifest import Manifest, Stage
 from mode_ray.storage import Location
-from mode_ray.train.model import build_clip, save_clip
-from mode_ray.train_config import ModelConfig
 
 PAIRS = (600, 300, 100)
 SAMPLES = {"seed": 4096, "dense": 8192, "n3/00": 2400, "n3/01": 1200, "n3/02": 496}

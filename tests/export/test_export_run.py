@@ -12,15 +12,15 @@ import yaml
 
 from mode_ray.cli import main
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config import RoutingConfig, RunConfig
-from mode_ray.config_file import dump_config
+from mode_ray.config.load import dump_config
+from mode_ray.config.run import RoutingConfig, RunConfig
 from mode_ray.errors import DataError, UsageError
-from mode_ray.expert import Expert
 from mode_ray.export import run as export_run
 from mode_ray.export.run import ExportRequest, run_export
-from mode_ray.routing import routing_weights
+from mode_ray.models.clip import load_clip
+from mode_ray.models.encode import Expert
+from mode_ray.routing.weights import routing_weights
 from mode_ray.storage import Location
-from mode_ray.train.model import load_clip
 
 MODEL_FILES = {"open_clip_config.json", "open_clip_model.safetensors"}
 CLUSTERING_FILES = {"fine.safetensors", "coarse-n2.safetensors", "coarse-n3.safetensors"}

@@ -13,11 +13,11 @@ from PIL import Image
 
 from mode_ray.captions.listing import list_shards
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config import RunConfig
-from mode_ray.encoders.encoder import load_encoder
+from mode_ray.config.run import RunConfig
+from mode_ray.config.train import ModelConfig
+from mode_ray.embed.encoder import load_encoder
+from mode_ray.models.clip import build_clip, save_clip
 from mode_ray.pipeline import build_stages, stage_directories
-from mode_ray.train.model import build_clip, save_clip
-from mode_ray.train_config import ModelConfig
 
 PARQUET_ROWS, TAR_SAMPLES = 9, 4
 BROKEN_ROW, EMPTY_ROW = 2, 5

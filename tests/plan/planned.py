@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mode_ray.config import RunConfig
+from mode_ray.config.run import RunConfig
 from mode_ray.plan.estimate import make_plan
 from mode_ray.plan.rates import (
     ActorRates,

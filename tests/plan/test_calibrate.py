@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from mode_ray.captions.listing import list_shards
-from mode_ray.config import ActorPool, ClusterConfig, FineConfig, RunConfig
+from mode_ray.config.run import ActorPool, ClusterConfig, FineConfig, RunConfig
 from mode_ray.errors import DataError
 from mode_ray.plan.calibrate import actors_that_fit
 from mode_ray.plan.captions import captions_to_measure
@@ -178,7 +178,7 @@ RUN_STAGES = """
 import sys
 from rich.console import Console
 from mode_ray.cli import run_stages
-from mode_ray.config_file import load_config
+from mode_ray.config.load import load_config
 run_stages(load_config(sys.argv[1]), ("embed", "cluster", "assign"), Console())
 """
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from planned import config_of
 
-from mode_ray.config import RunConfig
+from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.plan.inventory import take_inventory
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from planned import HOUR, config_of, inventory_of, plan_of, rates_of, step
 
-from mode_ray.cluster import sample_rows, seeding
+from mode_ray.cluster.both_steps import sample_rows, seeding
 from mode_ray.errors import UsageError
 from mode_ray.plan import stages
 from mode_ray.plan.estimate import make_plan
@@ -20,7 +20,7 @@ from mode_ray.plan.rates import (
 )
 from mode_ray.plan.stages import ClusterShape, Prices, kmeans_seconds, lane_seconds
 from mode_ray.storage import Location
-from mode_ray.train.budget import plan_trials
+from mode_ray.train.plan import plan_trials
 
 
 class TestLanes:

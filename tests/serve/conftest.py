@@ -11,12 +11,12 @@ import pytest
 from serving import EXPERTS, TOPICS, MakeService, ServeUrl, picture, with_failing
 from tiny_run import build_run
 
-from mode_ray.serve.ensemble_service import EnsembleService
-from mode_ray.serve.http_api import create_app
+from mode_ray.config.serve import ServeConfig
+from mode_ray.serve.http.api import create_app
 from mode_ray.serve.in_process import bind, local_service, url_of, uvicorn_server
-from mode_ray.serve.metrics import prometheus_metrics
-from mode_ray.serve.served_run import ServedRun
-from mode_ray.serve_config import ServeConfig
+from mode_ray.serve.service.ensemble_service import EnsembleService
+from mode_ray.serve.service.metrics import prometheus_metrics
+from mode_ray.serve.service.served_run import ServedRun
 from mode_ray.storage import Location
 
 START_DEADLINE_SECONDS = 30.0

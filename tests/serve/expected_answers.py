@@ -9,13 +9,13 @@ import numpy as np
 from serve_load import Reply
 from serving_process import IMAGES, LABELS, TEMPLATE, png
 
-from mode_ray.config import RunConfig
-from mode_ray.serve.answers import classify_answer
-from mode_ray.serve.ensemble_service import EnsembleService
+from mode_ray.config.run import RunConfig
+from mode_ray.serve.http.answers import classify_answer
 from mode_ray.serve.in_process import local_service
-from mode_ray.serve.observer import Unobserved
-from mode_ray.serve.served_run import ServedRun
-from mode_ray.serve.task_definition import TaskDefinition
+from mode_ray.serve.service.ensemble_service import EnsembleService
+from mode_ray.serve.service.observer import Unobserved
+from mode_ray.serve.service.served_run import ServedRun
+from mode_ray.serve.service.task_definition import TaskDefinition
 from mode_ray.storage import Location
 
 TOLERANCE = 1e-5

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mode_ray.serve.ensemble_service import EnsembleService
-from mode_ray.serve.expert_client import ExpertDescription
+from mode_ray.serve.service.ensemble_service import EnsembleService
+from mode_ray.serve.service.expert_client import ExpertDescription
 
 TOPICS = ("a cat", "a dog", "a horse", "a bus", "a train", "a tram", "an apple", "a pear", "a plum")
 EXPERTS = 3

@@ -21,8 +21,8 @@ from PIL import Image
 from serve_load import Load, Reply
 
 from mode_ray.cli import main
-from mode_ray.config import RunConfig
-from mode_ray.serve.live import ServeEndpoint, connect
+from mode_ray.config.run import RunConfig
+from mode_ray.serve.ray.live import ServeEndpoint, connect
 
 LABELS = ("cat", "dog", "bus", "train", "apple", "banana", "house", "tower")
 TEMPLATE = "a photo of a {}."

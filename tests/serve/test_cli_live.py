@@ -9,11 +9,11 @@ from ray.serve.schema import ServeDeploySchema
 from tiny_run import build_run
 
 from mode_ray.cli import main
-from mode_ray.config import RayConfig, RunConfig
+from mode_ray.config.run import RayConfig, RunConfig
+from mode_ray.config.serve import ServeConfig
 from mode_ray.errors import UsageError
-from mode_ray.serve.deployment_file import serve_document
-from mode_ray.serve.local_cluster import local_serving, require_free_port
-from mode_ray.serve_config import ServeConfig
+from mode_ray.serve.ray.deployment_file import serve_document
+from mode_ray.serve.ray.local_cluster import local_serving, require_free_port
 
 
 @pytest.fixture(scope="module")

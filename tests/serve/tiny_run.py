@@ -7,16 +7,16 @@ import numpy as np
 import numpy.typing as npt
 
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config import RunConfig
-from mode_ray.config_file import dump_config
-from mode_ray.encoders.encoder import load_encoder
+from mode_ray.config.load import dump_config
+from mode_ray.config.run import RunConfig
+from mode_ray.config.train import ModelConfig
+from mode_ray.embed.encoder import load_encoder
+from mode_ray.models.clip import build_clip, save_clip
 from mode_ray.pipeline import stage_directories
-from mode_ray.stage import Stage
+from mode_ray.stages.manifest import Stage
 from mode_ray.storage import Location
-from mode_ray.train.budget import expert_name
-from mode_ray.train.model import build_clip, save_clip
-from mode_ray.train.trial_status import TrialStatus, write_status
-from mode_ray.train_config import ModelConfig
+from mode_ray.train.plan import expert_name
+from mode_ray.train.runs.status import TrialStatus, write_status
 
 ARCHITECTURE = "package:mode_ray/presets/demo-vit"
 TOPICS = ("a cat", "a dog", "a bus", "a train", "a red apple", "a banana", "a house", "a tall tower")

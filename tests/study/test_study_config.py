@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
+from mode_ray.config.study import load_study
 from mode_ray.errors import UsageError
-from mode_ray.study_config import load_study
 
 FIELDS: dict[str, Any] = {"study": "/studies/n", "base": "demo", "field": "train.experts", "values": [2, 4]}
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from mode_ray.config import RunConfig
-from mode_ray.config_file import load_config, with_values
+from mode_ray.config.load import load_config, with_values
+from mode_ray.config.run import RunConfig
+from mode_ray.config.study import StudyConfig
 from mode_ray.errors import UsageError
 from mode_ray.study.plan import StudyPoint, plan_study
 from mode_ray.study.reuse import seed_fields, with_shared_seeds
-from mode_ray.study_config import StudyConfig
 
 CHANGES = {"captions.paths": ["/data"]}
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mode_ray.evaluate.report_schema import ReportData, check_report
+from mode_ray.evaluate.report.schema import ReportData, check_report
 from mode_ray.storage import Location
 from mode_ray.study.plot import numbers_of, study_png
 from mode_ray.study.results import LinePoint, Measured, lines, measured_lines, write_results

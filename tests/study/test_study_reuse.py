@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mode_ray.captions.listing import list_shards
-from mode_ray.config import RunConfig
-from mode_ray.config_file import with_values
+from mode_ray.config.load import with_values
+from mode_ray.config.run import RunConfig
 from mode_ray.pipeline import build_stages
 from mode_ray.storage import Location
 from mode_ray.study.reuse import copy_finished_stages

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from mode_ray.config.sweep import SweepConfig
 from mode_ray.sweep.space import draw_points
-from mode_ray.sweep_config import SweepConfig
 
 RATE, BATCH, SHARE = "train.optimizer.learning_rate", "train.batch_size", "train.seed_share"
 

@@ -15,20 +15,20 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mode_ray.assign import DISTANCE, FINE
+from mode_ray.assign.stage import DISTANCE, FINE
 from mode_ray.captions.listing import list_shards
 from mode_ray.captions.read import read_captions
-from mode_ray.captions.shards import Shard, write_shards
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config import RunConfig
-from mode_ray.embeddings import place_columns
-from mode_ray.pair_index import PairIndex, load_index
-from mode_ray.stage import Stage, UnitRecord
+from mode_ray.config.run import RunConfig
+from mode_ray.config.train import ModelConfig
+from mode_ray.embed.table import place_columns
+from mode_ray.models.clip import ClipModel, build_clip
+from mode_ray.pairs.index import PairIndex, load_index
+from mode_ray.stages.manifest import Stage, UnitRecord
+from mode_ray.stages.work_unit import Shard, write_shards
 from mode_ray.storage import Location
-from mode_ray.train.budget import Trial
-from mode_ray.train.model import ClipModel, build_clip
-from mode_ray.train.trial import SHARDS_FILE, TrialJob
-from mode_ray.train_config import ModelConfig
+from mode_ray.train.plan import Trial
+from mode_ray.train.runs.trial import SHARDS_FILE, TrialJob
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 230), "yellow": (230, 220, 20)}
 EXPERT_OF_FINE = [0, 0, 1, 1]

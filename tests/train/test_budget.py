@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mode_ray.train.budget import (
+from mode_ray.config.train import TrainConfig
+from mode_ray.train.plan import (
     DENSE,
     DENSE_EQUAL_TOTAL,
     SEED,
@@ -15,8 +16,7 @@ from mode_ray.train.budget import (
     plan_trials,
     role_of,
 )
-from mode_ray.train.schedule import learning_rate, progress
-from mode_ray.train_config import TrainConfig
+from mode_ray.train.step.schedule import learning_rate, progress
 
 PAPER_SAMPLES = 32 * 400_000_000
 PAPER_BATCH = 32_768

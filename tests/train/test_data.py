@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from mode_ray.config import RunConfig
+from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, UsageError
-from mode_ray.pair_index import PairIndex
-from mode_ray.pair_reader import PairReader
-from mode_ray.sample_order import SampleOrder
+from mode_ray.models.clip import ClipModel
+from mode_ray.pairs.index import PairIndex
+from mode_ray.pairs.order import SampleOrder
+from mode_ray.pairs.reader import PairReader
+from mode_ray.pairs.training_set import write_index
 from mode_ray.storage import Location
-from mode_ray.threads import limited_threads
 from mode_ray.train.data import PairDataset, TrainBatch, train_loader
-from mode_ray.train.model import ClipModel
-from mode_ray.training_set import write_index
+from mode_ray.util.threads import limited_threads
 
 BATCH = 8
 SAMPLES = 64  # more than the 48 pairs: the last batches lie in a second epoch

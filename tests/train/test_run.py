@@ -8,16 +8,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from mode_ray.captions.shards import Shard
-from mode_ray.config import RunConfig
+from mode_ray.config.run import RunConfig
 from mode_ray.errors import TrainingError, UsageError
-from mode_ray.evaluate.models import find_trained
-from mode_ray.stage import Manifest, Stage
+from mode_ray.evaluate.measure.models import find_trained
+from mode_ray.stages.manifest import Manifest, Stage
+from mode_ray.stages.work_unit import Shard
 from mode_ray.storage import Location
-from mode_ray.train.lease import LEASE_FILE
-from mode_ray.train.run import TrainReports, retry_trial, run_train
-from mode_ray.train.trial import read_metrics
-from mode_ray.train.trial_status import TrialStatus, read_status
+from mode_ray.train.runs.lease import LEASE_FILE
+from mode_ray.train.runs.status import TrialStatus, read_status
+from mode_ray.train.runs.trial import read_metrics
+from mode_ray.train.stage import TrainReports, retry_trial, run_train
 
 # Colours of expert 1, see conftest.
 EXPERT_1 = ("blue", "yellow")

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from mode_ray.cluster.clustering import Clustering
+from mode_ray.config.base import fingerprint_fields
+from mode_ray.config.train import TrainConfig
 from mode_ray.errors import DataError, UsageError
-from mode_ray.settings import fingerprint_fields
-from mode_ray.stage import Stage
+from mode_ray.stages.manifest import Stage
 from mode_ray.storage import Location
-from mode_ray.train import standing
-from mode_ray.train.budget import DENSE, SEED, Trial, plan_trials
-from mode_ray.train.standing import Takeover, copy_models, matching_experts, plan_takeover
-from mode_ray.train.trial import trials_of
-from mode_ray.train.trial_status import initial_statuses, read_status
-from mode_ray.train_config import TrainConfig
+from mode_ray.train import reuse as standing
+from mode_ray.train.plan import DENSE, SEED, Trial, plan_trials
+from mode_ray.train.reuse import Takeover, copy_models, matching_experts, plan_takeover
+from mode_ray.train.runs.status import initial_statuses, read_status
+from mode_ray.train.runs.trial import trials_of
 
 OLD_MAP, NEW_MAP = [0, 0, 1, 1], [0, 0, 1, 1, 2, 2]
 MODEL_CFG = {"embed_dim": 16, "vision_cfg": {"layers": 1}, "text_cfg": {"layers": 1}}

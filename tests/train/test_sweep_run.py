@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mode_ray.captions.shards import Shard
-from mode_ray.config import RunConfig
-from mode_ray.config_file import dump_config, load_config, with_values
+from mode_ray.config.load import dump_config, load_config, with_values
+from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, TrainingError, UsageError
-from mode_ray.stage import MANIFEST, Stage, UnitRecord
+from mode_ray.stages.manifest import MANIFEST, Stage, UnitRecord
+from mode_ray.stages.work_unit import Shard
 from mode_ray.storage import Location
 from mode_ray.sweep import run as sweep_run
 from mode_ray.sweep.plan import SweepInputs, SweepTrial, plan_sweep, swept_expert
@@ -31,9 +31,9 @@ from mode_ray.sweep.results import (
 )
 from mode_ray.sweep.run import asha, run_sweep
 from mode_ray.sweep.trainable import Poll, measurements
-from mode_ray.train.launcher import TrialEnd
-from mode_ray.train.measure_job import read_curve
-from mode_ray.train.trial import TrialJob
+from mode_ray.train.runs.launcher import TrialEnd
+from mode_ray.train.runs.measure_job import read_curve
+from mode_ray.train.runs.trial import TrialJob
 
 RATE, BATCH, SHARE = "train.optimizer.learning_rate", "train.batch_size", "train.seed_share"
 

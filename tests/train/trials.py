@@ -3,10 +3,10 @@
 import safetensors.torch
 import torch
 
-from mode_ray.expert_data import TrainingSet
+from mode_ray.models.clip import WEIGHTS_FILE
+from mode_ray.pairs.members import TrainingSet
 from mode_ray.storage import Location
-from mode_ray.train.budget import SEED, Trial
-from mode_ray.train.model import WEIGHTS_FILE
+from mode_ray.train.plan import SEED, Trial
 
 BATCH = 8
 SEED_TRIAL = Trial(name=SEED, members=TrainingSet(kind="all"), samples=4 * BATCH, last_progress=0.5)

@@ -1,0 +1,99 @@
+"""Assign every caption to its nearest fine center: one assignment shard an input shard.
+
+Where embeddings were kept they are read; else captions are read, encoded and assigned in one pass.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from mode_ray.captions.clean import CaptionTable
+from mode_ray.captions.read import read_captions
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.cluster.search.nearest import FlatSearch, Float32Array, NearestCenters
+from mode_ray.config.run import RunConfig
+from mode_ray.embed.encoder import load_encoder
+from mode_ray.embed.stage import unit_record
+from mode_ray.embed.table import as_stored, embedding_vectors, place_columns, split_usable
+from mode_ray.errors import DataError
+from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, read_output
+from mode_ray.stages.resume import run_shard_stage
+from mode_ray.stages.work_unit import Shard
+from mode_ray.storage import Location
+
+FINE = "fine"
+DISTANCE = "distance"
+
+
+class AssignWorker:
+    """Finds the nearest center of a shard's captions; see `UnitWorker`.
+
+    Args:
+        config: The run's config.
+        clusters: Directory of the clustering.
+        embeddings: Directory of the embedding shards, or None to encode the captions here.
+    """
+
+    def __init__(self, config: RunConfig, clusters: Location, embeddings: Location | None) -> None:
+        clustering = Clustering.load(clusters)
+        threads = config.assign.pool.threads_per_actor
+        prices_m = clustering.prices_m if config.assign.rule == "priced" else None
+        self._nearest = center_search(
+            clustering.centers_md, prices_m, threads, gpu=config.assign.pool.gpus_per_actor > 0
+        )
+        self._captions = config.captions
+        self._embeddings = embeddings
+        if embeddings is None:
+            self._encoder = load_encoder(config.encoder, config.embed.encoder, threads)
+            clustering.compatible_with(self._encoder.name, self._encoder.dimension)
+
+    def read(self, shard: Shard) -> CaptionTable:
+        """Read the shard's embeddings, or its captions."""
+        if self._embeddings is None:
+            return read_captions(shard, self._captions)
+        try:
+            table = read_output(self._embeddings, shard.unit)
+        except FileNotFoundError:
+            raise DataError(f"{shard.uri}: left out by the embed stage; it has no embeddings") from None
+        return CaptionTable(table, table.num_rows, {}, {})
+
+    def compute(self, shard: Shard, source: CaptionTable) -> tuple[pa.Table, UnitRecord]:
+        """Encode where that was not done yet, and find the nearest centers."""
+        if self._embeddings is None:
+            vectors_bd = self._encoder.encode(source.table["caption"].to_pylist())
+            source, vectors_bd = split_usable(source, vectors_bd)
+            # Assignments do not depend on whether embeddings are kept.
+            vectors_bd = as_stored(vectors_bd)
+        else:
+            vectors_bd = embedding_vectors(source.table)
+        fine_b, squared_distance_b = self._nearest.search(vectors_bd)
+        table = pa.table(
+            {**place_columns(source.table), FINE: pa.array(fine_b), DISTANCE: pa.array(squared_distance_b)}
+        )
+        return table, unit_record(shard, source)
+
+
+def center_search(
+    centers_md: Float32Array, prices_m: npt.NDArray[np.floating] | None, threads: int, *, gpu: bool
+) -> NearestCenters | FlatSearch:
+    """The nearest-center search of the stage: faiss on this process's GPU, or compiled and pruned on CPU threads."""
+    return FlatSearch(centers_md, prices_m, gpu=True) if gpu else NearestCenters(centers_md, prices_m, threads)
+
+
+def run_assign(
+    config: RunConfig,
+    stage: Stage,
+    shards: Sequence[Shard],
+    clusters: Location,
+    embeddings: Location | None,
+    on_record: Callable[[UnitRecord], None],
+) -> Manifest:
+    """Run the assign stage, or what is left of it.
+
+    Raises:
+        DataError: More shards are unreadable, or more captions refused, than the config allows.
+    """
+    arguments = (config, clusters, embeddings)
+    return run_shard_stage(config, stage, shards, AssignWorker, arguments, config.assign.pool, on_record)

@@ -1,0 +1,1 @@
+"""The atlas of a clustering: its numbers and the page that shows them."""

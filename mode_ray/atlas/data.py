@@ -1,0 +1,327 @@
+"""What the atlas shows, from a clustering and a sample of captions; pure, and the page's one source of numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import TypedDict
+
+from mode_ray.atlas.layout import layout_map
+from mode_ray.atlas.sample import CaptionSample
+from mode_ray.atlas.terms import TermCounts
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.cluster.fit.sizes import imbalance_factor, max_over_mean
+
+CAPTIONS_PER_END = 5
+TERMS_PER_CLUSTER = 8
+TERMS_PER_EXPERT = 14
+HISTOGRAM_BINS = 24
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_NEIGHBOURS = 3
+_MIN_ROWS_TO_JUDGE = 10
+_REPEATED_BELOW = 0.5
+_DIFFUSE_ABOVE = 1.4
+_TWIN_SHARE = 0.1
+_UNEVEN_ABOVE = 4.0
+_TOLERATED_SHARE = 0.05
+_SHOWN_COMMON_TERMS = 40
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class MapData(TypedDict):
+    """One coarse map."""
+
+    n: int
+    slack: float
+    capacity: float  # share of the captions an expert may hold
+    load: list[float]  # share of the captions, by expert
+    spread: list[float]  # mean squared distance of its captions to its centroid
+    centers: list[int]
+    terms: list[list[str]]
+    expert: list[int]  # of every fine cluster
+
+
+class ClusterColumns(TypedDict):
+    """The fine clusters, one entry each in every list."""
+
+    x: list[float]  # place and radius on the map, in the unit square
+    y: list[float]
+    radius: list[float]
+    rows: list[int]  # what the shares are of
+    sampled: list[int]
+    distinct: list[float | None]  # share of distinct captions among the sampled
+    mean: list[float | None]  # squared distance to the center
+    quantiles: list[list[float]]
+    histogram: list[list[int]]
+    terms: list[list[str]]
+    near: list[list[str]]
+    far: list[list[str]]
+    near_distance: list[list[float]]
+    far_distance: list[list[float]]
+    price: list[float]
+    neighbours: list[list[int]]
+    neighbour_distance: list[float | None]  # squared, to the nearest other center
+
+
+class Finding(TypedDict):
+    """One sentence on the clustering; `clusters` are those it is about."""
+
+    good: bool
+    sentence: str
+    clusters: list[int]
+
+
+class AtlasData(TypedDict):
+    """All that the page shows."""
+
+    facts: dict[str, str]  # where it comes from, as it is to be shown
+    findings: list[Finding]
+    maps: list[MapData]  # the one to show first leads
+    clusters: ClusterColumns
+    edges: list[float]  # of the histograms
+    histogram: list[int]  # over all sampled captions
+    quantiles: list[float]
+    total_rows: int
+    max_over_mean: float
+    imbalance: float
+    common_terms: list[str]
+    refused: dict[str, int]
+    fit: dict[str, str]  # figures of the fit
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class AtlasFacts:
+    """What the page says of its origin.
+
+    Attributes:
+        about: Shown as name and value.
+        slack: Of the coarse maps: an expert holds at most (1 + slack)/n.
+        first_map: The n to show first.
+        refused: Captions refused before clustering, by reason.
+        versions: Of packages.
+        count_sample: Take cluster sizes from the sample, not from the fit: where assignments are priced.
+    """
+
+    about: Mapping[str, str]
+    slack: float
+    first_map: int
+    refused: Mapping[str, int]
+    versions: Mapping[str, str]
+    count_sample: bool = False
+
+
+def atlas_data(clustering: Clustering, sample: CaptionSample, facts: AtlasFacts) -> AtlasData:
+    """All that the page shows.
+
+    Args:
+        clustering: Centers, masses and coarse maps.
+        sample: Captions of it; may be few, or none of some clusters.
+        facts: Origin and limits.
+    """
+    m = len(clustering.centers_md)
+    sampled_m = np.bincount(sample.fine_b, minlength=m)
+    rows_m = sampled_m if facts.count_sample else clustering.mass_m
+    share_m = rows_m / max(1, int(rows_m.sum()))
+    terms = TermCounts(sample.terms, sampled_m)
+    edges = _edges(sample.squared_distance_b)
+    clusters = _clusters(clustering, sample, terms, rows_m, edges)
+    maps = [_map(clustering, n, share_m, terms, facts.slack) for n in _order(clustering, facts.first_map)]
+    return AtlasData(
+        facts=dict(facts.about),
+        findings=_findings(clusters, maps, rows_m),
+        maps=maps,
+        clusters=clusters,
+        edges=_rounded(edges),
+        histogram=np.histogram(np.minimum(sample.squared_distance_b, edges[-1]), edges)[0].tolist(),
+        quantiles=_quantiles(sample.squared_distance_b),
+        total_rows=int(rows_m.sum()),
+        max_over_mean=max_over_mean(rows_m),
+        imbalance=imbalance_factor(rows_m),
+        common_terms=terms.common[:_SHOWN_COMMON_TERMS],
+        refused=dict(facts.refused),
+        fit={
+            name: _figure(value) for name, value in clustering.training.items() if not isinstance(value, dict | list)
+        },
+        versions=dict(facts.versions),
+    )
+
+
+def _order(clustering: Clustering, first: int) -> list[int]:
+    return sorted(clustering.coarse, key=lambda n: (n != first, -n))
+
+
+def _map(clustering: Clustering, n: int, share_m: FloatArray, terms: TermCounts, slack: float) -> MapData:
+    group_m = clustering.experts_of(n)
+    return MapData(
+        n=n,
+        slack=slack,
+        capacity=min(1.0, (1 + slack) / n),
+        load=np.bincount(group_m, weights=share_m, minlength=n).round(6).tolist(),
+        spread=_rounded(clustering.spread(n)),
+        centers=np.bincount(group_m, minlength=n).tolist(),
+        terms=terms.top(group_m, n, TERMS_PER_EXPERT),
+        expert=group_m.tolist(),
+    )
+
+
+def _clusters(
+    clustering: Clustering,
+    sample: CaptionSample,
+    terms: TermCounts,
+    rows_m: npt.NDArray[np.integer],
+    edges: FloatArray,
+) -> ClusterColumns:
+    m = len(clustering.centers_md)
+    places_m2, radius_m = layout_map(clustering.centers_md, rows_m / max(1, int(rows_m.sum())))
+    order = np.lexsort((sample.squared_distance_b, sample.fine_b))
+    starts = np.searchsorted(sample.fine_b[order], np.arange(m + 1))
+    members = [order[starts[fine] : starts[fine + 1]] for fine in range(m)]
+    distances = [sample.squared_distance_b[own] for own in members]
+    ends = _ends(sample, m)
+    neighbours_mk, neighbour_distance_m = nearest_neighbours(clustering.centers_md, _NEIGHBOURS)
+    return ClusterColumns(
+        x=places_m2[:, 0].round(5).tolist(),
+        y=places_m2[:, 1].round(5).tolist(),
+        radius=radius_m.round(5).tolist(),
+        rows=rows_m.tolist(),
+        sampled=[len(own) for own in members],
+        distinct=[
+            round(len(np.unique(sample.text_hash_b[own])) / len(own), 4) if len(own) else None for own in members
+        ],
+        mean=[round(float(own.mean()), 4) if len(own) else None for own in distances],
+        quantiles=[_quantiles(own) for own in distances],
+        histogram=[np.histogram(np.minimum(own, edges[-1]), edges)[0].tolist() for own in distances],
+        terms=terms.top(np.arange(m), m, TERMS_PER_CLUSTER),
+        near=[[caption for caption, _ in near] for near, _ in ends],
+        far=[[caption for caption, _ in far] for _, far in ends],
+        near_distance=[_rounded([distance for _, distance in near]) for near, _ in ends],
+        far_distance=[_rounded([distance for _, distance in far]) for _, far in ends],
+        price=_rounded(clustering.prices_m),
+        neighbours=neighbours_mk.tolist(),
+        neighbour_distance=[None if np.isinf(value) else round(float(value), 4) for value in neighbour_distance_m],
+    )
+
+
+def _ends(sample: CaptionSample, m: int) -> list[tuple[list[tuple[str, float]], list[tuple[str, float]]]]:
+    """For every cluster the captions nearest to its center, nearest first, and the farthest, farthest first."""
+    found: list[list[tuple[str, float]]] = [[] for _ in range(m)]
+    columns = (sample.ends[name].to_pylist() for name in ("fine", "caption", "squared_distance"))
+    for fine, caption, distance in zip(*columns, strict=True):
+        found[fine].append((caption, distance))
+    halves = []
+    for captions in found:
+        near = captions[: min(CAPTIONS_PER_END, -(-len(captions) // 2))]
+        halves.append((near, captions[len(near) :][::-1][:CAPTIONS_PER_END]))
+    return halves
+
+
+def nearest_neighbours(centers_md: npt.NDArray[np.floating], count: int) -> tuple[npt.NDArray[np.intp], FloatArray]:
+    """The nearest other centers of every center.
+
+    Returns:
+        neighbours_mk: [m, k], nearest first; k is `count`, or m - 1 where that is less.
+        squared_distance_m: float64 [m], to the nearest; infinite where there is no other.
+    """
+    centers_md = np.asarray(centers_md, np.float64)
+    m, k = len(centers_md), min(count, len(centers_md) - 1)
+    neighbours_mk = np.empty((m, k), np.intp)
+    squared_distance_m = np.full(m, np.inf)
+    norm_m = np.square(centers_md).sum(1)
+    for start in range(0, m if k else 0, 1024):
+        rows = np.arange(start, min(start + 1024, m))
+        squared_bm = np.maximum(norm_m[rows, None] + norm_m - 2 * centers_md[rows] @ centers_md.T, 0.0)
+        squared_bm[np.arange(len(rows)), rows] = np.inf
+        neighbours_mk[rows] = np.argsort(squared_bm, axis=1, kind="stable")[:, :k]
+        squared_distance_m[rows] = squared_bm.min(axis=1)
+    return neighbours_mk, squared_distance_m
+
+
+def _findings(clusters: ClusterColumns, maps: Sequence[MapData], rows_m: npt.NDArray[np.integer]) -> list[Finding]:
+    """What a reader should know first."""
+    ratio = max_over_mean(rows_m)
+    sizes = (
+        f"The largest fine cluster holds {ratio:.1f} times the mean; "
+        f"the imbalance factor is {imbalance_factor(rows_m):.2f} (1 is perfect)."
+    )
+    uneven = ratio > _UNEVEN_ABOVE
+    found = [Finding(good=not uneven, sentence=sizes, clusters=[int(rows_m.argmax())] if uneven else [])]
+    for chosen in maps:
+        fullest, over = max(chosen["load"]), max(chosen["load"]) / chosen["capacity"]
+        held = over <= 1 + 1e-5  # loads are rounded
+        limit = f"within its capacity of {_percent(chosen['capacity'])}" if held else f"{over:.2f} times its capacity"
+        sentence = f"n = {chosen['n']}: the fullest expert holds {_percent(fullest)} of the captions, {limit}."
+        found.append(Finding(good=held, sentence=sentence, clusters=[]))
+    return found + _odd_clusters(clusters, rows_m)
+
+
+def _odd_clusters(clusters: ClusterColumns, rows_m: npt.NDArray[np.integer]) -> list[Finding]:
+    """Clusters that are empty, repeated, diffuse, or have a twin; a few of the latter three are normal."""
+    m = len(rows_m)
+    means = {
+        fine: mean
+        for fine, mean in enumerate(clusters["mean"])
+        if mean is not None and clusters["sampled"][fine] >= _MIN_ROWS_TO_JUDGE
+    }
+    typical = float(np.median(list(means.values()))) if means else 0.0
+    gaps = clusters["neighbour_distance"]
+    checks = [
+        (
+            np.flatnonzero(rows_m == 0).tolist(),
+            0.0,
+            "No fine cluster is empty",
+            "hold no caption: they take part in routing, not in training",
+        ),
+        (
+            [fine for fine in means if (clusters["distinct"][fine] or 0.0) < _REPEATED_BELOW],
+            0.0,
+            "No fine cluster is mostly repeated captions",
+            "are mostly repeated captions (fewer than half are distinct): boilerplate, which deduplication removes",
+        ),
+        (
+            [fine for fine, mean in means.items() if mean > _DIFFUSE_ABOVE * typical],
+            _TOLERATED_SHARE,
+            "No fine cluster is much wider than the others",
+            f"are diffuse: their mean squared distance is above {_DIFFUSE_ABOVE:g} times the typical {typical:.2f}",
+        ),
+        (
+            [fine for fine, gap in enumerate(gaps) if gap is not None and gap < _TWIN_SHARE * typical],
+            _TOLERATED_SHARE,
+            "No two fine centers nearly coincide",
+            f"have a twin: a center nearer than {_TWIN_SHARE:g} of the typical squared distance. Two of equal size "
+            f"would be only {_percent(_TWIN_SHARE / 4)} wider as one",
+        ),
+    ]
+    return [
+        Finding(
+            good=len(those) <= tolerated * m,
+            sentence=f"{len(those):,} of {m:,} fine clusters {trait}." if those else f"{none}.",
+            clusters=those,
+        )
+        for those, tolerated, none, trait in checks
+    ]
+
+
+def _edges(squared_distance_b: npt.NDArray[np.floating]) -> FloatArray:
+    """Common bins; the last one takes all beyond it, so that single outliers do not flatten the rest."""
+    high = float(np.quantile(squared_distance_b, 0.998)) if len(squared_distance_b) else 1.0
+    return np.linspace(0.0, max(high, 1e-6), HISTOGRAM_BINS + 1)
+
+
+def _quantiles(values: npt.NDArray[np.floating]) -> list[float]:
+    return _rounded(np.quantile(values, QUANTILES)) if len(values) else []
+
+
+def _rounded(values: Sequence[float] | npt.NDArray[np.floating]) -> list[float]:
+    rounded: list[float] = np.asarray(values, np.float64).round(4).tolist()
+    return rounded
+
+
+def _figure(value: object) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.3g}\N{NO-BREAK SPACE}%"

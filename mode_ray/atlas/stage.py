@@ -1,0 +1,179 @@
+"""The atlas of a run, on Ray: sample stored rows, read their captions again, summarise in parallel, write one page."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from mode_ray.assign.stage import DISTANCE, FINE
+from mode_ray.atlas.data import CAPTIONS_PER_END, AtlasFacts, atlas_data
+from mode_ray.atlas.page import ATLAS_HTML, render_atlas
+from mode_ray.atlas.sample import CaptionSample, merge, summarise
+from mode_ray.captions.read import read_captions
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.cluster.search.nearest import NearestCenters
+from mode_ray.config.run import RunConfig
+from mode_ray.embed.table import EMBEDDING, embedding_vectors
+from mode_ray.errors import DataError
+from mode_ray.stages.manifest import package_versions, read_manifest, read_output, read_units
+from mode_ray.stages.work_unit import Shard
+from mode_ray.storage import Location
+from mode_ray.util.ray_tasks import task_result
+from mode_ray.util.sampling import allocate_sample, sample_positions
+
+SAMPLE_CAPTIONS = 100_000
+MIN_UNITS = 16
+_IO_RETRIES = 3
+
+
+def make_atlas(
+    config: RunConfig,
+    shards: Sequence[Shard],
+    directories: Mapping[str, Location],
+    sample_captions: int = SAMPLE_CAPTIONS,
+) -> Location:
+    """Write `atlas.html` into the clustering's directory; needs a running Ray.
+
+    Rows come from the assignments where that stage is done, else from the embeddings, with the nearest center found
+    here. Units are drawn at random, until they hold enough rows and are at least `MIN_UNITS`, then rows uniformly over
+    them; a unit whose source can no longer be read is left out, and the page says so.
+
+    Args:
+        config: The run's config.
+        shards: The run's input.
+        directories: Of all stages, by name; embed must be done and the clustering written.
+        sample_captions: How many captions to look at.
+
+    Returns:
+        The page.
+
+    Raises:
+        DataError: There is no clustering, or no caption of it can be read.
+    """
+    assigned = read_manifest(directories["assign"]) is not None
+    rows = directories["assign"] if assigned else directories["embed"]
+    wanted = choose_rows(rows, shards, sample_captions, config.cluster.seed)
+    by_unit = {shard.unit: shard for shard in shards}
+    sample_one = ray.remote(num_cpus=1)(_sample_unit).options(max_retries=_IO_RETRIES, retry_exceptions=[OSError])
+    samples = [
+        sample_one.remote(config, by_unit[unit], count, directories["cluster"], rows) for unit, count in wanted.items()
+    ]
+    # max_calls: the map of many centers leaves a process that is too large to idle.
+    write = ray.remote(num_cpus=1, max_calls=1)(_write).options(name="atlas")
+    page: Location = task_result(write.remote(config, dict(directories), assigned, *samples))
+    return page
+
+
+def choose_rows(rows: Location, shards: Sequence[Shard], sample_captions: int, seed: int) -> dict[str, int]:
+    """Rows to sample from each chosen unit, by unit.
+
+    Args:
+        rows: Directory of embedding or assignment shards.
+        shards: The run's input.
+        sample_captions: Rows wanted in all.
+        seed: Of the draw.
+
+    Raises:
+        DataError: There is no row.
+    """
+    known = {shard.unit for shard in shards}
+    rows_by_unit = {record.unit: record.rows_out for record in read_units(rows) if record.unit in known}
+    units = sorted(unit for unit, count in rows_by_unit.items() if count)
+    if not units:
+        raise DataError(
+            f"{rows}: no row of the given captions to make an atlas of; run the embed or the assign stage first"
+        )
+    shuffled = [units[position] for position in np.random.default_rng(seed).permutation(len(units))]
+    enough = int(np.searchsorted(np.cumsum([rows_by_unit[unit] for unit in shuffled]), sample_captions)) + 1
+    chosen = {unit: rows_by_unit[unit] for unit in shuffled[: max(enough, MIN_UNITS)]}
+    return {unit: count for unit, count in allocate_sample(chosen, sample_captions, seed).items() if count}
+
+
+def sample_unit(config: RunConfig, shard: Shard, count: int, clusters: Location, rows: Location) -> CaptionSample:
+    """Summarise `count` captions of one shard.
+
+    Args:
+        config: The run's config.
+        shard: Whose captions are read again.
+        count: How many of its stored rows to take.
+        clusters: Directory of the clustering.
+        rows: Directory of embedding shards (the nearest center is then found here) or assignment shards.
+
+    Raises:
+        DataError: The source cannot be read.
+    """
+    table = read_output(rows, shard.unit)
+    table = table.take(pa.array(sample_positions(shard.unit, table.num_rows, count, config.cluster.seed)))
+    captions = read_captions(shard, config.captions).table
+    place_of = {identity: place for place, identity in enumerate(_identities(captions))}
+    places = [place_of.get(identity) for identity in _identities(table)]
+    found = np.array([place is not None for place in places], np.bool_)
+    kept = pa.array([place for place in places if place is not None], pa.int64())
+    texts = captions["caption"].take(kept).to_pylist()
+    table = table.filter(pa.array(found))
+    if EMBEDDING in table.column_names:
+        clustering = Clustering.load(clusters)
+        prices_m = clustering.prices_m if config.assign.rule == "priced" else None
+        fine_b, squared_distance_b = NearestCenters(clustering.centers_md, prices_m).search(embedding_vectors(table))
+    else:
+        fine_b, squared_distance_b = table[FINE].to_numpy(), table[DISTANCE].to_numpy()
+    return summarise(fine_b, squared_distance_b, texts, CAPTIONS_PER_END, int((~found).sum()))
+
+
+def _identities(table: pa.Table) -> Iterator[tuple[int, int]]:
+    """(row, caption index) of every row."""
+    return zip(table["row"].to_pylist(), table["caption_index"].to_pylist(), strict=True)
+
+
+def _sample_unit(
+    config: RunConfig, shard: Shard, count: int, clusters: Location, rows: Location
+) -> CaptionSample | str:
+    """The sample, or the reason why its source cannot be read: an atlas of the others is still of use."""
+    try:
+        return sample_unit(config, shard, count, clusters, rows)
+    except DataError as error:
+        return str(error)
+
+
+def _write(
+    config: RunConfig, directories: Mapping[str, Location], assigned: bool, *results: CaptionSample | str
+) -> Location:
+    unreadable = [result for result in results if isinstance(result, str)]
+    samples = [result for result in results if isinstance(result, CaptionSample)]
+    if not sum(len(sample) for sample in samples):
+        reason = unreadable[0] if unreadable else "its captions are no longer in their sources"
+        raise DataError(f"atlas: no sampled caption can be read: {reason}")
+    sample = merge(samples, CAPTIONS_PER_END)
+    clustering = Clustering.load(directories["cluster"])
+    embedded = read_manifest(directories["embed"])
+    usable = 0 if embedded is None else embedded.rows_in - sum(embedded.refused.values())
+    left_out = {
+        "units that cannot be read": len(unreadable),
+        "sampled captions no longer found in their source": sample.missing,
+    }
+    counted = config.assign.rule == "priced"
+    about = {
+        "Run": config.directory.uri,
+        "Made": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
+        "Encoder": f"{clustering.encoder_name}, {clustering.dimension} dimensions",
+        "Usable captions": f"{usable:,}",
+        "Sizes and shares": "counted in the captions looked at (assignments are priced)"
+        if counted
+        else f"from the {int(clustering.mass_m.sum()):,} captions of the fit",
+        "Looked at for this page": f"{len(sample):,} captions of {len(samples):,} units, "
+        + ("as assigned" if assigned else "by nearest center, before assignment"),
+        **{f"Left out: {what}": f"{count:,}" for what, count in left_out.items() if count},
+    }
+    facts = AtlasFacts(
+        about=about,
+        slack=config.cluster.coarse.slack,
+        first_map=config.train.experts,
+        refused={} if embedded is None else embedded.refused,
+        versions=package_versions(),
+        count_sample=counted,
+    )
+    page = directories["cluster"] / ATLAS_HTML
+    page.write_text(render_atlas(atlas_data(clustering, sample, facts)))
+    return page

@@ -1,0 +1,109 @@
+"""Both clustering steps on the stored embeddings: the fine centers, and a coarse map for every n."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mode_ray.cluster.calibration import (
+    CALIBRATION_KEY,
+    calibration_rows,
+    evenly_spaced,
+    fit_temperature,
+    stored_form,
+)
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.cluster.coarse import group_centers
+from mode_ray.cluster.fit.kmeans import FineFit, FitState, fit_rows
+from mode_ray.cluster.fit.sample_rows import HISTOGRAM_END, SampleRows
+from mode_ray.cluster.fit.sizes import imbalance_factor, max_over_mean
+from mode_ray.cluster.fit.state import delete_fit_state, read_fit_state, write_fit_state
+from mode_ray.config.run import ClusterConfig
+from mode_ray.storage import Location
+
+DISTANCE_QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
+
+
+def fit_clustering(
+    sample: SampleRows, config: ClusterConfig, encoder_name: str, directory: Location
+) -> dict[str, Any]:
+    """Fit a clustering on a sample, and save it.
+
+    Every iteration is written down, so that a broken-off fit goes on where it stopped, to the same result.
+
+    Args:
+        sample: Caption embeddings.
+        config: Both steps.
+        encoder_name: The encoder that made the embeddings.
+        directory: Where the clustering belongs.
+
+    Returns:
+        Figures of the fit, as the clustering keeps them too.
+
+    Raises:
+        DataError: Fewer distinct embeddings than centers.
+    """
+
+    def keep(state: FitState) -> None:
+        write_fit_state(directory, state)
+
+    fit = fit_rows(sample, config.fine, config.seed, keep, read_fit_state(directory))
+    histogram = sample.distance_histogram(fit.centers_md)
+    maps = {n: group_centers(fit.centers_md, fit.mass_m, n, config.coarse, config.seed) for n in config.coarse.experts}
+    captions_pd = sample.take(evenly_spaced(sample.rows, calibration_rows(len(fit.centers_md))))
+    calibrations = {n: fit_temperature(captions_pd, fit.centers_md, coarse.group_m) for n, coarse in maps.items()}
+    figures = {
+        **_figures(fit),
+        "squared_distance_quantiles": {
+            str(share): round(float(value), 6)
+            for share, value in zip(DISTANCE_QUANTILES, histogram_quantiles(histogram), strict=True)
+        },
+        "coarse": {
+            str(n): {
+                "load": coarse.load_n.round(4).tolist(),
+                "slack_used": round(coarse.slack_used, 4),
+                "max_load_over_mean": round(float(coarse.load_n.max()) * n, 4),
+            }
+            for n, coarse in maps.items()
+        },
+        CALIBRATION_KEY: stored_form(calibrations),
+    }
+    Clustering(
+        centers_md=fit.centers_md,
+        prices_m=fit.prices_m,
+        mass_m=fit.mass_m,
+        squared_distance_m=fit.squared_distance_m,
+        encoder_name=encoder_name,
+        coarse={n: coarse.group_m for n, coarse in maps.items()},
+        training=figures,
+    ).save(directory)
+    delete_fit_state(directory)
+    return figures
+
+
+def histogram_quantiles(
+    histogram_b: npt.NDArray[np.int64], shares: tuple[float, ...] = DISTANCE_QUANTILES
+) -> npt.NDArray[np.float64]:
+    """Quantiles of the squared distances in equal bins from 0 to 4, linear within a bin."""
+    cumulative = np.concatenate([[0.0], np.cumsum(histogram_b, dtype=np.float64)])
+    wanted = np.asarray(shares) * cumulative[-1]
+    after = np.clip(np.searchsorted(cumulative, wanted, side="left"), 1, len(histogram_b))
+    within = (wanted - cumulative[after - 1]) / np.maximum(cumulative[after] - cumulative[after - 1], 1.0)
+    return np.asarray((after - 1 + within) * (HISTOGRAM_END / len(histogram_b)))
+
+
+def _figures(fit: FineFit) -> dict[str, Any]:
+    return {
+        "sample_rows": fit.rows,
+        "distinct_rows": fit.distinct_rows,
+        "iterations": len(fit.history),
+        "last_iteration": asdict(fit.history[-1]),
+        "init": fit.init,
+        "mean_squared_distance": float(fit.squared_distance_m.sum() / fit.rows),
+        "fitted_mean_squared_distance": fit.fitted_inertia / fit.rows,
+        "fitted_max_over_mean": max_over_mean(fit.fitted_mass_m),
+        "fitted_imbalance_factor": imbalance_factor(fit.fitted_mass_m),
+        "nearest_max_over_mean": max_over_mean(fit.mass_m),
+        "nearest_imbalance_factor": imbalance_factor(fit.mass_m),
+    }

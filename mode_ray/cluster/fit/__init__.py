@@ -1,0 +1,1 @@
+"""Balanced k-means over a sample that Ray actors hold in parts."""

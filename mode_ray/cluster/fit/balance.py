@@ -1,0 +1,122 @@
+"""Capacity prices: balanced assignment as semi-discrete optimal transport.
+
+Every center gets one price, added to the squared distances of the rows; a center above its fair share becomes
+dearer, one below cheaper. That is gradient ascent on the concave dual of the transport problem in which every
+center takes an equal share of the rows: its gradient is the difference of shares. The balanced assignment
+of a new row needs nothing but the prices, so it works in streaming batches.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from mode_ray.cluster.fit.sizes import balance_score
+
+_ROWS_PER_BATCH = 8_192
+_CLAMP = 4.0
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+
+
+def row_hashes(vectors_nd: npt.NDArray[np.floating]) -> npt.NDArray[np.uint64]:
+    """A 64-bit hash of every row, equal for equal rows: uint64 [n].
+
+    The sum of the float32 bits times random odd numbers: two different rows collide with a chance of about 2^-60.
+    """
+    import torch
+
+    from mode_ray.cluster.search import kernels
+
+    drawn_d = np.random.default_rng(0).integers(0, 2**63, vectors_nd.shape[1:], dtype=np.uint64)
+    factors_d = (drawn_d << np.uint64(1)) | np.uint64(1)
+    hash_n = np.empty(len(vectors_nd), np.uint64)
+    for start in range(0, len(vectors_nd), _ROWS_PER_BATCH):
+        rows = slice(start, start + _ROWS_PER_BATCH)
+        # By torch: numpy takes four times as long from float16. Adding 0.0 turns -0.0 into 0.0.
+        singles_bd = torch.from_numpy(np.array(vectors_nd[rows])).float() + 0.0
+        kernels.hash_rows(singles_bd.numpy().view(np.uint32), factors_d, hash_n[rows])
+    return hash_n
+
+
+def row_multiplicity(
+    vectors_nd: npt.NDArray[np.floating],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Which rows are first of their kind, and how often each row's vector occurs.
+
+    Returns:
+        first_u: int64 [u], index of the first row of each distinct vector, ascending.
+        multiplicity_n: int64 [n].
+    """
+    return multiplicity(row_hashes(vectors_nd))
+
+
+def multiplicity(hash_n: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """As `row_multiplicity`, from `row_hashes`."""
+    _, first_u, inverse_n, count_u = np.unique(hash_n, return_index=True, return_inverse=True, return_counts=True)
+    return np.sort(first_u).astype(np.int64), count_u[inverse_n].astype(np.int64)
+
+
+def capped_weights(multiplicity_n: npt.NDArray[np.int64], m: int) -> Float32Array:
+    """Row weights for balancing in which equal rows together count at most as one fair share of the total.
+
+    Equal rows cannot be told apart, so a caption that is repeated more often than a cluster's fair share
+    could not be balanced at any price: its cluster would become ever dearer until all copies jump to the
+    next one.
+
+    Args:
+        multiplicity_n: How many rows are equal to each row, itself included.
+        m: Number of clusters.
+    """
+    weights_n = np.ones(len(multiplicity_n))
+    # Each cap lowers the total and with it the fair share; a few rounds come to rest.
+    for _ in range(20):
+        share = weights_n.sum() / m
+        capped_n = np.minimum(1.0, share / multiplicity_n)
+        if np.array_equal(capped_n, weights_n):
+            break
+        weights_n = capped_n
+    # In steps of 2^-20 sums of weights are exact in float64, in whatever order they are added.
+    return (np.round(weights_n * 2**20) / 2**20).astype(np.float32)
+
+
+def balance_prices(
+    prices_m: Float64Array,
+    sizes_of: Callable[[Float64Array], Float64Array],
+    step: float,
+    updates: int,
+    limit: float,
+) -> Float64Array:
+    """Price updates for fixed centers; the best prices seen are returned.
+
+    Each update adds step_j * (min(size_j/mean, 4) - 1) to the price of center j: linear and clamped, because an update
+    by the logarithm overshoots near balance. Where one price moves few rows and another, of a center amid rows much
+    alike, a thousand, no one step fits both: a center's own step is halved whenever its size crosses the mean, and
+    grows by a tenth while it does not (as in Rprop, Riedmiller and Braun 1993).
+
+    Args:
+        prices_m: float64 [m], where to start.
+        sizes_of: Cluster sizes [m] under given prices; added up over all actors that hold rows.
+        step: First and largest step, in units of squared distance.
+        updates: Number of updates.
+        limit: No price falls by more: a center that becomes cheaper than the rows' candidates reach would draw rows
+            that are not counted. One that becomes dearer only loses rows.
+
+    Returns:
+        The prices with the lowest `balance_score`, the given ones among them; their mean is 0.
+    """
+    start_m, best_m, best_score = prices_m, prices_m, float("inf")
+    steps_m, before_m = np.full(len(prices_m), step), np.zeros(len(prices_m))
+    for update in range(updates + 1):
+        sizes_m = sizes_of(prices_m)
+        score = balance_score(sizes_m)
+        if score < best_score:
+            best_m, best_score = prices_m, score
+        if update == updates or not sizes_m.any():
+            break
+        excess_m = np.minimum(sizes_m / sizes_m.mean(), _CLAMP) - 1.0
+        steps_m = np.where(excess_m * before_m < 0.0, steps_m * 0.5, np.minimum(steps_m * 1.1, step))
+        prices_m = np.maximum(prices_m + steps_m * excess_m, start_m - limit)
+        before_m = excess_m
+    return np.asarray(best_m - best_m.mean())

@@ -1,0 +1,238 @@
+"""The rows of a fit, as far as it needs to see them: in one process, or in many actors."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mode_ray.cluster.fit.balance import row_hashes
+from mode_ray.cluster.fit.sums import Float64Array, PartialSums
+from mode_ray.cluster.search import kernels
+from mode_ray.cluster.search.nearest import Float32Array, Int32Array, NearestCenters, Parts
+from mode_ray.cluster.search.projection import CANDIDATES_SHARES, ROWS_SHARES, Projection
+from mode_ray.util.threads import limited_threads
+
+CANDIDATES_PER_ROW = 16
+_ROWS_PER_BATCH = 16_384
+# Few enough to stay in a core's cache between the steps of a projection.
+_ROWS_PER_PROJECTION = 2_048
+# Distances are rounded to steps in which float64 adds them exactly.
+_DISTANCE_STEP = 2.0**-24
+HISTOGRAM_BINS = 16_384
+HISTOGRAM_END = 4.0
+
+Vectors = npt.NDArray[np.floating]
+Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateSearch:
+    """One search for the centers that a row may go to while prices move and centers stand still.
+
+    It goes with every request that needs its result, so that a replaced actor can do it again.
+
+    Attributes:
+        number: Tells it from other searches of the same fit.
+        centers_md: float32 [m, d].
+        prices_m: float64 [m], where the prices begin to move.
+        reach: Candidates are within this of the best squared distance plus price.
+        heavy_hashes: uint64 [h], ascending, hashes of rows that count less than 1 each; see `capped_weights`.
+        heavy_weights: float32 [h], what they count.
+    """
+
+    number: int
+    centers_md: Float32Array
+    prices_m: Float64Array
+    reach: float
+    heavy_hashes: Hashes = field(default_factory=lambda: np.empty(0, np.uint64))
+    heavy_weights: Float32Array = field(default_factory=lambda: np.empty(0, np.float32))
+
+
+class SampleRows(Protocol):
+    """Rows of a sample, in a fixed order. All results are the same however the rows are dealt to processes."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        ...
+
+    def hashes(self) -> Hashes:
+        """`row_hashes` of the rows: uint64 [n].
+
+        Raises:
+            ValueError: A row is NaN or infinite.
+        """
+        ...
+
+    def take(self, positions: npt.NDArray[np.integer]) -> Float32Array:
+        """Some rows, float32 [len(positions), d]; positions ascend."""
+        ...
+
+    def nearest_sums(self, centers_md: Float32Array) -> PartialSums:
+        """Sums of the rows by nearest center: one exact Lloyd step."""
+        ...
+
+    def priced_sums(self, search: CandidateSearch, prices_m: Float64Array) -> PartialSums:
+        """Sums of the rows by best candidate under prices."""
+        ...
+
+    def sizes(self, search: CandidateSearch, prices_m: Float64Array) -> Float64Array:
+        """Weight of the rows by best candidate under prices: float64 [m]."""
+        ...
+
+    def distance_histogram(self, centers_md: Float32Array) -> npt.NDArray[np.int64]:
+        """Squared distances to the nearest centers, counted in 16,384 equal bins from 0 to 4, the last one open."""
+        ...
+
+
+class LocalRows:
+    """Rows in this process's memory; see `SampleRows`.
+
+    They are kept as float16, as embedding shards store them. What the last step found is kept as a hint for the next
+    one, and the sums with it: only rows that change their center are added and taken away.
+
+    Args:
+        vectors_nd: Floats [n, d].
+        threads: CPU threads.
+    """
+
+    def __init__(self, vectors_nd: Vectors, threads: int = 1) -> None:
+        self._vectors_nd = np.ascontiguousarray(vectors_nd, np.float16)
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        self._projection: tuple[Projection, Parts] | None = None
+        self._shares = ROWS_SHARES
+        self._fine_n = np.full(len(vectors_nd), -1, np.int32)
+        self._sums_md = np.zeros((0, vectors_nd.shape[1]))
+        self._found: tuple[int, tuple[Int32Array, Float32Array, Int32Array]] | None = None
+        self._weights_n: Float32Array | None = None
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self._vectors_nd)
+
+    def hashes(self) -> Hashes:
+        """See `SampleRows`."""
+        hash_n = np.empty(self.rows, np.uint64)
+
+        def hash_some(start: int) -> None:
+            some_bd = self._vectors_nd[start : start + _ROWS_PER_BATCH]
+            if not np.isfinite(some_bd).all():
+                raise ValueError(f"NaN or infinite values in rows {start} to {start + len(some_bd)} of the sample")
+            hash_n[start : start + len(some_bd)] = row_hashes(some_bd)
+
+        for _ in self._pool.map(hash_some, range(0, self.rows, _ROWS_PER_BATCH)):
+            pass
+        return hash_n
+
+    def take(self, positions: npt.NDArray[np.integer]) -> Float32Array:
+        """See `SampleRows`."""
+        taken_nd: Float32Array = self._vectors_nd[positions].astype(np.float32)
+        return taken_nd
+
+    def nearest_sums(self, centers_md: Float32Array) -> PartialSums:
+        """See `SampleRows`."""
+        return self._sums(*self._nearest(centers_md), len(centers_md))
+
+    def priced_sums(self, search: CandidateSearch, prices_m: Float64Array) -> PartialSums:
+        """See `SampleRows`."""
+        return self._sums(*self._best(search, prices_m), len(prices_m))
+
+    def sizes(self, search: CandidateSearch, prices_m: Float64Array) -> Float64Array:
+        """See `SampleRows`."""
+        fine_n, _ = self._best(search, prices_m)
+        weights_n = self._weights(search)
+        return np.bincount(fine_n, weights_n, minlength=len(prices_m)).astype(np.float64)
+
+    def distance_histogram(self, centers_md: Float32Array) -> npt.NDArray[np.int64]:
+        """See `SampleRows`."""
+        _, squared_distance_n = self._nearest(centers_md)
+        bins_n = np.minimum(squared_distance_n * (HISTOGRAM_BINS / HISTOGRAM_END), HISTOGRAM_BINS - 1).astype(np.int64)
+        return np.bincount(bins_n, minlength=HISTOGRAM_BINS)
+
+    def _nearest(self, centers_md: Float32Array) -> tuple[Int32Array, Float32Array]:
+        projection, parts_n = self._projected()
+        nearest = NearestCenters(centers_md, None, self._threads, projection)
+        return nearest.search(self._vectors_nd, parts_n, self._hints(len(centers_md)))
+
+    def _best(self, search: CandidateSearch, prices_m: Float64Array) -> tuple[Int32Array, Float32Array]:
+        if self._found is None or self._found[0] != search.number:
+            self._found = None  # two of them would be the largest thing in memory
+            if self._shares != CANDIDATES_SHARES:
+                # For good: the nearest alone takes little longer with them, less than to project once more.
+                self._shares, self._projection = CANDIDATES_SHARES, None
+            projection, parts_n = self._projected()
+            nearest = NearestCenters(search.centers_md, search.prices_m, self._threads, projection)
+            hints = self._hints(len(search.centers_md))
+            found = nearest.candidates(self._vectors_nd, search.reach, CANDIDATES_PER_ROW, parts_n, hints)
+            self._found = (search.number, found)
+        fine_n, squared_distance_n = np.empty(self.rows, np.int32), np.empty(self.rows, np.float32)
+        prices = prices_m.astype(np.float32)
+        fine_nk, squared_distance_nk, count_n = self._found[1]
+
+        def choose(start: int) -> None:
+            rows = slice(start, start + _ROWS_PER_BATCH)
+            found = fine_nk[rows], squared_distance_nk[rows], count_n[rows]
+            kernels.best_candidates(*found, prices, fine_n[rows], squared_distance_n[rows])
+
+        for _ in self._pool.map(choose, range(0, self.rows, _ROWS_PER_BATCH)):
+            pass
+        return fine_n, squared_distance_n
+
+    def _hints(self, m: int) -> Int32Array:
+        return np.minimum(self._fine_n, np.int32(m - 1))
+
+    def _projected(self) -> tuple[Projection, Parts]:
+        if self._projection is None:
+            projection = Projection.fit(self._vectors_nd, self._shares)
+            heads = np.empty((self.rows, projection.head + 1), np.float32)
+            tails = np.empty((self.rows, projection.dimension - projection.head), np.float32)
+
+            def project(start: int) -> None:
+                rows = slice(start, start + _ROWS_PER_PROJECTION)
+                heads_bh, tails_bt = projection.parts(torch.from_numpy(self._vectors_nd[rows]).float())
+                heads[rows], tails[rows] = heads_bh.numpy(), tails_bt.numpy()
+
+            with limited_threads(1):
+                for _ in self._pool.map(project, range(0, self.rows, _ROWS_PER_PROJECTION)):
+                    pass
+            self._projection = projection, (heads, tails)
+        return self._projection
+
+    def _sums(self, fine_n: Int32Array, squared_distance_n: Float32Array, m: int) -> PartialSums:
+        if len(self._sums_md) != m:
+            self._sums_md = np.zeros((m, self._vectors_nd.shape[1]))
+            self._fine_n.fill(-1)
+        before_n, columns_per_thread = self._fine_n, -(-self._sums_md.shape[1] // self._threads)
+
+        def move(first: int) -> None:
+            columns = slice(first, first + columns_per_thread)
+            for start in range(0, self.rows, _ROWS_PER_BATCH):
+                rows = slice(start, start + _ROWS_PER_BATCH)
+                moved = np.flatnonzero(before_n[rows] != fine_n[rows])
+                vectors = torch.from_numpy(self._vectors_nd[rows, columns][moved]).float().numpy()
+                kernels.move_rows(vectors, before_n[rows][moved], fine_n[rows][moved], first, self._sums_md)
+
+        for _ in self._pool.map(move, range(0, self._sums_md.shape[1], columns_per_thread)):
+            pass
+        self._fine_n = fine_n
+        exact_n = np.round(squared_distance_n.astype(np.float64) / _DISTANCE_STEP) * _DISTANCE_STEP
+        return PartialSums(
+            self._sums_md.copy(),
+            np.bincount(fine_n, minlength=m).astype(np.int64),
+            np.bincount(fine_n, exact_n, minlength=m).astype(np.float64),
+        )
+
+    def _weights(self, search: CandidateSearch) -> Float32Array | None:
+        if not len(search.heavy_hashes):
+            return None
+        if self._weights_n is None:
+            hash_n = self.hashes()
+            place_n = np.minimum(np.searchsorted(search.heavy_hashes, hash_n), len(search.heavy_hashes) - 1)
+            heavy_n = search.heavy_hashes[place_n] == hash_n
+            self._weights_n = np.where(heavy_n, search.heavy_weights[place_n], 1.0).astype(np.float32)
+        return self._weights_n

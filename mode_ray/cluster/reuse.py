@@ -1,0 +1,117 @@
+"""A standing clustering: one that another run fitted, taken over as it is instead of fitting a new one.
+
+New captions get the same centers and ids as those of the run before, so that experts trained there go on serving them.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import ray
+
+from mode_ray.cluster.clustering import FINE_FILE, Clustering, coarse_file
+from mode_ray.config.run import EncoderPlacement, RunConfig
+from mode_ray.embed.encoder import encoder_name, load_encoder
+from mode_ray.errors import UsageError
+from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, combined_hash
+from mode_ray.storage import Location
+from mode_ray.util.ray_tasks import task_result
+
+CONTENT_FIELD = "cluster.standing (content)"
+
+
+@dataclass(frozen=True)
+class StandingClustering:
+    """A clustering to take over.
+
+    Attributes:
+        source: Where it lies.
+        files: Contents of its files by name, in the order to write them: the one that names the others last.
+        clustering: The same, read.
+    """
+
+    source: Location
+    files: Mapping[str, bytes]
+    clustering: Clustering
+
+    @property
+    def content_hash(self) -> str:
+        """Hash of the files, whatever directory they lie in."""
+        return combined_hash(f"{name} {hashlib.sha256(data).hexdigest()}" for name, data in self.files.items())
+
+
+def read_standing(source: Location) -> StandingClustering:
+    """Read a clustering with its files as they are.
+
+    Raises:
+        DataError: There is none, or it is damaged; names the file.
+    """
+    clustering = Clustering.load(source)
+    names = [*(coarse_file(n) for n in sorted(clustering.coarse)), FINE_FILE]
+    return StandingClustering(source, {name: (source / name).read_bytes() for name in names}, clustering)
+
+
+def find_standing(config: RunConfig, copy: Location) -> StandingClustering:
+    """The clustering that `cluster.standing` names; once it is gone, the run's own copy stands in for it.
+
+    Args:
+        config: The run's config.
+        copy: Directory of the run's own clustering.
+
+    Raises:
+        UsageError: None is named, it is the run's own, or it has no map for `train.experts`.
+        DataError: It is absent or damaged, or was made with another encoder.
+    """
+    if config.cluster.standing is None:
+        raise UsageError("cluster.standing is not set: it names the clustering to take over")
+    source = Location.parse(config.cluster.standing)
+    if source.uri == copy.uri:
+        raise UsageError(f"cluster.standing: {source} is this run's own; name the clusters of another run")
+    gone = not (source / FINE_FILE).exists() and (copy / FINE_FILE).exists()
+    standing = read_standing(copy if gone else source)
+    clustering = standing.clustering
+    clustering.compatible_with(encoder_name(config.encoder), clustering.dimension)
+    if config.train.experts not in clustering.coarse:
+        raise UsageError(
+            f"train.experts={config.train.experts} has no coarse map in cluster.standing {source}, which has maps for "
+            f"{sorted(clustering.coarse)}: set train.experts to one of these"
+        )
+    return standing
+
+
+def run_standing(
+    config: RunConfig, stage: Stage, standing: StandingClustering, on_record: Callable[[UnitRecord], None]
+) -> Manifest:
+    """The cluster stage with a standing clustering: check that it fits the encoder itself, then copy it.
+
+    Raises:
+        DataError: The encoder's embeddings have another dimension than the centers.
+        UsageError: The clustering is not the one that this stage was begun with.
+    """
+    if standing.content_hash != stage.fields[CONTENT_FIELD]:
+        raise UsageError(f"{standing.source}: changed while this run worked; run again")
+    stage.begin(1)
+    # An encoder's folder may have changed behind its name: only loading it tells. In a task: the driver has no torch.
+    task_result(ray.remote(max_calls=1)(_check_encoder).remote(config, standing.source))
+    for name, data in standing.files.items():
+        (stage.directory / name).write_bytes(data)
+    record = UnitRecord(
+        unit="clustering",
+        source=standing.source.uri,
+        bytes_out=sum(len(data) for data in standing.files.values()),
+        content_hash=standing.content_hash,
+        attempt=stage.attempt,
+    )
+    on_record(record)
+    summary = {
+        "standing": standing.source.uri,
+        "content_hash": standing.content_hash,
+        "centers": len(standing.clustering.centers_md),
+        "coarse": sorted(standing.clustering.coarse),
+    }
+    return stage.finish([record], summary)
+
+
+def _check_encoder(config: RunConfig, source: Location) -> None:
+    encoder = load_encoder(config.encoder, EncoderPlacement(device="cpu"))
+    Clustering.load(source).compatible_with(encoder.name, encoder.dimension)

@@ -1,0 +1,1 @@
+"""Exact search for the nearest center, pruned by lower bounds."""

@@ -1,0 +1,1 @@
+"""One frozen, validated config section per module; YAML in and out."""

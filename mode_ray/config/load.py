@@ -1,0 +1,147 @@
+"""Configs from and to YAML: a file or preset, then `key=value` overrides; every mistake names file and field."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from mode_ray.config.base import Settings
+from mode_ray.config.run import RunConfig
+from mode_ray.errors import UsageError
+from mode_ray.storage import Location
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's config.
+
+    Args:
+        path: A YAML file, local or remote, or the name of a preset (`demo`, `small`, `paper`).
+        overrides: `dotted.key=value` texts; values are read as YAML.
+
+    Raises:
+        UsageError: No such file, not YAML, an unknown key, a wrong type or value; it names file and field.
+    """
+    preset = resources.files("mode_ray") / "presets" / f"{path}.yaml"
+    if path.isidentifier() and preset.is_file():
+        return _settings(RunConfig, f"preset {path}", preset.read_text(), overrides)
+    return read_settings(RunConfig, path, overrides, hint=" (and no preset of that name)")
+
+
+def read_settings(kind: type[SettingsT], path: str, overrides: Sequence[str] = (), hint: str = "") -> SettingsT:
+    """Read any settings from a YAML file, local or remote, with `dotted.key=value` overrides.
+
+    Args:
+        kind: The settings' class.
+        path: The file.
+        overrides: As for `load_config`.
+        hint: Said too where there is no such file.
+
+    Raises:
+        UsageError: As `load_config`.
+    """
+    try:
+        text = Location.parse(path).read_text()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such config file{hint}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: the config file cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    return _settings(kind, path, text, overrides)
+
+
+def dump_config(config: RunConfig) -> str:
+    """The whole resolved config as YAML."""
+    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True)
+
+
+def with_values(config: RunConfig, changes: Mapping[str, object]) -> RunConfig:
+    """The config with some fields set, by dotted name; all else stays.
+
+    Raises:
+        UsageError: A value does not fit its field, or the others.
+    """
+    values: dict[str, Any] = json.loads(config.model_dump_json())
+    for name, value in changes.items():
+        _set_dotted(values, name, value, f"{name}={value}")
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        shown = ", ".join(f"{name}={value}" for name, value in changes.items())
+        raise UsageError("\n".join(_problems(error, shown, {}))) from None
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, but `5e-4` and `1.5e6` are numbers (as in YAML 1.2), not texts."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse_yaml(text: str) -> object:
+    return yaml.load(text, _YamlLoader)  # noqa: S506  (a SafeLoader)
+
+
+def _settings(kind: type[SettingsT], name: str, text: str, overrides: Sequence[str]) -> SettingsT:
+    try:
+        values = _parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{name}: expected a mapping of config sections at the top level")
+    origin: dict[str, str] = {}
+    for override in overrides:
+        key, value = _parse_override(override)
+        _set_dotted(values, key, value, override)
+        origin[key] = f"override {override!r}"
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UsageError("\n".join(_problems(error, name, origin))) from None
+
+
+def _parse_override(override: str) -> tuple[str, object]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"override {override!r}: expected KEY=VALUE, for example cluster.fine.centers=256")
+    try:
+        return key, _parse_yaml(text)
+    except yaml.YAMLError:
+        raise UsageError(f"override {override!r}: the value is not valid YAML") from None
+
+
+def _set_dotted(values: dict[str, Any], key: str, value: object, override: str) -> None:
+    *sections, last = key.split(".")
+    target = values
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise UsageError(f"override {override!r}: {section!r} is a value, not a section")
+    target[last] = value
+
+
+def _problems(error: ValidationError, name: str, origin: Mapping[str, str]) -> list[str]:
+    """One sentence a problem: file (or override), field, what is wrong."""
+    sentences = []
+    for problem in error.errors():
+        field = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown key"
+        elif problem["type"] == "missing":
+            message = "is required"
+        else:
+            given = problem.get("input")
+            shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+            message = message[0].lower() + message[1:] + shown
+        source = next((text for key, text in origin.items() if f"{field}.".startswith(f"{key}.")), name)
+        sentences.append(f"{source}: {field}: {message}")
+    return sentences

@@ -1,1 +1,0 @@
-"""Drift: newly assigned captions against the sample that their clustering was fitted on."""

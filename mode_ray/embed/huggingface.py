@@ -1,0 +1,118 @@
+"""Transformer encoders from a Hugging Face id or folder, sentence-transformers folders included.
+
+transformers does the work rather than sentence-transformers: the paper's SimCSE model needs the pooler output, which
+sentence-transformers would silently replace by a mean for that folder.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from mode_ray.config.run import EncoderConfig, EncoderPlacement
+from mode_ray.embed.encoder import encoder_name, pick_device, unit_rows
+from mode_ray.errors import UsageError
+from mode_ray.util.packages import resolve_folder
+from mode_ray.util.threads import limited_threads
+
+Pooling = Literal["pooler", "mean", "cls"]
+
+
+class HuggingFaceEncoder:
+    """A transformer with pooler, mean or first-token pooling; see `CaptionEncoder`.
+
+    Args:
+        config: Model, pooling, arithmetic.
+        placement: Batch size and device.
+        threads: CPU threads of the forward pass.
+
+    Raises:
+        UsageError: The model cannot be loaded, or has no weights for the pooling asked for.
+    """
+
+    def __init__(self, config: EncoderConfig, placement: EncoderPlacement, threads: int = 1) -> None:
+        path = resolve_folder(config.model, "encoder.model")
+        self.name = encoder_name(config)
+        self._pooling = _pooling(config, path)
+        self._device = pick_device(placement.device)
+        self._dtype = getattr(torch, config.dtype)
+        self._batch_size = placement.batch_size
+        self._max_tokens = config.max_tokens
+        self._streams = threads if self._device.type == "cpu" else 1
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(path)
+            model, loading = AutoModel.from_pretrained(path, output_loading_info=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"encoder.model: {config.model}: cannot be loaded ({reason})") from None
+        random = sorted(name for name in loading["missing_keys"] if name.startswith("pooler."))
+        if self._pooling == "pooler" and (random or getattr(model, "pooler", None) is None):
+            raise UsageError(
+                f"encoder.model: {config.model}: has no trained pooler; set encoder.pooling to mean or cls"
+            )
+        self._model = model.eval().to(self._device)
+        if self._dtype != torch.float32:
+            # Autocast would convert these for every batch; what it leaves in float32 stays so.
+            for module in self._model.modules():
+                if isinstance(module, torch.nn.Linear):
+                    module.to(self._dtype)
+        self.dimension = int(model.config.hidden_size)
+
+    def encode(self, captions: list[str]) -> np.ndarray:
+        """Embed captions, batches sorted by length so that little is padded."""
+        if not captions:
+            return np.empty((0, self.dimension), np.float32)
+        tokens = self._tokenizer(captions, truncation=True, max_length=self._max_tokens)
+        lengths = np.array([len(ids) for ids in tokens["input_ids"]])
+        order = np.argsort(-lengths, kind="stable")
+        embeddings_bd = np.empty((len(captions), self.dimension), np.float32)
+
+        @torch.inference_mode()
+        def embed(start: int) -> None:
+            chosen = order[start : start + self._batch_size]
+            batch = self._tokenizer.pad(
+                {name: [values[index] for index in chosen] for name, values in tokens.items()},
+                return_tensors="pt",
+            ).to(self._device)
+            with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+                output = self._model(**batch)
+            embeddings_bd[chosen] = self._pool(output, batch["attention_mask"]).float().cpu().numpy()
+
+        starts = range(0, len(captions), self._batch_size)
+        # On CPUs threads go over batches, not into each product: for texts so short they would mostly wait there.
+        with (
+            limited_threads(1),
+            ThreadPoolExecutor(self._streams, initializer=torch.set_num_threads, initargs=(1,)) as streams,
+        ):
+            for _ in streams.map(embed, starts):
+                pass
+        return unit_rows(embeddings_bd)
+
+    def _pool(self, output: Any, mask_bt: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 - differs by model
+        if self._pooling == "pooler":
+            pooled_bd: torch.Tensor = output.pooler_output
+            return pooled_bd
+        hidden_btd: torch.Tensor = output.last_hidden_state
+        if self._pooling == "cls":
+            return hidden_btd[:, 0]
+        weights_bt1 = mask_bt.unsqueeze(-1).to(hidden_btd.dtype)
+        return (hidden_btd * weights_bt1).sum(1) / weights_bt1.sum(1).clamp(min=1)
+
+
+def _pooling(config: EncoderConfig, path: str) -> Pooling:
+    """The pooling asked for; `auto` follows the sentence-transformers folder, else takes the pooler."""
+    if config.pooling != "auto":
+        return config.pooling
+    asked = Path(path) / "1_Pooling" / "config.json"
+    if not asked.is_file():
+        return "pooler"
+    modes = json.loads(asked.read_text())
+    if modes.get("pooling_mode_mean_tokens"):
+        return "mean"
+    if modes.get("pooling_mode_cls_token"):
+        return "cls"
+    raise UsageError(f"{asked}: only mean and first-token pooling are known; set encoder.pooling")

@@ -1,1 +1,0 @@
-"""Frozen language encoders: captions in, unit-norm embeddings out."""

@@ -1,0 +1,1 @@
+"""Cosines of every model on every task, computed once and stored."""

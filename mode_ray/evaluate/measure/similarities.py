@@ -1,0 +1,160 @@
+"""Cosines of every image with every text, for every model, in one pass over the images; stored for all routing rules.
+
+A new routing rule is evaluated from these files without running a model again.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from mode_ray.config.run import EvaluatePlacement
+from mode_ray.embed.encoder import CaptionEncoder
+from mode_ray.errors import DataError
+from mode_ray.evaluate.measure.measurements import (
+    LABELS_FILE,
+    ROUTING_FILE,
+    SUMMARY_FILE,
+    TaskSummary,
+    cosine_file,
+    save_array,
+)
+from mode_ray.evaluate.measure.probe_task import TaskProbes, probe_task
+from mode_ray.evaluate.measure.split_features import EncodedPart, Features, encode_split, merge_parts
+from mode_ray.evaluate.metrics.metric_table import METRICS
+from mode_ray.evaluate.metrics.scored import Scored
+from mode_ray.evaluate.tasks.samples import Split
+from mode_ray.evaluate.tasks.task import Task
+from mode_ray.evaluate.tasks.usable_samples import UsableSamples
+from mode_ray.models.encode import Expert
+from mode_ray.routing.weights import mean_direction
+from mode_ray.storage import Location
+
+Encode = Callable[[list[str]], np.ndarray]
+_Sides = tuple[Mapping[str, np.ndarray], np.ndarray]  # texts by every model, and by the caption encoder
+_Value = TypeVar("_Value")
+
+
+def measure_task(
+    task: Task,
+    models: Mapping[str, Location],
+    encoder: CaptionEncoder,
+    directory: Location,
+    placement: EvaluatePlacement,
+    max_pixels: int,
+    parts: Mapping[Split, Sequence[EncodedPart]] | None = None,
+) -> TaskSummary:
+    """Measure a task with all models, decoding every image once.
+
+    Args:
+        task: The task.
+        models: Expert folders by name.
+        encoder: The caption encoder that routing uses.
+        directory: Where the task's files belong.
+        placement: Batch size and threads.
+        max_pixels: Larger images are left out.
+        parts: By split what several workers encoded before; by default the images are encoded here.
+
+    Raises:
+        DataError: A model or file cannot be read, no sample is usable, a class name has no embedding, or the samples
+            do not define the task's metric.
+    """
+    torch.set_num_threads(placement.threads_per_task)
+    experts = {name: Expert(folder) for name, folder in models.items()}
+    # Classes before the images: a name that cannot be embedded shows at once.
+    sides = None if task.kind == "retrieval" else _class_sides(task, experts, encoder)
+
+    def encode(split: Split) -> tuple[UsableSamples, Features]:
+        if parts is None:
+            return encode_split(task, split, experts, placement, max_pixels)
+        return merge_parts(list(experts), parts[split])
+
+    usable, features = encode("test")
+    if sides is None:
+        kept, sides = _caption_sides(usable, experts, encoder)
+        features = {name: rows_id[kept] for name, rows_id in features.items()}
+    texts, routing_ld = sides
+    labels = usable.labels()
+    for name, folder in models.items():
+        cosines_il = (features[name] @ texts[name].T).astype(np.float32)
+        if not np.isfinite(cosines_il).all():
+            raise DataError(f"{folder}: its embeddings hold a value that is not a finite number: train it again")
+        _check_metric(task, cosines_il, labels)
+        save_array(cosine_file(directory, name), cosines_il)
+    save_array(directory / LABELS_FILE, labels)
+    save_array(directory / ROUTING_FILE, routing_ld)
+    probes = TaskProbes({}, {}, {})
+    if task.linear_probe:
+        probes = probe_task(task, features, labels, encode)
+    summary = TaskSummary(
+        task=task.name,
+        models=tuple(models),
+        logit_scales={name: expert.logit_scale for name, expert in experts.items()},
+        images=usable.images,
+        texts=tuple(usable.captions) or tuple(texts[0] for texts in task.class_texts()),
+        skipped={**usable.skipped, **_of_training(probes.skipped)},
+        examples={**usable.examples, **_of_training(probes.examples)},
+        linear_probe=probes.metrics,
+    )
+    (directory / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=1))
+    return summary
+
+
+def zero_shot_classifier(class_texts: Sequence[Sequence[str]], encode: Encode) -> np.ndarray:
+    """One unit row a class: the mean direction of its texts' embeddings.
+
+    Args:
+        class_texts: For every class its name in every template.
+        encode: Texts to unit rows.
+
+    Raises:
+        DataError: A text has no embedding, or those of a class cancel out; says which class.
+    """
+    flat_td = encode([text for texts in class_texts for text in texts])
+    parts = np.split(flat_td, np.cumsum([len(texts) for texts in class_texts])[:-1])
+    rows = []
+    for texts, rows_td in zip(class_texts, parts, strict=True):
+        try:
+            rows.append(mean_direction(rows_td))
+        except DataError as error:
+            raise DataError(f"{texts[0]!r}: {error}") from None
+    return np.stack(rows)
+
+
+def _class_sides(task: Task, experts: Mapping[str, Expert], encoder: CaptionEncoder) -> _Sides:
+    """The classifier of every model, and that of the caption encoder."""
+
+    def classifier(encode: Encode, whose: str) -> np.ndarray:
+        try:
+            return zero_shot_classifier(task.class_texts(), encode)
+        except DataError as error:
+            raise DataError(f"{task.place}: classes: {whose} has no embedding of {error}") from None
+
+    routing_ld = classifier(encoder.encode, f"the caption encoder {encoder.name}")
+    return {name: classifier(expert.encode_texts, f"model {name}") for name, expert in experts.items()}, routing_ld
+
+
+def _caption_sides(
+    usable: UsableSamples, experts: Mapping[str, Expert], encoder: CaptionEncoder
+) -> tuple[np.ndarray, _Sides]:
+    """Numbers of the images whose captions can be routed, and these captions by every model and the encoder."""
+    routing_ld = encoder.encode(usable.captions)
+    # A zero embedding has no direction: such a query cannot be routed.
+    known_l = np.asarray(routing_ld.any(axis=1))
+    kept = usable.keep_known(known_l)
+    usable.require_some()
+    texts = {name: expert.encode_texts(usable.captions) for name, expert in experts.items()}
+    return kept, (texts, routing_ld[known_l])
+
+
+def _check_metric(task: Task, scores_il: np.ndarray, labels: np.ndarray) -> None:
+    problem = METRICS[task.kind][task.metric].problem(Scored(kind=task.kind, scores_il=scores_il, labels=labels))
+    if problem is not None:
+        raise DataError(f"{task.place}: metric: {task.metric} {problem}")
+
+
+def _of_training(by_reason: Mapping[str, _Value]) -> dict[str, _Value]:
+    return {f"{reason} (training split)": value for reason, value in by_reason.items()}

@@ -1,0 +1,152 @@
+"""Image embeddings of a task's split by all models: every image is decoded and prepared once, by one worker."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from mode_ray.config.run import EvaluatePlacement
+from mode_ray.evaluate.measure.measurements import load_array, save_array
+from mode_ray.evaluate.tasks.samples import Split, read_samples
+from mode_ray.evaluate.tasks.task import Task
+from mode_ray.evaluate.tasks.usable_samples import UsableSamples
+from mode_ray.models.encode import Expert
+from mode_ray.storage import Location
+
+Features: TypeAlias = dict[str, np.ndarray]
+"""By model unit rows, float32 [i, d]."""
+
+
+@dataclass(frozen=True)
+class EncodedPart:
+    """What one worker made of its share of a split; the embeddings lie in files.
+
+    Attributes:
+        usable: Its samples.
+        sample_numbers: For every image its sample's number in the whole split.
+        folder: Holds the embeddings of every model.
+    """
+
+    usable: UsableSamples
+    sample_numbers: Sequence[int]
+    folder: Location
+
+
+def encode_split(
+    task: Task, split: Split, experts: Mapping[str, Expert], placement: EvaluatePlacement, max_pixels: int
+) -> tuple[UsableSamples, Features]:
+    """Embed a split's usable images.
+
+    Args:
+        task: The task.
+        split: Which.
+        experts: Models by name; they share the preparation of images.
+        placement: Batch size.
+        max_pixels: Larger images are left out.
+
+    Raises:
+        DataError: A file cannot be read, or no sample is usable.
+    """
+    usable, _, features = _encode_share(task, split, experts, placement, max_pixels, worker=0, workers=1)
+    usable.require_some()
+    return usable, features
+
+
+def encode_part(
+    task: Task,
+    split: Split,
+    experts: Mapping[str, Expert],
+    placement: EvaluatePlacement,
+    max_pixels: int,
+    worker: int,
+    folder: Location,
+) -> EncodedPart:
+    """Embed a worker's share of a split: of every `workers_per_task` batches of samples one. Others are not decoded.
+
+    Args:
+        task: The task.
+        split: Which.
+        experts: Models by name.
+        placement: Batch size and number of workers.
+        max_pixels: Larger images are left out.
+        worker: Its number, from 0.
+        folder: Where the embeddings belong.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    usable, numbers, features = _encode_share(
+        task, split, experts, placement, max_pixels, worker, placement.workers_per_task
+    )
+    for number, rows_id in enumerate(features.values()):
+        save_array(_features_file(folder, number), rows_id)
+    return EncodedPart(usable, numbers, folder)
+
+
+def merge_parts(models: Sequence[str], parts: Sequence[EncodedPart]) -> tuple[UsableSamples, Features]:
+    """What `encode_split` would have given in one pass, the order of the images too.
+
+    Args:
+        models: Their names, in the order of `experts`.
+        parts: Of all workers.
+
+    Raises:
+        DataError: No sample is usable.
+    """
+    places = [
+        (number, part, image) for part, one in enumerate(parts) for image, number in enumerate(one.sample_numbers)
+    ]
+    # Of the rows of all parts, one part after the other, in which order the samples came.
+    row_of_rank = np.argsort([number for number, _, _ in places], kind="stable")
+    order = [(part, image) for _, part, image in (places[row] for row in row_of_rank)]
+    usable = UsableSamples.merged([one.usable for one in parts], order)
+    usable.require_some()
+    filled = [one.folder for one in parts if one.sample_numbers]
+    features = {
+        name: np.concatenate([load_array(_features_file(folder, number)) for folder in filled])[row_of_rank]
+        for number, name in enumerate(models)
+    }
+    return usable, features
+
+
+def _features_file(folder: Location, model: int) -> Location:
+    return folder / f"{model}.npy"
+
+
+def _encode_share(
+    task: Task,
+    split: Split,
+    experts: Mapping[str, Expert],
+    placement: EvaluatePlacement,
+    max_pixels: int,
+    worker: int,
+    workers: int,
+) -> tuple[UsableSamples, list[int], Features]:
+    prepare = next(iter(experts.values())).prepare
+    usable, numbers = UsableSamples(task, max_pixels), list[int]()
+    chunks: dict[str, list[np.ndarray]] = {name: [] for name in experts}
+    batch: list[torch.Tensor] = []
+    encode = partial(_encode, experts, chunks)
+    for number, sample in enumerate(read_samples(task, split)):
+        if number // placement.batch_size % workers != worker:
+            continue
+        image = usable.take(sample)
+        if image is not None:
+            numbers.append(number)
+            batch.append(prepare(image))
+        if len(batch) == placement.batch_size:
+            encode(batch)
+            batch = []
+    encode(batch)
+    nothing = np.empty((0, 0), np.float32)
+    return usable, numbers, {name: np.concatenate(parts) if parts else nothing for name, parts in chunks.items()}
+
+
+def _encode(experts: Mapping[str, Expert], chunks: dict[str, list[np.ndarray]], batch: list[torch.Tensor]) -> None:
+    if batch:
+        images_b3hw = torch.stack(batch)
+        for name, expert in experts.items():
+            chunks[name].append(expert.encode_images(images_b3hw))

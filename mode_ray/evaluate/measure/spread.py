@@ -1,0 +1,83 @@
+"""Evaluation tasks over Ray: each is a Ray task, and a large one several, which share its images."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import ray
+
+from mode_ray.config.run import RunConfig
+from mode_ray.embed.encoder import load_encoder
+from mode_ray.evaluate.measure.measurements import TaskSummary
+from mode_ray.evaluate.tasks.samples import Split
+from mode_ray.evaluate.tasks.task import Task
+from mode_ray.storage import Location
+from mode_ray.util.ray_tasks import task_result
+
+if TYPE_CHECKING:  # it needs torch, which the driver has no use for
+    from mode_ray.evaluate.measure.split_features import EncodedPart
+
+_PARTS = "parts"
+_PartBySplit: TypeAlias = "dict[Split, EncodedPart]"
+
+
+def measure_tasks(
+    config: RunConfig,
+    tasks: Mapping[Location, Task],
+    models: Mapping[str, Location],
+    on_summary: Callable[[TaskSummary], None],
+) -> None:
+    """Measure tasks with all models; the order in which they come is that in which they are done.
+
+    Args:
+        config: The run's config.
+        tasks: By the directory where their files belong.
+        models: Expert folders by name.
+        on_summary: Called for every task as it is measured.
+
+    Raises:
+        ModeRayError: As `measure_task`.
+    """
+    placement = config.evaluate.placement
+    options = {"num_cpus": placement.cpus_per_task, "num_gpus": placement.gpus_per_task}
+    encode: Any = ray.remote(_encode_part).options(**options)  # what Ray has no types for: arguments that vary
+    measure: Any = ray.remote(_measure).options(**options)
+    workers = range(placement.workers_per_task) if placement.workers_per_task > 1 else ()
+    pending = []
+    for directory, task in tasks.items():
+        parts = [encode.remote(config, task, models, directory, worker) for worker in workers]
+        pending.append(measure.remote(config, task, models, directory, *parts))
+    while pending:
+        ready, pending = ray.wait(pending, num_returns=1)
+        on_summary(task_result(ready[0]))
+
+
+def _encode_part(
+    config: RunConfig, task: Task, models: Mapping[str, Location], directory: Location, worker: int
+) -> _PartBySplit:
+    import torch
+
+    from mode_ray.evaluate.measure.split_features import encode_part
+    from mode_ray.models.encode import Expert
+
+    placement = config.evaluate.placement
+    torch.set_num_threads(placement.threads_per_task)
+    experts = {name: Expert(folder) for name, folder in models.items()}
+    splits: Sequence[Split] = ("test", "train") if task.linear_probe else ("test",)
+    pixels = config.limits.max_image_pixels
+    folder = directory / _PARTS / str(worker)
+    return {split: encode_part(task, split, experts, placement, pixels, worker, folder / split) for split in splits}
+
+
+def _measure(
+    config: RunConfig, task: Task, models: Mapping[str, Location], directory: Location, *parts: _PartBySplit
+) -> TaskSummary:
+    from mode_ray.evaluate.measure.similarities import measure_task
+
+    placement = config.evaluate.placement
+    encoder = load_encoder(config.encoder, config.embed.encoder, placement.threads_per_task)
+    splits = {split: [part[split] for part in parts] for split in parts[0]} if parts else None
+    pixels = config.limits.max_image_pixels
+    summary = measure_task(task, models, encoder, directory, placement, pixels, splits)
+    if parts:
+        (directory / _PARTS).delete()
+    return summary

@@ -1,0 +1,1 @@
+"""The evaluation report: numbers, plots and the HTML page."""

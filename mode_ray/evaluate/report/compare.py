@@ -1,0 +1,223 @@
+"""Every model, routing rule, pruning and control on every task, from the stored cosines; pure arithmetic."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import numpy as np
+
+from mode_ray.config.run import RoutingConfig, RoutingRule
+from mode_ray.evaluate.measure.measurements import TaskCosines
+from mode_ray.evaluate.metrics.curves import Floats
+from mode_ray.evaluate.metrics.intervals import task_draws
+from mode_ray.evaluate.metrics.metric_table import METRICS
+from mode_ray.evaluate.metrics.score import measure
+from mode_ray.evaluate.metrics.scored import Scored
+from mode_ray.evaluate.tasks.task import Task
+from mode_ray.routing.mix import ensemble_scores, keep_share, keep_top, per_query_scores, without_experts
+from mode_ray.routing.weights import RoutingWeights, normalised_entropy, per_query_weights, routing_weights
+from mode_ray.train.plan import DENSE, DENSE_EQUAL_TOTAL
+
+PRUNING_SHARES = (0.5, 0.8, 0.9, 0.95, 0.99)
+_ALL_COUNTS_UP_TO = 8
+_DENSE_RUNS = (DENSE, DENSE_EQUAL_TOTAL)
+
+Metrics = Mapping[str, float]
+Keep = Literal["top", "share"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedResult:
+    """The ensemble with fewer experts run.
+
+    Attributes:
+        keep: `top`: the experts with the largest weights. `share`: the fewest that cover a share of the weight.
+        value: How many, or which share.
+        experts_run: Experts with a weight above 0; where every query has weights of its own, the mean over queries.
+        metrics: The results.
+    """
+
+    keep: Keep
+    value: float
+    experts_run: float
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class TaskResults:
+    """All results of one task.
+
+    Attributes:
+        single: Metrics of every model alone, by its name.
+        rules: Metrics of the experts' ensemble, by routing rule.
+        controls: Metrics of the uniform ensemble of each control that has several models, by its name.
+        weights: Routing weights by rule.
+        chance: What scores at random reach in the main metric.
+        pruned: The ensemble under the config's own rule with fewer experts run.
+        draws: The main metric on resamples of the images, by name of the rule or control; of the dense models, where
+            there are any, by their names.
+    """
+
+    single: Mapping[str, Metrics]
+    rules: Mapping[str, Metrics]
+    controls: Mapping[str, Metrics]
+    weights: Mapping[str, RoutingWeights]
+    chance: float
+    pruned: Sequence[PrunedResult] = ()
+    draws: Mapping[str, Floats] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """Where a task's texts are routed.
+
+    Attributes:
+        centers_md: Fine centers.
+        group_m: Expert of every fine center.
+        config: Parameters of the rules.
+        fitted_temperature: Of the rule `calibrated`; without one it is `soft`.
+        missing: Ids of experts that are left out; the others' weights are scaled to sum to 1.
+    """
+
+    centers_md: np.ndarray
+    group_m: np.ndarray
+    config: RoutingConfig
+    fitted_temperature: float | None = None
+    missing: Sequence[int] = field(default=())
+
+    def task_weights(self, texts_ld: np.ndarray, rule: RoutingRule, n: int) -> RoutingWeights:
+        """Weights of the whole task; see `routing_weights`. `fine_weight_m` tells of missing experts too."""
+        weights = routing_weights(
+            texts_ld,
+            self.centers_md,
+            self.group_m,
+            self.config,
+            rule,
+            n_experts=n,
+            fitted_temperature=self.fitted_temperature,
+        )
+        if not self.missing:
+            return weights
+        weights_c = without_experts(weights.weights_c, self.missing).astype(np.float64)
+        return RoutingWeights(
+            weights_c=weights_c,
+            rule=weights.rule,
+            normalised_entropy=normalised_entropy(weights_c),
+            nearest_fine_l=weights.nearest_fine_l,
+            nearest_squared_distance_l=weights.nearest_squared_distance_l,
+            fine_weight_m=weights.fine_weight_m,
+            temperature=weights.temperature,
+        )
+
+    def query_weights(self, texts_ld: np.ndarray, rule: RoutingRule, n: int) -> np.ndarray:
+        """Weights of every text as a task of its own, [texts, experts]; see `per_query_weights`."""
+        weights_lc = per_query_weights(
+            texts_ld,
+            self.centers_md,
+            self.group_m,
+            self.config,
+            rule,
+            n_experts=n,
+            fitted_temperature=self.fitted_temperature,
+        )
+        return np.asarray(without_experts(weights_lc, self.missing)) if self.missing else weights_lc
+
+
+def compare(
+    task: Task,
+    measured: TaskCosines,
+    experts: Sequence[str],
+    controls: Mapping[str, Sequence[str]],
+    router: Router,
+    rules: Sequence[RoutingRule],
+) -> TaskResults:
+    """Results of one task.
+
+    Args:
+        task: The task.
+        measured: Its cosines; of missing experts there are none.
+        experts: Names of the experts' models, in order of their ids, the missing ones too.
+        controls: Names of the models of each control that has several; may be empty.
+        router: Routes the texts.
+        rules: Which rules.
+    """
+    missing = set(router.missing)
+    cosines = [None if number in missing else measured.cosines[name] for number, name in enumerate(experts)]
+    ensemble = _Ensemble(task, measured, cosines)
+    texts_ld, n = measured.routing_texts_ld, len(experts)
+    by_rule: dict[str, Metrics] = {}
+    draws: dict[str, Floats] = {}
+    weights: dict[str, RoutingWeights] = {}
+
+    def drawn(name: str, scored: Scored) -> Metrics:
+        draws[name] = task_draws(scored, task.name, task.metric)
+        return measure(scored)
+
+    pruned: list[PrunedResult] = []
+    for rule in rules:
+        weights[rule] = router.task_weights(texts_ld, rule, n)
+        # Retrieving images, every query is a task of its own; retrieving texts, all of them are the task.
+        weights_lc = router.query_weights(texts_ld, rule, n) if task.kind == "retrieval" else None
+        by_rule[rule] = drawn(rule, ensemble.scored(weights[rule].weights_c, weights_lc))
+        if rule == router.config.rule:
+            pruned = _prune(ensemble, weights[rule].weights_c, weights_lc)
+    single = {}
+    for name, cosines_il in measured.cosines.items():
+        scored = measured.scored(task, cosines_il)
+        single[name] = drawn(name, scored) if name in _DENSE_RUNS else measure(scored)
+    mixed = {
+        control: drawn(control, measured.scored(task, _uniform_scores(measured, names)))
+        for control, names in controls.items()
+    }
+    some = measured.scored(task, next(iter(measured.cosines.values())))
+    chance = METRICS[task.kind][task.metric].chance(some)
+    return TaskResults(single, by_rule, mixed, weights, chance, pruned, draws)
+
+
+def _uniform_scores(measured: TaskCosines, models: Sequence[str]) -> np.ndarray:
+    equal_c = np.full(len(models), 1 / len(models))
+    return np.asarray(ensemble_scores([measured.cosines[name] for name in models], equal_c))
+
+
+def pruning_counts(n: int) -> list[int]:
+    """The numbers of experts that the pruning curve shows: all up to 8, then powers of 2, and n."""
+    few = list(range(1, min(n, _ALL_COUNTS_UP_TO) + 1))
+    powers = [1 << power for power in range(4, n.bit_length()) if 1 << power < n]
+    return [*few, *powers, *([n] if n > _ALL_COUNTS_UP_TO else [])]
+
+
+@dataclass(frozen=True)
+class _Ensemble:
+    """The experts' cosines of a task; None for an expert that is left out, whose weight is 0."""
+
+    task: Task
+    measured: TaskCosines
+    cosines: Sequence[np.ndarray | None]
+
+    def scored(self, weights_c: np.ndarray, weights_lc: np.ndarray | None = None) -> Scored:
+        """Scores by the task's weights, and retrieving images by those of every text."""
+        present = [number for number, cosines_il in enumerate(self.cosines) if cosines_il is not None]
+        cosines = [cosines_il for cosines_il in self.cosines if cosines_il is not None]
+        per_query_il = None if weights_lc is None else per_query_scores(cosines, weights_lc[:, present])
+        return self.measured.scored(self.task, ensemble_scores(cosines, weights_c[present]), per_query_il)
+
+
+def _prune(ensemble: _Ensemble, weights_c: np.ndarray, weights_lc: np.ndarray | None) -> list[PrunedResult]:
+    """The curve: what running fewer experts costs; every text's own weights are pruned by themselves."""
+    steps: list[tuple[Keep, float, Callable[[np.ndarray], np.ndarray]]] = []
+    steps += [("top", float(count), partial(keep_top, experts=count)) for count in pruning_counts(len(weights_c))]
+    steps += [("share", share, partial(keep_share, share=share)) for share in PRUNING_SHARES]
+    results = []
+    for keep, value, prune in steps:
+        task_c, query_lc = prune(weights_c), None if weights_lc is None else prune(weights_lc)
+        run = task_c if query_lc is None else query_lc
+        results.append(
+            PrunedResult(
+                keep=keep,
+                value=value,
+                experts_run=float((run > 0.0).sum(axis=-1).mean()),
+                metrics=measure(ensemble.scored(task_c, query_lc)),
+            )
+        )
+    return results

@@ -1,0 +1,54 @@
+"""The pruning curve over all tasks: what running fewer experts costs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mode_ray.evaluate.report.schema import PruningRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningStep:
+    """One way to prune, over all tasks.
+
+    Attributes:
+        keep: `top`: the experts with the largest weights. `share`: the fewest that cover a share of the weight.
+        value: How many, or which share.
+        experts_run: Mean over tasks.
+        score: Mean of the tasks' main metrics.
+        change: The score minus that of all experts.
+    """
+
+    keep: Literal["top", "share"]
+    value: float
+    experts_run: float
+    score: float
+    change: float
+
+    @property
+    def name(self) -> str:
+        """As a table shows it."""
+        return f"top {self.value:.0f}" if self.keep == "top" else f"{self.value:.0%} of the weight"
+
+
+def pruning_steps(rows: Sequence[PruningRow]) -> list[PruningStep]:
+    """The plain means over tasks, in the order of the first task; ways that a task lacks are left out."""
+    tasks = {row["task"] for row in rows}
+    by_way: dict[tuple[Literal["top", "share"], float], list[PruningRow]] = {}
+    for row in rows:
+        by_way.setdefault((row["keep"], row["value"]), []).append(row)
+    whole = {way: found for way, found in by_way.items() if len(found) == len(tasks)}
+    most = max((value for keep, value in whole if keep == "top"), default=None)
+    if most is None:
+        return []
+    full = _mean([row["score"] for row in whole["top", most]])
+    steps = []
+    for (keep, value), found in whole.items():
+        score = _mean([row["score"] for row in found])
+        run = _mean([row["experts_run"] for row in found])
+        steps.append(PruningStep(keep=keep, value=value, experts_run=run, score=score, change=score - full))
+    return steps
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,191 @@
+"""The evaluate stage: measure all models on all tasks, compare, and write the report."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+from mode_ray.cluster.calibration import calibration_of
+from mode_ray.cluster.clustering import FINE_FILE, Clustering
+from mode_ray.config.run import RunConfig
+from mode_ray.embed.encoder import encoder_name
+from mode_ray.errors import DataError
+from mode_ray.evaluate.measure.measurements import ROUTING_FILE, TaskCosines, TaskSummary, load_cosines, load_summary
+from mode_ray.evaluate.measure.models import Trained, check_models, find_trained
+from mode_ray.evaluate.measure.spread import measure_tasks
+from mode_ray.evaluate.report.compare import Router, TaskResults, compare
+from mode_ray.evaluate.report.data import report_data
+from mode_ray.evaluate.report.render import render_report
+from mode_ray.evaluate.report.schema import ReportData
+from mode_ray.evaluate.report.sources import ReportSources
+from mode_ray.evaluate.tasks.task import Task, load_tasks
+from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
+from mode_ray.stages.work_unit import Shard
+from mode_ray.storage import Location
+from mode_ray.train.plan import SEED, Trial, expert_name
+
+REPORT_JSON = "report.json"
+REPORT_HTML = "report.html"
+
+
+def run_evaluate(
+    config: RunConfig,
+    stage: Stage,
+    shards: Sequence[Shard],
+    directories: Mapping[str, Location],
+    on_record: Callable[[UnitRecord], None],
+) -> Manifest:
+    """Run the evaluate stage; tasks that are measured already are not measured again.
+
+    Args:
+        config: The run's config.
+        stage: The stage.
+        shards: The run's input, for sample captions and images in the report.
+        directories: Of all stages, by name.
+        on_record: Called for every task as it is done.
+
+    Raises:
+        UsageError: A model is not trained that is not left out.
+        DataError: A task or model cannot be read.
+    """
+    tasks = load_tasks(config.evaluate.tasks)
+    trained = _find_trained(config, directories["train"])
+    models = {trial.name: directories["train"] / trial.name for trial in trained.trials if trial.name != SEED}
+    Clustering.load_for(directories["cluster"], encoder_name(config.encoder))
+    check_models(config.train.experts, models)
+    stage.begin(len(tasks))
+    records = _measure(config, stage, tasks, models, on_record)
+    write_report(config, shards, directories, stage.directory)
+    return stage.finish(records, {"report": (stage.directory / REPORT_HTML).uri})
+
+
+def write_report(
+    config: RunConfig, shards: Sequence[Shard], directories: Mapping[str, Location], target: Location
+) -> None:
+    """Compare all models and rules from what was measured, and write the report; no model runs.
+
+    Args:
+        config: The run's config; its routing may be another than that of the evaluation that measured.
+        shards: The run's input, for sample captions and images.
+        directories: Of all stages, by name; the measurements lie in that of `evaluate`.
+        target: Where the report goes.
+
+    Raises:
+        UsageError: A model is not trained that is not left out.
+        DataError: The clustering is of another encoder, or a task is not measured.
+    """
+    tasks, n = load_tasks(config.evaluate.tasks), config.train.experts
+    clustering = Clustering.load_for(directories["cluster"], encoder_name(config.encoder))
+    trained = _find_trained(config, directories["train"])
+    calibration = calibration_of(clustering, n)
+    router = Router(
+        centers_md=clustering.centers_md,
+        group_m=clustering.experts_of(n),
+        config=config.routing,
+        fitted_temperature=calibration.temperature,
+        missing=config.evaluate.leave_out_experts,
+    )
+    measured, results = {}, {}
+    for task in tasks:
+        measured[task.name], results[task.name] = _compare(config, task, directories, router, trained.trials)
+    sources = ReportSources(
+        config,
+        shards,
+        directories,
+        clustering,
+        trained.trials,
+        trained.pairs_n,
+        tasks,
+        measured,
+        results,
+        calibration,
+    )
+    data = report_data(sources)
+    (target / REPORT_JSON).write_text(json.dumps(data, indent=1))
+    (target / REPORT_HTML).write_text(render_report(data, sources.thumbnails()))
+
+
+def load_report(directory: Location) -> ReportData:
+    """The data of a finished evaluation."""
+    data: ReportData = json.loads((directory / REPORT_JSON).read_text())
+    return data
+
+
+def routing_entropies(directory: Location) -> dict[str, float]:
+    """Normalised entropy of the expert weights by task, under the config's own rule, of a finished evaluation."""
+    report = load_report(directory)
+    rows = [row for row in report.get("routing", []) if row["rule"] == report["rule"]]
+    return {row["task"]: row["normalised_entropy"] for row in rows}
+
+
+def _find_trained(config: RunConfig, directory: Location) -> Trained:
+    return find_trained(config.train.experts, config.evaluate.leave_out_experts, directory)
+
+
+def _check_dimension(measured: TaskCosines, router: Router, place: Location, clusters: Location) -> None:
+    found, expected = measured.routing_texts_ld.shape[1], router.centers_md.shape[1]
+    if found != expected:
+        raise DataError(
+            f"{place / ROUTING_FILE}: text embeddings of {found} dimensions, but the centers of "
+            f"{clusters / FINE_FILE} have {expected}: they are of different encoders; "
+            f"delete {place} and evaluate again"
+        )
+
+
+def _measure(
+    config: RunConfig,
+    stage: Stage,
+    tasks: Sequence[Task],
+    models: Mapping[str, Location],
+    on_record: Callable[[UnitRecord], None],
+) -> list[UnitRecord]:
+    """Measure what is not measured yet with all of these models."""
+    records: list[UnitRecord] = []
+
+    def done(summary: TaskSummary) -> None:
+        records.append(_record(summary, stage))
+        on_record(records[-1])
+
+    left: dict[Location, Task] = {}
+    for task in tasks:
+        directory = stage.directory / "tasks" / task.name
+        summary = load_summary(directory)
+        if summary is not None and summary.covers(models):
+            done(summary)
+        else:
+            left[directory] = task
+    measure_tasks(config, left, models, done)
+    return records
+
+
+def _compare(
+    config: RunConfig, task: Task, directories: Mapping[str, Location], router: Router, trials: Sequence[Trial]
+) -> tuple[TaskCosines, TaskResults]:
+    """A task's results, and what was measured without its cosines: they go before those of the next task come."""
+    place = directories["evaluate"] / "tasks" / task.name
+    measured = load_cosines(place)
+    _check_dimension(measured, router, place, directories["cluster"])
+    n = config.train.experts
+    controls: dict[str, list[str]] = {}
+    for trial in trials:
+        if trial.role in ("full", "random"):
+            controls.setdefault(trial.role, []).append(trial.name)
+    results = compare(
+        task,
+        measured,
+        experts=[expert_name(n, expert) for expert in range(n)],
+        controls=controls,
+        router=router,
+        rules=config.evaluate.rules,
+    )
+    return measured.without_cosines(), results
+
+
+def _record(summary: TaskSummary, stage: Stage) -> UnitRecord:
+    return UnitRecord(
+        unit=summary.task,
+        source=(stage.directory / "tasks" / summary.task).uri,
+        rows_in=summary.images + sum(summary.skipped.values()),
+        rows_out=summary.images,
+        refused=summary.skipped,
+        examples=summary.examples,
+        attempt=stage.attempt,
+    )

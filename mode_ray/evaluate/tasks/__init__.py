@@ -1,0 +1,1 @@
+"""Evaluation tasks: their definitions, classes, texts and samples."""

@@ -1,0 +1,177 @@
+"""Where a task's samples come from: one reader a layout, and one kind of sample out of all of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mode_ray.captions.json_text import json_object
+from mode_ray.captions.listing import list_shards
+from mode_ray.captions.parquet import open_parquet, row_group_range
+from mode_ray.captions.webdataset import IMAGE_SUFFIXES, JSON_SUFFIX, TEXT_SUFFIX, read_tar_samples
+from mode_ray.config.run import CaptionsConfig
+from mode_ray.errors import DataError, UsageError
+from mode_ray.evaluate.tasks.benchmark_layout import MEMBERS, BenchmarkLayout, present_classes
+from mode_ray.evaluate.tasks.task import BENCHMARK_FORMAT, FOLDER_FORMAT, Task, class_folders, label_key
+from mode_ray.stages.work_unit import PAIR_FORMATS, Shard
+from mode_ray.storage import FileEntry, Location
+from mode_ray.util.read_ahead import read_ahead
+
+Split = Literal["test", "train"]
+_ShardFormat = Literal["auto", "parquet", "webdataset"]
+_Texts = tuple[str, ...] | None
+_MAX_IMAGE_BYTES = 64 << 20
+_ROWS_AT_ONCE = 256
+_FILES_AHEAD = 32
+_FILE_READERS = 8
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a task.
+
+    Attributes:
+        image: The encoded image; None where there is none.
+        texts: Its labels or its captions; None where the data do not tell, and empty where they tell that it has none.
+        place: File and row, for messages.
+    """
+
+    image: bytes | None
+    texts: tuple[str, ...] | None
+    place: str
+
+
+def read_samples(task: Task, split: Split = "test") -> Iterator[Sample]:
+    """Go through a task's samples in order.
+
+    Args:
+        task: The task.
+        split: The one to measure, or the one that a linear probe learns from.
+
+    Raises:
+        DataError: A file is missing or damaged, or a column does not exist; names file and field.
+    """
+    paths = task.paths if split == "test" else task.train_paths
+    if task.format == FOLDER_FORMAT:
+        yield from _folder_samples(task, [Location.parse(path) for path in paths])
+    elif task.format == BENCHMARK_FORMAT:
+        for shard in BenchmarkLayout(Location.parse(task.paths[0])).shards(split):
+            yield from _tar_samples(shard, MEMBERS[task.kind], _benchmark_reader(task))
+    else:
+        for shard in _listed(task, paths, task.format):
+            yield from (_webdataset_samples(task, shard) if shard.format == "webdataset" else _rows(task, shard))
+
+
+def _listed(task: Task, paths: tuple[str, ...], shard_format: _ShardFormat) -> Sequence[Shard]:
+    try:
+        return list_shards(CaptionsConfig(paths=paths, format=shard_format), formats=PAIR_FORMATS)
+    except DataError as error:
+        raise DataError(f"{task.place}: paths: {str(error).removeprefix('captions.paths: ')}") from None
+
+
+def _folder_samples(task: Task, roots: list[Location]) -> Iterator[Sample]:
+    """Every file below a root's folders; the folder below the root is its class."""
+    try:
+        names = class_folders(roots)
+    except UsageError as error:
+        raise DataError(f"{task.place}: {error}") from None
+    if task.labels == "index" and len(names) != len(task.classes):
+        raise DataError(f"{roots[0]}: has {len(names)} folders, but {task.place} has {len(task.classes)} classes")
+    present = {label_key(name) for name in names}
+    if task.labels == "name" and (absent := sorted(name for name in task.classes if label_key(name) not in present)):
+        raise DataError(f"{roots[0]}: has no folder {absent[0]!r}, which {task.place} names in classes")
+    numbers = {name: str(number) for number, name in enumerate(names)}
+    for root in roots:
+        files = root.entries(recursive=True)
+        contents = read_ahead(_image_of_file, files, ahead=_FILES_AHEAD, threads=_FILE_READERS)
+        for file, content in zip(files, contents, strict=True):
+            name, _, below = file.location.uri.removeprefix(f"{root.uri}/").partition("/")
+            label = name if task.labels == "name" else numbers.get(name, name)
+            yield Sample(content, (label,) if below else None, file.location.uri)
+
+
+def _image_of_file(file: FileEntry) -> bytes | None:
+    """A file's content, cut where it is longer than an image may be; None of a file with another suffix."""
+    if file.location.name.rpartition(".")[2].lower() not in IMAGE_SUFFIXES:
+        return None
+    location = file.location
+    return location.complete(lambda: _head(location))
+
+
+def _head(location: Location) -> bytes:
+    with location.open_input() as source:
+        return bytes(source.read(min(source.size(), _MAX_IMAGE_BYTES + 1)))
+
+
+def _tar_samples(shard: Shard, suffix: str, texts_of: Callable[[bytes, str], _Texts]) -> Iterator[Sample]:
+    """A tar's samples; the member with this suffix tells what the image shows."""
+    for row, sample in enumerate(read_tar_samples(shard, IMAGE_SUFFIXES | {suffix}, _MAX_IMAGE_BYTES)):
+        place = f"{shard.uri}: sample {row} ({sample.key})"
+        image = next((content for name, content in sample.contents.items() if name != suffix), None)
+        content = sample.contents.get(suffix)
+        yield Sample(image, None if content is None else texts_of(content, place), place)
+
+
+def _webdataset_samples(task: Task, shard: Shard) -> Iterator[Sample]:
+    field = task.caption_field if task.kind == "retrieval" else task.label_field
+    if field is None:
+        return _tar_samples(shard, TEXT_SUFFIX, lambda content, place: (_text(content, place),))
+    return _tar_samples(shard, JSON_SUFFIX, lambda content, place: _json_texts(content, field, place))
+
+
+def _benchmark_reader(task: Task) -> Callable[[bytes, str], _Texts]:
+    if task.kind == "retrieval":
+        return lambda content, place: tuple(_text(content, place).splitlines())
+    if task.kind == "classification":
+        return lambda content, place: (_text(content, place),)
+
+    def marked(content: bytes, place: str) -> _Texts:
+        present = present_classes(content)
+        if present is None:
+            raise DataError(f"{place}: its .npy member is no vector of zeros and ones")
+        return tuple(str(number) for number in present)
+
+    return marked
+
+
+def _text(content: bytes, place: str) -> str:
+    try:
+        return content.decode().strip()
+    except UnicodeDecodeError:
+        raise DataError(f"{place}: its text is not UTF-8") from None
+
+
+def _json_texts(content: bytes, field: str, place: str) -> _Texts:
+    try:
+        return _as_texts(json_object(content).get(field))
+    except ValueError:
+        raise DataError(f"{place}: its text or .json member cannot be read") from None
+
+
+def _rows(task: Task, shard: Shard) -> Iterator[Sample]:
+    """A parquet file's rows."""
+    file = open_parquet(shard)
+    field = task.text_field
+    for name in (task.image_field, field):
+        if name not in file.schema_arrow.names:
+            raise DataError(f"{shard.uri}: no column {name!r} (task {task.name}); it has {file.schema_arrow.names}")
+    row = shard.first_row
+    groups = list(row_group_range(shard, file))
+    for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=[task.image_field, field]):
+        for values in batch.to_pylist():
+            place = f"{shard.uri}: row {row}"
+            yield Sample(_image(values[task.image_field], task, place), _as_texts(values[field]), place)
+            row += 1
+
+
+def _as_texts(value: object) -> _Texts:
+    if isinstance(value, list):
+        return tuple(str(one) for one in value if one is not None)
+    return None if value is None else (str(value),)
+
+
+def _image(value: object, task: Task, place: str) -> bytes | None:
+    if isinstance(value, dict):  # the layout of Hugging Face data sets
+        value = value.get("bytes")
+    if value is not None and not isinstance(value, bytes):
+        raise DataError(f"{place}: column {task.image_field!r} holds no image bytes (task {task.name})")
+    return value

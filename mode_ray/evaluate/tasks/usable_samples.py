@@ -1,0 +1,182 @@
+"""Which of a task's samples can be measured: their images decoded once, their labels as numbers, the rest counted."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from mode_ray.errors import DataError
+from mode_ray.evaluate.tasks.samples import Sample
+from mode_ray.evaluate.tasks.task import Task, label_key
+from mode_ray.pairs.images import decode_image
+
+_NO_IMAGE = "no image"
+_BAD_IMAGE = "undecodable image"
+_NO_TEXT = "no text"
+_EMPTY_CAPTION = "empty caption"
+_OTHER_CLASS = "of no class of the task"
+_UNKNOWN_WORDS = "caption without a word that the caption encoder knows"
+
+
+class UsableSamples:
+    """Numbers the samples of a task as they come, and counts those that are left out.
+
+    Args:
+        task: The task.
+        max_pixels: Larger images are left out.
+
+    Attributes:
+        captions: Retrieval: the captions of all images taken.
+        skipped: Samples and captions left out, by reason.
+        examples: Where the first of each stands.
+    """
+
+    def __init__(self, task: Task, max_pixels: int) -> None:
+        self._task = task
+        self._max_pixels = max_pixels
+        self._number_of_class = {label_key(label): number for number, label in enumerate(task.classes)}
+        self._labels_of_image: list[tuple[int, ...]] = []
+        self._image_of_caption: list[int] = []
+        self.captions: list[str] = []
+        self.skipped: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+
+    @classmethod
+    def merged(cls, parts: "Sequence[UsableSamples]", order: Sequence[tuple[int, int]]) -> "UsableSamples":
+        """The samples of several parts as if they had been taken in one pass.
+
+        Args:
+            parts: Of one task, before `keep_known`.
+            order: For every image its part and its number there, in order of the samples.
+        """
+        whole = cls(parts[0]._task, parts[0]._max_pixels)
+        captions = [part._captions_by_image() for part in parts]
+        for part, image in order:
+            own = captions[part].get(image, [])
+            whole._image_of_caption += [whole.images] * len(own)
+            whole.captions += own
+            whole._labels_of_image.append(parts[part]._labels_of_image[image])
+        for one in parts:
+            whole.skipped.update(one.skipped)
+            for reason, place in one.examples.items():
+                whole.examples.setdefault(reason, place)
+        return whole
+
+    @property
+    def images(self) -> int:
+        """Number of images taken."""
+        return len(self._labels_of_image)
+
+    def take(self, sample: Sample) -> Image.Image | None:
+        """The decoded image of a usable sample; None for others, which are counted.
+
+        Raises:
+            DataError: A label is no number of a class; names file, row and field.
+        """
+        texts = [text for text in sample.texts or () if text.strip()]
+        numbers = () if self._task.kind == "retrieval" else self._class_numbers(texts, sample.place)
+        reason, place = self._refusal(sample, texts, numbers), sample.place
+        if reason is None and sample.image is not None:
+            try:
+                image = decode_image(sample.image, self._max_pixels, sample.place)
+            except DataError as error:
+                reason, place = _BAD_IMAGE, str(error)
+            else:
+                self._add(texts, numbers, sample)
+                return image
+        self._count(str(reason), place)
+        return None
+
+    def require_some(self) -> None:
+        """Refuse a task of which nothing can be measured.
+
+        Raises:
+            DataError: No image was taken.
+        """
+        if not self.images:
+            left_out = dict(self.skipped)
+            raise DataError(f"{self._task.place}: no usable sample ({left_out}); look at its paths and fields")
+
+    def labels(self) -> np.ndarray:
+        """What is right, as `scored.Scored` has it for the task's kind."""
+        if self._task.kind == "retrieval":
+            return np.array(self._image_of_caption, np.int64)
+        if self._task.kind == "classification":
+            return np.array([numbers[0] for numbers in self._labels_of_image], np.int64)
+        labels_il = np.zeros((self.images, len(self._task.classes)), bool)
+        for image, numbers in enumerate(self._labels_of_image):
+            labels_il[image, list(numbers)] = True
+        return labels_il
+
+    def keep_known(self, known_l: np.ndarray) -> np.ndarray:
+        """Drop and count the captions that are not marked, and the images that are left without any.
+
+        Args:
+            known_l: Which captions to keep.
+
+        Returns:
+            Numbers of the images that stay, as they were before.
+        """
+        for caption in (caption for caption, known in zip(self.captions, known_l, strict=True) if not known):
+            self._count(_UNKNOWN_WORDS, repr(caption))
+        kept_of = np.array(self._image_of_caption, np.int64)[known_l]
+        kept_images, renumbered = np.unique(kept_of, return_inverse=True)
+        self.captions = [caption for caption, known in zip(self.captions, known_l, strict=True) if known]
+        self._image_of_caption = renumbered.tolist()
+        self._labels_of_image = [self._labels_of_image[image] for image in kept_images]
+        return kept_images
+
+    def _captions_by_image(self) -> dict[int, list[str]]:
+        by_image: dict[int, list[str]] = {}
+        for image, caption in zip(self._image_of_caption, self.captions, strict=True):
+            by_image.setdefault(image, []).append(caption)
+        return by_image
+
+    def _refusal(self, sample: Sample, texts: list[str], numbers: tuple[int, ...]) -> str | None:
+        """Why a sample cannot be used, as far as that shows before its image is decoded."""
+        # Of several labels an image may have none at all, where the data say so.
+        if sample.texts is None or (not texts and self._task.kind != "multilabel"):
+            return _NO_TEXT
+        if self._task.kind == "classification" and not numbers:
+            return _OTHER_CLASS
+        return _NO_IMAGE if sample.image is None else None
+
+    def _class_numbers(self, labels: list[str], place: str) -> tuple[int, ...]:
+        """Numbers of an image's classes; of a classification task that of its first label, or none."""
+        taken = labels[:1] if self._task.kind == "classification" else labels
+        if self._task.labels == "index":
+            return tuple(self._index(label, place) for label in taken)
+        numbers = [self._number_of_class.get(label_key(label)) for label in taken]
+        if self._task.kind == "multilabel" and None in numbers:
+            # Left out alone, the label would make its image a wrong answer for no class; with its image, a right one.
+            raise DataError(
+                f"{place}: {self._task.text_field}: {taken[numbers.index(None)]!r} is none of the classes of "
+                f"{self._task.place}: add it to them"
+            )
+        return tuple(number for number in numbers if number is not None)
+
+    def _index(self, label: str, place: str) -> int:
+        classes = len(self._task.classes)
+        field = f"{place}: {self._task.text_field}: label {label[:40]!r}"
+        try:
+            number = int(label)
+        except ValueError:
+            raise DataError(
+                f"{field} is no number of a class, which {self._task.place} says with labels: index"
+            ) from None
+        if not 0 <= number < classes:
+            raise DataError(f"{field} is outside 0 to {classes - 1}: {self._task.place} has {classes} classes")
+        return number
+
+    def _add(self, texts: list[str], numbers: tuple[int, ...], sample: Sample) -> None:
+        if self._task.kind == "retrieval":
+            self._image_of_caption += [self.images] * len(texts)
+            self.captions += texts
+            for _ in range(len(sample.texts or ()) - len(texts)):
+                self._count(_EMPTY_CAPTION, sample.place)
+        self._labels_of_image.append(numbers)
+
+    def _count(self, reason: str, place: str) -> None:
+        self.skipped[reason] += 1
+        self.examples.setdefault(reason, place)

@@ -1,0 +1,208 @@
+"""`mode-ray index` and `mode-ray search`: two stages that make an index beside a run, and a query against it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from mode_ray.captions.listing import list_shards, read_listing
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.config.base import config_hash
+from mode_ray.config.run import RunConfig
+from mode_ray.embed.encoder import encoder_name, load_encoder
+from mode_ray.errors import DataError, UsageError
+from mode_ray.evaluate.measure.models import check_models, find_trained, weights_mark
+from mode_ray.index.parts import Hit, ImageIndex, build_parts
+from mode_ray.pipeline import LISTING, build_stages, stage_directories
+from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, combined_hash, read_manifest
+from mode_ray.stages.resume import plan_units, refuse_replaced_sources, run_shard_stage
+from mode_ray.stages.work_unit import PAIR_FORMATS, Shard, require_images
+from mode_ray.storage import Location
+from mode_ray.train.plan import expert_name
+from mode_ray.util.ray_tasks import task_result
+
+INDEX_DIRECTORY = "index"
+_EXPERTS_FIELD = "inputs.train (weights of the experts)"
+
+
+@dataclass(frozen=True)
+class IndexStages:
+    """The two stages of an index.
+
+    Attributes:
+        shards: The work units.
+        models: The experts' folders, in order of their ids; None for those that are left out.
+        embed: Embeds the images, one output a shard.
+        parts_directory: Of the faiss parts.
+    """
+
+    shards: Sequence[Shard]
+    models: Sequence[Location | None]
+    embed: Stage
+    parts_directory: Location
+
+    def parts(self, embedded: Manifest, rows_per_part: int) -> Stage:
+        """The stage that makes faiss parts of the embeddings; it depends on their content."""
+        fields: dict[str, object] = {
+            "index.rows_per_part": rows_per_part,
+            "inputs.index": embedded.content_hash,
+        }
+        return Stage("index parts", self.parts_directory, fields)
+
+
+def index_stages(config: RunConfig) -> IndexStages:
+    """List the images and find the experts.
+
+    Raises:
+        UsageError: The train stage is not done but for experts that are left out, or the shards hold captions only.
+        DataError: An expert's model or an image file is missing or half-written; names the file.
+    """
+    models = _present_experts(config)
+    captions = config.captions
+    listing = captions.model_copy(
+        update={
+            "paths": config.index.images or captions.paths,
+            "max_rows_per_unit": config.index.max_rows_per_unit,
+        }
+    )
+    shards = list_shards(listing, formats=PAIR_FORMATS)
+    require_images(shards)
+    run_shards = list_shards(captions, read_listing(config.directory / LISTING, captions))
+    fields: dict[str, object] = {
+        "captions.image_field": captions.image_field,
+        "captions.key_field": captions.key_field,
+        "captions.format": captions.format,
+        "index.max_rows_per_unit": config.index.max_rows_per_unit,
+        "index.images (files found)": combined_hash(sorted({shard.uri for shard in shards})),
+        "limits.max_image_pixels": config.limits.max_image_pixels,
+        "inputs.train": config_hash(build_stages(config, run_shards)["train"].fields),
+        _EXPERTS_FIELD: [None if folder is None else weights_mark(folder) for folder in models],
+    }
+    directory = config.directory / INDEX_DIRECTORY
+    return IndexStages(shards, models, Stage("index", directory / "embeddings", fields), directory / "faiss")
+
+
+def run_index(
+    config: RunConfig,
+    stages: IndexStages,
+    on_begin: Callable[[str, int, int], None],
+    on_record: Callable[[UnitRecord], None],
+) -> Manifest:
+    """Make the index, or what is left of it.
+
+    Args:
+        config: The run's config.
+        stages: Its stages.
+        on_begin: Called with a stage's name, its units, and how many of them stand.
+        on_record: Called with every new record.
+
+    Returns:
+        The manifest of the faiss parts; `summary["parts"]` and `summary["images"]` tell what stands.
+
+    Raises:
+        UsageError: The index was begun with another config.
+        DataError: More shards are unreadable, or more images unusable, than `limits` allows.
+    """
+    embedded = stages.embed.manifest() if stages.embed.state() == "done" else None
+    if embedded is None:
+        finished = plan_units(stages.embed, stages.shards).finished
+        on_begin("index", len(stages.shards), len(finished))
+        embedded = _embed(config, stages, on_record)
+    else:
+        refuse_replaced_sources(stages.embed, stages.shards)
+    parts = stages.parts(embedded, config.index.rows_per_part)
+    done = parts.manifest() if parts.state() == "done" else None
+    if done is not None:
+        return done
+    on_begin("index parts", 1, 0)
+    parts.begin(1)
+    build = ray.remote(num_cpus=config.index.pool.cpus_per_actor, max_calls=1)(build_parts).options(name="index parts")
+    count = task_result(build.remote(stages.embed.directory, parts.directory, config.index.rows_per_part))
+    record = UnitRecord(
+        unit="parts",
+        source=stages.embed.directory.uri,
+        rows_in=embedded.rows_out,
+        rows_out=embedded.rows_out,
+        attempt=parts.attempt,
+    )
+    on_record(record)
+    return parts.finish([record], {"parts": count, "images": embedded.rows_out})
+
+
+def search_index(config: RunConfig, texts: Sequence[str], count: int, *, as_one_task: bool = False) -> list[list[Hit]]:
+    """Search the index of a run in this process.
+
+    Args:
+        config: The run's config; its `routing` weighs the experts and may differ from query to query.
+        texts: The queries.
+        count: Images to find for each.
+        as_one_task: Whether all texts together are the task; by default each is a task of its own.
+
+    Returns:
+        For every query its hits, best first.
+
+    Raises:
+        UsageError: There is no finished index, or no text.
+        DataError: A file is damaged, or clustering or index are of another encoder or other experts.
+    """
+    from mode_ray.index.query import QueryEncoder
+    from mode_ray.models.encode import Expert  # these need torch, which usage errors need not wait for
+
+    directory = config.directory / INDEX_DIRECTORY
+    built = read_manifest(directory / "faiss")
+    if built is None:
+        raise UsageError(f"{directory / 'faiss'}: there is no finished index: run `mode-ray index` first")
+    models = _present_experts(config)
+    _check_experts(directory / "embeddings", models)
+    clusters = stage_directories(config.directory)["cluster"]
+    clustering = Clustering.load_for(clusters, encoder_name(config.encoder))
+    experts = [None if folder is None else Expert(folder, "cpu") for folder in models]
+    encoder = load_encoder(config.encoder, config.embed.encoder)
+    query = QueryEncoder(experts, encoder, clustering, config.routing)
+    index = ImageIndex(directory / "embeddings", directory / "faiss", int(built.summary["parts"]))
+    scores_lk, positions_lk = index.search(query.encode(texts, as_one_task=as_one_task), count)
+    return [index.hits(scores, places) for scores, places in zip(scores_lk, positions_lk, strict=True)]
+
+
+def _present_experts(config: RunConfig) -> list[Location | None]:
+    """The experts' folders, trained and whole; None for those that `evaluate.leave_out_experts` names."""
+    n, directory = config.train.experts, stage_directories(config.directory)["train"]
+    left_out = config.evaluate.leave_out_experts
+    find_trained(n, left_out, directory)
+    names = [None if expert in left_out else expert_name(n, expert) for expert in range(n)]
+    check_models(n, {name: directory / name for name in names if name is not None})
+    return [None if name is None else directory / name for name in names]
+
+
+def _check_experts(embeddings: Location, models: Sequence[Location | None]) -> None:
+    """Refuse a search with an expert whose block the index does not have."""
+    manifest = read_manifest(embeddings)
+    marks: Any = None if manifest is None else manifest.fields.get(_EXPERTS_FIELD)
+    mend = f"delete {embeddings.parent} and run `mode-ray index` again"
+    if not isinstance(marks, list) or len(marks) != len(models):
+        raise DataError(f"{embeddings}: the index is not of this run's {len(models)} experts: {mend}")
+    for expert, (mark, folder) in enumerate(zip(marks, models, strict=True)):
+        if folder is None:
+            continue
+        if mark is None:
+            raise DataError(
+                f"{embeddings}: the index was made without expert {expert}: search without it "
+                f"(evaluate.leave_out_experts=[{expert}]), or {mend}"
+            )
+        if mark != weights_mark(folder):
+            raise DataError(f"{embeddings}: the index was made with other weights than those of {folder}: {mend}")
+
+
+def _embed(config: RunConfig, stages: IndexStages, on_record: Callable[[UnitRecord], None]) -> Manifest:
+    from mode_ray.index.embed import IndexWorker  # needs torch, which the driver has no use for
+
+    pool = config.index.pool
+    arguments = (
+        config.captions,
+        stages.models,
+        config.index.placement,
+        pool.threads_per_actor,
+        config.limits.max_image_pixels,
+    )
+    return run_shard_stage(config, stages.embed, stages.shards, IndexWorker, arguments, pool, on_record, "images")

@@ -1,0 +1,1 @@
+"""The wrapper of open_clip: build, load, save, preprocess and encode."""

@@ -1,0 +1,1 @@
+"""New captions for a finished run: drift, far captions, further centers."""

@@ -1,0 +1,114 @@
+"""The drift report of a run: Ray tasks tally the assignment shards, the driver adds up and compares."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import pyarrow as pa
+import ray
+
+from mode_ray.assign.stage import DISTANCE, FINE
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.config.run import RunConfig
+from mode_ray.errors import DataError, UsageError
+from mode_ray.new_data.compare import DriftReport, compare
+from mode_ray.new_data.tally import AssignmentTally, far_distance, far_mask
+from mode_ray.stages.manifest import MANIFEST, Manifest, read_manifest, read_output, read_units
+from mode_ray.storage import Location
+from mode_ray.util.ray_tasks import task_result
+
+DRIFT_FILE = "drift.json"
+_MOST_TASKS = 1024
+
+
+def run_drift(config: RunConfig, clusters: Location, assignments: Location) -> DriftReport:
+    """Compare a run's assigned captions with what its clustering was fitted on, and write `drift.json` beside them.
+
+    Raises:
+        UsageError: The assign stage is not done, or the clustering holds no such quantile.
+        DataError: The clustering holds no quantiles at all, or an assignment shard is damaged.
+    """
+    manifest = finished_assignments(assignments)
+    clustering = Clustering.load(clusters)
+    far = far_distance(clustering, config.drift.far_quantile)
+    tally, _ = tally_assignments(assignments, len(clustering.centers_md), far)
+    priced = manifest.fields.get("assign.rule") == "priced"
+    report = compare(clustering, tally, config.drift.far_quantile, priced)
+    (assignments / DRIFT_FILE).write_text(json.dumps(asdict(report), indent=1))
+    return report
+
+
+def finished_assignments(assignments: Location) -> Manifest:
+    """The manifest of a run's assignments.
+
+    Raises:
+        UsageError: The assign stage is not done.
+    """
+    manifest = read_manifest(assignments)
+    if manifest is None:
+        raise UsageError(f"{assignments}: the assign stage is not done: run `mode-ray assign` first")
+    return manifest
+
+
+def tally_assignments(assignments: Location, m: int, far: float) -> tuple[AssignmentTally, dict[str, int]]:
+    """Tally all assigned captions; each Ray task takes some shards and reads two columns of them.
+
+    Args:
+        assignments: Directory of a finished assign stage.
+        m: Number of fine clusters.
+        far: Squared distance above which a caption is far.
+
+    Returns:
+        The tally, and the far captions of each unit that has any.
+
+    Raises:
+        DataError: A shard is gone, damaged, or of another clustering.
+    """
+    rows_by_unit = {record.unit: record.rows_out for record in read_units(assignments) if record.error is None}
+    units = sorted(rows_by_unit)
+    units_per_task = max(1, -(-len(units) // _MOST_TASKS))
+    remote = ray.remote(_tally_units).options(name="drift", retry_exceptions=[OSError])
+    pending = [
+        remote.remote(
+            assignments, {unit: rows_by_unit[unit] for unit in units[start : start + units_per_task]}, m, far
+        )
+        for start in range(0, len(units), units_per_task)
+    ]
+    tally, far_by_unit = AssignmentTally.empty(m), dict[str, int]()
+    while pending:
+        ready, pending = ray.wait(pending, num_returns=1)
+        part, far_part = task_result(ready[0])
+        tally += part
+        far_by_unit |= far_part
+    return tally, far_by_unit
+
+
+def read_assignments(assignments: Location, unit: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one assignment shard.
+
+    Raises:
+        DataError: It is gone or damaged.
+    """
+    try:
+        return read_output(assignments, unit, columns)
+    except FileNotFoundError:
+        raise DataError(
+            f"{assignments}/{unit}.parquet: no such file; delete {assignments / MANIFEST} and run `mode-ray assign` "
+            "again"
+        ) from None
+
+
+def _tally_units(
+    assignments: Location, rows_by_unit: dict[str, int], m: int, far: float
+) -> tuple[AssignmentTally, dict[str, int]]:
+    tally, far_by_unit = AssignmentTally.empty(m), dict[str, int]()
+    for unit, rows in rows_by_unit.items():
+        table = read_assignments(assignments, unit, [FINE, DISTANCE])
+        if table.num_rows != rows:
+            raise DataError(f"{assignments}/{unit}.parquet: {table.num_rows} rows where {rows} were assigned")
+        distance_b = table[DISTANCE].to_numpy()
+        tally += AssignmentTally.count(unit, table[FINE].to_numpy(), distance_b, m, far)
+        far_rows = int(far_mask(distance_b, far).sum())
+        if far_rows:
+            far_by_unit[unit] = far_rows
+    return tally, far_by_unit

@@ -1,0 +1,103 @@
+"""Extending a run's clustering by new centers for its far captions; the run's own is left as it is."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import ray
+
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.cluster.reuse import StandingClustering, read_standing
+from mode_ray.config.run import RunConfig
+from mode_ray.errors import UsageError
+from mode_ray.new_data.drift import finished_assignments, tally_assignments
+from mode_ray.new_data.far_captions import FarSample, collect_far, read_far
+from mode_ray.new_data.new_centers import FarCaptions, check_new_expert, extended, fit_new_centers
+from mode_ray.new_data.tally import far_distance
+from mode_ray.stages.manifest import UnitRecord
+from mode_ray.stages.work_unit import Shard
+from mode_ray.storage import Location
+from mode_ray.util.ray_tasks import task_result
+from mode_ray.util.sampling import allocate_sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtensionRequest:
+    """What to make.
+
+    Attributes:
+        centers: Number of new centers, k.
+        target: Directory of the new clustering; absent or empty.
+        far_quantile: See `DriftConfig.far_quantile`.
+        new_expert: Whether the new centers make an expert of their own beside those of `train.experts`.
+    """
+
+    centers: int
+    target: Location
+    far_quantile: float
+    new_expert: bool
+
+
+def run_extension(
+    config: RunConfig,
+    request: ExtensionRequest,
+    shards: Sequence[Shard],
+    directories: Mapping[str, Location],
+    on_record: Callable[[UnitRecord], None],
+) -> Clustering:
+    """Write a clustering with new centers for a run's far captions; the run's own is left as it is.
+
+    The far captions' embeddings are collected into `far_captions/` of the run, shard by shard, so that after a failure
+    only the rest is encoded.
+
+    Raises:
+        UsageError: The assign stage is not done, the target is not empty, or the maps cannot gain an expert.
+        DataError: Too few far captions, or shards that have changed since they were assigned.
+    """
+    assignments, clusters = directories["assign"], directories["cluster"]
+    assigned = finished_assignments(assignments)
+    if request.centers < 1:
+        raise UsageError(f"--centers {request.centers}: at least one new center")
+    if request.target.files(recursive=True):
+        raise UsageError(
+            f"{request.target}: not empty; a clustering is never changed in place: name another directory"
+        )
+    standing = read_standing(clusters)
+    parent = standing.clustering
+    if request.new_expert:
+        check_new_expert(parent, config.train.experts)
+    m, far = len(parent.centers_md), far_distance(parent, request.far_quantile)
+    tally, far_by_unit = tally_assignments(assignments, m, far)
+    count = FarCaptions(tally.rows, tally.far_rows, request.far_quantile, far)
+    count.check_enough(tally.far_rows, request.centers)
+    cluster = config.cluster
+    sample = FarSample(far, allocate_sample(far_by_unit, cluster.sample_rows, cluster.seed), cluster.seed)
+    collected = collect_far(config, sample, shards, directories, assigned.content_hash, on_record)
+    # max_calls: a process that has fitted a clustering is too large to idle.
+    task = ray.remote(num_cpus=cluster.placement.cpus, max_calls=1)(_fit_and_save).options(name="cluster extend")
+    task_result(task.remote(config, request, collected, standing, count))
+    return Clustering.load(request.target)
+
+
+def _fit_and_save(
+    config: RunConfig,
+    request: ExtensionRequest,
+    collected: Location,
+    standing: StandingClustering,
+    count: FarCaptions,
+) -> None:
+    parent = standing.clustering
+    new = fit_new_centers(parent, read_far(collected), count, request.centers, config.cluster)
+    beside = config.train.experts if request.new_expert else None
+    provenance = {
+        "parent": standing.source.uri,
+        "parent_content_hash": standing.content_hash,
+        "run": config.directory.uri,
+        "first_center": len(parent.centers_md),
+        "centers": request.centers,
+        "new_expert_beside": beside,
+        **asdict(count),
+        "fitted_rows": new.fitted_rows,
+        "distinct_rows": new.distinct_rows,
+        "rows_nearer_to_old": new.rows_nearer_to_old,
+    }
+    extended(parent, new, beside, provenance).save(request.target)

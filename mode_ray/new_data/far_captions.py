@@ -1,0 +1,148 @@
+"""The far captions of a run: a uniform sample of them with their embeddings, collected shard by shard."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from mode_ray.assign.stage import DISTANCE
+from mode_ray.captions.clean import CaptionTable
+from mode_ray.captions.read import read_captions
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.config.base import config_hash
+from mode_ray.config.run import RunConfig
+from mode_ray.embed.encoder import load_encoder
+from mode_ray.embed.stage import unit_record
+from mode_ray.embed.table import EMBEDDING, embedding_column, embedding_vectors, place_columns
+from mode_ray.errors import DataError
+from mode_ray.new_data.drift import read_assignments
+from mode_ray.new_data.tally import far_mask
+from mode_ray.stages.manifest import Stage, UnitRecord, read_output, read_units
+from mode_ray.stages.resume import run_shard_stage
+from mode_ray.stages.work_unit import Shard
+from mode_ray.storage import Location
+from mode_ray.util.sampling import sample_positions
+
+FAR_DIRECTORY = "far_captions"
+_SHARD_READERS = 8
+
+
+@dataclass(frozen=True)
+class FarSample:
+    """Which captions to take from each unit.
+
+    Attributes:
+        far: Squared distance above which a caption is far.
+        rows_by_unit: How many of its far captions each unit gives.
+        seed: Of the choice.
+    """
+
+    far: float
+    rows_by_unit: Mapping[str, int]
+    seed: int
+
+
+class FarWorker:
+    """Collects the embeddings of a shard's far captions; see `UnitWorker`.
+
+    They are read where the run kept them; else the captions are encoded again.
+
+    Args:
+        config: The run's config.
+        directories: The directories of its stages, by name.
+        sample: Which captions.
+    """
+
+    def __init__(self, config: RunConfig, directories: Mapping[str, Location], sample: FarSample) -> None:
+        self._captions = config.captions
+        self._assignments = directories["assign"]
+        self._embeddings = directories["embed"] if config.embed.keep == "all" else None
+        self._sample = sample
+        if self._embeddings is None:
+            self._encoder = load_encoder(config.encoder, config.embed.encoder, config.embed.pool.threads_per_actor)
+            clustering = Clustering.load(directories["cluster"])
+            clustering.compatible_with(self._encoder.name, self._encoder.dimension)
+
+    def read(self, shard: Shard) -> CaptionTable:
+        """Choose among the shard's far captions, and find their embeddings or texts."""
+        assigned = read_assignments(self._assignments, shard.unit)
+        far = np.flatnonzero(far_mask(assigned[DISTANCE].to_numpy(), self._sample.far))
+        count = self._sample.rows_by_unit[shard.unit]
+        chosen = assigned.take(pa.array(far[sample_positions(shard.unit, len(far), count, self._sample.seed)]))
+        if self._embeddings is None:
+            source = read_captions(shard, self._captions).table
+        else:
+            source = read_output(self._embeddings, shard.unit)
+        found = source.filter(pa.array(_is_among(source, chosen)))
+        if found.num_rows != chosen.num_rows:
+            raise DataError(
+                f"{shard.uri}: {chosen.num_rows - found.num_rows} of its assigned captions are not there any more: "
+                "the file has changed since it was assigned; delete its assignments and run the assign stage again"
+            )
+        return CaptionTable(found, found.num_rows, {}, {})
+
+    def compute(self, shard: Shard, source: CaptionTable) -> tuple[pa.Table, UnitRecord]:
+        """Encode where no embeddings were kept."""
+        table = source.table
+        if self._embeddings is None:
+            column = embedding_column(self._encoder.encode(table["caption"].to_pylist()))
+        else:
+            column = table[EMBEDDING]
+        return pa.table({**place_columns(table), EMBEDDING: column}), unit_record(shard, source)
+
+
+def collect_far(
+    config: RunConfig,
+    sample: FarSample,
+    shards: Sequence[Shard],
+    directories: Mapping[str, Location],
+    assigned_hash: str,
+    on_record: Callable[[UnitRecord], None],
+) -> Location:
+    """Collect the far captions' embeddings, or what is left of them.
+
+    Args:
+        config: The run's config.
+        sample: Which captions.
+        shards: The run's shards.
+        directories: The directories of its stages, by name.
+        assigned_hash: Content of its assignments.
+        on_record: Called with every shard's record.
+
+    Returns:
+        Directory of the embedding shards of the far captions.
+
+    Raises:
+        DataError: Shards that have changed since they were assigned, or cannot be read any more.
+    """
+    fields = {
+        "far_squared_distance": sample.far,
+        "cluster.sample_rows": config.cluster.sample_rows,
+        "cluster.seed": sample.seed,
+        "inputs.assign": assigned_hash,
+    }
+    # Each choice of captions has a directory of its own: another quantile must not disturb what stands.
+    stage = Stage("cluster extend", config.directory / FAR_DIRECTORY / config_hash(fields), fields)
+    if stage.state() != "done":
+        wanted = [shard for shard in shards if sample.rows_by_unit.get(shard.unit, 0) > 0]
+        arguments = (config, dict(directories), sample)
+        run_shard_stage(config, stage, wanted, FarWorker, arguments, config.embed.pool, on_record)
+    return stage.directory
+
+
+def read_far(collected: Location) -> np.ndarray:
+    """All collected embeddings, in order of units, float32 [n, d]."""
+    units = [record.unit for record in read_units(collected) if record.error is None]
+    with ThreadPoolExecutor(_SHARD_READERS) as readers:
+        tables = readers.map(lambda unit: read_output(collected, unit, [EMBEDDING]), units)
+        return np.concatenate([embedding_vectors(table) for table in tables])
+
+
+def _is_among(table: pa.Table, chosen: pa.Table) -> np.ndarray:
+    """Mask of the rows of a table whose (row, caption_index) is among the chosen ones."""
+    width = 1 + max((int(t["caption_index"].to_numpy().max()) for t in (table, chosen) if t.num_rows), default=0)
+    numbers, wanted = (t["row"].to_numpy() * width + t["caption_index"].to_numpy() for t in (table, chosen))
+    mask: np.ndarray = np.isin(numbers, wanted)
+    return mask

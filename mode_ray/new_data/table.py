@@ -1,0 +1,67 @@
+"""A drift report for people: tables and a verdict."""
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from mode_ray.new_data.compare import DriftReport, Growth
+
+_CLUSTERS_SHOWN = 10
+
+
+def drift_view(report: DriftReport) -> Group:
+    """Distances and balance, experts of every n, the clusters that changed most, and what it comes to."""
+    parts: list[Table | Text] = [_overview(report)]
+    for n, sizes in report.experts.items():
+        parts.append(_sizes(f"{n} experts", "expert", sizes, range(len(sizes.rows))))
+    certain = report.clusters.certain()
+    if certain:
+        most = certain if len(certain) <= _CLUSTERS_SHOWN else _both_ends(certain)
+        title = f"{len(most)} of {len(certain)} fine clusters whose share has surely changed"
+        parts.append(_sizes(title, "cluster", report.clusters, most))
+    return Group(*parts, *(Text(sentence) for sentence in report.verdict))
+
+
+def _both_ends(ordered: list[int]) -> list[int]:
+    half = _CLUSTERS_SHOWN // 2
+    return [*ordered[:half], *ordered[-half:]]
+
+
+def _overview(report: DriftReport) -> Table:
+    table = _numbers("drift", "", "when fitted", "new captions")
+    table.add_row("captions", f"{report.training_rows:,}", f"{report.rows:,}")
+    table.add_row(
+        f"far (squared distance above {report.far_squared_distance:.4f})",
+        f"{1.0 - report.far_quantile:.1%}",
+        f"{report.far_share:.1%}",
+    )
+    for share, value in report.quantiles.items():
+        table.add_row(f"squared distance, quantile {share}", f"{report.training_quantiles[share]:.4f}", f"{value:.4f}")
+    table.add_row(
+        "imbalance factor of the clusters", f"{report.training_imbalance_factor:.3f}", f"{report.imbalance_factor:.3f}"
+    )
+    return table
+
+
+def _sizes(title: str, kind: str, sizes: Growth, numbers: range | list[int]) -> Table:
+    table = _numbers(title, kind, "when fitted", "new captions", "share", "growth", "z")
+    total = max(1, sum(sizes.rows))
+    for number in numbers:
+        growth = sizes.growth[number]
+        table.add_row(
+            str(number),
+            f"{sizes.training_rows[number]:,}",
+            f"{sizes.rows[number]:,}",
+            f"{sizes.rows[number] / total:.2%}",
+            "new" if growth is None else f"{growth:.2f}",
+            f"{sizes.z[number]:+.1f}",
+        )
+    return table
+
+
+def _numbers(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    for column in others:
+        table.add_column(column, justify="right")
+    return table

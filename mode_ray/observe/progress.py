@@ -1,0 +1,225 @@
+"""Progress for people: plain lines, so that they read the same in a terminal, a file and a job's log.
+
+Training runs, several at a time and for long, are a table that changes in place where the output is a terminal.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from mode_ray.stages.manifest import Manifest, UnitRecord
+from mode_ray.train.runs.status import TrialStatus
+
+_INTERVAL_SECONDS = 3.0
+_TRIALS_INTERVAL_SECONDS = 10.0
+
+FitReport = Mapping[str, Any]
+"""An `IterationReport` of the fine clustering, as its file tells it."""
+
+
+class ProgressObserver(Protocol):
+    """Is told what `Progress` is told: the metrics."""
+
+    def begin(self, stage: str, units: int, done: int, actors: int) -> None:
+        """A stage begins."""
+        ...
+
+    def unit(self, record: UnitRecord) -> None:
+        """A unit is done, or quarantined."""
+        ...
+
+    def iteration(self, report: FitReport) -> None:
+        """The fine clustering finished an iteration."""
+        ...
+
+    def trials(self, statuses: Mapping[str, TrialStatus]) -> None:
+        """All training runs, again and again."""
+        ...
+
+    def routing(self, entropy_by_task: Mapping[str, float]) -> None:
+        """How sure the routing of each evaluated task is."""
+        ...
+
+    def end(self, manifest: Manifest) -> None:
+        """A stage is done."""
+        ...
+
+
+class Progress:
+    """Says what a stage does, at most every few seconds, and passes every event on to an observer.
+
+    Args:
+        console: Where to print lines for people, and tables.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._logger: logging.Logger | None = None
+        self._run = ""
+        self._observe: Callable[[], ProgressObserver] | None = None
+        self._observer: ProgressObserver | None = None
+        self._stage = ""
+        self._began = self._last = time.monotonic()
+        self._units = self._done = self._rows = 0
+        self._states: dict[str, str] = {}
+
+    def follow(
+        self, run: str, logger: logging.Logger | None = None, observe: Callable[[], ProgressObserver] | None = None
+    ) -> None:
+        """Say from now on what this run does.
+
+        Args:
+            run: Its directory's URI.
+            logger: Takes the lines, with run, stage, shard and expert, instead of the console.
+            observe: Makes what is told everything, when the first stage begins.
+        """
+        self._run, self._logger, self._observe = run, logger, observe
+
+    def say(self, text: str, *, shard: str = "", expert: str = "") -> None:
+        """Say one line, about a shard or an expert maybe."""
+        if self._logger is None:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            return
+        context = {"run": self._run, "stage": self._stage, "shard": shard, "expert": expert}
+        self._logger.info("%s", text, extra=context)
+
+    def show(self, table: RenderableType) -> None:
+        """Print a table."""
+        self._console.print(table)
+
+    def work(self, what: str, done: int, total: int) -> None:
+        """Some lengthy work before the stages is `done` of `total` steps far."""
+        now = time.monotonic()
+        if now - self._last >= _INTERVAL_SECONDS:
+            self._last = now
+            self.say(f"[{what}] {done:,} of {total:,}")
+
+    def begin(self, stage: str, units: int, done: int = 0, actors: int = 0) -> None:
+        """A stage begins, with some of its units done by an earlier invocation, on this many actors at most."""
+        if self._observer is None and self._observe is not None:
+            self._observer = self._observe()
+        if self._observer is not None:
+            self._observer.begin(stage, units, done, actors)
+        self._stage, self._units, self._done, self._rows = stage, units, done, 0
+        self._began = self._last = time.monotonic()
+        self._states = {}
+        self.say(f"[{stage}] {done} of {units} units done before" if done else f"[{stage}] begins")
+
+    def unit(self, record: UnitRecord) -> None:
+        """A unit is done, or quarantined."""
+        self._done += 1
+        self._rows += record.rows_out
+        if self._observer is not None:
+            self._observer.unit(record)
+        if record.error is not None:
+            self.say(f"[{self._stage}] left out: {record.error}", shard=record.source)
+        now = time.monotonic()
+        if now - self._last >= _INTERVAL_SECONDS:
+            self._last = now
+            rate = self._rows / (now - self._began)
+            self.say(f"[{self._stage}] {self._done}/{self._units} units, {self._rows:,} rows, {rate:,.0f} rows/s")
+
+    def iteration(self, report: FitReport, most: int) -> None:
+        """The fine clustering finished one of at most so many iterations."""
+        if self._observer is not None:
+            self._observer.iteration(report)
+        self.say(
+            f"[{self._stage}] iteration {report['iteration']} of at most {most}: "
+            f"inertia {report['inertia']:,.1f}, largest cluster {report['max_over_mean']:.2f} x mean"
+        )
+
+    def routing(self, entropy_by_task: Mapping[str, float]) -> None:
+        """How sure the routing of each evaluated task is; the report shows it to people."""
+        if self._observer is not None:
+            self._observer.routing(entropy_by_task)
+
+    @contextmanager
+    def watching_trials(self) -> Iterator[Callable[[Mapping[str, TrialStatus]], None]]:
+        """Gives what to call with all statuses again and again: a live table in a terminal, else plain lines."""
+        if not self._console.is_terminal or self._logger is not None:
+            yield self.trials
+            return
+        with Live(console=self._console, auto_refresh=False) as live:
+
+            def show(statuses: Mapping[str, TrialStatus]) -> None:
+                if self._observer is not None:
+                    self._observer.trials(statuses)
+                live.update(trials_table(statuses.values(), time.time()), refresh=True)
+
+            yield show
+
+    def trials(self, statuses: Mapping[str, TrialStatus]) -> None:
+        """Training runs: every change of state at once, samples and loss of the running ones now and then."""
+        if self._observer is not None:
+            self._observer.trials(statuses)
+        for name, status in statuses.items():
+            if status.state != self._states.get(name, "waiting"):
+                reason = f": {status.reason}" if status.reason else ""
+                self.say(f"[{self._stage}] {name}: {status.state} ({status.samples:,} samples){reason}", expert=name)
+            self._states[name] = status.state
+        now = time.monotonic()
+        if now - self._last < _TRIALS_INTERVAL_SECONDS:
+            return
+        self._last = now
+        running = [
+            f"{name} {status.samples_seen / status.samples:.0%} loss {status.loss:.3f}"
+            for name, status in statuses.items()
+            if status.state == "running" and status.loss is not None
+        ]
+        if running:
+            self.say(f"[{self._stage}] {', '.join(running)}")
+
+    def end(self, manifest: Manifest) -> None:
+        """A stage is done."""
+        if self._observer is not None:
+            self._observer.end(manifest)
+        refused = sum(manifest.refused.values())
+        left_out = f", {len(manifest.quarantined)} shards left out" if manifest.quarantined else ""
+        self.say(
+            f"[{manifest.stage}] done: {manifest.rows_out:,} rows of {manifest.rows_in:,}, "
+            f"{refused:,} refused{left_out}, {manifest.seconds:.1f} s"
+        )
+        for reason, count in manifest.refused.items():
+            self.say(f"[{manifest.stage}]   refused {count:,}: {reason}")
+
+
+def trials_table(statuses: Iterable[TrialStatus], now_unix_seconds: float) -> Table:
+    """One line a training run."""
+    table = Table(title="training runs")
+    for column in ("run", "state"):
+        table.add_column(column)
+    for column in ("samples", "of", "samples/s", "loss", "left", "checkpoint", "launches", "seconds"):
+        table.add_column(column, justify="right")
+    table.add_column("reason")
+    for status in statuses:
+        table.add_row(status.trial, status.state, *_trial_cells(status, now_unix_seconds), escape(status.reason or ""))
+    return table
+
+
+def _trial_cells(status: TrialStatus, now_unix_seconds: float) -> tuple[str, ...]:
+    running = status.state == "running"
+    written = status.checkpoint_unix_seconds
+    return (
+        f"{status.samples_seen:,}",
+        f"{status.samples:,}",
+        "" if status.samples_per_second is None or not running else f"{status.samples_per_second:,.0f}",
+        "" if status.loss is None else f"{status.loss:.3f}",
+        "" if status.eta_seconds is None else duration(status.eta_seconds),
+        "" if written is None or status.state == "finished" else f"{duration(now_unix_seconds - written)} ago",
+        str(status.launches),
+        f"{status.seconds:.1f}",
+    )
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit that leaves two digits or so."""
+    if seconds < 100:
+        return f"{max(0.0, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,177 @@
+"""How far a run is, from its directory alone; works on any machine that can read it."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import yaml
+from rich.markup import escape
+from rich.table import Table
+
+from mode_ray.cluster.clustering import FIT_PROGRESS
+from mode_ray.errors import UsageError
+from mode_ray.observe.progress import duration, trials_table
+from mode_ray.pipeline import STAGE_DIRECTORIES
+from mode_ray.stages.manifest import CAPTION_COUNTS, STARTED, UNITS, Manifest, StageState, read_manifest
+from mode_ray.storage import FileEntry, Location
+from mode_ray.train.runs.lease import LEASE_FILE
+from mode_ray.train.runs.status import STATUS_FILE, TrialStatus, read_status
+
+_RATE_WINDOW_SECONDS = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageView:
+    """How one stage stands.
+
+    Attributes:
+        name: The stage's.
+        state: absent, started or done.
+        done: Units that are finished.
+        units: Units in all; 0 before it has begun.
+        eta_seconds: Time to its end at the speed of the last minutes; None where that is not known.
+        newest_unix_seconds: When something was last written there, by the storage's clock; 0 before it has begun.
+        manifest: Of a stage that is done.
+        trials: Of the train stage.
+    """
+
+    name: str
+    state: StageState
+    done: int = 0
+    units: int = 0
+    eta_seconds: float | None = None
+    newest_unix_seconds: float = 0.0
+    manifest: Manifest | None = None
+    trials: Sequence[TrialStatus] = ()
+
+
+def look_at_stage(run: Location, name: str) -> StageView:
+    """How a stage stands: of one at work, one listing of its directory, and what training runs say of themselves."""
+    directory = run / STAGE_DIRECTORIES[name]
+    manifest = read_manifest(directory)
+    if manifest is not None:
+        units = manifest.units
+        return StageView(name=name, state="done", done=units, units=units, manifest=manifest)
+    entries = directory.entries(recursive=True)
+    started = next((entry for entry in entries if entry.location == directory / STARTED), None)
+    if started is None:
+        return StageView(name=name, state="absent")
+    note = json.loads(started.location.read_text())
+    # A driver without work renews its lease too.
+    newest = max(entry.modified_unix_seconds for entry in entries if entry.location.name != LEASE_FILE)
+    trials: list[TrialStatus] = []
+    if name == "train":
+        folders = [entry.location.parent for entry in entries if entry.location.name == STATUS_FILE]
+        trials = [status for folder in folders if (status := read_status(folder)) is not None]
+        done, eta = sum(status.state == "finished" for status in trials), training_eta_seconds(trials)
+    elif name == "cluster":
+        done, eta = 0, _fit_eta_seconds(run, note["began_unix_seconds"], entries)
+    else:
+        written = [entry.modified_unix_seconds for entry in entries if _is_unit(name, entry.location.name)]
+        done, eta = len(written), units_eta_seconds(written, note["units"])
+    return StageView(
+        name=name,
+        state="started",
+        done=done,
+        units=note["units"],
+        eta_seconds=eta,
+        newest_unix_seconds=newest,
+        trials=trials,
+    )
+
+
+def units_eta_seconds(written_unix_seconds: Sequence[float], units: int) -> float | None:
+    """Time to the last unit at the speed of the ten minutes before the newest one; None before there are two.
+
+    Times of the storage's own clock alone are compared, whatever the clock of this machine says.
+    """
+    if len(written_unix_seconds) < 2:
+        return None
+    newest = max(written_unix_seconds)
+    recent = [moment for moment in written_unix_seconds if newest - moment <= _RATE_WINDOW_SECONDS]
+    span = newest - min(recent)
+    return (units - len(written_unix_seconds)) * span / (len(recent) - 1) if span > 0 else None
+
+
+def training_eta_seconds(trials: Sequence[TrialStatus]) -> float | None:
+    """Time to the end of all runs: what is left of all at the speed of those that run, or of the slowest alone."""
+    running = [status for status in trials if status.state == "running"]
+    rate = sum(status.samples_per_second or 0.0 for status in running)
+    if rate == 0.0:
+        return None
+    left = sum(status.samples - status.samples_seen for status in trials if status.state in ("waiting", "running"))
+    return max([left / rate, *(status.eta_seconds or 0.0 for status in running)])
+
+
+def status_table(run: Location) -> Table:
+    """One line a stage: state, done/total units, rows in and out, refused, time, and what is left of it.
+
+    Raises:
+        UsageError: There is no run in this directory.
+    """
+    require_run(run)
+    return stages_table(run, [look_at_stage(run, name) for name in STAGE_DIRECTORIES])
+
+
+def require_run(run: Location) -> None:
+    """Make sure that this is a run's directory.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if not (run / "config.yaml").exists():
+        raise UsageError(f"{run}: no run here (no config.yaml); give the directory that the config calls `run`")
+
+
+def stages_table(run: Location, views: Sequence[StageView]) -> Table:
+    """The table of `status_table`, of views that were taken."""
+    table = Table(title=escape(str(run)))
+    for column in ("stage", "state"):
+        table.add_column(column)
+    for column in ("units", "rows in", "rows out", "refused", "left out", "seconds", "left"):
+        table.add_column(column, justify="right")
+    for view in views:
+        table.add_row(view.name, view.state, *_cells(view))
+    return table
+
+
+def trial_table(run: Location) -> Table | None:
+    """One line a training run, or None before there are any."""
+    experts = run / STAGE_DIRECTORIES["train"]
+    folders = [file.parent for file in experts.files(recursive=True) if file.name == STATUS_FILE]
+    if not folders:
+        return None
+    statuses = [read_status(folder) for folder in folders]
+    return trials_table((status for status in statuses if status is not None), time.time())
+
+
+def _cells(view: StageView) -> tuple[str, ...]:
+    if view.state == "absent":
+        return ("",) * 7
+    units = f"{view.done}/{view.units}"
+    if view.manifest is None:
+        return (units, "", "", "", "", "", "" if view.eta_seconds is None else duration(view.eta_seconds))
+    refused, left_out = sum(view.manifest.refused.values()), len(view.manifest.quarantined)
+    rows = (f"{view.manifest.rows_in:,}", f"{view.manifest.rows_out:,}", f"{refused:,}", str(left_out))
+    return (units, *rows, f"{view.manifest.seconds:.1f}", "")
+
+
+def _is_unit(stage: str, file_name: str) -> bool:
+    """Whether a file is what the stage leaves behind for one finished unit."""
+    if stage == "evaluate":
+        return file_name == "task.json"
+    return file_name.endswith(".parquet") and file_name not in (UNITS, CAPTION_COUNTS)
+
+
+def _fit_eta_seconds(run: Location, began_unix_seconds: float, entries: Sequence[FileEntry]) -> float | None:
+    """Time until the most iterations are done; a fit may end sooner, and one that went on after a break is faster."""
+    report = next((entry for entry in entries if entry.location.name == FIT_PROGRESS), None)
+    if report is None:
+        return None
+    try:
+        done = int(json.loads(report.location.read_text())["iteration"])
+    except FileNotFoundError:  # the fit ended since the listing
+        return None
+    most = int(yaml.safe_load((run / "config.yaml").read_text())["cluster"]["fine"]["iterations"])
+    return max(0, most - done) * max(0.0, report.modified_unix_seconds - began_unix_seconds) / done

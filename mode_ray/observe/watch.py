@@ -1,0 +1,157 @@
+"""Watching a run from its directory alone, on any machine that can read it, until it is done."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+
+from mode_ray.observe.progress import duration, trials_table
+from mode_ray.observe.status import StageView, look_at_stage, require_run, stages_table
+from mode_ray.pipeline import STAGE_DIRECTORIES, STAGE_NAMES
+from mode_ray.stages.manifest import MANIFEST
+from mode_ray.storage import Location
+from mode_ray.train.runs.lease import EXPIRY_SECONDS, lease_holder
+
+# A listing of a quarter of a million outputs takes a while: looking takes a tenth of the time at most.
+_PAUSE_PER_LOOK = 9.0
+
+
+class Watch:
+    """Looks at a run again and again.
+
+    Args:
+        run: Its directory.
+        until: The last stage to wait for.
+        stall_seconds: With nothing new for so long a run seems to stand still.
+        clock: The time of now, in unix seconds.
+    """
+
+    def __init__(
+        self, run: Location, until: str, stall_seconds: float, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.run = run
+        self._names = STAGE_NAMES[: STAGE_NAMES.index(until) + 1]
+        self._stall_seconds = stall_seconds
+        self._clock = clock
+        self._done: dict[str, StageView] = {}
+        self.views: Sequence[StageView] = ()
+
+    def look(self) -> None:
+        """See how the stages stand; those that were done are not looked at again."""
+        views: list[StageView] = []
+        for name in self._names:
+            if name not in self._done and all(view.state == "done" for view in views):
+                view = look_at_stage(self.run, name)
+                if view.state == "done":
+                    self._done[name] = view
+            else:
+                view = self._done.get(name) or StageView(name=name, state="absent")
+            views.append(view)
+        self.views = views
+
+    @property
+    def at_work(self) -> StageView | None:
+        """The first stage that is not done, or None when the run is."""
+        return next((view for view in self.views if view.state != "done"), None)
+
+    def stall(self) -> str | None:
+        """One sentence if nothing new was written for too long, or None.
+
+        The storage's clock is compared with this machine's: minutes matter here, not seconds.
+        """
+        view = self.at_work
+        if view is None:
+            return None
+        newest = view.newest_unix_seconds or self._previous_end(view.name)
+        silent = self._clock() - newest
+        if newest == 0.0 or silent < self._stall_seconds:
+            return None
+        return f"{view.name}: nothing new for {duration(silent)}; {self._who_is_at_work(view.name)}"
+
+    def line(self) -> str:
+        """How far the stage at work is, in one line."""
+        view = self.at_work
+        if view is None:
+            return "done"
+        if view.state == "absent":
+            return f"[{view.name}] has not begun"
+        left = "" if view.eta_seconds is None else f", about {duration(view.eta_seconds)} left"
+        return f"[{view.name}] {view.done:,} of {view.units:,} units{left}"
+
+    def _previous_end(self, name: str) -> float:
+        """When the stage before ended; 0 where there is none, or the storage does not tell."""
+        before = self._names[: self._names.index(name)]
+        place = self.run / STAGE_DIRECTORIES[before[-1]] / MANIFEST if before else self.run / "config.yaml"
+        return max((entry.modified_unix_seconds for entry in place.glob_entries()), default=0.0)
+
+    def _who_is_at_work(self, name: str) -> str:
+        go_on = "the same command goes on"
+        if name != "train":
+            return f"if its driver has ended, {go_on}"
+        holder = lease_holder(self.run / STAGE_DIRECTORIES[name])
+        if holder is None:
+            return f"no driver holds its lease: {go_on}"
+        age = max(0.0, self._clock() - holder.renewed_unix_seconds)
+        renewed = f"{holder.name} holds its lease, renewed {duration(age)} ago"
+        return f"{renewed}: that driver has ended, {go_on}" if age > 6 * EXPIRY_SECONDS else renewed
+
+
+def watch_run(watch: Watch, console: Console, interval_seconds: float, sleep: Callable[[float], None]) -> None:
+    """Show a run until it is done: a table that changes in place in a terminal, else lines where something changed.
+
+    Args:
+        watch: The watch.
+        console: Where to show it.
+        interval_seconds: Least time between two looks.
+        sleep: Waits for so many seconds.
+    """
+    with _screen(watch, console) as show:
+        while True:
+            began = time.monotonic()
+            watch.look()
+            show()
+            if watch.at_work is None:
+                return
+            sleep(max(interval_seconds, _PAUSE_PER_LOOK * (time.monotonic() - began)))
+
+
+def open_watch(run: Location, until: str, stall_seconds: float) -> Watch:
+    """A watch of a run.
+
+    Raises:
+        UsageError: There is no run in this directory.
+    """
+    require_run(run)
+    return Watch(run, until, stall_seconds)
+
+
+@contextmanager
+def _screen(watch: Watch, console: Console) -> Iterator[Callable[[], None]]:
+    said: dict[str, str | None] = {}
+
+    def say(kind: str, text: str | None) -> None:
+        # How long it is silent grows: one sentence a stage, until something new comes.
+        about = text if text is None or kind == "line" else text.split(":", 1)[0]
+        if text is not None and said.get(kind) != about:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+        said[kind] = about
+
+    def lines() -> None:
+        say("line", watch.line())
+        say("stall", watch.stall())
+
+    if not console.is_terminal:
+        yield lines
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        yield lambda: live.update(_tables(watch), refresh=True)
+
+
+def _tables(watch: Watch) -> RenderableType:
+    view, stall = watch.at_work, watch.stall()
+    parts: list[RenderableType] = [stages_table(watch.run, watch.views)]
+    if view is not None and view.trials:
+        parts.append(trials_table(view.trials, time.time()))
+    return Group(*parts, *([stall] if stall else []))

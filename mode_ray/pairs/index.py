@@ -1,0 +1,190 @@
+"""The index of a set of pairs: where each of them lies in the source shards.
+
+It may lie in a file that is larger than memory.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mode_ray.assign.stage import DISTANCE, FINE
+from mode_ray.errors import DataError
+from mode_ray.stages.manifest import read_output
+from mode_ray.stages.work_unit import Shard
+from mode_ray.storage import Location
+from mode_ray.util.read_ahead import read_ahead
+
+SHARD = "shard"
+MEMBER_COLUMNS = ("image_offset", "image_bytes", "caption_offset", "caption_bytes")
+_PLACE_COLUMNS = {"row": pa.int64(), "caption_index": pa.int32(), **dict.fromkeys(MEMBER_COLUMNS, pa.int64())}
+_READERS = 8
+
+
+class PairIndex:
+    """Where the pairs of a set lie.
+
+    One row a (pair, caption): `shard` int32 (position in `shards`), `row` int64, `caption_index` int32, and, where any
+    shard is a tar, the offsets and sizes of the members, int64, 0 for pairs of other shards.
+
+    Args:
+        shards: The source shards.
+        table: The rows, with any further columns.
+    """
+
+    def __init__(self, shards: Sequence[Shard], table: pa.Table) -> None:
+        self.shards = tuple(shards)
+        self.table = table
+        self._file: Path | None = None
+
+    @classmethod
+    def open(cls, shards: Sequence[Shard], file: Path) -> "PairIndex":
+        """An index whose rows stay in an uncompressed Arrow file, mapped into memory."""
+        index = cls(shards, _mapped(file))
+        index._file = file
+        return index
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Loader processes map the file themselves.
+        return {"shards": self.shards, "table": None if self._file else self.table, "_file": self._file}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._file is not None:
+            self.table = _mapped(self._file)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def columns_at(self, positions: npt.ArrayLike) -> dict[str, np.ndarray]:
+        """All columns of some rows; only the pages that hold them are touched."""
+        places = np.asarray(positions, np.int64)
+        chunks = np.searchsorted(self._starts, places, side="right") - 1
+        within = places - self._starts[chunks]
+        rows: dict[str, np.ndarray] = {}
+        for name, views in self._views.items():
+            rows[name] = np.empty(len(places), views[0].dtype) if views else np.empty(0, np.int64)
+            for chunk in np.unique(chunks).tolist():
+                here = chunks == chunk
+                rows[name][here] = views[chunk][within[here]]
+        return rows
+
+    def take(self, positions: npt.ArrayLike) -> "PairIndex":
+        """The index of a subset, in memory."""
+        return PairIndex(self.shards, pa.table(self.columns_at(positions)))
+
+    @cached_property
+    def _views(self) -> dict[str, list[np.ndarray]]:
+        """Each column's chunks, without a copy."""
+        return {name: [_view(chunk) for chunk in self.table[name].chunks] for name in self.table.column_names}
+
+    @cached_property
+    def _starts(self) -> npt.NDArray[np.int64]:
+        """The first row of each chunk; all columns are cut alike."""
+        lengths = [len(chunk) for chunk in self.table.column(0).chunks]
+        return np.cumsum([0, *lengths[:-1]], dtype=np.int64)
+
+
+def _mapped(file: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+
+
+def _view(chunk: pa.Array) -> np.ndarray:
+    array: np.ndarray = (chunk if chunk.null_count == 0 else chunk.fill_null(0)).to_numpy()
+    return array
+
+
+def index_columns(*, tars: bool) -> pa.Schema:
+    """The columns of an index; offsets and sizes only where some pairs lie in tars."""
+    names = [name for name in _PLACE_COLUMNS if tars or name not in MEMBER_COLUMNS]
+    return pa.schema([(SHARD, pa.int32()), *((name, _PLACE_COLUMNS[name]) for name in names)])
+
+
+def index_rows(assigned: pa.Table, number: int, schema: pa.Schema) -> pa.Table:
+    """Rows of an index, made of those of an assignment shard.
+
+    Args:
+        assigned: The assignment shard, or some of its rows.
+        number: Position of the source shard among all.
+        schema: Of the index.
+    """
+    zeros = np.zeros(assigned.num_rows, np.int64)
+    columns = [pa.array(np.full(assigned.num_rows, number, np.int32))]
+    for field in schema:
+        if field.name != SHARD:
+            column = assigned[field.name] if field.name in assigned.column_names else pa.chunked_array([zeros])
+            columns.append(pc.fill_null(column, 0).cast(field.type))
+    return pa.table(columns, schema=schema)
+
+
+def assigned_shards(assignments: Location, shards: Sequence[Shard]) -> list[tuple[int, Shard]]:
+    """Shards that have an assignment, with their positions; those without one were quarantined.
+
+    Raises:
+        DataError: There is none at all.
+    """
+    present = {file.name.removesuffix(".parquet") for file in assignments.files()}
+    numbered = [(number, shard) for number, shard in enumerate(shards) if shard.unit in present]
+    if not numbered:
+        raise DataError(f"{assignments}: no assignment of the given shards; run `mode-ray assign` first")
+    return numbered
+
+
+def stream_assignments(
+    assignments: Location, numbered: Sequence[tuple[int, Shard]], columns: Sequence[str] | None = None
+) -> Iterator[tuple[int, Shard, pa.Table]]:
+    """The assignment shards in order, a few of them in memory at a time.
+
+    Args:
+        assignments: Their directory.
+        numbered: Which of them, as `assigned_shards` gives them.
+        columns: Those to read, or None for all.
+    """
+
+    def read(item: tuple[int, Shard]) -> tuple[int, Shard, pa.Table]:
+        number, shard = item
+        return number, shard, read_output(assignments, shard.unit, columns)
+
+    return read_ahead(read, numbered, ahead=_READERS, threads=_READERS)
+
+
+def load_index(assignments: Location, shards: Sequence[Shard]) -> PairIndex:
+    """The index of all pairs of some shards in memory, with `fine` and `distance`; for reports, of few shards.
+
+    Raises:
+        DataError: There is no assignment at all.
+    """
+    schema = index_columns(tars=any(shard.format == "webdataset" for shard in shards))
+    tables = [
+        index_rows(assigned, number, schema)
+        .append_column(FINE, assigned[FINE])
+        .append_column(DISTANCE, assigned[DISTANCE])
+        for number, _, assigned in stream_assignments(assignments, assigned_shards(assignments, shards))
+    ]
+    return PairIndex(shards, pa.concat_tables(tables).combine_chunks())
+
+
+def fine_counts(assignments: Location, shards: Sequence[Shard], centers: int) -> npt.NDArray[np.int64]:
+    """Captions of each fine cluster, int64 [m].
+
+    Raises:
+        DataError: There is no assignment at all.
+    """
+    counts_m = np.zeros(centers, np.int64)
+    for _, _, assigned in stream_assignments(assignments, assigned_shards(assignments, shards), [FINE]):
+        counts_m += np.bincount(assigned[FINE].to_numpy(), minlength=centers)
+    return counts_m
+
+
+def nearest_rows(index: PairIndex, centers: int, per_center: int) -> np.ndarray:
+    """Positions of the captions nearest to each center, up to `per_center` each, in order of centers; for reports."""
+    order = pc.sort_indices(index.table, [(FINE, "ascending"), (DISTANCE, "ascending")]).to_numpy()
+    fine = index.table[FINE].to_numpy()[order]
+    starts = np.searchsorted(fine, np.arange(centers))
+    nearest: np.ndarray = order[np.arange(len(fine)) - starts[fine] < per_center]
+    return nearest

@@ -1,0 +1,232 @@
+"""Fetch single pairs, image bytes and caption, from the source shards."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mode_ray.captions.parquet import DEFAULT_CAPTION_FIELD, open_parquet
+from mode_ray.captions.webdataset import json_captions
+from mode_ray.config.run import CaptionsConfig
+from mode_ray.errors import DataError
+from mode_ray.pairs.byte_ranges import merge_ranges
+from mode_ray.pairs.index import SHARD, PairIndex
+from mode_ray.storage import is_damage
+
+_OPEN_LOCAL_FILES = 64
+_OPEN_REMOTE_FILES = 4096  # they hold no connection, only the size that opening asks for
+_CACHED_ROW_GROUPS = 16
+_CONCURRENT_REQUESTS = 16
+READ_SLACK = 0.2
+"""Bytes read beyond the members' own, at most, as a share of these."""
+
+_Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image-caption pair as it lies in its shard.
+
+    Attributes:
+        image: The encoded image.
+        caption: The caption, white space normalised.
+        place: File and row, for messages.
+    """
+
+    image: bytes
+    caption: str
+    place: str
+
+
+@dataclass
+class ReadCounters:
+    """What a reader asked of the shards so far.
+
+    Attributes:
+        requests: Ranges of tars and row groups of parquet files that were read.
+        bytes_read: Their bytes, as they lie in the files.
+        member_bytes: Bytes of the images and captions that were wanted; a pair twice in a batch counts once.
+    """
+
+    requests: int = 0
+    bytes_read: int = 0
+    member_bytes: int = 0
+
+
+class PairReader:
+    """Random access to the pairs of an index; keeps files and parquet row groups open between calls.
+
+    Args:
+        index: The pairs.
+        captions: How captions and images are named in the shards.
+    """
+
+    def __init__(self, index: PairIndex, captions: CaptionsConfig) -> None:
+        self.counters = ReadCounters()
+        self._index = index
+        self._captions = captions
+        self._local_tar = lru_cache(_OPEN_LOCAL_FILES)(self._open_tar)
+        self._remote_tar = lru_cache(_OPEN_REMOTE_FILES)(self._open_tar)
+        self._parquet = lru_cache(_OPEN_LOCAL_FILES)(self._open_parquet)
+        self._row_group = lru_cache(_CACHED_ROW_GROUPS)(self._read_row_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Loader processes open files of their own.
+        return {"_index": self._index, "_captions": self._captions}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_index"], state["_captions"])  # type: ignore[misc]
+
+    def read(self, positions: Sequence[int] | np.ndarray) -> list[Pair]:
+        """Read pairs, in the order of `positions`.
+
+        Members of one tar that lie close together are read in one request, so that at most 1.2 times their bytes are
+        read; requests to remote files go out side by side.
+
+        Raises:
+            DataError: A pair is not where the index says; names file and row.
+        """
+        columns = self._index.columns_at(positions)
+        numbers = columns[SHARD]
+        shards = {number: self._index.shards[number] for number in np.unique(numbers).tolist()}
+        tars = [number for number, shard in shards.items() if shard.format == "webdataset"]
+        in_tar = np.isin(numbers, tars)
+        pairs: dict[int, Pair] = {}
+        self._read_tars(columns, np.flatnonzero(in_tar), pairs)
+        rows = np.flatnonzero(~in_tar)
+        # Ascending rows: neighbours share a row group, and reads go forward through the file.
+        for place in rows[np.lexsort((columns["row"][rows], numbers[rows]))].tolist():
+            pairs[place] = self._read_parquet(columns, place)
+        return [pairs[place] for place in range(len(numbers))]
+
+    def _read_tars(self, columns: _Columns, places: np.ndarray, pairs: dict[int, Pair]) -> None:
+        """Read the pairs at these places of the columns, all of them in tars."""
+        if len(places) == 0:
+            return
+        count = len(places)
+        numbers = np.tile(columns[SHARD][places].astype(np.int64), 2)
+        starts = np.concatenate([columns["image_offset"][places], columns["caption_offset"][places]]).astype(np.int64)
+        sizes = np.concatenate([columns["image_bytes"][places], columns["caption_bytes"][places]]).astype(np.int64)
+        merged = merge_ranges(numbers, starts, sizes, READ_SLACK)
+        requests = list(zip(merged.files_q.tolist(), merged.starts_q.tolist(), merged.ends_q.tolist(), strict=True))
+        local = {number: self._index.shards[number].location.is_local for number in set(merged.files_q.tolist())}
+        sent = [
+            None if local[number] else self._readers.submit(self._read_range, self._remote_tar, number, start, end)
+            for number, start, end in requests
+        ]
+        self.counters.requests += len(requests)
+        self.counters.bytes_read += merged.request_bytes
+        self.counters.member_bytes += merged.range_bytes
+        contents = [
+            future.result() if future else self._read_range(self._local_tar, *request)
+            for future, request in zip(sent, requests, strict=True)
+        ]
+        begins = (starts - merged.starts_q[merged.request_r]).tolist()
+        covering, lengths = merged.request_r.tolist(), sizes.tolist()
+        for at, place in enumerate(places.tolist()):
+            number = int(columns[SHARD][place])
+            where = f"{self._index.shards[number].uri}: sample {columns['row'][place]}"
+            members = []
+            for kind, member in (("image", at), ("caption", count + at)):
+                content = contents[covering[member]][begins[member] : begins[member] + lengths[member]]
+                if len(content) != lengths[member]:
+                    raise DataError(f"{where}: the file ends inside its {kind}; it changed since it was assigned")
+                members.append(content)
+            pairs[place] = Pair(members[0], self._tar_caption(members[1], columns, place, where), where)
+
+    def _read_range(self, opened: Callable[[int], pa.NativeFile], number: int, start: int, end: int) -> bytes:
+        """Bytes of a tar; fewer where it ends before."""
+        file = opened(number)
+        # Arrow's S3 files raise where others give fewer bytes.
+        size = max(0, min(end, file.size()) - start)
+        location = self._index.shards[number].location
+        return bytes(location.complete(lambda: file.read_at(size, start))) if size else b""
+
+    def _tar_caption(self, content: bytes, columns: _Columns, place: int, where: str) -> str:
+        field = self._captions.caption_field
+        if field is not None:
+            try:
+                content = json_captions(content, field)[int(columns["caption_index"][place])] or b""
+            except (ValueError, IndexError):
+                raise DataError(f"{where}: its .json member changed since it was assigned") from None
+        return _normalise(content, where)
+
+    def _read_parquet(self, columns: _Columns, position: int) -> Pair:
+        number, row = int(columns[SHARD][position]), int(columns["row"][position])
+        place = f"{self._index.shards[number].uri}: row {row}"
+        _, ends = self._parquet(number)
+        if len(ends) == 0 or row >= ends[-1]:
+            raise DataError(f"{place}: the file has fewer rows; it changed since it was assigned")
+        group = int(np.searchsorted(ends, row, side="right"))
+        images, captions = self._row_group(number, group)
+        within = row - (int(ends[group - 1]) if group else 0)
+        image, caption = images[within].as_py(), captions[within].as_py()
+        if image is None:
+            image = b""  # a bad image, which training counts like any other
+        if isinstance(image, dict):  # the layout of Hugging Face data sets
+            image = image.get("bytes")
+        if not isinstance(image, bytes):
+            raise DataError(f"{place}: column {self._captions.image_field!r} holds no image bytes")
+        if isinstance(caption, list):
+            caption = dict(enumerate(caption)).get(int(columns["caption_index"][position]))
+        if not isinstance(caption, str | bytes):
+            raise DataError(f"{place}: its caption is gone; the file changed since it was assigned")
+        text = caption.encode() if isinstance(caption, str) else caption
+        self.counters.member_bytes += len(image) + len(text)
+        return Pair(image, _normalise(text, place), place)
+
+    @cached_property
+    def _readers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(_CONCURRENT_REQUESTS, "read")
+
+    def _open_tar(self, number: int) -> pa.NativeFile:
+        shard = self._index.shards[number]
+        try:
+            return shard.location.open_input()
+        except FileNotFoundError:
+            raise DataError(f"{shard.uri}: no such file; it was there when it was assigned") from None
+
+    def _open_parquet(self, number: int) -> tuple[pq.ParquetFile, np.ndarray]:
+        """The file and the row number at which each of its row groups ends."""
+        file = open_parquet(self._index.shards[number])
+        rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        return file, np.cumsum(rows)
+
+    def _read_row_group(self, number: int, group: int) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+        """The images and the captions of a row group."""
+        file, _ = self._parquet(number)
+        field = self._captions.caption_field or DEFAULT_CAPTION_FIELD
+        shard = self._index.shards[number]
+        names = {"image_field": self._captions.image_field, "caption_field": field}
+        for setting, name in names.items():
+            if name not in file.schema_arrow.names:
+                raise DataError(
+                    f"{shard.uri}: no column {name!r}; set captions.{setting} to one of {file.schema_arrow.names}"
+                )
+        try:
+            table = shard.location.complete(lambda: file.read_row_group(group, list(names.values())))
+        except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+            if not is_damage(error, shard.location):
+                raise
+            raise DataError(f"{shard.uri}: damaged parquet data in row group {group}; replace it ({error})") from None
+        self.counters.requests += 1
+        self.counters.bytes_read += _stored_bytes(file.metadata.row_group(group), frozenset(names.values()))
+        return table[self._captions.image_field], table[field]
+
+
+def _stored_bytes(group: pq.RowGroupMetaData, names: frozenset[str]) -> int:
+    """Compressed bytes of some columns of a row group, nested ones with all their leaves."""
+    columns = [group.column(number) for number in range(group.num_columns)]
+    return sum(c.total_compressed_size for c in columns if c.path_in_schema.split(".")[0] in names)
+
+
+def _normalise(caption: bytes, place: str) -> str:
+    try:
+        return " ".join(caption.decode().split())
+    except UnicodeDecodeError:
+        raise DataError(f"{place}: its caption is not UTF-8; the file changed since it was assigned") from None

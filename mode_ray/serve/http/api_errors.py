@@ -1,0 +1,85 @@
+"""One JSON shape for every error that the application makes."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from mode_ray.serve.service.errors import ServiceError
+
+REQUEST_ID_STATE = "request_id"
+
+_CODES = {
+    HTTPStatus.BAD_REQUEST: "bad_request",
+    HTTPStatus.NOT_FOUND: "not_found",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "body_too_large",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "unsupported_media_type",
+}
+
+
+def error_response(
+    status: int,
+    code: str,
+    message: str,
+    request_id: str,
+    *,
+    field: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """An error in the one shape."""
+    body = {"error": {"code": code, "message": message, "field": field, "request_id": request_id}}
+    return JSONResponse(body, status, dict(headers or {}))
+
+
+def service_error_response(error: ServiceError, request_id: str) -> JSONResponse:
+    """As the service says it."""
+    retry = error.retry_after_seconds
+    headers = {} if retry is None else {"Retry-After": str(retry)}
+    return error_response(error.status, error.code, error.message, request_id, field=error.field, headers=headers)
+
+
+def invalid_request(error: ValidationError | RequestValidationError) -> ServiceError:
+    """The first problem of a request that does not fit its schema; what was sent is not repeated."""
+    problem = error.errors()[0]
+    place = [str(part) for part in problem["loc"] if part != "body"]
+    if problem["type"] in ("json_invalid", "json_type"):
+        return ServiceError("invalid_json", "the body is not valid JSON", 400)
+    more = len(error.errors()) - 1
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    named = f"{'.'.join(place)}: {message}" if place else message
+    return ServiceError(
+        "invalid_request", f"{named}{f' (and {more} more)' if more else ''}", field=".".join(place) or None
+    )
+
+
+def request_id_of(request: Request) -> str:
+    """The id that the answer carries as well."""
+    return str(getattr(request.state, REQUEST_ID_STATE, ""))
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer the application's errors in the one shape."""
+
+    async def service_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ServiceError)  # noqa: S101  (registered for it alone)
+        return service_error_response(error, request_id_of(request))
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)  # noqa: S101
+        return service_error_response(invalid_request(error), request_id_of(request))
+
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)  # noqa: S101
+        code = _CODES.get(HTTPStatus(error.status_code), "error")
+        return error_response(
+            error.status_code, code, str(error.detail), request_id_of(request), headers=error.headers
+        )
+
+    app.add_exception_handler(ServiceError, service_error)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http_error)

@@ -1,0 +1,175 @@
+"""What every request passes before the application sees it; plain ASGI, so that what is refused is not read first.
+
+Bearer token, number of requests, size of the body, deadline; security headers and one log line without anything
+of the content. Health checks and the page itself need no token and no place in the queue.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mode_ray.config.serve import ServeConfig
+from mode_ray.serve.http.api_errors import REQUEST_ID_STATE, error_response, service_error_response
+from mode_ray.serve.http.request_ids import in_log, request_id
+from mode_ray.serve.service.errors import ServiceError, overloaded, unavailable, where_it_failed
+from mode_ray.serve.service.observer import Observer
+
+OPEN_PATHS = ("/", "/v1/health", "/v1/ready")
+OPEN_FOLDER = "/static/"
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; frame-src 'self' blob:; frame-ancestors 'self'; base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Cache-Control": "no-store",
+}
+_SCHEME = "bearer "
+
+_logger = logging.getLogger("mode_ray.serve.access")
+
+
+class Protection:
+    """ASGI middleware around the whole application.
+
+    Args:
+        app: The application.
+        config: Tokens, limits, deadline.
+        get_observer: Returns who is told of every answer and of how many requests there are.
+    """
+
+    def __init__(self, app: ASGIApp, config: ServeConfig, get_observer: Callable[[], Observer]) -> None:
+        self._app = app
+        self._config = config
+        self._get_observer = get_observer
+        self._in_work = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let one request through, or answer it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        answer = _Answer(send, request_id(headers))
+        scope.setdefault("state", {})[REQUEST_ID_STATE] = answer.request_id
+        began = time.monotonic()
+        try:
+            await self._guarded(scope, receive, answer, headers)
+        finally:
+            # The route's pattern, not the path or the query: nothing of what was sent.
+            route = getattr(scope.get("route"), "path", "unknown")
+            status = answer.status or 499
+            self._get_observer().count_request(route, status)
+            id_, milliseconds = in_log(answer.request_id), (time.monotonic() - began) * 1e3
+            _logger.info("%s %s %s %d %.0f ms", id_, scope["method"], route, status, milliseconds)
+
+    async def _guarded(self, scope: Scope, receive: Receive, answer: "_Answer", headers: Headers) -> None:
+        try:
+            if self._is_open(scope):
+                await self._app(scope, receive, answer.send)
+                return
+            self._require_token(headers)
+            limited = _BoundedBody(receive, headers, self._config.limits.body_bytes)
+            if scope["method"] in ("GET", "HEAD"):
+                await self._app(scope, limited.receive, answer.send)
+                return
+            await self._in_queue(scope, limited.receive, answer)
+        except ServiceError as error:
+            await answer.refuse(scope, receive, service_error_response(error, answer.request_id))
+        except Exception as error:  # noqa: BLE001  (the last place that can answer in the one shape)
+            _logger.error("request %s failed: %s", in_log(answer.request_id), where_it_failed(error))
+            message = "the request met a defect of the server; its id leads to it in the log"
+            await answer.refuse(scope, receive, error_response(500, "internal", message, answer.request_id))
+
+    async def _in_queue(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+        if self._in_work >= self._config.max_queued_requests:
+            raise overloaded(f"{self._in_work} requests are in work: at most so many are taken")
+        self._in_work += 1
+        self._get_observer().set_queue(self._in_work)
+        try:
+            async with asyncio.timeout(self._config.request_deadline_seconds):
+                await self._app(scope, receive, answer.send)
+        except TimeoutError:
+            seconds = self._config.request_deadline_seconds
+            raise unavailable(f"the request was not answered within {seconds:g} seconds") from None
+        finally:
+            self._in_work -= 1
+            self._get_observer().set_queue(self._in_work)
+
+    def _is_open(self, scope: Scope) -> bool:
+        path: str = scope["path"]
+        return scope["method"] in ("GET", "HEAD") and (path in OPEN_PATHS or path.startswith(OPEN_FOLDER))
+
+    def _require_token(self, headers: Headers) -> None:
+        hashes = self._config.token_hashes
+        if not hashes:
+            return
+        given = headers.get("authorization", "")
+        token = given[len(_SCHEME) :] if given.lower().startswith(_SCHEME) else ""
+        if not token_is_known(token, hashes):
+            raise ServiceError("unauthorized", "a valid bearer token is needed: Authorization: Bearer TOKEN", 401)
+
+
+def token_is_known(token: str, hashes: Sequence[str]) -> bool:
+    """Whether a token has one of the hashes; compared with all, in a time that tells nothing."""
+    digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+    equal = [hmac.compare_digest(digest, known) for known in hashes]
+    return any(equal)
+
+
+class _Answer:
+    """Sends an answer with the headers that all have; knows whether it has begun."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self.request_id = request_id
+        self.status: int | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            for name, value in SECURITY_HEADERS.items():
+                headers.setdefault(name, value)
+        await self._send(message)
+
+    async def refuse(self, scope: Scope, receive: Receive, response: JSONResponse) -> None:
+        """Answer in the application's place, unless its answer is on the way already."""
+        if self.status is None:
+            if response.status_code == 401:
+                response.headers["WWW-Authenticate"] = "Bearer"
+            await response(scope, receive, self.send)
+
+
+class _BoundedBody:
+    """Hands on a body, and no byte more than is allowed."""
+
+    def __init__(self, receive: Receive, headers: Headers, most_bytes: int) -> None:
+        self._receive = receive
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        announced = headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > most_bytes:
+            raise ServiceError("body_too_large", self._refusal, 413)
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._bytes += len(message.get("body", b""))
+        if self._bytes > self._most_bytes:
+            # The one exception that FastAPI lets pass from within a body.
+            raise HTTPException(413, self._refusal)
+        return message
+
+    @property
+    def _refusal(self) -> str:
+        return f"the body is larger than the {self._most_bytes:,} bytes allowed (serve.limits.body_bytes)"

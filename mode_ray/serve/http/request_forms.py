@@ -1,0 +1,120 @@
+"""One request model from any form that it may come in: JSON with base64, multipart, or an image as the whole body."""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, get_origin
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import ImmutableMultiDict, QueryParams, UploadFile
+
+from mode_ray.config.serve import ServeLimits
+from mode_ray.serve.http.api_errors import invalid_request
+from mode_ray.serve.http.schema import ImageData
+from mode_ray.serve.service.errors import ServiceError
+
+IMAGE_FIELD = "image"
+_IMAGES = "images"
+_FIELDS_AT_MOST = 16
+_PARSED_IN_PLACE_BYTES = 1 << 16
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_request(request: Request, model: type[Model], limits: ServeLimits) -> Model:
+    """Read a request.
+
+    Args:
+        request: JSON; `multipart/form-data` with files `image` and the other fields by name, lists as repeated fields
+            or one JSON list; or `image/…` with the fields as query parameters.
+        model: What it holds; images are its field `images`.
+        limits: How much of it is read.
+
+    Raises:
+        ServiceError: It is none of these, or does not fit the model.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json" or kind.endswith("+json"):
+        return await _from_json(await request.body(), model)
+    if kind == "multipart/form-data":
+        most_texts = limits.labels + limits.templates + limits.texts
+        async with request.form(max_files=limits.images + 1, max_fields=most_texts + _FIELDS_AT_MOST) as form:
+            images = [await file.read() for file in form.getlist(IMAGE_FIELD) if isinstance(file, UploadFile)]
+            return _from_fields(form, images, model)
+    if kind.startswith("image/") or kind == "application/octet-stream":
+        return _from_fields(request.query_params, [await request.body()], model)
+    raise ServiceError(
+        "unsupported_media_type", "send application/json, multipart/form-data or an image (image/*)", 415
+    )
+
+
+async def _from_json(body: bytes, model: type[Model]) -> Model:
+    try:
+        if len(body) <= _PARSED_IN_PLACE_BYTES:
+            return model.model_validate_json(body)
+        return await asyncio.to_thread(model.model_validate_json, body)
+    except ValidationError as error:
+        raise invalid_request(error) from None
+
+
+def _from_fields(
+    fields: ImmutableMultiDict[str, str | UploadFile] | QueryParams, images: Sequence[bytes], model: type[Model]
+) -> Model:
+    values: dict[str, Any] = {}
+    if images:
+        values[_IMAGES] = [ImageData.model_construct(base64=data) for data in images]
+    for name in fields.keys():  # noqa: SIM118  (iterating over it repeats names)
+        given = [value for value in fields.getlist(name) if isinstance(value, str)]
+        if name == IMAGE_FIELD and not given:
+            continue
+        field = model.model_fields.get(name)
+        is_list = field is not None and get_origin(field.annotation) is list and name != _IMAGES
+        values[name] = _listed(name, given) if is_list else given[-1] if given else None
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise invalid_request(error) from None
+
+
+def _listed(name: str, given: Sequence[str]) -> Sequence[object]:
+    """Repeated fields, or one that holds a JSON list."""
+    if len(given) != 1 or not given[0].lstrip().startswith("["):
+        return given
+    try:
+        values = json.loads(given[0])
+    except (ValueError, RecursionError):
+        raise ServiceError("invalid_request", f"{name}: not a JSON list", field=name) from None
+    return list(values)
+
+
+def request_body(model: type[BaseModel]) -> Mapping[str, object]:
+    """How the forms of a model stand in the OpenAPI document."""
+    fields = {name: field for name, field in model.model_json_schema()["properties"].items() if name != _IMAGES}
+    for field in fields.values():
+        # Of the rules, which a reference names, the enumeration is enough.
+        field.pop("$ref", None)
+    example = model.model_json_schema().get("examples", [{}])[0]
+    file = {"type": "string", "format": "binary"}
+    form = {"type": "object", "properties": {IMAGE_FIELD: {"type": "array", "items": file}, **fields}}
+    return {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"$ref": f"#/components/schemas/{model.__name__}"},
+                "example": example,
+            },
+            "multipart/form-data": {"schema": form},
+            "image/jpeg": {"schema": file},
+        },
+    }
+
+
+def query_fields(model: type[BaseModel]) -> list[dict[str, object]]:
+    """The fields beside an image that is the whole body, for the OpenAPI document."""
+    fields = model.model_json_schema(ref_template="#/components/schemas/{model}")["properties"]
+    return [
+        {"name": name, "in": "query", "required": False, "schema": field, "description": "beside an image as the body"}
+        for name, field in fields.items()
+        if name != _IMAGES
+    ]

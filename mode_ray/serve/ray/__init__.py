@@ -1,0 +1,1 @@
+"""The service as applications of Ray Serve."""

@@ -1,0 +1,117 @@
+"""The list of applications that serves a run, as Ray Serve's REST interface and `serve deploy` take it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from mode_ray.config.serve import Replicas, ServeConfig
+
+EXPERT_PATH = "mode_ray.serve.applications:expert"
+EXPERT_DEPLOYMENT = "Expert"
+ROUTER_PATH = "mode_ray.serve.applications:router"
+ROUTER_DEPLOYMENT = "Router"
+ROUTER_NAME = "router"
+_PROXY_MARGIN_SECONDS = 5.0
+_FILE_WIDTH = 119
+# These stand in other places of the file than the applications' `args`.
+_STATED_ELSEWHERE = {
+    "host",
+    "port",
+    "threads_in_process",
+    "expert_replicas",
+    "router_replicas",
+    "cpus_per_expert",
+    "gpus_per_expert",
+    "router_cpus",
+}
+
+
+def serve_document(run: str, experts: Sequence[int], settings: ServeConfig) -> dict[str, Any]:
+    """The applications of a run: one for every expert, and the router.
+
+    Args:
+        run: The run directory, as every node of the cluster can read it.
+        experts: Ids of the experts to serve.
+        settings: How; what differs from the defaults goes into the applications' `args`.
+    """
+    arguments: dict[str, Any] = {"run": run}
+    changed = settings.model_dump(mode="json", exclude_defaults=True, exclude=_STATED_ELSEWHERE)
+    if changed:
+        arguments["settings"] = changed
+    actor = {"num_cpus": settings.cpus_per_expert}
+    if settings.gpus_per_expert:
+        actor["num_gpus"] = settings.gpus_per_expert
+    applications = [
+        {
+            "name": f"expert-{expert}",
+            "route_prefix": None,
+            "import_path": EXPERT_PATH,
+            "args": {**arguments, "expert": expert},
+            "deployments": [
+                {"name": EXPERT_DEPLOYMENT, **_scale(settings.expert_replicas), "ray_actor_options": dict(actor)}
+            ],
+        }
+        for expert in experts
+    ]
+    router = {
+        "name": ROUTER_NAME,
+        "route_prefix": "/",
+        "import_path": ROUTER_PATH,
+        "args": dict(arguments),
+        "deployments": [
+            {
+                "name": ROUTER_DEPLOYMENT,
+                **_scale(settings.router_replicas),
+                "ray_actor_options": {"num_cpus": settings.router_cpus},
+                "user_config": {
+                    "experts": [{"id": expert, "application": f"expert-{expert}"} for expert in experts],
+                },
+            }
+        ],
+    }
+    return {
+        "http_options": {
+            "host": settings.host,
+            "port": settings.port,
+            # The router answers before; this ends what waits for a router while none lives.
+            "request_timeout_s": settings.request_deadline_seconds + _PROXY_MARGIN_SECONDS,
+        },
+        "logging_config": {"enable_access_log": False},
+        "applications": [*applications, router],
+    }
+
+
+def needed_cpus(document: dict[str, Any]) -> float:
+    """Logical CPUs that all applications of a list ask for when each deployment has its fewest replicas."""
+    total = 0.0
+    for application in document["applications"]:
+        for deployment in application["deployments"]:
+            replicas = deployment.get("num_replicas") or deployment["autoscaling_config"]["min_replicas"]
+            total += replicas * float(deployment["ray_actor_options"]["num_cpus"])
+    return total
+
+
+def as_yaml(document: dict[str, Any]) -> str:
+    """A list as a file for `serve deploy`."""
+    text: str = yaml.dump(document, Dumper=_NoAliases, sort_keys=False, width=_FILE_WIDTH)
+    return text
+
+
+def _scale(replicas: Replicas) -> dict[str, Any]:
+    if replicas.min == replicas.max:
+        return {"num_replicas": replicas.min}
+    return {
+        "autoscaling_config": {
+            "min_replicas": replicas.min,
+            "max_replicas": replicas.max,
+            "target_ongoing_requests": replicas.target_ongoing_requests,
+        }
+    }
+
+
+class _NoAliases(yaml.SafeDumper):
+    """Writes what is repeated in full: a file to be edited."""
+
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002  (PyYAML's signature)
+        return True

@@ -1,0 +1,211 @@
+"""The two deployments of Ray Serve: an expert's model, and the router with the HTTP interface in front of all.
+
+Models and torch are imported in the replicas alone: Ray Serve also imports this where it builds the applications.
+"""
+
+import asyncio
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+
+from mode_ray.config.serve import ServeConfig
+from mode_ray.errors import WorkerError
+from mode_ray.serve.ray.deployment_file import EXPERT_DEPLOYMENT, ROUTER_DEPLOYMENT
+from mode_ray.serve.ray.handle_expert import HandleExpert, OtherWeights
+from mode_ray.serve.service.expert_client import ExpertDescription
+from mode_ray.serve.service.metrics import ray_metrics
+from mode_ray.serve.service.stuck_calls import StuckCalls
+from mode_ray.storage import Location
+
+if TYPE_CHECKING:
+    from mode_ray.serve.service.ensemble_service import EnsembleService
+
+_STUCK_SECONDS = 120.0
+
+
+class Arguments(BaseModel):
+    """Base of the arguments in a deployment file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ExpertArguments(Arguments):
+    """`args` of an expert application."""
+
+    run: str = Field(min_length=1)
+    """The run directory: a path or URI that every node can read."""
+    expert: int = Field(ge=0)
+    folder: str | None = None
+    """The model, where it is not the run's."""
+    settings: ServeConfig = ServeConfig()
+
+
+class RouterArguments(Arguments):
+    """`args` of the router application."""
+
+    run: str = Field(min_length=1)
+    """The run directory: a path or URI that every node can read."""
+    settings: ServeConfig = ServeConfig()
+
+
+class ServedExpert(Arguments):
+    """An expert and the application that holds it."""
+
+    id: int = Field(ge=0)
+    application: str = Field(min_length=1)
+
+
+class RouterSettings(Arguments):
+    """`user_config` of the router, which changes while it runs."""
+
+    experts: tuple[ServedExpert, ...] = ()
+    run: str | None = Field(default=None, min_length=1)
+    """The run whose experts these are, where it is not that of `args`: one that has grown out of it."""
+
+
+@serve.deployment(name=EXPERT_DEPLOYMENT)
+class Expert:
+    """One expert's model: loaded once a replica, images and texts of many requests batched together."""
+
+    def __init__(self, arguments: ExpertArguments) -> None:
+        from mode_ray.serve.service.expert_model import ExpertModel
+        from mode_ray.serve.service.local_expert import LocalExpert
+
+        self._id = arguments.expert
+        folder = expert_folder(arguments)
+        # Before the weights are read: should they change meanwhile, this replica is at odds with those to come.
+        self._source = f"{folder}#{_state_of(folder)}"
+        settings = arguments.settings
+        model = ExpertModel(
+            folder, device=settings.device, precision=settings.precision, threads=settings.threads_per_expert
+        )
+        self._local = LocalExpert(self._id, model, settings, ray_metrics())
+        self._calls = StuckCalls(_STUCK_SECONDS)
+
+    async def describe(self) -> ExpertDescription:
+        """What the model is; `source` names its folder and the state of the files in it."""
+        description = await self._local.describe()
+        return description.model_copy(update={"source": self._source})
+
+    async def encode_images(self, images_bhw3: npt.NDArray[np.uint8], source: str) -> npt.NDArray[np.float32]:
+        """Unit-norm features of uint8 images, float32 [b, d].
+
+        Args:
+            images_bhw3: As the router resized them.
+            source: The `source` of the description that the caller goes by.
+
+        Raises:
+            OtherWeights: This replica holds others.
+            ExpertBusy: The queue is full.
+        """
+        self._require(source)
+        with self._calls.call():
+            return await self._local.encode_images(images_bhw3)
+
+    async def encode_texts(self, texts: Sequence[str], source: str) -> npt.NDArray[np.float32]:
+        """Unit-norm features of texts, float32 [l, d]. Errors as of `encode_images`."""
+        self._require(source)
+        with self._calls.call():
+            return await self._local.encode_texts(texts)
+
+    def check_health(self) -> None:
+        """Called by Ray Serve, which replaces the replica after three failures.
+
+        Raises:
+            WorkerError: The model has not finished anything for minutes, though it was asked to.
+        """
+        if self._calls.stuck:
+            raise WorkerError(f"expert {self._id} is stuck: no call was answered for {_STUCK_SECONDS:.0f} seconds")
+
+    def _require(self, source: str) -> None:
+        if source != self._source:
+            raise OtherWeights(f"expert {self._id} now holds {self._source}")
+
+
+@serve.deployment(name=ROUTER_DEPLOYMENT)
+@serve.ingress()
+class Router:
+    """Text encoder, weights, decoding and mixing behind HTTP; the experts come and go by `user_config`."""
+
+    def __init__(self, arguments: RouterArguments) -> None:
+        self._settings = arguments.settings
+        self._metrics = ray_metrics()
+        self._first_run = self._run = arguments.run
+        self._service = self._load(self._run)
+        self._clients: dict[int, HandleExpert] = {}
+
+    def __serve_build_asgi_app__(self) -> Any:  # noqa: ANN401  (a FastAPI; Ray Serve's name for it)
+        from mode_ray.serve.http.api import create_app
+
+        return create_app(lambda: self._service, self._settings)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Ask exactly these experts from now on; those that stay keep their handles.
+
+        Of another run it is a service of its own that takes them; requests under way end with the one they began with.
+        """
+        settings = RouterSettings.model_validate(user_config)
+        run = settings.run or self._first_run
+        if run != self._run:
+            service = await asyncio.to_thread(self._load, run)
+            asyncio.get_running_loop().call_later(self._settings.request_deadline_seconds, self._service.close)
+            self._run, self._service = run, service
+        wanted = {entry.id: entry.application for entry in settings.experts}
+        clients = {
+            id_: self._clients[id_] if self._holds(id_, name) else self._client(id_, name)
+            for id_, name in wanted.items()
+        }
+        self._take(clients)
+
+    def _load(self, run: str) -> "EnsembleService":
+        from mode_ray.serve.service.ensemble_service import EnsembleService
+        from mode_ray.serve.service.served_run import ServedRun, task_directory
+
+        # Ids that were given out stay known, whatever run is served.
+        tasks = task_directory(Location.parse(self._first_run), self._settings)
+        settings = self._settings.model_copy(update={"task_directory": tasks.uri})
+        found = ServedRun.load(Location.parse(run))
+        served = dataclasses.replace(found, config=found.config.model_copy(update={"serve": settings}))
+        return EnsembleService(served, {}, settings, self._metrics)
+
+    def _holds(self, id_: int, name: str) -> bool:
+        return id_ in self._clients and self._clients[id_].application == name
+
+    def _client(self, id_: int, name: str) -> HandleExpert:
+        def renew() -> None:
+            if self._clients.get(id_) is client:
+                self._take(self._clients | {id_: self._client(id_, name)})
+
+        client = HandleExpert(id_, name, self._settings.expert_deadline_seconds, renew)
+        return client
+
+    def _take(self, clients: dict[int, HandleExpert]) -> None:
+        before, self._clients = self._clients, clients
+        self._service.set_clients(clients)
+        for id_, client in before.items():
+            if clients.get(id_) is not client:
+                client.close()
+
+
+def expert_folder(arguments: ExpertArguments) -> Location:
+    """Where an expert's model lies.
+
+    Raises:
+        UsageError: The run has no expert of this number, so that no router would ask it, wherever its model lies.
+    """
+    from mode_ray.serve.service.served_run import ServedRun
+
+    return ServedRun.expert_folder(Location.parse(arguments.run), arguments.expert, arguments.folder)
+
+
+def _state_of(folder: Location) -> str:
+    """Changes when a file of the folder does: names, sizes and times, hashed."""
+    files = folder.entries(recursive=True)
+    states = sorted((file.location.name, file.size_bytes, file.modified_unix_seconds) for file in files)
+    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]

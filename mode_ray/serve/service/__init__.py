@@ -1,0 +1,1 @@
+"""The ensemble as a service, without HTTP and without Ray."""

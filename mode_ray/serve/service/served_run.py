@@ -1,0 +1,197 @@
+"""What is served, from a finished run's directory."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from mode_ray.atlas.page import ATLAS_HTML, read_atlas
+from mode_ray.cluster.calibration import calibration_of
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.config.load import load_config
+from mode_ray.config.run import RunConfig
+from mode_ray.config.serve import ServeConfig
+from mode_ray.embed.encoder import CaptionEncoder, load_encoder
+from mode_ray.errors import DataError, UsageError
+from mode_ray.evaluate.measure.models import find_problem
+from mode_ray.models.preprocess import ImageGeometry, read_model_config
+from mode_ray.pipeline import STAGE_DIRECTORIES, stage_directories
+from mode_ray.stages.manifest import read_manifest
+from mode_ray.storage import Location
+from mode_ray.train.plan import expert_name
+from mode_ray.train.runs.status import read_status
+
+CONFIG_FILE = "config.yaml"
+_NEEDED_STAGES = ("cluster", "train")
+_MOST_GROWTHS = 100
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ServedRun:
+    """A run as the service needs it.
+
+    Attributes:
+        run: Its directory.
+        config: Its config, with what was overridden.
+        clustering: Fine centers and coarse maps.
+        experts: The experts' folders by id.
+        fitted_temperature: Of the rule `calibrated`; None where none was fitted.
+        geometry: How images are resized for the experts.
+        captions: Captions near to every fine center; empty lists where no atlas was made.
+        terms: Typical words of every fine cluster; as `captions`.
+        atlas: The atlas page, where there is one.
+    """
+
+    run: Location
+    config: RunConfig
+    clustering: Clustering
+    experts: Mapping[int, Location]
+    fitted_temperature: float | None
+    geometry: ImageGeometry
+    captions: Sequence[Sequence[str]]
+    terms: Sequence[Sequence[str]]
+    atlas: Location | None
+
+    @property
+    def n(self) -> int:
+        """Number of experts that the tasks are routed to."""
+        return self.config.train.experts
+
+    @property
+    def task_directory(self) -> Location:
+        """Where registered tasks are kept."""
+        return task_directory(self.run, self.config.serve)
+
+    def load_encoder(self) -> CaptionEncoder:
+        """The caption encoder that the clustering was made with.
+
+        Raises:
+            UsageError: It cannot be found.
+            DataError: The clustering is of another one.
+        """
+        encoder = load_encoder(self.config.encoder, self.config.embed.encoder)
+        self.clustering.compatible_with(encoder.name, encoder.dimension)
+        return encoder
+
+    @classmethod
+    def load(cls, run: Location, overrides: Sequence[str] = ()) -> Self:
+        """Read a run that is trained.
+
+        Args:
+            run: Its directory, wherever it was copied to.
+            overrides: `dotted.key=value` texts over its config.
+
+        Raises:
+            UsageError: No run is there, a stage is not done, or an override is wrong.
+            DataError: A file is missing or damaged, or the experts differ in how images are resized.
+        """
+        config = read_run_config(run, overrides)
+        directories = stage_directories(run)
+        for stage in _NEEDED_STAGES:
+            if read_manifest(directories[stage]) is None:
+                raise UsageError(f"{directories[stage]}: the {stage} stage is not done: run `mode-ray {stage}` first")
+        clustering = Clustering.load(directories["cluster"])
+        n = config.train.experts
+        clustering.experts_of(n)
+        experts = {expert: directories["train"] / expert_name(n, expert) for expert in range(n)}
+        for problem in filter(None, map(find_problem, experts.values())):
+            raise DataError(f"{problem}: copy or train it again (`mode-ray train retry`): serving needs every expert")
+        captions, terms = _from_atlas(directories["cluster"], len(clustering.centers_md))
+        page = directories["cluster"] / ATLAS_HTML
+        return cls(
+            run=run,
+            config=config,
+            clustering=clustering,
+            experts=experts,
+            fitted_temperature=calibration_of(clustering, n).temperature,
+            geometry=_shared_geometry(list(experts.values())),
+            captions=captions,
+            terms=terms,
+            atlas=page if page.exists() else None,
+        )
+
+    @staticmethod
+    def expert_folder(run: Location, expert: int, folder: str | None = None) -> Location:
+        """Where the model lies that stands for a run's expert.
+
+        Args:
+            run: The run's directory.
+            expert: The expert's number.
+            folder: The model, where it is not the run's.
+
+        Raises:
+            UsageError: There is no such run, or it has no expert of this number, so that no router would ask it.
+        """
+        n = read_run_config(run).train.experts
+        if not 0 <= expert < n:
+            raise UsageError(f"{run}: there is no expert {expert}: the run has {n}, from 0 to {n - 1}")
+        return run / STAGE_DIRECTORIES["train"] / expert_name(n, expert) if folder is None else Location.parse(folder)
+
+
+def task_directory(run: Location, settings: ServeConfig) -> Location:
+    """Where the tasks are kept that clients register with the service of a run."""
+    return Location.parse(settings.task_directory) if settings.task_directory else run / "serving" / "tasks"
+
+
+def held_experts(grown: ServedRun, models: Mapping[str, Location]) -> dict[int, str]:
+    """Which application holds which expert of a run that took experts over from another (`train add`).
+
+    Args:
+        grown: The run.
+        models: The folder that each application loaded its model from.
+
+    Returns:
+        The applications by the grown run's numbers of their experts; experts that none holds are not in it.
+    """
+    names = {folder.uri: name for name, folder in models.items()}
+    found = {
+        expert: next((names[origin.uri] for origin in _origins(folder) if origin.uri in names), None)
+        for expert, folder in grown.experts.items()
+    }
+    return {expert: name for expert, name in found.items() if name is not None}
+
+
+def _origins(folder: Location) -> Iterator[Location]:
+    """A model's folder, the one that it was taken over from, and so on; copies are equal byte by byte."""
+    for _ in range(_MOST_GROWTHS):
+        yield folder
+        status = read_status(folder)
+        if status is None or status.taken_from is None:
+            return
+        folder = Location.parse(status.taken_from)
+
+
+def read_run_config(run: Location, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config that a run left in its directory.
+
+    Raises:
+        UsageError: There is none, or it is wrong.
+    """
+    file = run / CONFIG_FILE
+    if not file.exists():
+        raise UsageError(f"{run}: not a run directory: it has no {CONFIG_FILE}")
+    return load_config(file.uri, [*overrides, f"run={run.uri}"])
+
+
+def _shared_geometry(folders: Sequence[Location]) -> ImageGeometry:
+    geometries = [ImageGeometry.of_model(read_model_config(folder)) for folder in folders]
+    for folder, geometry in zip(folders, geometries, strict=True):
+        if geometry != geometries[0]:
+            raise DataError(
+                f"{folder}: takes images as {geometry}, but {folders[0]} as {geometries[0]}: the experts of a run "
+                "share one preparation of images"
+            )
+    return geometries[0]
+
+
+def _from_atlas(clusters: Location, m: int) -> tuple[list[list[str]], list[list[str]]]:
+    """Captions near to every fine center and typical words, as the atlas has them."""
+    page = clusters / ATLAS_HTML
+    data = read_atlas(page.read_text()) if page.exists() else None
+    nothing: list[list[str]] = [[] for _ in range(m)]
+    if data is None:
+        return nothing, nothing
+    try:
+        captions, terms = data["clusters"]["near"], data["clusters"]["terms"]
+    except (KeyError, TypeError):
+        return nothing, nothing
+    return (captions, terms) if len(captions) == len(terms) == m else (nothing, nothing)

@@ -1,0 +1,99 @@
+"""A task as requests describe it: labels in templates, or texts; known by the hash of its content."""
+
+import hashlib
+import json
+from functools import cached_property
+
+from pydantic import BaseModel, ConfigDict
+
+from mode_ray.config.run import RoutingRule
+from mode_ray.config.serve import ServeLimits
+from mode_ray.serve.service.errors import ServiceError, over_limit
+
+PLACEHOLDER = "{}"
+_ID_DIGITS = 32
+
+
+class TaskDefinition(BaseModel):
+    """Labels with templates, or texts.
+
+    Attributes:
+        labels: Class names; empty for a task of texts.
+        templates: Every label is put in each of them; empty for a task of texts.
+        texts: Texts as they are.
+        rule: The routing rule.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    rule: RoutingRule
+
+    @cached_property
+    def id(self) -> str:
+        """The first 32 hex digits of SHA-256 of the content."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:_ID_DIGITS]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the scores are of."""
+        return self.labels or self.texts
+
+    def class_texts(self) -> list[list[str]]:
+        """Of every class its label in all templates; of a text itself."""
+        if self.texts:
+            return [[text] for text in self.texts]
+        return [[template.replace(PLACEHOLDER, label) for template in self.templates] for label in self.labels]
+
+
+def is_task_id(text: str) -> bool:
+    """Whether a text has the form of a task's id."""
+    return len(text) == _ID_DIGITS and set(text) <= set("0123456789abcdef")
+
+
+def check_definition(task: TaskDefinition, limits: ServeLimits) -> None:
+    """Refuse what is too much, or no task.
+
+    Raises:
+        ServiceError: A limit is exceeded, there are no texts, one is empty, or a template has no place for the label.
+    """
+    if not task.names:
+        raise ServiceError("no_texts", "give at least one label or text", field="labels")
+    for field, values, limit in (
+        ("labels", task.labels, limits.labels),
+        ("templates", task.templates, limits.templates),
+        ("texts", task.texts, limits.texts),
+    ):
+        if len(values) > limit:
+            raise over_limit(field, len(values), limit, field, field)
+        check_texts(values, limits, field)
+    total = len(task.labels) * len(task.templates)
+    if total > limits.texts:
+        raise over_limit("texts (labels times templates)", total, limits.texts, "templates", "texts")
+    for template in task.templates:
+        if PLACEHOLDER not in template:
+            raise ServiceError(
+                "bad_template", "a template has no {} where the label belongs: a photo of a {}.", field="templates"
+            )
+
+
+def check_texts(texts: tuple[str, ...] | list[str], limits: ServeLimits, field: str) -> None:
+    """Refuse texts that are too long, empty, or cannot be written in UTF-8.
+
+    Raises:
+        ServiceError: As said.
+    """
+    for number, text in enumerate(texts):
+        if len(text) > limits.text_characters:
+            raise over_limit(
+                f"characters in {field} {number}", len(text), limits.text_characters, field, "text_characters"
+            )
+        if not text.strip():
+            raise ServiceError("empty_text", f"{field} {number} is empty", field=field)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ServiceError("bad_text", f"{field} {number} is not valid Unicode", field=field) from None

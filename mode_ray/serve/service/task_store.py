@@ -1,0 +1,64 @@
+"""Registered tasks as files, so that every router, and the next process, knows an id that was given out."""
+
+from pydantic import ValidationError
+
+from mode_ray.serve.service.task_definition import TaskDefinition, is_task_id
+from mode_ray.storage import Location
+
+_MOST_BYTES = 256 << 20
+
+
+class TaskStore:
+    """One JSON file a task, named by the hash of its content; its methods block.
+
+    Args:
+        directory: Local or remote.
+        most_tasks: With more, the oldest files go.
+        most_bytes: As `most_tasks`, of all files together.
+    """
+
+    def __init__(self, directory: Location, most_tasks: int, most_bytes: int = _MOST_BYTES) -> None:
+        self._directory = directory
+        self._most_tasks = most_tasks
+        self._most_bytes = most_bytes
+        self._room: tuple[int, int] | None = None  # files and bytes to go before it is worth looking again
+
+    def save(self, task: TaskDefinition) -> None:
+        """Keep a task's definition.
+
+        Raises:
+            WriteError: The storage refuses.
+        """
+        file = self._file(task.id)
+        if file.exists():
+            return
+        data = task.model_dump_json().encode()
+        file.write_bytes(data)
+        files, size = self._room if self._room is not None else (0, 0)
+        if files < 1 or size < len(data):
+            self._room = self._make_room()
+        else:
+            self._room = (files - 1, size - len(data))
+
+    def load(self, task_id: str) -> TaskDefinition | None:
+        """The definition of an id, or None: where there is none, or what is there has another hash."""
+        if not is_task_id(task_id):
+            return None
+        try:
+            task = TaskDefinition.model_validate_json(self._file(task_id).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+        return task if task.id == task_id else None
+
+    def _file(self, task_id: str) -> Location:
+        return self._directory / f"{task_id}.json"
+
+    def _make_room(self) -> tuple[int, int]:
+        """Delete the oldest files that are too many; returns how many files and bytes may still come."""
+        entries = sorted(self._directory.entries(), key=lambda entry: entry.modified_unix_seconds)
+        total = sum(entry.size_bytes for entry in entries)
+        while entries and (len(entries) > self._most_tasks or total > self._most_bytes):
+            oldest = entries.pop(0)
+            oldest.location.delete()
+            total -= oldest.size_bytes
+        return self._most_tasks - len(entries), self._most_bytes - total

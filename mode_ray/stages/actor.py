@@ -1,0 +1,166 @@
+"""What an actor does with its shards: reading ahead, computing, writing behind; and whose fault an error is.
+
+Reading fails by the shard's fault: after some attempts it is quarantined. Writing does not: after as many attempts the
+stage ends. Anything that fails in between is a defect, and ends the stage too.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from itertools import zip_longest
+from typing import Any, Protocol, TypeVar
+
+import pyarrow as pa
+
+from mode_ray.errors import DataError, WriteError
+from mode_ray.stages.manifest import UnitRecord, read_record, write_unit
+from mode_ray.stages.work_unit import Shard
+from mode_ray.storage import Location
+
+_FIRST_RETRY_SECONDS = 0.5
+
+_Result = TypeVar("_Result")
+
+
+class UnitWorker(Protocol):
+    """What a stage does to one shard. A worker lives as long as its actor, so it may hold a model."""
+
+    def read(self, shard: Shard) -> Any:  # noqa: ANN401 - each worker's own
+        """Read the shard; runs in a thread, ahead of `compute`."""
+        ...
+
+    def compute(self, shard: Shard, source: Any) -> tuple[pa.Table, UnitRecord]:  # noqa: ANN401
+        """Turn what was read into the unit's rows and its record."""
+        ...
+
+
+class UnitActor:
+    """Runs a worker over shards: reads the next and writes the last while it computes.
+
+    Args:
+        worker: What to do with a shard.
+        directory: Where the outputs belong.
+        attempt: Name of the stage's invocation.
+        retries: Further attempts after an I/O error.
+    """
+
+    def __init__(self, worker: UnitWorker, directory: Location, attempt: str, retries: int) -> None:
+        self._worker = worker
+        self._directory = directory
+        self._attempt = attempt
+        self._retries = retries
+        self._reader = ThreadPoolExecutor(1, "read")
+        self._writer = ThreadPoolExecutor(1, "write")
+
+    def process(self, shards: Sequence[Shard]) -> Iterator[UnitRecord]:
+        """Process shards in order; yields one record each, delayed by one unit.
+
+        Units that this invocation finished before (in an actor that was lost with its records) are not done again.
+        A shard that cannot be read, or keeps failing to be read, becomes a record with `error` set.
+
+        Raises:
+            WriteError: An output could not be written in any attempt.
+            Exception: A defect; a note names the shard.
+        """
+        ahead = self._reader.submit(self._read, shards[0])
+        writing: Future[UnitRecord] | None = None
+        for shard, following in zip_longest(shards, shards[1:]):
+            began = time.monotonic()
+            source = self._result(ahead, shard)
+            if following is not None:
+                ahead = self._reader.submit(self._read, following)
+            if writing is not None:
+                yield writing.result()
+            if isinstance(source, UnitRecord):
+                writing = Future()
+                writing.set_result(source)
+            else:
+                writing = self._writer.submit(self._write, shard, *self._compute(shard, source), began)
+        if writing is not None:
+            yield writing.result()
+
+    def _read(self, shard: Shard) -> Any:  # noqa: ANN401
+        """What the worker reads; a record where the unit stands already, or is quarantined."""
+        standing = self._standing(shard)
+        if standing is not None:
+            return standing
+        try:
+            return self._attempts(partial(self._worker.read, shard))
+        except DataError as error:
+            return quarantined(shard, str(error), self._attempt)
+        except OSError as error:
+            reason = f"{shard.uri}: I/O error after {self._retries} retries: {error}"
+            return quarantined(shard, reason, self._attempt)
+
+    def _standing(self, shard: Shard) -> UnitRecord | None:
+        """The record of the unit's output, if this invocation wrote it."""
+        output = self._output(shard)
+
+        def look() -> UnitRecord | None:
+            try:
+                return read_record(output)
+            except FileNotFoundError:
+                return None
+
+        try:
+            record = self._attempts(look)
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise WriteError(f"{output}: cannot be looked at ({reason}): mend that and run again") from error
+        # One of an earlier invocation was found wanting, or it would not be asked for again.
+        return record if record is not None and record.attempt == self._attempt else None
+
+    def _result(self, ahead: "Future[Any]", shard: Shard) -> Any:  # noqa: ANN401
+        try:
+            return ahead.result()
+        except Exception as error:
+            error.add_note(f"while {shard.uri} was read")
+            raise
+
+    def _compute(self, shard: Shard, source: Any) -> tuple[pa.Table, UnitRecord]:  # noqa: ANN401
+        try:
+            table, record = self._worker.compute(shard, source)
+        except Exception as error:
+            error.add_note(f"while {shard.uri} was worked on")
+            raise
+        return table, replace(with_source(record, shard), attempt=self._attempt)
+
+    def _write(self, shard: Shard, table: pa.Table, record: UnitRecord, began: float) -> UnitRecord:
+        def write() -> UnitRecord:
+            timed = replace(record, seconds=round(time.monotonic() - began, 3))
+            return write_unit(self._output(shard), table, timed)
+
+        return self._attempts(write)
+
+    def _output(self, shard: Shard) -> Location:
+        return self._directory / f"{shard.unit}.parquet"
+
+    def _attempts(self, step: Callable[[], _Result]) -> _Result:
+        """The result of a step that is tried again, after growing pauses, where I/O fails."""
+        pause = _FIRST_RETRY_SECONDS
+        for _ in range(self._retries):
+            try:
+                return step()
+            except OSError:
+                time.sleep(pause)
+                pause *= 2
+        return step()
+
+
+def quarantined(shard: Shard, reason: str, attempt: str) -> UnitRecord:
+    """The record of a unit that is left out, with the reason."""
+    record = UnitRecord(
+        unit=shard.unit,
+        source=shard.uri,
+        error=reason,
+        attempt=attempt,
+        finished_unix_seconds=round(time.time(), 3),
+    )
+    return with_source(record, shard)
+
+
+def with_source(record: UnitRecord, shard: Shard) -> UnitRecord:
+    """A record that tells the size and time of its source, so that a replaced one is found out."""
+    return replace(record, source_bytes=shard.size_bytes, source_modified_unix_seconds=shard.modified_unix_seconds)

@@ -1,0 +1,178 @@
+"""Work units over a pool of Ray actors: the thin adapter between the stages and Ray Data.
+
+Only the table of shards, once, and small records cross the object store; reading and writing happen inside the actors,
+where threads overlap them with the computation of the unit in between.
+"""
+
+import json
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.util.annotations import RayDeprecationWarning
+
+from mode_ray.config.run import ActorPool
+from mode_ray.errors import ModeRayError, WorkerError
+from mode_ray.stages.actor import UnitActor, UnitWorker
+from mode_ray.stages.ledger import UnitLedger
+from mode_ray.stages.manifest import UnitRecord, record_book
+from mode_ray.stages.packed import PackedMapping
+from mode_ray.stages.work_unit import Shard, ShardTable
+from mode_ray.storage import Location
+
+# Losing a starting actor with its node ends a Ray Data execution at once by default.
+_LOST_STARTS = 8
+_REASON_CHARACTERS = 300
+
+
+def run_units(
+    shards: Sequence[Shard],
+    worker: Callable[..., UnitWorker],
+    arguments: Sequence[Any],
+    directory: Location,
+    attempt: str,
+    pool: ActorPool,
+    on_record: Callable[[UnitRecord], None],
+) -> PackedMapping[UnitRecord]:
+    """Process shards over an actor pool; outputs stand when their records arrive.
+
+    Actors that are killed, with or without their node, are replaced; what they had not finished is done again, by the
+    same budget of `pool.retries_per_unit`. Units whose task was lost that often are tried once more each in a task of
+    its own, so that a shard that kills its worker (by its use of memory, say) is found and quarantined alone.
+
+    Args:
+        shards: What is left to do.
+        worker: Makes the worker, in each actor.
+        arguments: Its arguments.
+        directory: Where the outputs belong.
+        attempt: Name of the stage's invocation.
+        pool: Size and resources of the pool.
+        on_record: Called with every record as it arrives.
+
+    Returns:
+        The records by unit, in the order in which they came.
+
+    Raises:
+        WriteError: An output cannot be written.
+        WorkerError: The workers die before they begin.
+        ModeRayError: As the worker raises when it is made, or computes.
+        RuntimeError: A defect, with its traceback and the shard.
+    """
+    if not shards:
+        return record_book()
+    directory.remove_temporaries()
+    actor = (worker, tuple(arguments), directory.uri, attempt, pool.retries_per_unit)
+    ledger = UnitLedger(shards, pool, attempt, on_record)
+    for record in _run_tasks(shards, actor, pool, ledger.units_per_task):
+        ledger.take(record)
+    if lost := ledger.lost():
+        for record in _run_tasks(lost, actor, pool, 1):
+            ledger.take(record)
+    ledger.give_up()
+    return ledger.records
+
+
+def _run_tasks(
+    shards: Sequence[Shard], actor: tuple[Any, ...], pool: ActorPool, units_per_task: int
+) -> Iterator[UnitRecord]:
+    """The records of the shards, in the order in which they come; none for those whose tasks were lost too often."""
+    tasks = -(-len(shards) // units_per_task)
+    table = ray.put(ShardTable.of(shards))
+    strategy = ray.data.ActorPoolStrategy(
+        min_size=min(pool.min_actors, tasks),
+        max_size=min(pool.max_actors, tasks),
+        # What waits in a lost actor's queue counts as tried: a unit that is tried alone must not wait there.
+        max_tasks_in_flight_per_actor=1 if units_per_task == 1 else None,
+    )
+    with warnings.catch_warnings():
+        # By default lost tasks are tried again without end. Ray 2.60 has no other way to bound that than this one, of
+        # which it says that it goes in 2.64.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        places = ray.data.from_items(list(range(len(shards))), override_num_blocks=tasks)
+        results = places.map_batches(
+            _PoolActor,
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=strategy,
+            num_cpus=pool.cpus_per_actor,
+            num_gpus=pool.gpus_per_actor,
+            fn_constructor_args=(table, *actor),
+            max_restarts=-1,
+            max_task_retries=pool.retries_per_unit,
+        )
+    # Only tasks that were lost count here: what fails inside an actor comes back as a row.
+    results.context.max_errored_blocks = -1
+    results.context.max_consecutive_actor_init_deaths = _LOST_STARTS
+    try:
+        for row in results.iter_rows():
+            if row["failure"] is not None:
+                raise _failure_from_json(row["failure"])
+            yield UnitRecord.from_json(row["record"])
+    except ray.exceptions.RayActorError as error:
+        reason = " ".join(str(error).split())[:_REASON_CHARACTERS]
+        raise WorkerError(
+            f"worker processes die while they start ({reason}): give each more memory, or let fewer run on a machine"
+        ) from error
+
+
+class _PoolActor:
+    """A unit actor as Ray Data calls it: places in the table of shards in, records and failures as JSON out.
+
+    Failures come back as rows, not as exceptions: Ray Data could not tell those from lost tasks.
+    """
+
+    def __init__(
+        self,
+        table: "ray.ObjectRef[ShardTable]",
+        worker: Callable[..., UnitWorker],
+        arguments: Sequence[Any],
+        directory: str,
+        attempt: str,
+        retries: int,
+    ) -> None:
+        self._shards: ShardTable = ray.get(table)
+        self._actor: UnitActor | None = None
+        self._failure = ""
+        try:
+            self._actor = UnitActor(worker(*arguments), Location(directory), attempt, retries)
+        except Exception as error:  # noqa: BLE001 - the driver raises it
+            self._failure = _failure_to_json(error)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Process shards (by their places, column `item`) into rows of either `record` or `failure`."""
+        records: list[str | None] = []
+        failures: list[str | None] = []
+        if self._actor is None:
+            failures.append(self._failure)
+        else:
+            try:
+                shards = [self._shards[place] for place in batch["item"].to_pylist()]
+                records += (record.to_json() for record in self._actor.process(shards))
+            except Exception as error:  # noqa: BLE001 - the driver raises it
+                failures.append(_failure_to_json(error))
+        rows = len(records) + len(failures)
+        return pa.table(
+            {
+                "record": pa.array(records + [None] * (rows - len(records)), pa.string()),
+                "failure": pa.array([None] * len(records) + failures, pa.string()),
+            }
+        )
+
+
+def _failure_to_json(error: Exception) -> str:
+    if isinstance(error, ModeRayError):
+        message = " ".join([str(error), *(f"({note})" for note in getattr(error, "__notes__", ()))])
+        return json.dumps({"kind": type(error).__name__, "message": message})
+    return json.dumps({"kind": "", "message": "".join(traceback.format_exception(error))})
+
+
+def _failure_from_json(text: str) -> Exception:
+    failure = json.loads(text)
+    kinds = {kind.__name__: kind for kind in ModeRayError.__subclasses__()}
+    if failure["kind"] in kinds:
+        return kinds[failure["kind"]](failure["message"])
+    return RuntimeError(f"in a worker:\n{failure['message']}")

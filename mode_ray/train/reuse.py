@@ -1,0 +1,216 @@
+"""Models of another run, taken over as they are, so that only what that run does not have is trained.
+
+Experts are known again by their fine centers: expert c of this run is that of the other run which owns the very same
+centers, among those that the other run had. So an expert that is made of new centers alone is trained, and an expert
+that merely gained some is not. The other run is only read.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.config.base import fingerprint_fields
+from mode_ray.config.train import TrainConfig
+from mode_ray.errors import DataError, UsageError
+from mode_ray.models.architecture import CONFIG_FILE, WEIGHTS_FILE, clip_config_of, model_files
+from mode_ray.stages.manifest import Manifest, read_manifest
+from mode_ray.storage import Location
+from mode_ray.train.plan import DENSE, SEED, Trial, expert_name
+from mode_ray.train.runs.status import STATUS_FILE
+from mode_ray.train.runs.trial import METRICS_FILE, PROGRESS_FILE, STATE_FILE, trials_of
+
+# The optimizer first, the model last: a folder that open_clip can load is whole.
+_TRAINING_FILES = (STATE_FILE, PROGRESS_FILE, METRICS_FILE)
+# Where a model begins and how far the seed goes: experts of one ensemble share these.
+_SHARED_FIELDS = ("train.model.pretrained", "train.loss.kind", "train.seed_share")
+# First values of what is learned: no part of the architecture.
+_INITIAL_VALUES = frozenset({"init_logit_scale", "init_logit_bias"})
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """What a run takes over from another.
+
+    Attributes:
+        trials: This run's, in their order; those taken over as they were trained, under their names here.
+        sources: Folder of each model to take over, by its name here.
+        summary: What to remember of it; empty where nothing was asked for.
+    """
+
+    trials: Sequence[Trial]
+    sources: Mapping[str, Location] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+def plan_takeover(
+    config: TrainConfig, trials: Sequence[Trial], clustering: Clustering, experts: Location, clusters: Location
+) -> Takeover:
+    """Find what `train.standing` has of a run's models; nothing is written.
+
+    Args:
+        config: The run's.
+        trials: The run's, as planned.
+        clustering: The run's.
+        experts: Directory of the run's train stage.
+        clusters: Directory of the run's clustering; both are called alike in the other run.
+
+    Raises:
+        UsageError: The other run is this one or not trained to its end, or its models are no models of this config.
+        DataError: A file of the other run is missing or damaged.
+    """
+    if config.standing is None:
+        return Takeover(trials)
+    other = Location.parse(config.standing)
+    source = other / experts.name
+    manifest = _finished(other, source, experts)
+    _require_shared_fields(other, manifest.fields, fingerprint_fields(config, "train"))
+    before = {trial.name: trial for trial in trials_of(manifest)}
+    n_before = int(str(manifest.fields["train.experts"]))
+    known = Clustering.load(other / clusters.name)
+    expert_before: dict[str, str] = {name: name for name in (SEED, DENSE) if name in config.standing_models}
+    if "experts" in config.standing_models and extends(known, clustering):
+        matched = matching_experts(known.experts_of(n_before), clustering.experts_of(config.experts))
+        expert_before |= {
+            expert_name(config.experts, expert): expert_name(n_before, old) for expert, old in matched.items()
+        }
+    names = {trial.name: expert_before[trial.name] for trial in trials if expert_before.get(trial.name) in before}
+    sources = {name: source / old for name, old in names.items()}
+    for folder in sources.values():
+        _require_architecture(other, folder, config)
+    return Takeover(
+        trials=[_as_trained(trial, before[names[trial.name]]) if trial.name in names else trial for trial in trials],
+        sources=sources,
+        summary={
+            "run": other.uri,
+            "trained_as": manifest.config_hash,
+            "taken": {name: folder.uri for name, folder in sources.items()},
+            "trained": [trial.name for trial in trials if trial.name not in names],
+            "fields_that_differ": _differing(manifest.fields, fingerprint_fields(config, "train")),
+        },
+    )
+
+
+def extends(before: Clustering, now: Clustering) -> bool:
+    """Whether a clustering is another or begins with all of its centers."""
+    m = len(before.centers_md)
+    return (
+        before.encoder_name == now.encoder_name
+        and before.dimension == now.dimension
+        and np.array_equal(now.centers_md[:m], before.centers_md)
+    )
+
+
+def matching_experts(before_m: npt.NDArray[np.integer], now_m: npt.NDArray[np.integer]) -> dict[int, int]:
+    """Experts that own the same of the old fine centers, and at least one of these.
+
+    Args:
+        before_m: Expert of each fine center in the old map.
+        now_m: The same in the new map, which may have further centers behind the old ones.
+
+    Returns:
+        The old expert of each new one that is known again.
+    """
+    owned = {frozenset(np.flatnonzero(before_m == old).tolist()): int(old) for old in np.unique(before_m)}
+    restricted_m = now_m[: len(before_m)]
+    found = {int(new): frozenset(np.flatnonzero(restricted_m == new).tolist()) for new in np.unique(restricted_m)}
+    return {new: owned[centers] for new, centers in found.items() if centers in owned}
+
+
+def copy_models(takeover: Takeover, experts: Location) -> None:
+    """Copy the models byte by byte, each with its metrics and optimizer; its status, written last, says it is there.
+
+    Called again after a crash it copies what is not there yet.
+
+    Raises:
+        DataError: A model of the other run is not whole.
+    """
+    samples = {trial.name: trial.samples for trial in takeover.trials}
+    for name, source in takeover.sources.items():
+        status = {
+            "trial": name,
+            "state": "finished",
+            "samples": samples[name],
+            "launches": 0,
+            "seconds": 0.0,
+            "taken_from": source.uri,
+        }
+        target = experts / name
+        if not _is_taken(target, source):
+            _copy_model(source, target)
+            (target / STATUS_FILE).write_text(json.dumps(status, indent=1))
+
+
+def _is_taken(target: Location, source: Location) -> bool:
+    file = target / STATUS_FILE
+    if not file.exists():
+        return False
+    status = json.loads(file.read_text())
+    return bool(status.get("state") == "finished" and status.get("taken_from") == source.uri)
+
+
+def _copy_model(source: Location, target: Location) -> None:
+    names = {file.name for file in source.files()}
+    missing = [name for name in (METRICS_FILE, WEIGHTS_FILE, CONFIG_FILE) if name not in names]
+    if missing:
+        raise DataError(f"{source}: not a whole model: {missing[0]} is missing")
+    for file in (*(source / name for name in _TRAINING_FILES if name in names), *model_files(source)):
+        file.copy_to(target / file.name)
+
+
+def _finished(other: Location, source: Location, experts: Location) -> Manifest:
+    if source.uri == experts.uri:
+        raise UsageError(f"train.standing: {other} is this run itself; name another run's directory")
+    manifest = read_manifest(source)
+    if manifest is None:
+        raise UsageError(
+            f"train.standing: {other}: its train stage is not done: name a run's directory, and finish that run first"
+        )
+    return manifest
+
+
+def _as_trained(trial: Trial, before: Trial) -> Trial:
+    return replace(
+        trial,
+        members=before.members,
+        samples=before.samples,
+        first_progress=before.first_progress,
+        last_progress=before.last_progress,
+    )
+
+
+def _differing(before: Mapping[str, object], now: Mapping[str, object]) -> dict[str, list[object]]:
+    """Training fields of the two runs that are not equal, old and new value."""
+    names = [name for name in sorted({*before, *now}) if name.startswith("train.") and name != "train.standing"]
+    return {name: [before.get(name), now.get(name)] for name in names if before.get(name) != now.get(name)}
+
+
+def _require_shared_fields(other: Location, before: Mapping[str, object], now: Mapping[str, object]) -> None:
+    for name in _SHARED_FIELDS:
+        if before.get(name) != now.get(name):
+            raise UsageError(
+                f"train.standing: {other}: {name} was {before.get(name)!r} there and is {now.get(name)!r} here, but "
+                "experts of one ensemble start alike: use the same"
+            )
+
+
+def _require_architecture(other: Location, folder: Location, config: TrainConfig) -> None:
+    file = folder / CONFIG_FILE
+    try:
+        theirs = json.loads(file.read_text())["model_cfg"]
+    except FileNotFoundError:
+        raise DataError(f"{file}: missing, though the train stage of {other} is done") from None
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{file}: not a config of an open_clip model") from None
+    ours = clip_config_of(config.model)["model_cfg"]
+    differing = sorted(name for name in {*theirs, *ours} - _INITIAL_VALUES if theirs.get(name) != ours.get(name))
+    if differing:
+        name = differing[0]
+        raise UsageError(
+            f"train.standing: {other}: its models are of another architecture: {name} is {theirs.get(name)!r} there "
+            f"and {ours.get(name)!r} here; set train.model to theirs, or leave out train.standing"
+        )

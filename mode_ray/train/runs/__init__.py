@@ -1,0 +1,1 @@
+"""Training runs on Ray Train: scheduler, launcher, worker, checkpoints, lease and status."""

@@ -1,0 +1,134 @@
+"""One launch of one training run: a zero-CPU task that holds Ray Train's trainer to its end."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig
+from ray.train import RunConfig as TrainRunConfig
+from ray.train.v2.api.config import FailureConfig, ScalingConfig
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from mode_ray.config.base import config_hash, fingerprint_fields
+from mode_ray.config.train import TrainPlacement
+from mode_ray.errors import ModeRayError
+from mode_ray.storage import Location
+from mode_ray.train.runs.prepare import prepare_training_set
+from mode_ray.train.runs.trial import ERROR_FILE, TrialJob, read_error
+
+CHECKPOINT_FOLDER = "checkpoints"
+_CHECKPOINTS_KEPT = 2
+# Ray Train's note of the checkpoints it knows.
+_SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"
+
+
+@dataclass(frozen=True)
+class TrialEnd:
+    """How one launch ended.
+
+    Attributes:
+        reason: None where the run finished, else what went wrong.
+        again: Whether another launch may help: the controller was lost, not the run.
+    """
+
+    reason: str | None = None
+    again: bool = False
+
+
+def launch(job: TrialJob, placement: TrainPlacement) -> "ray.ObjectRef[Any]":
+    """Start the zero-CPU task that holds one trial's trainer."""
+    options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "name": f"train {job.trial.name}"}
+    if placement.launcher_label_selector:
+        options["label_selector"] = dict(placement.launcher_label_selector)
+    else:
+        node = ray.get_runtime_context().get_node_id()
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
+    reference: ray.ObjectRef[Any] = ray.remote(fit_trial).options(**options).remote(job)
+    return reference
+
+
+def fit_trial(job: TrialJob) -> TrialEnd:
+    """Run one trial's TorchTrainer to its end, going on from its newest checkpoint."""
+    from ray.train.torch import TorchTrainer  # needs torch, which the driver has no use for
+
+    placement = job.config.train.placement
+    # The same name resumes, so whatever changes the outcome must be in it.
+    versioned = config_hash({**fingerprint_fields(job.config.train, "train"), "trial": repr(job.trial)})
+    name = f"{job.trial.name.replace('/', '-')}-{versioned}"
+    storage = job.folder / CHECKPOINT_FOLDER
+    _delete_torn_snapshot(storage / name)
+    trainer = TorchTrainer(
+        _train,
+        train_loop_config={"job": job, "checkpoints": storage / name},
+        scaling_config=scaling_config(placement),
+        run_config=TrainRunConfig(
+            name=name,
+            storage_path=storage.path,
+            storage_filesystem=None if storage.is_local else storage.filesystem,
+            failure_config=FailureConfig(
+                max_failures=placement.max_failures, max_preemption_failures=placement.max_preemptions
+            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
+        ),
+    )
+    (job.folder / ERROR_FILE).delete()
+    try:
+        prepare_training_set(job)
+    except ModeRayError as error:
+        return TrialEnd(_last_line(error), again=isinstance(error, OSError))
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        causes = [f"worker {rank}: {_last_line(cause)}" for rank, cause in sorted(error.worker_failures.items())]
+        return TrialEnd(read_error(job.folder) or "; ".join(causes) or _last_line(error))
+    except TrainingFailedError as error:
+        return TrialEnd(_last_line(error), again=True)
+    except ray.exceptions.RayActorError as error:
+        return TrialEnd(f"controller lost: {_last_line(error)}", again=True)
+    return TrialEnd(read_error(job.folder))
+
+
+def scaling_config(placement: TrainPlacement) -> ScalingConfig:
+    """What one run asks Ray for."""
+    fewest, most = placement.workers_per_run, placement.max_workers_per_run
+    return ScalingConfig(
+        num_workers=fewest if most is None else (fewest, most),
+        elastic_resize_monitor_interval_s=placement.resize_interval_seconds,
+        use_gpu=placement.use_gpu,
+        resources_per_worker={
+            "CPU": placement.cpus_per_worker,
+            **({"GPU": placement.gpus_per_worker} if placement.use_gpu else {}),
+        },
+        accelerator_type=placement.accelerator_type,
+        label_selector=dict(placement.label_selector) or None,
+    )
+
+
+def _delete_torn_snapshot(run: Location) -> None:
+    """Ray Train overwrites its note of checkpoints in place, and refuses to begin with one that a kill cut off.
+
+    Nothing is lost with it: workers find their checkpoints by themselves.
+    """
+    note = run / _SNAPSHOT_FILE
+    if not note.exists():
+        return
+    try:
+        json.loads(note.read_bytes())
+    except ValueError:
+        note.delete()
+
+
+def _train(settings: Mapping[str, Any]) -> None:
+    """The worker's function, imported there alone: the trainer's own processes do without open_clip."""
+    from mode_ray.train.runs.worker import train_worker
+
+    train_worker(settings)
+
+
+def _last_line(error: BaseException) -> str:
+    """What happened, without the stack trace that Ray puts before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,84 @@
+"""Measuring a model on held-out pairs while it trains, at equal shares of all samples that lead to it."""
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from mode_ray.pairs.images import decode_image
+from mode_ray.storage import Location
+from mode_ray.train.runs.measure_job import CURVE_FILE, MeasureJob, read_curve
+
+_ENCODED_AT_ONCE = 256
+
+
+def recall_at_1(images_nd: torch.Tensor, texts_nd: torch.Tensor, captions: list[str]) -> float:
+    """Mean over both directions of the share of pairs that are found first among all, in [0, 1].
+
+    Equal captions are equally right. The measure does not depend on the batch, the temperature or the loss.
+
+    Args:
+        images_nd: Unit-norm image embeddings of n pairs.
+        texts_nd: Unit-norm text embeddings.
+        captions: The pairs' captions.
+    """
+    numbers: dict[str, int] = {}
+    caption_n = torch.tensor([numbers.setdefault(caption, len(numbers)) for caption in captions])
+    scores_nn = images_nd @ texts_nd.T
+    right = [(caption_n[scores_nn.argmax(dim=dim)] == caption_n).float().mean() for dim in (0, 1)]
+    return float(torch.stack(right).mean())
+
+
+class HeldOutMeasure:
+    """Measures a run's model when it is due, and leaves the results in the run's folder.
+
+    Args:
+        job: When, and on what.
+        folder: The run's.
+        model: Makes an own copy of the model to load weights into.
+        max_pixels: Of an image.
+        device: Where to compute.
+    """
+
+    def __init__(
+        self, job: MeasureJob, folder: Location, model: Callable[[], Any], max_pixels: int, device: torch.device
+    ) -> None:
+        self._job = job
+        self._folder = folder
+        self._make_model = model
+        self._max_pixels = max_pixels
+        self._device = device
+        self._curve = read_curve(folder)
+        self._inputs: tuple[Any, torch.Tensor, torch.Tensor, list[str]] | None = None
+
+    def measure(self, number: int, weights: Mapping[str, torch.Tensor]) -> None:
+        """Measure these weights as measurement `number`."""
+        clip, images, tokens, captions = self._inputs or self._prepare()
+        module = clip.module.eval().to(self._device)
+        module.load_state_dict(weights)
+        with torch.inference_mode():
+            images_nd = self._in_parts(images, lambda part: module.encode_image(part, normalize=True))
+            texts_nd = self._in_parts(tokens, lambda part: module.encode_text(part, normalize=True))
+        self._curve[number] = recall_at_1(images_nd, texts_nd, captions)
+        (self._folder / CURVE_FILE).write_text(json.dumps(self._curve))
+
+    def _prepare(self) -> tuple[Any, torch.Tensor, torch.Tensor, list[str]]:
+        clip = self._make_model()
+        table = pq.read_table(io.BytesIO(self._job.pairs.read_bytes()))
+        captions: list[str] = table["caption"].to_pylist()
+        images = [
+            clip.eval_transform(decode_image(image, self._max_pixels, f"{self._job.pairs}: row {row}"))
+            for row, image in enumerate(table["image"].to_pylist())
+        ]
+        self._inputs = (clip, torch.stack(images), clip.tokenizer(captions), captions)
+        return self._inputs
+
+    def _in_parts(self, inputs: torch.Tensor, encode: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Encode a few at a time."""
+        starts = range(0, len(inputs), _ENCODED_AT_ONCE)
+        return torch.cat(
+            [encode(inputs[start : start + _ENCODED_AT_ONCE].to(self._device)).float().cpu() for start in starts]
+        )

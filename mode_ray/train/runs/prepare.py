@@ -1,0 +1,83 @@
+"""What a launcher does before its trainer starts: it writes the training set, with the help of Ray's actors."""
+
+import hashlib
+from typing import Any
+
+import ray
+
+from mode_ray.config.run import ActorPool
+from mode_ray.config.train import TrainPlacement
+from mode_ray.errors import DataError, WorkerError
+from mode_ray.pairs.materialise import MaterialiseWorker
+from mode_ray.stages.execute import run_units
+from mode_ray.train.runs.trial import TrialJob
+from mode_ray.train.runs.trial_data import TrialData
+from mode_ray.util.ray_tasks import task_result
+
+_ATTEMPTS = 5
+
+
+def prepare_training_set(job: TrialJob) -> None:
+    """Write a trial's training set, or what is left of it.
+
+    Raises:
+        DataError: The set is empty, or a source shard cannot be read.
+        WriteError: The set cannot be written.
+    """
+    data = TrialData(job)
+    data.write_index()
+    if data.is_materialised and not data.materialised().is_done():
+        _materialise_once(job, data)
+
+
+def _materialise_once(job: TrialJob, data: TrialData) -> None:
+    """Materialise in an actor that all launchers share who want this very set: seed and dense run want the same."""
+    folder = data.materialised().folder.uri
+    name = f"mode_ray materialise {hashlib.blake2b(folder.encode(), digest_size=8).hexdigest()}"
+    for _ in range(_ATTEMPTS):
+        try:
+            actor: Any = ray.remote(_Materialiser).options(name=name, get_if_exists=True, num_cpus=0).remote()
+            task_result(actor.run.remote(job))
+        except ray.exceptions.RayActorError:
+            continue  # it went with the launcher that had started it
+        else:
+            return
+    raise WorkerError(f"{folder}: the process that materialises it died {_ATTEMPTS} times; run again")
+
+
+class _Materialiser:
+    """Materialises one set at a time; whoever comes second finds it done."""
+
+    def run(self, job: TrialJob) -> None:
+        """Copy what is left of a trial's training set."""
+        materialise(job)
+
+
+def materialise(job: TrialJob) -> None:
+    """Copy a trial's training set into tars of its own, by actors that take the place of its workers.
+
+    Raises:
+        DataError: A source shard cannot be read.
+        WriteError: A tar cannot be written.
+    """
+    data, placement = TrialData(job), job.config.train.placement
+    tars = data.materialised()
+    if tars.is_done():
+        return
+    count = tars.begin(len(data.open_source()), readers(placement))
+    arguments = (tars.source, job.config.captions, tars.block_pairs, count)
+    actors = max(1, placement.workers_per_run)
+    pool = ActorPool(min_actors=actors, max_actors=actors, cpus_per_actor=placement.cpus_per_worker)
+    records = run_units(
+        tars.left(count), MaterialiseWorker, arguments, tars.folder, tars.stage.attempt, pool, lambda _: None
+    )
+    failed = next((record.error for record in records.values() if record.error is not None), None)
+    if failed is not None:
+        raise DataError(failed)
+    tars.finish(count)
+
+
+def readers(placement: TrainPlacement) -> int:
+    """Processes that read a run's tars side by side, at most."""
+    workers = max(1, placement.max_workers_per_run or placement.workers_per_run)
+    return workers * max(1, placement.loader_workers)

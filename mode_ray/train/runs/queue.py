@@ -1,0 +1,75 @@
+"""Which training run starts when, and what a failure costs: decisions without Ray, files or a clock.
+
+`scheduler` carries them out, and the simulated fleet of `benchmarks/fleet.py` too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mode_ray.train.plan import Trial
+from mode_ray.train.runs.status import TrialStatus, with_progress
+
+
+@dataclass
+class TrialQueue:
+    """Decides which trial starts next.
+
+    Attributes:
+        trials: In order of priority.
+        statuses: By trial name; a finished one is not started again.
+        concurrent: Trials at the same time.
+        max_launches: Launches of one trial before it counts as failed.
+    """
+
+    trials: Sequence[Trial]
+    statuses: dict[str, TrialStatus]
+    concurrent: int
+    max_launches: int
+    _launches_here: dict[str, int] = field(default_factory=dict)
+
+    def startable(self) -> list[Trial]:
+        """Trials to start now: the first waiting ones whose parent is finished, as many as there is room for."""
+        running = sum(status.state == "running" for status in self.statuses.values())
+        ready = [trial for trial in self.trials if self._is_ready(trial)]
+        return ready[: max(0, self.concurrent - running)]
+
+    def _is_ready(self, trial: Trial) -> bool:
+        parent = trial.parent
+        waits_for_parent = parent is not None and self.statuses[parent].state != "finished"
+        return self.statuses[trial.name].state == "waiting" and not waits_for_parent
+
+    def started(self, trial: Trial) -> None:
+        """A launcher was started."""
+        status = self.statuses[trial.name]
+        self._launches_here[trial.name] = self._launches_here.get(trial.name, 0) + 1
+        self._set(trial, state="running", launches=status.launches + 1)
+
+    def progressed(self, trial: Trial, progress: Mapping[str, float]) -> None:
+        """A running trial left new figures."""
+        self.statuses[trial.name] = with_progress(self.statuses[trial.name], progress)
+
+    def finished(self, trial: Trial, seconds: float) -> None:
+        """The run ended well."""
+        spent = self.statuses[trial.name].seconds + seconds
+        self._set(trial, state="finished", seconds=spent, samples_seen=trial.samples, eta_seconds=None)
+
+    def failed(self, trial: Trial, reason: str, seconds: float, *, again: bool) -> None:
+        """The run ended badly; `again` where another launch may help. Trials that build on it fail with it."""
+        spent = self.statuses[trial.name].seconds + seconds
+        if again and self._launches_here[trial.name] < self.max_launches:
+            self._set(trial, state="waiting", seconds=spent, eta_seconds=None)
+            return
+        # Within a list of runs the name that the loop puts before its messages would stand twice.
+        own_words = reason.removeprefix(f"{trial.name}: ")
+        self._set(trial, state="failed", reason=own_words, seconds=spent, eta_seconds=None)
+        for child in self.trials:
+            if child.parent == trial.name and self.statuses[child.name].state == "waiting":
+                self._set(child, state="failed", reason=f"{trial.name} failed")
+
+    def unfinished(self) -> bool:
+        """Whether any trial waits or runs."""
+        return any(status.state in ("waiting", "running") for status in self.statuses.values())
+
+    def _set(self, trial: Trial, **changes: Any) -> None:  # noqa: ANN401 - fields of TrialStatus
+        self.statuses[trial.name] = replace(self.statuses[trial.name], **changes)

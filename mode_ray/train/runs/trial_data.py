@@ -1,0 +1,92 @@
+"""What a trial trains on: the files that its launcher writes and its workers open."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.config.run import CaptionsConfig
+from mode_ray.pairs.index import PairIndex
+from mode_ray.pairs.materialise import MaterialisedSet, SourceIndex, captions_of_tars
+from mode_ray.pairs.training_set import open_training_set, provenance, write_training_set
+from mode_ray.stages.work_unit import Shard, read_shards
+from mode_ray.storage import Location
+from mode_ray.train.runs.trial import SHARDS_FILE, TrialJob
+
+TRAINING_SETS = "training_sets"
+
+
+@dataclass(frozen=True)
+class TrialData:
+    """The training set of a trial, over the source shards or in tars of its own.
+
+    Attributes:
+        job: The trial.
+    """
+
+    job: TrialJob
+
+    @property
+    def captions(self) -> CaptionsConfig:
+        """How captions and images are named in the shards that `open` names."""
+        captions = self.job.config.captions
+        return captions_of_tars(captions) if self.is_materialised else captions
+
+    @property
+    def is_materialised(self) -> bool:
+        """Whether the set is copied into tars of its own."""
+        return self.job.config.train.data.mode == "materialised"
+
+    def write_index(self) -> None:
+        """Write the index over the source shards, unless it stands.
+
+        Raises:
+            DataError: The set is empty.
+        """
+        write_training_set(self.job.trial.members, self.job.assignments, self._shards, self._group_m, self._folder)
+
+    def open(self) -> PairIndex:
+        """The index that the trial is to read.
+
+        Raises:
+            DataError: It was not written, or from other assignments.
+        """
+        return self.materialised().open() if self.is_materialised else self.open_source()
+
+    def open_source(self) -> PairIndex:
+        """The index over the source shards.
+
+        Raises:
+            DataError: It was not written, or from other assignments.
+        """
+        return open_training_set(
+            self.job.trial.members, self.job.assignments, self._shards, self._group_m, self._folder
+        )
+
+    def materialised(self) -> MaterialisedSet:
+        """The set's own tars."""
+        members, data = self.job.trial.members, self.job.config.train.data
+        source = SourceIndex(
+            self._folder / f"{members.name}.arrow",
+            self.job.experts / SHARDS_FILE,
+            provenance(members, self.job.assignments, self._shards, self._group_m),
+        )
+        return MaterialisedSet(self._folder / members.name, source, data.pairs_per_shard, data.block_pairs)
+
+    @property
+    def _folder(self) -> Location:
+        return self.job.experts / TRAINING_SETS
+
+    @cached_property
+    def _shards(self) -> Sequence[Shard]:
+        return read_shards(self.job.experts / SHARDS_FILE)
+
+    @cached_property
+    def _group_m(self) -> np.ndarray:
+        """Coarse map of the set; of `all`, which needs none, an empty one."""
+        members = self.job.trial.members
+        if members.kind == "all":
+            return np.empty(0, np.int32)
+        return Clustering.load(self.job.clusters).coarse[members.experts]

@@ -1,0 +1,209 @@
+"""The train stage: seed, dense baseline and experts, each an independent Ray Train run."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.config.run import RunConfig
+from mode_ray.errors import TrainingError, UsageError
+from mode_ray.models.architecture import check_architecture
+from mode_ray.pairs.index import fine_counts
+from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
+from mode_ray.stages.work_unit import Shard, require_images, write_shards
+from mode_ray.storage import Location
+from mode_ray.train.plan import Trial, budget_statement, expert_name, plan_trials
+from mode_ray.train.reuse import Takeover, copy_models, plan_takeover
+from mode_ray.train.runs.lease import Lease
+from mode_ray.train.runs.queue import TrialQueue
+from mode_ray.train.runs.scheduler import run_trials
+from mode_ray.train.runs.status import TrialStatus, initial_statuses, stored_statuses, waiting_again
+from mode_ray.train.runs.trackers import check_trackers
+from mode_ray.train.runs.trial import PLAN_FILE, SHARDS_FILE, TrialJob
+from mode_ray.util.ray_tasks import task_result
+
+
+@dataclass(frozen=True)
+class TrainReports:
+    """Where the train stage says what happens.
+
+    Attributes:
+        say: One line.
+        on_change: All statuses, once a second.
+    """
+
+    say: Callable[[str], None]
+    on_change: Callable[[Mapping[str, TrialStatus]], None]
+
+
+def run_train(
+    config: RunConfig,
+    stage: Stage,
+    shards: Sequence[Shard],
+    clusters: Location,
+    assignments: Location,
+    reports: TrainReports,
+) -> Manifest:
+    """Train everything the config asks for, or what is left of it.
+
+    Raises:
+        UsageError: The architecture or checkpoint does not exist, shards hold captions only, or the run that
+            `train.standing` names has no models for this one.
+        TrainingError: A trial failed for good; the others were finished. Or another driver trains this run.
+    """
+    training = _begin(config, stage, shards, clusters, assignments)
+    reports.say(budget_statement(config.train, training.trials).line())
+    with Lease(stage.directory, reports.say) as lease:
+        statuses = training.run(training.trials, initial_statuses(training.trials, stage.directory), lease, reports)
+    failed = [status for status in statuses.values() if status.state == "failed"]
+    if failed:
+        reasons = "\n".join(f"  {status.trial}: {status.reason}" for status in failed)
+        raise TrainingError(
+            f"train: {len(failed)} of {len(training.trials)} runs failed (the others are finished):\n{reasons}\n"
+            "Mend the cause and run again: only the failed ones go on, from their last checkpoints"
+        )
+    return training.finish(statuses)
+
+
+def retry_trial(
+    config: RunConfig,
+    stage: Stage,
+    shards: Sequence[Shard],
+    clusters: Location,
+    assignments: Location,
+    name: str,
+    reports: TrainReports,
+) -> Manifest | None:
+    """Train one trial alone, its failure forgotten; the others stay as they are.
+
+    Args:
+        config: The run's.
+        stage: The train stage.
+        shards: The run's.
+        clusters: Directory of the clustering.
+        assignments: Directory of the assignment shards.
+        name: Of the trial; a number means that expert.
+        reports: Where to say what happens.
+
+    Returns:
+        The stage's manifest if this trial was the last that was missing, else None.
+
+    Raises:
+        UsageError: There is no such trial, it is finished, or the one that it continues is not.
+        TrainingError: It failed again. Or another driver trains this run.
+    """
+    training = _begin(config, stage, shards, clusters, assignments)
+    trial = _named(training.trials, config.train.experts, name)
+    with Lease(stage.directory, reports.say) as lease:
+        statuses = stored_statuses(training.trials, stage.directory)
+        if statuses[trial.name].state == "finished":
+            raise UsageError(f"{trial.name} is finished: there is nothing to retry")
+        if trial.parent is not None and statuses[trial.parent].state != "finished":
+            raise UsageError(f"{trial.name} continues {trial.parent}, which is not finished: retry that one first")
+        own = {name: status for name, status in statuses.items() if name in (trial.name, trial.parent)}
+        own[trial.name] = waiting_again(own[trial.name])
+        statuses |= training.run([trial], own, lease, reports)
+    status = statuses[trial.name]
+    if status.state == "failed":
+        raise TrainingError(f"{trial.name}: {status.reason}")
+    if all(status.state == "finished" for status in statuses.values()):
+        return training.finish(statuses)
+    return None
+
+
+def planned_trials(
+    config: RunConfig, clustering: Clustering, assignments: Location, shards: Sequence[Shard]
+) -> tuple[list[Trial], np.ndarray]:
+    """The stage's trials in order of priority, and the pairs of each expert."""
+    n = config.train.experts
+    counts_m = fine_counts(assignments, shards, len(clustering.centers_md))
+    pairs_n = np.bincount(clustering.coarse[n], weights=counts_m, minlength=n).astype(np.int64)
+    return plan_trials(config.train, pairs_n, clustering.widest_first(n)), pairs_n
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A train stage that was begun."""
+
+    config: RunConfig
+    stage: Stage
+    takeover: Takeover
+    pairs_n: np.ndarray
+    clusters: Location
+    assignments: Location
+
+    @property
+    def trials(self) -> Sequence[Trial]:
+        """All runs, those taken over too."""
+        return self.takeover.trials
+
+    def run(
+        self, trials: Sequence[Trial], statuses: dict[str, TrialStatus], lease: Lease, reports: TrainReports
+    ) -> dict[str, TrialStatus]:
+        """Run some of the trials, from these statuses on."""
+        placement = self.config.train.placement
+        jobs = {
+            name: TrialJob(trial, self.config, self.assignments, self.clusters, self.stage.directory)
+            for trial in self.trials
+            if (name := trial.name) in statuses
+        }
+        queue = TrialQueue(trials, statuses, placement.concurrent_runs, placement.max_launches)
+        return run_trials(jobs, queue, placement, reports.on_change, lease.check)
+
+    def finish(self, statuses: Mapping[str, TrialStatus]) -> Manifest:
+        """Write the stage's manifest: all trials are finished."""
+        records = [_record(trial, statuses[trial.name], self.stage) for trial in self.trials]
+        return self.stage.finish(records, self.summary)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What is trained, on what, for how long."""
+        return {
+            "trials": [asdict(trial) for trial in self.trials],
+            "pairs_by_expert": self.pairs_n.tolist(),
+            "budget": asdict(budget_statement(self.config.train, self.trials)),
+            "standing": self.takeover.summary,
+        }
+
+
+def _begin(
+    config: RunConfig, stage: Stage, shards: Sequence[Shard], clusters: Location, assignments: Location
+) -> _Training:
+    require_images(shards)
+    check_architecture(config.train.model)
+    check_trackers(config.train.placement.trackers)
+    clustering = Clustering.load(clusters)
+    planned, pairs_n = planned_trials(config, clustering, assignments, shards)
+    takeover = plan_takeover(config.train, planned, clustering, stage.directory, clusters)
+    stage.begin(len(takeover.trials))
+    write_shards(stage.directory / SHARDS_FILE, shards)
+    if takeover.sources:
+        # In a task: models and optimizers are large, and the driver stays small.
+        task_result(ray.remote(max_calls=1)(copy_models).remote(takeover, stage.directory))
+    training = _Training(config, stage, takeover, pairs_n, clusters, assignments)
+    # For evaluations without an expert that fails for good: the manifest stands only when all are finished.
+    (stage.directory / PLAN_FILE).write_text(json.dumps(training.summary, indent=1))
+    return training
+
+
+def _named(trials: Sequence[Trial], experts: int, name: str) -> Trial:
+    wanted = expert_name(experts, int(name)) if name.isdecimal() else name
+    found = {trial.name: trial for trial in trials}.get(wanted)
+    if found is None:
+        raise UsageError(f"{name}: no such run; there are {', '.join(trial.name for trial in trials)}")
+    return found
+
+
+def _record(trial: Trial, status: TrialStatus, stage: Stage) -> UnitRecord:
+    return UnitRecord(
+        unit=trial.name,
+        source=(stage.directory / trial.name).uri,
+        rows_in=trial.samples,
+        rows_out=trial.samples,
+        seconds=status.seconds,
+        attempt=stage.attempt,
+    )

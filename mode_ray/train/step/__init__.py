@@ -1,0 +1,1 @@
+"""One training step: batches, model, losses, gradients, parallelism, schedule. Nothing here imports Ray."""

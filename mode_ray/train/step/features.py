@@ -1,0 +1,77 @@
+"""An open_clip model as the loop sees it: images and captions in, unit features and logit scale out."""
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from mode_ray.train.step.text_groups import CausalText, GroupedTexts
+
+IMAGE = "image_features"
+TEXT = "text_features"
+LOGIT_SCALE = "logit_scale"
+LOGIT_BIAS = "logit_bias"
+# What torch, timm and open_clip call the rate of dropped units, patches and paths.
+_DROP_RATES = ("p", "prob", "drop_prob", "dropout")
+
+
+class FeatureModel(torch.nn.Module):
+    """Wraps a model without touching it, so that its parameters keep their names below `clip`.
+
+    Args:
+        clip: The open_clip model.
+        causal_text: How its captions are encoded in groups; None leaves that to the model.
+    """
+
+    def __init__(self, clip: torch.nn.Module, causal_text: CausalText | None) -> None:
+        super().__init__()
+        self.clip: Any = clip
+        self._causal_text = causal_text
+
+    def prepare(self, texts: torch.Tensor) -> torch.Tensor | GroupedTexts:
+        """Tokens as `forward` takes them: int64 [b, context] in main memory, grouped where the tower allows it."""
+        return texts if self._causal_text is None else self._causal_text.group(texts)
+
+    def forward(self, images: torch.Tensor, texts: torch.Tensor | GroupedTexts) -> dict[str, torch.Tensor]:
+        """Features of pairs.
+
+        Normalised in float32 whatever the towers compute in: at a logit scale of 100 the rounding of bfloat16 would
+        move logits by up to 0.4.
+
+        Args:
+            images: [b, 3, h, w].
+            texts: As `prepare` gives them.
+
+        Returns:
+            `image_features` and `text_features` float32 [b, d]; `logit_scale`, a factor; `logit_bias` if it has one.
+        """
+        image = self.clip.encode_image(images)
+        text = (
+            self._causal_text.encode(texts)
+            if isinstance(texts, GroupedTexts) and self._causal_text
+            else (self.clip.encode_text(texts))
+        )
+        features = {
+            IMAGE: functional.normalize(image.float(), dim=-1),
+            TEXT: functional.normalize(text.float(), dim=-1),
+            LOGIT_SCALE: self.clip.logit_scale.exp(),
+        }
+        bias = self.logit_bias
+        return features if bias is None else {**features, LOGIT_BIAS: bias}
+
+    @property
+    def logit_bias(self) -> torch.nn.Parameter | None:
+        """The learned bias of SigLIP's logits, where the model has one."""
+        return getattr(self.clip, "logit_bias", None)
+
+    @property
+    def logit_parameters(self) -> list[torch.nn.Parameter]:
+        """Logit scale and bias: single numbers, which no strategy shards."""
+        scale: torch.nn.Parameter = self.clip.logit_scale
+        return [scale] if self.logit_bias is None else [scale, self.logit_bias]
+
+    @property
+    def draws_random_numbers(self) -> bool:
+        """Whether the forward pass drops anything at random."""
+        rates = (getattr(module, name, None) for module in self.modules() for name in _DROP_RATES)
+        return any(isinstance(rate, float) and rate > 0 for rate in rates)

@@ -1,0 +1,102 @@
+"""Loss and gradients of a global batch, at once or micro-batch by micro-batch.
+
+A contrastive loss needs the features of the whole batch, but not their activations. With cached features (GradCache,
+Gao et al. 2021, arXiv 2101.06983) all features are computed without a graph, the loss gives their gradients, and a
+second pass carries these through the model one micro-batch at a time: the same gradients, with the memory of one.
+"""
+
+from contextlib import nullcontext
+
+import torch
+
+from mode_ray.train.data import TrainBatch
+from mode_ray.train.step.features import IMAGE, LOGIT_BIAS, LOGIT_SCALE, TEXT
+from mode_ray.train.step.losses import ContrastiveLoss
+from mode_ray.train.step.parallel import ParallelModel
+
+_PAIRED = (IMAGE, TEXT)
+_LOGIT = (LOGIT_SCALE, LOGIT_BIAS)
+_SEED_BITS = 32
+
+
+class Gradients:
+    """Computes loss and gradients.
+
+    Args:
+        model: The model; gradients are left in its parameters.
+        loss: The loss.
+        device: Where the model is.
+        precision: Of the forward pass.
+        micro_batch_size: Pairs that go through the model at once; None for all.
+    """
+
+    def __init__(
+        self,
+        model: ParallelModel,
+        loss: ContrastiveLoss,
+        device: torch.device,
+        precision: torch.dtype,
+        micro_batch_size: int | None,
+    ) -> None:
+        self._model = model
+        self._loss = loss
+        self._device = device
+        self._precision = precision
+        self._micro_batch_size = micro_batch_size
+        self._seeded = model.features.draws_random_numbers
+
+    def compute(self, batch: TrainBatch, seed: int) -> torch.Tensor:
+        """Add the gradients of this rank's part of a batch, averaged over the ranks.
+
+        Args:
+            batch: In main memory.
+            seed: Of what the model draws at random, such as dropped patches: it depends on nothing before.
+
+        Returns:
+            The loss of this rank's part, on the device.
+        """
+        size = self._micro_batch_size or len(batch.images)
+        images, texts = torch.split(batch.images, size), torch.split(batch.texts, size)
+        ids = batch.caption_ids.to(self._device, non_blocking=True)
+        if len(images) == 1:
+            loss = self._loss(self._features(images[0], texts[0], seed), ids)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss.detach()
+        with torch.no_grad():
+            parts = [
+                self._features(*pairs, seed + number * size)
+                for number, pairs in enumerate(zip(images, texts, strict=True))
+            ]
+        cached = {name: torch.cat([part[name] for part in parts]).requires_grad_() for name in _PAIRED}
+        cached |= {name: parts[0][name].detach().clone().requires_grad_() for name in _LOGIT if name in parts[0]}
+        loss = self._loss(cached, ids)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = {name: torch.split(_gradient(cached[name]), size) for name in _PAIRED}
+        for number, pairs in enumerate(zip(images, texts, strict=True)):
+            last = number == len(images) - 1
+            with nullcontext() if last else self._model.accumulating():
+                part = self._features(*pairs, seed + number * size)
+                names = [name for name in part if part[name].requires_grad]
+                # Every micro-batch brings its share of the gradient that all have in common.
+                torch.autograd.backward(
+                    [part[name] for name in names],
+                    [
+                        gradients[name][number] if name in gradients else _gradient(cached[name]) / len(images)
+                        for name in names
+                    ],
+                )
+        return loss.detach()
+
+    def _features(self, images: torch.Tensor, texts: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
+        if self._seeded:
+            # Twice the same, where features are computed twice. The CPU's generator too: open_clip draws there.
+            torch.manual_seed(seed % 2**_SEED_BITS)
+        prepared = self._model.features.prepare(texts)
+        moved = images.to(self._device, non_blocking=True), prepared.to(self._device)
+        with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
+            # Not the wrapped model where there is no graph: its reducer would wait for gradients.
+            return self._model(*moved) if torch.is_grad_enabled() else self._model.features(*moved)
+
+
+def _gradient(leaf: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

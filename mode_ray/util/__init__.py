@@ -1,0 +1,1 @@
+"""Small general helpers without any knowledge of MoDE."""

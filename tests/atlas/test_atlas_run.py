@@ -1,0 +1,126 @@
+"""The atlas of a real small run: from embeddings, from assignments, and with sources that are gone."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from mode_ray.atlas.stage import MIN_UNITS, choose_rows, make_atlas, sample_unit
+from mode_ray.captions.listing import list_shards
+from mode_ray.cli import main
+from mode_ray.config.load import dump_config
+from mode_ray.config.run import RunConfig
+from mode_ray.errors import DataError, UsageError
+from mode_ray.observe.progress import Progress
+from mode_ray.pipeline import Pipeline, stage_directories
+from mode_ray.storage import Location
+
+ANIMALS = ("cat", "dog", "bird", "horse", "frog", "whale")
+ROWS_PER_SHARD, SHARDS = 60, 4
+
+
+def captions_of(shard: int) -> list[str | None]:
+    rows = [f"a {ANIMALS[row % 6]} near house {shard} and tree {row}" for row in range(ROWS_PER_SHARD)]
+    return [None, *rows[1:]]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    folder = tmp_path_factory.mktemp("atlas_run")
+    (folder / "data").mkdir()
+    for shard in range(SHARDS):
+        pq.write_table(pa.table({"caption": captions_of(shard)}), folder / "data" / f"{shard}.parquet")
+    return RunConfig.model_validate(
+        {
+            "run": str(folder / "run"),
+            "captions": {"paths": [str(folder / "data")]},
+            "encoder": {"kind": "static", "model": "package:wordllama"},
+            "embed": {"pool": {"max_actors": 1}},
+            "cluster": {"fine": {"centers": 6}, "coarse": {"experts": [2, 3]}},
+            "assign": {"pool": {"max_actors": 1}},
+            "train": {"dense_samples": 1, "experts": 3},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def pipeline(config: RunConfig, ray_session: None) -> Pipeline:
+    pipeline = Pipeline(config, Progress(Console(quiet=True)))
+    with pytest.raises(UsageError, match="run `mode-ray cluster` first"):
+        pipeline.atlas()
+    pipeline.run(("embed", "cluster"))
+    return pipeline
+
+
+def held_by(page: Location) -> dict[str, Any]:
+    match = re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)
+    assert match is not None
+    held: dict[str, Any] = json.loads(match.group(1))
+    return held
+
+
+def test_before_and_after_assignment_the_same_captions_are_shown(config: RunConfig, pipeline: Pipeline) -> None:
+    before = held_by(pipeline.atlas())
+    usable = SHARDS * (ROWS_PER_SHARD - 1)
+    assert sum(before["clusters"]["sampled"]) == sum(before["clusters"]["rows"]) == usable
+    assert before["facts"]["Usable captions"] == f"{usable:,}"
+    assert "before assignment" in before["facts"]["Looked at for this page"]
+    assert before["refused"] == {"missing caption": SHARDS}
+    assert [chosen["n"] for chosen in before["maps"]] == [3, 2]
+    assert all(len(near) == 5 for near in before["clusters"]["near"])
+    pipeline.run(("assign",))
+    after = held_by(pipeline.atlas())
+    assert "as assigned" in after["facts"]["Looked at for this page"]
+    assert after["clusters"] == before["clusters"]
+
+
+def test_the_command_says_where_the_page_lies(
+    config: RunConfig, pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.yaml").write_text(dump_config(config))
+    assert main(["atlas", "--config", str(tmp_path / "run.yaml")]) == 0
+    assert f"atlas: {config.run}/clusters/atlas.html" in capsys.readouterr().out
+
+
+def test_captions_are_joined_to_their_own_rows(config: RunConfig, pipeline: Pipeline) -> None:
+    places = stage_directories(config.directory)
+    shard = list_shards(config.captions)[2]
+    sample = sample_unit(config, shard, 30, places["cluster"], places["embed"])
+    assert len(sample) == 30
+    assert sample.missing == 0
+    assert {caption.split(" and ")[0].rsplit(" ", 1)[1] for caption in sample.ends["caption"].to_pylist()} == {"2"}
+
+
+def test_sources_that_are_gone_are_counted(config: RunConfig, pipeline: Pipeline, tmp_path: Path) -> None:
+    places = stage_directories(config.directory)
+    shards = list_shards(config.captions)
+    kept = Path(shards[0].uri).read_bytes()
+    try:
+        Path(shards[0].uri).unlink()
+        shorter = pa.table({"caption": captions_of(1)[:40]})
+        original = Path(shards[1].uri).read_bytes()
+        pq.write_table(shorter, shards[1].uri)
+        facts = held_by(make_atlas(config, shards, places))["facts"]
+        assert facts["Left out: units that cannot be read"] == "1"
+        assert facts["Left out: sampled captions no longer found in their source"] == "20"
+        with pytest.raises(DataError, match="no such file"):
+            make_atlas(config, shards[:1], places)
+    finally:
+        Path(shards[0].uri).write_bytes(kept)
+        Path(shards[1].uri).write_bytes(original)
+
+
+def test_samples_are_bounded_seeded_and_of_several_units(config: RunConfig, pipeline: Pipeline) -> None:
+    rows, shards = stage_directories(config.directory)["embed"], list_shards(config.captions)
+    wanted = choose_rows(rows, shards, 50, 0)
+    assert sum(wanted.values()) == 50
+    assert len(wanted) == min(MIN_UNITS, SHARDS)
+    assert wanted == choose_rows(rows, shards, 50, 0)
+    assert wanted != choose_rows(rows, shards, 50, 1)
+    with pytest.raises(DataError, match="no row of the given captions"):
+        choose_rows(rows, [], 50, 0)

@@ -1,0 +1,45 @@
+"""The fleet of the benchmark: machines are lost, and the real decisions still see every unit and every run done."""
+
+import importlib.util
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mode_ray.stages.work_unit import Shard
+
+FLEET = Path(__file__).resolve().parents[2] / "benchmarks" / "simulated_fleet.py"
+
+
+@pytest.fixture(scope="module")
+def fleet() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("simulated_fleet", FLEET)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_lost_machines_cost_time_and_no_units(fleet: ModuleType) -> None:
+    shards = [Shard(unit=f"u{number}", uri=f"/u{number}", format="webdataset") for number in range(20_000)]
+    arrived: Counter[str] = Counter()
+    run = fleet.ShardStageRun(
+        fleet.tasks_of(shards, 8), 3, 600.0, lambda task: arrived.update(shard.unit for shard in task.shards)
+    )
+    run.run()
+    assert run.spot.losses > 5
+    assert arrived == Counter(shard.unit for shard in shards)
+    assert 0.9 < run.utilisation < 1.0
+
+
+def test_events_come_in_the_order_of_their_times(fleet: ModuleType) -> None:
+    clock, seen = fleet.EventClock(), list[float]()
+    for seconds in (5.0, 1.0, 3.0):
+        clock.after(seconds, lambda: seen.append(clock.now))
+    for _ in range(3):
+        clock.step()
+    assert seen == [1.0, 3.0, 5.0]

@@ -1,0 +1,135 @@
+"""What a pipeline tells its metrics: the stages are stand-ins, what passes their events on is the pipeline's own."""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from mode_ray.config.run import RunConfig
+from mode_ray.evaluate.stage import REPORT_JSON
+from mode_ray.observe.progress import Progress
+from mode_ray.pipeline import STAGE_NAMES, Pipeline
+from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
+from mode_ray.stages.work_unit import Shard
+from mode_ray.storage import Location
+from mode_ray.train.runs.status import TrialStatus
+from mode_ray.train.stage import TrainReports
+
+RUN = TrialStatus(trial="n2/00", state="running", samples=8)
+FIT = {"iteration": 1, "inertia": 12.5, "max_over_mean": 1.2, "imbalance_factor": 1.0, "empty_clusters": 0}
+Unit = Callable[[UnitRecord], None]
+
+
+class Recorded:
+    """Stands in for the metrics: the calls that each of its hooks gets, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+
+    def __getattr__(self, hook: str) -> Callable[..., None]:
+        return lambda *given: self.calls.append((hook, *given))
+
+    def of(self, hook: str) -> list[tuple[object, ...]]:
+        return [tuple(given) for name, *given in self.calls if name == hook]
+
+
+def record(name: str) -> UnitRecord:
+    return UnitRecord(unit=f"unit of {name}", source="a.parquet", rows_in=1, rows_out=1)
+
+
+def finished(stage: Stage, on_record: Unit) -> Manifest:
+    stage.begin(1)
+    on_record(record(stage.name))
+    return stage.finish([record(stage.name)], {})
+
+
+def embed(config: RunConfig, stage: Stage, shards: list[Shard], on_record: Unit, counted: object) -> Manifest:
+    return finished(stage, on_record)
+
+
+def cluster(
+    config: RunConfig,
+    stage: Stage,
+    embeddings: Location,
+    on_record: Unit,
+    say: Callable[[str], None],
+    on_iteration: Callable[[Mapping[str, Any], int], None],
+) -> Manifest:
+    on_iteration(FIT, 20)
+    return finished(stage, on_record)
+
+
+def assign(
+    config: RunConfig, stage: Stage, shards: list[Shard], clusters: Location, embeddings: Location, on_record: Unit
+) -> Manifest:
+    return finished(stage, on_record)
+
+
+def train(
+    config: RunConfig,
+    stage: Stage,
+    shards: list[Shard],
+    clusters: Location,
+    assignments: Location,
+    reports: TrainReports,
+) -> Manifest:
+    reports.on_change({RUN.trial: RUN})
+    return finished(stage, lambda _: None)
+
+
+def evaluate(
+    config: RunConfig, stage: Stage, shards: list[Shard], places: Mapping[str, Location], on_record: Unit
+) -> Manifest:
+    manifest = finished(stage, on_record)
+    rows = [{"rule": rule, "task": "pets", "normalised_entropy": value} for rule, value in (("soft", 0.5), ("x", 1.0))]
+    (stage.directory / REPORT_JSON).write_text(json.dumps({"rule": "soft", "routing": rows}))
+    return manifest
+
+
+@pytest.fixture(params=[False, True], ids=["plain lines", "live table"])
+def told(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """What was told of a run of all stages."""
+    table = pa.table({"caption": ["a cat"], "image": pa.array([b"no matter"], pa.binary())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    config = RunConfig.model_validate(
+        {
+            "run": str(tmp_path / "run"),
+            "captions": {"paths": [str(tmp_path / "a.parquet")]},
+            "cluster": {"fine": {"centers": 8}, "coarse": {"experts": [2]}},
+            "train": {"dense_samples": 1, "experts": 2},
+        }
+    )
+    recorded = Recorded()
+    stand_ins = {f"run_{stage.__name__}": stage for stage in (embed, cluster, assign, train, evaluate)}
+    stand_ins |= {"PipelineMetrics": lambda _: recorded, "make_atlas": lambda *_: nullcontext()}
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(f"mode_ray.pipeline.{name}", stand_in)
+    Pipeline(config, Progress(Console(quiet=True, force_terminal=request.param))).run(STAGE_NAMES)
+    return recorded
+
+
+def test_every_stage_begins_and_ends(told: Recorded) -> None:
+    assert [stage for stage, *_ in told.of("begin")] == list(STAGE_NAMES)
+    assert [manifest.stage for (manifest,) in told.of("end") if isinstance(manifest, Manifest)] == list(STAGE_NAMES)
+
+
+def test_units_of_every_stage_but_training_are_told(told: Recorded) -> None:
+    assert told.of("unit") == [(record(stage),) for stage in STAGE_NAMES if stage != "train"]
+
+
+def test_iterations_of_the_fit_are_told(told: Recorded) -> None:
+    assert told.of("iteration") == [(FIT,)]
+
+
+def test_statuses_of_training_runs_are_told(told: Recorded) -> None:
+    assert told.of("trials") == [({RUN.trial: RUN},)]
+
+
+def test_the_entropy_of_every_tasks_routing_is_told_under_the_runs_own_rule(told: Recorded) -> None:
+    assert told.of("routing") == [({"pets": 0.5},)]

@@ -1,0 +1,180 @@
+"""A training set's file is written once, never used when stale, and copied once a node where it is remote."""
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mode_ray.errors import DataError
+from mode_ray.pairs import training_set
+from mode_ray.pairs.index import PairIndex
+from mode_ray.pairs.members import TrainingSet
+from mode_ray.pairs.training_set import index_provenance, open_training_set, write_training_set
+from mode_ray.stages.manifest import MANIFEST, Stage, UnitRecord
+from mode_ray.stages.work_unit import Shard
+from mode_ray.storage import Location
+
+GROUPS = np.array([0, 1, 0, 1], np.int32)
+SHARDS = [Shard(unit=unit, uri=f"/in/{unit}.parquet", format="parquet") for unit in ("a", "b")]
+EXPERT = TrainingSet(kind="expert", experts=2, expert=1)
+
+
+def assign(folder: Location, fine: list[int]) -> None:
+    """An assign stage that is done, every shard with these fine clusters."""
+    folder.delete()
+    stage = Stage("assign", folder, {})
+    stage.begin(len(SHARDS))
+    rows = np.arange(len(fine))
+    table = pa.table(
+        {
+            "row": rows,
+            "caption_index": pa.array(rows * 0, pa.int32()),
+            "fine": pa.array(fine, pa.int32()),
+            "distance": pa.array(rows * 0.0, pa.float32()),
+        }
+    )
+    stage.finish([stage.write_unit(table, UnitRecord(unit=s.unit, source=s.uri, rows_in=1)) for s in SHARDS], {})
+
+
+class Run:
+    """A run directory with an assign stage."""
+
+    def __init__(self, root: Location) -> None:
+        self.assignments, self.folder = root / "assignments", root / "experts" / "training_sets"
+        assign(self.assignments, [0, 1, 2, 3])
+
+    def write(self, members: TrainingSet = EXPERT, group_m: np.ndarray = GROUPS) -> Location:
+        return write_training_set(members, self.assignments, SHARDS, group_m, self.folder)
+
+    def open(
+        self, members: TrainingSet = EXPERT, shards: list[Shard] = SHARDS, group_m: np.ndarray = GROUPS
+    ) -> PairIndex:
+        return open_training_set(members, self.assignments, shards, group_m, self.folder)
+
+
+@pytest.fixture(params=["local", "s3"])
+def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """With a node's temporary folder of its own."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    local = request.param == "local"
+    return Run(Location(str(tmp_path)) if local else Location.parse(request.getfixturevalue("bucket")))
+
+
+def test_what_is_written_is_opened(run: Run) -> None:
+    file = run.write()
+    assert file == run.folder / f"{EXPERT.name}.arrow"
+    index = run.open()
+    assert index.shards == tuple(SHARDS)
+    assert index.table.to_pydict() == {"shard": [0, 0, 1, 1], "row": [1, 3, 1, 3], "caption_index": [0] * 4}
+
+
+class TestStaleness:
+    def test_what_stands_is_not_written_again(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        run.write(TrainingSet(kind="all", seed=0))
+        monkeypatch.setattr(training_set, "stream_members", lambda *_: pytest.fail("read again"))
+        run.write(TrainingSet(kind="all", seed=1))
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            (lambda run: assign(run.assignments, [3, 3, 0, 0]), "assignments"),
+            (lambda run: run.write(group_m=1 - GROUPS), "coarse_map"),
+        ],
+        ids=["assignments", "map"],
+    )
+    def test_what_was_made_of_something_else_is_refused_until_it_is_written_again(
+        self, run: Run, change: Callable[[Run], None], named: str
+    ) -> None:
+        run.write()
+        change(run)
+        with pytest.raises(DataError, match=rf"\.arrow: made of other {named}; run `mode-ray train` again"):
+            run.open()
+        run.write()
+        assert len(run.open()) == 4
+
+    def test_other_source_shards_are_noticed(self, run: Run) -> None:
+        run.write()
+        with pytest.raises(DataError, match="made of other shards"):
+            run.open(shards=SHARDS[::-1])
+
+    def test_a_missing_file_is_named(self, run: Run) -> None:
+        with pytest.raises(DataError, match=rf"{EXPERT.name}\.arrow: missing; run `mode-ray train` again"):
+            run.open()
+
+    def test_half_a_file_counts_as_none(self, run: Run) -> None:
+        file = run.write()
+        content = file.read_bytes()
+        for size in (0, 5, len(content) // 2, len(content) - 1):
+            file.write_bytes(content[:size])
+            assert index_provenance(file) is None
+        run.write()
+        assert file.read_bytes() == content
+
+    def test_without_a_finished_assign_stage_nothing_is_written(self, run: Run) -> None:
+        (run.assignments / MANIFEST).delete()
+        with pytest.raises(DataError, match="no manifest; run `mode-ray assign` first"):
+            run.write()
+
+
+class TestCopies:
+    @pytest.fixture
+    def run(self, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        run = Run(Location.parse(bucket))
+        run.write()
+        return run
+
+    @pytest.fixture
+    def copies(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """URIs that were copied; each copy takes a moment."""
+        made: list[str] = []
+        real = Location.copy_to
+
+        def slow(self: Location, target: Location) -> None:
+            made.append(self.uri)
+            temporary = Path(target.path).with_name(f".{target.name}.{'0' * 12}.tmp")
+            temporary.touch()
+            time.sleep(0.3)
+            temporary.unlink()
+            real(self, target)
+
+        monkeypatch.setattr(Location, "copy_to", slow)
+        return made
+
+    def folder(self) -> Path:
+        return Path(tempfile.gettempdir()) / f"mode-ray-{os.getuid()}" / "training_sets"
+
+    def test_a_node_copies_a_remote_index_once(self, run: Run, copies: list[str]) -> None:
+        first = threading.Thread(target=run.open)
+        first.start()
+        while not copies:
+            time.sleep(0.001)
+        time.sleep(0.05)
+        assert len(run.open()) == 4
+        first.join()
+        run.open()
+        assert len(copies) == 1
+        assert [file.suffix for file in self.folder().iterdir()] == [".arrow"]
+
+    def test_another_version_is_copied_anew(self, run: Run, copies: list[str]) -> None:
+        run.open()
+        assign(run.assignments, [1, 1, 1, 3])
+        run.write()
+        assert len(run.open()) == 8
+        assert len(copies) == 2
+
+    def test_a_copy_whose_process_died_is_not_waited_for(self, run: Run, copies: list[str]) -> None:
+        run.open()
+        target = next(self.folder().iterdir())
+        dead = target.with_name(f".{target.name}.{'a' * 12}.tmp")
+        target.rename(dead)
+        os.utime(dead, (time.time() - 3600, time.time() - 3600))
+        assert len(run.open()) == 4
+        assert len(copies) == 2

@@ -1,0 +1,169 @@
+"""Experts behind Ray Serve's handles, in Serve's local testing mode: real deployments, without a cluster."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from ray import serve
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from tiny_run import save_expert
+
+from mode_ray.serve.applications import expert
+from mode_ray.serve.ray.deployments import ExpertArguments
+from mode_ray.serve.ray.handle_expert import HandleExpert
+from mode_ray.serve.service.expert_client import ExpertBusy, ExpertDescription, ExpertUnavailable
+from mode_ray.serve.service.expert_model import ExpertModel
+from mode_ray.storage import Location
+
+DEADLINE_SECONDS = 0.3
+Answer = TypeVar("Answer")
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+
+
+@serve.deployment
+class Scripted:
+    """An expert that answers, refuses or hangs as it is told by its texts."""
+
+    async def describe(self) -> ExpertDescription:
+        return ExpertDescription(logit_scale=1.0, dimension=2, image_size=(32, 32), source="scripted")
+
+    async def encode_texts(self, texts: list[str], _source: str) -> Any:  # noqa: ANN401
+        if texts == ["hang"]:
+            await asyncio.sleep(60.0)
+        if texts == ["busy"]:
+            raise ExpertBusy("full")
+        return np.ones((len(texts), 2), np.float32)
+
+
+@pytest.fixture(scope="module")
+def scripted() -> DeploymentHandle:
+    return serve.run(Scripted.bind(), name="scripted", _local_testing_mode=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("expert") / "model"
+    save_expert(Location.parse(str(path)), seed=1)
+    return path
+
+
+def client(handle: DeploymentHandle, on_other_weights: Callable[[], None] = lambda: None) -> HandleExpert:
+    return HandleExpert(3, "expert-3", DEADLINE_SECONDS, on_other_weights, lambda _: handle)
+
+
+async def in_time(call: Awaitable[object]) -> object:
+    """As the service calls: with a deadline."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        return await call
+
+
+async def eventually(call: Callable[[], Awaitable[Answer]]) -> Answer:
+    """The answer, as soon as the expert is not held to be down."""
+    async with asyncio.timeout(10.0):
+        while True:
+            try:
+                return await call()
+            except ExpertUnavailable:
+                await asyncio.sleep(0.01)
+
+
+class TestAnswers:
+    def test_they_are_the_models(self, folder: Path, served_folder: Path) -> None:
+        arguments = ExpertArguments(run=str(served_folder), expert=2, folder=str(folder))
+        asked = client(serve.run(expert(arguments), name="expert-3", _local_testing_mode=True))
+        model = ExpertModel(Location.parse(str(folder)))
+
+        async def ask() -> tuple[object, object, ExpertDescription]:
+            return await asked.encode_images(IMAGES), await asked.encode_texts(["a cat"]), await asked.describe()
+
+        images, texts, description = asyncio.run(ask())
+        np.testing.assert_allclose(images, model.encode_images(IMAGES), atol=1e-6)
+        np.testing.assert_allclose(texts, model.encode_texts(["a cat"]), atol=1e-6)
+        assert description.dimension == model.dimension
+        assert description.source.startswith(f"{folder}#")
+
+    def test_none_is_of_other_weights_than_were_described(self, folder: Path, served_folder: Path) -> None:
+        arguments = ExpertArguments(run=str(served_folder), expert=2, folder=str(folder))
+        told: list[str] = []
+        handles = {"first": serve.run(expert(arguments), name="expert-3", _local_testing_mode=True)}
+        asked = HandleExpert(3, "expert-3", 30.0, lambda: told.append("other"), lambda _: handles["first"])
+
+        async def ask() -> None:
+            before = await asked.describe()
+            save_expert(Location.parse(str(folder)), seed=2)
+            asked._handle = serve.run(expert(arguments), name="expert-3", _local_testing_mode=True)
+            with pytest.raises(ExpertUnavailable, match="now holds"):
+                await asked.encode_images(IMAGES)
+            assert before.source == (await asked.describe()).source
+
+        asyncio.run(ask())
+        assert told == ["other"]
+
+
+class TestFailures:
+    def test_a_full_queue_is_busy(self, scripted: DeploymentHandle) -> None:
+        with pytest.raises(ExpertBusy, match="expert 3"):
+            asyncio.run(client(scripted).encode_texts(["busy"]))
+
+    def test_an_application_that_is_not_there_is_tried_again_later(self, scripted: DeploymentHandle) -> None:
+        there = False
+
+        def resolve(name: str) -> DeploymentHandle:
+            if not there:
+                raise RayServeException(f"Application '{name}' does not exist.")
+            return scripted
+
+        async def ask() -> None:
+            nonlocal there
+            asked = HandleExpert(3, "expert-3", DEADLINE_SECONDS, lambda: None, resolve)
+            with pytest.raises(ExpertUnavailable, match="no application expert-3"):
+                await asked.describe()
+            there = True
+            assert (await eventually(asked.describe)).dimension == 2
+
+        asyncio.run(ask())
+
+
+class TestSilence:
+    def test_after_one_deadline_the_others_do_not_wait_until_it_answers_again(
+        self, scripted: DeploymentHandle
+    ) -> None:
+        async def ask() -> None:
+            asked = client(scripted)
+            await asked.describe()
+            with pytest.raises(TimeoutError):
+                await in_time(asked.encode_texts(["hang"]))
+            with pytest.raises(ExpertUnavailable, match="does not answer"):
+                await asked.encode_texts(["a cat"])
+            await eventually(lambda: asked.encode_texts(["a cat"]))
+
+        asyncio.run(ask())
+
+    def test_one_slow_call_among_answered_ones_is_no_silence(self, scripted: DeploymentHandle) -> None:
+        async def ask() -> None:
+            asked = client(scripted)
+            await asked.describe()
+            hanging = asyncio.create_task(in_time(asked.encode_texts(["hang"])))
+            await asyncio.sleep(DEADLINE_SECONDS / 2)
+            await asked.encode_texts(["a cat"])
+            with pytest.raises(TimeoutError):
+                await hanging
+            await asked.encode_texts(["a dog"])
+
+        asyncio.run(ask())
+
+    def test_a_client_that_leaves_early_says_nothing_about_the_expert(self, scripted: DeploymentHandle) -> None:
+        async def ask() -> None:
+            asked = client(scripted)
+            await asked.describe()
+            left = asyncio.create_task(asked.encode_texts(["hang"]))
+            await asyncio.sleep(DEADLINE_SECONDS / 3)
+            left.cancel()
+            await asyncio.sleep(0)
+            await asked.encode_texts(["a cat"])
+
+        asyncio.run(ask())

@@ -1,0 +1,27 @@
+"""Ranks do the same after the same step, and no rank waits for another to find out what."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from mode_ray.train.runs.agreement import Order
+
+RANKS = 2
+DEADLINE_SECONDS = 120.0
+
+
+def test_every_rank_is_told_what_rank_0_wanted_a_step_before(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("agreement_ranks.py")
+    ranks = [
+        subprocess.Popen([sys.executable, str(script), str(tmp_path), str(rank), str(RANKS)]) for rank in range(RANKS)
+    ]
+    try:
+        assert [rank.wait(DEADLINE_SECONDS) for rank in ranks] == [0] * RANKS
+    finally:
+        for rank in ranks:
+            rank.kill()
+    nothing, ask, checkpoint = Order.NOTHING, Order.ASK_FOR_PREEMPTION, Order.CHECKPOINT
+    for number in range(RANKS):
+        told = json.loads((tmp_path / f"rank{number}.json").read_text())
+        assert told == [nothing, checkpoint, nothing, ask, checkpoint, nothing]

@@ -1,0 +1,58 @@
+"""What a launch asks Ray for, and what it does with what an earlier one left."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mode_ray.config.train import TrainPlacement
+from mode_ray.storage import Location
+from mode_ray.train.runs.launcher import _delete_torn_snapshot, scaling_config
+
+
+def asked(**placement: Any) -> Any:  # noqa: ANN401
+    return scaling_config(TrainPlacement.model_validate(placement))
+
+
+class TestWhatARunAsksFor:
+    def test_a_fixed_number_of_workers(self) -> None:
+        scaling = asked(workers_per_run=4, cpus_per_worker=3.0)
+        assert (scaling.num_workers, scaling.elasticity_enabled) == (4, False)
+        assert scaling.resources_per_worker == {"CPU": 3.0}
+        assert (scaling.use_gpu, scaling.accelerator_type, scaling.label_selector) == (False, None, None)
+
+    def test_an_elastic_run_grows_up_to_its_maximum(self) -> None:
+        scaling = asked(workers_per_run=1, max_workers_per_run=4, resize_interval_seconds=20.0)
+        assert scaling.num_workers == (1, 4)
+        assert scaling.elastic_resize_monitor_interval_s == 20.0
+
+    def test_fractions_of_gpus_of_one_kind_on_nodes_with_labels(self) -> None:
+        labels = {"ray.io/market-type": "spot"}
+        scaling = asked(use_gpu=True, gpus_per_worker=0.5, accelerator_type="A100", label_selector=labels)
+        assert scaling.resources_per_worker == {"CPU": 1.0, "GPU": 0.5}
+        assert scaling._resources_per_worker_not_none["accelerator_type:A100"] > 0
+        assert scaling._label_selector_per_worker(2) == [labels, labels]
+
+    def test_a_run_in_the_launchers_process_cannot_grow(self) -> None:
+        with pytest.raises(ValueError, match="max_workers_per_run needs workers_per_run above 0"):
+            asked(workers_per_run=0, max_workers_per_run=2)
+
+
+class TestRaysNoteOfCheckpoints:
+    @pytest.fixture
+    def note(self, tmp_path: Path) -> Path:
+        return tmp_path / "checkpoint_manager_snapshot.json"
+
+    def test_a_torn_one_is_deleted_for_ray_would_not_begin_with_it(self, note: Path) -> None:
+        whole = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": "checkpoint-1"}]})
+        for torn in ("", whole[: len(whole) // 2]):
+            note.write_text(torn)
+            _delete_torn_snapshot(Location(str(note.parent)))
+            assert not note.exists()
+
+    def test_a_whole_one_stays_and_none_is_needed(self, note: Path) -> None:
+        _delete_torn_snapshot(Location(str(note.parent)))
+        note.write_text("{}")
+        _delete_torn_snapshot(Location(str(note.parent)))
+        assert note.read_text() == "{}"

@@ -1,0 +1,77 @@
+"""One driver at a time: the living keep theirs, the dead lose it, and who was overtaken finds out."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from mode_ray.errors import TrainingError
+from mode_ray.storage import Location
+from mode_ray.train.runs import lease as lease_module
+from mode_ray.train.runs.lease import LEASE_FILE, Lease
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Location:
+    for name, seconds in (("BEAT_SECONDS", 0.05), ("EXPIRY_SECONDS", 0.5), ("_LOOK_SECONDS", 0.02)):
+        monkeypatch.setattr(lease_module, name, seconds)
+    return Location.parse(str(tmp_path / "experts"))
+
+
+def silent(_: str) -> None:
+    """Nobody listens."""
+
+
+def content(directory: Location) -> dict[str, str]:
+    found: dict[str, str] = json.loads((directory / LEASE_FILE).read_text())
+    return found
+
+
+def test_it_is_renewed_while_it_is_held_and_gone_afterwards(directory: Location) -> None:
+    with Lease(directory, silent) as lease:
+        first = content(directory)["beats"]
+        time.sleep(0.3)
+        assert content(directory)["beats"] != first
+        lease.check()
+    assert not (directory / LEASE_FILE).exists()
+
+
+def test_without_one_before_there_is_nothing_to_wait_for(directory: Location) -> None:
+    said: list[str] = []
+    with Lease(directory, said.append):
+        pass
+    with Lease(directory, said.append):
+        pass
+    assert said == []
+
+
+def test_the_second_of_two_living_drivers_is_sent_away(directory: Location) -> None:
+    with Lease(directory, silent) as lease:
+        with pytest.raises(TrainingError, match=r"another driver \(process \d+ on .+\) is training this run"):
+            Lease(directory, silent).__enter__()
+        lease.check()
+        assert content(directory)["driver"] == lease._driver
+
+
+def test_that_of_a_dead_driver_is_taken_over_after_a_while(directory: Location) -> None:
+    (directory / LEASE_FILE).write_text(
+        json.dumps({"driver": "dead", "host": "spot-7", "process": "41", "beats": "9"})
+    )
+    said: list[str] = []
+    began = time.monotonic()
+    with Lease(directory, said.append) as lease:
+        assert time.monotonic() - began >= 0.5
+        assert content(directory)["driver"] == lease._driver
+    assert len(said) == 1
+    assert "process 41 on spot-7" in said[0]
+
+
+def test_a_driver_that_was_overtaken_ends_and_leaves_the_lease_to_the_other(directory: Location) -> None:
+    with Lease(directory, silent) as lease:
+        other = {"driver": "other", "host": "spot-7", "process": "41", "beats": "1"}
+        (directory / LEASE_FILE).write_text(json.dumps(other))
+        time.sleep(0.3)
+        with pytest.raises(TrainingError, match="process 41 on spot-7"):
+            lease.check()
+    assert content(directory) == other
