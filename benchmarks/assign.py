@@ -28,14 +28,14 @@ from mode_ray.config.train import TrainConfig
 from mode_ray.embed.table import EMBEDDING
 from mode_ray.stages.manifest import Stage, read_units
 from mode_ray.stages.session import ray_session
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
 CENTERS = 1024
 ROWS_PER_SHARD = 50_000
 
 
-def write_embeddings(folder: Path, vectors_nd: np.ndarray) -> list[Shard]:
+def write_embeddings(folder: Path, vectors_nd: np.ndarray) -> list[WorkUnit]:
     """Embedding shards as the embed stage writes them."""
     return [
         write_embedding_shard(folder, number, vectors_nd[start : start + ROWS_PER_SHARD])
@@ -50,22 +50,22 @@ def fitted_centers(vectors_nd: np.ndarray) -> np.ndarray:
     return np.asarray(fit.centroids, np.float32)
 
 
-def bare_loop(embeddings: Path, shards: Sequence[Shard], centers_md: np.ndarray, output: Path) -> float:
+def bare_loop(embeddings: Path, work_units: Sequence[WorkUnit], centers_md: np.ndarray, output: Path) -> float:
     """The peer; returns its seconds."""
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir()
     began = time.perf_counter()
     index = faiss.IndexFlatL2(centers_md.shape[1])
     index.add(centers_md)
-    for shard in shards:
-        table = pq.read_table(embeddings / f"{shard.unit}.parquet")
+    for work_unit in work_units:
+        table = pq.read_table(embeddings / f"{work_unit.unit}.parquet")
         column = table[EMBEDDING].combine_chunks()
         vectors = column.flatten().to_numpy().reshape(len(column), -1).astype(np.float32)
         squared, fine = index.search(vectors, 1)
         assigned = table.drop_columns([EMBEDDING])
         assigned = assigned.append_column("fine", pa.array(fine[:, 0].astype(np.int32)))
         assigned = assigned.append_column("distance", pa.array(squared[:, 0]))
-        pq.write_table(assigned, output / f"{shard.unit}.parquet", compression="zstd")
+        pq.write_table(assigned, output / f"{work_unit.unit}.parquet", compression="zstd")
     return time.perf_counter() - began
 
 
@@ -76,11 +76,13 @@ class AssignStage:
         config: The run's config.
         embeddings: Directory of the embedding shards.
         clusters: Directory of the clustering.
-        shards: The units.
+        work_units: The units.
     """
 
-    def __init__(self, config: RunConfig, embeddings: Location, clusters: Location, shards: Sequence[Shard]) -> None:
-        self._config, self._embeddings, self._clusters, self._shards = config, embeddings, clusters, shards
+    def __init__(
+        self, config: RunConfig, embeddings: Location, clusters: Location, work_units: Sequence[WorkUnit]
+    ) -> None:
+        self._config, self._embeddings, self._clusters, self._work_units = config, embeddings, clusters, work_units
         self.directory = config.directory / "assignments"
         self.pool_start_seconds: list[float] = []
 
@@ -89,7 +91,7 @@ class AssignStage:
         self.directory.delete()
         began = time.time()
         stage = Stage("assign", self.directory, {})
-        run_assign(self._config, stage, self._shards, self._clusters, self._embeddings, lambda _: None)
+        run_assign(self._config, stage, self._work_units, self._clusters, self._embeddings, lambda _: None)
         ended = time.time()
         first = min(unit.finished_unix_seconds - unit.seconds for unit in read_units(self.directory))
         self.pool_start_seconds.append(first - began)
@@ -106,7 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         vectors_nd = caption_vectors(rows, folder)
-        shards = write_embeddings(folder / "embeddings", vectors_nd)
+        work_units = write_embeddings(folder / "embeddings", vectors_nd)
         centers_md = fitted_centers(vectors_nd)
         zeros = np.zeros(CENTERS)
         clusters = Location(str(folder / "clusters"))
@@ -122,14 +124,14 @@ def main() -> None:
         began = time.perf_counter()
         with ray_session(RayConfig(dashboard=False, object_store_bytes=500_000_000)):
             print(f"ray.init: {time.perf_counter() - began:.1f} s")
-            ours = AssignStage(config, Location(str(folder / "embeddings")), clusters, shards)
+            ours = AssignStage(config, Location(str(folder / "embeddings")), clusters, work_units)
             timings = alternate(
                 ours,
-                {"bare_loop": lambda: bare_loop(folder / "embeddings", shards, centers_md, folder / "bare")},
+                {"bare_loop": lambda: bare_loop(folder / "embeddings", work_units, centers_md, folder / "bare")},
                 repeats,
             )
         print(f"pool start, not counted: {', '.join(f'{seconds:.1f}' for seconds in ours.pool_start_seconds)} s")
-        differing = disagreements(ours.directory, folder / "bare", shards)
+        differing = disagreements(ours.directory, folder / "bare", work_units)
     for name, seconds in timings.median_seconds.items():
         print(f"{name:10} {seconds:7.2f} s, {rows / seconds:10,.0f} rows/s")
     finish(
@@ -146,12 +148,12 @@ def main() -> None:
     )
 
 
-def disagreements(ours: Location, bare: Path, shards: Sequence[Shard]) -> int:
+def disagreements(ours: Location, bare: Path, work_units: Sequence[WorkUnit]) -> int:
     """Rows that both put into different clusters, though one is clearly nearer (ties in float32 are not counted)."""
     differing = 0
-    for shard in shards:
-        mine = (ours / f"{shard.unit}.parquet").read_table(["fine", "distance"])
-        theirs = pq.read_table(bare / f"{shard.unit}.parquet", columns=["fine", "distance"])
+    for work_unit in work_units:
+        mine = (ours / f"{work_unit.unit}.parquet").read_table(["fine", "distance"])
+        theirs = pq.read_table(bare / f"{work_unit.unit}.parquet", columns=["fine", "distance"])
         other = mine["fine"].to_numpy() != theirs["fine"].to_numpy()
         gap = np.abs(mine["distance"].to_numpy() - theirs["distance"].to_numpy())
         differing += int((other & (gap > 1e-5)).sum())

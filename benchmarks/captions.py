@@ -14,7 +14,7 @@ from mode_ray.config.run import EncoderConfig
 from mode_ray.embed.static import StaticEncoder
 from mode_ray.embed.table import EMBEDDING, embedding_column
 from mode_ray.stages.manifest import UnitRecord, write_unit
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.util.packages import resolve_folder
 
@@ -39,8 +39,10 @@ def real_captions(limit: int | None = None, seed: int = 0) -> list[str]:
 
         print(f"no {CAPTIONS} (set MODE_RAY_SHARED_DATA): the demo's few captions instead")
         with tempfile.TemporaryDirectory() as folder:
-            shards = build_demo_data(Location.parse(folder)).train_shards
-            captions = [text for shard in shards for text in shard.read_table(["caption"])["caption"].to_pylist()]
+            work_units = build_demo_data(Location.parse(folder)).train_shards
+            captions = [
+                text for work_unit in work_units for text in work_unit.read_table(["caption"])["caption"].to_pylist()
+            ]
     order = np.random.default_rng(seed).permutation(len(captions))
     return [captions[index] for index in order[:limit]]
 
@@ -77,7 +79,7 @@ def caption_vectors(rows: int, folder: Path, seed: int = 0) -> npt.NDArray[np.fl
     return vectors
 
 
-def write_embedding_shard(folder: Path, number: int, vectors_nd: npt.NDArray[np.floating]) -> Shard:
+def write_embedding_shard(folder: Path, number: int, vectors_nd: npt.NDArray[np.floating]) -> WorkUnit:
     """Write one shard of embeddings as the embed stage writes them."""
     rows = np.arange(len(vectors_nd))
     columns = {
@@ -86,7 +88,7 @@ def write_embedding_shard(folder: Path, number: int, vectors_nd: npt.NDArray[np.
         "key": pa.array(rows).cast(pa.string()),
         EMBEDDING: embedding_column(vectors_nd),
     }
-    shard = Shard(unit=f"captions-{number:05d}", uri=f"/captions-{number:05d}.parquet", format="parquet")
-    record = UnitRecord(unit=shard.unit, source=shard.uri, rows_in=len(rows), rows_out=len(rows))
-    write_unit(Location(str(folder / f"{shard.unit}.parquet")), pa.table(columns), record)
-    return shard
+    work_unit = WorkUnit(unit=f"captions-{number:05d}", uri=f"/captions-{number:05d}.parquet", format="parquet")
+    record = UnitRecord(unit=work_unit.unit, source=work_unit.uri, rows_in=len(rows), rows_out=len(rows))
+    write_unit(Location(str(folder / f"{work_unit.unit}.parquet")), pa.table(columns), record)
+    return work_unit

@@ -23,7 +23,7 @@ from frame import alternate, arguments, finish
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.config.run import (
     ActorPool,
     CaptionsConfig,
@@ -39,7 +39,7 @@ from mode_ray.embed.stage import EmbedWorker, run_embed
 from mode_ray.embed.static import StaticEncoder
 from mode_ray.stages.manifest import Stage, read_units, write_unit
 from mode_ray.stages.session import ray_session
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.util.packages import resolve_folder
 
@@ -64,22 +64,22 @@ def run_config(folder: Path, dtype: Literal["float32", "bfloat16"], paths: Seque
     )
 
 
-def bare_loop(config: RunConfig, shards: Sequence[Shard], output: Location) -> float:
+def bare_loop(config: RunConfig, work_units: Sequence[WorkUnit], output: Location) -> float:
     """Our worker without Ray: read, encode and write shard by shard; returns its seconds, the model loaded before."""
     worker = EmbedWorker(config.captions, config.encoder, config.embed.encoder, THREADS, None, 0)
     began = time.perf_counter()
-    for shard in shards:
-        table, record = worker.compute(shard, worker.read(shard))
-        write_unit(output / f"{shard.unit}.parquet", table, record)
+    for work_unit in work_units:
+        table, record = worker.compute(work_unit, worker.read(work_unit))
+        write_unit(output / f"{work_unit.unit}.parquet", table, record)
     return time.perf_counter() - began
 
 
-def embed_stage(config: RunConfig, shards: Sequence[Shard]) -> float:
+def embed_stage(config: RunConfig, work_units: Sequence[WorkUnit]) -> float:
     """The stage; returns the seconds from the first unit's start to the manifest."""
     directory = config.directory / "embeddings"
     directory.delete()
     stage = Stage("embed", directory, {})
-    run_embed(config, stage, shards, lambda _: None)
+    run_embed(config, stage, work_units, lambda _: None)
     return time.time() - min(unit.finished_unix_seconds - unit.seconds for unit in read_units(directory))
 
 
@@ -136,7 +136,7 @@ def main() -> None:
             some = captions[start : start + CAPTIONS_PER_SHARD]
             Location(str(folder / "captions" / f"{number:03d}.parquet")).write_table(pa.table({"caption": some}))
         config = run_config(folder, dtype, [str(folder / "captions")])
-        shards = list_shards(config.captions)
+        work_units = list_work_units(config.captions)
         encoder = load_encoder(config.encoder, EncoderPlacement(), THREADS)
         vectors = encoder.encode(captions)
         theirs = peer.encode(captions, batch_size=PEER_BATCH_SIZE, normalize_embeddings=True)
@@ -148,8 +148,8 @@ def main() -> None:
         )
         with ray_session(RayConfig(dashboard=False, object_store_bytes=300_000_000)):
             staged = alternate(
-                lambda: embed_stage(config, shards),
-                {"own_bare_loop": lambda: bare_loop(config, shards, Location(str(folder / "bare")))},
+                lambda: embed_stage(config, work_units),
+                {"own_bare_loop": lambda: bare_loop(config, work_units, Location(str(folder / "bare")))},
                 repeats,
             )
     seconds = {**timings.median_seconds, "embed_stage": staged.median_seconds["mode_ray"]}

@@ -52,7 +52,7 @@ from mode_ray.stages.actor import with_source
 from mode_ray.stages.ledger import UnitLedger
 from mode_ray.stages.manifest import Stage, UnitRecord, read_manifest, write_unit
 from mode_ray.stages.resume import finish_units, plan_units, refuse_replaced_sources
-from mode_ray.stages.work_unit import Shard, ShardTable
+from mode_ray.stages.work_unit import WorkUnit, WorkUnitTable
 from mode_ray.storage import Location
 from mode_ray.train.plan import plan_trials
 
@@ -84,31 +84,31 @@ class Driver:
 
     Args:
         config: The run's config.
-        shards: The listing.
+        work_units: The listing.
         book: Takes the time.
     """
 
-    def __init__(self, config: RunConfig, shards: Sequence[Shard], book: Bookkeeping) -> None:
+    def __init__(self, config: RunConfig, work_units: Sequence[WorkUnit], book: Bookkeeping) -> None:
         self._config = config
-        self._shards = shards
+        self._work_units = work_units
         self._book = book
         self._progress = Progress(Console(quiet=True))
 
     def run(self, name: str, unit_seconds: float, *, broken_off_after: int | None = None) -> StageFigures:
         """One invocation; `broken_off_after` so many units the driver is killed, and outputs stand."""
-        book, shards = self._book, self._shards
+        book, work_units = self._book, self._work_units
         stage = Stage(name, self._config.directory / name, {"stage": name})
         pool = self._config.embed.pool
         with book.taking("plan"):
-            plan = plan_units(stage, shards)
-            stage.begin(len(shards))
-            self._progress.begin(name, len(shards), len(plan.finished))
+            plan = plan_units(stage, work_units)
+            stage.begin(len(work_units))
+            self._progress.begin(name, len(work_units), len(plan.finished))
             ledger = UnitLedger(plan.left, pool, stage.attempt, self._progress.unit)
         fleet: ShardStageRun
 
         def on_task(task: Task) -> None:
-            for shard in task.shards:
-                record = _record(shard, stage.attempt, fleet.clock.now, unit_seconds)
+            for work_unit in task.work_units:
+                record = _record(work_unit, stage.attempt, fleet.clock.now, unit_seconds)
                 if broken_off_after is not None and record.error is None:
                     _write_output(stage, record)
                 text = record.to_json()  # in the worker
@@ -130,7 +130,7 @@ class Driver:
             ledger.records.update(plan.finished)
             manifest = finish_units(stage, ledger.records, self._config, {})
             self._progress.end(manifest)
-        if manifest.units != len(shards) or manifest.rows_in != ROWS_PER_SHARD * _readable(len(shards)):
+        if manifest.units != len(work_units) or manifest.rows_in != ROWS_PER_SHARD * _readable(len(work_units)):
             raise RuntimeError(f"{name}: {manifest.units} units with {manifest.rows_in} rows: some are missing")
         return StageFigures(fleet.utilisation, fleet.spot.losses, (fleet.clock.now + alone.clock.now) / 3600)
 
@@ -140,7 +140,7 @@ class Driver:
         gc.collect()
         stage = Stage(name, self._config.directory / name, {"stage": name})
         with self._book.taking("look again"):
-            refuse_replaced_sources(stage, self._shards)
+            refuse_replaced_sources(stage, self._work_units)
             read_manifest(stage.directory)
 
 
@@ -152,10 +152,10 @@ def _readable(count: int) -> int:
     return count - count // UNREADABLE_EVERY
 
 
-def _shards(count: int) -> Iterator[Shard]:
+def _work_units(count: int) -> Iterator[WorkUnit]:
     generator = np.random.default_rng(0)
     return (
-        Shard(
+        WorkUnit(
             unit=f"part-{number:06d}-{generator.integers(1 << 63):016x}",
             uri=f"s3://web-captions/2026-11/pairs/part-{number:06d}.tar",
             format="webdataset",
@@ -166,14 +166,16 @@ def _shards(count: int) -> Iterator[Shard]:
     )
 
 
-def _record(shard: Shard, attempt: str, now: float, seconds: float) -> UnitRecord:
-    number = int(shard.unit.split("-")[1])
+def _record(work_unit: WorkUnit, attempt: str, now: float, seconds: float) -> UnitRecord:
+    number = int(work_unit.unit.split("-")[1])
     record = with_source(
-        UnitRecord(unit=shard.unit, source=shard.uri, attempt=attempt, finished_unix_seconds=1.79e9 + round(now, 3)),
-        shard,
+        UnitRecord(
+            unit=work_unit.unit, source=work_unit.uri, attempt=attempt, finished_unix_seconds=1.79e9 + round(now, 3)
+        ),
+        work_unit,
     )
     if _is_unreadable(number):
-        return replace(record, error=f"{shard.uri}: truncated tar")
+        return replace(record, error=f"{work_unit.uri}: truncated tar")
     return replace(
         record,
         rows_in=ROWS_PER_SHARD,
@@ -181,7 +183,7 @@ def _record(shard: Shard, attempt: str, now: float, seconds: float) -> UnitRecor
         refused=REFUSED,
         examples=dict.fromkeys(REFUSED, f"sample {number % 9973:09d}"),
         bytes_out=15_000_000 + number * 7919 % 100_003,
-        content_hash=shard.unit[-16:][::-1],
+        content_hash=work_unit.unit[-16:][::-1],
         seconds=round(seconds + number % 89 / 1000, 3),
     )
 
@@ -214,17 +216,17 @@ def run_config(directory: str) -> RunConfig:
     )
 
 
-def simulate(shards: int, directory: str, captions_per_second: float) -> dict[str, Any]:
+def simulate(work_units: int, directory: str, captions_per_second: float) -> dict[str, Any]:
     """Embed, assign and train on a simulated fleet; figures of this process."""
     began = time.perf_counter()
     config, book = run_config(directory), Bookkeeping()
     listing = config.directory / "shards.parquet"
-    write_listing(listing, ShardTable.of(_shards(shards)), config.captions)
+    write_listing(listing, WorkUnitTable.of(_work_units(work_units)), config.captions)
     with book.taking("listing"):
         listed = read_listing(listing, config.captions)
     with contextlib.suppress(BrokenOffError):
         Driver(config, listed, Bookkeeping()).run(
-            "embeddings", ROWS_PER_SHARD / captions_per_second, broken_off_after=round(BROKEN_OFF_SHARE * shards)
+            "embeddings", ROWS_PER_SHARD / captions_per_second, broken_off_after=round(BROKEN_OFF_SHARE * work_units)
         )
     gc.collect()  # a driver that is killed leaves nothing to the next
     driver = Driver(config, listed, book)
@@ -232,7 +234,7 @@ def simulate(shards: int, directory: str, captions_per_second: float) -> dict[st
     driver.look_again("embeddings")
     assign = driver.run("assignments", ROWS_PER_SHARD / ASSIGN_ROWS_PER_SECOND)
     driver.look_again("assignments")
-    rows = [ROWS_PER_SHARD * shards / EXPERTS * (0.7 + 0.6 * number / (EXPERTS - 1)) for number in range(EXPERTS)]
+    rows = [ROWS_PER_SHARD * work_units / EXPERTS * (0.7 + 0.6 * number / (EXPERTS - 1)) for number in range(EXPERTS)]
     trials = plan_trials(config.train, np.array(rows, dtype=np.int64), range(EXPERTS)[::-1])
     training = TrainingRun(config.train, trials, config.directory / "experts", book)
     statuses = training.run()
@@ -240,7 +242,7 @@ def simulate(shards: int, directory: str, captions_per_second: float) -> dict[st
     if unfinished:
         raise RuntimeError(f"not trained: {', '.join(unfinished)}")
     return {
-        "shards": shards,
+        "shards": work_units,
         "embed_utilisation": embed.utilisation,
         "assign_utilisation": assign.utilisation,
         "train_utilisation": training.utilisation,
@@ -254,7 +256,7 @@ def simulate(shards: int, directory: str, captions_per_second: float) -> dict[st
     }
 
 
-def in_a_process(shards: int, captions_per_second: float) -> dict[str, Any]:
+def in_a_process(work_units: int, captions_per_second: float) -> dict[str, Any]:
     """`simulate` in a process of its own, whose memory is its own too."""
     # In memory where that is possible: how fast a disk syncs is not the driver's merit.
     memory = "/dev/shm"  # noqa: S108 - a fresh directory below it
@@ -263,17 +265,17 @@ def in_a_process(shards: int, captions_per_second: float) -> dict[str, Any]:
             sys.executable,
             __file__,
             "--shards",
-            str(shards),
+            str(work_units),
             "--captions-per-second",
             str(captions_per_second),
         ]
         done = subprocess.run([*command, "--scratch", scratch], check=True, stdout=subprocess.PIPE, text=True)
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(
-        f"{shards:9,} shards: {figures['simulated_hours']:.1f} h in {figures['wall_seconds']:.0f} s, "
+        f"{work_units:9,} shards: {figures['simulated_hours']:.1f} h in {figures['wall_seconds']:.0f} s, "
         f"{figures['machines_lost']} machines lost, utilisation {figures['embed_utilisation']:.3f} "
         f"{figures['assign_utilisation']:.3f} {figures['train_utilisation']:.3f}, bookkeeping "
-        f"{1e3 * figures['bookkeeping_seconds'] / shards:.3f} ms a shard, "
+        f"{1e3 * figures['bookkeeping_seconds'] / work_units:.3f} ms a shard, "
         f"{figures['peak_resident_bytes'] / 1e6:.0f} MB",
         flush=True,
     )
@@ -291,8 +293,8 @@ def main() -> None:
     speed: float = options.captions_per_second
     if options.rates:
         speed = 1 / read_rates(Location.parse(options.rates)).embed.encode.wall_seconds
-    if options.shards:
-        print(json.dumps(simulate(options.shards, options.scratch, speed)))
+    if options.work_units:
+        print(json.dumps(simulate(options.work_units, options.scratch, speed)))
         return
     small, large = (2_500, 25_000) if options.quick else (25_000, 250_000)
     rounds = [{size: in_a_process(size, speed) for size in (small, large)} for _ in range(options.repeats or 1)]

@@ -33,7 +33,7 @@ from mode_ray.config.train import TrainConfig
 from mode_ray.embed.static import StaticEncoder
 from mode_ray.stages.manifest import Stage, read_units
 from mode_ray.stages.session import ray_session
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
 CORES = len(os.sched_getaffinity(0))
@@ -74,7 +74,7 @@ class PeakMemory:
                     continue  # it ended meanwhile
 
 
-def noisy_shard(folder: Path, number: int, base_nd: npt.NDArray[np.float32]) -> Shard:
+def noisy_shard(folder: Path, number: int, base_nd: npt.NDArray[np.float32]) -> WorkUnit:
     """One embedding shard: the base rows, turned by the shard's number, with noise, unit norm."""
     generator = np.random.default_rng(number)
     vectors = np.roll(base_nd, number * 7919, axis=0)[:ROWS_PER_SHARD]
@@ -84,13 +84,15 @@ def noisy_shard(folder: Path, number: int, base_nd: npt.NDArray[np.float32]) -> 
 
 
 def assign_seconds(
-    config: RunConfig, shards: list[Shard], embeddings: Path, clusters: Location
+    config: RunConfig, work_units: list[WorkUnit], embeddings: Path, clusters: Location
 ) -> tuple[float, PeakMemory]:
     """The assign stage on its own Ray: seconds from the first unit's start to the manifest, and memory."""
     directory = config.directory / "assignments"
     directory.delete()
     with PeakMemory() as memory, ray_session(RayConfig(dashboard=False, object_store_bytes=OBJECT_STORE_BYTES)):
-        run_assign(config, Stage("assign", directory, {}), shards, clusters, Location(str(embeddings)), lambda _: None)
+        run_assign(
+            config, Stage("assign", directory, {}), work_units, clusters, Location(str(embeddings)), lambda _: None
+        )
         ended = time.time()
     first = min(unit.finished_unix_seconds - unit.seconds for unit in read_units(directory))
     return ended - first, memory
@@ -109,7 +111,7 @@ def measure_sizes(
     Clustering(centers_md, zeros, zeros.astype(np.int64), zeros, "benchmark", {}).save(clusters)
     embeddings = folder / "embeddings"
     counts = [round(size * 1_000_000 / ROWS_PER_SHARD) for size in millions]
-    shards = [noisy_shard(embeddings, number, base_nd) for number in range(max(counts))]
+    work_units = [noisy_shard(embeddings, number, base_nd) for number in range(max(counts))]
     del base_nd
     disk = sum(file.stat().st_size for file in embeddings.iterdir())
     print(f"{disk / 1e9:.1f} GB of embeddings, {ROWS_PER_SHARD:,} rows a shard")
@@ -123,7 +125,7 @@ def measure_sizes(
     peaks: dict[float, list[int]] = {size: [] for size in millions}
     for _ in range(repeats):
         for size, count in zip(millions, counts, strict=True):
-            seconds, memory = assign_seconds(config, shards[:count], embeddings, clusters)
+            seconds, memory = assign_seconds(config, work_units[:count], embeddings, clusters)
             per_row[size].append(seconds / (count * ROWS_PER_SHARD))
             peaks[size].append(memory.bytes)
             print(

@@ -132,7 +132,11 @@ class Series:
                 **BASE["train"],
                 "model": {**BASE["train"]["model"], "architecture": str(self.directory / TOWER.name)},
             },
-            "captions": {"paths": [str(shard) for shard in self.data.shards], "key_field": "key", "select": "all"},
+            "captions": {
+                "paths": [str(work_unit) for work_unit in self.data.work_units],
+                "key_field": "key",
+                "select": "all",
+            },
             "evaluate": {**BASE["evaluate"], "tasks": [str(task) for task in self.data.tasks[self.split]]},
         }
         seeds = {"train.seed": seed, "cluster.seed": seed}

@@ -71,12 +71,12 @@ class ScienceData:
     """The data set as it lies on disk.
 
     Attributes:
-        shards: Parquet files of training pairs.
+        work_units: Parquet files of training pairs.
         tasks: Task files by split.
         counts: Images by domain and split.
     """
 
-    shards: Sequence[Path]
+    work_units: Sequence[Path]
     tasks: Mapping[str, Sequence[Path]]
     counts: Mapping[str, int]
 
@@ -114,7 +114,7 @@ def build_science_data(folder: Path, emoji: Path | None, photos: Path | None, li
 
 def _standing(folder: Path) -> ScienceData:
     return ScienceData(
-        shards=sorted((folder / "train").glob("*.parquet")),
+        work_units=sorted((folder / "train").glob("*.parquet")),
         tasks={split: sorted((folder / split).glob("*.yaml")) for split in ("development", "test")},
         counts=json.loads((folder / "data.json").read_text())["counts"],
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mode_ray.config.train import TrainConfig
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial
 from mode_ray.train.runs.queue import TrialQueue
@@ -111,7 +111,7 @@ class SpotMachines:
 class Task:
     """Units that were handed out together."""
 
-    shards: Sequence[Shard]
+    work_units: Sequence[WorkUnit]
     losses: int = 0
     standing: int = 0
 
@@ -161,14 +161,14 @@ class ShardStageRun:
                 self.empty_at, self.busy_until_empty = self.clock.now, self.useful_seconds + under_way
             return
         self._running[machine.number, slot] = (task, self.clock.now)
-        epoch, left = machine.epoch, len(task.shards) - task.standing
+        epoch, left = machine.epoch, len(task.work_units) - task.standing
         self.clock.after(left * self._unit_seconds, lambda: self._ended(machine, slot, epoch))
 
     def _ended(self, machine: Machine, slot: int, epoch: int) -> None:
         if machine.epoch != epoch:
             return  # the machine was lost in between
         task, _ = self._running.pop((machine.number, slot))
-        self.useful_seconds += (len(task.shards) - task.standing) * self._unit_seconds
+        self.useful_seconds += (len(task.work_units) - task.standing) * self._unit_seconds
         self._on_task(task)
         self._hand_out(machine, slot)
 
@@ -185,9 +185,9 @@ class ShardStageRun:
                 self._again.append(task)
 
 
-def tasks_of(shards: Sequence[Shard], units: int) -> Iterator[Task]:
+def tasks_of(work_units: Sequence[WorkUnit], units: int) -> Iterator[Task]:
     """Shards in tasks of so many."""
-    return (Task(shards[start : start + units]) for start in range(0, len(shards), units))
+    return (Task(work_units[start : start + units]) for start in range(0, len(work_units), units))
 
 
 @dataclass

@@ -46,7 +46,7 @@ from mode_ray.storage import Location
 from mode_ray.train.data import PairDataset, train_loader
 from mode_ray.train.plan import DENSE, Trial
 from mode_ray.train.runs.launcher import fit_trial
-from mode_ray.train.runs.trial import SHARDS_FILE, TrialJob, read_metrics
+from mode_ray.train.runs.trial import WORK_UNITS_FILE, TrialJob, read_metrics
 from mode_ray.train.runs.trial_data import TrialData
 from mode_ray.train.step.loop import TrainLoop
 
@@ -82,15 +82,15 @@ class Curve:
     data_wait_share: float = 0.0
 
 
-def write_shards(folder: Path) -> int:
+def write_work_units(folder: Path) -> int:
     """The pairs as WebDataset tars; returns how many."""
     photos = CAPTIONS.with_name("photos32.parquet")
     if not photos.is_file():
         from mode_ray.demo.build import build_demo_data
 
         print(f"no {photos} (set MODE_RAY_SHARED_DATA): the demo's drawings instead")
-        shards = build_demo_data(Location(str(folder / "demo"))).train_shards
-        pairs = [pair for shard in shards for pair in _tar_pairs(Path(shard.path))]
+        work_units = build_demo_data(Location(str(folder / "demo"))).train_shards
+        pairs = [pair for work_unit in work_units for pair in _tar_pairs(Path(work_unit.path))]
     else:
         table = pq.read_table(photos, columns=["image", "caption"])
         pairs = [
@@ -146,7 +146,7 @@ def assigned_run(folder: Path) -> RunConfig:
     subprocess.run([*command, "--config", str(folder / "run.yaml")], check=True, stdout=subprocess.DEVNULL)
     config = load_config(str(folder / "run.yaml"), [])
     experts = stage_directories(config.directory)["train"]
-    (experts / SHARDS_FILE).write_bytes((config.directory / LISTING).read_bytes())
+    (experts / WORK_UNITS_FILE).write_bytes((config.directory / LISTING).read_bytes())
     return config
 
 
@@ -203,12 +203,17 @@ def ours(folder: Path, steps: int, workers: int, threads: int = THREADS) -> tupl
 
 def open_clip_run(folder: Path, side: Path, steps: int, pairs: int, loader_workers: int) -> Curve:
     """The peer's run, in a process of its own."""
-    shards = sorted((folder / "tars").iterdir())
+    work_units = sorted((folder / "tars").iterdir())
     logs = Path(tempfile.mkdtemp(dir=folder))
     command = [
         *(sys.executable, "-m", "open_clip_train.main"),
         *("--model", f"local-dir:{folder / 'first-weights'}"),
-        *("--train-data", f"{shards[0].parent}/{{00000..{len(shards) - 1:05d}}}.tar", "--dataset-type", "webdataset"),
+        *(
+            "--train-data",
+            f"{work_units[0].parent}/{{00000..{len(work_units) - 1:05d}}}.tar",
+            "--dataset-type",
+            "webdataset",
+        ),
         *("--train-num-samples", str(min(steps * BATCH, pairs)), "--epochs", str(-(-steps * BATCH // pairs))),
         *("--batch-size", str(BATCH), "--workers", str(loader_workers), "--precision", "fp32", "--device", "cpu"),
         *("--lr", str(LEARNING_RATE), "--wd", "0.2", "--beta1", "0.9", "--beta2", "0.98", "--eps", "1e-6"),
@@ -329,7 +334,7 @@ def main() -> None:
             [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(side), *PEER_PACKAGES],
             check=True,
         )
-        pairs = write_shards(folder)
+        pairs = write_work_units(folder)
         assigned_run(folder)
         ceiling = Ceiling(folder)
         best_workers = max(

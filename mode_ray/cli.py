@@ -234,7 +234,7 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
     data = build_demo_data(directory / "data", on_progress=Progress(console).work)
     overrides = [
         f"run={directory / ('run-controls' if options.controls else 'run')}",
-        f"captions.paths={[shard.uri for shard in data.train_shards]}",
+        f"captions.paths={[work_unit.uri for work_unit in data.train_shards]}",
         f"evaluate.tasks={[file.uri for file in data.task_files]}",
         *(["train.controls=[dense, full, random]"] if options.controls else []),
         *options.overrides,

@@ -6,7 +6,7 @@ from functools import partial
 
 from mode_ray.assign.stage import run_assign
 from mode_ray.atlas.stage import make_atlas
-from mode_ray.captions.listing import list_shards, read_listing, write_listing
+from mode_ray.captions.listing import list_work_units, read_listing, write_listing
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.reuse import CONTENT_FIELD, find_standing, run_standing
 from mode_ray.cluster.stage import run_cluster
@@ -26,7 +26,7 @@ from mode_ray.observe.metrics import PipelineMetrics
 from mode_ray.observe.progress import Progress
 from mode_ray.stages.manifest import Manifest, Stage, combined_hash, package_versions
 from mode_ray.stages.resume import plan_units, refuse_replaced_sources
-from mode_ray.stages.work_unit import Shard, require_images
+from mode_ray.stages.work_unit import WorkUnit, require_images
 from mode_ray.storage import Location
 from mode_ray.sweep.results import SweepReport
 from mode_ray.train.stage import TrainReports, retry_trial, run_train
@@ -39,7 +39,7 @@ STAGE_DIRECTORIES = {
     "evaluate": "evaluation",
 }
 STAGE_NAMES = tuple(STAGE_DIRECTORIES)
-SHARD_STAGES = ("embed", "assign")
+WORK_UNIT_STAGES = ("embed", "assign")
 LISTING = "shards.parquet"
 
 
@@ -62,16 +62,16 @@ class Pipeline:
         progress.follow(config.directory.uri, logger, lambda: PipelineMetrics(config.directory.uri))
         listing = config.directory / LISTING
         listed_before = read_listing(listing, config.captions)
-        self._shards = list_shards(config.captions, listed_before)
+        self._work_units = list_work_units(config.captions, listed_before)
         self._directories = stage_directories(config.directory)
-        self._stages = build_stages(config, self._shards)
+        self._stages = build_stages(config, self._work_units)
         # All of them before anything is written: a run of another config is refused whole.
         self._states = {name: stage.state() for name, stage in self._stages.items()}
-        for name in SHARD_STAGES:
+        for name in WORK_UNIT_STAGES:
             if self._states[name] == "done":
-                refuse_replaced_sources(self._stages[name], self._shards)
-        if self._shards != listed_before:
-            write_listing(listing, self._shards, config.captions)
+                refuse_replaced_sources(self._stages[name], self._work_units)
+        if self._work_units != listed_before:
+            write_listing(listing, self._work_units, config.captions)
         (config.directory / "config.yaml").write_text(dump_config(config))
         (config.directory / "versions.json").write_text(json.dumps(package_versions(), indent=1))
 
@@ -87,7 +87,7 @@ class Pipeline:
             ModeRayError: As the stages raise.
         """
         if "train" in names and self._states["train"] != "done":
-            require_images(self._shards)
+            require_images(self._work_units)
         for name in names:
             if self._states[name] == "done":
                 self._progress.say(f"[{name}] done before")
@@ -117,7 +117,7 @@ class Pipeline:
         from mode_ray.sweep.run import run_sweep  # Ray Tune is slow to import, and the stages do without
 
         places = self._directories
-        return run_sweep(self._config, self._shards, places["cluster"], places["assign"], self._progress.say)
+        return run_sweep(self._config, self._work_units, places["cluster"], places["assign"], self._progress.say)
 
     def atlas(self) -> Location:
         """Write the clustering's atlas, an HTML page, and return where it lies.
@@ -128,7 +128,7 @@ class Pipeline:
         """
         if self._states["cluster"] != "done":
             raise UsageError("the atlas needs the cluster stage, which is not done: run `mode-ray cluster` first")
-        return make_atlas(self._config, self._shards, self._directories)
+        return make_atlas(self._config, self._work_units, self._directories)
 
     def extend(self, request: ExtensionRequest) -> Clustering:
         """Write a clustering with new centers for the far captions of this run.
@@ -136,8 +136,8 @@ class Pipeline:
         Raises:
             ModeRayError: As `run_extension`.
         """
-        self._progress.begin("cluster extend", len(self._shards))
-        return run_extension(self._config, request, self._shards, self._directories, self._progress.unit)
+        self._progress.begin("cluster extend", len(self._work_units))
+        return run_extension(self._config, request, self._work_units, self._directories, self._progress.unit)
 
     def retry(self, trial: str) -> None:
         """Train one run of the train stage alone, its failure forgotten; the stage is done if it was the last missing.
@@ -156,7 +156,7 @@ class Pipeline:
             manifest = retry_trial(
                 self._config,
                 self._stages["train"],
-                self._shards,
+                self._work_units,
                 places["cluster"],
                 places["assign"],
                 trial,
@@ -169,7 +169,7 @@ class Pipeline:
 
     def _require_earlier(self, name: str) -> None:
         # An evaluation may leave out experts that failed: it looks itself at what the train stage left.
-        needed = (*SHARD_STAGES, "cluster") if name == "evaluate" else STAGE_NAMES[: STAGE_NAMES.index(name)]
+        needed = (*WORK_UNIT_STAGES, "cluster") if name == "evaluate" else STAGE_NAMES[: STAGE_NAMES.index(name)]
         for earlier in needed:
             if self._states[earlier] != "done":
                 raise UsageError(
@@ -177,7 +177,7 @@ class Pipeline:
                 )
 
     def _run_stage(self, name: str) -> Manifest:
-        config, shards, places, progress = self._config, self._shards, self._directories, self._progress
+        config, work_units, places, progress = self._config, self._work_units, self._directories, self._progress
         stage = self._stages[name]
         self._begin(name)
         if name == "embed":
@@ -186,12 +186,12 @@ class Pipeline:
             return self._cluster(stage)
         if name == "assign":
             embeddings = places["embed"] if config.embed.keep == "all" else None
-            return run_assign(config, stage, shards, places["cluster"], embeddings, progress.unit)
+            return run_assign(config, stage, work_units, places["cluster"], embeddings, progress.unit)
         if name == "train":
             with progress.watching_trials() as on_change:
                 reports = TrainReports(_say_of_training(progress), on_change)
-                return run_train(config, stage, shards, places["cluster"], places["assign"], reports)
-        manifest = run_evaluate(config, stage, shards, places, progress.unit)
+                return run_train(config, stage, work_units, places["cluster"], places["assign"], reports)
+        manifest = run_evaluate(config, stage, work_units, places, progress.unit)
         progress.routing(routing_entropies(stage.directory))
         return manifest
 
@@ -201,7 +201,7 @@ class Pipeline:
             stage.begin(0)
             return stage.finish([], {"nothing to embed": "standing clustering"})
         counted = partial(self._progress.work, "embed: captions counted, in units")
-        return run_embed(self._config, stage, self._shards, self._progress.unit, counted)
+        return run_embed(self._config, stage, self._work_units, self._progress.unit, counted)
 
     def _cluster(self, stage: Stage) -> Manifest:
         config, directory = self._config, self._directories["cluster"]
@@ -214,7 +214,7 @@ class Pipeline:
         manifest = run_cluster(
             config, stage, self._directories["embed"], progress.unit, progress.say, progress.iteration
         )
-        progress.say(f"[cluster] atlas: {make_atlas(config, self._shards, self._directories)}")
+        progress.say(f"[cluster] atlas: {make_atlas(config, self._work_units, self._directories)}")
         return manifest
 
     @property
@@ -223,10 +223,10 @@ class Pipeline:
 
     def _begin(self, name: str) -> None:
         """Say what there is to do."""
-        if name not in SHARD_STAGES or self._units(name) == 0:
+        if name not in WORK_UNIT_STAGES or self._units(name) == 0:
             self._progress.begin(name, self._units(name))
             return
-        plan = plan_units(self._stages[name], self._shards)
+        plan = plan_units(self._stages[name], self._work_units)
         pool = self._config.embed.pool if name == "embed" else self._config.assign.pool
         self._progress.begin(name, self._units(name), len(plan.finished), pool.max_actors)
         if plan.replaced:
@@ -236,8 +236,8 @@ class Pipeline:
 
     def _units(self, name: str) -> int:
         counts = {
-            "embed": 0 if self._embeds_nothing else len(self._shards),
-            "assign": len(self._shards),
+            "embed": 0 if self._embeds_nothing else len(self._work_units),
+            "assign": len(self._work_units),
             "evaluate": len(self._config.evaluate.tasks),
         }
         return counts.get(name, 1)
@@ -252,10 +252,10 @@ def stage_directories(run: Location) -> dict[str, Location]:
     return {name: run / directory for name, directory in STAGE_DIRECTORIES.items()}
 
 
-def build_stages(config: RunConfig, shards: Sequence[Shard]) -> dict[str, Stage]:
+def build_stages(config: RunConfig, work_units: Sequence[WorkUnit]) -> dict[str, Stage]:
     """Every stage with the fields that decide its output: its config sections and the hash of the stage before."""
     # By name alone: a file that was mended, and may now be split otherwise, does not make another run.
-    files = sorted({shard.uri for shard in shards})
+    files = sorted({work_unit.uri for work_unit in work_units})
     sampling = {}
     if config.embed.keep == "sample" and not config.fits_nothing:
         sampling = {"cluster.sample_rows": config.cluster.sample_rows, "cluster.seed": config.cluster.seed}

@@ -16,7 +16,7 @@ from mode_ray.observe.progress import Progress
 from mode_ray.pipeline import LISTING, Pipeline, build_stages
 from mode_ray.stages.actor import with_source
 from mode_ray.stages.manifest import Stage
-from mode_ray.stages.work_unit import read_shards
+from mode_ray.stages.work_unit import read_work_units
 from mode_ray.storage import Location
 
 
@@ -50,11 +50,13 @@ def pipeline(config: RunConfig) -> Pipeline:
 
 def finish(config: RunConfig, name: str) -> Stage:
     """A shard stage as if it had been run."""
-    shards = read_shards(config.directory / LISTING)
-    stage = build_stages(config, shards)[name]
-    stage.begin(len(shards))
+    work_units = read_work_units(config.directory / LISTING)
+    stage = build_stages(config, work_units)[name]
+    stage.begin(len(work_units))
     table = pa.table({"row": [1]})
-    records = [with_source(unit_record(shard, CaptionTable(table, 1, {}, {})), shard) for shard in shards]
+    records = [
+        with_source(unit_record(work_unit, CaptionTable(table, 1, {}, {})), work_unit) for work_unit in work_units
+    ]
     stage.finish([stage.write_unit(table, record) for record in records], {})
     return stage
 
@@ -63,7 +65,7 @@ class TestTheListing:
     def test_it_is_kept_and_written_again_only_when_it_changes(self, config: RunConfig, tmp_path: Path) -> None:
         pipeline(config)
         kept = tmp_path / "run" / LISTING
-        assert [(Path(shard.uri).name, shard.rows) for shard in read_shards(Location(str(kept)))] == [
+        assert [(Path(work_unit.uri).name, work_unit.rows) for work_unit in read_work_units(Location(str(kept)))] == [
             ("a.parquet", 10),
             ("a.parquet", 10),
             ("b.parquet", 10),
@@ -74,7 +76,7 @@ class TestTheListing:
         assert kept.stat().st_mtime_ns == before
         write(tmp_path / "in/a.parquet", 30)
         pipeline(config)
-        assert len(read_shards(Location(str(kept)))) == 5
+        assert len(read_work_units(Location(str(kept)))) == 5
 
     def test_it_is_used_instead_of_the_files(self, config: RunConfig, tmp_path: Path) -> None:
         pipeline(config)
@@ -83,11 +85,11 @@ class TestTheListing:
         file.write_bytes(bytes(times.st_size))
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
         pipeline(config)
-        assert len(read_shards(config.directory / LISTING)) == 4, "opened, it would be seen not to be parquet"
+        assert len(read_work_units(config.directory / LISTING)) == 4, "opened, it would be seen not to be parquet"
 
     def test_a_refused_config_leaves_no_trace(self, config: RunConfig, tmp_path: Path) -> None:
         pipeline(config)
-        build_stages(config, read_shards(config.directory / LISTING))["embed"].begin(4)
+        build_stages(config, read_work_units(config.directory / LISTING))["embed"].begin(4)
         before = (tmp_path / "run" / LISTING).read_bytes()
         write(tmp_path / "in/c.parquet", 5)
         with pytest.raises(UsageError, match=r"captions \(files found\) was '2 files, .*', is '3 files, "):
@@ -98,7 +100,7 @@ class TestTheListing:
 class TestSources:
     def test_a_mended_file_with_more_units_is_the_same_run(self, config: RunConfig, tmp_path: Path) -> None:
         pipeline(config)
-        build_stages(config, read_shards(config.directory / LISTING))["embed"].begin(4)
+        build_stages(config, read_work_units(config.directory / LISTING))["embed"].begin(4)
         write(tmp_path / "in/a.parquet", 30)
         assert not pipeline(config).is_done(["embed"])
 
@@ -119,7 +121,7 @@ class TestSources:
         pipeline(config)
         stage = finish(config, "embed")
         (stage.directory / "manifest.json").delete()
-        stage.output(read_shards(config.directory / LISTING)[0].unit).delete()
+        stage.output(read_work_units(config.directory / LISTING)[0].unit).delete()
         write(tmp_path / "in/b.parquet", 9)
         again = Pipeline(config, Progress(Console(width=200)))
         again._begin("embed")

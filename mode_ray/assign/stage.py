@@ -19,8 +19,8 @@ from mode_ray.embed.stage import unit_record
 from mode_ray.embed.table import as_stored, embedding_vectors, place_columns, split_usable
 from mode_ray.errors import DataError
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, read_output
-from mode_ray.stages.resume import run_shard_stage
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.resume import run_work_unit_stage
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
 FINE = "fine"
@@ -49,17 +49,17 @@ class AssignWorker:
             self._encoder = load_encoder(config.encoder, config.embed.encoder, threads)
             clustering.compatible_with(self._encoder.name, self._encoder.dimension)
 
-    def read(self, shard: Shard) -> CaptionTable:
+    def read(self, work_unit: WorkUnit) -> CaptionTable:
         """Read the shard's embeddings, or its captions."""
         if self._embeddings is None:
-            return read_captions(shard, self._captions)
+            return read_captions(work_unit, self._captions)
         try:
-            table = read_output(self._embeddings, shard.unit)
+            table = read_output(self._embeddings, work_unit.unit)
         except FileNotFoundError:
-            raise DataError(f"{shard.uri}: left out by the embed stage; it has no embeddings") from None
+            raise DataError(f"{work_unit.uri}: left out by the embed stage; it has no embeddings") from None
         return CaptionTable(table, table.num_rows, {}, {})
 
-    def compute(self, shard: Shard, source: CaptionTable) -> tuple[pa.Table, UnitRecord]:
+    def compute(self, work_unit: WorkUnit, source: CaptionTable) -> tuple[pa.Table, UnitRecord]:
         """Encode where that was not done yet, and find the nearest centers."""
         if self._embeddings is None:
             vectors_bd = self._encoder.encode(source.table["caption"].to_pylist())
@@ -72,7 +72,7 @@ class AssignWorker:
         table = pa.table(
             {**place_columns(source.table), FINE: pa.array(fine_b), DISTANCE: pa.array(squared_distance_b)}
         )
-        return table, unit_record(shard, source)
+        return table, unit_record(work_unit, source)
 
 
 def center_search(
@@ -85,7 +85,7 @@ def center_search(
 def run_assign(
     config: RunConfig,
     stage: Stage,
-    shards: Sequence[Shard],
+    work_units: Sequence[WorkUnit],
     clusters: Location,
     embeddings: Location | None,
     on_record: Callable[[UnitRecord], None],
@@ -96,4 +96,4 @@ def run_assign(
         DataError: More shards are unreadable, or more captions refused, than the config allows.
     """
     arguments = (config, clusters, embeddings)
-    return run_shard_stage(config, stage, shards, AssignWorker, arguments, config.assign.pool, on_record)
+    return run_work_unit_stage(config, stage, work_units, AssignWorker, arguments, config.assign.pool, on_record)

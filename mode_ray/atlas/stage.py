@@ -18,7 +18,7 @@ from mode_ray.config.run import RunConfig
 from mode_ray.embed.table import EMBEDDING, embedding_vectors
 from mode_ray.errors import DataError
 from mode_ray.stages.manifest import package_versions, read_manifest, read_output, read_units
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.util.ray_tasks import task_result
 from mode_ray.util.sampling import allocate_sample, sample_positions
@@ -30,7 +30,7 @@ _IO_RETRIES = 3
 
 def make_atlas(
     config: RunConfig,
-    shards: Sequence[Shard],
+    work_units: Sequence[WorkUnit],
     directories: Mapping[str, Location],
     sample_captions: int = SAMPLE_CAPTIONS,
 ) -> Location:
@@ -42,7 +42,7 @@ def make_atlas(
 
     Args:
         config: The run's config.
-        shards: The run's input.
+        work_units: The run's input.
         directories: Of all stages, by name; embed must be done and the clustering written.
         sample_captions: How many captions to look at.
 
@@ -54,8 +54,8 @@ def make_atlas(
     """
     assigned = read_manifest(directories["assign"]) is not None
     rows = directories["assign"] if assigned else directories["embed"]
-    wanted = choose_rows(rows, shards, sample_captions, config.cluster.seed)
-    by_unit = {shard.unit: shard for shard in shards}
+    wanted = choose_rows(rows, work_units, sample_captions, config.cluster.seed)
+    by_unit = {work_unit.unit: work_unit for work_unit in work_units}
     sample_one = ray.remote(num_cpus=1)(_sample_unit).options(max_retries=_IO_RETRIES, retry_exceptions=[OSError])
     samples = [
         sample_one.remote(config, by_unit[unit], count, directories["cluster"], rows) for unit, count in wanted.items()
@@ -66,19 +66,19 @@ def make_atlas(
     return page
 
 
-def choose_rows(rows: Location, shards: Sequence[Shard], sample_captions: int, seed: int) -> dict[str, int]:
+def choose_rows(rows: Location, work_units: Sequence[WorkUnit], sample_captions: int, seed: int) -> dict[str, int]:
     """Rows to sample from each chosen unit, by unit.
 
     Args:
         rows: Directory of embedding or assignment shards.
-        shards: The run's input.
+        work_units: The run's input.
         sample_captions: Rows wanted in all.
         seed: Of the draw.
 
     Raises:
         DataError: There is no row.
     """
-    known = {shard.unit for shard in shards}
+    known = {work_unit.unit for work_unit in work_units}
     rows_by_unit = {record.unit: record.rows_out for record in read_units(rows) if record.unit in known}
     units = sorted(unit for unit, count in rows_by_unit.items() if count)
     if not units:
@@ -91,12 +91,14 @@ def choose_rows(rows: Location, shards: Sequence[Shard], sample_captions: int, s
     return {unit: count for unit, count in allocate_sample(chosen, sample_captions, seed).items() if count}
 
 
-def sample_unit(config: RunConfig, shard: Shard, count: int, clusters: Location, rows: Location) -> CaptionSample:
+def sample_unit(
+    config: RunConfig, work_unit: WorkUnit, count: int, clusters: Location, rows: Location
+) -> CaptionSample:
     """Summarise `count` captions of one shard.
 
     Args:
         config: The run's config.
-        shard: Whose captions are read again.
+        work_unit: Whose captions are read again.
         count: How many of its stored rows to take.
         clusters: Directory of the clustering.
         rows: Directory of embedding shards (the nearest center is then found here) or assignment shards.
@@ -104,9 +106,9 @@ def sample_unit(config: RunConfig, shard: Shard, count: int, clusters: Location,
     Raises:
         DataError: The source cannot be read.
     """
-    table = read_output(rows, shard.unit)
-    table = table.take(pa.array(sample_positions(shard.unit, table.num_rows, count, config.cluster.seed)))
-    captions = read_captions(shard, config.captions).table
+    table = read_output(rows, work_unit.unit)
+    table = table.take(pa.array(sample_positions(work_unit.unit, table.num_rows, count, config.cluster.seed)))
+    captions = read_captions(work_unit, config.captions).table
     place_of = {identity: place for place, identity in enumerate(_identities(captions))}
     places = [place_of.get(identity) for identity in _identities(table)]
     found = np.array([place is not None for place in places], np.bool_)
@@ -128,11 +130,11 @@ def _identities(table: pa.Table) -> Iterator[tuple[int, int]]:
 
 
 def _sample_unit(
-    config: RunConfig, shard: Shard, count: int, clusters: Location, rows: Location
+    config: RunConfig, work_unit: WorkUnit, count: int, clusters: Location, rows: Location
 ) -> CaptionSample | str:
     """The sample, or the reason why its source cannot be read: an atlas of the others is still of use."""
     try:
-        return sample_unit(config, shard, count, clusters, rows)
+        return sample_unit(config, work_unit, count, clusters, rows)
     except DataError as error:
         return str(error)
 

@@ -11,7 +11,7 @@ import ray.data
 from mode_ray.captions.read import count_captions
 from mode_ray.config.run import ActorPool, CaptionsConfig
 from mode_ray.errors import DataError
-from mode_ray.stages.work_unit import Shard, ShardTable
+from mode_ray.stages.work_unit import WorkUnit, WorkUnitTable
 from mode_ray.storage import Location
 
 _UNITS_PER_TASK = 64
@@ -21,7 +21,7 @@ _FIRST_RETRY_SECONDS = 0.5
 
 
 def count_all_captions(
-    shards: Sequence[Shard],
+    work_units: Sequence[WorkUnit],
     config: CaptionsConfig,
     pool: ActorPool,
     location: Location,
@@ -30,7 +30,7 @@ def count_all_captions(
     """Captions of every unit, refused ones included.
 
     Args:
-        shards: The units.
+        work_units: The units.
         config: What counts as a caption.
         pool: CPUs of a task, and retries after an I/O error.
         location: Where counts are kept; those of unchanged sources are taken from there.
@@ -39,13 +39,13 @@ def count_all_captions(
     Returns:
         By unit; units whose source cannot be read are left out.
     """
-    counts = _read_counts(location, shards)
-    left = ShardTable.of(shard for shard in shards if shard.unit not in counts)
+    counts = _read_counts(location, work_units)
+    left = WorkUnitTable.of(work_unit for work_unit in work_units if work_unit.unit not in counts)
     if not left:
         return counts
     places = ray.data.from_items(list(range(len(left))), override_num_blocks=-(-len(left) // _UNITS_PER_TASK))
     results = places.map_batches(
-        partial(_count_batch, shards=ray.put(left), config=config, retries=pool.retries_per_unit),
+        partial(_count_batch, work_units=ray.put(left), config=config, retries=pool.retries_per_unit),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=pool.cpus_per_actor,
@@ -56,31 +56,31 @@ def count_all_captions(
         if row["captions"] is not None:
             counts[row["unit"]] = int(row["captions"])
         if on_counted is not None:
-            on_counted(done, len(shards))
+            on_counted(done, len(work_units))
         if time.monotonic() - written > _WRITE_INTERVAL_SECONDS:
-            _write_counts(location, shards, counts)
+            _write_counts(location, work_units, counts)
             written = time.monotonic()
-    _write_counts(location, shards, counts)
+    _write_counts(location, work_units, counts)
     return counts
 
 
 def _count_batch(
-    batch: pa.Table, shards: "ray.ObjectRef[ShardTable]", config: CaptionsConfig, retries: int
+    batch: pa.Table, work_units: "ray.ObjectRef[WorkUnitTable]", config: CaptionsConfig, retries: int
 ) -> pa.Table:
     """Count the captions of shards (by their places, column `item`); null where a shard cannot be read."""
-    table: ShardTable = ray.get(shards)
+    table: WorkUnitTable = ray.get(work_units)
     own = [table[place] for place in batch["item"].to_pylist()]
     with ThreadPoolExecutor(_COUNTERS_PER_TASK) as counters:
-        counts = list(counters.map(lambda shard: _count(shard, config, retries), own))
-    return pa.table({"unit": [shard.unit for shard in own], "captions": pa.array(counts, pa.int64())})
+        counts = list(counters.map(lambda work_unit: _count(work_unit, config, retries), own))
+    return pa.table({"unit": [work_unit.unit for work_unit in own], "captions": pa.array(counts, pa.int64())})
 
 
-def _count(shard: Shard, config: CaptionsConfig, retries: int) -> int | None:
+def _count(work_unit: WorkUnit, config: CaptionsConfig, retries: int) -> int | None:
     """None where the shard cannot be read: the unit that reads it is quarantined, with the reason."""
     pause = _FIRST_RETRY_SECONDS
     for attempts_left in range(retries, -1, -1):
         try:
-            return count_captions(shard, config)
+            return count_captions(work_unit, config)
         except DataError:
             return None
         except OSError:
@@ -91,29 +91,29 @@ def _count(shard: Shard, config: CaptionsConfig, retries: int) -> int | None:
     return None
 
 
-def _write_counts(location: Location, shards: Sequence[Shard], counts: Mapping[str, int]) -> None:
-    counted = [shard for shard in shards if shard.unit in counts]
+def _write_counts(location: Location, work_units: Sequence[WorkUnit], counts: Mapping[str, int]) -> None:
+    counted = [work_unit for work_unit in work_units if work_unit.unit in counts]
     location.write_table(
         pa.table(
             {
-                "unit": pa.array([shard.unit for shard in counted], pa.string()),
-                "source_bytes": pa.array([shard.size_bytes for shard in counted], pa.int64()),
+                "unit": pa.array([work_unit.unit for work_unit in counted], pa.string()),
+                "source_bytes": pa.array([work_unit.size_bytes for work_unit in counted], pa.int64()),
                 "source_modified_unix_seconds": pa.array(
-                    [shard.modified_unix_seconds for shard in counted], pa.float64()
+                    [work_unit.modified_unix_seconds for work_unit in counted], pa.float64()
                 ),
-                "captions": pa.array([counts[shard.unit] for shard in counted], pa.int64()),
+                "captions": pa.array([counts[work_unit.unit] for work_unit in counted], pa.int64()),
             }
         )
     )
 
 
-def _read_counts(location: Location, shards: Sequence[Shard]) -> dict[str, int]:
+def _read_counts(location: Location, work_units: Sequence[WorkUnit]) -> dict[str, int]:
     """The counts that are kept of sources which have not changed since."""
     if not location.exists():
         return {}
     kept = {tuple(row[:3]): row[3] for row in zip(*(c.to_pylist() for c in location.read_table()), strict=True)}
     return {
-        shard.unit: kept[place]
-        for shard in shards
-        if (place := (shard.unit, shard.size_bytes, shard.modified_unix_seconds)) in kept
+        work_unit.unit: kept[place]
+        for work_unit in work_units
+        if (place := (work_unit.unit, work_unit.size_bytes, work_unit.modified_unix_seconds)) in kept
     }

@@ -13,7 +13,7 @@ from mode_ray.captions.rows import CaptionRows, text_key
 from mode_ray.captions.text_lines import MAX_LINE_BYTES, Lines, open_lines
 from mode_ray.config.run import CaptionsConfig
 from mode_ray.errors import DataError
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _COLUMNS_NAMED = 20
@@ -64,7 +64,7 @@ def _records(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str] | No
             yield start, fields
 
 
-def read_csv_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
+def read_csv_captions(work_unit: WorkUnit, config: CaptionsConfig) -> CaptionTable:
     """Read and clean the captions of a CSV or TSV shard.
 
     A row is numbered by the line at which it begins, the header being line 0; empty lines are none. Rows with another
@@ -73,12 +73,12 @@ def read_csv_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
     Raises:
         DataError: Not such a file, or a column is missing; names file and column.
     """
-    rows = CaptionRows(shard, config)
-    with open_lines(shard) as lines:
-        records = _records(lines, _DELIMITERS[shard.format])
-        header = _header(shard, records)
-        caption_column = _column(shard, header, config.caption_field or DEFAULT_CAPTION_FIELD, "caption_field")
-        key_column = None if config.key_field is None else _column(shard, header, config.key_field, "key_field")
+    rows = CaptionRows(work_unit, config)
+    with open_lines(work_unit) as lines:
+        records = _records(lines, _DELIMITERS[work_unit.format])
+        header = _header(work_unit, records)
+        caption_column = _column(work_unit, header, config.caption_field or DEFAULT_CAPTION_FIELD, "caption_field")
+        key_column = None if config.key_field is None else _column(work_unit, header, config.key_field, "key_field")
         for row, fields in records:
             if fields is None:
                 rows.refuse(row, BAD_RECORD)
@@ -90,29 +90,29 @@ def read_csv_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
     return rows.cleaned()
 
 
-def count_csv_rows(shard: Shard) -> int:
+def count_csv_rows(work_unit: WorkUnit) -> int:
     """Rows of a CSV or TSV shard, refused ones included.
 
     Raises:
         DataError: Not such a file.
     """
-    with open_lines(shard) as lines:
-        records = _records(lines, _DELIMITERS[shard.format])
-        _header(shard, records)
+    with open_lines(work_unit) as lines:
+        records = _records(lines, _DELIMITERS[work_unit.format])
+        _header(work_unit, records)
         return sum(1 for _ in records)
 
 
-def _header(shard: Shard, records: Iterator[tuple[int, list[str] | None]]) -> list[str]:
+def _header(work_unit: WorkUnit, records: Iterator[tuple[int, list[str] | None]]) -> list[str]:
     _, header = next(records, (0, None))
     if header is None:
-        raise DataError(f"{shard.uri}: no header line that names the columns; replace or remove it")
+        raise DataError(f"{work_unit.uri}: no header line that names the columns; replace or remove it")
     return [text_key(name.strip()) for name in header]
 
 
-def _column(shard: Shard, header: list[str], name: str, setting: str) -> int:
+def _column(work_unit: WorkUnit, header: list[str], name: str, setting: str) -> int:
     if header.count(name) > 1:
-        raise DataError(f"{shard.uri}: column {name!r} stands {header.count(name)} times in the header")
+        raise DataError(f"{work_unit.uri}: column {name!r} stands {header.count(name)} times in the header")
     if name not in header:
         names = [column[:_NAME_CHARACTERS] for column in header[:_COLUMNS_NAMED]]
-        raise DataError(f"{shard.uri}: no column {name!r}; set captions.{setting} to one of {names}")
+        raise DataError(f"{work_unit.uri}: no column {name!r}; set captions.{setting} to one of {names}")
     return header.index(name)

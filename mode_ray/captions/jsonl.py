@@ -12,12 +12,12 @@ from mode_ray.captions.rows import CaptionRows, text_key
 from mode_ray.captions.text_lines import open_lines
 from mode_ray.config.run import CaptionsConfig
 from mode_ray.errors import DataError
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 
 _FIELDS_NAMED = 20
 
 
-def read_jsonl_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
+def read_jsonl_captions(work_unit: WorkUnit, config: CaptionsConfig) -> CaptionTable:
     """Read and clean the captions of a JSON Lines shard.
 
     A row is a line, numbered from 0; empty lines are none. Lines that are no JSON object, are too long or have a key
@@ -27,11 +27,11 @@ def read_jsonl_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
         DataError: Not such a file, or no line has the field; names file and field.
     """
     field_name = config.caption_field or DEFAULT_CAPTION_FIELD
-    rows = CaptionRows(shard, config)
+    rows = CaptionRows(work_unit, config)
     lines_read = 0
     first: dict[str, Any] | None = None
     field_seen = False
-    with open_lines(shard) as lines:
+    with open_lines(work_unit) as lines:
         for row, line in enumerate(lines):
             if not lines.cut and not line.strip():
                 continue
@@ -53,22 +53,22 @@ def read_jsonl_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
             captions = field_captions(values, field_name)
             rows.add(row, key, captions[:1] if config.select == "first" else captions)
     if lines_read and first is None:
-        raise DataError(f"{shard.uri}: not JSON Lines (none of its {lines_read} lines is a JSON object)")
+        raise DataError(f"{work_unit.uri}: not JSON Lines (none of its {lines_read} lines is a JSON object)")
     if first is not None and not field_seen:
         raise DataError(
-            f"{shard.uri}: no line has a field {field_name!r}; set captions.caption_field to one of "
+            f"{work_unit.uri}: no line has a field {field_name!r}; set captions.caption_field to one of "
             f"{list(first)[:_FIELDS_NAMED]}"
         )
     return rows.cleaned()
 
 
-def count_jsonl_rows(shard: Shard) -> int:
+def count_jsonl_rows(work_unit: WorkUnit) -> int:
     """Rows of a JSON Lines shard, refused ones included.
 
     Raises:
         DataError: Not such a file.
     """
-    with open_lines(shard) as lines:
+    with open_lines(work_unit) as lines:
         return sum(1 for line in lines if lines.cut or line.strip())
 
 

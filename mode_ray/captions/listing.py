@@ -13,13 +13,13 @@ from mode_ray.config.run import CaptionsConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.stages.work_unit import (
     ALL_FORMATS,
-    Shard,
     ShardFormat,
-    ShardTable,
-    read_shards,
+    WorkUnit,
+    WorkUnitTable,
+    read_work_units,
     suffix_format,
     unit_name,
-    write_shards,
+    write_work_units,
 )
 from mode_ray.storage import FileEntry, Location, is_damage
 
@@ -28,9 +28,9 @@ _FILES_AT_ONCE = 8192
 _SPLIT_BY = "max_rows_per_unit"
 
 
-def list_shards(
-    config: CaptionsConfig, known: Sequence[Shard] = (), formats: Collection[ShardFormat] = ALL_FORMATS
-) -> ShardTable:
+def list_work_units(
+    config: CaptionsConfig, known: Sequence[WorkUnit] = (), formats: Collection[ShardFormat] = ALL_FORMATS
+) -> WorkUnitTable:
     """List the work units of a run in order of their URIs.
 
     Args:
@@ -48,7 +48,7 @@ def list_shards(
     files.sort()
     before = _KnownFiles(known)
 
-    def shards() -> Iterator[Shard]:
+    def work_units() -> Iterator[WorkUnit]:
         with ThreadPoolExecutor(_FOOTER_READERS) as readers:
             for start in range(0, len(files), _FILES_AT_ONCE):
                 wholes = [_whole(file, config) for file in files[start : start + _FILES_AT_ONCE]]
@@ -56,17 +56,17 @@ def list_shards(
                 for parts in readers.map(_split, wholes, units, repeat(config.max_rows_per_unit)):
                     yield from parts
 
-    return ShardTable.of(shards())
+    return WorkUnitTable.of(work_units())
 
 
-def _whole(file: FileEntry, config: CaptionsConfig) -> Shard:
+def _whole(file: FileEntry, config: CaptionsConfig) -> WorkUnit:
     """A file as one unit."""
     shard_format = suffix_format(file.location.name) if config.format == "auto" else config.format
     if shard_format is None:
         raise DataError(
             f"{file.location}: unknown suffix; set captions.format, or name .parquet, .tar, .jsonl or .csv files"
         )
-    return Shard(
+    return WorkUnit(
         unit=unit_name(file.location),
         uri=file.location.uri,
         format=shard_format,
@@ -79,14 +79,14 @@ class _KnownFiles:
     """The units of an earlier listing by file; to be asked for in order of the URIs, as they lie there.
 
     Args:
-        shards: The earlier listing.
+        work_units: The earlier listing.
     """
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
-        self._files = ((uri, list(units)) for uri, units in groupby(shards, key=lambda shard: shard.uri))
+    def __init__(self, work_units: Sequence[WorkUnit]) -> None:
+        self._files = ((uri, list(units)) for uri, units in groupby(work_units, key=lambda work_unit: work_unit.uri))
         self._next = next(self._files, None)
 
-    def units_of(self, whole: Shard) -> Sequence[Shard]:
+    def units_of(self, whole: WorkUnit) -> Sequence[WorkUnit]:
         """The units of a file that has still the size and time of then; none of one that was not listed as it is."""
         while self._next is not None and self._next[0] < whole.uri:
             self._next = next(self._files, None)
@@ -97,7 +97,7 @@ class _KnownFiles:
         return units if earlier == whole else ()
 
 
-def _split(whole: Shard, known: Sequence[Shard], max_rows: int) -> Sequence[Shard]:
+def _split(whole: WorkUnit, known: Sequence[WorkUnit], max_rows: int) -> Sequence[WorkUnit]:
     """The units of a file: those known from before, or by its footer where it may hold too many rows."""
     if known:
         return known
@@ -112,17 +112,17 @@ def _split(whole: Shard, known: Sequence[Shard], max_rows: int) -> Sequence[Shar
         raise DataError(f"{whole.uri}: cannot be read ({error})") from None
     if metadata.num_rows <= max_rows:
         return [replace(whole, rows=metadata.num_rows)]
-    shards, first_group, first_row, row = [], 0, 0, 0
+    work_units, first_group, first_row, row = [], 0, 0, 0
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group).num_rows
         if row > first_row and row + rows - first_row > max_rows:
-            shards.append(_part(whole, (first_group, group), first_row, row))
+            work_units.append(_part(whole, (first_group, group), first_row, row))
             first_group, first_row = group, row
         row += rows
-    return [*shards, _part(whole, (first_group, metadata.num_row_groups), first_row, row)]
+    return [*work_units, _part(whole, (first_group, metadata.num_row_groups), first_row, row)]
 
 
-def _part(whole: Shard, groups: tuple[int, int], first_row: int, end_row: int) -> Shard:
+def _part(whole: WorkUnit, groups: tuple[int, int], first_row: int, end_row: int) -> WorkUnit:
     return replace(
         whole,
         unit=f"{whole.unit}-g{groups[0]:05d}",
@@ -132,22 +132,22 @@ def _part(whole: Shard, groups: tuple[int, int], first_row: int, end_row: int) -
     )
 
 
-def write_listing(location: Location, shards: Sequence[Shard], config: CaptionsConfig) -> None:
+def write_listing(location: Location, work_units: Sequence[WorkUnit], config: CaptionsConfig) -> None:
     """Keep a listing in the run directory for the next invocation; see `read_listing`."""
-    write_shards(location, shards, {_SPLIT_BY: str(config.max_rows_per_unit)})
+    write_work_units(location, work_units, {_SPLIT_BY: str(config.max_rows_per_unit)})
 
 
-def read_listing(location: Location, config: CaptionsConfig) -> ShardTable:
+def read_listing(location: Location, config: CaptionsConfig) -> WorkUnitTable:
     """The listing of an earlier invocation; none where there is none, or where units were of another size.
 
     Raises:
         UsageError: The file is something else.
     """
     if not location.exists():
-        return ShardTable.of([])
+        return WorkUnitTable.of([])
     try:
-        shards = read_shards(location)
-        split_by = (shards.table.schema.metadata or {}).get(_SPLIT_BY.encode())
-        return shards if split_by == str(config.max_rows_per_unit).encode() else ShardTable.of([])
+        work_units = read_work_units(location)
+        split_by = (work_units.table.schema.metadata or {}).get(_SPLIT_BY.encode())
+        return work_units if split_by == str(config.max_rows_per_unit).encode() else WorkUnitTable.of([])
     except (pa.ArrowInvalid, KeyError):
         raise UsageError(f"{location}: not a listing of the input files: remove it") from None

@@ -10,81 +10,81 @@ import pyarrow.parquet as pq
 from mode_ray.captions.clean import CaptionTable, clean
 from mode_ray.config.run import CaptionsConfig
 from mode_ray.errors import DataError
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import is_damage
 
 DEFAULT_CAPTION_FIELD = "caption"
 
 
-def open_parquet(shard: Shard) -> pq.ParquetFile:
+def open_parquet(work_unit: WorkUnit) -> pq.ParquetFile:
     """Open a shard for reading; where pages carry checksums, they are verified.
 
     Raises:
         DataError: Not a readable parquet file.
     """
     try:
-        file = pq.ParquetFile(shard.location.open_input(), page_checksum_verification=True)
+        file = pq.ParquetFile(work_unit.location.open_input(), page_checksum_verification=True)
         _ = file.schema_arrow.names  # decoded on demand; undecodable names are damage too
     except FileNotFoundError:
-        raise DataError(f"{shard.uri}: no such file") from None
+        raise DataError(f"{work_unit.uri}: no such file") from None
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        if not is_damage(error, shard.location):
+        if not is_damage(error, work_unit.location):
             raise
         reason = " ".join(str(error).split())
-        raise DataError(f"{shard.uri}: not a readable parquet file ({reason}); replace or remove it") from None
+        raise DataError(f"{work_unit.uri}: not a readable parquet file ({reason}); replace or remove it") from None
     return file
 
 
-def row_group_range(shard: Shard, file: pq.ParquetFile) -> range:
+def row_group_range(work_unit: WorkUnit, file: pq.ParquetFile) -> range:
     """The row groups that belong to a shard."""
-    return range(*(shard.row_groups or (0, file.num_row_groups)))
+    return range(*(work_unit.row_groups or (0, file.num_row_groups)))
 
 
-def read_parquet_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
+def read_parquet_captions(work_unit: WorkUnit, config: CaptionsConfig) -> CaptionTable:
     """Read and clean a shard's captions: a column of strings (or UTF-8 bytes), or of lists of strings.
 
     Raises:
         DataError: Unreadable file, or a column that is missing or of another type; names file and column.
     """
-    file = open_parquet(shard)
+    file = open_parquet(work_unit)
     field = config.caption_field or DEFAULT_CAPTION_FIELD
     names = [field] if config.key_field is None else [field, config.key_field]
     for name, setting in zip(names, ("caption_field", "key_field"), strict=False):
         if name not in file.schema_arrow.names:
             raise DataError(
-                f"{shard.uri}: no column {name!r}; set captions.{setting} to one of {file.schema_arrow.names}"
+                f"{work_unit.uri}: no column {name!r}; set captions.{setting} to one of {file.schema_arrow.names}"
             )
     try:
-        table = file.read_row_groups(list(row_group_range(shard, file)), columns=names)
+        table = file.read_row_groups(list(row_group_range(work_unit, file)), columns=names)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        if not is_damage(error, shard.location):
+        if not is_damage(error, work_unit.location):
             raise  # may succeed when tried again
         reason = " ".join(str(error).split())
-        raise DataError(f"{shard.uri}: damaged parquet data ({reason}); replace or remove it") from None
-    rows = np.arange(shard.first_row, shard.first_row + table.num_rows)
-    keys = _keys(table, config.key_field, rows, shard)
+        raise DataError(f"{work_unit.uri}: damaged parquet data ({reason}); replace or remove it") from None
+    rows = np.arange(work_unit.first_row, work_unit.first_row + table.num_rows)
+    keys = _keys(table, config.key_field, rows, work_unit)
     captions = table[field].combine_chunks()
-    columns, raw = _one_a_caption(captions, rows, keys, config, shard, field)
+    columns, raw = _one_a_caption(captions, rows, keys, config, work_unit, field)
     return clean(columns, raw, config.max_caption_bytes)
 
 
-def count_parquet_rows(shard: Shard, config: CaptionsConfig) -> int | None:
+def count_parquet_rows(work_unit: WorkUnit, config: CaptionsConfig) -> int | None:
     """Captions of a shard by the file's footer; None where its pairs have several that all count.
 
     Raises:
         DataError: Unreadable file.
     """
-    if config.select == "first" and shard.rows is not None:
-        return shard.rows
-    file = open_parquet(shard)
+    if config.select == "first" and work_unit.rows is not None:
+        return work_unit.rows
+    file = open_parquet(work_unit)
     field = config.caption_field or DEFAULT_CAPTION_FIELD
     schema = file.schema_arrow
     if config.select == "all" and (field not in schema.names or not _is_text(schema.field(field).type)):
         return None
-    return int(sum(file.metadata.row_group(group).num_rows for group in row_group_range(shard, file)))
+    return int(sum(file.metadata.row_group(group).num_rows for group in row_group_range(work_unit, file)))
 
 
-def _keys(table: pa.Table, key_field: str | None, rows: np.ndarray, shard: Shard) -> pa.Array:
+def _keys(table: pa.Table, key_field: str | None, rows: np.ndarray, work_unit: WorkUnit) -> pa.Array:
     row_names = pa.array(rows).cast(pa.string())
     if key_field is None:
         return row_names
@@ -93,13 +93,13 @@ def _keys(table: pa.Table, key_field: str | None, rows: np.ndarray, shard: Shard
         return pc.coalesce(keys.cast(pa.string()), row_names)
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
         raise DataError(
-            f"{shard.uri}: column {key_field!r} holds {keys.type}, not names as UTF-8 text or numbers ({error}); "
+            f"{work_unit.uri}: column {key_field!r} holds {keys.type}, not names as UTF-8 text or numbers ({error}); "
             "set captions.key_field to another column"
         ) from None
 
 
 def _one_a_caption(
-    captions: pa.Array, rows: np.ndarray, keys: pa.Array, config: CaptionsConfig, shard: Shard, field: str
+    captions: pa.Array, rows: np.ndarray, keys: pa.Array, config: CaptionsConfig, work_unit: WorkUnit, field: str
 ) -> tuple[Mapping[str, pa.Array], pa.Array]:
     """Columns with one entry a caption, and the undecoded captions."""
     if pa.types.is_dictionary(captions.type):
@@ -107,11 +107,13 @@ def _one_a_caption(
     if pa.types.is_list(captions.type) or pa.types.is_large_list(captions.type):
         if not _is_text(captions.type.value_type):
             raise DataError(
-                f"{shard.uri}: column {field!r} holds {captions.type}; captions are strings or lists of them"
+                f"{work_unit.uri}: column {field!r} holds {captions.type}; captions are strings or lists of them"
             )
         return _explode(captions, rows, keys, first_only=config.select == "first")
     if not _is_text(captions.type):
-        raise DataError(f"{shard.uri}: column {field!r} holds {captions.type}; captions are strings or lists of them")
+        raise DataError(
+            f"{work_unit.uri}: column {field!r} holds {captions.type}; captions are strings or lists of them"
+        )
     columns = {
         "row": pa.array(rows),
         "caption_index": pa.array(np.zeros(len(rows), np.int32)),

@@ -6,27 +6,27 @@ from mode_ray.captions.jsonl import count_jsonl_rows, read_jsonl_captions
 from mode_ray.captions.parquet import count_parquet_rows, read_parquet_captions
 from mode_ray.captions.webdataset import count_tar_rows, read_tar_captions
 from mode_ray.config.run import CaptionsConfig
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 
 
-def read_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
+def read_captions(work_unit: WorkUnit, config: CaptionsConfig) -> CaptionTable:
     """Read and clean the captions of one shard.
 
     Raises:
         DataError: The shard cannot be read; names the file, and the column or sample.
     """
-    match shard.format:
+    match work_unit.format:
         case "parquet":
-            return read_parquet_captions(shard, config)
+            return read_parquet_captions(work_unit, config)
         case "webdataset":
-            return read_tar_captions(shard, config)
+            return read_tar_captions(work_unit, config)
         case "jsonl":
-            return read_jsonl_captions(shard, config)
+            return read_jsonl_captions(work_unit, config)
         case "csv" | "tsv":
-            return read_csv_captions(shard, config)
+            return read_csv_captions(work_unit, config)
 
 
-def count_captions(shard: Shard, config: CaptionsConfig) -> int:
+def count_captions(work_unit: WorkUnit, config: CaptionsConfig) -> int:
     """Captions of a shard, refused ones included: `rows_in` of `read_captions`, mostly without reading them.
 
     Parquet is counted by its footer, tars by their headers, text by its lines; the captions are read only where a pair
@@ -36,15 +36,15 @@ def count_captions(shard: Shard, config: CaptionsConfig) -> int:
         DataError: The shard cannot be read.
     """
     one_a_row = config.select == "first"
-    match shard.format:
+    match work_unit.format:
         case "parquet":
-            count = count_parquet_rows(shard, config)
-            return read_captions(shard, config).rows_in if count is None else count
+            count = count_parquet_rows(work_unit, config)
+            return read_captions(work_unit, config).rows_in if count is None else count
         case "webdataset" if one_a_row or config.caption_field is None:
-            return count_tar_rows(shard)
+            return count_tar_rows(work_unit)
         case "jsonl" if one_a_row:
-            return count_jsonl_rows(shard)
+            return count_jsonl_rows(work_unit)
         case "csv" | "tsv":
-            return count_csv_rows(shard)
+            return count_csv_rows(work_unit)
         case _:
-            return read_captions(shard, config).rows_in
+            return read_captions(work_unit, config).rows_in

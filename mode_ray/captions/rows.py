@@ -5,7 +5,7 @@ import pyarrow as pa
 from mode_ray.captions.clean import CaptionTable, clean
 from mode_ray.config.run import CaptionsConfig
 from mode_ray.errors import DataError
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 
 MAX_TEXT_BYTES = 1 << 30
 _BLOCK_ROWS = 1 << 16
@@ -22,12 +22,12 @@ class CaptionRows:
     """Gathers the captions of one text shard.
 
     Args:
-        shard: The shard, for messages.
+        work_unit: The shard, for messages.
         config: Its bounds on rows and captions.
     """
 
-    def __init__(self, shard: Shard, config: CaptionsConfig) -> None:
-        self._shard = shard
+    def __init__(self, work_unit: WorkUnit, config: CaptionsConfig) -> None:
+        self._work_unit = work_unit
         self._config = config
         self._blocks: list[pa.Table] = []
         self._block: list[tuple[int, int, str, bytes | None, str | None]] = []
@@ -51,11 +51,13 @@ class CaptionRows:
         limit = self._config.max_rows_per_unit
         if self._rows > limit:
             raise DataError(
-                f"{self._shard.uri}: more than captions.max_rows_per_unit={limit} captions, and text files are not "
-                "split into units; deal them to several files, or raise that setting"
+                f"{self._work_unit.uri}: more than captions.max_rows_per_unit={limit} captions, and text files are "
+                "not split into units; deal them to several files, or raise that setting"
             )
         if self._bytes > MAX_TEXT_BYTES:
-            raise DataError(f"{self._shard.uri}: more than {MAX_TEXT_BYTES} bytes of text; deal it to several files")
+            raise DataError(
+                f"{self._work_unit.uri}: more than {MAX_TEXT_BYTES} bytes of text; deal it to several files"
+            )
         self._block.append(entry)
         if len(self._block) >= _BLOCK_ROWS:
             self._flush()

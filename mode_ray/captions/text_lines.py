@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 
 from mode_ray.errors import DataError
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 
 MAX_LINE_BYTES = 1 << 20
 _BUFFER_BYTES = 4 << 20
@@ -52,13 +52,13 @@ class Lines:
 
 
 @contextlib.contextmanager
-def open_lines(shard: Shard) -> Iterator[Lines]:
+def open_lines(work_unit: WorkUnit) -> Iterator[Lines]:
     """Open a text shard; whether it is gzipped is told by its first bytes.
 
     Raises:
         DataError: No such file, binary data, truncated or damaged gzip; also while its lines are read.
     """
-    location = shard.location
+    location = work_unit.location
     try:
         with contextlib.ExitStack() as stack:
             raw = stack.enter_context(location.filesystem.open_input_stream(location.path, compression=None))
@@ -67,10 +67,10 @@ def open_lines(shard: Shard) -> Iterator[Lines]:
                 stream = stack.enter_context(gzip.GzipFile(fileobj=stream))
             if b"\0" in stream.peek(_LOOKED_AT_BYTES)[:_LOOKED_AT_BYTES]:
                 raise DataError(
-                    f"{shard.uri}: binary data, not UTF-8 text as a {shard.format} shard; replace or remove it"
+                    f"{work_unit.uri}: binary data, not UTF-8 text as a {work_unit.format} shard; replace or remove it"
                 )
             yield Lines(stream, MAX_LINE_BYTES)
     except FileNotFoundError:
-        raise DataError(f"{shard.uri}: no such file") from None
+        raise DataError(f"{work_unit.uri}: no such file") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{shard.uri}: truncated or damaged gzip ({error}); replace or remove it") from None
+        raise DataError(f"{work_unit.uri}: truncated or damaged gzip ({error}); replace or remove it") from None

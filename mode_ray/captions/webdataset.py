@@ -16,7 +16,7 @@ from mode_ray.captions.clean import BAD_JSON, BIG_JSON, NO_IMAGE, CaptionTable, 
 from mode_ray.captions.json_text import field_captions, json_object
 from mode_ray.config.run import CaptionsConfig
 from mode_ray.errors import DataError
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp"})
 TEXT_SUFFIX = "txt"
@@ -44,11 +44,11 @@ class TarSample:
         return next((place for suffix, place in self.members.items() if suffix in IMAGE_SUFFIXES), None)
 
 
-def read_tar_samples(shard: Shard, wanted: frozenset[str], max_bytes: int) -> Iterator[TarSample]:
+def read_tar_samples(work_unit: WorkUnit, wanted: frozenset[str], max_bytes: int) -> Iterator[TarSample]:
     """Go through a tar's samples in order.
 
     Args:
-        shard: The tar.
+        work_unit: The tar.
         wanted: Suffixes whose contents are read.
         max_bytes: Contents that are longer are cut one byte beyond, so that the caller sees that they are too long.
 
@@ -56,7 +56,7 @@ def read_tar_samples(shard: Shard, wanted: frozenset[str], max_bytes: int) -> It
         DataError: Not a tar, or a truncated one.
     """
     sample: TarSample | None = None
-    with _open_tar(shard) as archive:
+    with _open_tar(work_unit) as archive:
         try:
             for member in archive:
                 if not member.isfile():
@@ -73,22 +73,22 @@ def read_tar_samples(shard: Shard, wanted: frozenset[str], max_bytes: int) -> It
                     source = archive.extractfile(member)
                     sample.contents[suffix] = source.read(max_bytes + 1) if source else b""
         except tarfile.ReadError as error:
-            raise DataError(f"{shard.uri}: truncated or damaged tar ({error}); replace or remove it") from None
+            raise DataError(f"{work_unit.uri}: truncated or damaged tar ({error}); replace or remove it") from None
         # tarfile takes a damaged header for the end of the archive, and so it does a missing one.
-        with shard.location.open_input() as file:
+        with work_unit.location.open_input() as file:
             if bytes(file.read_at(tarfile.BLOCKSIZE, archive.offset)) != bytes(tarfile.BLOCKSIZE):
                 raise DataError(
-                    f"{shard.uri}: truncated or damaged tar (no header and no end marker at byte {archive.offset}); "
-                    "replace or remove it"
+                    f"{work_unit.uri}: truncated or damaged tar (no header and no end marker at byte {archive.offset})"
+                    "; replace or remove it"
                 )
     if sample is not None:
         yield sample
 
 
 @contextlib.contextmanager
-def _open_tar(shard: Shard) -> Iterator[tarfile.TarFile]:
+def _open_tar(work_unit: WorkUnit) -> Iterator[tarfile.TarFile]:
     """Open a tar: locally by seeking over the images, remotely as one sequential stream."""
-    location = shard.location
+    location = work_unit.location
     try:
         with contextlib.ExitStack() as stack:
             if location.is_local:
@@ -99,9 +99,9 @@ def _open_tar(shard: Shard) -> Iterator[tarfile.TarFile]:
                 archive = stack.enter_context(tarfile.open(fileobj=stack.enter_context(stream), mode="r|"))
             yield archive
     except FileNotFoundError:
-        raise DataError(f"{shard.uri}: no such file") from None
+        raise DataError(f"{work_unit.uri}: no such file") from None
     except tarfile.ReadError as error:
-        raise DataError(f"{shard.uri}: not a readable tar ({error}); replace or remove it") from None
+        raise DataError(f"{work_unit.uri}: not a readable tar ({error}); replace or remove it") from None
 
 
 def _as_utf8(name: str) -> str:
@@ -109,7 +109,7 @@ def _as_utf8(name: str) -> str:
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def read_tar_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
+def read_tar_captions(work_unit: WorkUnit, config: CaptionsConfig) -> CaptionTable:
     """Read and clean a tar's captions.
 
     They come from the `.txt` member or, if `captions.caption_field` is set, from that field of the `.json` member (a
@@ -124,7 +124,7 @@ def read_tar_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
     columns: dict[str, list[int | str | None]] = {name: [] for name in names}
     raw: list[bytes | None] = []
     reasons: list[str | None] = []
-    for row, sample in enumerate(read_tar_samples(shard, frozenset({suffix}), limit)):
+    for row, sample in enumerate(read_tar_samples(work_unit, frozenset({suffix}), limit)):
         image = sample.image()
         captions, reason = _captions_of(sample, suffix, config)
         for index, caption in enumerate(captions):
@@ -139,13 +139,13 @@ def read_tar_captions(shard: Shard, config: CaptionsConfig) -> CaptionTable:
     return clean(arrays, pa.array(raw, pa.binary()), config.max_caption_bytes, pa.array(reasons, pa.string()))
 
 
-def count_tar_rows(shard: Shard) -> int:
+def count_tar_rows(work_unit: WorkUnit) -> int:
     """Samples of a tar, by its headers alone; a remote tar is streamed whole.
 
     Raises:
         DataError: Not a tar, or a truncated one.
     """
-    return sum(1 for _ in read_tar_samples(shard, frozenset(), 0))
+    return sum(1 for _ in read_tar_samples(work_unit, frozenset(), 0))
 
 
 def json_captions(content: bytes, field_name: str) -> list[bytes | None]:

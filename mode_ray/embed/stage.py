@@ -16,8 +16,8 @@ from mode_ray.embed.encoder import load_encoder
 from mode_ray.embed.table import EMBEDDING, embedding_column, place_columns, split_usable
 from mode_ray.errors import DataError
 from mode_ray.stages.manifest import CAPTION_COUNTS, Manifest, Stage, UnitRecord
-from mode_ray.stages.resume import plan_units, run_shard_stage
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.resume import plan_units, run_work_unit_stage
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.util.sampling import allocate_sample, sample_positions
 
 
@@ -47,21 +47,21 @@ class EmbedWorker:
         self._sample = sample
         self._seed = seed
 
-    def read(self, shard: Shard) -> CaptionTable:
+    def read(self, work_unit: WorkUnit) -> CaptionTable:
         """Read and clean the shard's captions, and take the sample."""
-        captions = read_captions(shard, self._captions)
+        captions = read_captions(work_unit, self._captions)
         if self._sample is None:
             return captions
-        if shard.unit not in self._sample:
-            raise DataError(f"{shard.uri}: could not be read when the sample was drawn, but can now; run again")
-        return take_sample(captions, shard.unit, self._sample[shard.unit], self._seed)
+        if work_unit.unit not in self._sample:
+            raise DataError(f"{work_unit.uri}: could not be read when the sample was drawn, but can now; run again")
+        return take_sample(captions, work_unit.unit, self._sample[work_unit.unit], self._seed)
 
-    def compute(self, shard: Shard, source: CaptionTable) -> tuple[pa.Table, UnitRecord]:
+    def compute(self, work_unit: WorkUnit, source: CaptionTable) -> tuple[pa.Table, UnitRecord]:
         """Encode."""
         vectors_bd = self._encoder.encode(source.table["caption"].to_pylist())
         usable, vectors_bd = split_usable(source, vectors_bd)
         table = pa.table({**place_columns(usable.table), EMBEDDING: embedding_column(vectors_bd)})
-        return table, unit_record(shard, usable)
+        return table, unit_record(work_unit, usable)
 
 
 def take_sample(captions: CaptionTable, unit: str, count: int, seed: int) -> CaptionTable:
@@ -73,11 +73,11 @@ def take_sample(captions: CaptionTable, unit: str, count: int, seed: int) -> Cap
     return captions.take(sample_positions(unit, captions.rows_in, count, seed))
 
 
-def unit_record(shard: Shard, captions: CaptionTable) -> UnitRecord:
+def unit_record(work_unit: WorkUnit, captions: CaptionTable) -> UnitRecord:
     """The record of a unit before it is written."""
     return UnitRecord(
-        unit=shard.unit,
-        source=shard.uri,
+        unit=work_unit.unit,
+        source=work_unit.uri,
         rows_in=captions.rows_in,
         rows_out=captions.table.num_rows,
         refused=captions.refused,
@@ -88,7 +88,7 @@ def unit_record(shard: Shard, captions: CaptionTable) -> UnitRecord:
 def run_embed(
     config: RunConfig,
     stage: Stage,
-    shards: Sequence[Shard],
+    work_units: Sequence[WorkUnit],
     on_record: Callable[[UnitRecord], None],
     on_counted: Callable[[int, int], None] | None = None,
 ) -> Manifest:
@@ -97,7 +97,7 @@ def run_embed(
     Args:
         config: The run's config.
         stage: The stage.
-        shards: All of its units.
+        work_units: All of its units.
         on_record: Called with every new record.
         on_counted: With `embed.keep: sample`, called while captions are counted, with the units done and all units.
 
@@ -106,9 +106,9 @@ def run_embed(
     """
     sample = None
     pool = config.embed.pool
-    if config.embed.keep == "sample" and plan_units(stage, shards).left:
-        stage.begin(len(shards))
-        counts = count_all_captions(shards, config.captions, pool, stage.directory / CAPTION_COUNTS, on_counted)
+    if config.embed.keep == "sample" and plan_units(stage, work_units).left:
+        stage.begin(len(work_units))
+        counts = count_all_captions(work_units, config.captions, pool, stage.directory / CAPTION_COUNTS, on_counted)
         # Units that stand keep the share that was allotted to them when a mended source changes the counts of others.
         sample = allocate_sample(counts, config.cluster.sample_rows, config.cluster.seed)
     arguments = (
@@ -119,4 +119,4 @@ def run_embed(
         sample,
         config.cluster.seed,
     )
-    return run_shard_stage(config, stage, shards, EmbedWorker, arguments, pool, on_record)
+    return run_work_unit_stage(config, stage, work_units, EmbedWorker, arguments, pool, on_record)

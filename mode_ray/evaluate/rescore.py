@@ -1,6 +1,6 @@
 """Other routing on a finished evaluation: a second report from the cosines that it stored, without running a model."""
 
-from mode_ray.captions.listing import list_shards, read_listing
+from mode_ray.captions.listing import list_work_units, read_listing
 from mode_ray.config.base import config_hash
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
@@ -31,8 +31,8 @@ def rescore(config: RunConfig) -> Location:
     done = read_manifest(directories["evaluate"])
     if done is None:
         raise UsageError(f"{directories['evaluate']}: the evaluate stage is not done: run `mode-ray evaluate` first")
-    shards = list_shards(config.captions, read_listing(config.directory / LISTING, config.captions))
-    fields = build_stages(config, shards)["evaluate"].fields
+    work_units = list_work_units(config.captions, read_listing(config.directory / LISTING, config.captions))
+    fields = build_stages(config, work_units)["evaluate"].fields
     # Evaluations that were made before an expert could be left out had all of them.
     before = {"evaluate.leave_out_experts": [], **done.fields}
     changed = [name for name in sorted(set(fields) | set(before)) if fields.get(name) != before.get(name)]
@@ -45,7 +45,7 @@ def rescore(config: RunConfig) -> Location:
         )
     number = config_hash({name: value for name, value in fields.items() if _decides_routing(name)})
     target = directories["evaluate"] / RULES_DIRECTORY / number
-    write_report(config, shards, directories, target)
+    write_report(config, work_units, directories, target)
     return target
 
 

@@ -18,7 +18,7 @@ from mode_ray.evaluate.report.schema import ReportData
 from mode_ray.evaluate.report.sources import ReportSources
 from mode_ray.evaluate.tasks.task import Task, load_tasks
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.train.plan import SEED, Trial, expert_name
 
@@ -29,7 +29,7 @@ REPORT_HTML = "report.html"
 def run_evaluate(
     config: RunConfig,
     stage: Stage,
-    shards: Sequence[Shard],
+    work_units: Sequence[WorkUnit],
     directories: Mapping[str, Location],
     on_record: Callable[[UnitRecord], None],
 ) -> Manifest:
@@ -38,7 +38,7 @@ def run_evaluate(
     Args:
         config: The run's config.
         stage: The stage.
-        shards: The run's input, for sample captions and images in the report.
+        work_units: The run's input, for sample captions and images in the report.
         directories: Of all stages, by name.
         on_record: Called for every task as it is done.
 
@@ -53,18 +53,18 @@ def run_evaluate(
     check_models(config.train.experts, models)
     stage.begin(len(tasks))
     records = _measure(config, stage, tasks, models, on_record)
-    write_report(config, shards, directories, stage.directory)
+    write_report(config, work_units, directories, stage.directory)
     return stage.finish(records, {"report": (stage.directory / REPORT_HTML).uri})
 
 
 def write_report(
-    config: RunConfig, shards: Sequence[Shard], directories: Mapping[str, Location], target: Location
+    config: RunConfig, work_units: Sequence[WorkUnit], directories: Mapping[str, Location], target: Location
 ) -> None:
     """Compare all models and rules from what was measured, and write the report; no model runs.
 
     Args:
         config: The run's config; its routing may be another than that of the evaluation that measured.
-        shards: The run's input, for sample captions and images.
+        work_units: The run's input, for sample captions and images.
         directories: Of all stages, by name; the measurements lie in that of `evaluate`.
         target: Where the report goes.
 
@@ -88,7 +88,7 @@ def write_report(
         measured[task.name], results[task.name] = _compare(config, task, directories, router, trained.trials)
     sources = ReportSources(
         config,
-        shards,
+        work_units,
         directories,
         clustering,
         trained.trials,

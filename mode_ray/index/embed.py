@@ -17,7 +17,7 @@ from mode_ray.models.encode import Expert
 from mode_ray.pairs.images import decode_image
 from mode_ray.routing.mix import concatenated_images
 from mode_ray.stages.manifest import UnitRecord
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
 NO_IMAGE = "no image"
@@ -55,11 +55,11 @@ class IndexWorker:
         self._batch_size = placement.batch_size
         self._max_pixels = max_pixels
 
-    def read(self, shard: Shard) -> list[EncodedImage]:
+    def read(self, work_unit: WorkUnit) -> list[EncodedImage]:
         """Read the shard's encoded images."""
-        return list(read_images(shard, self._captions))
+        return list(read_images(work_unit, self._captions))
 
-    def compute(self, shard: Shard, source: list[EncodedImage]) -> tuple[pa.Table, UnitRecord]:
+    def compute(self, work_unit: WorkUnit, source: list[EncodedImage]) -> tuple[pa.Table, UnitRecord]:
         """Decode and embed them, a batch at a time."""
         rows: list[int] = []
         keys: list[str] = []
@@ -68,7 +68,7 @@ class IndexWorker:
         refused: dict[str, int] = {}
         examples: dict[str, str] = {}
         for image in source:
-            prepared, reason, place = self._prepare(image, shard)
+            prepared, reason, place = self._prepare(image, work_unit)
             if prepared is None:
                 refused[reason] = refused.get(reason, 0) + 1
                 examples.setdefault(reason, place)
@@ -82,8 +82,8 @@ class IndexWorker:
         if batch:
             parts.append(self._encode(batch))
         record = UnitRecord(
-            unit=shard.unit,
-            source=shard.uri,
+            unit=work_unit.unit,
+            source=work_unit.uri,
             rows_in=len(source),
             rows_out=len(rows),
             refused=refused,
@@ -91,12 +91,12 @@ class IndexWorker:
         )
         return index_table(rows, keys, np.concatenate(parts) if parts else self._nothing()), record
 
-    def _prepare(self, image: EncodedImage, shard: Shard) -> tuple[torch.Tensor | None, str, str]:
+    def _prepare(self, image: EncodedImage, work_unit: WorkUnit) -> tuple[torch.Tensor | None, str, str]:
         place = f"row {image.row}"
         if image.data is None:
             return None, NO_IMAGE, place
         try:
-            decoded = decode_image(image.data, self._max_pixels, f"{shard.uri}: {place}")
+            decoded = decode_image(image.data, self._max_pixels, f"{work_unit.uri}: {place}")
         except DataError as error:
             return None, BAD_IMAGE, str(error)
         return self._first.prepare(decoded), "", place

@@ -9,7 +9,7 @@ from mode_ray.captions.parquet import open_parquet, row_group_range
 from mode_ray.captions.webdataset import IMAGE_SUFFIXES, read_tar_samples
 from mode_ray.config.run import CaptionsConfig
 from mode_ray.errors import DataError
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import is_damage
 
 MAX_IMAGE_BYTES = 64 << 20
@@ -31,51 +31,51 @@ class EncodedImage:
     data: bytes | None
 
 
-def read_images(shard: Shard, config: CaptionsConfig) -> Iterator[EncodedImage]:
+def read_images(work_unit: WorkUnit, config: CaptionsConfig) -> Iterator[EncodedImage]:
     """Go through a shard's images in order.
 
     Args:
-        shard: A parquet file, a part of one, or a tar.
+        work_unit: A parquet file, a part of one, or a tar.
         config: Names of the fields.
 
     Raises:
         DataError: The file is missing or damaged, or a column is missing or no image column; names file and column.
     """
-    return _tar_images(shard) if shard.format == "webdataset" else _parquet_images(shard, config)
+    return _tar_images(work_unit) if work_unit.format == "webdataset" else _parquet_images(work_unit, config)
 
 
-def _tar_images(shard: Shard) -> Iterator[EncodedImage]:
-    for row, sample in enumerate(read_tar_samples(shard, IMAGE_SUFFIXES, MAX_IMAGE_BYTES)):
+def _tar_images(work_unit: WorkUnit) -> Iterator[EncodedImage]:
+    for row, sample in enumerate(read_tar_samples(work_unit, IMAGE_SUFFIXES, MAX_IMAGE_BYTES)):
         data = next((content for suffix, content in sample.contents.items() if suffix in IMAGE_SUFFIXES), None)
         yield EncodedImage(row, sample.key, data)
 
 
-def _parquet_images(shard: Shard, config: CaptionsConfig) -> Iterator[EncodedImage]:
-    file = open_parquet(shard)
+def _parquet_images(work_unit: WorkUnit, config: CaptionsConfig) -> Iterator[EncodedImage]:
+    file = open_parquet(work_unit)
     columns = [config.image_field] if config.key_field is None else [config.image_field, config.key_field]
     for name, setting in zip(columns, ("image_field", "key_field"), strict=False):
         if name not in file.schema_arrow.names:
             raise DataError(
-                f"{shard.uri}: no column {name!r}; set captions.{setting} to one of {file.schema_arrow.names}"
+                f"{work_unit.uri}: no column {name!r}; set captions.{setting} to one of {file.schema_arrow.names}"
             )
-    row = shard.first_row
+    row = work_unit.first_row
     try:
-        batches = file.iter_batches(_ROWS_AT_ONCE, row_groups=list(row_group_range(shard, file)), columns=columns)
+        batches = file.iter_batches(_ROWS_AT_ONCE, row_groups=list(row_group_range(work_unit, file)), columns=columns)
         for batch in batches:
             for values in batch.to_pylist():
                 key = row if config.key_field is None else values[config.key_field]
-                yield EncodedImage(row, str(key), _image_bytes(values[config.image_field], shard, config, row))
+                yield EncodedImage(row, str(key), _image_bytes(values[config.image_field], work_unit, config, row))
                 row += 1
     except (pa.ArrowInvalid, OSError) as error:
-        if not is_damage(error, shard.location):
+        if not is_damage(error, work_unit.location):
             raise
         reason = " ".join(str(error).split())
-        raise DataError(f"{shard.uri}: damaged near row {row} ({reason}); replace or remove it") from None
+        raise DataError(f"{work_unit.uri}: damaged near row {row} ({reason}); replace or remove it") from None
 
 
-def _image_bytes(value: object, shard: Shard, config: CaptionsConfig, row: int) -> bytes | None:
+def _image_bytes(value: object, work_unit: WorkUnit, config: CaptionsConfig, row: int) -> bytes | None:
     if isinstance(value, dict):  # the layout of Hugging Face data sets
         value = value.get("bytes")
     if value is not None and not isinstance(value, bytes):
-        raise DataError(f"{shard.uri}: row {row}: column {config.image_field!r} holds no image bytes")
+        raise DataError(f"{work_unit.uri}: row {row}: column {config.image_field!r} holds no image bytes")
     return value

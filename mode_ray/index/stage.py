@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from mode_ray.captions.listing import list_shards, read_listing
+from mode_ray.captions.listing import list_work_units, read_listing
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.base import config_hash
 from mode_ray.config.run import RunConfig
@@ -16,8 +16,8 @@ from mode_ray.evaluate.measure.models import check_models, find_trained, weights
 from mode_ray.index.parts import Hit, ImageIndex, build_parts
 from mode_ray.pipeline import LISTING, build_stages, stage_directories
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, combined_hash, read_manifest
-from mode_ray.stages.resume import plan_units, refuse_replaced_sources, run_shard_stage
-from mode_ray.stages.work_unit import PAIR_FORMATS, Shard, require_images
+from mode_ray.stages.resume import plan_units, refuse_replaced_sources, run_work_unit_stage
+from mode_ray.stages.work_unit import PAIR_FORMATS, WorkUnit, require_images
 from mode_ray.storage import Location
 from mode_ray.train.plan import expert_name
 from mode_ray.util.ray_tasks import task_result
@@ -31,13 +31,13 @@ class IndexStages:
     """The two stages of an index.
 
     Attributes:
-        shards: The work units.
+        work_units: The work units.
         models: The experts' folders, in order of their ids; None for those that are left out.
         embed: Embeds the images, one output a shard.
         parts_directory: Of the faiss parts.
     """
 
-    shards: Sequence[Shard]
+    work_units: Sequence[WorkUnit]
     models: Sequence[Location | None]
     embed: Stage
     parts_directory: Location
@@ -66,21 +66,21 @@ def index_stages(config: RunConfig) -> IndexStages:
             "max_rows_per_unit": config.index.max_rows_per_unit,
         }
     )
-    shards = list_shards(listing, formats=PAIR_FORMATS)
-    require_images(shards)
-    run_shards = list_shards(captions, read_listing(config.directory / LISTING, captions))
+    work_units = list_work_units(listing, formats=PAIR_FORMATS)
+    require_images(work_units)
+    run_work_units = list_work_units(captions, read_listing(config.directory / LISTING, captions))
     fields: dict[str, object] = {
         "captions.image_field": captions.image_field,
         "captions.key_field": captions.key_field,
         "captions.format": captions.format,
         "index.max_rows_per_unit": config.index.max_rows_per_unit,
-        "index.images (files found)": combined_hash(sorted({shard.uri for shard in shards})),
+        "index.images (files found)": combined_hash(sorted({work_unit.uri for work_unit in work_units})),
         "limits.max_image_pixels": config.limits.max_image_pixels,
-        "inputs.train": config_hash(build_stages(config, run_shards)["train"].fields),
+        "inputs.train": config_hash(build_stages(config, run_work_units)["train"].fields),
         _EXPERTS_FIELD: [None if folder is None else weights_mark(folder) for folder in models],
     }
     directory = config.directory / INDEX_DIRECTORY
-    return IndexStages(shards, models, Stage("index", directory / "embeddings", fields), directory / "faiss")
+    return IndexStages(work_units, models, Stage("index", directory / "embeddings", fields), directory / "faiss")
 
 
 def run_index(
@@ -106,11 +106,11 @@ def run_index(
     """
     embedded = stages.embed.manifest() if stages.embed.state() == "done" else None
     if embedded is None:
-        finished = plan_units(stages.embed, stages.shards).finished
-        on_begin("index", len(stages.shards), len(finished))
+        finished = plan_units(stages.embed, stages.work_units).finished
+        on_begin("index", len(stages.work_units), len(finished))
         embedded = _embed(config, stages, on_record)
     else:
-        refuse_replaced_sources(stages.embed, stages.shards)
+        refuse_replaced_sources(stages.embed, stages.work_units)
     parts = stages.parts(embedded, config.index.rows_per_part)
     done = parts.manifest() if parts.state() == "done" else None
     if done is not None:
@@ -205,4 +205,6 @@ def _embed(config: RunConfig, stages: IndexStages, on_record: Callable[[UnitReco
         pool.threads_per_actor,
         config.limits.max_image_pixels,
     )
-    return run_shard_stage(config, stages.embed, stages.shards, IndexWorker, arguments, pool, on_record, "images")
+    return run_work_unit_stage(
+        config, stages.embed, stages.work_units, IndexWorker, arguments, pool, on_record, "images"
+    )

@@ -14,7 +14,7 @@ from mode_ray.new_data.far_captions import FarSample, collect_far, read_far
 from mode_ray.new_data.new_centers import FarCaptions, check_new_expert, extended, fit_new_centers
 from mode_ray.new_data.tally import far_distance
 from mode_ray.stages.manifest import UnitRecord
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.util.ray_tasks import task_result
 from mode_ray.util.sampling import allocate_sample
@@ -40,7 +40,7 @@ class ExtensionRequest:
 def run_extension(
     config: RunConfig,
     request: ExtensionRequest,
-    shards: Sequence[Shard],
+    work_units: Sequence[WorkUnit],
     directories: Mapping[str, Location],
     on_record: Callable[[UnitRecord], None],
 ) -> Clustering:
@@ -71,7 +71,7 @@ def run_extension(
     count.check_enough(tally.far_rows, request.centers)
     cluster = config.cluster
     sample = FarSample(far, allocate_sample(far_by_unit, cluster.sample_rows, cluster.seed), cluster.seed)
-    collected = collect_far(config, sample, shards, directories, assigned.content_hash, on_record)
+    collected = collect_far(config, sample, work_units, directories, assigned.content_hash, on_record)
     # max_calls: a process that has fitted a clustering is too large to idle.
     task = ray.remote(num_cpus=cluster.placement.cpus, max_calls=1)(_fit_and_save).options(name="cluster extend")
     task_result(task.remote(config, request, collected, standing, count))

@@ -20,8 +20,8 @@ from mode_ray.errors import DataError
 from mode_ray.new_data.drift import read_assignments
 from mode_ray.new_data.tally import far_mask
 from mode_ray.stages.manifest import Stage, UnitRecord, read_output, read_units
-from mode_ray.stages.resume import run_shard_stage
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.resume import run_work_unit_stage
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.util.sampling import sample_positions
 
@@ -65,38 +65,38 @@ class FarWorker:
             clustering = Clustering.load(directories["cluster"])
             clustering.compatible_with(self._encoder.name, self._encoder.dimension)
 
-    def read(self, shard: Shard) -> CaptionTable:
+    def read(self, work_unit: WorkUnit) -> CaptionTable:
         """Choose among the shard's far captions, and find their embeddings or texts."""
-        assigned = read_assignments(self._assignments, shard.unit)
+        assigned = read_assignments(self._assignments, work_unit.unit)
         far = np.flatnonzero(far_mask(assigned[DISTANCE].to_numpy(), self._sample.far))
-        count = self._sample.rows_by_unit[shard.unit]
-        chosen = assigned.take(pa.array(far[sample_positions(shard.unit, len(far), count, self._sample.seed)]))
+        count = self._sample.rows_by_unit[work_unit.unit]
+        chosen = assigned.take(pa.array(far[sample_positions(work_unit.unit, len(far), count, self._sample.seed)]))
         if self._embeddings is None:
-            source = read_captions(shard, self._captions).table
+            source = read_captions(work_unit, self._captions).table
         else:
-            source = read_output(self._embeddings, shard.unit)
+            source = read_output(self._embeddings, work_unit.unit)
         found = source.filter(pa.array(_is_among(source, chosen)))
         if found.num_rows != chosen.num_rows:
             raise DataError(
-                f"{shard.uri}: {chosen.num_rows - found.num_rows} of its assigned captions are not there any more: "
-                "the file has changed since it was assigned; delete its assignments and run the assign stage again"
+                f"{work_unit.uri}: {chosen.num_rows - found.num_rows} of its assigned captions are not there any more"
+                ": the file has changed since it was assigned; delete its assignments and run the assign stage again"
             )
         return CaptionTable(found, found.num_rows, {}, {})
 
-    def compute(self, shard: Shard, source: CaptionTable) -> tuple[pa.Table, UnitRecord]:
+    def compute(self, work_unit: WorkUnit, source: CaptionTable) -> tuple[pa.Table, UnitRecord]:
         """Encode where no embeddings were kept."""
         table = source.table
         if self._embeddings is None:
             column = embedding_column(self._encoder.encode(table["caption"].to_pylist()))
         else:
             column = table[EMBEDDING]
-        return pa.table({**place_columns(table), EMBEDDING: column}), unit_record(shard, source)
+        return pa.table({**place_columns(table), EMBEDDING: column}), unit_record(work_unit, source)
 
 
 def collect_far(
     config: RunConfig,
     sample: FarSample,
-    shards: Sequence[Shard],
+    work_units: Sequence[WorkUnit],
     directories: Mapping[str, Location],
     assigned_hash: str,
     on_record: Callable[[UnitRecord], None],
@@ -106,7 +106,7 @@ def collect_far(
     Args:
         config: The run's config.
         sample: Which captions.
-        shards: The run's shards.
+        work_units: The run's shards.
         directories: The directories of its stages, by name.
         assigned_hash: Content of its assignments.
         on_record: Called with every shard's record.
@@ -126,9 +126,9 @@ def collect_far(
     # Each choice of captions has a directory of its own: another quantile must not disturb what stands.
     stage = Stage("cluster extend", config.directory / FAR_DIRECTORY / config_hash(fields), fields)
     if stage.state() != "done":
-        wanted = [shard for shard in shards if sample.rows_by_unit.get(shard.unit, 0) > 0]
+        wanted = [work_unit for work_unit in work_units if sample.rows_by_unit.get(work_unit.unit, 0) > 0]
         arguments = (config, dict(directories), sample)
-        run_shard_stage(config, stage, wanted, FarWorker, arguments, config.embed.pool, on_record)
+        run_work_unit_stage(config, stage, wanted, FarWorker, arguments, config.embed.pool, on_record)
     return stage.directory
 
 

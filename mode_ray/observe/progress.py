@@ -82,12 +82,12 @@ class Progress:
         """
         self._run, self._logger, self._observe = run, logger, observe
 
-    def say(self, text: str, *, shard: str = "", expert: str = "") -> None:
+    def say(self, text: str, *, work_unit: str = "", expert: str = "") -> None:
         """Say one line, about a shard or an expert maybe."""
         if self._logger is None:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
             return
-        context = {"run": self._run, "stage": self._stage, "shard": shard, "expert": expert}
+        context = {"run": self._run, "stage": self._stage, "shard": work_unit, "expert": expert}
         self._logger.info("%s", text, extra=context)
 
     def show(self, table: RenderableType) -> None:
@@ -119,7 +119,7 @@ class Progress:
         if self._observer is not None:
             self._observer.unit(record)
         if record.error is not None:
-            self.say(f"[{self._stage}] left out: {record.error}", shard=record.source)
+            self.say(f"[{self._stage}] left out: {record.error}", work_unit=record.source)
         now = time.monotonic()
         if now - self._last >= _INTERVAL_SECONDS:
             self._last = now

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from mode_ray.assign.stage import DISTANCE, FINE
 from mode_ray.errors import DataError
 from mode_ray.stages.manifest import read_output
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.util.read_ahead import read_ahead
 
@@ -33,25 +33,25 @@ class PairIndex:
     shard is a tar, the offsets and sizes of the members, int64, 0 for pairs of other shards.
 
     Args:
-        shards: The source shards.
+        work_units: The source shards.
         table: The rows, with any further columns.
     """
 
-    def __init__(self, shards: Sequence[Shard], table: pa.Table) -> None:
-        self.shards = tuple(shards)
+    def __init__(self, work_units: Sequence[WorkUnit], table: pa.Table) -> None:
+        self.work_units = tuple(work_units)
         self.table = table
         self._file: Path | None = None
 
     @classmethod
-    def open(cls, shards: Sequence[Shard], file: Path) -> "PairIndex":
+    def open(cls, work_units: Sequence[WorkUnit], file: Path) -> "PairIndex":
         """An index whose rows stay in an uncompressed Arrow file, mapped into memory."""
-        index = cls(shards, _mapped(file))
+        index = cls(work_units, _mapped(file))
         index._file = file
         return index
 
     def __getstate__(self) -> dict[str, Any]:
         # Loader processes map the file themselves.
-        return {"shards": self.shards, "table": None if self._file else self.table, "_file": self._file}
+        return {"work_units": self.work_units, "table": None if self._file else self.table, "_file": self._file}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -76,7 +76,7 @@ class PairIndex:
 
     def take(self, positions: npt.ArrayLike) -> "PairIndex":
         """The index of a subset, in memory."""
-        return PairIndex(self.shards, pa.table(self.columns_at(positions)))
+        return PairIndex(self.work_units, pa.table(self.columns_at(positions)))
 
     @cached_property
     def _views(self) -> dict[str, list[np.ndarray]]:
@@ -122,22 +122,22 @@ def index_rows(assigned: pa.Table, number: int, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def assigned_shards(assignments: Location, shards: Sequence[Shard]) -> list[tuple[int, Shard]]:
+def assigned_units(assignments: Location, work_units: Sequence[WorkUnit]) -> list[tuple[int, WorkUnit]]:
     """Shards that have an assignment, with their positions; those without one were quarantined.
 
     Raises:
         DataError: There is none at all.
     """
     present = {file.name.removesuffix(".parquet") for file in assignments.files()}
-    numbered = [(number, shard) for number, shard in enumerate(shards) if shard.unit in present]
+    numbered = [(number, work_unit) for number, work_unit in enumerate(work_units) if work_unit.unit in present]
     if not numbered:
         raise DataError(f"{assignments}: no assignment of the given shards; run `mode-ray assign` first")
     return numbered
 
 
 def stream_assignments(
-    assignments: Location, numbered: Sequence[tuple[int, Shard]], columns: Sequence[str] | None = None
-) -> Iterator[tuple[int, Shard, pa.Table]]:
+    assignments: Location, numbered: Sequence[tuple[int, WorkUnit]], columns: Sequence[str] | None = None
+) -> Iterator[tuple[int, WorkUnit, pa.Table]]:
     """The assignment shards in order, a few of them in memory at a time.
 
     Args:
@@ -146,37 +146,37 @@ def stream_assignments(
         columns: Those to read, or None for all.
     """
 
-    def read(item: tuple[int, Shard]) -> tuple[int, Shard, pa.Table]:
-        number, shard = item
-        return number, shard, read_output(assignments, shard.unit, columns)
+    def read(item: tuple[int, WorkUnit]) -> tuple[int, WorkUnit, pa.Table]:
+        number, work_unit = item
+        return number, work_unit, read_output(assignments, work_unit.unit, columns)
 
     return read_ahead(read, numbered, ahead=_READERS, threads=_READERS)
 
 
-def load_index(assignments: Location, shards: Sequence[Shard]) -> PairIndex:
+def load_index(assignments: Location, work_units: Sequence[WorkUnit]) -> PairIndex:
     """The index of all pairs of some shards in memory, with `fine` and `distance`; for reports, of few shards.
 
     Raises:
         DataError: There is no assignment at all.
     """
-    schema = index_columns(tars=any(shard.format == "webdataset" for shard in shards))
+    schema = index_columns(tars=any(work_unit.format == "webdataset" for work_unit in work_units))
     tables = [
         index_rows(assigned, number, schema)
         .append_column(FINE, assigned[FINE])
         .append_column(DISTANCE, assigned[DISTANCE])
-        for number, _, assigned in stream_assignments(assignments, assigned_shards(assignments, shards))
+        for number, _, assigned in stream_assignments(assignments, assigned_units(assignments, work_units))
     ]
-    return PairIndex(shards, pa.concat_tables(tables).combine_chunks())
+    return PairIndex(work_units, pa.concat_tables(tables).combine_chunks())
 
 
-def fine_counts(assignments: Location, shards: Sequence[Shard], centers: int) -> npt.NDArray[np.int64]:
+def fine_counts(assignments: Location, work_units: Sequence[WorkUnit], centers: int) -> npt.NDArray[np.int64]:
     """Captions of each fine cluster, int64 [m].
 
     Raises:
         DataError: There is no assignment at all.
     """
     counts_m = np.zeros(centers, np.int64)
-    for _, _, assigned in stream_assignments(assignments, assigned_shards(assignments, shards), [FINE]):
+    for _, _, assigned in stream_assignments(assignments, assigned_units(assignments, work_units), [FINE]):
         counts_m += np.bincount(assigned[FINE].to_numpy(), minlength=centers)
     return counts_m
 

@@ -20,7 +20,7 @@ from mode_ray.pairs.order import SampleOrder
 from mode_ray.pairs.reader import Pair, PairReader
 from mode_ray.pairs.training_set import Provenance, index_provenance, open_index, write_index
 from mode_ray.stages.manifest import STARTED, Stage, UnitRecord, read_output
-from mode_ray.stages.work_unit import Shard, read_shards
+from mode_ray.stages.work_unit import WorkUnit, read_work_units
 from mode_ray.storage import Location
 
 _INDEX_FILE = "index.arrow"
@@ -35,17 +35,17 @@ class SourceIndex:
 
     Attributes:
         file: The index.
-        shards: The table of the source shards.
+        work_units: The table of the source shards.
         made_of: What the index was made of.
     """
 
     file: Location
-    shards: Location
+    work_units: Location
     made_of: Provenance
 
     def open(self) -> PairIndex:
         """Map the index."""
-        return open_index(self.file, read_shards(self.shards), self.made_of)
+        return open_index(self.file, read_work_units(self.work_units), self.made_of)
 
 
 class MaterialisedSet:
@@ -94,10 +94,10 @@ class MaterialisedSet:
         self.stage.begin(count)
         return count
 
-    def left(self, count: int) -> list[Shard]:
+    def left(self, count: int) -> list[WorkUnit]:
         """The tars that do not stand yet."""
         finished = self.stage.finished_units()
-        return [shard for shard in tar_shards(self.folder, count) if shard.unit not in finished]
+        return [work_unit for work_unit in tar_shards(self.folder, count) if work_unit.unit not in finished]
 
     def finish(self, count: int) -> None:
         """Write the index over all tars.
@@ -105,9 +105,9 @@ class MaterialisedSet:
         Raises:
             DataError: A tar could not be made; the message is its reason.
         """
-        shards = tar_shards(self.folder, count)
+        work_units = tar_shards(self.folder, count)
         schema = index_columns(tars=True)
-        members = (read_output(self.folder, shard.unit) for shard in shards)
+        members = (read_output(self.folder, work_unit.unit) for work_unit in work_units)
         rows = (index_rows(table, number, schema) for number, table in enumerate(members))
         self.stage.finish(self.stage.finished_units(), {})
         write_index(self.folder / _INDEX_FILE, rows, self._made_of)
@@ -142,9 +142,9 @@ class MaterialiseWorker:
         self._order = SampleOrder(len(self._index), seed=0, block_pairs=block_pairs)
         self._count = count
 
-    def read(self, shard: Shard) -> list[Pair]:
+    def read(self, work_unit: WorkUnit) -> list[Pair]:
         """Fetch a tar's pairs, in its order; all of them are in memory."""
-        members = self._order.pairs_at(np.asarray(places_of(int(shard.unit), self._count, len(self._index))))
+        members = self._order.pairs_at(np.asarray(places_of(int(work_unit.unit), self._count, len(self._index))))
         by_source = np.argsort(members)
         pairs: dict[int, Pair] = {}
         for start in range(0, len(members), _PAIRS_PER_READ):
@@ -152,11 +152,11 @@ class MaterialiseWorker:
             pairs.update(zip(places.tolist(), self._reader.read(members[places]), strict=True))
         return [pairs[place] for place in range(len(members))]
 
-    def compute(self, shard: Shard, source: Sequence[Pair]) -> tuple[pa.Table, UnitRecord]:
+    def compute(self, work_unit: WorkUnit, source: Sequence[Pair]) -> tuple[pa.Table, UnitRecord]:
         """Write the tar; its rows are the offsets of the members."""
-        first = places_of(int(shard.unit), self._count, len(self._index)).start
-        table = write_pairs(shard.location, source, first)
-        return table, UnitRecord(unit=shard.unit, source=shard.uri, rows_in=len(source), rows_out=len(source))
+        first = places_of(int(work_unit.unit), self._count, len(self._index)).start
+        table = write_pairs(work_unit.location, source, first)
+        return table, UnitRecord(unit=work_unit.unit, source=work_unit.uri, rows_in=len(source), rows_out=len(source))
 
 
 def shard_count(pairs: int, pairs_per_shard: int, least: int) -> int:
@@ -164,15 +164,15 @@ def shard_count(pairs: int, pairs_per_shard: int, least: int) -> int:
     return min(pairs, max(least, -(-pairs // pairs_per_shard)))
 
 
-def places_of(shard: int, count: int, pairs: int) -> range:
+def places_of(work_unit: int, count: int, pairs: int) -> range:
     """Places of the deal that go into a tar; sizes differ by one at most."""
-    return range(shard * pairs // count, (shard + 1) * pairs // count)
+    return range(work_unit * pairs // count, (work_unit + 1) * pairs // count)
 
 
-def tar_shards(folder: Location, count: int) -> list[Shard]:
+def tar_shards(folder: Location, count: int) -> list[WorkUnit]:
     """The tars of a materialised set."""
     names = [f"{number:05d}" for number in range(count)]
-    return [Shard(unit=name, uri=(folder / f"{name}.tar").uri, format="webdataset") for name in names]
+    return [WorkUnit(unit=name, uri=(folder / f"{name}.tar").uri, format="webdataset") for name in names]
 
 
 def write_pairs(location: Location, pairs: Sequence[Pair], first_key: int) -> pa.Table:

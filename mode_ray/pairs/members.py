@@ -16,8 +16,8 @@ import pyarrow as pa
 from mode_ray.assign.stage import FINE
 from mode_ray.errors import DataError
 from mode_ray.pairs.held_out import is_kept
-from mode_ray.pairs.index import SHARD, assigned_shards, index_columns, index_rows, stream_assignments
-from mode_ray.stages.work_unit import Shard
+from mode_ray.pairs.index import SHARD, assigned_units, index_columns, index_rows, stream_assignments
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.util.sampling import allocate_sample, sample_positions
 
@@ -66,7 +66,7 @@ class TrainingSet:
 
 
 def stream_members(
-    members: TrainingSet, assignments: Location, shards: Sequence[Shard], group_m: np.ndarray
+    members: TrainingSet, assignments: Location, work_units: Sequence[WorkUnit], group_m: np.ndarray
 ) -> Iterator[pa.Table]:
     """The index rows of a training set, in order of shards and rows; a few shards are in memory at a time.
 
@@ -75,28 +75,28 @@ def stream_members(
     Args:
         members: The set.
         assignments: Directory of the assignment shards.
-        shards: All source shards.
+        work_units: All source shards.
         group_m: Coarse map for n experts; unused for `all`.
 
     Raises:
         DataError: The set is empty, or there is no assignment at all.
     """
-    numbered = assigned_shards(assignments, shards)
-    schema = index_columns(tars=any(shard.format == "webdataset" for _, shard in numbered))
+    numbered = assigned_units(assignments, work_units)
+    schema = index_columns(tars=any(work_unit.format == "webdataset" for _, work_unit in numbered))
     choose = _chooser(members, assignments, numbered, group_m)
     # Parquet shards have fewer of these columns; without keys, most of a shard's bytes stay unread.
     columns = [*(name for name in schema.names if name != SHARD), FINE]
-    for number, shard, assigned in stream_assignments(assignments, numbered, columns):
-        chosen = choose(shard.unit, assigned[FINE].to_numpy())
+    for number, work_unit, assigned in stream_assignments(assignments, numbered, columns):
+        chosen = choose(work_unit.unit, assigned[FINE].to_numpy())
         if members.held_out_below:
-            kept = is_kept(shard.unit, assigned["row"].to_numpy()[chosen], members.held_out_below)
+            kept = is_kept(work_unit.unit, assigned["row"].to_numpy()[chosen], members.held_out_below)
             chosen = chosen[kept]
         if len(chosen):
             yield index_rows(assigned.take(pa.array(chosen)), number, schema)
 
 
 def _chooser(
-    members: TrainingSet, assignments: Location, numbered: Sequence[tuple[int, Shard]], group_m: np.ndarray
+    members: TrainingSet, assignments: Location, numbered: Sequence[tuple[int, WorkUnit]], group_m: np.ndarray
 ) -> _Chooser:
     """What tells the rows of a shard, given its name and fine clusters, that belong to a set."""
     if members.kind == "all":
@@ -104,12 +104,12 @@ def _chooser(
     own_rows: dict[str, int] = {}
     other_rows: dict[str, int] = {}
     dealt: dict[str, npt.NDArray[np.int16]] = {}
-    for _, shard, assigned in stream_assignments(assignments, numbered, [FINE]):
+    for _, work_unit, assigned in stream_assignments(assignments, numbered, [FINE]):
         expert_p = group_m[assigned[FINE].to_numpy()]
-        own_rows[shard.unit] = int((expert_p == members.expert).sum())
-        other_rows[shard.unit] = len(expert_p) - own_rows[shard.unit]
+        own_rows[work_unit.unit] = int((expert_p == members.expert).sum())
+        other_rows[work_unit.unit] = len(expert_p) - own_rows[work_unit.unit]
         if members.kind == "random":
-            dealt[shard.unit] = expert_p.astype(np.int16)
+            dealt[work_unit.unit] = expert_p.astype(np.int16)
     own = sum(own_rows.values())
     if own == 0:
         raise DataError(

@@ -93,8 +93,8 @@ class PairReader:
         """
         columns = self._index.columns_at(positions)
         numbers = columns[SHARD]
-        shards = {number: self._index.shards[number] for number in np.unique(numbers).tolist()}
-        tars = [number for number, shard in shards.items() if shard.format == "webdataset"]
+        work_units = {number: self._index.work_units[number] for number in np.unique(numbers).tolist()}
+        tars = [number for number, work_unit in work_units.items() if work_unit.format == "webdataset"]
         in_tar = np.isin(numbers, tars)
         pairs: dict[int, Pair] = {}
         self._read_tars(columns, np.flatnonzero(in_tar), pairs)
@@ -114,7 +114,7 @@ class PairReader:
         sizes = np.concatenate([columns["image_bytes"][places], columns["caption_bytes"][places]]).astype(np.int64)
         merged = merge_ranges(numbers, starts, sizes, READ_SLACK)
         requests = list(zip(merged.files_q.tolist(), merged.starts_q.tolist(), merged.ends_q.tolist(), strict=True))
-        local = {number: self._index.shards[number].location.is_local for number in set(merged.files_q.tolist())}
+        local = {number: self._index.work_units[number].location.is_local for number in set(merged.files_q.tolist())}
         sent = [
             None if local[number] else self._readers.submit(self._read_range, self._remote_tar, number, start, end)
             for number, start, end in requests
@@ -130,7 +130,7 @@ class PairReader:
         covering, lengths = merged.request_r.tolist(), sizes.tolist()
         for at, place in enumerate(places.tolist()):
             number = int(columns[SHARD][place])
-            where = f"{self._index.shards[number].uri}: sample {columns['row'][place]}"
+            where = f"{self._index.work_units[number].uri}: sample {columns['row'][place]}"
             members = []
             for kind, member in (("image", at), ("caption", count + at)):
                 content = contents[covering[member]][begins[member] : begins[member] + lengths[member]]
@@ -144,7 +144,7 @@ class PairReader:
         file = opened(number)
         # Arrow's S3 files raise where others give fewer bytes.
         size = max(0, min(end, file.size()) - start)
-        location = self._index.shards[number].location
+        location = self._index.work_units[number].location
         return bytes(location.complete(lambda: file.read_at(size, start))) if size else b""
 
     def _tar_caption(self, content: bytes, columns: _Columns, place: int, where: str) -> str:
@@ -158,7 +158,7 @@ class PairReader:
 
     def _read_parquet(self, columns: _Columns, position: int) -> Pair:
         number, row = int(columns[SHARD][position]), int(columns["row"][position])
-        place = f"{self._index.shards[number].uri}: row {row}"
+        place = f"{self._index.work_units[number].uri}: row {row}"
         _, ends = self._parquet(number)
         if len(ends) == 0 or row >= ends[-1]:
             raise DataError(f"{place}: the file has fewer rows; it changed since it was assigned")
@@ -185,15 +185,15 @@ class PairReader:
         return ThreadPoolExecutor(_CONCURRENT_REQUESTS, "read")
 
     def _open_tar(self, number: int) -> pa.NativeFile:
-        shard = self._index.shards[number]
+        work_unit = self._index.work_units[number]
         try:
-            return shard.location.open_input()
+            return work_unit.location.open_input()
         except FileNotFoundError:
-            raise DataError(f"{shard.uri}: no such file; it was there when it was assigned") from None
+            raise DataError(f"{work_unit.uri}: no such file; it was there when it was assigned") from None
 
     def _open_parquet(self, number: int) -> tuple[pq.ParquetFile, np.ndarray]:
         """The file and the row number at which each of its row groups ends."""
-        file = open_parquet(self._index.shards[number])
+        file = open_parquet(self._index.work_units[number])
         rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         return file, np.cumsum(rows)
 
@@ -201,19 +201,21 @@ class PairReader:
         """The images and the captions of a row group."""
         file, _ = self._parquet(number)
         field = self._captions.caption_field or DEFAULT_CAPTION_FIELD
-        shard = self._index.shards[number]
+        work_unit = self._index.work_units[number]
         names = {"image_field": self._captions.image_field, "caption_field": field}
         for setting, name in names.items():
             if name not in file.schema_arrow.names:
                 raise DataError(
-                    f"{shard.uri}: no column {name!r}; set captions.{setting} to one of {file.schema_arrow.names}"
+                    f"{work_unit.uri}: no column {name!r}; set captions.{setting} to one of {file.schema_arrow.names}"
                 )
         try:
-            table = shard.location.complete(lambda: file.read_row_group(group, list(names.values())))
+            table = work_unit.location.complete(lambda: file.read_row_group(group, list(names.values())))
         except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-            if not is_damage(error, shard.location):
+            if not is_damage(error, work_unit.location):
                 raise
-            raise DataError(f"{shard.uri}: damaged parquet data in row group {group}; replace it ({error})") from None
+            raise DataError(
+                f"{work_unit.uri}: damaged parquet data in row group {group}; replace it ({error})"
+            ) from None
         self.counters.requests += 1
         self.counters.bytes_read += _stored_bytes(file.metadata.row_group(group), frozenset(names.values()))
         return table[self._captions.image_field], table[field]

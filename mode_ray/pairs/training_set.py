@@ -15,7 +15,7 @@ from mode_ray.errors import DataError
 from mode_ray.pairs.index import PairIndex
 from mode_ray.pairs.members import TrainingSet, stream_members
 from mode_ray.stages.manifest import read_manifest
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
 _METADATA_KEY = b"mode_ray.training_set"
@@ -27,7 +27,7 @@ Provenance = Mapping[str, str]
 
 
 def provenance(
-    members: TrainingSet, assignments: Location, shards: Sequence[Shard], group_m: np.ndarray
+    members: TrainingSet, assignments: Location, work_units: Sequence[WorkUnit], group_m: np.ndarray
 ) -> dict[str, str]:
     """All that decides the content of a training set's index, in few words.
 
@@ -38,7 +38,7 @@ def provenance(
     if manifest is None:
         raise DataError(f"{assignments}: no manifest; run `mode-ray assign` first")
     coarse = "" if members.kind == "all" else _digest(np.ascontiguousarray(group_m, np.int32).tobytes())
-    listing = "\n".join(map(repr, shards))
+    listing = "\n".join(map(repr, work_units))
     return {
         "members": repr(members.drawn),
         "assignments": manifest.content_hash,
@@ -48,7 +48,7 @@ def provenance(
 
 
 def write_training_set(
-    members: TrainingSet, assignments: Location, shards: Sequence[Shard], group_m: np.ndarray, folder: Location
+    members: TrainingSet, assignments: Location, work_units: Sequence[WorkUnit], group_m: np.ndarray, folder: Location
 ) -> Location:
     """Write the index of a training set, unless it stands already.
 
@@ -57,7 +57,7 @@ def write_training_set(
     Args:
         members: The set.
         assignments: Directory of the assignment shards.
-        shards: All source shards.
+        work_units: All source shards.
         group_m: Coarse map for n experts; unused for `all`.
         folder: Where training sets belong.
 
@@ -68,22 +68,22 @@ def write_training_set(
         DataError: The set is empty, or there is no assignment.
     """
     file = folder / f"{members.name}.arrow"
-    made_of = provenance(members, assignments, shards, group_m)
+    made_of = provenance(members, assignments, work_units, group_m)
     if index_provenance(file) != made_of:
-        write_index(file, stream_members(members, assignments, shards, group_m), made_of)
+        write_index(file, stream_members(members, assignments, work_units, group_m), made_of)
     return file
 
 
 def open_training_set(
-    members: TrainingSet, assignments: Location, shards: Sequence[Shard], group_m: np.ndarray, folder: Location
+    members: TrainingSet, assignments: Location, work_units: Sequence[WorkUnit], group_m: np.ndarray, folder: Location
 ) -> PairIndex:
     """Map what `write_training_set` wrote with the same arguments.
 
     Raises:
         DataError: It is missing, or was made of other assignments or shards.
     """
-    made_of = provenance(members, assignments, shards, group_m)
-    return open_index(folder / f"{members.name}.arrow", shards, made_of)
+    made_of = provenance(members, assignments, work_units, group_m)
+    return open_index(folder / f"{members.name}.arrow", work_units, made_of)
 
 
 def write_index(file: Location, tables: Iterable[pa.Table], made_of: Provenance) -> None:
@@ -136,12 +136,12 @@ def _schema_metadata(file: Location) -> dict[bytes, bytes]:
         return pa.ipc.open_file(source).schema.metadata or {}
 
 
-def open_index(file: Location, shards: Sequence[Shard], made_of: Provenance) -> PairIndex:
+def open_index(file: Location, work_units: Sequence[WorkUnit], made_of: Provenance) -> PairIndex:
     """Map an index; a remote one is copied to the local disk first, once a node.
 
     Args:
         file: The index.
-        shards: Its source shards.
+        work_units: Its source shards.
         made_of: What it must have been made of.
 
     Raises:
@@ -152,7 +152,7 @@ def open_index(file: Location, shards: Sequence[Shard], made_of: Provenance) -> 
         changed = "missing" if found is None else f"made of other {', '.join(_differing(found, made_of))}"
         raise DataError(f"{file}: {changed}; run `mode-ray train` again, which writes it")
     local = Path(file.path) if file.is_local else _local_copy(file, made_of)
-    return PairIndex.open(shards, local)
+    return PairIndex.open(work_units, local)
 
 
 def _differing(found: Provenance, expected: Provenance) -> list[str]:

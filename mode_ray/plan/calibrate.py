@@ -99,7 +99,7 @@ def actors_that_fit(pool: ActorPool, cores: float, gpus: float) -> int:
 class _Calibration:
     def __init__(self, config: RunConfig, scratch: Location, say: Say, step_seconds: float, kmeans_rows: int) -> None:
         self._scratch, self._say, self._seconds = scratch, say, step_seconds
-        self._config, self._shards, self._source = captions_to_measure(config, scratch)
+        self._config, self._work_units, self._source = captions_to_measure(config, scratch)
         self._kmeans_rows = max(min(kmeans_rows, config.cluster.sample_rows), config.cluster.fine.centers)
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self._cores, self._gpus = int(resources.get("CPU", 1)), float(resources.get("GPU", 0.0))
@@ -141,7 +141,7 @@ class _Calibration:
             remote.remote(
                 self._config,
                 pool.threads_per_actor,
-                self._shards,
+                self._work_units,
                 self._scratch / f"{stage}-{number}",
                 self._seconds,
                 number,

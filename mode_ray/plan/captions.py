@@ -5,10 +5,10 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.config.run import CaptionsConfig, RunConfig
 from mode_ray.errors import DataError
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
 _SHARDS_READ = 64
@@ -36,18 +36,18 @@ _STAND_IN_WORDS = (
 )
 
 
-def captions_to_measure(config: RunConfig, scratch: Location) -> tuple[RunConfig, list[Shard], str]:
+def captions_to_measure(config: RunConfig, scratch: Location) -> tuple[RunConfig, list[WorkUnit], str]:
     """The config with captions that are there, some of their shards, and in words what they are."""
     try:
-        shards = list_shards(config.captions)
+        work_units = list_work_units(config.captions)
         source = f"captions of {config.captions.paths[0]}"
     except DataError:
         _write_stand_in(scratch / "captions" / "stand-in.parquet")
         captions = CaptionsConfig(paths=((scratch / "captions").uri,))
         config = config.model_copy(update={"captions": captions})
-        shards, source = list_shards(captions), "made-up captions (nothing found at captions.paths)"
-    chosen = np.random.default_rng(config.cluster.seed).permutation(len(shards))[:_SHARDS_READ]
-    return config, [shards[index] for index in chosen], source
+        work_units, source = list_work_units(captions), "made-up captions (nothing found at captions.paths)"
+    chosen = np.random.default_rng(config.cluster.seed).permutation(len(work_units))[:_SHARDS_READ]
+    return config, [work_units[index] for index in chosen], source
 
 
 def _write_stand_in(location: Location) -> None:

@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.read import count_captions
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.plan.stages import Inventory
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 
 _FOOTERS_READ = 2_000
 _SHARDS_READ = 8
@@ -37,17 +37,17 @@ def take_inventory(config: RunConfig, rows: float | None, rows_per_unit: float |
     if rows is not None and rows_per_unit is not None:
         return _given(rows, rows_per_unit, "as given", counts_by_reading=config.captions.format != "parquet")
     try:
-        shards = list_shards(config.captions)
+        work_units = list_work_units(config.captions)
     except DataError as error:
         if rows is None:
             raise UsageError(f"{error}; give the number of captions with --rows to plan without them") from None
         said = f"{_ROWS_PER_FILE:,} a work unit assumed (--rows-per-unit), as nothing is found at captions.paths"
         return _given(rows, _ROWS_PER_FILE, said, counts_by_reading=config.captions.format != "parquet")
-    counts_by_reading = any(shard.format != "parquet" for shard in shards)
-    counted, found = _count(shards, config)
+    counts_by_reading = any(work_unit.format != "parquet" for work_unit in work_units)
+    counted, found = _count(work_units, config)
     if rows is None:
-        return Inventory(rows=counted, units=len(shards), counts_by_reading=counts_by_reading, found=found)
-    return _given(rows, rows_per_unit or counted / len(shards), found, counts_by_reading=counts_by_reading)
+        return Inventory(rows=counted, units=len(work_units), counts_by_reading=counts_by_reading, found=found)
+    return _given(rows, rows_per_unit or counted / len(work_units), found, counts_by_reading=counts_by_reading)
 
 
 def _given(rows: float, rows_per_unit: float, said: str, *, counts_by_reading: bool) -> Inventory:
@@ -56,25 +56,27 @@ def _given(rows: float, rows_per_unit: float, said: str, *, counts_by_reading: b
     return Inventory(rows=rows, units=units, counts_by_reading=counts_by_reading, found=found)
 
 
-def _count(shards: Sequence[Shard], config: RunConfig) -> tuple[float, str]:
+def _count(work_units: Sequence[WorkUnit], config: RunConfig) -> tuple[float, str]:
     """Rows of all shards, and in words how they were counted.
 
     Raises:
         UsageError: The shards that were looked into hold nothing.
     """
-    footers = all(shard.format == "parquet" for shard in shards)
+    footers = all(work_unit.format == "parquet" for work_unit in work_units)
     most = _FOOTERS_READ if footers else _SHARDS_READ
-    chosen = sorted(np.random.default_rng(config.cluster.seed).permutation(len(shards))[:most])
+    chosen = sorted(np.random.default_rng(config.cluster.seed).permutation(len(work_units))[:most])
     with ThreadPoolExecutor(_READERS if footers else 1) as readers:
-        rows = list(readers.map(lambda index: count_captions(shards[index], config.captions), chosen))
+        rows = list(readers.map(lambda index: count_captions(work_units[index], config.captions), chosen))
     if sum(rows) == 0:
         raise UsageError(
-            f"{shards[0].uri}: no caption in the {len(rows)} shards looked into; give their number with --rows"
+            f"{work_units[0].uri}: no caption in the {len(rows)} shards looked into; give their number with --rows"
         )
     how = "parquet footers" if footers else "reading"
-    if len(rows) == len(shards):
-        return float(sum(rows)), f"{sum(rows):,} counted by {how} in {len(shards):,} work units"
+    if len(rows) == len(work_units):
+        return float(sum(rows)), f"{sum(rows):,} counted by {how} in {len(work_units):,} work units"
     mean = float(np.mean(rows))
     error = float(np.std(rows, ddof=1)) / math.sqrt(len(rows)) / mean if len(rows) > 1 else 1.0
-    looked_into = f"{len(rows):,} of {len(shards):,} work units"
-    return mean * len(shards), f"about {mean * len(shards):,.0f} (+-{error:.0%}), estimated by {how} of {looked_into}"
+    looked_into = f"{len(rows):,} of {len(work_units):,} work units"
+    return mean * len(
+        work_units
+    ), f"about {mean * len(work_units):,.0f} (+-{error:.0%}), estimated by {how} of {looked_into}"

@@ -17,7 +17,7 @@ from mode_ray.embed.table import EMBEDDING, as_stored, embedding_column, embeddi
 from mode_ray.errors import DataError
 from mode_ray.plan.rates import KMeansRates, StepRate
 from mode_ray.stages.manifest import UnitRecord, write_unit
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
 MAX_CAPTIONS = {"huggingface": 2_000, "static": 100_000}
@@ -77,18 +77,24 @@ class Probe:
     Args:
         config: The run's config.
         threads: CPU threads, as the pool's actors have.
-        shards: Where captions are read from, over and over; at least one.
+        work_units: Where captions are read from, over and over; at least one.
         scratch: Directory for what it writes, on the storage of the run.
         seconds: Least time of each step.
         seed: Of the choice of captions; another one for every probe.
     """
 
     def __init__(
-        self, config: RunConfig, threads: int, shards: Sequence[Shard], scratch: Location, seconds: float, seed: int
+        self,
+        config: RunConfig,
+        threads: int,
+        work_units: Sequence[WorkUnit],
+        scratch: Location,
+        seconds: float,
+        seed: int,
     ) -> None:
         self._config, self._threads, self._seconds, self._scratch = config, threads, seconds, scratch
         self._generator = np.random.default_rng(seed)
-        self._shards = [shards[index] for index in self._generator.permutation(len(shards))]
+        self._work_units = [work_units[index] for index in self._generator.permutation(len(work_units))]
         self._units: list[CaptionTable] = []
         self._vectors_bd = np.empty((0, 0), np.float32)
 
@@ -110,20 +116,20 @@ class Probe:
         Raises:
             DataError: There is no usable caption.
         """
-        shards = cycle(self._shards)
+        work_units = cycle(self._work_units)
         rows_in = rows_out = 0
 
         def step() -> int:
             nonlocal rows_in, rows_out
-            unit = read_captions(next(shards), self._config.captions)
+            unit = read_captions(next(work_units), self._config.captions)
             rows_in, rows_out = rows_in + unit.rows_in, rows_out + unit.table.num_rows
-            if len(self._units) < len(self._shards) and self._known_captions < self._wanted_captions:
+            if len(self._units) < len(self._work_units) and self._known_captions < self._wanted_captions:
                 self._units.append(unit)
             return unit.rows_in
 
         rate = time_rows(step, self._seconds)
         if rows_out == 0:
-            raise DataError(f"{self._shards[0].uri}: calibration found no usable caption in the shards it read")
+            raise DataError(f"{self._work_units[0].uri}: calibration found no usable caption in the shards it read")
         return rate, 1.0 - rows_out / rows_in
 
     def encode(self) -> tuple[StepRate, int, float]:

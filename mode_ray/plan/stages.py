@@ -173,7 +173,7 @@ class StageArithmetic:
             return self._idle("embed", self._rates.fixed.embed_seconds)
         passes = 2 if not self._keeps_all and self._inventory.counts_by_reading else 1
         written = encoded * self._rates.embedding_bytes
-        return self._shard_stage(
+        return self._work_unit_stage(
             "embed",
             self._config.embed.pool,
             actor,
@@ -194,7 +194,7 @@ class StageArithmetic:
             reading, computing = _scaled(actor.read_embeddings, share), [actor.search]
         else:
             reading, computing = actor.read_captions, [actor.encode, actor.search]
-        return self._shard_stage(
+        return self._work_unit_stage(
             "assign",
             self._config.assign.pool,
             actor,
@@ -273,7 +273,7 @@ class StageArithmetic:
             row += CANDIDATES_PER_ROW * _CANDIDATE_BYTES
         return self.sample_rows / cluster.placement.workers * row
 
-    def _shard_stage(
+    def _work_unit_stage(
         self,
         name: str,
         pool: ActorPool,

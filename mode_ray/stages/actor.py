@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from mode_ray.errors import DataError, WriteError
 from mode_ray.stages.manifest import UnitRecord, read_record, write_unit
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
 _FIRST_RETRY_SECONDS = 0.5
@@ -27,11 +27,11 @@ _Result = TypeVar("_Result")
 class UnitWorker(Protocol):
     """What a stage does to one shard. A worker lives as long as its actor, so it may hold a model."""
 
-    def read(self, shard: Shard) -> Any:  # noqa: ANN401 - each worker's own
+    def read(self, work_unit: WorkUnit) -> Any:  # noqa: ANN401 - each worker's own
         """Read the shard; runs in a thread, ahead of `compute`."""
         ...
 
-    def compute(self, shard: Shard, source: Any) -> tuple[pa.Table, UnitRecord]:  # noqa: ANN401
+    def compute(self, work_unit: WorkUnit, source: Any) -> tuple[pa.Table, UnitRecord]:  # noqa: ANN401
         """Turn what was read into the unit's rows and its record."""
         ...
 
@@ -54,7 +54,7 @@ class UnitActor:
         self._reader = ThreadPoolExecutor(1, "read")
         self._writer = ThreadPoolExecutor(1, "write")
 
-    def process(self, shards: Sequence[Shard]) -> Iterator[UnitRecord]:
+    def process(self, work_units: Sequence[WorkUnit]) -> Iterator[UnitRecord]:
         """Process shards in order; yields one record each, delayed by one unit.
 
         Units that this invocation finished before (in an actor that was lost with its records) are not done again.
@@ -64,11 +64,11 @@ class UnitActor:
             WriteError: An output could not be written in any attempt.
             Exception: A defect; a note names the shard.
         """
-        ahead = self._reader.submit(self._read, shards[0])
+        ahead = self._reader.submit(self._read, work_units[0])
         writing: Future[UnitRecord] | None = None
-        for shard, following in zip_longest(shards, shards[1:]):
+        for work_unit, following in zip_longest(work_units, work_units[1:]):
             began = time.monotonic()
-            source = self._result(ahead, shard)
+            source = self._result(ahead, work_unit)
             if following is not None:
                 ahead = self._reader.submit(self._read, following)
             if writing is not None:
@@ -77,26 +77,26 @@ class UnitActor:
                 writing = Future()
                 writing.set_result(source)
             else:
-                writing = self._writer.submit(self._write, shard, *self._compute(shard, source), began)
+                writing = self._writer.submit(self._write, work_unit, *self._compute(work_unit, source), began)
         if writing is not None:
             yield writing.result()
 
-    def _read(self, shard: Shard) -> Any:  # noqa: ANN401
+    def _read(self, work_unit: WorkUnit) -> Any:  # noqa: ANN401
         """What the worker reads; a record where the unit stands already, or is quarantined."""
-        standing = self._standing(shard)
+        standing = self._standing(work_unit)
         if standing is not None:
             return standing
         try:
-            return self._attempts(partial(self._worker.read, shard))
+            return self._attempts(partial(self._worker.read, work_unit))
         except DataError as error:
-            return quarantined(shard, str(error), self._attempt)
+            return quarantined(work_unit, str(error), self._attempt)
         except OSError as error:
-            reason = f"{shard.uri}: I/O error after {self._retries} retries: {error}"
-            return quarantined(shard, reason, self._attempt)
+            reason = f"{work_unit.uri}: I/O error after {self._retries} retries: {error}"
+            return quarantined(work_unit, reason, self._attempt)
 
-    def _standing(self, shard: Shard) -> UnitRecord | None:
+    def _standing(self, work_unit: WorkUnit) -> UnitRecord | None:
         """The record of the unit's output, if this invocation wrote it."""
-        output = self._output(shard)
+        output = self._output(work_unit)
 
         def look() -> UnitRecord | None:
             try:
@@ -112,30 +112,30 @@ class UnitActor:
         # One of an earlier invocation was found wanting, or it would not be asked for again.
         return record if record is not None and record.attempt == self._attempt else None
 
-    def _result(self, ahead: "Future[Any]", shard: Shard) -> Any:  # noqa: ANN401
+    def _result(self, ahead: "Future[Any]", work_unit: WorkUnit) -> Any:  # noqa: ANN401
         try:
             return ahead.result()
         except Exception as error:
-            error.add_note(f"while {shard.uri} was read")
+            error.add_note(f"while {work_unit.uri} was read")
             raise
 
-    def _compute(self, shard: Shard, source: Any) -> tuple[pa.Table, UnitRecord]:  # noqa: ANN401
+    def _compute(self, work_unit: WorkUnit, source: Any) -> tuple[pa.Table, UnitRecord]:  # noqa: ANN401
         try:
-            table, record = self._worker.compute(shard, source)
+            table, record = self._worker.compute(work_unit, source)
         except Exception as error:
-            error.add_note(f"while {shard.uri} was worked on")
+            error.add_note(f"while {work_unit.uri} was worked on")
             raise
-        return table, replace(with_source(record, shard), attempt=self._attempt)
+        return table, replace(with_source(record, work_unit), attempt=self._attempt)
 
-    def _write(self, shard: Shard, table: pa.Table, record: UnitRecord, began: float) -> UnitRecord:
+    def _write(self, work_unit: WorkUnit, table: pa.Table, record: UnitRecord, began: float) -> UnitRecord:
         def write() -> UnitRecord:
             timed = replace(record, seconds=round(time.monotonic() - began, 3))
-            return write_unit(self._output(shard), table, timed)
+            return write_unit(self._output(work_unit), table, timed)
 
         return self._attempts(write)
 
-    def _output(self, shard: Shard) -> Location:
-        return self._directory / f"{shard.unit}.parquet"
+    def _output(self, work_unit: WorkUnit) -> Location:
+        return self._directory / f"{work_unit.unit}.parquet"
 
     def _attempts(self, step: Callable[[], _Result]) -> _Result:
         """The result of a step that is tried again, after growing pauses, where I/O fails."""
@@ -149,18 +149,20 @@ class UnitActor:
         return step()
 
 
-def quarantined(shard: Shard, reason: str, attempt: str) -> UnitRecord:
+def quarantined(work_unit: WorkUnit, reason: str, attempt: str) -> UnitRecord:
     """The record of a unit that is left out, with the reason."""
     record = UnitRecord(
-        unit=shard.unit,
-        source=shard.uri,
+        unit=work_unit.unit,
+        source=work_unit.uri,
         error=reason,
         attempt=attempt,
         finished_unix_seconds=round(time.time(), 3),
     )
-    return with_source(record, shard)
+    return with_source(record, work_unit)
 
 
-def with_source(record: UnitRecord, shard: Shard) -> UnitRecord:
+def with_source(record: UnitRecord, work_unit: WorkUnit) -> UnitRecord:
     """A record that tells the size and time of its source, so that a replaced one is found out."""
-    return replace(record, source_bytes=shard.size_bytes, source_modified_unix_seconds=shard.modified_unix_seconds)
+    return replace(
+        record, source_bytes=work_unit.size_bytes, source_modified_unix_seconds=work_unit.modified_unix_seconds
+    )

@@ -21,7 +21,7 @@ from mode_ray.stages.actor import UnitActor, UnitWorker
 from mode_ray.stages.ledger import UnitLedger
 from mode_ray.stages.manifest import UnitRecord, record_book
 from mode_ray.stages.packed import PackedMapping
-from mode_ray.stages.work_unit import Shard, ShardTable
+from mode_ray.stages.work_unit import WorkUnit, WorkUnitTable
 from mode_ray.storage import Location
 
 # Losing a starting actor with its node ends a Ray Data execution at once by default.
@@ -30,7 +30,7 @@ _REASON_CHARACTERS = 300
 
 
 def run_units(
-    shards: Sequence[Shard],
+    work_units: Sequence[WorkUnit],
     worker: Callable[..., UnitWorker],
     arguments: Sequence[Any],
     directory: Location,
@@ -45,7 +45,7 @@ def run_units(
     its own, so that a shard that kills its worker (by its use of memory, say) is found and quarantined alone.
 
     Args:
-        shards: What is left to do.
+        work_units: What is left to do.
         worker: Makes the worker, in each actor.
         arguments: Its arguments.
         directory: Where the outputs belong.
@@ -62,12 +62,12 @@ def run_units(
         ModeRayError: As the worker raises when it is made, or computes.
         RuntimeError: A defect, with its traceback and the shard.
     """
-    if not shards:
+    if not work_units:
         return record_book()
     directory.remove_temporaries()
     actor = (worker, tuple(arguments), directory.uri, attempt, pool.retries_per_unit)
-    ledger = UnitLedger(shards, pool, attempt, on_record)
-    for record in _run_tasks(shards, actor, pool, ledger.units_per_task):
+    ledger = UnitLedger(work_units, pool, attempt, on_record)
+    for record in _run_tasks(work_units, actor, pool, ledger.units_per_task):
         ledger.take(record)
     if lost := ledger.lost():
         for record in _run_tasks(lost, actor, pool, 1):
@@ -77,11 +77,11 @@ def run_units(
 
 
 def _run_tasks(
-    shards: Sequence[Shard], actor: tuple[Any, ...], pool: ActorPool, units_per_task: int
+    work_units: Sequence[WorkUnit], actor: tuple[Any, ...], pool: ActorPool, units_per_task: int
 ) -> Iterator[UnitRecord]:
     """The records of the shards, in the order in which they come; none for those whose tasks were lost too often."""
-    tasks = -(-len(shards) // units_per_task)
-    table = ray.put(ShardTable.of(shards))
+    tasks = -(-len(work_units) // units_per_task)
+    table = ray.put(WorkUnitTable.of(work_units))
     strategy = ray.data.ActorPoolStrategy(
         min_size=min(pool.min_actors, tasks),
         max_size=min(pool.max_actors, tasks),
@@ -92,7 +92,7 @@ def _run_tasks(
         # By default lost tasks are tried again without end. Ray 2.60 has no other way to bound that than this one, of
         # which it says that it goes in 2.64.
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        places = ray.data.from_items(list(range(len(shards))), override_num_blocks=tasks)
+        places = ray.data.from_items(list(range(len(work_units))), override_num_blocks=tasks)
         results = places.map_batches(
             _PoolActor,
             batch_size=None,
@@ -127,14 +127,14 @@ class _PoolActor:
 
     def __init__(
         self,
-        table: "ray.ObjectRef[ShardTable]",
+        table: "ray.ObjectRef[WorkUnitTable]",
         worker: Callable[..., UnitWorker],
         arguments: Sequence[Any],
         directory: str,
         attempt: str,
         retries: int,
     ) -> None:
-        self._shards: ShardTable = ray.get(table)
+        self._work_units: WorkUnitTable = ray.get(table)
         self._actor: UnitActor | None = None
         self._failure = ""
         try:
@@ -150,8 +150,8 @@ class _PoolActor:
             failures.append(self._failure)
         else:
             try:
-                shards = [self._shards[place] for place in batch["item"].to_pylist()]
-                records += (record.to_json() for record in self._actor.process(shards))
+                work_units = [self._work_units[place] for place in batch["item"].to_pylist()]
+                records += (record.to_json() for record in self._actor.process(work_units))
             except Exception as error:  # noqa: BLE001 - the driver raises it
                 failures.append(_failure_to_json(error))
         rows = len(records) + len(failures)

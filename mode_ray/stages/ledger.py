@@ -10,7 +10,7 @@ from mode_ray.config.run import ActorPool
 from mode_ray.stages.actor import quarantined
 from mode_ray.stages.manifest import UnitRecord, record_book
 from mode_ray.stages.packed import PackedMapping
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 
 _UNITS_PER_TASK = 8
 _TASKS_PER_ACTOR = 4
@@ -20,7 +20,7 @@ class UnitLedger:
     """The units of one invocation.
 
     Args:
-        shards: What is left to do.
+        work_units: What is left to do.
         pool: The actors that do it.
         attempt: Name of the stage's invocation.
         on_record: Called with every record as it arrives.
@@ -30,9 +30,9 @@ class UnitLedger:
     """
 
     def __init__(
-        self, shards: Sequence[Shard], pool: ActorPool, attempt: str, on_record: Callable[[UnitRecord], None]
+        self, work_units: Sequence[WorkUnit], pool: ActorPool, attempt: str, on_record: Callable[[UnitRecord], None]
     ) -> None:
-        self._shards = shards
+        self._work_units = work_units
         self._pool = pool
         self._attempt = attempt
         self._on_record = on_record
@@ -41,22 +41,22 @@ class UnitLedger:
     @property
     def units_per_task(self) -> int:
         """Units that go in a task at first: about four tasks an actor for balance, few enough that progress shows."""
-        return max(1, min(_UNITS_PER_TASK, len(self._shards) // (_TASKS_PER_ACTOR * self._pool.max_actors)))
+        return max(1, min(_UNITS_PER_TASK, len(self._work_units) // (_TASKS_PER_ACTOR * self._pool.max_actors)))
 
     def take(self, record: UnitRecord) -> None:
         """A record arrived."""
         self._on_record(record)
         self.records[record.unit] = record
 
-    def lost(self) -> Sequence[Shard]:
+    def lost(self) -> Sequence[WorkUnit]:
         """Units without a record: their task was lost as often as it may be; each is tried in a task of its own."""
-        if len(self.records) == len(self._shards):
+        if len(self.records) == len(self._work_units):
             return []
-        return [shard for shard in self._shards if shard.unit not in self.records]
+        return [work_unit for work_unit in self._work_units if work_unit.unit not in self.records]
 
     def give_up(self) -> None:
         """Quarantine what is lost though it was tried alone."""
         tries = self._pool.retries_per_unit + 1
         reason = f"its worker process died {tries} times while it alone was worked on (out of memory?)"
-        for shard in self.lost():
-            self.take(quarantined(shard, f"{shard.uri}: {reason}", self._attempt))
+        for work_unit in self.lost():
+            self.take(quarantined(work_unit, f"{work_unit.uri}: {reason}", self._attempt))

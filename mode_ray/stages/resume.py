@@ -17,7 +17,7 @@ from mode_ray.stages.actor import UnitWorker
 from mode_ray.stages.execute import run_units
 from mode_ray.stages.manifest import MANIFEST, UNITS, Manifest, Stage, UnitRecord, count_refused
 from mode_ray.stages.packed import PackedMapping
-from mode_ray.stages.work_unit import Shard, ShardTable
+from mode_ray.stages.work_unit import WorkUnit, WorkUnitTable
 from mode_ray.storage import Location
 
 QUARANTINE = "quarantine.json"
@@ -39,38 +39,38 @@ class UnitPlan:
     """
 
     finished: Mapping[str, UnitRecord]
-    left: Sequence[Shard]
+    left: Sequence[WorkUnit]
     replaced: Sequence[str]
     vanished: Sequence[str]
 
 
-def plan_units(stage: Stage, shards: Sequence[Shard]) -> UnitPlan:
+def plan_units(stage: Stage, work_units: Sequence[WorkUnit]) -> UnitPlan:
     """Compare what earlier invocations left with the listing of now."""
     finished = stage.finished_units()
     if not finished:
-        return UnitPlan(finished=finished, left=shards, replaced=[], vanished=[])
-    shards = ShardTable.of(shards)
+        return UnitPlan(finished=finished, left=work_units, replaced=[], vanished=[])
+    work_units = WorkUnitTable.of(work_units)
     replaced, unlisted, to_do = list[str](), set(finished), list[int]()
-    for place, shard in enumerate(shards):
-        record = finished.get(shard.unit)
-        unlisted.discard(shard.unit)
-        if record is not None and _is_replaced(record, shard):
-            replaced.append(shard.unit)
+    for place, work_unit in enumerate(work_units):
+        record = finished.get(work_unit.unit)
+        unlisted.discard(work_unit.unit)
+        if record is not None and _is_replaced(record, work_unit):
+            replaced.append(work_unit.unit)
             record = None
         if record is None:
             to_do.append(place)
     for unit in (*replaced, *unlisted):
         del finished[unit]
-    return UnitPlan(finished=finished, left=shards.chosen(to_do), replaced=replaced, vanished=sorted(unlisted))
+    return UnitPlan(finished=finished, left=work_units.chosen(to_do), replaced=replaced, vanished=sorted(unlisted))
 
 
-def refuse_replaced_sources(stage: Stage, shards: Sequence[Shard]) -> None:
+def refuse_replaced_sources(stage: Stage, work_units: Sequence[WorkUnit]) -> None:
     """Refuse to go on from a stage that is done where one of its sources is another file now.
 
     Raises:
         UsageError: Names the first such file, in order of the units, and the mend.
     """
-    units, listed = stage.directory / UNITS, ShardTable.of(shards).table
+    units, listed = stage.directory / UNITS, WorkUnitTable.of(work_units).table
     replaced = units.complete(lambda: _first_replaced(units, listed))
     pa.default_memory_pool().release_unused()  # arrow's allocator would keep what the list took
     if replaced is not None:
@@ -107,10 +107,10 @@ def _first_replaced(units: Location, listed: pa.Table) -> tuple[str, _SizeAndTim
     return None
 
 
-def _is_replaced(record: UnitRecord, shard: Shard) -> bool:
+def _is_replaced(record: UnitRecord, work_unit: WorkUnit) -> bool:
     """Whether a source is another file than the one that a unit was made of."""
     then = (record.source_bytes, record.source_modified_unix_seconds)
-    return _differ(then, (shard.size_bytes, shard.modified_unix_seconds))
+    return _differ(then, (work_unit.size_bytes, work_unit.modified_unix_seconds))
 
 
 def _differ(then: _SizeAndTime, now: _SizeAndTime) -> bool:
@@ -127,10 +127,10 @@ def _time(unix_seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_seconds))
 
 
-def run_shard_stage(
+def run_work_unit_stage(
     config: RunConfig,
     stage: Stage,
-    shards: Sequence[Shard],
+    work_units: Sequence[WorkUnit],
     worker: Callable[..., UnitWorker],
     arguments: Sequence[Any],
     pool: ActorPool,
@@ -144,7 +144,7 @@ def run_shard_stage(
     Args:
         config: The run's config.
         stage: The stage.
-        shards: All of its units.
+        work_units: All of its units.
         worker: Makes the worker, in each actor.
         arguments: Its arguments.
         pool: Size and resources of the pool.
@@ -154,8 +154,8 @@ def run_shard_stage(
     Raises:
         DataError: As `finish_units`.
     """
-    plan = plan_units(stage, shards)
-    stage.begin(len(shards))
+    plan = plan_units(stage, work_units)
+    stage.begin(len(work_units))
     began = time.monotonic()
     with ThreadPoolExecutor(_REMOVERS) as removers:
         list(removers.map(lambda unit: stage.output(unit).delete(), [*plan.replaced, *plan.vanished]))

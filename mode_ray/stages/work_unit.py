@@ -23,7 +23,7 @@ SUFFIX_FORMATS: dict[str, ShardFormat] = {
 }
 PAIR_FORMATS: frozenset[ShardFormat] = frozenset({"parquet", "webdataset"})
 ALL_FORMATS: frozenset[ShardFormat] = frozenset(SUFFIX_FORMATS.values())
-SHARDS_SCHEMA = pa.schema(
+WORK_UNITS_SCHEMA = pa.schema(
     {
         "unit": pa.string(),
         "uri": pa.string(),
@@ -40,7 +40,7 @@ _ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True, kw_only=True, order=True, slots=True)
-class Shard:
+class WorkUnit:
     """One work unit: a whole file, or a range of a parquet file's row groups.
 
     A pair's identity is (unit, row): keys repeat on the web, and file names may repeat between directories.
@@ -71,16 +71,16 @@ class Shard:
         return Location(self.uri)
 
 
-def require_images(shards: Sequence[Shard]) -> None:
+def require_images(work_units: Sequence[WorkUnit]) -> None:
     """Refuse to train on shards that hold captions only.
 
     Raises:
         UsageError: Names the first of them.
     """
-    without = [shard for shard in shards if shard.format not in PAIR_FORMATS]
+    without = [work_unit for work_unit in work_units if work_unit.format not in PAIR_FORMATS]
     if without:
         raise UsageError(
-            f"{without[0].uri}: holds captions only ({len(without)} of {len(shards)} shards do); experts train on "
+            f"{without[0].uri}: holds captions only ({len(without)} of {len(work_units)} shards do); experts train on "
             "parquet or WebDataset shards. Run the stages embed, cluster and assign, and train in a run over shards "
             "with images"
         )
@@ -100,7 +100,7 @@ def suffix_format(name: str) -> ShardFormat | None:
     return None if packed and shard_format in PAIR_FORMATS else shard_format
 
 
-class ShardTable(Sequence[Shard]):
+class WorkUnitTable(Sequence[WorkUnit]):
     """Shards as an arrow table, each built when it is asked for: a quarter of a million take 40 megabytes, not 150.
 
     Args:
@@ -113,18 +113,20 @@ class ShardTable(Sequence[Shard]):
     """
 
     def __init__(self, table: pa.Table, places: pa.Int64Array | None = None) -> None:
-        self._whole = table.select(SHARDS_SCHEMA.names).cast(SHARDS_SCHEMA.with_metadata(table.schema.metadata))
+        self._whole = table.select(WORK_UNITS_SCHEMA.names).cast(
+            WORK_UNITS_SCHEMA.with_metadata(table.schema.metadata)
+        )
         self._places = places
 
     @classmethod
-    def of(cls, shards: Iterable[Shard]) -> "ShardTable":
+    def of(cls, work_units: Iterable[WorkUnit]) -> "WorkUnitTable":
         """Shards of any kind; those of an iterator are never all built at once."""
-        if isinstance(shards, ShardTable):
-            return shards
-        batches, left = [], iter(shards)
-        while rows := [_row(shard) for shard in islice(left, _ROWS_AT_ONCE)]:
-            batches.append(pa.RecordBatch.from_pylist(rows, SHARDS_SCHEMA))
-        table = pa.Table.from_batches(batches, SHARDS_SCHEMA).combine_chunks()
+        if isinstance(work_units, WorkUnitTable):
+            return work_units
+        batches, left = [], iter(work_units)
+        while rows := [_row(work_unit) for work_unit in islice(left, _ROWS_AT_ONCE)]:
+            batches.append(pa.RecordBatch.from_pylist(rows, WORK_UNITS_SCHEMA))
+        table = pa.Table.from_batches(batches, WORK_UNITS_SCHEMA).combine_chunks()
         batches.clear()
         _give_back()
         return cls(table)
@@ -138,67 +140,71 @@ class ShardTable(Sequence[Shard]):
         return int(self._whole.num_rows if self._places is None else len(self._places))
 
     @overload
-    def __getitem__(self, place: int) -> Shard: ...
+    def __getitem__(self, place: int) -> WorkUnit: ...
 
     @overload
-    def __getitem__(self, place: slice) -> "ShardTable": ...
+    def __getitem__(self, place: slice) -> "WorkUnitTable": ...
 
-    def __getitem__(self, place: int | slice) -> "Shard | ShardTable":
+    def __getitem__(self, place: int | slice) -> "WorkUnit | WorkUnitTable":
         if isinstance(place, slice):
             return self.chosen(range(len(self))[place])
         place = range(len(self))[place]  # counts from the end, and refuses what is beyond
         row = place if self._places is None else self._places[place].as_py()
-        return _shard(self._whole.slice(row, 1).to_pylist()[0])
+        return _work_unit(self._whole.slice(row, 1).to_pylist()[0])
 
-    def __iter__(self) -> Iterator[Shard]:
+    def __iter__(self) -> Iterator[WorkUnit]:
         for start in range(0, len(self), _ROWS_AT_ONCE):
             if self._places is None:
                 part = self._whole.slice(start, _ROWS_AT_ONCE)
             else:
                 part = self._whole.take(self._places.slice(start, _ROWS_AT_ONCE))
-            yield from map(_shard, part.to_pylist())
+            yield from map(_work_unit, part.to_pylist())
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, ShardTable):
+        if isinstance(other, WorkUnitTable):
             return bool(self.table.equals(other.table))
         return isinstance(other, Sequence) and list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __reduce__(self) -> tuple[type["ShardTable"], tuple[pa.Table]]:
+    def __reduce__(self) -> tuple[type["WorkUnitTable"], tuple[pa.Table]]:
         """A part takes along its own rows alone."""
-        return ShardTable, (self.table,)
+        return WorkUnitTable, (self.table,)
 
-    def chosen(self, places: Iterable[int]) -> "ShardTable":
+    def chosen(self, places: Iterable[int]) -> "WorkUnitTable":
         """Those at some places, in the places' order, without a copy of the table."""
         chosen = pa.array(places, pa.int64())
-        return ShardTable(self._whole, chosen if self._places is None else self._places.take(chosen))
+        return WorkUnitTable(self._whole, chosen if self._places is None else self._places.take(chosen))
 
 
-def _row(shard: Shard) -> dict[str, object]:
-    first, end = shard.row_groups or (None, None)
-    row = {name: getattr(shard, name) for name in SHARDS_SCHEMA.names if name not in ("first_group", "end_group")}
+def _row(work_unit: WorkUnit) -> dict[str, object]:
+    first, end = work_unit.row_groups or (None, None)
+    row = {
+        name: getattr(work_unit, name) for name in WORK_UNITS_SCHEMA.names if name not in ("first_group", "end_group")
+    }
     return {**row, "first_group": first, "end_group": end}
 
 
-def _shard(row: dict[str, Any]) -> Shard:
+def _work_unit(row: dict[str, Any]) -> WorkUnit:
     first, end = row.pop("first_group"), row.pop("end_group")
-    return Shard(**row, row_groups=None if first is None else (first, end))
+    return WorkUnit(**row, row_groups=None if first is None else (first, end))
 
 
-def write_shards(location: Location, shards: Sequence[Shard], note: Mapping[str, str] | None = None) -> None:
+def write_work_units(
+    location: Location, work_units: Sequence[WorkUnit], note: Mapping[str, str] | None = None
+) -> None:
     """Write the table of shards, for workers and invocations that need all of them.
 
     Args:
         location: The parquet file.
-        shards: The shards.
+        work_units: The shards.
         note: Kept in the file's metadata.
     """
-    table = ShardTable.of(shards).table.replace_schema_metadata(dict(note or {}))
+    table = WorkUnitTable.of(work_units).table.replace_schema_metadata(dict(note or {}))
     location.write_tables(table.schema, [table])
 
 
-def read_shards(location: Location) -> ShardTable:
+def read_work_units(location: Location) -> WorkUnitTable:
     """Read what `write_shards` wrote.
 
     Raises:
@@ -207,7 +213,7 @@ def read_shards(location: Location) -> ShardTable:
     """
     table = location.read_table().combine_chunks()
     _give_back()
-    return ShardTable(table)
+    return WorkUnitTable(table)
 
 
 def _give_back() -> None:

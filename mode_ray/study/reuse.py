@@ -6,7 +6,7 @@ goes on as it began.
 
 from collections.abc import Mapping, Sequence
 
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.config.base import config_hash, fingerprint_fields
 from mode_ray.config.load import with_values
 from mode_ray.config.run import RunConfig
@@ -65,7 +65,7 @@ def copy_finished_stages(config: RunConfig, others: Sequence[Location]) -> Mappi
         The directory that each copied stage comes from.
     """
     copied: dict[str, Location] = {}
-    for name, stage in build_stages(config, list_shards(config.captions)).items():
+    for name, stage in build_stages(config, list_work_units(config.captions)).items():
         if name not in _SHARED_STAGES or (stage.directory / STARTED).exists():
             continue
         wanted = config_hash(stage.fields)

@@ -22,13 +22,13 @@ from mode_ray.pairs.images import decode_image
 from mode_ray.pairs.index import load_index
 from mode_ray.pairs.reader import PairReader
 from mode_ray.stages.manifest import combined_hash, read_manifest, read_output, read_units
-from mode_ray.stages.work_unit import Shard, require_images, write_shards
+from mode_ray.stages.work_unit import WorkUnit, require_images, write_work_units
 from mode_ray.storage import Location
 from mode_ray.sweep.plan import SweepInputs, SweepTrial, plan_sweep, swept_expert
 from mode_ray.sweep.results import RESULT_FILE, SweepReport, read_result, write_result, write_results
 from mode_ray.sweep.space import draw_points
 from mode_ray.sweep.trainable import METRIC, TIME_KEY, TRIAL_KEY, result_of, run_sweep_trial
-from mode_ray.train.runs.trial import SHARDS_FILE
+from mode_ray.train.runs.trial import WORK_UNITS_FILE
 from mode_ray.util.ray_tasks import task_result
 
 SWEEP_FOLDER = "sweep"
@@ -41,7 +41,7 @@ _TRIAL_RESOURCES = {"memory": 1}
 
 def run_sweep(
     config: RunConfig,
-    shards: Sequence[Shard],
+    work_units: Sequence[WorkUnit],
     clusters: Location,
     assignments: Location,
     say: Callable[[str], None],
@@ -58,7 +58,7 @@ def run_sweep(
     assigned = read_manifest(assignments)
     if assigned is None:
         raise UsageError("the sweep needs the assign stage, which is not done: run `mode-ray assign` first")
-    require_images(shards)
+    require_images(work_units)
     check_architecture(config.train.model)
     folder = config.directory / SWEEP_FOLDER
     clustering = Clustering.load(clusters)
@@ -66,11 +66,11 @@ def run_sweep(
     # A task of its own: it reads assignments and images, and needs memory for them.
     prepared = ray.remote(max_calls=1)(_prepare).options(name="sweep: held-out pairs")
     inputs: SweepInputs = task_result(
-        prepared.remote(config, shards, clusters, assignments, folder, expert, assigned.content_hash)
+        prepared.remote(config, work_units, clusters, assignments, folder, expert, assigned.content_hash)
     )
     trials = plan_sweep(config, draw_points(config.sweep), inputs)
     for trial in trials:
-        write_shards(trial.folder / SHARDS_FILE, shards)
+        write_work_units(trial.folder / WORK_UNITS_FILE, work_units)
         earlier = read_result(trial.folder)
         if earlier is not None and earlier.state == "failed":
             (trial.folder / RESULT_FILE).delete()  # its cause may be mended
@@ -162,7 +162,7 @@ class _Notes(tune.Callback):
 
 def _prepare(
     config: RunConfig,
-    shards: Sequence[Shard],
+    work_units: Sequence[WorkUnit],
     clusters: Location,
     assignments: Location,
     folder: Location,
@@ -175,18 +175,18 @@ def _prepare(
     pairs_n = np.zeros(config.train.experts, np.int64)
 
     def rows() -> Any:  # noqa: ANN401
-        for shard in shards:
-            if shard.unit in units:
-                table = read_output(assignments, shard.unit, ["row", "caption_index", FINE])
+        for work_unit in work_units:
+            if work_unit.unit in units:
+                table = read_output(assignments, work_unit.unit, ["row", "caption_index", FINE])
                 expert_p = group_m[table[FINE].to_numpy()]
                 pairs_n[:] += np.bincount(expert_p, minlength=len(pairs_n))
                 own_p = np.ones(len(expert_p), np.bool_) if expert is None else expert_p == expert
-                yield shard.unit, table["row"].to_numpy()[own_p], table["caption_index"].to_numpy()[own_p]
+                yield work_unit.unit, table["row"].to_numpy()[own_p], table["caption_index"].to_numpy()[own_p]
 
     held_out = choose_held_out(rows(), config.sweep.held_out_pairs)
     file = folder / f"{combined_hash(map(repr, held_out.places))}-{_HELD_OUT_FILE}"
     if not file.exists():
-        file.write_table(_read_pairs(config, shards, assignments, held_out))
+        file.write_table(_read_pairs(config, work_units, assignments, held_out))
     return SweepInputs(
         sweep=folder,
         assignments=assignments,
@@ -199,18 +199,20 @@ def _prepare(
     )
 
 
-def _read_pairs(config: RunConfig, shards: Sequence[Shard], assignments: Location, held_out: HeldOut) -> pa.Table:
+def _read_pairs(
+    config: RunConfig, work_units: Sequence[WorkUnit], assignments: Location, held_out: HeldOut
+) -> pa.Table:
     """Image and caption of every held-out pair, those with an undecodable image left out.
 
     Raises:
         DataError: More of them than limits.max_bad_image_share cannot be decoded.
     """
     units = {unit for unit, _, _ in held_out.places}
-    index = load_index(assignments, [shard for shard in shards if shard.unit in units])
+    index = load_index(assignments, [work_unit for work_unit in work_units if work_unit.unit in units])
     columns = (index.table[name].to_pylist() for name in ("shard", "row", "caption_index"))
     place_of = {
-        (index.shards[shard].unit, row, caption): place
-        for place, (shard, row, caption) in enumerate(zip(*columns, strict=True))
+        (index.work_units[work_unit].unit, row, caption): place
+        for place, (work_unit, row, caption) in enumerate(zip(*columns, strict=True))
     }
     pairs = PairReader(index, config.captions).read([place_of[place] for place in held_out.places])
     kept, bad = [], []

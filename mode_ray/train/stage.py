@@ -14,7 +14,7 @@ from mode_ray.errors import TrainingError, UsageError
 from mode_ray.models.architecture import check_architecture
 from mode_ray.pairs.index import fine_counts
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
-from mode_ray.stages.work_unit import Shard, require_images, write_shards
+from mode_ray.stages.work_unit import WorkUnit, require_images, write_work_units
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial, budget_statement, expert_name, plan_trials
 from mode_ray.train.reuse import Takeover, copy_models, plan_takeover
@@ -23,7 +23,7 @@ from mode_ray.train.runs.queue import TrialQueue
 from mode_ray.train.runs.scheduler import run_trials
 from mode_ray.train.runs.status import TrialStatus, initial_statuses, stored_statuses, waiting_again
 from mode_ray.train.runs.trackers import check_trackers
-from mode_ray.train.runs.trial import PLAN_FILE, SHARDS_FILE, TrialJob
+from mode_ray.train.runs.trial import PLAN_FILE, WORK_UNITS_FILE, TrialJob
 from mode_ray.util.ray_tasks import task_result
 
 
@@ -43,7 +43,7 @@ class TrainReports:
 def run_train(
     config: RunConfig,
     stage: Stage,
-    shards: Sequence[Shard],
+    work_units: Sequence[WorkUnit],
     clusters: Location,
     assignments: Location,
     reports: TrainReports,
@@ -55,7 +55,7 @@ def run_train(
             `train.standing` names has no models for this one.
         TrainingError: A trial failed for good; the others were finished. Or another driver trains this run.
     """
-    training = _begin(config, stage, shards, clusters, assignments)
+    training = _begin(config, stage, work_units, clusters, assignments)
     reports.say(budget_statement(config.train, training.trials).line())
     with Lease(stage.directory, reports.say) as lease:
         statuses = training.run(training.trials, initial_statuses(training.trials, stage.directory), lease, reports)
@@ -72,7 +72,7 @@ def run_train(
 def retry_trial(
     config: RunConfig,
     stage: Stage,
-    shards: Sequence[Shard],
+    work_units: Sequence[WorkUnit],
     clusters: Location,
     assignments: Location,
     name: str,
@@ -83,7 +83,7 @@ def retry_trial(
     Args:
         config: The run's.
         stage: The train stage.
-        shards: The run's.
+        work_units: The run's.
         clusters: Directory of the clustering.
         assignments: Directory of the assignment shards.
         name: Of the trial; a number means that expert.
@@ -96,7 +96,7 @@ def retry_trial(
         UsageError: There is no such trial, it is finished, or the one that it continues is not.
         TrainingError: It failed again. Or another driver trains this run.
     """
-    training = _begin(config, stage, shards, clusters, assignments)
+    training = _begin(config, stage, work_units, clusters, assignments)
     trial = _named(training.trials, config.train.experts, name)
     with Lease(stage.directory, reports.say) as lease:
         statuses = stored_statuses(training.trials, stage.directory)
@@ -116,11 +116,11 @@ def retry_trial(
 
 
 def planned_trials(
-    config: RunConfig, clustering: Clustering, assignments: Location, shards: Sequence[Shard]
+    config: RunConfig, clustering: Clustering, assignments: Location, work_units: Sequence[WorkUnit]
 ) -> tuple[list[Trial], np.ndarray]:
     """The stage's trials in order of priority, and the pairs of each expert."""
     n = config.train.experts
-    counts_m = fine_counts(assignments, shards, len(clustering.centers_md))
+    counts_m = fine_counts(assignments, work_units, len(clustering.centers_md))
     pairs_n = np.bincount(clustering.coarse[n], weights=counts_m, minlength=n).astype(np.int64)
     return plan_trials(config.train, pairs_n, clustering.widest_first(n)), pairs_n
 
@@ -171,16 +171,16 @@ class _Training:
 
 
 def _begin(
-    config: RunConfig, stage: Stage, shards: Sequence[Shard], clusters: Location, assignments: Location
+    config: RunConfig, stage: Stage, work_units: Sequence[WorkUnit], clusters: Location, assignments: Location
 ) -> _Training:
-    require_images(shards)
+    require_images(work_units)
     check_architecture(config.train.model)
     check_trackers(config.train.placement.trackers)
     clustering = Clustering.load(clusters)
-    planned, pairs_n = planned_trials(config, clustering, assignments, shards)
+    planned, pairs_n = planned_trials(config, clustering, assignments, work_units)
     takeover = plan_takeover(config.train, planned, clustering, stage.directory, clusters)
     stage.begin(len(takeover.trials))
-    write_shards(stage.directory / SHARDS_FILE, shards)
+    write_work_units(stage.directory / WORK_UNITS_FILE, work_units)
     if takeover.sources:
         # In a task: models and optimizers are large, and the driver stays small.
         task_result(ray.remote(max_calls=1)(copy_models).remote(takeover, stage.directory))

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mode_ray.assign.stage import run_assign
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.read import read_captions
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.stage import run_cluster
@@ -26,17 +26,17 @@ from mode_ray.embed.table import as_stored, embedding_vectors
 from mode_ray.errors import DataError
 from mode_ray.pipeline import stage_directories
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, table_hash
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
 ANIMALS = ("cat", "dog", "bird", "horse", "frog", "whale")
 PLACES = ("on a sofa", "in the sea", "under a tree", "at night", "in the snow", "by the road", "on the moon")
 
 
-def captions_of(shard: int) -> list[str]:
+def captions_of(work_unit: int) -> list[str]:
     """Forty captions that repeat in no other shard."""
     return [
-        f"a {ANIMALS[row % 6]} {PLACES[row % 7]}, number {shard} {('one', 'two', 'three')[row % 3]} {row}"
+        f"a {ANIMALS[row % 6]} {PLACES[row % 7]}, number {work_unit} {('one', 'two', 'three')[row % 3]} {row}"
         for row in range(40)
     ]
 
@@ -78,7 +78,7 @@ class Run(NamedTuple):
     """A run of the three stages, its manifests by stage."""
 
     config: RunConfig
-    shards: list[Shard]
+    work_units: list[WorkUnit]
     places: Mapping[str, Location]
     manifests: Mapping[str, Manifest]
 
@@ -92,19 +92,19 @@ def assign(config: RunConfig) -> Manifest:
     """The assign stage, or what is left of it."""
     places = stage_directories(config.directory)
     embeddings = places["embed"] if config.embed.keep == "all" else None
-    shards = list_shards(config.captions)
-    return run_assign(config, stage(config, "assign"), shards, places["cluster"], embeddings, nothing)
+    work_units = list_work_units(config.captions)
+    return run_assign(config, stage(config, "assign"), work_units, places["cluster"], embeddings, nothing)
 
 
 def run_all(config: RunConfig) -> Run:
     """All three stages."""
-    shards, places = list_shards(config.captions), stage_directories(config.directory)
+    work_units, places = list_work_units(config.captions), stage_directories(config.directory)
     manifests = {
-        "embed": run_embed(config, stage(config, "embed"), shards, nothing),
+        "embed": run_embed(config, stage(config, "embed"), work_units, nothing),
         "cluster": run_cluster(config, stage(config, "cluster"), places["embed"], nothing, silent),
         "assign": assign(config),
     }
-    return Run(config, shards, places, manifests)
+    return Run(config, work_units, places, manifests)
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +139,10 @@ def files(folder: Location) -> dict[str, bytes]:
 class TestKept:
     def test_every_caption_has_one_embedding_of_unit_norm(self, kept: Run) -> None:
         config, encoder = kept.config, load_encoder(kept.config.encoder, kept.config.embed.encoder)
-        assert len(kept.shards) == 4
-        for shard in kept.shards:
-            expected = read_captions(shard, config.captions).table
-            table = (kept.places["embed"] / f"{shard.unit}.parquet").read_table()
+        assert len(kept.work_units) == 4
+        for work_unit in kept.work_units:
+            expected = read_captions(work_unit, config.captions).table
+            table = (kept.places["embed"] / f"{work_unit.unit}.parquet").read_table()
             assert table["row"].to_pylist() == expected["row"].to_pylist()
             assert table["key"].to_pylist() == expected["key"].to_pylist()
             vectors_bd = embedding_vectors(table)
@@ -151,9 +151,9 @@ class TestKept:
 
     def test_the_nearest_center_and_its_squared_distance(self, kept: Run) -> None:
         centers_md = Clustering.load(kept.places["cluster"]).centers_md
-        for shard in kept.shards:
-            vectors_bd = embedding_vectors((kept.places["embed"] / f"{shard.unit}.parquet").read_table())
-            table = (kept.places["assign"] / f"{shard.unit}.parquet").read_table()
+        for work_unit in kept.work_units:
+            vectors_bd = embedding_vectors((kept.places["embed"] / f"{work_unit.unit}.parquet").read_table())
+            table = (kept.places["assign"] / f"{work_unit.unit}.parquet").read_table()
             distances_bm = ((vectors_bd[:, None] - centers_md[None]) ** 2).sum(axis=2)
             fine_b = table["fine"].to_numpy()
             chosen_b = np.take_along_axis(distances_bm, fine_b[:, None], axis=1)[:, 0]
@@ -168,7 +168,7 @@ class TestKept:
         assert kept.manifests["cluster"].summary["sample_rows"] == 95
 
     def test_nothing_else_lies_about(self, kept: Run) -> None:
-        units = {f"{shard.unit}.parquet" for shard in kept.shards}
+        units = {f"{work_unit.unit}.parquet" for work_unit in kept.work_units}
         for name in ("embed", "assign"):
             found = {file.name for file in Path(kept.places[name].path).iterdir()}
             assert found == units | {"started.json", "units.parquet", "manifest.json"}
@@ -186,9 +186,9 @@ def test_fewer_captions_than_centers_is_one_sentence_and_leaves_no_clustering(ke
 class TestFused:
     def test_assignments_are_the_same_as_with_kept_embeddings(self, kept: Run, fused: Run) -> None:
         assert files(fused.places["cluster"])["fine.safetensors"] == files(kept.places["cluster"])["fine.safetensors"]
-        for shard in kept.shards:
+        for work_unit in kept.work_units:
             one, other = (
-                (run.places["assign"] / f"{shard.unit}.parquet").read_table().replace_schema_metadata(None)
+                (run.places["assign"] / f"{work_unit.unit}.parquet").read_table().replace_schema_metadata(None)
                 for run in (kept, fused)
             )
             assert one.num_rows > 0
@@ -205,7 +205,7 @@ class TestFused:
 class TestResume:
     def test_only_what_is_missing_is_done_again(self, kept: Run) -> None:
         folder = Path(kept.places["assign"].path)
-        missing = [f"{kept.shards[number].unit}.parquet" for number in (1, 3)]
+        missing = [f"{kept.work_units[number].unit}.parquet" for number in (1, 3)]
         (folder / "manifest.json").unlink()
         before = {name: (folder / name).read_bytes() for name in sorted(files(Location(str(folder))))}
         times = {name: (folder / name).stat().st_mtime_ns for name in before}
@@ -216,8 +216,8 @@ class TestResume:
         assert manifest.summary["units_made"] == 2
         assert manifest.content_hash == kept.manifests["assign"].content_hash
         assert manifest.attempts == 2
-        for shard in kept.shards:
-            name = f"{shard.unit}.parquet"
+        for work_unit in kept.work_units:
+            name = f"{work_unit.unit}.parquet"
             if name in missing:
                 assert pq.read_table(folder / name).equals(tables[name])
                 assert (folder / name).stat().st_mtime_ns > times[name]
@@ -230,7 +230,7 @@ def test_damaged_embeddings_are_left_out_by_name_with_the_mend(kept: Run, tmp_pa
     shutil.copytree(kept.config.run, tmp_path / "run")
     config = kept.config.model_copy(update={"run": str(tmp_path / "run")})
     shutil.rmtree(tmp_path / "run/assignments")
-    unit = kept.shards[2].unit
+    unit = kept.work_units[2].unit
     file = tmp_path / f"run/embeddings/{unit}.parquet"
     whole = bytearray(file.read_bytes())
     whole[len(whole) // 2] ^= 1
@@ -247,7 +247,7 @@ def test_damaged_embeddings_are_left_out_by_name_with_the_mend(kept: Run, tmp_pa
         )
     for name in (f"{unit}.parquet", "manifest.json"):
         (tmp_path / "run/embeddings" / name).unlink()
-    assert run_embed(config, stage(config, "embed"), kept.shards, nothing).summary["units_made"] == 1
+    assert run_embed(config, stage(config, "embed"), kept.work_units, nothing).summary["units_made"] == 1
     manifest = assign(config)
     assert manifest.summary["units_made"] == 1
     assert manifest.content_hash == kept.manifests["assign"].content_hash
@@ -269,18 +269,20 @@ class TestBadShards:
         pq.write_table(pa.table({"caption": pa.array([], pa.string())}), folder / "d.parquet")
         config = config_of(str(tmp_path / "run"), folder, "sample", max_rows=1000)
         with pytest.raises(DataError) as caught:
-            run_embed(config, stage(config, "embed"), list_shards(config.captions), nothing)
+            run_embed(config, stage(config, "embed"), list_work_units(config.captions), nothing)
         for part in ("2 of 4 shards", "b.parquet: not a readable parquet file", "c.tar: truncated or damaged tar"):
             assert part in str(caught.value)
         names = {file.name for file in output.iterdir()}
-        units = {shard.location.name: f"{shard.unit}.parquet" for shard in list_shards(config.captions)}
+        units = {
+            work_unit.location.name: f"{work_unit.unit}.parquet" for work_unit in list_work_units(config.captions)
+        }
         good = {units["a.parquet"], units["d.parquet"]}
         assert names == good | {"started.json", "quarantine.json", "caption_counts.parquet"}
         before = {name: ((output / name).read_bytes(), (output / name).stat().st_mtime_ns) for name in good}
 
         (folder / "b.parquet").write_bytes(whole)
         (folder / "c.tar").write_bytes(whole_tar)
-        manifest = run_embed(config, stage(config, "embed"), list_shards(config.captions), nothing)
+        manifest = run_embed(config, stage(config, "embed"), list_work_units(config.captions), nothing)
         assert manifest.summary["units_made"] == 2
         assert (manifest.units, manifest.rows_out) == (4, 120)
         after = {name: ((output / name).read_bytes(), (output / name).stat().st_mtime_ns) for name in good}
@@ -304,7 +306,7 @@ class TestReplacedSources:
 
     def embed(self, run: Path, folder: Path) -> Manifest:
         config = config_of(str(run), folder, "all")
-        return run_embed(config, stage(config, "embed"), list_shards(config.captions), nothing)
+        return run_embed(config, stage(config, "embed"), list_work_units(config.captions), nothing)
 
     def test_a_mended_file_that_now_has_more_units_is_all_that_is_done_again(
         self, tmp_path: Path, folder: Path

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from mode_ray.atlas.stage import MIN_UNITS, choose_rows, make_atlas, sample_unit
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.cli import main
 from mode_ray.config.load import dump_config
 from mode_ray.config.run import RunConfig
@@ -24,8 +24,8 @@ ANIMALS = ("cat", "dog", "bird", "horse", "frog", "whale")
 ROWS_PER_SHARD, SHARDS = 60, 4
 
 
-def captions_of(shard: int) -> list[str | None]:
-    rows = [f"a {ANIMALS[row % 6]} near house {shard} and tree {row}" for row in range(ROWS_PER_SHARD)]
+def captions_of(work_unit: int) -> list[str | None]:
+    rows = [f"a {ANIMALS[row % 6]} near house {work_unit} and tree {row}" for row in range(ROWS_PER_SHARD)]
     return [None, *rows[1:]]
 
 
@@ -33,8 +33,8 @@ def captions_of(shard: int) -> list[str | None]:
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     folder = tmp_path_factory.mktemp("atlas_run")
     (folder / "data").mkdir()
-    for shard in range(SHARDS):
-        pq.write_table(pa.table({"caption": captions_of(shard)}), folder / "data" / f"{shard}.parquet")
+    for work_unit in range(SHARDS):
+        pq.write_table(pa.table({"caption": captions_of(work_unit)}), folder / "data" / f"{work_unit}.parquet")
     return RunConfig.model_validate(
         {
             "run": str(folder / "run"),
@@ -89,8 +89,8 @@ def test_the_command_says_where_the_page_lies(
 
 def test_captions_are_joined_to_their_own_rows(config: RunConfig, pipeline: Pipeline) -> None:
     places = stage_directories(config.directory)
-    shard = list_shards(config.captions)[2]
-    sample = sample_unit(config, shard, 30, places["cluster"], places["embed"])
+    work_unit = list_work_units(config.captions)[2]
+    sample = sample_unit(config, work_unit, 30, places["cluster"], places["embed"])
     assert len(sample) == 30
     assert sample.missing == 0
     assert {caption.split(" and ")[0].rsplit(" ", 1)[1] for caption in sample.ends["caption"].to_pylist()} == {"2"}
@@ -98,29 +98,29 @@ def test_captions_are_joined_to_their_own_rows(config: RunConfig, pipeline: Pipe
 
 def test_sources_that_are_gone_are_counted(config: RunConfig, pipeline: Pipeline, tmp_path: Path) -> None:
     places = stage_directories(config.directory)
-    shards = list_shards(config.captions)
-    kept = Path(shards[0].uri).read_bytes()
+    work_units = list_work_units(config.captions)
+    kept = Path(work_units[0].uri).read_bytes()
     try:
-        Path(shards[0].uri).unlink()
+        Path(work_units[0].uri).unlink()
         shorter = pa.table({"caption": captions_of(1)[:40]})
-        original = Path(shards[1].uri).read_bytes()
-        pq.write_table(shorter, shards[1].uri)
-        facts = held_by(make_atlas(config, shards, places))["facts"]
+        original = Path(work_units[1].uri).read_bytes()
+        pq.write_table(shorter, work_units[1].uri)
+        facts = held_by(make_atlas(config, work_units, places))["facts"]
         assert facts["Left out: units that cannot be read"] == "1"
         assert facts["Left out: sampled captions no longer found in their source"] == "20"
         with pytest.raises(DataError, match="no such file"):
-            make_atlas(config, shards[:1], places)
+            make_atlas(config, work_units[:1], places)
     finally:
-        Path(shards[0].uri).write_bytes(kept)
-        Path(shards[1].uri).write_bytes(original)
+        Path(work_units[0].uri).write_bytes(kept)
+        Path(work_units[1].uri).write_bytes(original)
 
 
 def test_samples_are_bounded_seeded_and_of_several_units(config: RunConfig, pipeline: Pipeline) -> None:
-    rows, shards = stage_directories(config.directory)["embed"], list_shards(config.captions)
-    wanted = choose_rows(rows, shards, 50, 0)
+    rows, work_units = stage_directories(config.directory)["embed"], list_work_units(config.captions)
+    wanted = choose_rows(rows, work_units, 50, 0)
     assert sum(wanted.values()) == 50
     assert len(wanted) == min(MIN_UNITS, SHARDS)
-    assert wanted == choose_rows(rows, shards, 50, 0)
-    assert wanted != choose_rows(rows, shards, 50, 1)
+    assert wanted == choose_rows(rows, work_units, 50, 0)
+    assert wanted != choose_rows(rows, work_units, 50, 1)
     with pytest.raises(DataError, match="no row of the given captions"):
         choose_rows(rows, [], 50, 0)

@@ -100,7 +100,7 @@ class TestSplits:
 class TestSettings:
     @pytest.fixture
     def series(self, science: ModuleType, data: ModuleType, tmp_path: Path) -> Any:  # noqa: ANN401
-        found = data.ScienceData(shards=[tmp_path / "a.parquet"], tasks={"development": []}, counts={})
+        found = data.ScienceData(work_units=[tmp_path / "a.parquet"], tasks={"development": []}, counts={})
         return science.Series(directory=tmp_path, data=found, split="development")
 
     def test_settings_that_differ_in_the_experts_alone_share_seed_and_dense(self, series: Any) -> None:  # noqa: ANN401

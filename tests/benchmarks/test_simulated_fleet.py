@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 
 FLEET = Path(__file__).resolve().parents[2] / "benchmarks" / "simulated_fleet.py"
 
@@ -25,14 +25,17 @@ def fleet() -> ModuleType:
 
 
 def test_lost_machines_cost_time_and_no_units(fleet: ModuleType) -> None:
-    shards = [Shard(unit=f"u{number}", uri=f"/u{number}", format="webdataset") for number in range(20_000)]
+    work_units = [WorkUnit(unit=f"u{number}", uri=f"/u{number}", format="webdataset") for number in range(20_000)]
     arrived: Counter[str] = Counter()
     run = fleet.ShardStageRun(
-        fleet.tasks_of(shards, 8), 3, 600.0, lambda task: arrived.update(shard.unit for shard in task.shards)
+        fleet.tasks_of(work_units, 8),
+        3,
+        600.0,
+        lambda task: arrived.update(work_unit.unit for work_unit in task.work_units),
     )
     run.run()
     assert run.spot.losses > 5
-    assert arrived == Counter(shard.unit for shard in shards)
+    assert arrived == Counter(work_unit.unit for work_unit in work_units)
     assert 0.9 < run.utilisation < 1.0
 
 

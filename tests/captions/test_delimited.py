@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mode_ray.captions.clean import BAD_RECORD, COLUMN_COUNT, EMPTY, INVALID_UTF8, CaptionTable
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.read import count_captions, read_captions
 from mode_ray.captions.text_lines import MAX_LINE_BYTES
 from mode_ray.config.run import CaptionsConfig
@@ -21,10 +21,10 @@ def read(folder: Path, content: bytes, name: str = "shard.csv", **settings: Any)
     """The captions of a file with this content; they are counted as they are read."""
     (folder / name).write_bytes(content)
     config = CaptionsConfig(paths=(str(folder / name),), **settings)
-    (shard,) = list_shards(config)
-    result = read_captions(shard, config)
+    (work_unit,) = list_work_units(config)
+    result = read_captions(work_unit, config)
     assert result.rows_in == result.table.num_rows + sum(result.refused.values())
-    assert count_captions(shard, config) == result.rows_in
+    assert count_captions(work_unit, config) == result.rows_in
     return result
 
 
@@ -55,8 +55,8 @@ class TestReading:
     def test_on_s3(self, bucket: str) -> None:
         (Location.parse(bucket) / "a.csv").write_bytes(b"caption\na cat\n")
         config = CaptionsConfig(paths=(f"{bucket}/*.csv",))
-        (shard,) = list_shards(config)
-        assert read_captions(shard, config).table["caption"].to_pylist() == ["a cat"]
+        (work_unit,) = list_work_units(config)
+        assert read_captions(work_unit, config).table["caption"].to_pylist() == ["a cat"]
 
 
 class TestRefusedRows:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mode_ray.captions.clean import BAD_KEY, BAD_LINE, BIG_LINE, INVALID_UTF8, MISSING, TOO_LONG, CaptionTable
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.read import count_captions, read_captions
 from mode_ray.captions.text_lines import MAX_LINE_BYTES
 from mode_ray.config.run import CaptionsConfig
@@ -32,10 +32,10 @@ def read(
     root = folder if isinstance(folder, Location) else Location(str(folder))
     (root / name).write_bytes(content)
     config = CaptionsConfig(paths=(f"{root}/{name}",), **settings)
-    (shard,) = list_shards(config)
-    result = read_captions(shard, config)
+    (work_unit,) = list_work_units(config)
+    result = read_captions(work_unit, config)
     assert result.rows_in == result.table.num_rows + sum(result.refused.values())
-    assert count_captions(shard, config) == result.rows_in
+    assert count_captions(work_unit, config) == result.rows_in
     return result
 
 
@@ -136,10 +136,10 @@ class TestNoSuchFile:
     def test_a_file_that_went_away_after_listing(self, folder: Location) -> None:
         (folder / "a.jsonl").write_bytes(self.GOOD)
         config = CaptionsConfig(paths=(f"{folder}/a.jsonl",))
-        (shard,) = list_shards(config)
+        (work_unit,) = list_work_units(config)
         (folder / "a.jsonl").delete()
         with pytest.raises(DataError, match=r"a\.jsonl: no such file"):
-            read_captions(shard, config)
+            read_captions(work_unit, config)
 
     def test_more_captions_than_a_unit_may_have(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"shard\.jsonl: more than captions\.max_rows_per_unit=1999 captions"):

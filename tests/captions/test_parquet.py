@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mode_ray.captions.clean import DUPLICATE_KEY, EMPTY, INVALID_UTF8, MISSING, TOO_LONG, CaptionTable
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.read import count_captions, read_captions
 from mode_ray.config.run import CaptionsConfig
 from mode_ray.errors import DataError
@@ -19,8 +19,8 @@ from mode_ray.storage import Location
 def read(file: Path, **settings: Any) -> CaptionTable:  # noqa: ANN401  (config fields)
     """The captions of a file that is one shard."""
     config = CaptionsConfig(paths=(str(file),), **settings)
-    (shard,) = list_shards(config)
-    return read_captions(shard, config)
+    (work_unit,) = list_work_units(config)
+    return read_captions(work_unit, config)
 
 
 def write(folder: Path, columns: dict[str, Any], **options: Any) -> Path:  # noqa: ANN401  (pyarrow's)
@@ -68,7 +68,7 @@ class TestColumns:
         config = CaptionsConfig(paths=(str(tmp_path),), key_field="id")
         for name in ("a", "b"):
             pq.write_table(pa.table({"caption": [name], "id": ["same"]}), tmp_path / f"{name}.parquet")
-        tables = [read_captions(shard, config) for shard in list_shards(config)]
+        tables = [read_captions(work_unit, config) for work_unit in list_work_units(config)]
         assert [(table.table.num_rows, dict(table.refused)) for table in tables] == [(1, {}), (1, {})]
 
     def test_no_rows(self, tmp_path: Path) -> None:
@@ -117,9 +117,9 @@ class TestSeveralCaptions:
     def test_row_numbers_of_a_split_file_are_absolute(self, tmp_path: Path) -> None:
         file = write(tmp_path, {"caption": [["a", "b"], ["c"], [], ["d", "e", "f"]]}, row_group_size=1)
         config = CaptionsConfig(paths=(str(file),), select="all", max_rows_per_unit=2)
-        tables = [read_captions(shard, config).table for shard in list_shards(config)]
+        tables = [read_captions(work_unit, config).table for work_unit in list_work_units(config)]
         assert [table["row"].to_pylist() for table in tables] == [[0, 0, 1], [3, 3, 3]]
-        assert [count_captions(shard, config) for shard in list_shards(config)] == [3, 4]
+        assert [count_captions(work_unit, config) for work_unit in list_work_units(config)] == [3, 4]
 
 
 class TestRefused:
@@ -183,10 +183,10 @@ class TestRefused:
     def test_a_file_that_went_away_after_listing(self, tmp_path: Path) -> None:
         file = write(tmp_path, {"caption": ["a"]})
         config = CaptionsConfig(paths=(str(file),))
-        (shard,) = list_shards(config)
+        (work_unit,) = list_work_units(config)
         file.unlink()
         with pytest.raises(DataError, match=r"shard\.parquet: no such file"):
-            read_captions(shard, config)
+            read_captions(work_unit, config)
 
     def test_flipped_bytes_anywhere_are_a_data_error_or_go_unseen(self, tmp_path: Path) -> None:
         file = write(tmp_path, {"caption": [f"a photo of {row}" for row in range(60)]}, row_group_size=20)
@@ -200,8 +200,8 @@ class TestRefused:
             file.write_bytes(damaged)
             config = CaptionsConfig(paths=(str(file),), max_rows_per_unit=20)
             try:
-                for shard in list_shards(config):
-                    read_captions(shard, config)
+                for work_unit in list_work_units(config):
+                    read_captions(work_unit, config)
             except DataError as error:
                 assert str(file) in str(error)  # noqa: PT017  (many files, most of them damaged)
                 errors += 1
@@ -212,5 +212,5 @@ def test_the_same_on_s3(bucket: str, tmp_path: Path) -> None:
     file = write(tmp_path, {"caption": ["a", "b", "c"]}, row_group_size=1)
     Location.parse(f"{bucket}/shard.parquet").write_bytes(file.read_bytes())
     config = CaptionsConfig(paths=(f"{bucket}/*.parquet",), max_rows_per_unit=2)
-    tables = [read_captions(shard, config).table for shard in list_shards(config)]
+    tables = [read_captions(work_unit, config).table for work_unit in list_work_units(config)]
     assert [table["caption"].to_pylist() for table in tables] == [["a", "b"], ["c"]]

@@ -21,7 +21,7 @@ from mode_ray.captions.clean import (
     TOO_LONG,
     CaptionTable,
 )
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.read import count_captions, read_captions
 from mode_ray.config.run import CaptionsConfig
 from mode_ray.errors import DataError
@@ -57,9 +57,9 @@ def read(folder: Location, content: bytes, **settings: Any) -> CaptionTable:  # 
     """The captions of a tar with this content."""
     (folder / "shard.tar").write_bytes(content)
     config = CaptionsConfig(paths=(f"{folder}/*.tar",), **settings)
-    (shard,) = list_shards(config)
-    result = read_captions(shard, config)
-    assert count_captions(shard, config) == result.rows_in
+    (work_unit,) = list_work_units(config)
+    result = read_captions(work_unit, config)
+    assert count_captions(work_unit, config) == result.rows_in
     return result
 
 
@@ -82,7 +82,7 @@ class TestSamples:
                     {"__key__": f"k{number}", "jpg": IMAGE, "txt": f"caption {number}", "json": {"n": number}}
                 )
         config = CaptionsConfig(paths=(str(tmp_path),))
-        table = read_captions(list_shards(config)[0], config).table
+        table = read_captions(list_work_units(config)[0], config).table
         theirs = list(webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False, empty_check=False))
         assert table["key"].to_pylist() == [sample["__key__"] for sample in theirs]
         assert table["caption"].to_pylist() == [sample["txt"].decode() for sample in theirs]
@@ -220,7 +220,7 @@ class TestDamage:
     def test_a_tar_that_went_away_after_listing(self, folder: Location) -> None:
         (folder / "shard.tar").write_bytes(self.TAR)
         config = CaptionsConfig(paths=(f"{folder}/*.tar",))
-        (shard,) = list_shards(config)
+        (work_unit,) = list_work_units(config)
         (folder / "shard.tar").delete()
         with pytest.raises(DataError, match=r"shard\.tar: no such file"):
-            read_captions(shard, config)
+            read_captions(work_unit, config)

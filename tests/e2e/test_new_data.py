@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.read import read_captions
 from mode_ray.cli import main
 from mode_ray.cluster.clustering import Clustering
@@ -190,11 +190,11 @@ def test_new_centers_are_the_nearest_by_the_encoder_itself(runs: Runs) -> None:
     config = load_config(str(runs.folder / "C.yaml"))
     encoder = load_encoder(config.encoder, config.embed.encoder)
     centers_md = runs.clustering("extended").centers_md
-    for shard in list_shards(config.captions):
-        texts = read_captions(shard, config.captions).table["caption"].to_pylist()
+    for work_unit in list_work_units(config.captions):
+        texts = read_captions(work_unit, config.captions).table["caption"].to_pylist()
         vectors_bd = as_stored(encoder.encode(texts))
         nearest_b = np.square(vectors_bd[:, None] - centers_md[None]).sum(axis=2).argmin(axis=1)
-        table = pq.read_table(runs.folder / "C/assignments" / f"{shard.unit}.parquet")
+        table = pq.read_table(runs.folder / "C/assignments" / f"{work_unit.unit}.parquet")
         assert table["fine"].to_numpy().tolist() == nearest_b.tolist()
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from report_example import example_report
 
 from mode_ray.assign.stage import DISTANCE, FINE
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
@@ -88,7 +88,7 @@ def sources(tmp_path: Path) -> ReportSources:
             "evaluate": {"rules": ["soft", "uniform"], "tasks": [str(tmp_path / "pets.yaml")]},
         }
     )
-    shards = list_shards(config.captions)
+    work_units = list_work_units(config.captions)
     directories = stage_directories(root)
     clustering = Clustering(
         centers_md=np.eye(CENTERS, dtype=np.float32),
@@ -105,10 +105,10 @@ def sources(tmp_path: Path) -> ReportSources:
     assign = Stage("assign", directories["assign"], {})
     assign.begin(1)
     record = UnitRecord(
-        unit=shards[0].unit, source="a.parquet", rows_in=PAIRS + 1, rows_out=PAIRS, refused={"empty": 1}
+        unit=work_units[0].unit, source="a.parquet", rows_in=PAIRS + 1, rows_out=PAIRS, refused={"empty": 1}
     )
     assign.finish([assign.write_unit(pa.table(table), record)], {})
-    trials, pairs_n = planned_trials(config, clustering, directories["assign"], shards)
+    trials, pairs_n = planned_trials(config, clustering, directories["assign"], work_units)
     for trial in trials:
         history = [{"samples": float(trial.samples), "loss": 1.0 + len(trial.name)}]
         (directories["train"] / trial.name / METRICS_FILE).write_text(json.dumps({"history": history}))
@@ -129,7 +129,7 @@ def sources(tmp_path: Path) -> ReportSources:
     results = compare(task, measured, experts, controls, router, config.evaluate.rules)
     return ReportSources(
         config,
-        shards,
+        work_units,
         directories,
         clustering,
         trials,

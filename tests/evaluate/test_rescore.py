@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.cli import main
 from mode_ray.cluster.clustering import FINE_FILE
 from mode_ray.config.base import Settings
@@ -41,7 +41,7 @@ def run(sources: ReportSources) -> ReportSources:
     """The small run with its clustering, training and evaluation on disk as their stages leave them."""
     places = sources.directories
     sources.clustering.save(places["cluster"])
-    stages = build_stages(sources.config, list_shards(sources.config.captions))
+    stages = build_stages(sources.config, list_work_units(sources.config.captions))
     stages["train"].begin(1)
     summary = {
         "trials": [asdict(trial) for trial in sources.trials],
@@ -55,7 +55,7 @@ def run(sources: ReportSources) -> ReportSources:
     save_array(directory / ROUTING_FILE, measured.routing_texts_ld)
     (directory / SUMMARY_FILE).write_text(json.dumps(asdict(measured.summary)))
     stages["evaluate"].begin(1)
-    write_report(sources.config, sources.shards, places, places["evaluate"])
+    write_report(sources.config, sources.work_units, places, places["evaluate"])
     stages["evaluate"].finish([], {})
     return sources
 
@@ -102,7 +102,7 @@ def test_the_command_line_takes_the_rule_as_overrides(
 def test_an_expert_that_was_left_out_is_told_in_the_report(run: ReportSources) -> None:
     config = changed(run.config, "evaluate", leave_out_experts=(0,))
     target = run.directories["evaluate"] / "without"
-    write_report(config, run.shards, run.directories, target)
+    write_report(config, run.work_units, run.directories, target)
     data = load_report(target)
     assert data["missing_experts"] == [0]
     assert [row["name"] for row in data["models"] if row["kind"] == "single"] == ["expert 1 alone"]
@@ -115,9 +115,9 @@ def test_an_expert_may_be_left_out_after_the_evaluation_and_come_back(
 ) -> None:
     def evaluate(*left_out: int) -> list[object]:
         config = changed(run.config, "evaluate", leave_out_experts=left_out)
-        stage = build_stages(config, list_shards(config.captions))["evaluate"]
+        stage = build_stages(config, list_work_units(config.captions))["evaluate"]
         before = stage.state()
-        run_evaluate(config, stage, run.shards, run.directories, lambda _: None)
+        run_evaluate(config, stage, run.work_units, run.directories, lambda _: None)
         return [before, stage.state(), load_report(stage.directory)["missing_experts"]]
 
     monkeypatch.setattr("mode_ray.evaluate.stage.check_models", lambda *_: None)  # the run has no models, only cosines
@@ -135,8 +135,8 @@ def test_an_expert_that_failed_to_train_needs_no_manifest_to_be_left_out(run: Re
         write_status(train / trial.name, TrialStatus(trial=trial.name, state=state, samples=trial.samples))
     target = run.directories["evaluate"] / "without"
     with pytest.raises(UsageError, match=rf"{train}/n2/00: failed: .*leave_out_experts=\[0\]"):
-        write_report(run.config, run.shards, run.directories, target)
-    write_report(changed(run.config, "evaluate", leave_out_experts=(0,)), run.shards, run.directories, target)
+        write_report(run.config, run.work_units, run.directories, target)
+    write_report(changed(run.config, "evaluate", leave_out_experts=(0,)), run.work_units, run.directories, target)
     assert [row["weights"] for row in load_report(target)["routing"]] == [[0.0, 1.0], [0.0, 1.0]]
 
 
@@ -144,7 +144,7 @@ def test_an_expert_that_failed_to_train_needs_no_manifest_to_be_left_out(run: Re
 def test_only_some_of_the_experts_can_be_left_out(run: ReportSources, left_out: tuple[int, ...]) -> None:
     config = changed(run.config, "evaluate", leave_out_experts=left_out)
     with pytest.raises(UsageError, match="the experts are 0 to 1, and one must be left"):
-        write_report(config, run.shards, run.directories, run.directories["evaluate"])
+        write_report(config, run.work_units, run.directories, run.directories["evaluate"])
 
 
 def test_the_cosines_of_one_task_are_gone_before_those_of_the_next_come(
@@ -167,7 +167,7 @@ def test_the_cosines_of_one_task_are_gone_before_those_of_the_next_come(
     config = changed(
         run.config, "evaluate", tasks=tuple(str(tmp_path / f"{name}.yaml") for name in ("pets", "pets-2", "pets-3"))
     )
-    write_report(config, run.shards, run.directories, run.directories["evaluate"] / "three")
+    write_report(config, run.work_units, run.directories, run.directories["evaluate"] / "three")
     assert standing == [0, 0, 0]
     assert len(arrays) == 3 * len(run.measured["pets"].cosines)
 
@@ -176,7 +176,7 @@ def test_a_clustering_of_another_encoder_is_named(run: ReportSources) -> None:
     config = changed(run.config, "encoder", model="another/model")
     file = run.directories["cluster"] / FINE_FILE
     with pytest.raises(DataError, match=f"{file}: the clustering was made with encoder .*another/model"):
-        write_report(config, run.shards, run.directories, run.directories["evaluate"])
+        write_report(config, run.work_units, run.directories, run.directories["evaluate"])
 
 
 def test_text_embeddings_of_another_dimension_are_named(run: ReportSources) -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
 from mode_ray.config.train import ModelConfig
@@ -81,7 +81,7 @@ def config(tmp_path: Path, architecture: Path) -> RunConfig:
     for expert in range(2):
         model = build_clip(ModelConfig(architecture=str(architecture), precision="float32"), seed=expert)
         save_clip(places["train"] / f"n2/{expert:02d}", model)
-    train = build_stages(config, list_shards(config.captions))["train"]
+    train = build_stages(config, list_work_units(config.captions))["train"]
     train.begin(1)
     train.finish([], {"trials": [], "pairs_by_expert": []})
     return config

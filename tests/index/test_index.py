@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
 from mode_ray.embed.encoder import load_encoder
@@ -47,9 +47,9 @@ def embedded(config: RunConfig) -> Stage:
     models = [train / f"n2/{expert:02d}" for expert in range(2)]
     worker = IndexWorker(config.captions, models, config.index.placement, 1, config.limits.max_image_pixels)
     stage = Stage("index", config.directory / "index" / "embeddings", {})
-    shards = list_shards(config.captions)
-    stage.begin(len(shards))
-    records = [stage.write_unit(*worker.compute(shard, worker.read(shard))) for shard in shards]
+    work_units = list_work_units(config.captions)
+    stage.begin(len(work_units))
+    records = [stage.write_unit(*worker.compute(work_unit, worker.read(work_unit))) for work_unit in work_units]
     stage.finish(records, {})
     return stage
 
@@ -62,8 +62,8 @@ def open_index(embedded: Stage, rows_per_part: int = 4) -> ImageIndex:
 def cosines(config: RunConfig, texts: Sequence[str]) -> np.ndarray:
     """Every expert's cosine of every usable image, in the order of the index, with every text."""
     decoded = []
-    for shard in list_shards(config.captions):
-        for image in read_images(shard, config.captions):
+    for work_unit in list_work_units(config.captions):
+        for image in read_images(work_unit, config.captions):
             try:
                 decoded.append(decode_image(image.data or b"", 10**6, "here"))
             except DataError:
@@ -190,12 +190,12 @@ class TestMistakes:
 
     def test_a_column_that_is_not_there_is_named(self, config: RunConfig) -> None:
         captions = config.captions.model_copy(update={"image_field": "picture"})
-        shard = list_shards(captions)[0]
+        work_unit = list_work_units(captions)[0]
         with pytest.raises(DataError, match=r"no column 'picture'; set captions.image_field to one of"):
-            list(read_images(shard, captions))
+            list(read_images(work_unit, captions))
 
     def test_text_in_place_of_images_is_named(self, config: RunConfig) -> None:
         captions = config.captions.model_copy(update={"image_field": "caption"})
-        shard = list_shards(captions)[0]
+        work_unit = list_work_units(captions)[0]
         with pytest.raises(DataError, match="row 0: column 'caption' holds no image bytes"):
-            list(read_images(shard, captions))
+            list(read_images(work_unit, captions))

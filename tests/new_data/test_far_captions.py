@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.read import read_captions
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
@@ -17,7 +17,7 @@ from mode_ray.embed.table import as_stored, embedding_column, embedding_vectors,
 from mode_ray.errors import DataError
 from mode_ray.new_data.far_captions import FarSample, FarWorker
 from mode_ray.pipeline import stage_directories
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
 CAPTIONS = [["a red cat", "a blue dog"], ["a ship at sea"], [], ["snow", "rain on a roof", "  "], ["a green tree"]]
@@ -46,12 +46,12 @@ class Assigned:
         pq.write_table(pa.table({"caption": CAPTIONS}), folder / "captions/a.parquet")
         run = config(folder, "all")
         self.directories: Mapping[str, Location] = stage_directories(run.directory)
-        (self.shard,) = list_shards(run.captions)
-        table = read_captions(self.shard, run.captions).table
+        (self.work_unit,) = list_work_units(run.captions)
+        table = read_captions(self.work_unit, run.captions).table
         encoder = load_encoder(run.encoder, run.embed.encoder)
         self.vectors_nd = as_stored(encoder.encode(table["caption"].to_pylist()))
         places = place_columns(table)
-        self.name = f"{self.shard.unit}.parquet"
+        self.name = f"{self.work_unit.unit}.parquet"
         (self.directories["embed"] / self.name).write_table(
             pa.table({**places, "embedding": embedding_column(self.vectors_nd)})
         )
@@ -69,10 +69,10 @@ class Assigned:
 
     def far(self, keep: str, count: int = 3, seed: int = 0) -> pa.Table:
         """What a worker collects from the shard."""
-        sample = FarSample(0.6, {self.shard.unit: count}, seed)
+        sample = FarSample(0.6, {self.work_unit.unit: count}, seed)
         worker = FarWorker(config(self.folder, keep), self.directories, sample)
-        shard: Shard = self.shard
-        table, record = worker.compute(shard, worker.read(shard))
+        work_unit: WorkUnit = self.work_unit
+        table, record = worker.compute(work_unit, worker.read(work_unit))
         assert (record.rows_in, record.rows_out) == (table.num_rows, table.num_rows)
         return table
 

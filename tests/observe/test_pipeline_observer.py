@@ -16,7 +16,7 @@ from mode_ray.evaluate.stage import REPORT_JSON
 from mode_ray.observe.progress import Progress
 from mode_ray.pipeline import STAGE_NAMES, Pipeline
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.train.runs.status import TrialStatus
 from mode_ray.train.stage import TrainReports
@@ -49,7 +49,7 @@ def finished(stage: Stage, on_record: Unit) -> Manifest:
     return stage.finish([record(stage.name)], {})
 
 
-def embed(config: RunConfig, stage: Stage, shards: list[Shard], on_record: Unit, counted: object) -> Manifest:
+def embed(config: RunConfig, stage: Stage, work_units: list[WorkUnit], on_record: Unit, counted: object) -> Manifest:
     return finished(stage, on_record)
 
 
@@ -66,7 +66,12 @@ def cluster(
 
 
 def assign(
-    config: RunConfig, stage: Stage, shards: list[Shard], clusters: Location, embeddings: Location, on_record: Unit
+    config: RunConfig,
+    stage: Stage,
+    work_units: list[WorkUnit],
+    clusters: Location,
+    embeddings: Location,
+    on_record: Unit,
 ) -> Manifest:
     return finished(stage, on_record)
 
@@ -74,7 +79,7 @@ def assign(
 def train(
     config: RunConfig,
     stage: Stage,
-    shards: list[Shard],
+    work_units: list[WorkUnit],
     clusters: Location,
     assignments: Location,
     reports: TrainReports,
@@ -84,7 +89,7 @@ def train(
 
 
 def evaluate(
-    config: RunConfig, stage: Stage, shards: list[Shard], places: Mapping[str, Location], on_record: Unit
+    config: RunConfig, stage: Stage, work_units: list[WorkUnit], places: Mapping[str, Location], on_record: Unit
 ) -> Manifest:
     manifest = finished(stage, on_record)
     rows = [{"rule": rule, "task": "pets", "normalised_entropy": value} for rule, value in (("soft", 0.5), ("x", 1.0))]

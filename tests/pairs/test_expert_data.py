@@ -11,14 +11,14 @@ import pytest
 from mode_ray.errors import DataError
 from mode_ray.pairs import index as pair_index
 from mode_ray.pairs.members import TrainingSet, stream_members
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
 FINE = np.random.default_rng(0).integers(0, 6, 1000)
 GROUPS = np.array([0, 1, 2, 0, 1, 2], np.int32)
 EXPERT = GROUPS[FINE]
 SIZES = (10, 300, 0, 640, 50)  # of the shards
-SHARDS = [Shard(unit=f"s{n}", uri=f"/in/s{n}.parquet", format="parquet") for n in range(len(SIZES))]
+SHARDS = [WorkUnit(unit=f"s{n}", uri=f"/in/s{n}.parquet", format="parquet") for n in range(len(SIZES))]
 
 
 def write_assignments(folder: Location, fine: np.ndarray, sizes: tuple[int, ...]) -> None:
@@ -46,9 +46,9 @@ def assignments(tmp_path_factory: pytest.TempPathFactory) -> Location:
 def select(assignments: Location, members: TrainingSet) -> np.ndarray:
     """The pairs of a set, by their numbers."""
     tables = list(stream_members(members, assignments, SHARDS, GROUPS))
-    shards = np.repeat(np.arange(len(SIZES)), SIZES)
+    work_units = np.repeat(np.arange(len(SIZES)), SIZES)
     for table in tables:
-        assert np.array_equal(table["shard"].to_numpy(), shards[table["row"].to_numpy()])
+        assert np.array_equal(table["shard"].to_numpy(), work_units[table["row"].to_numpy()])
     return np.concatenate([table["row"].to_numpy() for table in tables])
 
 
@@ -82,10 +82,10 @@ class TestMembers:
         others = drawn[EXPERT != 0]
         share = others.sum() / (seeds * len(others))
         deviation = np.sqrt(seeds * share * (1 - share))
-        shards = np.repeat(np.arange(len(SIZES)), SIZES)[EXPERT != 0]
-        for shard in (0, 1, 3, 4):
-            mean = others[shards == shard].mean()
-            assert abs(mean - seeds * share) < 4 * deviation / np.sqrt((shards == shard).sum())
+        work_units = np.repeat(np.arange(len(SIZES)), SIZES)[EXPERT != 0]
+        for work_unit in (0, 1, 3, 4):
+            mean = others[work_units == work_unit].mean()
+            assert abs(mean - seeds * share) < 4 * deviation / np.sqrt((work_units == work_unit).sum())
         assert others.std() == pytest.approx(deviation, rel=0.15)
 
     def test_each_expert_draws_others_and_so_does_each_seed(self, assignments: Location) -> None:
@@ -115,7 +115,7 @@ class TestMembers:
         folder = Location(str(tmp_path))
         sizes = (10,) * 60
         write_assignments(folder, FINE, sizes)
-        shards = [Shard(unit=f"s{n}", uri=f"/in/s{n}.parquet", format="parquet") for n in range(60)]
+        work_units = [WorkUnit(unit=f"s{n}", uri=f"/in/s{n}.parquet", format="parquet") for n in range(60)]
         read: list[str] = []
         real = pair_index.read_output
 
@@ -124,7 +124,7 @@ class TestMembers:
             return real(directory, unit, columns)
 
         monkeypatch.setattr(pair_index, "read_output", counting)
-        tables = stream_members(TrainingSet(kind="all"), folder, shards, GROUPS)
+        tables = stream_members(TrainingSet(kind="all"), folder, work_units, GROUPS)
         for taken in range(1, 61):
             next(tables)
             assert len(read) <= taken + 9

@@ -15,7 +15,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.read import read_captions
 from mode_ray.config.run import CaptionsConfig
 from mode_ray.errors import DataError
@@ -33,7 +33,7 @@ from mode_ray.pairs.materialise import (
 from mode_ray.pairs.reader import Pair, PairReader
 from mode_ray.pairs.training_set import write_index
 from mode_ray.stages.actor import UnitActor
-from mode_ray.stages.work_unit import write_shards
+from mode_ray.stages.work_unit import write_work_units
 from mode_ray.storage import Location
 
 PAIRS = 23
@@ -69,12 +69,12 @@ class Source:
         table = pa.table({"image": [image(n) for n in numbers], "caption": [f"pair {n}" for n in numbers]})
         pq.write_table(table, data / "b.parquet", row_group_size=4)
         self.captions = CaptionsConfig(paths=(str(data),), caption_field="caption", select="all")
-        shards = list_shards(self.captions)
+        work_units = list_work_units(self.captions)
         root = Location(str(folder))
         self.folder = root / "all"
-        write_shards(root / "shards.parquet", shards)
+        write_work_units(root / "shards.parquet", work_units)
         schema = index_columns(tars=True)
-        tables = [index_rows(read_captions(s, self.captions).table, n, schema) for n, s in enumerate(shards)]
+        tables = [index_rows(read_captions(s, self.captions).table, n, schema) for n, s in enumerate(work_units)]
         write_index(root / "all.arrow", tables, {"members": "all"})
         self.index = SourceIndex(root / "all.arrow", root / "shards.parquet", {"members": "all"})
 
@@ -139,7 +139,7 @@ class TestTars:
     )
     def test_how_many_there_are(self, pairs: int, most: int, least: int, count: int) -> None:
         assert shard_count(pairs, most, least) == count
-        parts = [places_of(shard, count, pairs) for shard in range(count)]
+        parts = [places_of(work_unit, count, pairs) for work_unit in range(count)]
         assert [place for part in parts for place in part] == list(range(pairs))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
         assert max(map(len, parts)) <= most
@@ -147,7 +147,7 @@ class TestTars:
     def test_webdataset_iterates_them(self, source: Source) -> None:
         tars = source.tars()
         source.make(tars)
-        urls = [shard.uri for shard in tars.open().shards]
+        urls = [work_unit.uri for work_unit in tars.open().work_units]
         samples = list(webdataset.WebDataset(urls, shardshuffle=False))
         assert len({sample["__key__"] for sample in samples}) == len(samples) == 35
         found: Counter[tuple[bytes, str]] = Counter()

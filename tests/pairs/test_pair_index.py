@@ -11,12 +11,12 @@ import pytest
 from mode_ray.errors import DataError
 from mode_ray.pairs.index import PairIndex, fine_counts, index_columns, index_rows, load_index, nearest_rows
 from mode_ray.pairs.training_set import write_index
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
 FINE = np.random.default_rng(0).integers(0, 6, 1000)
 SHARDS = tuple(
-    Shard(unit=unit, uri=f"/in/{unit}.x", format="webdataset" if unit == "c" else "parquet") for unit in "abcd"
+    WorkUnit(unit=unit, uri=f"/in/{unit}.x", format="webdataset" if unit == "c" else "parquet") for unit in "abcd"
 )
 
 
@@ -52,7 +52,7 @@ class TestLoading:
     ) -> None:
         index = load_index(assignments, SHARDS)
         assert len(index) == 3
-        assert index.shards == SHARDS
+        assert index.work_units == SHARDS
         assert index.table.select(["shard", "row", "fine", "image_offset"]).to_pydict() == {
             "shard": [0, 2, 2],
             "row": [5, 0, 2],
@@ -63,7 +63,7 @@ class TestLoading:
         assert index.take(np.array([2, 0])).table["row"].to_pylist() == [2, 5]
 
     def test_no_assignment_at_all(self, tmp_path: Path) -> None:
-        for load in (load_index, lambda folder, shards: fine_counts(folder, shards, 4)):
+        for load in (load_index, lambda folder, work_units: fine_counts(folder, work_units, 4)):
             with pytest.raises(DataError, match="no assignment of the given shards; run `mode-ray assign` first"):
                 load(Location(str(tmp_path)), SHARDS)
 
@@ -82,9 +82,9 @@ class TestMappedFile:
     def file(self, tmp_path_factory: pytest.TempPathFactory) -> Location:
         def tables() -> Iterator[pa.Table]:
             schema = index_columns(tars=True)
-            for shard in range(15):
-                rows = list(range(shard * 10_000, (shard + 1) * 10_000))
-                yield index_rows(assignment(rows, [0] * 10_000, tar=True), shard, schema)
+            for work_unit in range(15):
+                rows = list(range(work_unit * 10_000, (work_unit + 1) * 10_000))
+                yield index_rows(assignment(rows, [0] * 10_000, tar=True), work_unit, schema)
 
         location = Location(str(tmp_path_factory.mktemp("index"))) / "all.arrow"
         write_index(location, tables(), {"members": "all"})

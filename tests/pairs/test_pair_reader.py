@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.read import read_captions
 from mode_ray.config.run import CaptionsConfig
 from mode_ray.errors import DataError
@@ -43,13 +43,13 @@ def tar_bytes(captions: Sequence[str | bytes], first: int = 0, suffix: str = "tx
 
 def index_of(config: CaptionsConfig) -> tuple[PairIndex, list[str]]:
     """The index of all pairs, and the captions that were embedded."""
-    shards = list_shards(config)
+    work_units = list_work_units(config)
     tables = []
-    for number, shard in enumerate(shards):
-        table = read_captions(shard, config).table
+    for number, work_unit in enumerate(work_units):
+        table = read_captions(work_unit, config).table
         tables.append(table.add_column(0, SHARD, pa.array(np.full(table.num_rows, number, np.int32))))
     table = pa.concat_tables(tables, promote_options="default").combine_chunks()
-    return PairIndex(tuple(shards), table.drop_columns(["key", "caption"])), table["caption"].to_pylist()
+    return PairIndex(tuple(work_units), table.drop_columns(["key", "caption"])), table["caption"].to_pylist()
 
 
 def reader_of(*paths: Path | str, **settings: Any) -> tuple[PairReader, list[str]]:  # noqa: ANN401  (config fields)

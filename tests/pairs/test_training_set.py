@@ -17,11 +17,11 @@ from mode_ray.pairs.index import PairIndex
 from mode_ray.pairs.members import TrainingSet
 from mode_ray.pairs.training_set import index_provenance, open_training_set, write_training_set
 from mode_ray.stages.manifest import MANIFEST, Stage, UnitRecord
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
 GROUPS = np.array([0, 1, 0, 1], np.int32)
-SHARDS = [Shard(unit=unit, uri=f"/in/{unit}.parquet", format="parquet") for unit in ("a", "b")]
+SHARDS = [WorkUnit(unit=unit, uri=f"/in/{unit}.parquet", format="parquet") for unit in ("a", "b")]
 EXPERT = TrainingSet(kind="expert", experts=2, expert=1)
 
 
@@ -53,9 +53,9 @@ class Run:
         return write_training_set(members, self.assignments, SHARDS, group_m, self.folder)
 
     def open(
-        self, members: TrainingSet = EXPERT, shards: list[Shard] = SHARDS, group_m: np.ndarray = GROUPS
+        self, members: TrainingSet = EXPERT, work_units: list[WorkUnit] = SHARDS, group_m: np.ndarray = GROUPS
     ) -> PairIndex:
-        return open_training_set(members, self.assignments, shards, group_m, self.folder)
+        return open_training_set(members, self.assignments, work_units, group_m, self.folder)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -71,7 +71,7 @@ def test_what_is_written_is_opened(run: Run) -> None:
     file = run.write()
     assert file == run.folder / f"{EXPERT.name}.arrow"
     index = run.open()
-    assert index.shards == tuple(SHARDS)
+    assert index.work_units == tuple(SHARDS)
     assert index.table.to_pydict() == {"shard": [0, 0, 1, 1], "row": [1, 3, 1, 3], "caption_index": [0] * 4}
 
 
@@ -102,7 +102,7 @@ class TestStaleness:
     def test_other_source_shards_are_noticed(self, run: Run) -> None:
         run.write()
         with pytest.raises(DataError, match="made of other shards"):
-            run.open(shards=SHARDS[::-1])
+            run.open(work_units=SHARDS[::-1])
 
     def test_a_missing_file_is_named(self, run: Run) -> None:
         with pytest.raises(DataError, match=rf"{EXPERT.name}\.arrow: missing; run `mode-ray train` again"):

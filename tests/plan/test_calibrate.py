@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.config.run import ActorPool, ClusterConfig, FineConfig, RunConfig
 from mode_ray.errors import DataError
 from mode_ray.plan.calibrate import actors_that_fit
@@ -72,7 +72,7 @@ class TestProbe:
         config = RunConfig.model_validate(config_of(tmp_path, files=2, rows=500))
         scratch = Location.parse(str(tmp_path / "scratch"))
         # Long enough for a busy machine to read both files.
-        return Probe(config, 1, list_shards(config.captions), scratch, 10 * MOMENT_SECONDS, seed=0)
+        return Probe(config, 1, list_work_units(config.captions), scratch, 10 * MOMENT_SECONDS, seed=0)
 
     def test_all_steps_of_both_stages_one_after_the_other(self, probe: Probe) -> None:
         assert probe.load() == (256, "cpu")
@@ -89,7 +89,9 @@ class TestProbe:
 
     def test_shards_without_a_usable_caption_are_one_sentence(self, tmp_path: Path) -> None:
         config = RunConfig.model_validate(config_of(tmp_path, files=1, rows=1))
-        probe = Probe(config, 1, list_shards(config.captions), Location.parse(str(tmp_path)), MOMENT_SECONDS, seed=0)
+        probe = Probe(
+            config, 1, list_work_units(config.captions), Location.parse(str(tmp_path)), MOMENT_SECONDS, seed=0
+        )
         with pytest.raises(DataError, match=r"000\.parquet: calibration found no usable caption"):
             probe.read()
 
@@ -133,9 +135,11 @@ def test_actors_that_fit_the_machine(pool: ActorPool, cores: float, gpus: float,
 
 def test_where_no_captions_are_yet_made_up_ones_stand_in_and_are_called_so(tmp_path: Path) -> None:
     values = config_of(tmp_path, files=0, rows=0)
-    config, shards, source = captions_to_measure(RunConfig.model_validate(values), Location.parse(str(tmp_path / "x")))
+    config, work_units, source = captions_to_measure(
+        RunConfig.model_validate(values), Location.parse(str(tmp_path / "x"))
+    )
     assert "made-up" in source
-    assert [shard.uri for shard in shards] == [str(tmp_path / "x" / "captions" / "stand-in.parquet")]
+    assert [work_unit.uri for work_unit in work_units] == [str(tmp_path / "x" / "captions" / "stand-in.parquet")]
     assert config.captions.paths != tuple(values["captions"]["paths"])
 
 

@@ -3,13 +3,13 @@
 from mode_ray.config.run import ActorPool
 from mode_ray.stages.ledger import UnitLedger
 from mode_ray.stages.manifest import UnitRecord
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 
 POOL = ActorPool(max_actors=2, retries_per_unit=1)
 
 
-def shards(count: int) -> list[Shard]:
-    return [Shard(unit=f"u{number}", uri=f"/in/u{number}.tar", format="webdataset") for number in range(count)]
+def work_units(count: int) -> list[WorkUnit]:
+    return [WorkUnit(unit=f"u{number}", uri=f"/in/u{number}.tar", format="webdataset") for number in range(count)]
 
 
 def record(unit: str) -> UnitRecord:
@@ -17,13 +17,13 @@ def record(unit: str) -> UnitRecord:
 
 
 def test_tasks_are_small_enough_for_balance_and_for_progress() -> None:
-    sizes = {count: UnitLedger(shards(count), POOL, "a", print).units_per_task for count in (1, 8, 40, 64, 1000)}
+    sizes = {count: UnitLedger(work_units(count), POOL, "a", print).units_per_task for count in (1, 8, 40, 64, 1000)}
     assert sizes == {1: 1, 8: 1, 40: 5, 64: 8, 1000: 8}
 
 
 def test_records_are_told_and_kept_in_the_order_in_which_they_come() -> None:
     told: list[UnitRecord] = []
-    ledger = UnitLedger(shards(3), POOL, "a", told.append)
+    ledger = UnitLedger(work_units(3), POOL, "a", told.append)
     for unit in ("u2", "u0", "u1"):
         ledger.take(record(unit))
     assert list(ledger.records.values()) == told == [record("u2"), record("u0"), record("u1")]
@@ -32,9 +32,9 @@ def test_records_are_told_and_kept_in_the_order_in_which_they_come() -> None:
 
 def test_units_without_a_record_are_lost_and_given_up_when_that_stays() -> None:
     told: list[UnitRecord] = []
-    ledger = UnitLedger(shards(4), POOL, "attempt", told.append)
+    ledger = UnitLedger(work_units(4), POOL, "attempt", told.append)
     ledger.take(record("u1"))
-    assert [shard.unit for shard in ledger.lost()] == ["u0", "u2", "u3"]
+    assert [work_unit.unit for work_unit in ledger.lost()] == ["u0", "u2", "u3"]
     ledger.take(record("u3"))
     ledger.give_up()
     assert ledger.lost() == []

@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.config.run import ActorPool, CaptionsConfig, EncoderConfig, EncoderPlacement
 from mode_ray.embed.stage import EmbedWorker
 from mode_ray.errors import DataError, UsageError, WriteError
 from mode_ray.stages.actor import UnitActor
 from mode_ray.stages.execute import run_units
 from mode_ray.stages.manifest import UnitRecord
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
 DEADLINE_SECONDS = 10.0
@@ -41,25 +41,25 @@ class ScriptedWorker:
         self._on_read = on_read
         self._on_compute = on_compute
 
-    def read(self, shard: Shard) -> str:
-        earlier = self.reads.count(shard.unit)
-        self.reads.append(shard.unit)
-        self._on_read(shard.unit, earlier)
-        return shard.unit
+    def read(self, work_unit: WorkUnit) -> str:
+        earlier = self.reads.count(work_unit.unit)
+        self.reads.append(work_unit.unit)
+        self._on_read(work_unit.unit, earlier)
+        return work_unit.unit
 
-    def compute(self, shard: Shard, source: str) -> tuple[pa.Table, UnitRecord]:
+    def compute(self, work_unit: WorkUnit, source: str) -> tuple[pa.Table, UnitRecord]:
         self._on_compute(source)
         table = pa.table({"unit": [source]})
-        return table, UnitRecord(unit=shard.unit, source=shard.uri, rows_in=1, rows_out=1)
+        return table, UnitRecord(unit=work_unit.unit, source=work_unit.uri, rows_in=1, rows_out=1)
 
 
 def nothing(*_: object) -> None:
     """Go on."""
 
 
-def shards(count: int) -> list[Shard]:
+def work_units(count: int) -> list[WorkUnit]:
     """Shards `u0`, `u1`, …"""
-    return [Shard(unit=f"u{number}", uri=f"/in/u{number}.tar", format="webdataset") for number in range(count)]
+    return [WorkUnit(unit=f"u{number}", uri=f"/in/u{number}.tar", format="webdataset") for number in range(count)]
 
 
 def process(
@@ -72,7 +72,7 @@ def process(
     """Run an actor over shards, here and without Ray."""
     worker = ScriptedWorker(on_read, on_compute)
     actor = UnitActor(worker, Location(str(output)), "attempt-1", retries)
-    return list(actor.process(shards(count))), worker
+    return list(actor.process(work_units(count))), worker
 
 
 def names(folder: Path) -> list[str]:
@@ -190,7 +190,7 @@ class TestATaskThatRunsAgain:
     def test_what_an_earlier_invocation_left_is_done_again_when_it_is_asked_for(self, tmp_path: Path) -> None:
         process(tmp_path, 2)
         worker = ScriptedWorker(nothing, nothing)
-        records = list(UnitActor(worker, Location(str(tmp_path)), "attempt-2", 0).process(shards(2)))
+        records = list(UnitActor(worker, Location(str(tmp_path)), "attempt-2", 0).process(work_units(2)))
         assert worker.reads == ["u0", "u1"]
         assert {record.attempt for record in records} == {"attempt-2"}
 
@@ -232,12 +232,12 @@ class TestOnRay:
         arguments = (captions, encoder, EncoderPlacement(), 1, None, 0)
         output = Location(str(folder / "out"))
         arrived: list[UnitRecord] = []
-        todo = list_shards(captions)
+        todo = list_work_units(captions)
         made = run_units(todo, EmbedWorker, arguments, output, "attempt-7", ActorPool(), arrived.append)
         records = list(made.values())
         assert records == arrived
         by_unit = {record.unit: record for record in records}
-        assert by_unit.keys() == {shard.unit for shard in todo}
+        assert by_unit.keys() == {work_unit.unit for work_unit in todo}
         bad = [record for record in records if record.error is not None]
         assert [record.source for record in bad] == [f"{folder}/3.parquet"]
         assert len(names(folder / "out")) == 4
@@ -247,14 +247,16 @@ class TestOnRay:
         class Defective:
             """Local, so that it reaches the workers by value."""
 
-            def read(self, shard: Shard) -> str:
-                raise ZeroDivisionError(f"a defect at {shard.unit}")
+            def read(self, work_unit: WorkUnit) -> str:
+                raise ZeroDivisionError(f"a defect at {work_unit.unit}")
 
             def compute(self, *_: object) -> tuple[pa.Table, UnitRecord]:
                 raise AssertionError("never reached")
 
         with pytest.raises(RuntimeError, match=r"a defect at u0\nwhile /in/u0\.tar was read"):
-            run_units(shards(1), Defective, (), Location(str(folder / "out")), "a", ActorPool(max_actors=1), nothing)
+            run_units(
+                work_units(1), Defective, (), Location(str(folder / "out")), "a", ActorPool(max_actors=1), nothing
+            )
         assert names(folder / "out") == []
 
     def test_what_a_worker_refuses_reaches_the_user_as_it_was_said(self, folder: Path) -> None:
@@ -262,25 +264,27 @@ class TestOnRay:
             raise UsageError("no such encoder")
 
         with pytest.raises(UsageError) as caught:
-            run_units(shards(1), refuse, (), Location(str(folder / "out")), "a", ActorPool(max_actors=1), nothing)
+            run_units(work_units(1), refuse, (), Location(str(folder / "out")), "a", ActorPool(max_actors=1), nothing)
         assert str(caught.value) == "no such encoder"
 
     def test_a_shard_that_kills_its_worker_is_quarantined_alone(self, folder: Path) -> None:
         class Killed:
             """Local, so that it reaches the workers by value."""
 
-            def read(self, shard: Shard) -> str:
-                return shard.unit
+            def read(self, work_unit: WorkUnit) -> str:
+                return work_unit.unit
 
-            def compute(self, shard: Shard, source: str) -> tuple[pa.Table, UnitRecord]:
+            def compute(self, work_unit: WorkUnit, source: str) -> tuple[pa.Table, UnitRecord]:
                 if source == "u2":
                     os.kill(os.getpid(), signal.SIGKILL)
-                return pa.table({"unit": [source]}), UnitRecord(unit=source, source=shard.uri, rows_in=1, rows_out=1)
+                return pa.table({"unit": [source]}), UnitRecord(
+                    unit=source, source=work_unit.uri, rows_in=1, rows_out=1
+                )
 
         pool = ActorPool(max_actors=1, retries_per_unit=1)
         output = Location(str(folder / "out"))
-        records = run_units(shards(16), Killed, (), output, "a", pool, nothing).values()
-        assert sorted(record.unit for record in records) == sorted(shard.unit for shard in shards(16))
+        records = run_units(work_units(16), Killed, (), output, "a", pool, nothing).values()
+        assert sorted(record.unit for record in records) == sorted(work_unit.unit for work_unit in work_units(16))
         assert {record.unit: record.error for record in records if record.error is not None} == {
             "u2": "/in/u2.tar: its worker process died 2 times while it alone was worked on (out of memory?)"
         }

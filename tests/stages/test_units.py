@@ -18,7 +18,7 @@ from mode_ray.stages.resume import (
     plan_units,
     refuse_replaced_sources,
 )
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
 
@@ -49,58 +49,60 @@ def stage(tmp_path: Path) -> Stage:
     return begun
 
 
-def shards(*units: str, size: int = 100, modified: float = 50.0) -> list[Shard]:
+def work_units(*units: str, size: int = 100, modified: float = 50.0) -> list[WorkUnit]:
     """Listed files of one size and time."""
     return [
-        Shard(unit=unit, uri=f"/in/{unit}.tar", format="webdataset", size_bytes=size, modified_unix_seconds=modified)
+        WorkUnit(
+            unit=unit, uri=f"/in/{unit}.tar", format="webdataset", size_bytes=size, modified_unix_seconds=modified
+        )
         for unit in units
     ]
 
 
-def write(stage: Stage, *made: Shard) -> list[UnitRecord]:
+def write(stage: Stage, *made: WorkUnit) -> list[UnitRecord]:
     """The outputs of shards, as a worker would write them."""
-    records = [with_source(record(shard.unit), shard) for shard in made]
+    records = [with_source(record(work_unit.unit), work_unit) for work_unit in made]
     return [stage.write_unit(pa.table({"x": [1]}), one) for one in records]
 
 
 class TestPlan:
     def test_units_without_an_output_are_left(self, stage: Stage) -> None:
-        write(stage, *shards("b"))
-        plan = plan_units(stage, shards("a", "b", "c"))
+        write(stage, *work_units("b"))
+        plan = plan_units(stage, work_units("a", "b", "c"))
         assert list(plan.finished) == ["b"]
-        assert [shard.unit for shard in plan.left] == ["a", "c"]
+        assert [work_unit.unit for work_unit in plan.left] == ["a", "c"]
         assert (plan.replaced, plan.vanished) == ([], [])
 
     def test_outputs_of_units_that_are_listed_no_more_do_not_count(self, stage: Stage) -> None:
-        write(stage, *shards("a", "a-g00000"))
-        plan = plan_units(stage, shards("a"))
+        write(stage, *work_units("a", "a-g00000"))
+        plan = plan_units(stage, work_units("a"))
         assert (list(plan.finished), plan.left, plan.vanished) == (["a"], [], ["a-g00000"])
 
     @pytest.mark.parametrize(("size", "modified"), [(101, 50.0), (100, 51.0), (100, 49.0), (101, 0.0)])
     def test_a_replaced_source_is_left_again(self, stage: Stage, size: int, modified: float) -> None:
-        write(stage, *shards("a", "b"))
-        now = [*shards("a", size=size, modified=modified), *shards("b")]
+        write(stage, *work_units("a", "b"))
+        now = [*work_units("a", size=size, modified=modified), *work_units("b")]
         plan = plan_units(stage, now)
         assert (list(plan.finished), plan.left, plan.replaced) == (["b"], now[:1], ["a"])
 
     def test_a_source_of_unknown_time_is_compared_by_size(self, stage: Stage) -> None:
-        write(stage, *shards("a", modified=0.0))
-        assert plan_units(stage, shards("a", modified=9.0)).left == []
+        write(stage, *work_units("a", modified=0.0))
+        assert plan_units(stage, work_units("a", modified=9.0)).left == []
 
 
 class TestReplacedSourcesOfAFinishedStage:
     def test_the_file_and_the_mend_are_named(self, stage: Stage) -> None:
-        stage.finish(write(stage, *shards("a", "b")), {})
-        refuse_replaced_sources(stage, shards("a", "b"))
+        stage.finish(write(stage, *work_units("a", "b")), {})
+        refuse_replaced_sources(stage, work_units("a", "b"))
         with pytest.raises(UsageError) as caught:
-            refuse_replaced_sources(stage, [*shards("a"), *shards("b", size=7)])
+            refuse_replaced_sources(stage, [*work_units("a"), *work_units("b", size=7)])
         for part in ("/in/b.tar: changed since the embed stage read it", "100 bytes", "now 7 bytes", "manifest.json"):
             assert part in str(caught.value)
 
     def test_a_quarantined_file_that_was_mended_is_one_too(self, stage: Stage) -> None:
-        stage.finish([with_source(record("a", 0, "/in/a.tar: truncated"), shards("a")[0])], {})
+        stage.finish([with_source(record("a", 0, "/in/a.tar: truncated"), work_units("a")[0])], {})
         with pytest.raises(UsageError, match=r"/in/a\.tar: changed"):
-            refuse_replaced_sources(stage, shards("a", size=200))
+            refuse_replaced_sources(stage, work_units("a", size=200))
 
 
 class TestFinish:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from mode_ray.assign.stage import DISTANCE, FINE
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.read import read_captions
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
@@ -25,10 +25,10 @@ from mode_ray.embed.table import place_columns
 from mode_ray.models.clip import ClipModel, build_clip
 from mode_ray.pairs.index import PairIndex, load_index
 from mode_ray.stages.manifest import Stage, UnitRecord
-from mode_ray.stages.work_unit import Shard, write_shards
+from mode_ray.stages.work_unit import WorkUnit, write_work_units
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial
-from mode_ray.train.runs.trial import SHARDS_FILE, TrialJob
+from mode_ray.train.runs.trial import WORK_UNITS_FILE, TrialJob
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 230), "yellow": (230, 220, 20)}
 EXPERT_OF_FINE = [0, 0, 1, 1]
@@ -114,13 +114,13 @@ def make_config(tmp_path: Path, data_folder: Path, architecture: Path) -> Callab
 
 
 @pytest.fixture
-def shards(make_config: Callable[..., RunConfig]) -> list[Shard]:
+def work_units(make_config: Callable[..., RunConfig]) -> list[WorkUnit]:
     """The tar and the parquet file."""
-    return list_shards(make_config().captions)
+    return list_work_units(make_config().captions)
 
 
 @pytest.fixture
-def run_folder(make_config: Callable[..., RunConfig], shards: list[Shard]) -> Location:
+def run_folder(make_config: Callable[..., RunConfig], work_units: list[WorkUnit]) -> Location:
     """A run directory as it is before training: the fine cluster of a pair is its colour."""
     config = make_config()
     centers_md = np.eye(4, dtype=np.float32)
@@ -133,23 +133,23 @@ def run_folder(make_config: Callable[..., RunConfig], shards: list[Shard]) -> Lo
         coarse={2: np.array(EXPERT_OF_FINE, np.int32)},
     ).save(config.directory / "clusters")
     assign = Stage("assign", config.directory / "assignments", {})
-    assign.begin(len(shards))
+    assign.begin(len(work_units))
     records = []
-    for shard in shards:
-        table = read_captions(shard, config.captions).table
+    for work_unit in work_units:
+        table = read_captions(work_unit, config.captions).table
         colours = [list(COLOURS).index(text.split()[1]) for text in table["caption"].to_pylist()]
         columns = {FINE: pa.array(colours, pa.int32()), DISTANCE: pa.array(np.zeros(len(colours), np.float32))}
-        record = UnitRecord(unit=shard.unit, source=shard.uri, rows_in=len(colours), rows_out=len(colours))
+        record = UnitRecord(unit=work_unit.unit, source=work_unit.uri, rows_in=len(colours), rows_out=len(colours))
         records.append(assign.write_unit(pa.table({**place_columns(table), **columns}), record))
     assign.finish(records, {})
-    write_shards(config.directory / "experts" / SHARDS_FILE, shards)
+    write_work_units(config.directory / "experts" / WORK_UNITS_FILE, work_units)
     return config.directory
 
 
 @pytest.fixture
-def all_pairs(run_folder: Location, shards: list[Shard]) -> PairIndex:
+def all_pairs(run_folder: Location, work_units: list[WorkUnit]) -> PairIndex:
     """The index of all 48 pairs."""
-    return load_index(run_folder / "assignments", shards)
+    return load_index(run_folder / "assignments", work_units)
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ class TestBatches:
         tmp_path: Path,
     ) -> None:
         write_index(Location(str(tmp_path / "all.arrow")), [all_pairs.table] * 200, {"members": "all"})
-        mapped = PairIndex.open(all_pairs.shards, tmp_path / "all.arrow")
+        mapped = PairIndex.open(all_pairs.work_units, tmp_path / "all.arrow")
         size = len(ForkingPickler.dumps(PairDataset(mapped, make_config(), new_clip(), 0)))
         small = len(ForkingPickler.dumps(PairDataset(all_pairs, make_config(), new_clip(), 0)))
         assert mapped.table.nbytes > 400_000

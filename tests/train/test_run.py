@@ -12,7 +12,7 @@ from mode_ray.config.run import RunConfig
 from mode_ray.errors import TrainingError, UsageError
 from mode_ray.evaluate.measure.models import find_trained
 from mode_ray.stages.manifest import Manifest, Stage
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.train.runs.lease import LEASE_FILE
 from mode_ray.train.runs.status import TrialStatus, read_status
@@ -43,13 +43,13 @@ def test_an_expert_that_fails_is_retried_alone_and_completes_the_stage(
     ray_session: None,
     make_config: Callable[..., RunConfig],
     run_folder: Location,
-    shards: list[Shard],
+    work_units: list[WorkUnit],
     data_folder: Path,
 ) -> None:
     # Half of the images are too many for the expert that has no others, not for seed and dense run.
     config = make_config(limits={"max_bad_image_share": 0.75}, placement={"concurrent_runs": 2})
     stage = Stage("train", run_folder / "experts", {})
-    places = (shards, run_folder / "clusters", run_folder / "assignments")
+    places = (work_units, run_folder / "clusters", run_folder / "assignments")
     said: list[str] = []
     seen: list[dict[str, TrialStatus]] = []
     reports = TrainReports(said.append, lambda statuses: seen.append(dict(statuses)))
@@ -87,14 +87,14 @@ def test_an_expert_that_fails_is_retried_alone_and_completes_the_stage(
 
 
 def test_a_retry_of_one_leaves_the_others_as_they_are(
-    ray_session: None, make_config: Callable[..., RunConfig], run_folder: Location, shards: list[Shard]
+    ray_session: None, make_config: Callable[..., RunConfig], run_folder: Location, work_units: list[WorkUnit]
 ) -> None:
     config = make_config()
     stage = Stage("train", run_folder / "experts", {})
     lost = TrialStatus(trial="dense", state="failed", samples=64, launches=3, reason="launcher lost")
     (stage.directory / "dense/status.json").write_text(json.dumps(vars(lost)))
     reports = TrainReports(lambda _: None, lambda _: None)
-    places = (shards, run_folder / "clusters", run_folder / "assignments")
+    places = (work_units, run_folder / "clusters", run_folder / "assignments")
     with pytest.raises(UsageError, match="n2/00 continues seed, which is not finished: retry that one first"):
         retry_trial(config, stage, *places, "0", reports)
     assert retry_trial(config, stage, *places, "seed", reports) is None

@@ -15,7 +15,7 @@ from mode_ray.config.load import dump_config, load_config, with_values
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, TrainingError, UsageError
 from mode_ray.stages.manifest import MANIFEST, Stage, UnitRecord
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.sweep import run as sweep_run
 from mode_ray.sweep.plan import SweepInputs, SweepTrial, plan_sweep, swept_expert
@@ -75,16 +75,18 @@ def inputs(run_folder: Location) -> SweepInputs:
 
 
 @pytest.fixture
-def assigned(run_folder: Location, shards: list[Shard]) -> Location:
+def assigned(run_folder: Location, work_units: list[WorkUnit]) -> Location:
     """The tiny run with its assign stage done."""
-    records = [UnitRecord(unit=shard.unit, source=shard.uri, rows_in=24, rows_out=24) for shard in shards]
+    records = [
+        UnitRecord(unit=work_unit.unit, source=work_unit.uri, rows_in=24, rows_out=24) for work_unit in work_units
+    ]
     Stage("assign", run_folder / "assignments", {}).finish(records, {})
     return run_folder
 
 
-def sweep(config: RunConfig, shards: list[Shard], run: Location) -> tuple[SweepReport, list[str]]:
+def sweep(config: RunConfig, work_units: list[WorkUnit], run: Location) -> tuple[SweepReport, list[str]]:
     said: list[str] = []
-    return run_sweep(config, shards, run / "clusters", run / "assignments", said.append), said
+    return run_sweep(config, work_units, run / "clusters", run / "assignments", said.append), said
 
 
 class TestPlan:
@@ -262,29 +264,29 @@ def test_trials_are_compared_at_measurements() -> None:
 
 class TestRefusals:
     def test_a_sweep_of_nothing(
-        self, sweep_config: Callable[..., RunConfig], shards: list[Shard], assigned: Location
+        self, sweep_config: Callable[..., RunConfig], work_units: list[WorkUnit], assigned: Location
     ) -> None:
         with pytest.raises(UsageError, match=r"sweep\.fields is empty"):
-            sweep(sweep_config({}), shards, assigned)
+            sweep(sweep_config({}), work_units, assigned)
 
     def test_before_the_pairs_are_assigned(
-        self, sweep_config: Callable[..., RunConfig], shards: list[Shard], run_folder: Location
+        self, sweep_config: Callable[..., RunConfig], work_units: list[WorkUnit], run_folder: Location
     ) -> None:
         (run_folder / "assignments" / MANIFEST).delete()
         with pytest.raises(UsageError, match="the assign stage, which is not done"):
-            sweep(sweep_config({RATE: [1e-3]}), shards, run_folder)
+            sweep(sweep_config({RATE: [1e-3]}), work_units, run_folder)
 
     def test_too_small_a_training_set(
-        self, sweep_config: Callable[..., RunConfig], shards: list[Shard], assigned: Location
+        self, sweep_config: Callable[..., RunConfig], work_units: list[WorkUnit], assigned: Location
     ) -> None:
         config = sweep_config({RATE: [1e-3]}, held_out_pairs=13)
         with pytest.raises(DataError, match="has 24 pairs: too few to hold out 13"):
             sweep_run._prepare(
-                config, shards, assigned / "clusters", assigned / "assignments", assigned / "sweep", 1, "data"
+                config, work_units, assigned / "clusters", assigned / "assignments", assigned / "sweep", 1, "data"
             )
 
     def test_a_held_out_image_that_cannot_be_decoded(
-        self, sweep_config: Callable[..., RunConfig], shards: list[Shard], assigned: Location, data_folder: Path
+        self, sweep_config: Callable[..., RunConfig], work_units: list[WorkUnit], assigned: Location, data_folder: Path
     ) -> None:
         for file in data_folder.iterdir():
             file.write_bytes(file.read_bytes().replace(b"\x89PNG", b"\0\0\0\0"))
@@ -292,7 +294,7 @@ class TestRefusals:
         with pytest.raises(
             DataError, match=r"6 of 6 held-out images cannot be decoded, more than limits\.max_bad_image_share"
         ):
-            sweep_run._prepare(sweep_config({RATE: [1e-3]}), shards, *arguments)
+            sweep_run._prepare(sweep_config({RATE: [1e-3]}), work_units, *arguments)
 
 
 @pytest.mark.drill
@@ -303,14 +305,14 @@ class TestOnRay:
     def test_a_sweep_finds_the_better_rate_stops_the_others_and_goes_on_where_it_was(
         self,
         sweep_config: Callable[..., RunConfig],
-        shards: list[Shard],
+        work_units: list[WorkUnit],
         assigned: Location,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         fields = {RATE: [1e-2, 3e-3, 1e-9, 1e-8]}
         config = sweep_config(fields, placement={"concurrent_runs": 2}, trials=4, grace_share=0.5)
         config = with_values(config, {"train.dense_samples": 2048, "train.seed": 1})
-        report, said = sweep(config, shards, assigned)
+        report, said = sweep(config, work_units, assigned)
         assert len(report.results) == 4
         states = {float(one.point[RATE]): one.state for one in report.results}
         assert {states[1e-9], states[1e-8]} == {"stopped"}
@@ -328,20 +330,20 @@ class TestOnRay:
         assert not (report.folder / "tune").exists()
 
         monkeypatch.setattr(sweep_run, "_tune", lambda *_: pytest.fail("trained again"))
-        again, said = sweep(config, shards, assigned)
+        again, said = sweep(config, work_units, assigned)
         assert again.results == report.results
         assert "4 of them ended before" in said[0]
 
     def test_a_trial_that_fails_is_reported_and_tried_again_the_next_time(
         self,
         sweep_config: Callable[..., RunConfig],
-        shards: list[Shard],
+        work_units: list[WorkUnit],
         assigned: Location,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A rate that makes the loss not finite at once."""
         config = sweep_config({RATE: [1e-3, 1e30]}, model="dense", reduction_factor=4.0)
-        report, said = sweep(config, shards, assigned)
+        report, said = sweep(config, work_units, assigned)
         failed = [one for one in report.results if one.state == "failed"]
         assert [one.point[RATE] for one in failed] == [1e30]
         assert failed[0].reason is not None
@@ -352,6 +354,6 @@ class TestOnRay:
 
         monkeypatch.setattr(sweep_run, "_tune", lambda _, trials, *__: tried.append(trials) or {})
         tried: list[Any] = []
-        _, said = sweep(config, shards, assigned)
+        _, said = sweep(config, work_units, assigned)
         assert "1 of them ended before" in said[0]
         assert len(tried) == 1

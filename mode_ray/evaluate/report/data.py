@@ -32,7 +32,7 @@ from mode_ray.evaluate.tasks.task import Task
 from mode_ray.pairs.index import fine_counts
 from mode_ray.routing.weights import RoutingWeights, nearest_centers, top_centers
 from mode_ray.stages.manifest import package_versions, read_manifest
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.train.plan import DENSE, DENSE_EQUAL_TOTAL, expert_name
 from mode_ray.train.runs.trial import read_metrics
 
@@ -76,7 +76,7 @@ def report_data(sources: ReportSources) -> ReportData:
         experts=_experts(sources),
         fine_clusters=_fine_clusters(sources),
         losses=_losses(sources),
-        licences=_licences(sources.shards),
+        licences=_licences(sources.work_units),
     )
 
 
@@ -283,7 +283,7 @@ def _experts(sources: ReportSources) -> list[ExpertRow]:
 
 
 def _fine_clusters(sources: ReportSources) -> list[FineClusterRow]:
-    counts_m = fine_counts(sources.directories["assign"], sources.shards, len(sources.group_m))
+    counts_m = fine_counts(sources.directories["assign"], sources.work_units, len(sources.group_m))
     return [
         FineClusterRow(
             fine=fine,
@@ -314,9 +314,9 @@ def _losses(sources: ReportSources) -> list[LossRow]:
     return rows
 
 
-def _licences(shards: Sequence[Shard]) -> str:
+def _licences(work_units: Sequence[WorkUnit]) -> str:
     """The licence text that lies beside the data, where there is one."""
-    folder = shards[0].location.parent
+    folder = work_units[0].location.parent
     for place in (folder, folder.parent):
         for name in _LICENCE_FILES:
             if (place / name).exists():

@@ -18,7 +18,7 @@ from mode_ray.evaluate.tasks.task import Task
 from mode_ray.pairs.images import decode_image
 from mode_ray.pairs.index import PairIndex, load_index, nearest_rows
 from mode_ray.pairs.reader import PairReader
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial
 
@@ -34,7 +34,7 @@ class ReportSources:
 
     Attributes:
         config: The run's config.
-        shards: The run's input.
+        work_units: The run's input.
         directories: Of all stages, by name.
         clustering: The run's clustering.
         trials: All training runs.
@@ -46,7 +46,7 @@ class ReportSources:
     """
 
     config: RunConfig
-    shards: Sequence[Shard]
+    work_units: Sequence[WorkUnit]
     directories: Mapping[str, Location]
     clustering: Clustering
     trials: Sequence[Trial]
@@ -70,7 +70,7 @@ class ReportSources:
     @cached_property
     def near_pairs(self) -> PairIndex:
         """The pairs nearest to each center, of the first shards."""
-        index = load_index(self.directories["assign"], self.shards[:_SAMPLE_SHARDS])
+        index = load_index(self.directories["assign"], self.work_units[:_SAMPLE_SHARDS])
         return index.take(nearest_rows(index, len(self.clustering.centers_md), _CAPTIONS_PER_CLUSTER))
 
     @cached_property

@@ -14,7 +14,7 @@ import numpy as np
 
 from mode_ray.errors import DataError, UsageError
 from mode_ray.evaluate.metrics.scored import TaskKind
-from mode_ray.stages.work_unit import Shard, unit_name
+from mode_ray.stages.work_unit import WorkUnit, unit_name
 from mode_ray.storage import Location
 
 CLASS_NAMES_FILE = "classnames.txt"
@@ -71,7 +71,7 @@ class BenchmarkLayout:
         """
         return _lines(self.root / TEMPLATES_FILE)
 
-    def shards(self, split: str) -> list[Shard]:
+    def work_units(self, split: str) -> list[WorkUnit]:
         """The tars of a split in order.
 
         Raises:
@@ -88,7 +88,7 @@ class BenchmarkLayout:
                     f"{folder / SHARD_COUNT_FILE}: says {told[:20]!r}, but {len(tars)} tars lie there: copy it again"
                 )
         tars.sort(key=lambda file: int(file.name.removesuffix(".tar")))
-        return [Shard(unit=unit_name(tar), uri=tar.uri, format="webdataset") for tar in tars]
+        return [WorkUnit(unit=unit_name(tar), uri=tar.uri, format="webdataset") for tar in tars]
 
 
 def present_classes(content: bytes) -> tuple[int, ...] | None:

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mode_ray.captions.json_text import json_object
-from mode_ray.captions.listing import list_shards
+from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.parquet import open_parquet, row_group_range
 from mode_ray.captions.webdataset import IMAGE_SUFFIXES, JSON_SUFFIX, TEXT_SUFFIX, read_tar_samples
 from mode_ray.config.run import CaptionsConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.evaluate.tasks.benchmark_layout import MEMBERS, BenchmarkLayout, present_classes
 from mode_ray.evaluate.tasks.task import BENCHMARK_FORMAT, FOLDER_FORMAT, Task, class_folders, label_key
-from mode_ray.stages.work_unit import PAIR_FORMATS, Shard
+from mode_ray.stages.work_unit import PAIR_FORMATS, WorkUnit
 from mode_ray.storage import FileEntry, Location
 from mode_ray.util.read_ahead import read_ahead
 
@@ -54,16 +54,18 @@ def read_samples(task: Task, split: Split = "test") -> Iterator[Sample]:
     if task.format == FOLDER_FORMAT:
         yield from _folder_samples(task, [Location.parse(path) for path in paths])
     elif task.format == BENCHMARK_FORMAT:
-        for shard in BenchmarkLayout(Location.parse(task.paths[0])).shards(split):
-            yield from _tar_samples(shard, MEMBERS[task.kind], _benchmark_reader(task))
+        for work_unit in BenchmarkLayout(Location.parse(task.paths[0])).work_units(split):
+            yield from _tar_samples(work_unit, MEMBERS[task.kind], _benchmark_reader(task))
     else:
-        for shard in _listed(task, paths, task.format):
-            yield from (_webdataset_samples(task, shard) if shard.format == "webdataset" else _rows(task, shard))
+        for work_unit in _listed(task, paths, task.format):
+            yield from (
+                _webdataset_samples(task, work_unit) if work_unit.format == "webdataset" else _rows(task, work_unit)
+            )
 
 
-def _listed(task: Task, paths: tuple[str, ...], shard_format: _ShardFormat) -> Sequence[Shard]:
+def _listed(task: Task, paths: tuple[str, ...], shard_format: _ShardFormat) -> Sequence[WorkUnit]:
     try:
-        return list_shards(CaptionsConfig(paths=paths, format=shard_format), formats=PAIR_FORMATS)
+        return list_work_units(CaptionsConfig(paths=paths, format=shard_format), formats=PAIR_FORMATS)
     except DataError as error:
         raise DataError(f"{task.place}: paths: {str(error).removeprefix('captions.paths: ')}") from None
 
@@ -102,20 +104,20 @@ def _head(location: Location) -> bytes:
         return bytes(source.read(min(source.size(), _MAX_IMAGE_BYTES + 1)))
 
 
-def _tar_samples(shard: Shard, suffix: str, texts_of: Callable[[bytes, str], _Texts]) -> Iterator[Sample]:
+def _tar_samples(work_unit: WorkUnit, suffix: str, texts_of: Callable[[bytes, str], _Texts]) -> Iterator[Sample]:
     """A tar's samples; the member with this suffix tells what the image shows."""
-    for row, sample in enumerate(read_tar_samples(shard, IMAGE_SUFFIXES | {suffix}, _MAX_IMAGE_BYTES)):
-        place = f"{shard.uri}: sample {row} ({sample.key})"
+    for row, sample in enumerate(read_tar_samples(work_unit, IMAGE_SUFFIXES | {suffix}, _MAX_IMAGE_BYTES)):
+        place = f"{work_unit.uri}: sample {row} ({sample.key})"
         image = next((content for name, content in sample.contents.items() if name != suffix), None)
         content = sample.contents.get(suffix)
         yield Sample(image, None if content is None else texts_of(content, place), place)
 
 
-def _webdataset_samples(task: Task, shard: Shard) -> Iterator[Sample]:
+def _webdataset_samples(task: Task, work_unit: WorkUnit) -> Iterator[Sample]:
     field = task.caption_field if task.kind == "retrieval" else task.label_field
     if field is None:
-        return _tar_samples(shard, TEXT_SUFFIX, lambda content, place: (_text(content, place),))
-    return _tar_samples(shard, JSON_SUFFIX, lambda content, place: _json_texts(content, field, place))
+        return _tar_samples(work_unit, TEXT_SUFFIX, lambda content, place: (_text(content, place),))
+    return _tar_samples(work_unit, JSON_SUFFIX, lambda content, place: _json_texts(content, field, place))
 
 
 def _benchmark_reader(task: Task) -> Callable[[bytes, str], _Texts]:
@@ -147,18 +149,20 @@ def _json_texts(content: bytes, field: str, place: str) -> _Texts:
         raise DataError(f"{place}: its text or .json member cannot be read") from None
 
 
-def _rows(task: Task, shard: Shard) -> Iterator[Sample]:
+def _rows(task: Task, work_unit: WorkUnit) -> Iterator[Sample]:
     """A parquet file's rows."""
-    file = open_parquet(shard)
+    file = open_parquet(work_unit)
     field = task.text_field
     for name in (task.image_field, field):
         if name not in file.schema_arrow.names:
-            raise DataError(f"{shard.uri}: no column {name!r} (task {task.name}); it has {file.schema_arrow.names}")
-    row = shard.first_row
-    groups = list(row_group_range(shard, file))
+            raise DataError(
+                f"{work_unit.uri}: no column {name!r} (task {task.name}); it has {file.schema_arrow.names}"
+            )
+    row = work_unit.first_row
+    groups = list(row_group_range(work_unit, file))
     for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=[task.image_field, field]):
         for values in batch.to_pylist():
-            place = f"{shard.uri}: row {row}"
+            place = f"{work_unit.uri}: row {row}"
             yield Sample(_image(values[task.image_field], task, place), _as_texts(values[field]), place)
             row += 1
 

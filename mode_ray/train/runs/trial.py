@@ -18,7 +18,7 @@ from mode_ray.train.runs.measure_job import MeasureJob
 STATE_FILE = "training_state.pt"
 METRICS_FILE = "metrics.json"
 PROGRESS_FILE = "progress.json"
-SHARDS_FILE = "shards.parquet"
+WORK_UNITS_FILE = "shards.parquet"
 ERROR_FILE = "error.txt"
 PLAN_FILE = "trials.json"
 

@@ -11,9 +11,9 @@ from mode_ray.config.run import CaptionsConfig
 from mode_ray.pairs.index import PairIndex
 from mode_ray.pairs.materialise import MaterialisedSet, SourceIndex, captions_of_tars
 from mode_ray.pairs.training_set import open_training_set, provenance, write_training_set
-from mode_ray.stages.work_unit import Shard, read_shards
+from mode_ray.stages.work_unit import WorkUnit, read_work_units
 from mode_ray.storage import Location
-from mode_ray.train.runs.trial import SHARDS_FILE, TrialJob
+from mode_ray.train.runs.trial import WORK_UNITS_FILE, TrialJob
 
 TRAINING_SETS = "training_sets"
 
@@ -45,7 +45,7 @@ class TrialData:
         Raises:
             DataError: The set is empty.
         """
-        write_training_set(self.job.trial.members, self.job.assignments, self._shards, self._group_m, self._folder)
+        write_training_set(self.job.trial.members, self.job.assignments, self._work_units, self._group_m, self._folder)
 
     def open(self) -> PairIndex:
         """The index that the trial is to read.
@@ -62,7 +62,7 @@ class TrialData:
             DataError: It was not written, or from other assignments.
         """
         return open_training_set(
-            self.job.trial.members, self.job.assignments, self._shards, self._group_m, self._folder
+            self.job.trial.members, self.job.assignments, self._work_units, self._group_m, self._folder
         )
 
     def materialised(self) -> MaterialisedSet:
@@ -70,8 +70,8 @@ class TrialData:
         members, data = self.job.trial.members, self.job.config.train.data
         source = SourceIndex(
             self._folder / f"{members.name}.arrow",
-            self.job.experts / SHARDS_FILE,
-            provenance(members, self.job.assignments, self._shards, self._group_m),
+            self.job.experts / WORK_UNITS_FILE,
+            provenance(members, self.job.assignments, self._work_units, self._group_m),
         )
         return MaterialisedSet(self._folder / members.name, source, data.pairs_per_shard, data.block_pairs)
 
@@ -80,8 +80,8 @@ class TrialData:
         return self.job.experts / TRAINING_SETS
 
     @cached_property
-    def _shards(self) -> Sequence[Shard]:
-        return read_shards(self.job.experts / SHARDS_FILE)
+    def _work_units(self) -> Sequence[WorkUnit]:
+        return read_work_units(self.job.experts / WORK_UNITS_FILE)
 
     @cached_property
     def _group_m(self) -> np.ndarray:

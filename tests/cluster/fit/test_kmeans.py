@@ -49,8 +49,8 @@ def test_sums_are_the_same_bits_however_the_rows_are_dealt_to_shards() -> None:
     rows, _ = sphere_mixture(1000)
     centers = rows[:20]
     whole = lloyd_step(rows, centers)
-    for shards in (2, 3, 7):
-        merged = PartialSums.merge(lloyd_step(part, centers) for part in np.array_split(rows, shards)[::-1])
+    for work_units in (2, 3, 7):
+        merged = PartialSums.merge(lloyd_step(part, centers) for part in np.array_split(rows, work_units)[::-1])
         np.testing.assert_array_equal(merged.sums_md, whole.sums_md)
         np.testing.assert_array_equal(merged.counts_m, whole.counts_m)
         np.testing.assert_array_equal(merged.squared_distance_m, whole.squared_distance_m)

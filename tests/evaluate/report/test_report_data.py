@@ -115,7 +115,7 @@ def test_thumbnails_are_small_and_broken_images_are_left_out(sources: ReportSour
     assert [len(pictures[expert]) for expert in range(2)] == [6, 3]
     for picture in (*pictures[0], *pictures[1]):
         assert max(Image.open(io.BytesIO(picture)).size) == 64
-    file = sources.shards[0].location.path
+    file = sources.work_units[0].location.path
     table = pq.read_table(file)
     images = [b"broken" if row == SHOWN else image for row, image in enumerate(table["image"].to_pylist())]
     pq.write_table(table.set_column(0, "image", [images]), file)

@@ -16,7 +16,7 @@ import yaml
 from mode_ray.errors import DataError
 from mode_ray.evaluate.tasks.samples import read_samples
 from mode_ray.evaluate.tasks.task import Task, load_task, samples
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
 CLASSIFICATION = {"name": "pets", "kind": "classification", "classes": ["cat", "sea_lion"]}
@@ -118,7 +118,7 @@ class TestShards:
         table = pa.table({"image": [b"0", b"1", b"2", b"3"], "label": ["cat"] * 4})
         pq.write_table(table, tmp_path / "p.parquet", row_group_size=1)
         task = self.task(tmp_path, "p.parquet")
-        part = Shard(unit="p", uri=f"{tmp_path}/p.parquet", format="parquet", row_groups=(1, 3), first_row=1)
+        part = WorkUnit(unit="p", uri=f"{tmp_path}/p.parquet", format="parquet", row_groups=(1, 3), first_row=1)
         found = list(samples._rows(task, part))
         assert [sample.image for sample in found] == [b"1", b"2"]
         assert [sample.place.rsplit(" ", 1)[1] for sample in found] == ["1", "2"]
@@ -178,13 +178,13 @@ class TestFolders:
 class TestBenchmarkLayout:
     """Sets as clip-benchmark publishes them, written with the webdataset package as its own tool does."""
 
-    def write(self, root: Path, split: str, shards: list[list[dict[str, Any]]]) -> None:
+    def write(self, root: Path, split: str, work_units: list[list[dict[str, Any]]]) -> None:
         (root / split).mkdir(parents=True)
-        for number, rows in enumerate(shards):
+        for number, rows in enumerate(work_units):
             with webdataset.TarWriter(str(root / split / f"{number}.tar")) as writer:
                 for row, members in enumerate(rows):
                     writer.write({"__key__": f"s{row:07d}", **members})
-        (root / split / "nshards.txt").write_text(f"{len(shards)}\n")
+        (root / split / "nshards.txt").write_text(f"{len(work_units)}\n")
 
     def task(self, tmp_path: Path, kind: str = "classification", classes: int = 3) -> Task:
         if kind != "classification":
@@ -195,8 +195,8 @@ class TestBenchmarkLayout:
         return load_task(write_task(tmp_path, values))
 
     def test_classes_by_number_in_the_order_of_the_shards(self, tmp_path: Path) -> None:
-        shards = [[{"webp": f"image {number}".encode(), "cls": number % 3}] for number in range(11)]
-        self.write(tmp_path, "test", shards)
+        work_units = [[{"webp": f"image {number}".encode(), "cls": number % 3}] for number in range(11)]
+        self.write(tmp_path, "test", work_units)
         found = list(read_samples(self.task(tmp_path)))
         assert [(sample.image, sample.texts) for sample in found] == [
             (f"image {number}".encode(), (str(number % 3),)) for number in range(11)

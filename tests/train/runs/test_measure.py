@@ -83,7 +83,7 @@ class TestWhileTraining:
     def pairs(self, all_pairs: PairIndex, below: int, data_folder: Path, tmp_path: Path) -> Location:
         """Those pairs, in a file."""
         table = pq.read_table(data_folder / "b.parquet")
-        rows = [row for row in range(24) if int(pair_hash(all_pairs.shards[1].unit, np.array([row]))[0]) < below]
+        rows = [row for row in range(24) if int(pair_hash(all_pairs.work_units[1].unit, np.array([row]))[0]) < below]
         pq.write_table(table.take(pa.array(rows)), tmp_path / "held_out.parquet")
         return Location.parse(str(tmp_path / "held_out.parquet"))
 
@@ -143,7 +143,7 @@ def hashes(index: PairIndex) -> np.ndarray:
     numbers, rows = index.table["shard"].to_numpy(), index.table["row"].to_numpy()
     return np.array(
         [
-            int(pair_hash(index.shards[number].unit, np.array([row]))[0])
+            int(pair_hash(index.work_units[number].unit, np.array([row]))[0])
             for number, row in zip(numbers.tolist(), rows.tolist(), strict=True)
         ]
     )

@@ -12,7 +12,7 @@ from mode_ray.config.train import TrainPlacement
 from mode_ray.errors import DataError
 from mode_ray.pairs.members import TrainingSet
 from mode_ray.pairs.reader import PairReader
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial
 from mode_ray.train.runs.launcher import TrialEnd, fit_trial
@@ -64,12 +64,16 @@ class TestIndexMode:
 
 @pytest.mark.usefixtures("ray_session")
 class TestMaterialisedMode:
-    def test_both_modes_hold_the_same_samples(self, make_job: Callable[..., TrialJob], shards: list[Shard]) -> None:
+    def test_both_modes_hold_the_same_samples(
+        self, make_job: Callable[..., TrialJob], work_units: list[WorkUnit]
+    ) -> None:
         prepare_training_set(make_job(EXPERT))
         job = make_job(EXPERT, data=MATERIALISED)
         prepare_training_set(job)
         assert contents(job) == contents(make_job(EXPERT))
-        assert not {shard.uri for shard in TrialData(job).open().shards} & {shard.uri for shard in shards}
+        assert not {work_unit.uri for work_unit in TrialData(job).open().work_units} & {
+            work_unit.uri for work_unit in work_units
+        }
 
     def test_launchers_who_want_the_same_set_make_it_once_and_train_on_it(
         self, make_job: Callable[..., TrialJob]

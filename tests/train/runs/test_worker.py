@@ -16,7 +16,7 @@ from mode_ray.config.run import RunConfig
 from mode_ray.errors import WriteError
 from mode_ray.models.clip import CONFIG_FILE
 from mode_ray.models.encode import Expert
-from mode_ray.stages.work_unit import Shard
+from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.train.data import TrainBatch
 from mode_ray.train.plan import SEED
@@ -229,10 +229,10 @@ class TestCheckpoints:
 
 
 def test_the_stage_plans_the_widest_expert_first_from_the_assigned_pairs(
-    make_config: Callable[..., RunConfig], run_folder: Location, shards: list[Shard]
+    make_config: Callable[..., RunConfig], run_folder: Location, work_units: list[WorkUnit]
 ) -> None:
     clustering = Clustering.load(run_folder / "clusters")
-    trials, pairs_n = planned_trials(make_config(), clustering, run_folder / "assignments", shards)
+    trials, pairs_n = planned_trials(make_config(), clustering, run_folder / "assignments", work_units)
     assert pairs_n.tolist() == [24, 24]
     # Both experts hold two centers of equal mass; the second one's rows lie farther from them.
     assert [trial.name for trial in trials] == ["seed", "dense", "n2/01", "n2/00"]
