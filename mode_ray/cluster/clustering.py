@@ -1,8 +1,9 @@
 """The clustering artefact: fine centers and the coarse maps made of them, as safetensors files."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -10,7 +11,9 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from mode_ray.cluster.search.nearest import Float32Array, Int32Array
+from mode_ray.cluster.search.nearest import Float32Array, Int32Array, NearestCenters
+from mode_ray.config.run import EncoderPlacement
+from mode_ray.embed.encoder import CaptionEncoder, encoder_config, load_encoder
 from mode_ray.errors import DataError, UsageError
 from mode_ray.storage import Location
 
@@ -78,12 +81,16 @@ class Clustering:
         (directory / FINE_FILE).write_bytes(safetensors.numpy.save(tensors, metadata))
 
     @classmethod
-    def load(cls, directory: Location) -> Self:
-        """Read what `save` wrote.
+    def load(cls, directory: str | Path | Location) -> Self:
+        """Read a clustering.
+
+        Args:
+            directory: `clusters` of a run, or `clustering` of an exported ensemble; a path or a URI.
 
         Raises:
             DataError: A file is absent, corrupt, or does not fit the others; the message names it.
         """
+        directory = directory if isinstance(directory, Location) else Location.parse(str(directory))
         file = directory / FINE_FILE
         data = _read(file)
         tensors = _tensors(file, data, _FINE_TENSORS)
@@ -124,6 +131,62 @@ class Clustering:
                 "and run the cluster stage"
             )
         return self.coarse[n]
+
+    def assign(
+        self, captions: Sequence[str] | npt.NDArray[np.floating], *, device: str = "auto", threads: int = 1
+    ) -> tuple[Int32Array, Float32Array]:
+        """The nearest fine center of captions, as the assign stage finds it without prices.
+
+        Args:
+            captions: Texts, which the clustering's own encoder embeds, or unit embeddings [b, d] of that encoder.
+            device: Of the encoder.
+            threads: CPU threads of the encoder and the search.
+
+        Returns:
+            fine int32 [b] and squared_distance float32 [b]; -1 and NaN for a text without a word that the encoder
+            knows.
+
+        Raises:
+            UsageError: The encoder cannot be found.
+            DataError: The embeddings have another dimension.
+        """
+        if isinstance(captions, np.ndarray) and captions.dtype.kind == "f":
+            vectors_bd = np.asarray(captions, np.float32)
+        else:
+            vectors_bd = self._encoder(device, threads).encode([str(caption) for caption in captions])
+        if vectors_bd.ndim != 2 or vectors_bd.shape[1] != self.dimension:
+            raise DataError(
+                f"embeddings of shape {vectors_bd.shape}, but the centers have {self.dimension} dimensions"
+            )
+        known_b = vectors_bd.any(axis=1)
+        fine_b = np.full(len(vectors_bd), -1, np.int32)
+        squared_distance_b = np.full(len(vectors_bd), np.nan, np.float32)
+        # Embeddings are stored as float16; texts are rounded alike, so that both ways give the same assignment.
+        rounded_bd = vectors_bd[known_b].astype(np.float16).astype(np.float32)
+        if len(rounded_bd):
+            search = NearestCenters(self.centers_md, None, threads)
+            fine_b[known_b], squared_distance_b[known_b] = search.search(rounded_bd)
+        return fine_b, squared_distance_b
+
+    def expert_of(self, fine: npt.NDArray[np.integer] | Sequence[int], n: int) -> Int32Array:
+        """The expert of fine clusters in the map of n experts, int32; -1 stays -1.
+
+        Raises:
+            UsageError: There is no map for this n.
+        """
+        fine_b = np.asarray(fine, np.int32)
+        experts_b: Int32Array = np.where(fine_b < 0, np.int32(-1), self.experts_of(n)[fine_b])
+        return experts_b
+
+    def _encoder(self, device: str, threads: int) -> CaptionEncoder:
+        """The clustering's own encoder; loaded once for each device."""
+        encoders = self.__dict__.setdefault("_encoders", {})
+        if (device, threads) not in encoders:
+            placement = EncoderPlacement(device=device)
+            encoders[device, threads] = load_encoder(encoder_config(self.encoder_name), placement, threads)
+        encoder: CaptionEncoder = encoders[device, threads]
+        self.compatible_with(encoder.name, encoder.dimension)
+        return encoder
 
     def masses(self, n: int) -> npt.NDArray[np.int64]:
         """Rows of the sample that belong to each expert, int64 [n]."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from mode_ray.config.run import EncoderConfig, EncoderPlacement
+from mode_ray.errors import DataError
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,22 @@ def load_encoder(config: EncoderConfig, placement: EncoderPlacement, threads: in
 def encoder_name(config: EncoderConfig) -> str:
     """Identity of the embedding space that a config describes."""
     return f"{config.kind}:{config.model}:{config.pooling}:{config.max_tokens}"
+
+
+def encoder_config(name: str) -> EncoderConfig:
+    """The config that `encoder_name` made a name of; fields that do not decide the embedding space have defaults.
+
+    Raises:
+        DataError: The name has another form.
+    """
+    try:
+        kind, rest = name.split(":", 1)
+        model, pooling, max_tokens = rest.rsplit(":", 2)
+        return EncoderConfig.model_validate(
+            {"kind": kind, "model": model, "pooling": pooling, "max_tokens": int(max_tokens)}
+        )
+    except ValueError:
+        raise DataError(f"{name!r}: not the name of a caption encoder, as KIND:MODEL:POOLING:TOKENS") from None
 
 
 def unit_rows(vectors_bd: np.ndarray) -> np.ndarray:

@@ -12,8 +12,9 @@ from mode_ray.config.base import config_hash
 from mode_ray.config.run import RunConfig
 from mode_ray.embed.encoder import encoder_name, load_encoder
 from mode_ray.errors import DataError, UsageError
-from mode_ray.evaluate.measure.models import check_models, find_trained, weights_mark
+from mode_ray.evaluate.measure.models import check_models, find_trained
 from mode_ray.index.parts import Hit, ImageIndex, build_parts
+from mode_ray.models.files import weights_mark
 from mode_ray.pipeline import LISTING, build_stages, stage_directories
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, combined_hash, read_manifest
 from mode_ray.stages.resume import plan_units, refuse_replaced_sources, run_work_unit_stage

@@ -1,57 +1,117 @@
-"""A trained CLIP model in use: unit-norm image and text embeddings, and zero-shot classifiers."""
+"""A trained CLIP model in use: images and texts to unit-norm embeddings."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
-from mode_ray.embed.encoder import pick_device
+from mode_ray.embed.encoder import pick_device, unit_rows
 from mode_ray.models.clip import load_clip
+from mode_ray.models.preprocess import ImageGeometry
 from mode_ray.storage import Location
 
+Precision = Literal["float32", "bfloat16", "float16"]
 _TEXTS_AT_ONCE = 256
+# open_clip's own, for a config that states none.
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Expert:
-    """One model of an expert folder.
+    """One model of an expert folder. The methods block; use an expert from one thread at a time.
 
     Args:
         folder: Holds open_clip's config and weights.
         device: `auto`, `cpu`, `cuda`, ….
+        precision: Arithmetic of the forward pass.
+        threads: CPU threads, set for the calling thread; None leaves torch's setting.
 
     Attributes:
+        folder: As given.
+        geometry: How images are resized for this model.
+        tokenizer: Texts to int64 [b, context].
         logit_scale: exp of the learned temperature.
+        dimension: d, the length of an embedding.
 
     Raises:
         DataError: The folder is missing, incomplete or damaged.
     """
 
-    def __init__(self, folder: Location, device: str = "auto") -> None:
+    def __init__(
+        self, folder: Location, device: str = "auto", precision: Precision = "float32", threads: int | None = None
+    ) -> None:
         clip = load_clip(folder)
+        self.folder = folder
+        self._threads = threads
         self._device = pick_device(device)
+        self._dtype: torch.dtype = getattr(torch, precision)
         self._module = cast(Any, clip.module.eval().to(self._device))
-        self._tokenizer = clip.tokenizer
         self._transform = clip.eval_transform
+        self.tokenizer = clip.tokenizer
+        self.geometry = ImageGeometry.of_model(clip.config)
+        preprocess = clip.config.get("preprocess_cfg", {})
+        self._mean_311 = self._channels(preprocess.get("mean", _MEAN))
+        self._std_311 = self._channels(preprocess.get("std", _STD))
         self.logit_scale = float(self._module.logit_scale.detach().exp())
+        self.dimension = int(self.encode_texts([""]).shape[1])
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images that the model takes."""
+        return self.geometry.size
 
     def prepare(self, image: Image.Image) -> torch.Tensor:
         """Resize and normalise one image, float32 [3, h, w]; experts of one run share this step."""
         return self._transform(image)
 
     @torch.inference_mode()
-    def encode_images(self, images_b3hw: torch.Tensor) -> np.ndarray:
+    def encode_images(self, images_b3hw: torch.Tensor) -> npt.NDArray[np.float32]:
         """Unit-norm embeddings of prepared images, float32 [b, d]."""
-        features = self._module.encode_image(images_b3hw.to(self._device), normalize=True)
-        embeddings: np.ndarray = features.float().cpu().numpy()
-        return embeddings
+        self._take_threads()
+        with self._arithmetic():
+            return self._rows(self._module.encode_image(images_b3hw.to(self._device), normalize=True))
 
     @torch.inference_mode()
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+    def encode_pixels(self, images_bhw3: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Unit-norm embeddings of images of the model's size, float32 [b, d].
+
+        The pixels are normalised in the order of torchvision's ToTensor and Normalize, so that the embeddings equal
+        those of `encode_images`.
+        """
+        self._take_threads()
+        # Arrays from shared memory are read-only, which torch would warn of.
+        pixels_b3hw = torch.from_numpy(np.require(images_bhw3, requirements="W")).to(self._device).permute(0, 3, 1, 2)
+        prepared_b3hw = pixels_b3hw.contiguous().float().div_(255).sub_(self._mean_311).div_(self._std_311)
+        return self.encode_images(prepared_b3hw)
+
+    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Unit-norm embeddings of texts, float32 [l, d]."""
-        parts = []
-        for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            tokens = self._tokenizer(list(texts[start : start + _TEXTS_AT_ONCE])).to(self._device)
-            parts.append(self._module.encode_text(tokens, normalize=True).float().cpu().numpy())
-        return np.concatenate(parts)
+        starts = range(0, len(texts), _TEXTS_AT_ONCE)
+        return np.concatenate(
+            [self.encode_tokens(self.tokenizer(list(texts[start : start + _TEXTS_AT_ONCE]))) for start in starts]
+        )
+
+    @torch.inference_mode()
+    def encode_tokens(self, tokens_bt: torch.Tensor) -> npt.NDArray[np.float32]:
+        """Unit-norm embeddings of tokenized texts, float32 [b, d]."""
+        self._take_threads()
+        with self._arithmetic():
+            return self._rows(self._module.encode_text(tokens_bt.to(self._device), normalize=True))
+
+    def _channels(self, values: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self._device).view(3, 1, 1)
+
+    def _arithmetic(self) -> torch.autocast:
+        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
+
+    def _rows(self, features_bd: torch.Tensor) -> npt.NDArray[np.float32]:
+        """Features as numpy; rows of short floats have a norm of 1 to one to three digits only, and are rescaled."""
+        rows_bd: npt.NDArray[np.float32] = features_bd.float().cpu().numpy()
+        return rows_bd if self._dtype == torch.float32 else unit_rows(rows_bd)
+
+    def _take_threads(self) -> None:
+        if self._threads is not None and torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)

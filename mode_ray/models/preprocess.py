@@ -2,7 +2,7 @@
 
 open_clip resizes PIL images and only then converts, scales and normalises; so the resized image is uint8 anyway, a
 quarter of what float32 would be on the way to the experts, and every expert normalises it by its own mean and standard
-deviation (`mode_ray.serve.service.expert_model`).
+deviation (`mode_ray.models.encode`).
 """
 
 import json

@@ -9,7 +9,13 @@ from typing import Any
 from ray.serve import Application
 
 from mode_ray.config.serve import ServeConfig
-from mode_ray.serve.ray.deployments import Arguments, Expert, ExpertArguments, Router, RouterArguments
+from mode_ray.serve.ray.deployments import (
+    Arguments,
+    ExpertArguments,
+    ExpertDeployment,
+    RouterArguments,
+    RouterDeployment,
+)
 
 _RETRY_AFTER_SECONDS = 1.0
 _HEALTH_CHECK_SECONDS = 5.0
@@ -17,12 +23,12 @@ _HEALTH_CHECK_SECONDS = 5.0
 
 def expert(arguments: ExpertArguments) -> Application:
     """One expert as an application of its own, so that the others do not notice when it comes, goes or fails."""
-    return _application(Expert, expert_options(arguments.settings), arguments)
+    return _application(ExpertDeployment, expert_options(arguments.settings), arguments)
 
 
 def router(arguments: RouterArguments) -> Application:
     """The router; its `user_config` in the file lists the experts."""
-    return _application(Router, router_options(arguments.settings), arguments)
+    return _application(RouterDeployment, router_options(arguments.settings), arguments)
 
 
 def expert_options(settings: ServeConfig) -> dict[str, Any]:

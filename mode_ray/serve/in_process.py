@@ -11,11 +11,11 @@ from starlette.types import ASGIApp
 
 from mode_ray.config.serve import ServeConfig
 from mode_ray.errors import UsageError
+from mode_ray.models.encode import Expert
 from mode_ray.serve.http.api import create_app
 from mode_ray.serve.http.request_ids import RequestIds
 from mode_ray.serve.service.ensemble_service import EnsembleService
 from mode_ray.serve.service.expert_client import ExpertClient
-from mode_ray.serve.service.expert_model import ExpertModel
 from mode_ray.serve.service.local_expert import LocalExpert
 from mode_ray.serve.service.observer import Observer
 from mode_ray.serve.service.served_run import ServedRun
@@ -41,7 +41,7 @@ def local_service(served: ServedRun, config: ServeConfig, observer: Observer) ->
         cleanup.callback(executor.shutdown, wait=False, cancel_futures=True)
         clients: dict[int, ExpertClient] = {}
         for expert, folder in served.experts.items():
-            model = ExpertModel(folder, config.device, config.precision, config.threads_per_expert)
+            model = Expert(folder, config.device, config.precision, config.threads_per_expert)
             client = LocalExpert(expert, model, config, observer, executor)
             cleanup.callback(client.close)
             clients[expert] = client

@@ -70,11 +70,11 @@ class RouterSettings(Arguments):
 
 
 @serve.deployment(name=EXPERT_DEPLOYMENT)
-class Expert:
+class ExpertDeployment:
     """One expert's model: loaded once a replica, images and texts of many requests batched together."""
 
     def __init__(self, arguments: ExpertArguments) -> None:
-        from mode_ray.serve.service.expert_model import ExpertModel
+        from mode_ray.models.encode import Expert
         from mode_ray.serve.service.local_expert import LocalExpert
 
         self._id = arguments.expert
@@ -82,7 +82,7 @@ class Expert:
         # Before the weights are read: should they change meanwhile, this replica is at odds with those to come.
         self._source = f"{folder}#{_state_of(folder)}"
         settings = arguments.settings
-        model = ExpertModel(
+        model = Expert(
             folder, device=settings.device, precision=settings.precision, threads=settings.threads_per_expert
         )
         self._local = LocalExpert(self._id, model, settings, ray_metrics())
@@ -130,7 +130,7 @@ class Expert:
 
 @serve.deployment(name=ROUTER_DEPLOYMENT)
 @serve.ingress()
-class Router:
+class RouterDeployment:
     """Text encoder, weights, decoding and mixing behind HTTP; the experts come and go by `user_config`."""
 
     def __init__(self, arguments: RouterArguments) -> None:

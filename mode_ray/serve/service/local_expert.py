@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mode_ray.config.serve import ServeConfig
+from mode_ray.models.encode import Expert
 from mode_ray.serve.service.errors import where_it_failed
 from mode_ray.serve.service.expert_client import ExpertBusy, ExpertDescription, ExpertUnavailable
-from mode_ray.serve.service.expert_model import ExpertModel
 from mode_ray.serve.service.observer import Observer
 
 _TEXTS_AT_ONCE = 64
@@ -64,7 +64,7 @@ class LocalExpert:
     def __init__(
         self,
         expert: int,
-        model: ExpertModel,
+        model: Expert,
         config: ServeConfig,
         observer: Observer,
         executor: Executor | None = None,
@@ -213,7 +213,7 @@ class LocalExpert:
         parts = []
         for start in range(0, len(images_bhw3), self._config.max_batch_size):
             piece = images_bhw3[start : start + self._config.max_batch_size]
-            parts.append(self._model.encode_images(piece))
+            parts.append(self._model.encode_pixels(piece))
             self._observer.observe_batch(self.id, len(piece))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 

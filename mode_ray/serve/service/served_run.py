@@ -12,7 +12,7 @@ from mode_ray.config.run import RunConfig
 from mode_ray.config.serve import ServeConfig
 from mode_ray.embed.encoder import CaptionEncoder, load_encoder
 from mode_ray.errors import DataError, UsageError
-from mode_ray.evaluate.measure.models import find_problem
+from mode_ray.models.files import find_problem
 from mode_ray.models.preprocess import ImageGeometry, read_model_config
 from mode_ray.pipeline import STAGE_DIRECTORIES, stage_directories
 from mode_ray.stages.manifest import read_manifest

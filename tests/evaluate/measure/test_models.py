@@ -9,8 +9,9 @@ import safetensors.torch
 import torch
 
 from mode_ray.errors import DataError, UsageError
-from mode_ray.evaluate.measure.models import check_models, find_problem, find_trained
+from mode_ray.evaluate.measure.models import check_models, find_trained
 from mode_ray.models.architecture import CONFIG_FILE, WEIGHTS_FILE
+from mode_ray.models.files import find_problem
 from mode_ray.pairs.members import TrainingSet
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial

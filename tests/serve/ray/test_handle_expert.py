@@ -12,11 +12,11 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from tiny_run import save_expert
 
+from mode_ray.models.encode import Expert
 from mode_ray.serve.applications import expert
 from mode_ray.serve.ray.deployments import ExpertArguments
 from mode_ray.serve.ray.handle_expert import HandleExpert
 from mode_ray.serve.service.expert_client import ExpertBusy, ExpertDescription, ExpertUnavailable
-from mode_ray.serve.service.expert_model import ExpertModel
 from mode_ray.storage import Location
 
 DEADLINE_SECONDS = 0.3
@@ -75,13 +75,13 @@ class TestAnswers:
     def test_they_are_the_models(self, folder: Path, served_folder: Path) -> None:
         arguments = ExpertArguments(run=str(served_folder), expert=2, folder=str(folder))
         asked = client(serve.run(expert(arguments), name="expert-3", _local_testing_mode=True))
-        model = ExpertModel(Location.parse(str(folder)))
+        model = Expert(Location.parse(str(folder)))
 
         async def ask() -> tuple[object, object, ExpertDescription]:
             return await asked.encode_images(IMAGES), await asked.encode_texts(["a cat"]), await asked.describe()
 
         images, texts, description = asyncio.run(ask())
-        np.testing.assert_allclose(images, model.encode_images(IMAGES), atol=1e-6)
+        np.testing.assert_allclose(images, model.encode_pixels(IMAGES), atol=1e-6)
         np.testing.assert_allclose(texts, model.encode_texts(["a cat"]), atol=1e-6)
         assert description.dimension == model.dimension
         assert description.source.startswith(f"{folder}#")

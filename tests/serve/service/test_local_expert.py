@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from mode_ray.config.serve import ServeConfig
+from mode_ray.models.encode import Expert
 from mode_ray.serve.service.expert_client import ExpertBusy, ExpertUnavailable
-from mode_ray.serve.service.expert_model import ExpertModel
 from mode_ray.serve.service.local_expert import LocalExpert
 from mode_ray.serve.service.observer import Unobserved
 from mode_ray.serve.service.served_run import ServedRun
@@ -24,12 +24,12 @@ class Sizes(Unobserved):
 
 
 @pytest.fixture(scope="module")
-def model(served: ServedRun) -> ExpertModel:
-    return ExpertModel(served.experts[0], "cpu")
+def model(served: ServedRun) -> Expert:
+    return Expert(served.experts[0], "cpu")
 
 
 @pytest.fixture
-def make_expert(model: ExpertModel) -> Callable[..., tuple[LocalExpert, Sizes]]:
+def make_expert(model: Expert) -> Callable[..., tuple[LocalExpert, Sizes]]:
     def make(**fields: object) -> tuple[LocalExpert, Sizes]:
         sizes = Sizes()
         return LocalExpert(0, model, ServeConfig.model_validate(fields), sizes), sizes
@@ -43,7 +43,7 @@ def noise(count: int, seed: int = 0) -> np.ndarray:
 
 class TestBatching:
     def test_what_comes_while_a_batch_runs_makes_the_next_one(
-        self, make_expert: Callable[..., tuple[LocalExpert, Sizes]], model: ExpertModel
+        self, make_expert: Callable[..., tuple[LocalExpert, Sizes]], model: Expert
     ) -> None:
         expert, observed = make_expert(max_batch_size=8)
         inputs = [noise(2, seed) for seed in range(9)]
@@ -53,7 +53,7 @@ class TestBatching:
 
         answers = asyncio.run(ask())
         for images, rows in zip(inputs, answers, strict=True):
-            np.testing.assert_allclose(rows, model.encode_images(images), atol=1e-5)
+            np.testing.assert_allclose(rows, model.encode_pixels(images), atol=1e-5)
         assert sum(observed.sizes) == 18
         assert max(observed.sizes) == 8
         expert.close()
@@ -67,7 +67,7 @@ class TestBatching:
         expert.close()
 
     def test_many_texts_come_back_in_their_order(
-        self, make_expert: Callable[..., tuple[LocalExpert, Sizes]], model: ExpertModel
+        self, make_expert: Callable[..., tuple[LocalExpert, Sizes]], model: Expert
     ) -> None:
         expert, _ = make_expert()
         texts = [f"text {number}" for number in range(150)]

@@ -1,0 +1,150 @@
+"""From texts to routing weights: the caption encoder, the clustering and a rule together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mode_ray.cluster.calibration import calibration_of
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.config.run import RoutingConfig, RoutingRule
+from mode_ray.embed.encoder import CaptionEncoder
+from mode_ray.errors import DataError
+from mode_ray.routing.weights import RoutingWeights, mean_direction, per_query_weights, routing_weights
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassRouting:
+    """The routing of a task of classes.
+
+    Attributes:
+        weights: The routing weights of the task. Its arrays over texts have one row per known class.
+        known: Positions of the classes that the caption encoder knows a word of; the others have no say.
+    """
+
+    weights: RoutingWeights
+    known: Sequence[int]
+
+
+class Router:
+    """Computes routing weights from texts. The methods block; use a router from one thread at a time.
+
+    Args:
+        encoder: The caption encoder that the clustering was made with.
+        clustering: The clustering.
+        n: Number of experts.
+        config: The rule and its parameters.
+
+    Raises:
+        DataError: The clustering was made with another encoder.
+        UsageError: The clustering has no map for n experts.
+    """
+
+    def __init__(self, encoder: CaptionEncoder, clustering: Clustering, n: int, config: RoutingConfig) -> None:
+        clustering.compatible_with(encoder.name, encoder.dimension)
+        self._encoder = encoder
+        self._centers_md = clustering.centers_md
+        self._group_m = clustering.experts_of(n)
+        self._n = n
+        self._config = config
+        self._temperature = calibration_of(clustering, n).temperature
+
+    def classes(self, class_texts: Sequence[Sequence[str]], rule: RoutingRule | None = None) -> ClassRouting:
+        """Weights of a task; a class is the mean direction of the embeddings of its texts.
+
+        Args:
+            class_texts: For every class its name in every template.
+            rule: Another rule than the config's.
+
+        Raises:
+            DataError: The caption encoder knows no word of any class.
+            UsageError: There are no classes.
+        """
+        flat_td = self._encoder.encode([text for texts in class_texts for text in texts])
+        ends = np.cumsum([len(texts) for texts in class_texts])[:-1]
+        rows = [_direction(rows_td) for rows_td in np.split(flat_td, ends)]
+        known = [position for position, row_d in enumerate(rows) if row_d is not None]
+        return ClassRouting(self._weights([row_d for row_d in rows if row_d is not None], rule), known)
+
+    def each(self, texts: Sequence[str], rule: RoutingRule | None = None) -> Floats:
+        """Weights of every text as a task of its own, [texts, experts].
+
+        A text without a word that the caption encoder knows gets the mean weights of the others.
+
+        Raises:
+            DataError: The caption encoder knows no word of any text.
+        """
+        texts_ld = self._encoder.encode(list(texts))
+        known_l = texts_ld.any(axis=1)
+        if not known_l.any():
+            raise DataError(_NOTHING_KNOWN)
+        weights_kc = per_query_weights(
+            texts_ld[known_l],
+            self._centers_md,
+            self._group_m,
+            self._config,
+            rule,
+            n_experts=self._n,
+            fitted_temperature=self._temperature,
+        )
+        weights_lc = np.tile(weights_kc.mean(axis=0), (len(texts), 1))
+        weights_lc[known_l] = weights_kc
+        return weights_lc
+
+    def _weights(self, rows: Sequence[npt.NDArray[np.float32]], rule: RoutingRule | None) -> RoutingWeights:
+        if not rows:
+            raise DataError(_NOTHING_KNOWN)
+        return routing_weights(
+            np.stack(rows),
+            self._centers_md,
+            self._group_m,
+            self._config,
+            rule,
+            n_experts=self._n,
+            fitted_temperature=self._temperature,
+        )
+
+
+_NOTHING_KNOWN = "the caption encoder knows no word of any label or text, so there is nothing to route by"
+
+
+def _direction(rows_td: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
+    """The mean direction of a class's texts; None where the encoder knows no word of one."""
+    try:
+        return mean_direction(rows_td)
+    except DataError:
+        return None
+
+
+def routing_weights_of(
+    text_embeddings: npt.NDArray[np.floating],
+    clustering: Clustering,
+    n: int,
+    rule: RoutingRule = "calibrated",
+    config: RoutingConfig | None = None,
+) -> RoutingWeights:
+    """Routing weights from embeddings, for those who embed texts themselves.
+
+    Args:
+        text_embeddings: Unit rows [l, d] of the clustering's encoder, one per text of the task.
+        clustering: The clustering.
+        n: Number of experts.
+        rule: The routing rule.
+        config: Parameters of the rules; by default mode_ray's.
+
+    Raises:
+        UsageError: There are no texts, or the clustering has no map for n experts.
+        DataError: Shapes do not fit, a row is not of unit length, or a number is not finite.
+    """
+    return routing_weights(
+        text_embeddings,
+        clustering.centers_md,
+        clustering.experts_of(n),
+        config or RoutingConfig(),
+        rule,
+        n_experts=n,
+        fitted_temperature=calibration_of(clustering, n).temperature,
+    )
