@@ -1,9 +1,8 @@
-"""Pairs of three domains and the tasks over held-out ones, for `science.py`: drawings, icons and small photos.
+"""Pairs of three domains and tasks over held-out pairs, for `science.py`: emoji, icons and small photos.
 
-Without files the demo's own drawings serve, emoji and icons; `emoji.parquet` brings other vendors' drawings in place
-of the demo's, `photos32.parquet` photos of 150 classes. Whole concepts and look-alikes are held out together. What is
-held out is parted, by hash, into a development split, which may be looked at, and a test split, for the final report
-alone.
+Without files, the pairs are the demo's emoji and icons. `emoji.parquet` has other vendors' emoji in place of the
+demo's, `photos32.parquet` has photos of 150 classes. Whole concepts and look-alikes are held out together. A hash
+divides the held-out images into a development split, for choosing settings, and a test split, for the final report.
 """
 
 import io
@@ -32,7 +31,7 @@ DATA_VERSION = 3
 PAIRS_PER_SHARD = 4_000
 MOST_CAPTIONS = 4
 FEWEST_IMAGES_OF_A_CLASS = 5
-# Of the drawings; there are few of them, and a task needs hundreds. Of the photos, by key: a tenth.
+# A fifth of the drawings, because there are few of them and a task needs hundreds; a tenth of the photos.
 DRAWINGS_HELD_OUT_PERCENT = 20
 PHOTOS_HELD_OUT_PERCENT = 10
 
@@ -44,7 +43,7 @@ class Item:
     Attributes:
         domain: `emoji`, `icon` or `photo`.
         key: Its name within the domain.
-        group: What may not be split between training and held-out images.
+        group: Images of one group are all held out, or none of them is.
         image: An encoded file.
         captions: Distinct texts.
         labels: For the tasks.
@@ -59,7 +58,7 @@ class Item:
 
     @property
     def split(self) -> Split:
-        """Where it belongs, by the hash of its group."""
+        """Its split, by the hash of its group."""
         share = PHOTOS_HELD_OUT_PERCENT if self.domain == "photo" else DRAWINGS_HELD_OUT_PERCENT
         if stable_hash("held out", self.domain, self.group) % 100 >= share:
             return "train"
@@ -68,7 +67,7 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class ScienceData:
-    """The data set as it lies on disk.
+    """The data set on disk.
 
     Attributes:
         work_units: Parquet files of training pairs.
@@ -82,18 +81,18 @@ class ScienceData:
 
 
 def build_science_data(folder: Path, emoji: Path | None, photos: Path | None, limit: int | None) -> ScienceData:
-    """Write shards and tasks, or take those that stand.
+    """Write shards and tasks, or reuse those of an earlier call with the same arguments.
 
     Args:
-        folder: Where to write.
+        folder: The directory to write to.
         emoji: `emoji.parquet`, or None for the demo's emoji.
-        photos: `photos32.parquet`, or None to go without photos.
-        limit: At most so many images of each domain; None for all.
+        photos: `photos32.parquet`, or None for no photos.
+        limit: Largest number of images of each domain; None for all.
     """
     made_from = {"version": DATA_VERSION, "emoji": str(emoji), "photos": str(photos), "limit": limit}
     note = folder / "data.json"
     if note.exists() and json.loads(note.read_text())["made_from"] == made_from:
-        return _standing(folder)
+        return _stored(folder)
     items = [*_drawn("icon", draw_all(_first(icon_pairs(0), limit))[0])]
     if emoji is None:
         items += _drawn("emoji", draw_all(_first(emoji_pairs(0)[0], limit))[0])
@@ -109,10 +108,10 @@ def build_science_data(folder: Path, emoji: Path | None, photos: Path | None, li
         _write_tasks(folder / split, items, split)
     counts = Counter(f"{item.domain}, {item.split}" for item in items)
     note.write_text(json.dumps({"made_from": made_from, "counts": dict(sorted(counts.items()))}, indent=1))
-    return _standing(folder)
+    return _stored(folder)
 
 
-def _standing(folder: Path) -> ScienceData:
+def _stored(folder: Path) -> ScienceData:
     return ScienceData(
         work_units=sorted((folder / "train").glob("*.parquet")),
         tasks={split: sorted((folder / split).glob("*.yaml")) for split in ("development", "test")},
@@ -121,7 +120,7 @@ def _standing(folder: Path) -> ScienceData:
 
 
 def _first(rows: Sequence[Any], limit: int | None) -> list[Any]:
-    """A part of the rows that is spread over all of them."""
+    """At most `limit` rows, evenly spaced."""
     if limit is None or limit >= len(rows):
         return list(rows)
     return [rows[place] for place in np.linspace(0, len(rows) - 1, limit).astype(int)]
@@ -174,7 +173,7 @@ def _photos(file: Path, limit: int | None) -> list[Item]:
 
 
 def _groups(concepts: Sequence[str], pixels: Sequence[np.ndarray]) -> list[str]:
-    """Names of the groups: a group goes by its first concept in the alphabet."""
+    """The group of each image, named after its alphabetically first concept."""
     numbers = group_drawings(concepts, np.stack(pixels)).tolist()
     names: dict[int, str] = {}
     for number, concept in zip(numbers, concepts, strict=True):
@@ -199,18 +198,18 @@ def _write_training(folder: Path, items: Sequence[Item]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Classes:
-    """A classification task of a domain, or of that part of it whose `only` label has the given value."""
+    """A classification task over a domain, or over the images whose label `only[0]` has the value `only[1]`."""
 
     domain: str
     label: str
     readable: Any
     templates: tuple[str, ...]
-    # Photos have about as many images of every class; of the icons one class is 0.4 of all.
+    # The classes of the photos are of about equal size, but one class has 0.4 of all icons.
     metric: str = "mean_per_class"
     only: tuple[str, str] | None = None
 
     def has(self, item: Item) -> bool:
-        """Whether an image belongs to the task's part of the data."""
+        """Whether the task uses an image."""
         return item.domain == self.domain and (self.only is None or item.labels[self.only[0]] == self.only[1])
 
 
@@ -218,7 +217,7 @@ def _plain(name: str) -> str:
     return name.replace("-", " ").replace("_", " ")
 
 
-# WordNet numbers its nouns by the lexicographers' files, so that a number tells the kind of thing.
+# WordNet numbers its nouns by lexicographer file, so the number implies the kind of thing.
 _WORDNET_KINDS = {"n01": "animal", "n02": "animal", "n03": "artifact", "n04": "artifact", "n07": "food"}
 _FIRST_ARTIFACT = "n026"
 
@@ -237,7 +236,7 @@ def _photo_classes(kind: str | None = None) -> _Classes:
 
 _CLASSIFICATIONS = {
     "photo-class": _photo_classes(),
-    # Many classes of one kind, as the benchmarks of pets, cars and food are.
+    # Many classes of one kind, as in the benchmarks of pets, cars and food.
     "photo-animal": _photo_classes("animal"),
     "photo-artifact": _photo_classes("artifact"),
     "photo-food": _photo_classes("food"),
@@ -254,12 +253,12 @@ _CLASSIFICATIONS = {
         domain="icon", label="category", readable=category_name, templates=("{} icon", "a diagram symbol for {}", "{}")
     ),
 }
-# None of photos: their sentences belong to the class.
+# Not of photos: their sentences describe the class.
 _RETRIEVALS = {"emoji-retrieval": "emoji", "icon-retrieval": "icon"}
 
 
 def _write_tasks(folder: Path, items: Sequence[Item], split: str) -> None:
-    """The split's images by domain, and the task files over them."""
+    """Write the split's images by domain, and the task files."""
     folder.mkdir(parents=True, exist_ok=True)
     own = [item for item in items if item.split == split]
     for domain in sorted({item.domain for item in own}):

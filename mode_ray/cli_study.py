@@ -14,8 +14,9 @@ def add_study_command(commands: "argparse._SubParsersAction[argparse.ArgumentPar
 
 def _study(options: argparse.Namespace, console: Console) -> int:
     from mode_ray.config.study import load_study
-    from mode_ray.study.run import run_study
+    from mode_ray.study.run import STUDY_HTML, run_study
 
-    page = run_study(load_study(options.config), console)
-    console.print(f"study: {page}", markup=False, highlight=False, soft_wrap=True)
+    study = load_study(options.config)
+    run_study(study, console)
+    console.print(f"study: {study.directory / STUDY_HTML}", markup=False, highlight=False, soft_wrap=True)
     return 0

@@ -1,13 +1,12 @@
-"""The file that `mode-ray study` reads: a base config, an axis with its values, and where the points' runs go."""
+"""The file that `mode-ray study` reads: a base config, the points with their values, and the study's directory."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from mode_ray.config.base import Seed, Settings
-from mode_ray.errors import UsageError
+from mode_ray.config.load import read_settings
 from mode_ray.storage import Location
 
 Value = bool | int | float | str
@@ -17,9 +16,9 @@ class StudyConfig(Settings):
     """One study. Give either `field` with `values`, or `points`."""
 
     study: str
-    """Directory of the study: the points' runs, and the results."""
+    """Directory of the study: its runs and its results."""
     base: str
-    """A run's config file or a preset; its `run` counts for nothing."""
+    """A run's config file or a preset; its `run` is ignored."""
     title: str = ""
     changes: dict[str, Any] = Field(default_factory=dict)
     """Fields of the base that are set for all points, by dotted name."""
@@ -30,11 +29,14 @@ class StudyConfig(Settings):
     points: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """For points that differ in several fields: label, then field and value."""
     axis: str = ""
-    """What the axis is called; by default the field."""
+    """Name of the axis; by default the field."""
     against: Literal["value", "samples"] = "value"
-    """What is drawn to the right: the axis' values, or the training samples behind each result."""
+    """The horizontal axis of the picture: the values, or the training samples behind each result."""
     seeds: Annotated[tuple[Seed, ...], Field(strict=False)] = (0,)
     """Training seeds; every point is run with each of them."""
+    seed_clustering: bool = False
+    """Seed each run's clustering as its training, so that the deviation over seeds includes that of the clustering. By
+    default the runs of one point share their clustering."""
 
     @model_validator(mode="after")
     def _points_or_values(self) -> Self:
@@ -48,9 +50,9 @@ class StudyConfig(Settings):
         if not self.seeds:
             raise ValueError("seeds: is empty")
         for fields in (self.changes, *self.changes_by_label.values()):
-            for name in ("run", "train.seed", "train.standing", "train.standing_models"):
+            for name in ("run", "train.standing", "train.standing_models", *self.seeded_fields):
                 if name in fields:
-                    raise ValueError(f"{name} is the study's own to set")
+                    raise ValueError(f"{name} is set by the study")
         return self
 
     @property
@@ -64,8 +66,13 @@ class StudyConfig(Settings):
         return tuple(self.points or (str(value) for value in self.values))
 
     @property
+    def seeded_fields(self) -> tuple[str, ...]:
+        """The fields of a run that its training seed sets."""
+        return ("train.seed", "cluster.seed") if self.seed_clustering else ("train.seed",)
+
+    @property
     def axis_title(self) -> str:
-        """Words for the axis."""
+        """The text at the axis."""
         return self.axis or self.field or "point"
 
     @property
@@ -80,18 +87,4 @@ def load_study(path: str) -> StudyConfig:
     Raises:
         UsageError: No such file, not YAML, an unknown key, a wrong value; it names file and field.
     """
-    try:
-        values = yaml.safe_load(Location.parse(path).read_text())
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such study file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: expected a mapping with study, base, field and values")
-    try:
-        return StudyConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{path}: {f'{field}: ' if field else ''}{message[0].lower()}{message[1:]}") from None
+    return read_settings(StudyConfig, path)

@@ -1,1 +1,1 @@
-"""Studies: one field of a run against the results, each value a run of its own."""
+"""Studies: a series of runs that differ in a few fields, repeated over seeds, with one comparison of their results."""

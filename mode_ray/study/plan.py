@@ -1,4 +1,4 @@
-"""The runs of a study: every value with every seed, in directories of their own."""
+"""The runs of a study: every point with every seed, each in a directory of its own."""
 
 import json
 import re
@@ -18,7 +18,7 @@ class StudyPoint:
     """One run of a study.
 
     Attributes:
-        label: Of its value.
+        label: The label of its point.
         seed: Its training seed.
         config: Its config.
     """
@@ -29,25 +29,28 @@ class StudyPoint:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Its name in messages and tables."""
         return f"{self.label}, seed {self.seed}"
 
 
 def plan_study(study: StudyConfig) -> list[StudyPoint]:
-    """All points, seed by seed; those whose seed model would be equal share the first one's.
+    """All runs, seed by seed. Runs with equal seed models share the first one's.
 
     Raises:
-        UsageError: The base or a point is no valid config, or two labels give one directory.
+        UsageError: The base or a point is not a valid config, or two labels give one directory.
     """
     folders = {label: _folder(label) for label in study.labels}
     if len(set(folders.values())) < len(folders):
-        raise UsageError("points: two labels differ in nothing but signs: use letters and digits to tell them apart")
+        raise UsageError("points: two labels differ only in punctuation: use letters and digits to tell them apart")
     keys, configs = [], []
     for seed in study.seeds:
         for label, own in study.changes_by_label.items():
             run = study.directory / POINTS / f"{folders[label]}-seed{seed}"
-            changes = {**study.changes, **own, "train.seed": seed, "run": run.uri}
-            overrides = [f"{name}={json.dumps(value)}" for name, value in changes.items()]
+            seeds = dict.fromkeys(study.seeded_fields, seed)
+            overrides = [
+                f"{name}={json.dumps(value)}"
+                for name, value in {**study.changes, **own, **seeds, "run": run.uri}.items()
+            ]
             configs.append(load_config(study.base, overrides))
             keys.append((label, seed))
     return [

@@ -4,18 +4,19 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mode_ray.study.results import LinePoint
 
-_MUCH = 8.0
+_LOGARITHMIC_FROM = 8.0  # the largest place over the smallest
 _INCHES = (7.5, 4.5)
 _DOTS_PER_INCH = 140
 
 
 def numbers_of(labels: Sequence[str]) -> list[float] | None:
-    """The labels as numbers, or None where one is none."""
+    """The labels as numbers, or None where one of them is not a number."""
     try:
         return [float(label) for label in labels]
     except ValueError:
@@ -32,40 +33,39 @@ def study_png(
 
     Args:
         lines: By name.
-        labels: Of all points, in order. Numbers are drawn to scale, a logarithmic one where they span much.
-        axis: What the labels are.
-        against: What is drawn to the right: the labels, or the samples behind each result.
+        labels: Of all points, in order. Numbers are drawn to scale, names side by side.
+        axis: The name of the horizontal axis.
+        against: What the horizontal axis shows: the labels, or the samples behind each result.
     """
     figure = Figure(figsize=_INCHES, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    axes.set_prop_cycle(color=[colormaps["tab20"](number) for number in range(20)])
     numbers = numbers_of(labels)
-    if against == "value":
-        place = dict(zip(labels, numbers or range(len(labels)), strict=True))
+    named = against == "value" and numbers is None  # nothing is between two names: no lines, and no common place
+    ticks = dict(zip(labels, numbers or range(len(labels)), strict=True))
     all_places: list[float] = []
-    for name, points in lines.items():
-        drawn = [point for point in points if against == "value" or point.samples is not None]
-        if against == "value":
-            places = [float(place[point.label]) for point in drawn]
-        else:
-            places = [float(point.samples or 0.0) for point in drawn]
-        all_places += places
-        bars = [100 * (point.deviation or 0.0) for point in drawn]
-        chosen = name.startswith("MoDE")
+    for number, (name, points) in enumerate(lines.items()):
+        drawn = [(ticks[point.label] if against == "value" else point.samples, point) for point in points]
+        shift = 0.7 * ((number + 0.5) / len(lines) - 0.5) if named else 0.0
+        placed = [(place + shift, point) for place, point in drawn if place is not None]
+        all_places += [place for place, _ in placed]
+        bars = [100 * (point.deviation or 0.0) for _, point in placed]
+        mode = name.startswith("MoDE")
         axes.errorbar(
-            places,
-            [100 * point.mean for point in drawn],
+            [place for place, _ in placed],
+            [100 * point.mean for _, point in placed],
             yerr=bars if any(bars) else None,
             label=name,
             marker="o",
             markersize=4,
             capsize=3,
-            linewidth=2.0 if chosen else 1.2,
-            linestyle="-" if chosen else "--",
+            linewidth=2.0 if mode else 1.2,
+            linestyle="none" if named else "-" if mode else "--",
         )
-    if against == "value" and numbers is None:
-        axes.set_xticks(range(len(labels)), labels)
-    elif all_places and min(all_places) > 0 and max(all_places) >= _MUCH * min(all_places):
+    if named:
+        axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
+    elif all_places and min(all_places) > 0 and max(all_places) >= _LOGARITHMIC_FROM * min(all_places):
         axes.set_xscale("log", base=2)
         if against == "value" and numbers is not None:
             axes.set_xticks(numbers, labels)

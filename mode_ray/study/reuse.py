@@ -1,7 +1,6 @@
-"""What runs over the same data share: finished stages are copied, seed and dense baseline are taken over.
+"""Runs over the same data share work: finished stages are copied, and the seed and dense models are reused.
 
-What a run takes from which other one depends on the configs and their order alone, so that a broken-off series of runs
-goes on as it began.
+Which run reuses which models depends only on the configs and their order, so an interrupted series resumes unchanged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from mode_ray.stages.manifest import MANIFEST, STARTED, read_manifest
 from mode_ray.storage import Location
 
 _SHARED_STAGES = ("embed", "cluster", "assign")
-# These shape the experts and which models there are, never the seed or the dense baseline.
+# These fields decide the experts and the controls, never the seed or the dense model.
 _EXPERTS_ONLY = frozenset(
     {
         "train.experts",
@@ -29,16 +28,16 @@ _EXPERTS_ONLY = frozenset(
 
 
 def seed_fields(config: RunConfig) -> dict[str, object]:
-    """All fields that decide a run's seed and dense baseline; neither clustering nor experts are among them."""
+    """All fields that decide a run's seed and dense model: those of the data and the training, not of the experts."""
     train = fingerprint_fields(config.train, "train")
     own = {name: value for name, value in train.items() if name not in _EXPERTS_ONLY}
     return {**own, **fingerprint_fields(config.captions, "captions")}
 
 
 def with_shared_seeds(configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """The same runs, each taking seed and dense baseline from the first one whose would be equal.
+    """The same runs; each reuses the seed and dense models of the first run whose models are equal.
 
-    A run that already names another (`train.standing`) is left alone, and so is the first of each kind.
+    That first run is not changed, and neither is a run that reuses another one's models (`train.standing`) already.
     """
     first: dict[str, str] = {}
     shared = []
@@ -53,13 +52,14 @@ def with_shared_seeds(configs: Sequence[RunConfig]) -> list[RunConfig]:
 
 
 def copy_finished_stages(config: RunConfig, others: Sequence[Location]) -> Mapping[str, Location]:
-    """Copy embeddings, clustering and assignments that another run has made with the very same fields.
+    """Copy embeddings, clustering and assignments that another run has made with the same fields.
 
-    A stage that was begun is left alone. The note that it was begun comes last: a copy that broke off is made again.
+    A stage that was begun is not touched. The file that marks a stage as begun is copied last, so an interrupted copy
+    is made again.
 
     Args:
-        config: The run that is to begin.
-        others: Directories of runs to look into, in this order; they need not be begun.
+        config: The run to copy to.
+        others: Directories of runs, searched in this order; they need not exist.
 
     Returns:
         The directory that each copied stage comes from.

@@ -1,4 +1,7 @@
-"""The `study` command: run all points, and keep results, picture and page up to date as they are done."""
+"""The `study` command: run all points. Results, picture and page are written again after each run."""
+
+import json
+from dataclasses import asdict
 
 import jinja2
 from rich.console import Console
@@ -8,74 +11,89 @@ from mode_ray.config.study import StudyConfig
 from mode_ray.evaluate.report.render import compact
 from mode_ray.evaluate.stage import load_report
 from mode_ray.pipeline import stage_directories
-from mode_ray.storage import Location
-from mode_ray.study.plan import plan_study
+from mode_ray.study.plan import StudyPoint, plan_study
 from mode_ray.study.plot import study_png
-from mode_ray.study.results import LinePoint, Measured, lines, measured_lines, write_results
+from mode_ray.study.results import LinePoint, StudyResults, lines
 from mode_ray.study.series import run_series
 
+STUDY_JSON = "study.json"
 STUDY_PNG = "study.png"
 STUDY_HTML = "study.html"
+_WIDEST_TABLE = 1000
+_DIFFERENCES = "MoDE minus"
+_TASK_DIFFERENCES = "MoDE minus dense, by task"
 
 
-def run_study(study: StudyConfig, console: Console) -> Location:
-    """Run a study, or what is left of it; returns where its page lies.
+def run_study(study: StudyConfig, console: Console) -> StudyResults:
+    """Run a study, or the runs that are left of it.
 
     Raises:
-        UsageError: A point is no valid config, or its directory was begun with another.
-        ModeRayError: As the stages raise; points that are done stay, and the same command goes on.
+        UsageError: A point is not a valid config, or its directory was begun with another.
+        ModeRayError: As the stages raise. Finished runs are kept, and the same call resumes.
     """
     points = plan_study(study)
-    runs = {point.name: point.config for point in points}
     by_name = {point.name: point for point in points}
-    measured: list[Measured] = []
-    tasks: list[str] = []
+    results = StudyResults()
 
     def take(name: str) -> None:
+        nonlocal results
         point = by_name[name]
         report = load_report(stage_directories(point.config.directory)["evaluate"])
-        measured.extend(measured_lines(point.label, point.seed, report))
-        tasks[:] = [task["name"] for task in report["tasks"]]
-        _write(study, {name: config.run for name, config in runs.items()}, measured, tasks)
+        results = results.with_report(point.label, point.seed, report)
+        _write(study, points, results)
 
-    run_series(runs, console, take)
-    console.print(_table(study, lines(measured, study.labels)))
-    return study.directory / STUDY_HTML
+    run_series({name: point.config for name, point in by_name.items()}, console, take)
+    for title, rows in _tables(study, results).items():
+        table = _table(study, title, rows)
+        # As wide as its content: with many points, cells cut to the width of the console would lose their figures.
+        table.width = console.measure(table, options=console.options.update(max_width=_WIDEST_TABLE)).maximum
+        console.print(table, soft_wrap=True)
+    return results
 
 
-def _write(study: StudyConfig, runs: dict[str, str], measured: list[Measured], tasks: list[str]) -> None:
-    about = {
-        "title": study.title,
-        "axis": study.axis_title,
-        "labels": list(study.labels),
-        "tasks": tasks,
-        "runs": runs,
+def _tables(study: StudyConfig, results: StudyResults) -> dict[str, dict[str, list[LinePoint]]]:
+    """The tables of the study by title."""
+    return {
+        study.title or f"Study of {study.axis_title}": lines(results.measured, study.labels),
+        _DIFFERENCES: lines(results.differences, study.labels),
+        _TASK_DIFFERENCES: lines(results.task_differences("dense"), study.labels),
     }
-    write_results(study.directory, about, measured)
-    found = lines(measured, study.labels)
+
+
+def _write(study: StudyConfig, points: list[StudyPoint], results: StudyResults) -> None:
+    runs = {point.name: point.config.run for point in points}
+    about = {"title": study.title, "axis": study.axis_title, "labels": study.labels, "runs": runs}
+    (study.directory / STUDY_JSON).write_text(json.dumps({**about, **asdict(results)}, indent=1))
+    (main_title, found), *others = _tables(study, results).items()
     (study.directory / STUDY_PNG).write_bytes(study_png(found, study.labels, study.axis_title, study.against))
     environment = jinja2.Environment(loader=jinja2.PackageLoader("mode_ray.study", "."), autoescape=True)
     environment.filters["compact"] = compact
     page = environment.get_template("study.html.j2").render(
-        title=study.title or f"Study of {study.axis_title}",
+        title=main_title,
         axis=study.axis_title,
         labels=study.labels,
         seeds=study.seeds,
-        tasks=tasks,
+        tasks=results.tasks,
         runs=runs,
-        done=len({(one.label, one.seed) for one in measured}),
-        rows={name: {point.label: point for point in points} for name, points in found.items()},
+        done=len({(one.label, one.seed) for one in results.measured}),
+        found=found,
+        others=others,
     )
     (study.directory / STUDY_HTML).write_text(page)
 
 
-def _table(study: StudyConfig, found: dict[str, list[LinePoint]]) -> Table:
-    table = Table(title=study.title or None)
+def _table(study: StudyConfig, title: str, rows: dict[str, list[LinePoint]]) -> Table:
+    table = Table(title=title)
     table.add_column(study.axis_title)
     for label in study.labels:
         table.add_column(label, justify="right")
-    for name, points in found.items():
+    for name, points in rows.items():
         by_label = {point.label: point for point in points}
-        cells = [f"{100 * by_label[label].mean:.1f}" if label in by_label else "" for label in study.labels]
-        table.add_row(name, *cells)
+        table.add_row(name, *(_cell(by_label.get(label)) for label in study.labels))
     return table
+
+
+def _cell(point: LinePoint | None) -> str:
+    if point is None:
+        return ""
+    return f"{100 * point.mean:.1f}" + ("" if point.deviation is None else f" ± {100 * point.deviation:.1f}")

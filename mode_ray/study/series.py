@@ -1,4 +1,4 @@
-"""A series of runs one after the other, each going on where it stopped, sharing what they can."""
+"""A series of runs, one after the other. Each resumes where it stopped, and they share finished stages."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,25 +13,19 @@ from mode_ray.storage import Location
 from mode_ray.study.reuse import copy_finished_stages
 
 
-def run_series(
-    runs: Mapping[str, RunConfig],
-    console: Console,
-    on_done: Callable[[str], None] = lambda _: None,
-    others: Sequence[Location] = (),
-) -> None:
-    """Run every run to its end, in their order; within one Ray session.
+def run_series(runs: Mapping[str, RunConfig], console: Console, on_done: Callable[[str], None]) -> None:
+    """Finish every run, in the given order and within one Ray session.
 
     Args:
-        runs: Configs by name; `with_shared_seeds` has them share seed models.
-        console: Where to say what happens.
-        on_done: Called with the name of each run as its evaluation stands.
-        others: Directories of further runs, whose finished stages may be copied.
+        runs: Configs by name. With `with_shared_seeds` they share seed models.
+        console: For progress.
+        on_done: Called with the name of each run once its evaluation is finished.
 
     Raises:
-        ModeRayError: As the stages raise, with the run's name in front; earlier runs are finished.
+        ModeRayError: As the stages raise, with the name of the run in front. Earlier runs are finished.
     """
     configs = list(runs.values())
-    # Of all runs before any begins: a directory that was begun with another config is found out at once.
+    # All runs are checked before the first begins, so that a directory with another config is reported at once.
     done = [_is_done(config) for config in configs]
     if all(done):
         for name in runs:
@@ -39,7 +33,7 @@ def run_series(
         return
     with ray_session(configs[0].ray):
         for name, config in runs.items():
-            _run_one(name, config, [*(other.directory for other in configs), *others], console)
+            _run_one(name, config, [other.directory for other in configs], console)
             on_done(name)
 
 

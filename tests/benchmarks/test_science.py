@@ -1,6 +1,8 @@
-"""The science benchmark's own arithmetic: who is held out, who shares a seed, what the result line is made of."""
+"""The science benchmark: which images are held out, which runs share a seed model, what the result line contains."""
 
 import importlib
+import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -8,6 +10,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+
+from mode_ray.config.run import RunConfig
+from mode_ray.study.plan import plan_study
+from mode_ray.study.results import Measured, StudyResults
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -97,49 +103,81 @@ class TestSplits:
         assert data._wordnet_kind(wnid) == kind
 
 
-class TestSettings:
+class TestTheStudy:
     @pytest.fixture
-    def series(self, science: ModuleType, data: ModuleType, tmp_path: Path) -> Any:  # noqa: ANN401
-        found = data.ScienceData(work_units=[tmp_path / "a.parquet"], tasks={"development": []}, counts={})
-        return science.Series(directory=tmp_path, data=found, split="development")
+    def plan(self, science: ModuleType, data: ModuleType, tmp_path: Path) -> Callable[[str], dict[str, RunConfig]]:
+        tasks = {split: [tmp_path / f"{split}.yaml"] for split in ("development", "test")}
+        found = data.ScienceData(work_units=[tmp_path / "a.parquet"], tasks=tasks, counts={})
 
-    def test_settings_that_differ_in_the_experts_alone_share_seed_and_dense(self, series: Any) -> None:  # noqa: ANN401
-        base = series.lean({}, 0)
-        wide = series.lean({"cluster.fine.centers": 64}, 0)
-        assert len(base) == 1
-        assert next(iter(wide)) == next(iter(base))
-        assert list(wide.values())[1].train.standing == next(iter(base.values())).run
+        def planned(options: str) -> dict[str, RunConfig]:
+            given = science.options_of(f"--directory {tmp_path} {options}".split())
+            return {point.name: point.config for point in plan_study(science.study_of(given, found))}
 
-    def test_a_setting_of_the_seed_has_its_own(self, series: Any) -> None:  # noqa: ANN401
-        both = series.lean({"train.seed_share": 0.3, "train.experts": 8}, 1)
-        core, own = both.values()
-        assert (core.train.seed_share, core.train.experts, core.train.standing) == (0.3, 4, None)
-        assert (own.train.seed_share, own.train.experts, own.train.standing) == (0.3, 8, core.run)
+        return planned
+
+    def test_settings_that_differ_in_the_experts_alone_share_seed_and_dense(self, plan: Any) -> None:  # noqa: ANN401
+        runs = plan("--explore --seeds 0 1")
+        assert runs["base, seed 1"].train.standing is None
+        for title in ("m 64", "n 8", "full budget", "word vectors"):
+            assert runs[f"{title}, seed 1"].train.standing == runs["base, seed 1"].run
+
+    def test_a_setting_of_the_seed_has_its_own(self, plan: Any) -> None:  # noqa: ANN401
+        own = plan("--explore --seeds 1")["seed share 0.3, seed 1"]
+        assert (own.train.seed_share, own.train.experts, own.train.standing) == (0.3, 4, None)
         assert own.cluster.seed == own.train.seed == 1
 
-    def test_all_runs_of_a_seed_go_on_from_the_first_ones_seed_model(
-        self,
-        series: Any,  # noqa: ANN401
-        science: ModuleType,
-    ) -> None:
-        runs = series.whole({}, 10, tuple(science.ALL_RUNS))
+    def test_all_runs_of_a_seed_continue_from_the_first_ones_seed_model(self, plan: Any) -> None:  # noqa: ANN401
+        runs = plan("--seeds 10")
         first, *others = runs.values()
         assert first.train.controls == ("dense", "full", "random")
         assert {config.train.standing for config in others} == {first.run}
-        assert runs["mode4-full"].train.controls == ("dense_equal_total",)
+        assert runs["mode4-full, seed 10"].train.controls == ("dense", "dense_equal_total")
+        assert [config.train.experts for config in runs.values()] == [4, 4, 2, 8]
 
-    def test_every_explored_setting_is_a_valid_config(self, series: Any, science: ModuleType) -> None:  # noqa: ANN401
-        for setting in science.EXPLORED.values():
-            assert series.lean(setting, 0)
+    @pytest.mark.parametrize(
+        ("options", "split", "seeds"),
+        [
+            ("", "development", {0, 1, 2}),
+            ("--explore", "development", {0, 1, 2}),
+            ("--quick", "development", {0}),
+            ("--final --emoji e --photos p", "test", {10, 11, 12}),
+        ],
+    )
+    def test_only_the_final_report_reads_the_test_split(
+        self,
+        plan: Any,  # noqa: ANN401
+        options: str,
+        split: str,
+        seeds: set[int],
+    ) -> None:
+        runs = plan(options).values()
+        assert {Path(task).stem for config in runs for task in config.evaluate.tasks} == {split}
+        assert {config.train.seed for config in runs} == seeds
+
+    @pytest.mark.parametrize("more", ["--seeds 0", "--explore", "--quick"])
+    def test_the_final_report_takes_no_other_setting(self, science: ModuleType, more: str) -> None:
+        with pytest.raises(SystemExit):
+            science.options_of(["--final", "--emoji", "e", "--photos", "p", *more.split()])
 
 
 class TestTheResultLine:
     def test_differences_are_paired_by_seed(self, science: ModuleType) -> None:
-        def seed(gain: float) -> dict[str, dict[str, float]]:
-            mode4 = {"mode (calibrated)": 10.0 + gain, "mode (uniform)": 9.5, "dense": 10.0, "random": 9.0}
-            return {"mode4": mode4, "mode4-full": {"mode (calibrated)": 15.0, "dense_equal_total": 16.0}}
+        def ahead(label: str, seed: int, line: str, points: float) -> Measured:
+            return Measured(label=label, seed=seed, line=line, mean=points / 100, samples=None, tasks={})
 
-        results = science.results_of([seed(1.0), seed(2.0), seed(3.0)], 7)
+        differences = [
+            one
+            for seed, gain in enumerate((1.0, 2.0, 3.0))
+            for one in (
+                ahead("mode4", seed, "dense", gain),
+                ahead("mode4", seed, "Random-n", gain + 1.0),
+                ahead("mode4", seed, "MoDE-n (uniform)", gain + 0.5),
+                ahead("mode4-full", seed, "dense, equal total", -1.0),
+            )
+        ]
+        results = science.results_of(StudyResults(tasks=tuple("abcdefg"), differences=differences))
+        recorded = json.loads((BENCHMARKS / "results" / "science.json").read_text())["results"]
+        assert set(results) == set(recorded)
         assert results == {
             "mode4_minus_dense_mean": pytest.approx(2.0),
             "mode4_minus_dense_std": pytest.approx(1.0),

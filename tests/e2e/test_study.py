@@ -79,7 +79,13 @@ def test_two_points_share_what_they_can_and_end_in_one_table(
     results = json.loads((study / "study/study.json").read_text())
     found = {(row["label"], row["line"]) for row in results["measured"]}
     assert {(label, line) for label in "12" for line in ("dense", "MoDE-n (calibrated)", "MoDE-n (uniform)")} <= found
+    means = {(row["label"], row["line"]): row["mean"] for row in results["measured"]}
+    assert results["tasks"] == ["kind"]
+    for row in results["differences"]:
+        ahead = means[row["label"], "MoDE-n (calibrated)"] - means[row["label"], row["line"]]
+        assert row["mean"] == row["tasks"]["kind"] == ahead
     page = (study / "study/study.html").read_text()
+    assert "MoDE minus dense, by task" in page
     assert "How many experts" in page
     assert "2 of 2 runs are evaluated" in page
     assert Image.open(study / "study/study.png").format == "PNG"

@@ -1,4 +1,4 @@
-"""The study file: one axis, its values, and clear words where they do not fit."""
+"""The study file: one axis, its values, and a clear message where they do not fit."""
 
 from pathlib import Path
 from typing import Any
@@ -34,19 +34,28 @@ class TestLoading:
         assert study.changes_by_label == points
         assert study.axis_title == "encoder"
 
+    def test_numbers_are_read_as_in_a_runs_config(self, tmp_path: Path) -> None:
+        file = write(tmp_path, field="train.optimizer.learning_rate", values="VALUES")
+        Path(file).write_text(Path(file).read_text().replace("VALUES", "[5e-4, 1e-3]"))
+        assert load_study(file).values == (5e-4, 1e-3)
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"values": None}, "field and values go together"),
-            ({"field": None, "values": None}, "give either field with values, or points"),
-            ({"points": {"a": {"train.experts": 1}}}, "give either field with values, or points"),
-            ({"values": [2, 2]}, "values: one of them is given twice"),
-            ({"seeds": [1, 1]}, "seeds: one of them is given twice"),
-            ({"seeds": []}, "seeds: is empty"),
-            ({"changes": {"run": "/x"}}, "run is the study's own to set"),
-            ({"field": "train.seed"}, "train.seed is the study's own to set"),
+            ({"values": None}, "(top level): field and values go together"),
+            ({"field": None, "values": None}, "(top level): give either field with values, or points"),
+            ({"points": {"a": {"train.experts": 1}}}, "(top level): give either field with values, or points"),
+            ({"values": [2, 2]}, "(top level): values: one of them is given twice"),
+            ({"seeds": [1, 1]}, "(top level): seeds: one of them is given twice"),
+            ({"seeds": []}, "(top level): seeds: is empty"),
+            ({"changes": {"run": "/x"}}, "(top level): run is set by the study"),
+            ({"field": "train.seed"}, "(top level): train.seed is set by the study"),
+            (
+                {"field": "cluster.seed", "seed_clustering": True},
+                "(top level): cluster.seed is set by the study",
+            ),
             ({"against": "time"}, "against: input should be 'value' or 'samples'"),
-            ({"valeus": [1]}, "valeus: extra inputs"),
+            ({"valeus": [1]}, "valeus: unknown key"),
         ],
     )
     def test_a_mistake_names_file_and_field(self, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -56,7 +65,7 @@ class TestLoading:
         assert str(error.value).startswith(f"{file}: {message}")
 
     def test_no_file_and_no_mapping(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="no such study file"):
+        with pytest.raises(UsageError, match="no such config file"):
             load_study(str(tmp_path / "absent.yaml"))
         (tmp_path / "list.yaml").write_text("- 1\n")
         with pytest.raises(UsageError, match="expected a mapping"):

@@ -54,10 +54,16 @@ class TestPlanning:
         points = plan(field="train.seed_share", values=[0.3, 0.5])
         assert [point.config.train.standing for point in points] == [None, None]
 
+    @pytest.mark.parametrize(("seed_clustering", "clusterings"), [(False, [0, 0]), (True, [3, 4])])
+    def test_the_clustering_can_take_the_seed_too(self, seed_clustering: bool, clusterings: list[int]) -> None:
+        points = plan(field="train.experts", values=[2], seeds=[3, 4], seed_clustering=seed_clustering)
+        assert [point.config.train.seed for point in points] == [3, 4]
+        assert [point.config.cluster.seed for point in points] == clusterings
+
     def test_labels_become_folders(self) -> None:
         points = plan(points={"a/b c": {"train.experts": 2}})
         assert points[0].config.run == "/studies/n/points/a-b-c-seed0"
-        with pytest.raises(UsageError, match="two labels differ in nothing but signs"):
+        with pytest.raises(UsageError, match="two labels differ only in punctuation"):
             plan(points={"a b": {}, "a/b": {"train.experts": 2}})
 
     def test_a_value_that_does_not_fit_names_its_field(self) -> None:

@@ -1,17 +1,14 @@
-"""Lines of a study: named alike for every n, means and deviations over seeds, a picture of them."""
+"""Results of a study: lines with means over seeds, differences paired by seed, a picture."""
 
 import io
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from mode_ray.evaluate.report.schema import ReportData, check_report
-from mode_ray.storage import Location
 from mode_ray.study.plot import numbers_of, study_png
-from mode_ray.study.results import LinePoint, Measured, lines, measured_lines, write_results
+from mode_ray.study.results import LinePoint, Measured, StudyResults, lines
 
 
 def report(n: int, gain: float) -> ReportData:
@@ -36,22 +33,25 @@ def report(n: int, gain: float) -> ReportData:
     )
 
 
+def results(*runs: tuple[str, int, float]) -> StudyResults:
+    """Of runs with the given label (n), seed and gain."""
+    found = StudyResults()
+    for label, seed, gain in runs:
+        found = found.with_report(label, seed, report(int(label), gain))
+    return found
+
+
 class TestLines:
-    def test_they_are_named_alike_for_every_n_and_experts_alone_are_left_out(self) -> None:
-        for n in (2, 4):
-            named = {one.line: one.mean for one in measured_lines(str(n), 0, report(n, 0.1))}
-            assert named == {
-                "dense": pytest.approx(0.5),
-                "MoDE-n (calibrated)": pytest.approx(0.6),
-                "Random-n": pytest.approx(0.3),
-            }
+    @pytest.mark.parametrize("n", [2, 4])
+    def test_they_are_named_alike_for_every_n_and_experts_alone_are_left_out(self, n: int) -> None:
+        assert {one.line: one.mean for one in results((str(n), 0, 0.1)).measured} == {
+            "dense": pytest.approx(0.5),
+            "MoDE-n (calibrated)": pytest.approx(0.6),
+            "Random-n": pytest.approx(0.3),
+        }
 
     def test_means_and_deviations_are_over_seeds(self) -> None:
-        measured = [
-            one
-            for label, seed, gain in (("2", 0, 0.1), ("2", 1, 0.3), ("4", 0, 0.2))
-            for one in measured_lines(label, seed, report(int(label), gain))
-        ]
+        measured = results(("2", 0, 0.1), ("2", 1, 0.3), ("4", 0, 0.2)).measured
         found = lines(measured, ["2", "4", "8"])["MoDE-n (calibrated)"]
         assert [(point.label, point.mean, point.samples) for point in found] == [
             ("2", pytest.approx(0.7), 64),
@@ -61,15 +61,34 @@ class TestLines:
         assert found[1].deviation is None
 
     def test_a_line_without_a_mean_is_left_out(self) -> None:
-        measured = [Measured(label="2", seed=0, line="dense", mean=None, samples=None)]
+        measured = [Measured(label="2", seed=0, line="dense", mean=None, samples=None, tasks={})]
         assert lines(measured, ["2"]) == {}
 
-    def test_all_figures_are_kept(self, tmp_path: Path) -> None:
-        measured = measured_lines("2", 0, report(2, 0.1))
-        write_results(Location.parse(str(tmp_path)), {"axis": "n"}, measured)
-        content = json.loads((tmp_path / "study.json").read_text())
-        assert content["axis"] == "n"
-        assert [Measured(**row) for row in content["measured"]] == measured
+    def test_scores_are_kept_by_task(self) -> None:
+        dense = results(("2", 0, 0.1)).measured[0]
+        assert dense.tasks == {"a": pytest.approx(0.4), "b": pytest.approx(0.6)}
+
+
+class TestDifferences:
+    def test_they_are_of_mode_under_the_runs_rule_and_paired_by_seed(self) -> None:
+        found = results(("2", 0, 0.1), ("2", 1, 0.3))
+        ahead = lines(found.differences, ["2"])
+        assert set(ahead) == {"dense", "Random-n"}
+        assert [one.mean for one in found.differences if one.line == "dense"] == pytest.approx([0.1, 0.3])
+        assert ahead["dense"][0].mean == pytest.approx(0.2)
+        assert ahead["dense"][0].deviation == pytest.approx(0.1 * 2**0.5)
+        assert ahead["Random-n"][0].mean == pytest.approx(0.4)
+
+    def test_those_of_the_tasks_have_the_tasks_as_lines(self) -> None:
+        by_task = lines(results(("2", 0, 0.1), ("2", 1, 0.3)).task_differences("dense"), ["2"])
+        assert {task: points[0].mean for task, points in by_task.items()} == pytest.approx({"a": 0.2, "b": 0.2})
+
+    def test_without_a_mean_there_is_no_difference(self) -> None:
+        content = report(2, 0.1)
+        del content["models"][0]["metrics"]["b"]
+        found = StudyResults().with_report("2", 0, content)
+        assert "dense" not in lines(found.differences, ["2"])
+        assert [one.line for one in found.task_differences("dense")] == ["a"]
 
 
 class TestThePicture:
