@@ -1,4 +1,4 @@
-"""The atlas of a run, on Ray: sample stored rows, read their captions again, summarise in parallel, write one page."""
+"""The atlas of a run, on Ray: sample stored rows, read their captions again, summarise in parallel, write it."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,10 +8,11 @@ import pyarrow as pa
 import ray
 
 from mode_ray.assign import DISTANCE, FINE
+from mode_ray.atlas.summary import ATLAS_HTML, CAPTIONS_PER_END, write_summary
 from mode_ray.captions.read import read_captions
 from mode_ray.captions.shards import Shard
-from mode_ray.cluster.atlas import ATLAS_HTML, render_atlas
-from mode_ray.cluster.atlas_data import CAPTIONS_PER_END, AtlasFacts, atlas_data
+from mode_ray.cluster.atlas import render_atlas
+from mode_ray.cluster.atlas_data import AtlasFacts, atlas_data
 from mode_ray.cluster.atlas_sample import CaptionSample, merge, summarise
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.nearest import NearestCenters
@@ -23,7 +24,8 @@ from mode_ray.stage import package_versions, read_manifest, read_output, read_un
 from mode_ray.storage import Location
 from mode_ray.task_result import task_result
 
-SAMPLE_CAPTIONS = 100_000
+MIN_SAMPLE_CAPTIONS = 100_000
+SAMPLE_CAPTIONS_PER_CENTER = 24
 MIN_UNITS = 16
 _IO_RETRIES = 3
 
@@ -32,19 +34,20 @@ def make_atlas(
     config: RunConfig,
     shards: Sequence[Shard],
     directories: Mapping[str, Location],
-    sample_captions: int = SAMPLE_CAPTIONS,
+    sample_captions: int | None = None,
 ) -> Location:
-    """Write `atlas.html` into the clustering's directory; needs a running Ray.
+    """Write `summary.json`, then `atlas.html`, into the clustering's directory; needs a running Ray.
 
-    Rows come from the assignments where that stage is done, else from the embeddings, with the nearest center found
-    here. Units are drawn at random, until they hold enough rows and are at least `MIN_UNITS`, then rows uniformly over
-    them; a unit whose source can no longer be read is left out, and the page says so.
+    Rows come from the assignments where that stage is done. Else they come from the embeddings, and their nearest
+    centers are found here. Units are drawn at random until they hold enough rows and are at least `MIN_UNITS`. Rows
+    are then drawn uniformly over them. A unit whose source can no longer be read is left out, and the page says so.
 
     Args:
         config: The run's config.
         shards: The run's input.
         directories: Of all stages, by name; embed must be done and the clustering written.
-        sample_captions: How many captions to look at.
+        sample_captions: Captions to look at. By default `MIN_SAMPLE_CAPTIONS`, or `SAMPLE_CAPTIONS_PER_CENTER` for
+            each fine center where that is more, so that clusters have captions however many there are.
 
     Returns:
         The page.
@@ -54,6 +57,8 @@ def make_atlas(
     """
     assigned = read_manifest(directories["assign"]) is not None
     rows = directories["assign"] if assigned else directories["embed"]
+    if sample_captions is None:
+        sample_captions = max(MIN_SAMPLE_CAPTIONS, SAMPLE_CAPTIONS_PER_CENTER * _centers(config, directories))
     wanted = choose_rows(rows, shards, sample_captions, config.cluster.seed)
     by_unit = {shard.unit: shard for shard in shards}
     sample_one = ray.remote(num_cpus=1)(_sample_unit).options(max_retries=_IO_RETRIES, retry_exceptions=[OSError])
@@ -64,6 +69,13 @@ def make_atlas(
     write = ray.remote(num_cpus=1, max_calls=1)(_write).options(name="atlas")
     page: Location = task_result(write.remote(config, dict(directories), assigned, *samples))
     return page
+
+
+def _centers(config: RunConfig, directories: Mapping[str, Location]) -> int:
+    """Fine centers of the run's clustering."""
+    return (
+        len(Clustering.load(directories["cluster"]).centers_md) if config.fits_nothing else config.cluster.fine.centers
+    )
 
 
 def choose_rows(rows: Location, shards: Sequence[Shard], sample_captions: int, seed: int) -> dict[str, int]:
@@ -174,6 +186,8 @@ def _write(
         versions=package_versions(),
         count_sample=counted,
     )
+    summary = atlas_data(clustering, sample, facts)
+    write_summary(directories["cluster"], summary)
     page = directories["cluster"] / ATLAS_HTML
-    page.write_text(render_atlas(atlas_data(clustering, sample, facts)))
+    page.write_text(render_atlas(summary))
     return page

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from mode_ray.assign import run_assign
+from mode_ray.atlas.summary import SUMMARY_FILE
 from mode_ray.atlas_run import make_atlas
 from mode_ray.captions.listing import list_shards, read_listing, write_listing
 from mode_ray.captions.shards import Shard, require_images
@@ -97,6 +98,8 @@ class Pipeline:
             self._states[name] = "done"
             if name == "assign" and self._config.fits_nothing:
                 self.drift()
+            if name == "assign" and not (self._directories["cluster"] / SUMMARY_FILE).exists():
+                self._progress.say(f"[assign] atlas: {self.atlas()}")  # none before: a reused clustering
 
     def drift(self) -> None:
         """Compare the assigned captions with what the clustering was fitted on, and show how they differ.

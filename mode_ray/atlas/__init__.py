@@ -1,0 +1,1 @@
+"""The atlas of a clustering: `summary` is the one record of its numbers, terms and captions."""
