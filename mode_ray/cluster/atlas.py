@@ -8,7 +8,7 @@ import json
 import jinja2
 from markupsafe import Markup
 
-from mode_ray.atlas.summary import AtlasSummary, ClusterColumns
+from mode_ray.atlas.summary import CAPTIONS_PER_END, AtlasSummary, ClusterColumns
 from mode_ray.cluster.atlas_sample import clipped
 
 MAX_DATA_BYTES = 5_000_000
@@ -39,6 +39,7 @@ def render_atlas(summary: AtlasSummary) -> str:
         data=shown,
         colors=EXPERT_COLORS,
         captions_each=captions_each,
+        captions_kept=CAPTIONS_PER_END,
         script=Markup(script),  # noqa: S704 - the package's own
         script_hash=digest,
     )
