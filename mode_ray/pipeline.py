@@ -99,7 +99,7 @@ class Pipeline:
             if name == "assign" and self._config.fits_nothing:
                 self.drift()
             if name == "assign" and not (self._directories["cluster"] / SUMMARY_FILE).exists():
-                self._progress.say(f"[assign] atlas: {self.atlas()}")  # none before: a reused clustering
+                self._progress.say(f"[assign] atlas: {self.atlas()}")  # a reused clustering came without one
 
     def drift(self) -> None:
         """Compare the assigned captions with what the clustering was fitted on, and show how they differ.
