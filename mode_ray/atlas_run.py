@@ -159,20 +159,22 @@ def _write(
         raise DataError(f"atlas: no sampled caption can be read: {reason}")
     sample = merge(samples, CAPTIONS_PER_END)
     clustering = Clustering.load(directories["cluster"])
-    embedded = read_manifest(directories["embed"])
-    usable = 0 if embedded is None else embedded.rows_in - sum(embedded.refused.values())
+    counted = read_manifest(directories["embed"])
+    if assigned and (counted is None or not counted.rows_in):  # where nothing is fitted, captions may not be embedded
+        counted = read_manifest(directories["assign"])
+    usable = 0 if counted is None else counted.rows_in - sum(counted.refused.values())
     left_out = {
         "units that cannot be read": len(unreadable),
         "sampled captions no longer found in their source": sample.missing,
     }
-    counted = config.assign.rule == "priced"
+    priced = config.assign.rule == "priced"
     about = {
         "Run": config.directory.uri,
         "Made": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
         "Encoder": f"{clustering.encoder_name}, {clustering.dimension} dimensions",
         "Usable captions": f"{usable:,}",
         "Sizes and shares": "counted in the captions looked at (assignments are priced)"
-        if counted
+        if priced
         else f"from the {int(clustering.mass_m.sum()):,} captions of the fit",
         "Looked at for this page": f"{len(sample):,} captions of {len(samples):,} units, "
         + ("as assigned" if assigned else "by nearest center, before assignment"),
@@ -182,9 +184,9 @@ def _write(
         about=about,
         slack=config.cluster.coarse.slack,
         first_map=config.train.experts,
-        refused={} if embedded is None else embedded.refused,
+        refused={} if counted is None else counted.refused,
         versions=package_versions(),
-        count_sample=counted,
+        count_sample=priced,
     )
     summary = atlas_data(clustering, sample, facts)
     write_summary(directories["cluster"], summary)

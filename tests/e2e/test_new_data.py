@@ -142,6 +142,7 @@ def test_a_clustering_without_an_atlas_gets_one_after_assignment(runs: Runs, run
     summary = read_summary(clusters, len(Clustering.load(clusters).centers_md))
     assert summary is not None
     assert "as assigned" in summary["facts"]["Looked at for this page"]
+    assert summary["facts"]["Usable captions"] == str(len(NEW[0]) + len(NEW[1]))
 
 
 def test_nothing_is_embedded_where_nothing_is_fitted(runs: Runs) -> None:
