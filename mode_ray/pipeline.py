@@ -6,6 +6,7 @@ from functools import partial
 
 from mode_ray.assign.stage import run_assign
 from mode_ray.atlas.stage import make_atlas
+from mode_ray.atlas.summary import SUMMARY_FILE
 from mode_ray.captions.listing import list_work_units, read_listing, write_listing
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.reuse import CONTENT_FIELD, find_standing, run_standing
@@ -97,6 +98,8 @@ class Pipeline:
             self._states[name] = "done"
             if name == "assign" and self._config.fits_nothing:
                 self.drift()
+            if name == "assign" and not (self._directories["cluster"] / SUMMARY_FILE).exists():
+                self._progress.say(f"[assign] atlas: {self.atlas()}")  # a reused clustering came without one
 
     def drift(self) -> None:
         """Compare the assigned captions with what the clustering was fitted on, and show how they differ.

@@ -1,1 +1,1 @@
-"""The atlas of a clustering: its numbers and the page that shows them."""
+"""The atlas of a clustering: `summary` is the one record of its numbers, terms and captions."""

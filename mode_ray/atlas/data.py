@@ -1,100 +1,44 @@
-"""What the atlas shows, from a clustering and a sample of captions; pure, and the page's one source of numbers."""
+"""Compute the atlas summary from a clustering and a sample of captions; pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import TypedDict
 
 from mode_ray.atlas.layout import layout_map
 from mode_ray.atlas.sample import CaptionSample
+from mode_ray.atlas.summary import (
+    CAPTIONS_PER_END,
+    COMMON_TERMS,
+    HISTOGRAM_BINS,
+    NEIGHBOURS,
+    QUANTILES,
+    SCHEMA_VERSION,
+    TERMS_PER_CLUSTER,
+    TERMS_PER_EXPERT,
+    AtlasSummary,
+    ClusterColumns,
+    Finding,
+    MapData,
+)
 from mode_ray.atlas.terms import TermCounts
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.fit.sizes import imbalance_factor, max_over_mean
 
-CAPTIONS_PER_END = 5
-TERMS_PER_CLUSTER = 8
-TERMS_PER_EXPERT = 14
-HISTOGRAM_BINS = 24
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_NEIGHBOURS = 3
 _MIN_ROWS_TO_JUDGE = 10
 _REPEATED_BELOW = 0.5
 _DIFFUSE_ABOVE = 1.4
 _TWIN_SHARE = 0.1
 _UNEVEN_ABOVE = 4.0
 _TOLERATED_SHARE = 0.05
-_SHOWN_COMMON_TERMS = 40
 
 FloatArray = npt.NDArray[np.float64]
 
 
-class MapData(TypedDict):
-    """One coarse map."""
-
-    n: int
-    slack: float
-    capacity: float  # share of the captions an expert may hold
-    load: list[float]  # share of the captions, by expert
-    spread: list[float]  # mean squared distance of its captions to its centroid
-    centers: list[int]
-    terms: list[list[str]]
-    expert: list[int]  # of every fine cluster
-
-
-class ClusterColumns(TypedDict):
-    """The fine clusters, one entry each in every list."""
-
-    x: list[float]  # place and radius on the map, in the unit square
-    y: list[float]
-    radius: list[float]
-    rows: list[int]  # what the shares are of
-    sampled: list[int]
-    distinct: list[float | None]  # share of distinct captions among the sampled
-    mean: list[float | None]  # squared distance to the center
-    quantiles: list[list[float]]
-    histogram: list[list[int]]
-    terms: list[list[str]]
-    near: list[list[str]]
-    far: list[list[str]]
-    near_distance: list[list[float]]
-    far_distance: list[list[float]]
-    price: list[float]
-    neighbours: list[list[int]]
-    neighbour_distance: list[float | None]  # squared, to the nearest other center
-
-
-class Finding(TypedDict):
-    """One sentence on the clustering; `clusters` are those it is about."""
-
-    good: bool
-    sentence: str
-    clusters: list[int]
-
-
-class AtlasData(TypedDict):
-    """All that the page shows."""
-
-    facts: dict[str, str]  # where it comes from, as it is to be shown
-    findings: list[Finding]
-    maps: list[MapData]  # the one to show first leads
-    clusters: ClusterColumns
-    edges: list[float]  # of the histograms
-    histogram: list[int]  # over all sampled captions
-    quantiles: list[float]
-    total_rows: int
-    max_over_mean: float
-    imbalance: float
-    common_terms: list[str]
-    refused: dict[str, int]
-    fit: dict[str, str]  # figures of the fit
-    versions: dict[str, str]
-
-
 @dataclass(frozen=True)
 class AtlasFacts:
-    """What the page says of its origin.
+    """Where a summary comes from.
 
     Attributes:
         about: Shown as name and value.
@@ -113,8 +57,8 @@ class AtlasFacts:
     count_sample: bool = False
 
 
-def atlas_data(clustering: Clustering, sample: CaptionSample, facts: AtlasFacts) -> AtlasData:
-    """All that the page shows.
+def atlas_data(clustering: Clustering, sample: CaptionSample, facts: AtlasFacts) -> AtlasSummary:
+    """Compute the summary of a clustering.
 
     Args:
         clustering: Centers, masses and coarse maps.
@@ -129,7 +73,8 @@ def atlas_data(clustering: Clustering, sample: CaptionSample, facts: AtlasFacts)
     edges = _edges(sample.squared_distance_b)
     clusters = _clusters(clustering, sample, terms, rows_m, edges)
     maps = [_map(clustering, n, share_m, terms, facts.slack) for n in _order(clustering, facts.first_map)]
-    return AtlasData(
+    return AtlasSummary(
+        schema_version=SCHEMA_VERSION,
         facts=dict(facts.about),
         findings=_findings(clusters, maps, rows_m),
         maps=maps,
@@ -140,7 +85,7 @@ def atlas_data(clustering: Clustering, sample: CaptionSample, facts: AtlasFacts)
         total_rows=int(rows_m.sum()),
         max_over_mean=max_over_mean(rows_m),
         imbalance=imbalance_factor(rows_m),
-        common_terms=terms.common[:_SHOWN_COMMON_TERMS],
+        common_terms=terms.common[:COMMON_TERMS],
         refused=dict(facts.refused),
         fit={
             name: _figure(value) for name, value in clustering.training.items() if not isinstance(value, dict | list)
@@ -181,12 +126,13 @@ def _clusters(
     members = [order[starts[fine] : starts[fine + 1]] for fine in range(m)]
     distances = [sample.squared_distance_b[own] for own in members]
     ends = _ends(sample, m)
-    neighbours_mk, neighbour_distance_m = nearest_neighbours(clustering.centers_md, _NEIGHBOURS)
+    neighbours_mk, neighbour_distance_m = nearest_neighbours(clustering.centers_md, NEIGHBOURS)
     return ClusterColumns(
         x=places_m2[:, 0].round(5).tolist(),
         y=places_m2[:, 1].round(5).tolist(),
         radius=radius_m.round(5).tolist(),
         rows=rows_m.tolist(),
+        mass=clustering.mass_m.tolist(),
         sampled=[len(own) for own in members],
         distinct=[
             round(len(np.unique(sample.text_hash_b[own])) / len(own), 4) if len(own) else None for own in members

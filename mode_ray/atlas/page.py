@@ -4,15 +4,13 @@ import base64
 import functools
 import hashlib
 import json
-import re
 
 import jinja2
 from markupsafe import Markup
 
-from mode_ray.atlas.data import AtlasData, ClusterColumns
 from mode_ray.atlas.sample import clipped
+from mode_ray.atlas.summary import CAPTIONS_PER_END, AtlasSummary, ClusterColumns
 
-ATLAS_HTML = "atlas.html"
 MAX_DATA_BYTES = 5_000_000
 # Chosen far apart in OKLab by farthest-point search at lightness 0.40 to 0.78; groups are told by number too.
 # fmt: off
@@ -23,18 +21,17 @@ EXPERT_COLORS = (
     "#8fc990", "#7e7120", "#bd1f37", "#673743", "#cb6c4a", "#8870c7", "#dc8fd5", "#316d5a",
 )
 # fmt: on
-# As in the template; `tojson` leaves no `<` inside.
-_DATA_ISLAND = re.compile(r'<script type="application/json" id="data">([^<]*)</script>')
 # Captions at either end of a cluster, their characters, and terms: the first that fits is taken.
 _DETAIL_STEPS = ((5, 150, 8), (4, 120, 8), (3, 100, 8), (2, 80, 6), (1, 60, 5), (0, 0, 4), (0, 0, 2))
 
 
-def render_atlas(data: AtlasData) -> str:
-    """The page; every text in it is untrusted and escaped.
+def render_atlas(summary: AtlasSummary) -> str:
+    """The page of a summary; every text in it is untrusted and escaped.
 
-    Captions are shortened, then left out, until the data take at most `MAX_DATA_BYTES`, as far as that goes.
+    The page shows shorter captions, then fewer, so that its data take at most `MAX_DATA_BYTES` where that is possible.
+    The summary itself keeps all of them.
     """
-    shown, captions_each = fit_to_bytes(data, MAX_DATA_BYTES)
+    shown, captions_each = fit_to_bytes(summary, MAX_DATA_BYTES)
     environment = _environment()
     script = environment.get_template("atlas_script.html.j2").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -42,44 +39,20 @@ def render_atlas(data: AtlasData) -> str:
         data=shown,
         colors=EXPERT_COLORS,
         captions_each=captions_each,
+        captions_kept=CAPTIONS_PER_END,
         script=Markup(script),  # noqa: S704 - the package's own
         script_hash=digest,
     )
 
 
-def read_terms(page: str, n: int) -> list[list[str]] | None:
-    """Typical words of every expert in the map of n, from a page that `render_atlas` made.
-
-    Returns:
-        A list of words an expert, or None where the page has no map of n, or is none of ours.
-    """
-    data = read_atlas(page)
-    try:
-        return None if data is None else next((found["terms"] for found in data["maps"] if found["n"] == n), None)
-    except (KeyError, TypeError):
-        return None
-
-
-def read_atlas(page: str) -> AtlasData | None:
-    """What a page that `render_atlas` made shows; None where it is none of ours."""
-    island = _DATA_ISLAND.search(page)
-    if island is None:
-        return None
-    try:
-        data: AtlasData = json.loads(island.group(1))
-    except ValueError:
-        return None
-    return data if isinstance(data, dict) else None
-
-
-def fit_to_bytes(data: AtlasData, max_bytes: int) -> tuple[AtlasData, int]:
+def fit_to_bytes(data: AtlasSummary, max_bytes: int) -> tuple[AtlasSummary, int]:
     """The data with as many and as long captions as fit.
 
     Returns:
-        The data, and how many captions stand at either end of a cluster at most.
+        The data, and how many captions there are at most at either end of a cluster.
     """
     for captions, characters, terms in _DETAIL_STEPS:
-        shortened: AtlasData = {**data, "clusters": _shortened(data["clusters"], captions, characters, terms)}
+        shortened: AtlasSummary = {**data, "clusters": _shortened(data["clusters"], captions, characters, terms)}
         if _escaped_bytes(shortened) <= max_bytes:
             break
     return shortened, captions
@@ -99,7 +72,7 @@ def _shortened(clusters: ClusterColumns, captions: int, characters: int, terms: 
     }
 
 
-def _escaped_bytes(data: AtlasData) -> int:
+def _escaped_bytes(data: AtlasSummary) -> int:
     text: str = _environment().from_string("{{ data | tojson }}").render(data=data)
     return len(text.encode())
 

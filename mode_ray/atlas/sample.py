@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from mode_ray.atlas.summary import MAX_CAPTION_CHARACTERS
 from mode_ray.atlas.terms import count_terms
 from mode_ray.cluster.search.nearest import Float32Array, Int32Array
 
-MAX_SHOWN_CHARACTERS = 200
 # Joiners shape emoji and Indic letters; all other format characters could reorder or hide text.
 _JOINERS = "\u200c\u200d"
 
@@ -108,13 +108,13 @@ def end_positions(
 
 def shown(caption: str) -> str:
     """A caption as it may stand on a page: one line without control or direction characters, cut where it is long."""
-    plain = caption[: 4 * MAX_SHOWN_CHARACTERS]
+    plain = caption[: 4 * MAX_CAPTION_CHARACTERS]
     if not plain.isprintable():
         plain = "".join(
             character if unicodedata.category(character)[0] != "C" or character in _JOINERS else " "
             for character in plain
         )
-    return clipped(" ".join(plain.split()), MAX_SHOWN_CHARACTERS)
+    return clipped(" ".join(plain.split()), MAX_CAPTION_CHARACTERS)
 
 
 def clipped(text: str, characters: int) -> str:

@@ -1,4 +1,4 @@
-"""The atlas of a run, on Ray: sample stored rows, read their captions again, summarise in parallel, write one page."""
+"""The atlas of a run, on Ray: sample stored rows, read their captions again, summarise in parallel, write it."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,9 +8,10 @@ import pyarrow as pa
 import ray
 
 from mode_ray.assign.stage import DISTANCE, FINE
-from mode_ray.atlas.data import CAPTIONS_PER_END, AtlasFacts, atlas_data
-from mode_ray.atlas.page import ATLAS_HTML, render_atlas
+from mode_ray.atlas.data import AtlasFacts, atlas_data
+from mode_ray.atlas.page import render_atlas
 from mode_ray.atlas.sample import CaptionSample, merge, summarise
+from mode_ray.atlas.summary import ATLAS_HTML, CAPTIONS_PER_END, write_summary
 from mode_ray.captions.read import read_captions
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.search.nearest import NearestCenters
@@ -23,7 +24,8 @@ from mode_ray.storage import Location
 from mode_ray.util.ray_tasks import task_result
 from mode_ray.util.sampling import allocate_sample, sample_positions
 
-SAMPLE_CAPTIONS = 100_000
+MIN_SAMPLE_CAPTIONS = 100_000
+SAMPLE_CAPTIONS_PER_CENTER = 24
 MIN_UNITS = 16
 _IO_RETRIES = 3
 
@@ -32,19 +34,20 @@ def make_atlas(
     config: RunConfig,
     work_units: Sequence[WorkUnit],
     directories: Mapping[str, Location],
-    sample_captions: int = SAMPLE_CAPTIONS,
+    sample_captions: int | None = None,
 ) -> Location:
-    """Write `atlas.html` into the clustering's directory; needs a running Ray.
+    """Write `summary.json`, then `atlas.html`, into the clustering's directory; needs a running Ray.
 
-    Rows come from the assignments where that stage is done, else from the embeddings, with the nearest center found
-    here. Units are drawn at random, until they hold enough rows and are at least `MIN_UNITS`, then rows uniformly over
-    them; a unit whose source can no longer be read is left out, and the page says so.
+    Rows come from the assignments where that stage is done. Else they come from the embeddings, and their nearest
+    centers are found here. Units are drawn at random until they hold enough rows and are at least `MIN_UNITS`. Rows
+    are then drawn uniformly over them. A unit whose source can no longer be read is left out, and the page says so.
 
     Args:
         config: The run's config.
         work_units: The run's input.
         directories: Of all stages, by name; embed must be done and the clustering written.
-        sample_captions: How many captions to look at.
+        sample_captions: Captions to look at. By default `MIN_SAMPLE_CAPTIONS`, or `SAMPLE_CAPTIONS_PER_CENTER` for
+            each fine center where that is more, so that clusters have captions however many there are.
 
     Returns:
         The page.
@@ -54,6 +57,8 @@ def make_atlas(
     """
     assigned = read_manifest(directories["assign"]) is not None
     rows = directories["assign"] if assigned else directories["embed"]
+    if sample_captions is None:
+        sample_captions = max(MIN_SAMPLE_CAPTIONS, SAMPLE_CAPTIONS_PER_CENTER * _centers(config, directories))
     wanted = choose_rows(rows, work_units, sample_captions, config.cluster.seed)
     by_unit = {work_unit.unit: work_unit for work_unit in work_units}
     sample_one = ray.remote(num_cpus=1)(_sample_unit).options(max_retries=_IO_RETRIES, retry_exceptions=[OSError])
@@ -64,6 +69,13 @@ def make_atlas(
     write = ray.remote(num_cpus=1, max_calls=1)(_write).options(name="atlas")
     page: Location = task_result(write.remote(config, dict(directories), assigned, *samples))
     return page
+
+
+def _centers(config: RunConfig, directories: Mapping[str, Location]) -> int:
+    """Fine centers of the run's clustering."""
+    return (
+        len(Clustering.load(directories["cluster"]).centers_md) if config.fits_nothing else config.cluster.fine.centers
+    )
 
 
 def choose_rows(rows: Location, work_units: Sequence[WorkUnit], sample_captions: int, seed: int) -> dict[str, int]:
@@ -149,20 +161,22 @@ def _write(
         raise DataError(f"atlas: no sampled caption can be read: {reason}")
     sample = merge(samples, CAPTIONS_PER_END)
     clustering = Clustering.load(directories["cluster"])
-    embedded = read_manifest(directories["embed"])
-    usable = 0 if embedded is None else embedded.rows_in - sum(embedded.refused.values())
+    counted = read_manifest(directories["embed"])
+    if assigned and (counted is None or not counted.rows_in):  # where nothing is fitted, captions may not be embedded
+        counted = read_manifest(directories["assign"])
+    usable = 0 if counted is None else counted.rows_in - sum(counted.refused.values())
     left_out = {
         "units that cannot be read": len(unreadable),
         "sampled captions no longer found in their source": sample.missing,
     }
-    counted = config.assign.rule == "priced"
+    priced = config.assign.rule == "priced"
     about = {
         "Run": config.directory.uri,
         "Made": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
         "Encoder": f"{clustering.encoder_name}, {clustering.dimension} dimensions",
         "Usable captions": f"{usable:,}",
         "Sizes and shares": "counted in the captions looked at (assignments are priced)"
-        if counted
+        if priced
         else f"from the {int(clustering.mass_m.sum()):,} captions of the fit",
         "Looked at for this page": f"{len(sample):,} captions of {len(samples):,} units, "
         + ("as assigned" if assigned else "by nearest center, before assignment"),
@@ -172,10 +186,12 @@ def _write(
         about=about,
         slack=config.cluster.coarse.slack,
         first_map=config.train.experts,
-        refused={} if embedded is None else embedded.refused,
+        refused={} if counted is None else counted.refused,
         versions=package_versions(),
-        count_sample=counted,
+        count_sample=priced,
     )
+    summary = atlas_data(clustering, sample, facts)
+    write_summary(directories["cluster"], summary)
     page = directories["cluster"] / ATLAS_HTML
-    page.write_text(render_atlas(atlas_data(clustering, sample, facts)))
+    page.write_text(render_atlas(summary))
     return page

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import scipy.sparse
 
+from mode_ray.atlas.summary import MAX_TERM_CHARACTERS
+
 MAX_TERMS_PER_CAPTION = 48
-MAX_TERM_CHARACTERS = 32
 _WORTH_COUNTING_SHARE = 0.02
 _COMMON_CLUSTER_SHARE = 0.25
 _STRIKING_LIFT = 3.0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import ray
 
+from mode_ray.atlas.summary import SUMMARY_FILE
 from mode_ray.cluster.clustering import FINE_FILE, Clustering, coarse_file
 from mode_ray.config.run import EncoderPlacement, RunConfig
 from mode_ray.embed.encoder import encoder_name, load_encoder
@@ -84,6 +85,8 @@ def run_standing(
 ) -> Manifest:
     """The cluster stage with a standing clustering: check that it fits the encoder itself, then copy it.
 
+    Its atlas summary is copied too, where it has one. The summary is no part of the content hash.
+
     Raises:
         DataError: The encoder's embeddings have another dimension than the centers.
         UsageError: The clustering is not the one that this stage was begun with.
@@ -95,6 +98,9 @@ def run_standing(
     task_result(ray.remote(max_calls=1)(_check_encoder).remote(config, standing.source))
     for name, data in standing.files.items():
         (stage.directory / name).write_bytes(data)
+    atlas_summary = standing.source / SUMMARY_FILE
+    if standing.source.uri != stage.directory.uri and atlas_summary.exists():
+        atlas_summary.copy_to(stage.directory / SUMMARY_FILE)
     record = UnitRecord(
         unit="clustering",
         source=standing.source.uri,

@@ -220,8 +220,9 @@ class EvaluatePlacement(Placement):
     workers_per_task: PositiveInt = 1
     """Ray tasks that share the images of one evaluation task, where it is large. Each loads all models and reads all
     of the task's files, but decodes and encodes its own share of the images alone."""
-    max_image_pixels: PositiveInt = 64_000_000
-    """Larger images are refused before they are decoded."""
+    max_image_pixels: PositiveInt | None = None
+    """Larger images of the tasks are refused before they are decoded, and counted; by default
+    `limits.max_image_pixels`."""
 
 
 class EvaluateConfig(Settings):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 
+from mode_ray.atlas.summary import near_captions, read_summary
 from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import FINE_FILE, Clustering
 from mode_ray.config.run import RunConfig
@@ -15,7 +16,7 @@ from mode_ray.evaluate.report.compare import Router, TaskResults, compare
 from mode_ray.evaluate.report.data import report_data
 from mode_ray.evaluate.report.render import render_report
 from mode_ray.evaluate.report.schema import ReportData
-from mode_ray.evaluate.report.sources import ReportSources
+from mode_ray.evaluate.report.sources import ReportSources, read_thumbnails
 from mode_ray.evaluate.tasks.task import Task, load_tasks
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
 from mode_ray.stages.work_unit import WorkUnit
@@ -70,11 +71,12 @@ def write_report(
 
     Raises:
         UsageError: A model is not trained that is not left out.
-        DataError: The clustering is of another encoder, or a task is not measured.
+        DataError: The clustering is of another encoder, a task is not measured, or the atlas summary is damaged.
     """
     tasks, n = load_tasks(config.evaluate.tasks), config.train.experts
     clustering = Clustering.load_for(directories["cluster"], encoder_name(config.encoder))
     trained = _find_trained(config, directories["train"])
+    centers = len(clustering.centers_md)
     calibration = calibration_of(clustering, n)
     router = Router(
         centers_md=clustering.centers_md,
@@ -87,20 +89,21 @@ def write_report(
     for task in tasks:
         measured[task.name], results[task.name] = _compare(config, task, directories, router, trained.trials)
     sources = ReportSources(
-        config,
-        work_units,
-        directories,
-        clustering,
-        trained.trials,
-        trained.pairs_n,
-        tasks,
-        measured,
-        results,
-        calibration,
+        config=config,
+        work_units=work_units,
+        directories=directories,
+        clustering=clustering,
+        captions=near_captions(read_summary(directories["cluster"], centers), centers),
+        trials=trained.trials,
+        pairs_n=trained.pairs_n,
+        tasks=tasks,
+        measured=measured,
+        results=results,
+        calibration=calibration,
     )
     data = report_data(sources)
     (target / REPORT_JSON).write_text(json.dumps(data, indent=1))
-    (target / REPORT_HTML).write_text(render_report(data, sources.thumbnails()))
+    (target / REPORT_HTML).write_text(render_report(data, read_thumbnails(sources)))
 
 
 def load_report(directory: Location) -> ReportData:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mode_ray.atlas.page import ATLAS_HTML, read_terms
+from mode_ray.atlas.summary import read_summary, terms_by_expert
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
@@ -108,7 +108,7 @@ def collect_facts(config: RunConfig, directories: Mapping[str, Location]) -> Run
     metrics = {name: read_metrics(directories["train"] / name) for name in names}
     all_pairs = sum(int(metrics[name]["pairs"]) for name in names)
     group_m = clustering.experts_of(n)
-    terms = _terms(directories["cluster"], n)
+    terms = terms_by_expert(read_summary(directories["cluster"], len(group_m)), n)
     return RunFacts(
         config=config,
         clustering=clustering,
@@ -147,13 +147,6 @@ def _finished_training(config: RunConfig, experts: Location) -> Manifest:
 
 def _samples(folder: Location) -> int | None:
     return int(read_metrics(folder)["samples"]) if (folder / METRICS_FILE).exists() else None
-
-
-def _terms(clusters: Location, n: int) -> Sequence[Sequence[str]]:
-    """Typical words of each expert, from the atlas where there is one."""
-    page = clusters / ATLAS_HTML
-    found = read_terms(page.read_text(), n) if page.exists() else None
-    return found if found is not None else [()] * n
 
 
 def _results(evaluation: Location, n: int) -> list[TaskResult]:

@@ -20,9 +20,9 @@ CANDIDATES_PER_ROW, _CANDIDATE_BYTES = 16, 8
 SEEDING_ROWS_PER_CENTER = 16
 _READERS_PER_WORKER = 4
 _UNIT_RECORD_BYTES = 400
-# The atlas of real captions: 96 kB at m = 64, 143 kB at 128, 980 kB at 1,024.
+# The page of real captions has 96 kB at m = 64, 143 kB at 128, 980 kB at 1,024; its summary has 0.9 kB a center.
 _ATLAS_PAGE_BYTES = 50_000
-_ATLAS_CENTER_BYTES = 800
+_ATLAS_CENTER_BYTES = 800 + 900
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mode_ray.atlas.data import AtlasData, AtlasFacts, atlas_data
+from mode_ray.atlas.data import AtlasFacts, atlas_data
 from mode_ray.atlas.page import EXPERT_COLORS, fit_to_bytes, render_atlas
 from mode_ray.atlas.sample import CaptionSample, summarise
+from mode_ray.atlas.summary import AtlasSummary
 from mode_ray.cluster.clustering import Clustering
 
 CENTERS, EXPERTS, ROWS = 1024, (32, 8), 10_240
@@ -64,7 +65,7 @@ def synthetic_captions() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def data() -> AtlasData:
+def data() -> AtlasSummary:
     captions = synthetic_captions()
     captions[:3] = [HOSTILE] * 3
     facts = AtlasFacts(about={**ABOUT, "Run": HOSTILE}, slack=0.1, first_map=32, refused={HOSTILE: 1}, versions={})
@@ -72,7 +73,7 @@ def data() -> AtlasData:
 
 
 @pytest.fixture(scope="module")
-def page(data: AtlasData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(data: AtlasSummary, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("atlas") / "atlas.html"
     file.write_text(render_atlas(data))
     return file
@@ -107,7 +108,7 @@ def test_the_page_loads_nothing(page: Path) -> None:
     assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org/)", page.read_text())
 
 
-def test_what_the_page_holds_is_what_was_computed(page: Path, data: AtlasData) -> None:
+def test_what_the_page_holds_is_what_was_computed(page: Path, data: AtlasSummary) -> None:
     match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL)
     assert match is not None
     held = json.loads(match.group(1))
@@ -117,14 +118,14 @@ def test_what_the_page_holds_is_what_was_computed(page: Path, data: AtlasData) -
 
 
 @pytest.mark.parametrize("text", ["<&'" * 60, "水" * 190, "\U0001f600" * 190])
-def test_size_is_bounded_whatever_the_captions_are(text: str, data: AtlasData) -> None:
+def test_size_is_bounded_whatever_the_captions_are(text: str, data: AtlasSummary) -> None:
     captions = [[f"{number} {text}" for number in range(5)] for _ in range(CENTERS)]
     rendered = render_atlas({**data, "clusters": {**data["clusters"], "near": captions, "far": captions}})
     assert len(rendered.encode()) < 6_000_000
     assert rendered.count(json.dumps(text[:12], ensure_ascii=False)[1:-1]) > CENTERS or "<" in text
 
 
-def test_captions_give_way_before_figures(data: AtlasData) -> None:
+def test_captions_give_way_before_figures(data: AtlasSummary) -> None:
     whole, each = fit_to_bytes(data, 10**9)
     assert each == 5
     none, nothing = fit_to_bytes(data, 1)

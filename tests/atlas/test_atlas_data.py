@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from mode_ray.atlas.data import AtlasData, AtlasFacts, atlas_data, nearest_neighbours
+from mode_ray.atlas.data import AtlasFacts, atlas_data, nearest_neighbours
 from mode_ray.atlas.sample import CaptionSample, merge, shown, summarise
+from mode_ray.atlas.summary import AtlasSummary
 from mode_ray.cluster.clustering import Clustering
 
 WORDS = ("cat", "dog", "ship", "train")
@@ -34,11 +35,11 @@ def sample_of(rows: int = 40) -> CaptionSample:
 
 
 @pytest.fixture(scope="module")
-def data() -> AtlasData:
+def data() -> AtlasSummary:
     return atlas_data(clustering_of(), sample_of(), FACTS)
 
 
-def test_maps_begin_with_the_one_the_experts_are_trained_for(data: AtlasData) -> None:
+def test_maps_begin_with_the_one_the_experts_are_trained_for(data: AtlasSummary) -> None:
     assert [chosen["n"] for chosen in data["maps"]] == [2, 4, 1]
     first = data["maps"][0]
     assert first["load"] == [0.4, 0.6]
@@ -47,13 +48,13 @@ def test_maps_begin_with_the_one_the_experts_are_trained_for(data: AtlasData) ->
     assert first["spread"] == pytest.approx(clustering_of().spread(2).tolist(), abs=1e-4)
 
 
-def test_near_and_far_captions_are_in_order_and_distinct(data: AtlasData) -> None:
+def test_near_and_far_captions_are_in_order_and_distinct(data: AtlasSummary) -> None:
     assert data["clusters"]["near"][0] == [f"a cat number {row:03d}" for row in (0, 4, 8, 12, 16)]
     assert data["clusters"]["far"][0] == [f"a cat number {row:03d}" for row in (36, 32, 28, 24, 20)]
     assert data["clusters"]["far_distance"][0] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5])
 
 
-def test_figures_of_a_cluster(data: AtlasData) -> None:
+def test_figures_of_a_cluster(data: AtlasSummary) -> None:
     clusters = data["clusters"]
     assert clusters["rows"] == [40, 20, 20, 20]
     assert clusters["sampled"] == [10, 10, 10, 10]
@@ -66,7 +67,7 @@ def test_figures_of_a_cluster(data: AtlasData) -> None:
     assert clusters["neighbour_distance"] == [2.0, 2.0, 2.0, 2.0]
 
 
-def test_balance_and_capacity_are_judged(data: AtlasData) -> None:
+def test_balance_and_capacity_are_judged(data: AtlasSummary) -> None:
     sentences = {finding["sentence"]: finding["good"] for finding in data["findings"]}
     assert sentences["The largest fine cluster holds 1.6 times the mean; the imbalance factor is 1.12 (1 is perfect)."]
     over = next(sentence for sentence in sentences if sentence.startswith("n = 2"))
@@ -77,7 +78,7 @@ def test_balance_and_capacity_are_judged(data: AtlasData) -> None:
     assert data["refused"] == {"empty caption": 3}
 
 
-def found(data: AtlasData, word: str) -> list[list[int]]:
+def found(data: AtlasSummary, word: str) -> list[list[int]]:
     return [finding["clusters"] for finding in data["findings"] if word in finding["sentence"]]
 
 

@@ -1,9 +1,6 @@
 """The atlas of a real small run: from embeddings, from assignments, and with sources that are gone."""
 
-import json
-import re
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from mode_ray.atlas.stage import MIN_UNITS, choose_rows, make_atlas, sample_unit
+from mode_ray.atlas.summary import AtlasSummary, read_summary
 from mode_ray.captions.listing import list_work_units
 from mode_ray.cli import main
 from mode_ray.config.load import dump_config
@@ -57,15 +55,16 @@ def pipeline(config: RunConfig, ray_session: None) -> Pipeline:
     return pipeline
 
 
-def held_by(page: Location) -> dict[str, Any]:
-    match = re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)
-    assert match is not None
-    held: dict[str, Any] = json.loads(match.group(1))
-    return held
+def held_beside(page: Location) -> AtlasSummary:
+    """The summary that is written with a page."""
+    summary = read_summary(page.parent, centers=6)
+    assert summary is not None
+    assert page.exists()
+    return summary
 
 
 def test_before_and_after_assignment_the_same_captions_are_shown(config: RunConfig, pipeline: Pipeline) -> None:
-    before = held_by(pipeline.atlas())
+    before = held_beside(pipeline.atlas())
     usable = SHARDS * (ROWS_PER_SHARD - 1)
     assert sum(before["clusters"]["sampled"]) == sum(before["clusters"]["rows"]) == usable
     assert before["facts"]["Usable captions"] == f"{usable:,}"
@@ -74,7 +73,7 @@ def test_before_and_after_assignment_the_same_captions_are_shown(config: RunConf
     assert [chosen["n"] for chosen in before["maps"]] == [3, 2]
     assert all(len(near) == 5 for near in before["clusters"]["near"])
     pipeline.run(("assign",))
-    after = held_by(pipeline.atlas())
+    after = held_beside(pipeline.atlas())
     assert "as assigned" in after["facts"]["Looked at for this page"]
     assert after["clusters"] == before["clusters"]
 
@@ -105,7 +104,7 @@ def test_sources_that_are_gone_are_counted(config: RunConfig, pipeline: Pipeline
         shorter = pa.table({"caption": captions_of(1)[:40]})
         original = Path(work_units[1].uri).read_bytes()
         pq.write_table(shorter, work_units[1].uri)
-        facts = held_by(make_atlas(config, work_units, places))["facts"]
+        facts = held_beside(make_atlas(config, work_units, places))["facts"]
         assert facts["Left out: units that cannot be read"] == "1"
         assert facts["Left out: sampled captions no longer found in their source"] == "20"
         with pytest.raises(DataError, match="no such file"):

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from mode_ray.atlas.summary import read_summary
 from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.read import read_captions
 from mode_ray.cli import main
@@ -135,6 +136,15 @@ def test_a_standing_clustering_is_copied_byte_by_byte_and_its_source_named(runs:
     assert manifest["fields"]["cluster.standing (content)"] == manifest["summary"]["content_hash"]
 
 
+@pytest.mark.parametrize("run", ["B", "C"])
+def test_a_clustering_without_an_atlas_gets_one_after_assignment(runs: Runs, run: str) -> None:
+    clusters = Location.parse(str(runs.folder / run / "clusters"))
+    summary = read_summary(clusters, len(Clustering.load(clusters).centers_md))
+    assert summary is not None
+    assert "as assigned" in summary["facts"]["Looked at for this page"]
+    assert summary["facts"]["Usable captions"] == str(len(NEW[0]) + len(NEW[1]))
+
+
 def test_nothing_is_embedded_where_nothing_is_fitted(runs: Runs) -> None:
     manifest = json.loads((runs.folder / "B/embeddings/manifest.json").read_text())
     assert (manifest["units"], manifest["rows_out"]) == (0, 0)
@@ -211,6 +221,8 @@ def test_the_whole_way_with_a_fitted_run_and_kept_embeddings(
     cluster, embed = {"standing": str(tmp_path / "first/clusters")}, {"keep": "all"}
     second = write_run(tmp_path, "second", NEW, cluster=cluster, embed=embed)
     run_stages(second)
+    summaries = [(tmp_path / run / "clusters/summary.json").read_bytes() for run in ("first", "second")]
+    assert summaries[0] == summaries[1]  # it comes with the clustering
     assert "consider `mode-ray cluster extend`" in capsys.readouterr().out
     assert main(["cluster", "extend", "--config", second, "--centers", str(K), "--to", str(tmp_path / "more")]) == 0
     made = Clustering.load(Location(str(tmp_path / "more")))

@@ -13,6 +13,9 @@ from PIL import Image
 from report_example import example_report
 
 from mode_ray.assign.stage import DISTANCE, FINE
+from mode_ray.atlas.data import AtlasFacts, atlas_data
+from mode_ray.atlas.sample import summarise
+from mode_ray.atlas.summary import write_summary
 from mode_ray.captions.listing import list_work_units
 from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import Clustering
@@ -101,7 +104,11 @@ def sources(tmp_path: Path) -> ReportSources:
     fine = np.array([0] * 8 + [1] * 4 + [2] * 4, np.int32)
     rows = np.arange(PAIRS)
     # The higher the row, the nearer to its center.
-    table = {"row": rows, "caption_index": rows * 0, FINE: fine, DISTANCE: (PAIRS - rows).astype(np.float32)}
+    distance = (PAIRS - rows).astype(np.float32)
+    sample = summarise(fine, distance, [f"caption {n}" for n in range(PAIRS)], per_end=5)
+    summary = atlas_data(clustering, sample, AtlasFacts(about={}, slack=0.1, first_map=2, refused={}, versions={}))
+    write_summary(directories["cluster"], summary)
+    table = {"row": rows, "caption_index": rows * 0, FINE: fine, DISTANCE: distance}
     assign = Stage("assign", directories["assign"], {})
     assign.begin(1)
     record = UnitRecord(
@@ -128,16 +135,17 @@ def sources(tmp_path: Path) -> ReportSources:
     )
     results = compare(task, measured, experts, controls, router, config.evaluate.rules)
     return ReportSources(
-        config,
-        work_units,
-        directories,
-        clustering,
-        trials,
-        pairs_n,
-        [task],
-        {"pets": measured},
-        {"pets": results},
-        calibration,
+        config=config,
+        work_units=work_units,
+        directories=directories,
+        clustering=clustering,
+        captions=summary["clusters"]["near"],
+        trials=trials,
+        pairs_n=pairs_n,
+        tasks=[task],
+        measured={"pets": measured},
+        results={"pets": results},
+        calibration=calibration,
     )
 
 

@@ -10,6 +10,9 @@ import pytest
 import torch
 import yaml
 
+from mode_ray.atlas.data import AtlasFacts, atlas_data
+from mode_ray.atlas.sample import summarise
+from mode_ray.atlas.summary import SUMMARY_FILE, MapData, write_summary
 from mode_ray.cli import main
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.load import dump_config
@@ -133,15 +136,17 @@ class TestCards:
         assert "Not evaluated." in (export() / "README.md").read_text()
 
     def test_typical_words_come_from_the_atlas(self, export: Export, directories: Mapping[str, Location]) -> None:
-        page = directories["cluster"] / "atlas.html"
-        page.write_text(
-            '<script type="application/json" id="data">'
-            '{"maps":[{"n":2,"terms":[["no"],["no"]]},{"n":3,"terms":[["cat"],["dog","it\\u0027s`x"],[]]}]}</script>'
-        )
+        clusters = directories["cluster"]
+        sample = summarise(np.array([0, 2], np.int32), np.ones(2, np.float32), ["a cat", "a dog"], per_end=5)
+        facts = AtlasFacts(about={}, slack=0.1, first_map=3, refused={}, versions={})
+        summary = atlas_data(Clustering.load(clusters), sample, facts)
+        terms = {2: [["no"], ["no"]], 3: [["cat"], ["dog", "it's`x"], []]}
+        maps = [MapData({**one, "terms": terms[one["n"]]}) for one in summary["maps"]]
+        write_summary(clusters, {**summary, "maps": maps})
         try:
             card = (export(expert=1) / "README.md").read_text()
         finally:
-            page.delete()
+            (clusters / SUMMARY_FILE).delete()
         assert "| `dog` `it's'x` |" in card
 
 

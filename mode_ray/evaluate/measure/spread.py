@@ -51,6 +51,12 @@ def measure_tasks(
         on_summary(task_result(ready[0]))
 
 
+def _max_image_pixels(config: RunConfig) -> int:
+    """Pixels that an image of a task may have."""
+    own = config.evaluate.placement.max_image_pixels
+    return config.limits.max_image_pixels if own is None else own
+
+
 def _encode_part(
     config: RunConfig, task: Task, models: Mapping[str, Location], directory: Location, worker: int
 ) -> _PartBySplit:
@@ -63,7 +69,7 @@ def _encode_part(
     torch.set_num_threads(placement.threads_per_task)
     experts = {name: Expert(folder) for name, folder in models.items()}
     splits: Sequence[Split] = ("test", "train") if task.linear_probe else ("test",)
-    pixels = config.limits.max_image_pixels
+    pixels = _max_image_pixels(config)
     folder = directory / _PARTS / str(worker)
     return {split: encode_part(task, split, experts, placement, pixels, worker, folder / split) for split in splits}
 
@@ -76,7 +82,7 @@ def _measure(
     placement = config.evaluate.placement
     encoder = load_encoder(config.encoder, config.embed.encoder, placement.threads_per_task)
     splits = {split: [part[split] for part in parts] for split in parts[0]} if parts else None
-    pixels = config.limits.max_image_pixels
+    pixels = _max_image_pixels(config)
     summary = measure_task(task, models, encoder, directory, placement, pixels, splits)
     if parts:
         (directory / _PARTS).delete()

@@ -40,6 +40,7 @@ MetricsByTask = dict[str, dict[str, float]]
 _CONTROL_TITLES: dict[Literal["full", "random"], str] = {"full": "Full", "random": "Random"}
 _DENSE_RUNS = {"dense": DENSE, "dense_equal_total": DENSE_EQUAL_TOTAL}
 _CAPTIONS_PER_EXPERT = 8
+_CAPTIONS_PER_CLUSTER = 3
 _NEAREST_PER_TEXT = 3
 _TEXTS_SHOWN = 40
 _CENTERS_PER_TASK = 8
@@ -170,11 +171,16 @@ def _routing_row(sources: ReportSources, task: str, rule: str, weights: RoutingW
                 fine=fine,
                 expert=int(sources.group_m[fine]),
                 weight=weight,
-                caption=sources.near_captions.get(fine, [""])[0],
+                caption=_nearest_caption(sources, fine),
             )
             for fine, weight in top_centers(weights, _CENTERS_PER_TASK)
         ]
     return row
+
+
+def _nearest_caption(sources: ReportSources, fine: int) -> str:
+    """The caption nearest to a center, or an empty text where none is known."""
+    return next(iter(sources.captions[fine]), "")
 
 
 def _pruning(sources: ReportSources) -> list[PruningRow]:
@@ -249,10 +255,12 @@ def _nearest(sources: ReportSources, measured: TaskCosines) -> list[NearestRow]:
     for text, fine_k, squared_k in zip(texts, fine_lk, squared_lk, strict=True):
         clusters = []
         for fine, squared in zip(fine_k.tolist(), squared_k.tolist(), strict=True):
-            captions = sources.near_captions.get(fine, [""])
             clusters.append(
                 NearCluster(
-                    fine=fine, expert=int(sources.group_m[fine]), squared_distance=squared, caption=captions[0]
+                    fine=fine,
+                    expert=int(sources.group_m[fine]),
+                    squared_distance=squared,
+                    caption=_nearest_caption(sources, fine),
                 )
             )
         rows.append(NearestRow(text=text, clusters=clusters))
@@ -266,7 +274,7 @@ def _experts(sources: ReportSources) -> list[ExpertRow]:
     total = max(1, int(sources.pairs_n.sum()))
     rows = []
     for expert in range(n):
-        own = [fine for fine in np.flatnonzero(sources.group_m == expert).tolist() if fine in sources.near_captions]
+        own = [fine for fine in np.flatnonzero(sources.group_m == expert).tolist() if sources.captions[fine]]
         chosen = [
             own[place] for place in np.linspace(0, len(own) - 1, min(_CAPTIONS_PER_EXPERT, len(own))).astype(int)
         ]
@@ -276,7 +284,7 @@ def _experts(sources: ReportSources) -> list[ExpertRow]:
                 share=float(sources.pairs_n[expert] / total),
                 spread=float(spread_n[expert]),
                 samples_seen=samples.get(expert_name(n, expert)),
-                captions=[sources.near_captions[fine][0] for fine in chosen],
+                captions=[sources.captions[fine][0] for fine in chosen],
             )
         )
     return rows
@@ -289,7 +297,7 @@ def _fine_clusters(sources: ReportSources) -> list[FineClusterRow]:
             fine=fine,
             expert=int(sources.group_m[fine]),
             rows=int(rows),
-            captions=sources.near_captions.get(fine, []),
+            captions=list(sources.captions[fine][:_CAPTIONS_PER_CLUSTER]),
         )
         for fine, rows in enumerate(counts_m.tolist())
     ]

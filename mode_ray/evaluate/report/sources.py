@@ -1,9 +1,8 @@
-"""What a report is made of, and the pairs and pictures that it shows of it."""
+"""What a report is made of, loaded once, and small pictures of each expert's training images."""
 
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -16,19 +15,19 @@ from mode_ray.evaluate.measure.measurements import TaskCosines
 from mode_ray.evaluate.report.compare import TaskResults
 from mode_ray.evaluate.tasks.task import Task
 from mode_ray.pairs.images import decode_image
-from mode_ray.pairs.index import PairIndex, load_index, nearest_rows
+from mode_ray.pairs.index import load_index, nearest_rows
 from mode_ray.pairs.reader import PairReader
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial
 
 _SAMPLE_SHARDS = 16
-_CAPTIONS_PER_CLUSTER = 3
+_PAIRS_PER_CLUSTER = 3
 _IMAGES_PER_EXPERT = 12
 _THUMBNAIL_PIXELS = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ReportSources:
     """What a report is made of.
 
@@ -37,6 +36,7 @@ class ReportSources:
         work_units: The run's input.
         directories: Of all stages, by name.
         clustering: The run's clustering.
+        captions: Captions near every fine center, nearest first; empty lists where no atlas was made.
         trials: All training runs.
         pairs_n: Pairs of each expert.
         tasks: The tasks.
@@ -49,6 +49,7 @@ class ReportSources:
     work_units: Sequence[WorkUnit]
     directories: Mapping[str, Location]
     clustering: Clustering
+    captions: Sequence[Sequence[str]]
     trials: Sequence[Trial]
     pairs_n: np.ndarray
     tasks: Sequence[Task]
@@ -67,39 +68,33 @@ class ReportSources:
         """Expert of every fine center."""
         return self.clustering.coarse[self.config.train.experts]
 
-    @cached_property
-    def near_pairs(self) -> PairIndex:
-        """The pairs nearest to each center, of the first shards."""
-        index = load_index(self.directories["assign"], self.work_units[:_SAMPLE_SHARDS])
-        return index.take(nearest_rows(index, len(self.clustering.centers_md), _CAPTIONS_PER_CLUSTER))
 
-    @cached_property
-    def near_captions(self) -> Mapping[int, list[str]]:
-        """Captions nearest to each center, by fine cluster."""
-        reader = PairReader(self.near_pairs, self.config.captions)
-        pairs = reader.read(range(len(self.near_pairs)))
-        captions: dict[int, list[str]] = {}
-        for fine, pair in zip(self.near_pairs.table[FINE].to_pylist(), pairs, strict=True):
-            captions.setdefault(fine, []).append(pair.caption)
-        return captions
+def read_thumbnails(sources: ReportSources) -> dict[int, list[bytes]]:
+    """Read a few images of each expert, from different fine clusters, and shrink them to small PNGs.
 
-    def thumbnails(self) -> dict[int, list[bytes]]:
-        """Small PNGs of a few images of each expert, from different fine clusters."""
-        reader = PairReader(self.near_pairs, self.config.captions)
-        expert_p = self.group_m[self.near_pairs.table[FINE].to_numpy()]
-        pictures: dict[int, list[bytes | None]] = {}
-        for expert in range(self.config.train.experts):
-            positions = np.flatnonzero(expert_p == expert)
-            spread = positions[np.linspace(0, len(positions) - 1, min(_IMAGES_PER_EXPERT, len(positions))).astype(int)]
-            pairs = reader.read(spread.tolist())
-            pictures[expert] = [_thumbnail(pair.image, self.config, pair.place) for pair in pairs]
-        return {expert: [picture for picture in found if picture] for expert, found in pictures.items()}
+    Of each cluster the pairs nearest to its center are candidates, from the first shards. An image that cannot be
+    decoded is left out; training counts those.
+    """
+    config, group_m = sources.config, sources.group_m
+    index = load_index(sources.directories["assign"], sources.work_units[:_SAMPLE_SHARDS])
+    index = index.take(nearest_rows(index, len(group_m), _PAIRS_PER_CLUSTER))
+    reader = PairReader(index, config.captions)
+    expert_p = group_m[index.table[FINE].to_numpy()]
+    thumbnails: dict[int, list[bytes]] = {}
+    for expert in range(config.train.experts):
+        positions = np.flatnonzero(expert_p == expert)
+        spread = positions[np.linspace(0, len(positions) - 1, min(_IMAGES_PER_EXPERT, len(positions))).astype(int)]
+        found = (
+            _thumbnail(pair.image, config.limits.max_image_pixels, pair.place) for pair in reader.read(spread.tolist())
+        )
+        thumbnails[expert] = [picture for picture in found if picture is not None]
+    return thumbnails
 
 
-def _thumbnail(image: bytes, config: RunConfig, place: str) -> bytes | None:
-    """A small PNG, or None for an image that cannot be decoded (training counts those)."""
+def _thumbnail(image: bytes, max_pixels: int, place: str) -> bytes | None:
+    """A small PNG, or None for an image that cannot be decoded."""
     try:
-        picture = decode_image(image, config.limits.max_image_pixels, place)
+        picture = decode_image(image, max_pixels, place)
     except DataError:
         return None
     picture.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))

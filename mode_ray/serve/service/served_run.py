@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from mode_ray.atlas.page import ATLAS_HTML, read_atlas
+from mode_ray.atlas.summary import ATLAS_HTML, near_captions, read_summary, terms_by_cluster
 from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.load import load_config
@@ -36,9 +36,9 @@ class ServedRun:
         experts: The experts' folders by id.
         fitted_temperature: Of the rule `calibrated`; None where none was fitted.
         geometry: How images are resized for the experts.
-        captions: Captions near to every fine center; empty lists where no atlas was made.
-        terms: Typical words of every fine cluster; as `captions`.
-        atlas: The atlas page, where there is one.
+        captions: Captions near every fine center, nearest first; empty lists where no atlas was made.
+        terms: Typical words of every fine cluster; empty lists where no atlas was made.
+        atlas: The atlas page, or None where none was made.
     """
 
     run: Location
@@ -95,7 +95,8 @@ class ServedRun:
         experts = {expert: directories["train"] / expert_name(n, expert) for expert in range(n)}
         for problem in filter(None, map(find_problem, experts.values())):
             raise DataError(f"{problem}: copy or train it again (`mode-ray train retry`): serving needs every expert")
-        captions, terms = _from_atlas(directories["cluster"], len(clustering.centers_md))
+        centers = len(clustering.centers_md)
+        summary = read_summary(directories["cluster"], centers)
         page = directories["cluster"] / ATLAS_HTML
         return cls(
             run=run,
@@ -104,8 +105,8 @@ class ServedRun:
             experts=experts,
             fitted_temperature=calibration_of(clustering, n).temperature,
             geometry=_shared_geometry(list(experts.values())),
-            captions=captions,
-            terms=terms,
+            captions=near_captions(summary, centers),
+            terms=terms_by_cluster(summary, centers),
             atlas=page if page.exists() else None,
         )
 
@@ -181,17 +182,3 @@ def _shared_geometry(folders: Sequence[Location]) -> ImageGeometry:
                 "share one preparation of images"
             )
     return geometries[0]
-
-
-def _from_atlas(clusters: Location, m: int) -> tuple[list[list[str]], list[list[str]]]:
-    """Captions near to every fine center and typical words, as the atlas has them."""
-    page = clusters / ATLAS_HTML
-    data = read_atlas(page.read_text()) if page.exists() else None
-    nothing: list[list[str]] = [[] for _ in range(m)]
-    if data is None:
-        return nothing, nothing
-    try:
-        captions, terms = data["clusters"]["near"], data["clusters"]["terms"]
-    except (KeyError, TypeError):
-        return nothing, nothing
-    return (captions, terms) if len(captions) == len(terms) == m else (nothing, nothing)

@@ -33,7 +33,7 @@ def write(file: Path, labels: list[str]) -> str:
     return str(file)
 
 
-def config(root: Path, workers: int) -> RunConfig:
+def config(root: Path, workers: int, **sections: object) -> RunConfig:
     return RunConfig.model_validate(
         {
             "run": str(root),
@@ -42,6 +42,7 @@ def config(root: Path, workers: int) -> RunConfig:
             "cluster": {"coarse": {"experts": [2]}},
             "train": {"experts": 2, "dense_samples": 64},
             "evaluate": {"placement": {"batch_size": 2, "workers_per_task": workers}},
+            **sections,
         }
     )
 
@@ -74,6 +75,24 @@ class TestMeasureTasks:
         assert one.summary.linear_probe.keys() == two.summary.linear_probe.keys()
         for name in models:
             np.testing.assert_allclose(one.cosines[name], two.cosines[name], atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("own", "run_limit", "images"), [(399, 64_000_000, 2), (400, 64_000_000, 3), (None, 399, 2), (400, 399, 3)]
+    )
+    def test_larger_images_are_refused_and_counted(
+        self, tmp_path: Path, models: dict[str, Location], own: int | None, run_limit: int, images: int
+    ) -> None:
+        buffer = io.BytesIO()
+        Image.new("RGB", (10, 10), "red").save(buffer, "PNG")
+        pixels_400, pixels_100 = picture(0), buffer.getvalue()
+        table = pa.table({"image": [pixels_100, pixels_400, pixels_100], "label": ["red", "red", "red"]})
+        pq.write_table(table, tmp_path / "t.parquet")
+        task = Task(name="t", kind="classification", classes=CLASSES, paths=(str(tmp_path / "t.parquet"),))
+        placement = {"batch_size": 2, "max_image_pixels": own}
+        limited = config(tmp_path, 1, evaluate={"placement": placement}, limits={"max_image_pixels": run_limit})
+        summaries: list[TaskSummary] = []
+        measure_tasks(limited, {Location.parse(str(tmp_path / "out")): task}, models, summaries.append)
+        assert [(summary.images, sum(summary.skipped.values())) for summary in summaries] == [(images, 3 - images)]
 
     @pytest.mark.parametrize("workers", [1, 2])
     def test_a_mistake_is_told_as_itself(self, tmp_path: Path, models: dict[str, Location], workers: int) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from mode_ray.evaluate.report.data import report_data
 from mode_ray.evaluate.report.render import render_report
 from mode_ray.evaluate.report.schema import ReportData, check_report
-from mode_ray.evaluate.report.sources import ReportSources
+from mode_ray.evaluate.report.sources import ReportSources, read_thumbnails
 
 PAIRS = 16
 CLASSES = ("cat", "dog", "bus")
@@ -27,7 +27,8 @@ def data(sources: ReportSources) -> ReportData:
 def test_it_is_a_report_that_can_be_rendered(sources: ReportSources, data: ReportData) -> None:
     again = json.loads(json.dumps(data))
     check_report(again)
-    page = render_report(again, sources.thumbnails())
+    assert "No captions are shown" not in render_report(again)
+    page = render_report(again, read_thumbnails(sources))
     assert "MoDE-2: 4 fine clusters, 2 experts" in page
     assert "caption 15" in page
 
@@ -71,6 +72,12 @@ def test_clusters_show_their_nearest_captions_and_sizes(data: ReportData) -> Non
     assert clusters[EMPTY]["captions"] == []
 
 
+def test_a_run_without_an_atlas_has_a_report_that_says_so(sources: ReportSources) -> None:
+    without = report_data(replace(sources, captions=[[] for _ in range(4)]))
+    assert [row["captions"] for row in without["fine_clusters"]] == [[], [], [], []]
+    assert "No captions are shown, because the run has no atlas." in render_report(without)
+
+
 def test_experts_show_size_spread_and_captions(data: ReportData, sources: ReportSources) -> None:
     first, second = data["experts"]
     assert (first["rows"], first["share"], second["rows"], second["share"]) == (12, 0.75, 4, 0.25)
@@ -111,7 +118,7 @@ def test_only_stages_that_are_done_have_figures(data: ReportData) -> None:
 
 
 def test_thumbnails_are_small_and_broken_images_are_left_out(sources: ReportSources) -> None:
-    pictures = sources.thumbnails()
+    pictures = read_thumbnails(sources)
     assert [len(pictures[expert]) for expert in range(2)] == [6, 3]
     for picture in (*pictures[0], *pictures[1]):
         assert max(Image.open(io.BytesIO(picture)).size) == 64
@@ -119,7 +126,7 @@ def test_thumbnails_are_small_and_broken_images_are_left_out(sources: ReportSour
     table = pq.read_table(file)
     images = [b"broken" if row == SHOWN else image for row, image in enumerate(table["image"].to_pylist())]
     pq.write_table(table.set_column(0, "image", [images]), file)
-    again = replace(sources).thumbnails()
+    again = read_thumbnails(sources)
     assert [len(again[expert]) for expert in range(2)] == [5, 3]
 
 
