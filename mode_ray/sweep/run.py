@@ -94,7 +94,8 @@ def _train_all(
     storage.delete()  # of a sweep that was killed
     options = launcher_options(config.train.placement, "sweep")
     reference = ray.remote(max_calls=1)(tune_trials).options(**options).remote(config, trials, storage)
-    reported, ready = 0, []
+    reported = 0
+    ready: list[Any] = []
     try:
         while not ready:
             ready, _ = ray.wait([reference], timeout=_POLL_SECONDS)
