@@ -114,9 +114,10 @@ class TestTheOthers:
         finished("export", "--config", str(config), "--to", str(target), "--expert", "0")
         assert (target / "open_clip_config.json").is_file()
 
-    @pytest.mark.parametrize("watch", [[], ["--watch"]])
-    def test_status(self, finished: Command, config: Path, watch: list[str]) -> None:
-        assert "evaluate" in finished("status", str(config.parent / "run"), *watch).stdout
+    def test_status(self, finished: Command, config: Path) -> None:
+        run = str(config.parent / "run")
+        assert "evaluate" in finished("status", run).stdout
+        assert "done" in finished("status", run, "--watch").stdout
 
     def test_serve_config(self, finished: Command, config: Path) -> None:
         assert "mode_ray.serve.applications:" in finished("serve", "config", str(config.parent / "run")).stdout
