@@ -1,16 +1,11 @@
-"""The `sweep` command: trials under Ray Tune's ASHA, as many at once as runs are allowed, and the winner's config."""
+"""The `sweep` command: plans the trials, follows them while they train, and writes the best one as a config."""
 
-import math
-import secrets
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-from ray import tune
-from ray.tune.schedulers import ASHAScheduler
 
 from mode_ray.assign.stage import FINE
 from mode_ray.cluster.clustering import Clustering
@@ -25,18 +20,18 @@ from mode_ray.stages.manifest import combined_hash, read_manifest, read_output, 
 from mode_ray.stages.work_unit import WorkUnit, require_images, write_work_units
 from mode_ray.storage import Location
 from mode_ray.sweep.plan import SweepInputs, SweepTrial, plan_sweep, swept_expert
-from mode_ray.sweep.results import RESULT_FILE, SweepReport, read_result, write_result, write_results
+from mode_ray.sweep.results import RESULT_FILE, SweepReport, read_result, write_results
 from mode_ray.sweep.space import draw_points
-from mode_ray.sweep.trainable import METRIC, TIME_KEY, TRIAL_KEY, result_of, run_sweep_trial
+from mode_ray.sweep.trainable import METRIC, result_of
+from mode_ray.sweep.tuning import read_notes, tune_trials
+from mode_ray.train.runs.launcher import launcher_options
 from mode_ray.train.runs.trial import WORK_UNITS_FILE
 from mode_ray.util.ray_tasks import task_result
 
 SWEEP_FOLDER = "sweep"
 _TUNE_FOLDER = "tune"
 _HELD_OUT_FILE = "held_out.parquet"
-# A trial only waits for its runs. Tune wants some resource of it: a processor, or part of one, would be missing where
-# the runs need it; a byte of memory is missed by nobody.
-_TRIAL_RESOURCES = {"memory": 1}
+_POLL_SECONDS = 1.0
 
 
 def run_sweep(
@@ -77,7 +72,7 @@ def run_sweep(
     model = "the dense baseline" if expert is None else f"expert {expert}"
     ended = sum(read_result(trial.folder) is not None for trial in trials)
     say(f"[sweep] {len(trials)} trials of {model}, {ended} of them ended before")
-    failed = _tune(config, trials, folder, say) if ended < len(trials) else {}
+    failed = _train_all(config, trials, folder, say) if ended < len(trials) else {}
     results = [result_of(trial, failed.get(trial.name)) for trial in trials]
     about = {"model": model, "metric": METRIC, "measurements": config.sweep.measurements}
     write_results(folder, config, results, about)
@@ -87,77 +82,36 @@ def run_sweep(
     return SweepReport(folder, results, config.sweep.measurements)
 
 
-def asha(measurements: int, grace_share: float, reduction_factor: float) -> ASHAScheduler:
-    """ASHA over the number of measurements, so that trials are compared at equal shares of their samples."""
-    return ASHAScheduler(
-        time_attr=TIME_KEY,
-        metric=METRIC,
-        mode="max",
-        max_t=measurements,
-        grace_period=max(1, math.ceil(grace_share * measurements)),
-        reduction_factor=reduction_factor,
-        # A trial that has come to its end writes its model: it is not to be stopped over that.
-        stop_last_trials=False,
-    )
-
-
-def _tune(
+def _train_all(
     config: RunConfig, trials: Sequence[SweepTrial], folder: Location, say: Callable[[str], None]
 ) -> dict[str, str]:
-    """Run the trials; returns the reasons of those that failed, by name."""
-    by_name = {trial.name: trial for trial in trials}
-    sweep, storage = config.sweep, folder / _TUNE_FOLDER
-    notes = _Notes(by_name, sweep.measurements, say)
-    tuner = tune.Tuner(
-        tune.with_resources(
-            partial(run_sweep_trial, trials=by_name), tune.PlacementGroupFactory([dict(_TRIAL_RESOURCES)])
-        ),
-        param_space={TRIAL_KEY: tune.grid_search(list(by_name))},
-        tune_config=tune.TuneConfig(
-            scheduler=asha(sweep.measurements, sweep.grace_share, sweep.reduction_factor),
-            max_concurrent_trials=config.train.placement.concurrent_runs,
-            trial_dirname_creator=lambda trial: str(trial.config[TRIAL_KEY]),
-        ),
-        run_config=tune.RunConfig(
-            name=secrets.token_hex(4),
-            storage_path=storage.path,
-            storage_filesystem=None if storage.is_local else storage.filesystem,
-            callbacks=[notes],
-            verbose=0,
-        ),
-    )
-    tuner.fit()
-    # Tune's own records: all that counts lies in the trials' folders.
+    """Run Tune in a task of its own, and report what it notes; returns the reasons of failed trials, by name.
+
+    Tune pickles everything that it is given, callbacks included. It therefore gets data only, and leaves its notes in
+    a file; the driver's console stays in the driver.
+    """
+    storage = folder / _TUNE_FOLDER
+    storage.delete()  # of a sweep that was killed
+    options = launcher_options(config.train.placement, "sweep")
+    reference = ray.remote(max_calls=1)(tune_trials).options(**options).remote(config, trials, storage)
+    reported = 0
+    ready: list[Any] = []
+    try:
+        while not ready:
+            ready, _ = ray.wait([reference], timeout=_POLL_SECONDS)
+            notes = read_notes(storage)
+            for note in notes[reported:]:
+                say(f"[sweep] {note}")
+            reported = len(notes)
+        failed: dict[str, str] = task_result(reference)
+    except ray.exceptions.WorkerCrashedError as error:
+        raise TrainingError(f"sweep: the task that runs Ray Tune was lost ({error}); run the command again") from None
+    finally:
+        # In a session that outlives this call, such as a notebook's, the trials would train on.
+        ray.cancel(reference, force=True)
+    # These are Tune's own records. The results of the trials are in the trials' folders.
     storage.delete()
-    return notes.failed
-
-
-class _Notes(tune.Callback):
-    """Tells what happens, and writes down the end of every trial; in the driver."""
-
-    def __init__(self, trials: Mapping[str, SweepTrial], measurements: int, say: Callable[[str], None]) -> None:
-        self._trials = trials
-        self._measurements = measurements
-        self._say = say
-        self.failed: dict[str, str] = {}
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:  # noqa: ANN401, ARG002 - Tune's types
-        """A measurement."""
-        name, number = trial.config[TRIAL_KEY], result[TIME_KEY]
-        self._say(f"[sweep] {name[:6]} {number}/{self._measurements}: recall@1 {result[METRIC]:.2%}")
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ANN401, ARG002
-        """It came to its end, failed for good, or ASHA stopped it."""
-        ended = self._trials[trial.config[TRIAL_KEY]]
-        result = result_of(ended)
-        write_result(ended.folder, result)
-        self._say(f"[sweep] {result.trial[:6]} {result.state}{f': {result.reason}' if result.reason else ''}")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ANN401, ARG002
-        """It ended by an error that is not of its training; Tune has logged it."""
-        name = trial.config[TRIAL_KEY]
-        self.failed[name] = "it ended by the error that Ray Tune has logged"
-        self._say(f"[sweep] {name[:6]} failed: {self.failed[name]}")
+    return failed
 
 
 def _prepare(

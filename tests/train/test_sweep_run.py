@@ -29,8 +29,9 @@ from mode_ray.sweep.results import (
     write_result,
     write_results,
 )
-from mode_ray.sweep.run import asha, run_sweep
+from mode_ray.sweep.run import run_sweep
 from mode_ray.sweep.trainable import Poll, measurements
+from mode_ray.sweep.tuning import asha
 from mode_ray.train.runs.launcher import TrialEnd
 from mode_ray.train.runs.measure_job import read_curve
 from mode_ray.train.runs.trial import TrialJob
@@ -329,7 +330,7 @@ class TestOnRay:
         assert sum("recall@1" in line for line in said) >= 8
         assert not (report.folder / "tune").exists()
 
-        monkeypatch.setattr(sweep_run, "_tune", lambda *_: pytest.fail("trained again"))
+        monkeypatch.setattr(sweep_run, "_train_all", lambda *_: pytest.fail("trained again"))
         again, said = sweep(config, work_units, assigned)
         assert again.results == report.results
         assert "4 of them ended before" in said[0]
@@ -352,7 +353,7 @@ class TestOnRay:
         best = load_config((report.folder / "best.yaml").uri)
         assert best.train.optimizer.learning_rate == 1e-3
 
-        monkeypatch.setattr(sweep_run, "_tune", lambda _, trials, *__: tried.append(trials) or {})
+        monkeypatch.setattr(sweep_run, "_train_all", lambda _, trials, *__: tried.append(trials) or {})
         tried: list[Any] = []
         _, said = sweep(config, work_units, assigned)
         assert "1 of them ended before" in said[0]

@@ -40,14 +40,18 @@ class TrialEnd:
 
 def launch(job: TrialJob, placement: TrainPlacement) -> "ray.ObjectRef[Any]":
     """Start the zero-CPU task that holds one trial's trainer."""
-    options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "name": f"train {job.trial.name}"}
-    if placement.launcher_label_selector:
-        options["label_selector"] = dict(placement.launcher_label_selector)
-    else:
-        node = ray.get_runtime_context().get_node_id()
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
+    options = launcher_options(placement, f"train {job.trial.name}")
     reference: ray.ObjectRef[Any] = ray.remote(fit_trial).options(**options).remote(job)
     return reference
+
+
+def launcher_options(placement: TrainPlacement, name: str) -> dict[str, Any]:
+    """Ray's options of a zero-CPU task that waits for others: where it runs, and that it is not retried."""
+    options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "name": name}
+    if placement.launcher_label_selector:
+        return {**options, "label_selector": dict(placement.launcher_label_selector)}
+    node = ray.get_runtime_context().get_node_id()
+    return {**options, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
 
 
 def fit_trial(job: TrialJob) -> TrialEnd:

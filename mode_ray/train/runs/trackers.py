@@ -6,9 +6,11 @@ torch and the trackers are imported when they are opened: a driver that only che
 import hashlib
 import importlib
 import importlib.util
+import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 from mode_ray.config.train import TrainConfig
@@ -19,53 +21,65 @@ TENSORBOARD_FOLDER = "tensorboard"
 _STEP = "samples"
 _MLFLOW_TAG = "mode_ray.run"
 _ID_BYTES = 8
+_logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """Takes the points of one run, on rank 0."""
+    """Records the points of one run; rank 0 has one of each kind."""
 
     def log(self, point: Mapping[str, float]) -> None:
-        """Take a point; its `samples` is the step."""
+        """Record a point; its `samples` is the step."""
 
     def flush(self) -> None:
-        """Make what was logged so far last."""
+        """Store everything that was recorded so far."""
 
-    def close(self) -> None:
-        """The run is at its end."""
+    def preempted(self) -> None:
+        """Store everything, and mark the run as interrupted: this process may be killed without another call."""
+
+    def close(self, *, failed: bool) -> None:
+        """Store everything, and end the run as finished or failed."""
 
 
 class Trackers:
-    """Several trackers as one.
+    """Several trackers as one. One that cannot be reached is logged as a warning: it must not end the training.
 
     Args:
-        trackers: Those.
+        trackers: The trackers.
     """
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = trackers
 
     def log(self, point: Mapping[str, float]) -> None:
-        """Take a point; its `samples` is the step."""
-        for tracker in self._trackers:
-            tracker.log(point)
+        """Record a point; its `samples` is the step."""
+        self._each("log", lambda tracker: tracker.log(point))
 
     def flush(self) -> None:
-        """Make what was logged so far last."""
-        for tracker in self._trackers:
-            tracker.flush()
+        """Store everything that was recorded so far."""
+        self._each("flush", lambda tracker: tracker.flush())
 
-    def close(self) -> None:
-        """The run is at its end."""
+    def preempted(self) -> None:
+        """Store everything, and mark the run as interrupted: this process may be killed without another call."""
+        self._each("mark as preempted", lambda tracker: tracker.preempted())
+
+    def close(self, *, failed: bool) -> None:
+        """Store everything, and end the run as finished or failed."""
+        self._each("close", lambda tracker: tracker.close(failed=failed))
+
+    def _each(self, what: str, do: Callable[[Tracker], None]) -> None:
         for tracker in self._trackers:
-            tracker.close()
+            try:
+                do(tracker)
+            except Exception:  # each package raises errors of its own
+                _logger.warning("%s: could not %s", type(tracker).__name__, what, exc_info=True)
 
 
 class TensorBoardTracker:
-    """Event files in the trial's folder; where that is remote, copies of local ones, made at every flush.
+    """Event files in the trial's folder. A remote folder gets copies of local files at every flush.
 
     Args:
         folder: The trial's `tensorboard` folder.
-        samples_seen: Where the run begins or goes on: points of an earlier attempt behind it are hidden.
+        samples_seen: Where the run begins or resumes; TensorBoard hides later points of an earlier attempt.
     """
 
     def __init__(self, folder: Location, samples_seen: int) -> None:
@@ -75,31 +89,47 @@ class TensorBoardTracker:
         self._temporary = None if folder.is_local else tempfile.TemporaryDirectory(prefix="mode-ray-tensorboard-")
         self._local = Path(folder.path if self._temporary is None else self._temporary.name)
         self._local.mkdir(parents=True, exist_ok=True)
+        # A failed run is closed while its last checkpoint, and the flush after it, may still be under way.
+        self._storing = Lock()
+        self._is_open = True
         self._writer: Any = SummaryWriter(str(self._local), purge_step=samples_seen + 1 if samples_seen else None)
 
     def log(self, point: Mapping[str, float]) -> None:
-        """Take a point; its `samples` is the step."""
+        """Record a point; its `samples` is the step."""
         for name, value in point.items():
             if name != _STEP:
                 self._writer.add_scalar(name, value, int(point[_STEP]))
 
     def flush(self) -> None:
-        """Make what was logged so far last."""
+        """Store everything that was recorded so far; nothing once it is closed."""
+        with self._storing:
+            if self._is_open:
+                self._store()
+
+    def preempted(self) -> None:
+        """Store everything; TensorBoard knows no states of a run."""
+        self.flush()
+
+    def close(self, *, failed: bool) -> None:  # noqa: ARG002 - it knows no states of a run
+        """Store everything, and close the files."""
+        with self._storing:
+            self._is_open = False
+            try:
+                self._store()
+            finally:
+                self._writer.close()
+                if self._temporary is not None:
+                    self._temporary.cleanup()
+
+    def _store(self) -> None:
         self._writer.flush()
         if self._temporary is not None:
             for file in sorted(self._local.iterdir()):
                 (self._folder / file.name).write_bytes(file.read_bytes())
 
-    def close(self) -> None:
-        """The run is at its end."""
-        self.flush()
-        self._writer.close()
-        if self._temporary is not None:
-            self._temporary.cleanup()
-
 
 class WandbTracker:
-    """A run of Weights & Biases, which a restarted worker goes on with.
+    """A run of Weights & Biases; a restarted worker resumes it.
 
     Args:
         project: Its project.
@@ -113,23 +143,27 @@ class WandbTracker:
         self._run = wandb.init(
             project=project, name=name, id=key, resume="allow", config=dict(config), dir=tempfile.gettempdir()
         )
-        # Its own steps may not go back, as ours do after a crash.
+        # W&B's own steps must not decrease. Ours do, when a run resumes from a checkpoint.
         self._run.define_metric("*", step_metric=_STEP)
 
     def log(self, point: Mapping[str, float]) -> None:
-        """Take a point; its `samples` is the step."""
+        """Record a point; its `samples` is the step."""
         self._run.log(dict(point))
 
     def flush(self) -> None:
-        """It sends what it is given by itself."""
+        """Nothing to do: W&B sends points in the background."""
 
-    def close(self) -> None:
-        """The run is at its end."""
-        self._run.finish()
+    def preempted(self) -> None:
+        """Mark the run as preempting; W&B reports this at once, and shows it as preempted if nothing more comes."""
+        self._run.mark_preempting()
+
+    def close(self, *, failed: bool) -> None:
+        """Send everything, and end the run as finished or failed."""
+        self._run.finish(exit_code=1 if failed else 0)
 
 
 class MlflowTracker:
-    """A run of MLflow, which a restarted worker goes on with; the server is the one that MLflow's variables name.
+    """A run of MLflow; a restarted worker resumes it. MLflow's environment variables name the server.
 
     Args:
         experiment: Its experiment.
@@ -143,24 +177,30 @@ class MlflowTracker:
         self._client = mlflow.MlflowClient()
         number = mlflow.set_experiment(experiment).experiment_id
         runs = self._client.search_runs([number], f"tags.`{_MLFLOW_TAG}` = '{key}'", max_results=1)
-        if not runs:
+        if runs:
+            self._client.update_run(runs[0].info.run_id, status="RUNNING")
+        else:
             runs = [self._client.create_run(number, tags={_MLFLOW_TAG: key}, run_name=name)]
             for field, value in config.items():
                 self._client.log_param(runs[0].info.run_id, field, value)
         self._run_id = runs[0].info.run_id
 
     def log(self, point: Mapping[str, float]) -> None:
-        """Take a point; its `samples` is the step."""
+        """Record a point; its `samples` is the step."""
         for name, value in point.items():
             if name != _STEP:
                 self._client.log_metric(self._run_id, name, value, step=int(point[_STEP]))
 
     def flush(self) -> None:
-        """It sends what it is given at once."""
+        """Nothing to do: every point is sent at once."""
 
-    def close(self) -> None:
-        """The run is at its end."""
-        self._client.set_terminated(self._run_id)
+    def preempted(self) -> None:
+        """Mark the run as killed; a worker that resumes it marks it as running again."""
+        self._client.set_terminated(self._run_id, status="KILLED")
+
+    def close(self, *, failed: bool) -> None:
+        """End the run as finished or failed."""
+        self._client.set_terminated(self._run_id, status="FAILED" if failed else "FINISHED")
 
 
 _ASKED_FOR: dict[str, type[WandbTracker] | type[MlflowTracker]] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
@@ -187,7 +227,7 @@ def open_trackers(folder: Location, name: str, config: TrainConfig, samples_seen
         folder: The trial's folder.
         name: The trial's name.
         config: Which trackers; what is shown beside the run.
-        samples_seen: Where the run begins or goes on.
+        samples_seen: Where the run begins or resumes.
 
     Raises:
         UsageError: As `check_trackers`.

@@ -21,10 +21,10 @@ from mode_ray.train.plan import SEED
 from mode_ray.train.runs.checkpoints import read_checkpoint
 from mode_ray.train.runs.measure import HeldOutMeasure
 from mode_ray.train.runs.measure_job import MeasureJob
-from mode_ray.train.runs.reporter import Reporter, newest_checkpoint
+from mode_ray.train.runs.reporter import Reporter, broadcast_newest_checkpoint, open_reporter_on_all_ranks
 from mode_ray.train.runs.trial import ERROR_FILE, METRICS_FILE, STATE_FILE, TrialJob, read_error
 from mode_ray.train.runs.trial_data import TrialData
-from mode_ray.train.step.loop import NonFiniteError, TrainLoop
+from mode_ray.train.step.loop import NonFiniteError, Snapshot, TrainLoop
 
 _logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def _train(job: TrialJob, checkpoints: Location, rank: int, world_size: int) -> 
     clip = _initial_model(job)
     max_bad_share = job.config.limits.max_bad_image_share
     loop = TrainLoop(clip.module, job.trial, train, max_bad_share, rank, world_size, _device(job))
-    newest = newest_checkpoint(checkpoints, rank)
+    newest = broadcast_newest_checkpoint(checkpoints, rank)
     if newest is not None:
         _restore(loop, newest)
     elif job.trial.parent is not None:
@@ -63,39 +63,52 @@ def _train(job: TrialJob, checkpoints: Location, rank: int, world_size: int) -> 
     data = TrialData(job)
     members = data.open()
     dataset = PairDataset(members, job.config, clip, job.trial.members.seed, data.captions)
-    reporter = Reporter(job, loop, checkpoints, rank, world_size)
 
     def loader(first: int) -> Any:  # noqa: ANN401 - DataLoader is generic in what the sampler gives
         return train_loader(
             dataset, first, job.trial.samples, train.batch_size, rank, world_size, placement.loader_workers
         )
 
-    after_step = reporter.after_step
-    if job.measure is not None:
-        after_step = _also_measuring(job, job.measure, loop, rank, after_step)
+    with open_reporter_on_all_ranks(job, loop, checkpoints, rank, world_size) as reporter:
+        after_step = reporter.after_step_on_all_ranks
+        if job.measure is not None:
+            after_step = _also_measuring(job, job.measure, loop, rank, after_step)
 
-    def run() -> None:
-        loop.run(loader, reporter.log, after_step)
+        def run() -> None:
+            loop.run(loader, reporter.log, after_step)
 
-    if placement.nonfinite == "rollback":
-        if newest is None:
-            reporter.checkpoint()  # so that there is always one to go back to
-        _run_with_rollbacks(job, loop, run, reporter)
-    else:
-        run()
-    reporter.close()
-    final = loop.snapshot()
-    if rank == 0:
-        # The model's config comes last: whoever sees a whole folder sees all of it.
-        if job.trial.name == SEED:  # its children go on with its optimizer
-            (job.folder / STATE_FILE).write_bytes(final.state)
-        summary = {**vars(loop.state), "pairs": len(members), "samples": job.trial.samples}
-        (job.folder / METRICS_FILE).write_text(json.dumps(summary, indent=1))
-        save_clip(job.folder, clip, final.weights)
+        if placement.nonfinite == "rollback":
+            if newest is None:
+                reporter.checkpoint_on_all_ranks()  # so that there is always one to go back to
+            _run_with_rollbacks(job, loop, run, lambda: _roll_back_on_all_ranks(loop, reporter, checkpoints, rank))
+        else:
+            run()
+        reporter.finish_on_all_ranks()
+        final = loop.gather_snapshot()
+        if rank == 0:
+            _write_model(job, loop, clip, final, pairs=len(members))
 
 
-def _run_with_rollbacks(job: TrialJob, loop: TrainLoop, run: Callable[[], None], reporter: Reporter) -> None:
+def _write_model(job: TrialJob, loop: TrainLoop, clip: ClipModel, final: Snapshot, pairs: int) -> None:
+    """Write the trained model with its metrics; for rank 0."""
+    if job.trial.name == SEED:  # its children continue with its optimizer
+        (job.folder / STATE_FILE).write_bytes(final.state)
+    summary = {**vars(loop.state), "pairs": pairs, "samples": job.trial.samples}
+    (job.folder / METRICS_FILE).write_text(json.dumps(summary, indent=1))
+    # The model's config comes last: a folder that has it is whole.
+    save_clip(job.folder, clip, final.weights)
+
+
+def _run_with_rollbacks(
+    job: TrialJob, loop: TrainLoop, run: Callable[[], None], roll_back: Callable[[], Location | None]
+) -> None:
     """Train to the end, leaving out batches without a finite loss or gradient.
+
+    Args:
+        job: What is trained.
+        loop: The loop.
+        run: Runs the loop from its state to its end.
+        roll_back: Restores the newest checkpoint and returns it, or None where there is none.
 
     Raises:
         TrainingError: There are more of them than rollbacks allowed.
@@ -111,18 +124,26 @@ def _run_with_rollbacks(job: TrialJob, loop: TrainLoop, run: Callable[[], None],
                 ) from None
             skipped.add(error.samples_seen)
             loop.leave_out(error.samples_seen)
-            newest = reporter.newest()
-            if newest is None:
+            checkpoint = roll_back()
+            if checkpoint is None:
                 raise TrainingError(f"{error} (there is no checkpoint to go back to)") from None
             _logger.warning(
-                "%s: that batch is left out; going back to %s",
+                "%s: that batch is left out; resuming from %s",
                 error,
-                newest,
+                checkpoint,
                 extra={"run": job.config.run, "stage": "train", "expert": job.trial.name},
             )
-            _restore(loop, newest)
         else:
             return
+
+
+def _roll_back_on_all_ranks(loop: TrainLoop, reporter: Reporter, checkpoints: Location, rank: int) -> Location | None:
+    """Restore the newest checkpoint, after the one that is being written. Collective."""
+    reporter.wait_on_all_ranks()
+    newest = broadcast_newest_checkpoint(checkpoints, rank)
+    if newest is not None:
+        _restore(loop, newest)
+    return newest
 
 
 def _device(job: TrialJob) -> torch.device:
@@ -145,7 +166,7 @@ def _also_measuring(
         seen = loop.state.samples_seen
         number = measure.due(seen - job.config.train.batch_size, seen)
         if number is not None:
-            weights = loop.snapshot().weights
+            weights = loop.gather_snapshot().weights
             if rank == 0:
                 held_out.measure(number, weights)
         after_step()

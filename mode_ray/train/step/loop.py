@@ -11,6 +11,7 @@ import torch.distributed
 
 from mode_ray.config.train import TrainConfig
 from mode_ray.errors import DataError, TrainingError, UsageError
+from mode_ray.train.batch_counts import BatchCounts, all_gather_sum
 from mode_ray.train.data import LoaderFactory, TrainBatch
 from mode_ray.train.plan import Trial
 from mode_ray.train.step.features import FeatureModel
@@ -22,7 +23,6 @@ from mode_ray.train.step.text_groups import causal_text
 
 _MAX_LOGIT_SCALE = math.log(100)
 _BAD_IMAGES_TOLERATED = 10
-_LEDGER_MODULUS = 2**63
 # Shapes that kernels of GPUs and compiled graphs like; elsewhere every token counts.
 _LENGTH_MULTIPLE = 8
 
@@ -44,9 +44,10 @@ class NonFiniteError(TrainingError):
 
 @dataclass
 class LoopState:
-    """What goes on growing during a run; stored with every checkpoint, so that it rolls back with the weights.
+    """What a run has seen; stored with every checkpoint, so that it rolls back with the weights.
 
-    Where there are several ranks, sums over them are as of the last logged point or snapshot.
+    With several ranks the counts of batches (`bad_images`, `first_bad_image`, `ledger`) are those of the last logged
+    point or snapshot.
 
     Attributes:
         samples_seen: By the whole run, over all ranks; also the loader's cursor.
@@ -65,19 +66,23 @@ class LoopState:
     ledger: int = 0
     skipped: list[int] = field(default_factory=list)
 
+    @property
+    def counts(self) -> BatchCounts:
+        """The counts of batches, over all ranks."""
+        return BatchCounts(self.bad_images, self.first_bad_image, self.ledger)
 
-@dataclass
-class _RankCounts:
-    """What one rank has met since the ranks last added up."""
-
-    bad_images: int = 0
-    first_bad_image: str = ""
-    ledger: int = 0
+    @counts.setter
+    def counts(self, counts: BatchCounts) -> None:
+        self.bad_images, self.first_bad_image, self.ledger = (
+            counts.bad_images,
+            counts.first_bad_image,
+            counts.ledger,
+        )
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run between two steps, in main memory; training may go on while it is written.
+    """A run between two steps, in main memory; training may continue while it is written.
 
     Attributes:
         weights: The model's, whole, by the bare model's names; empty on ranks above 0.
@@ -119,7 +124,8 @@ class TrainLoop:
         device: torch.device | None = None,
     ) -> None:
         self.state = LoopState()
-        self._own = _RankCounts()
+        # Counts of this rank that are not in the state yet.
+        self._own = BatchCounts()
         self._left_out: set[int] = set()
         self._trial = trial
         self._config = config
@@ -172,10 +178,10 @@ class TrainLoop:
             last = self.state.samples_seen >= self._trial.samples
             if steps % self._config.placement.log_interval_steps == 0 or last:
                 seconds = time.monotonic() - began
+                self._all_gather_counts()
                 self._log(loss, steps * self._config.batch_size / seconds, waited / seconds, on_log)
                 steps, began, waited = 0, time.monotonic(), 0.0
             after_step()
-        self._add_up()
 
     def step(self, batch: TrainBatch) -> float:
         """One optimizer step on one global batch (this rank's part of it, in main memory).
@@ -217,9 +223,9 @@ class TrainLoop:
         """Do not train on the batch that begins at a position of the run's sequence, when the run comes to it."""
         self._left_out.add(position)
 
-    def snapshot(self) -> Snapshot:
-        """Weights, optimizer and loop state of the whole run. Collective: all ranks call it after the same step."""
-        self._add_up()
+    def gather_snapshot(self) -> Snapshot:
+        """Weights, optimizer and loop state of the whole run. Collective: every rank calls it after the same step."""
+        self._all_gather_counts()
         weights = self._model.weights()
         buffer = io.BytesIO()
         optimizer = self._model.optimizer_state(self._optimizer)
@@ -236,20 +242,19 @@ class TrainLoop:
         self._model.load_optimizer_state(self._optimizer, stored["optimizer"])
         if continues:
             self.state = LoopState(**stored["loop"])
-            self._own = _RankCounts()
+            self._own = BatchCounts()
 
     def _check_bad_images(self, batch: TrainBatch) -> None:
-        """End the run where this rank alone has met too many; raised after adding up as well, then on every rank."""
+        """End the run where this rank alone has met too many. `_all_gather_counts` checks all ranks together."""
         if batch.bad_images:
-            met = self.state.bad_images + self._own.bad_images + len(batch.bad_images)
-            first = self.state.first_bad_image or self._own.first_bad_image or batch.bad_images[0]
-            self._check_share(met, first, self.state.samples_seen + self._config.batch_size)
+            met = self.state.counts + self._own + _counts_of(batch)
+            self._check_share(met, self.state.samples_seen + self._config.batch_size)
 
-    def _check_share(self, bad_images: int, first: str, seen: int) -> None:
-        if bad_images > max(_BAD_IMAGES_TOLERATED, self._max_bad_image_share * seen):
+    def _check_share(self, met: BatchCounts, seen: int) -> None:
+        if met.bad_images > max(_BAD_IMAGES_TOLERATED, self._max_bad_image_share * seen):
             raise DataError(
-                f"{self._trial.name}: {bad_images} of {seen} images cannot be decoded, more than "
-                f"limits.max_bad_image_share={self._max_bad_image_share} allows; first: {first}"
+                f"{self._trial.name}: {met.bad_images} of {seen} images cannot be decoded, more than "
+                f"limits.max_bad_image_share={self._max_bad_image_share} allows; first: {met.first_bad_image}"
             )
 
     def _check_finite(self, loss: float, norm: float) -> None:
@@ -263,28 +268,21 @@ class TrainLoop:
         )
 
     def _count(self, batch: TrainBatch) -> None:
-        self._own.ledger += batch.ledger
-        self._own.bad_images += len(batch.bad_images)
-        if batch.bad_images:
-            self._own.first_bad_image = self._own.first_bad_image or batch.bad_images[0]
+        """Count a batch on this rank. A single rank has nothing to gather: its state is always up to date."""
+        self._own += _counts_of(batch)
         if self._world_size == 1:
-            self._add_up()
+            self._take_over_counts(self._own)
 
-    def _add_up(self) -> None:
-        """Add what every rank has met to the state of the run. Collective."""
-        counts = [vars(self._own)]
-        if self._world_size > 1:
-            counts = [{}] * self._world_size
-            torch.distributed.all_gather_object(counts, vars(self._own))
-        self._own = _RankCounts()
-        self.state.ledger = (self.state.ledger + sum(one["ledger"] for one in counts)) % _LEDGER_MODULUS
-        self.state.bad_images += sum(one["bad_images"] for one in counts)
-        firsts = [self.state.first_bad_image, *(one["first_bad_image"] for one in counts)]
-        self.state.first_bad_image = next(filter(None, firsts), "")
-        self._check_share(self.state.bad_images, self.state.first_bad_image, self.state.samples_seen)
+    def _all_gather_counts(self) -> None:
+        """Add what every rank has counted to the state of the run. Collective: every rank calls it."""
+        self._take_over_counts(all_gather_sum(self._own, self._world_size))
+
+    def _take_over_counts(self, counts: BatchCounts) -> None:
+        self._own = BatchCounts()
+        self.state.counts += counts
+        self._check_share(self.state.counts, self.state.samples_seen)
 
     def _log(self, loss: float, rate: float, wait_share: float, on_log: Callable[[dict[str, float]], None]) -> None:
-        self._add_up()
         point = {
             "samples": float(self.state.samples_seen),
             "loss": loss,
@@ -296,6 +294,10 @@ class TrainLoop:
         }
         self.state.history.append(point)
         on_log(point)
+
+
+def _counts_of(batch: TrainBatch) -> BatchCounts:
+    return BatchCounts(len(batch.bad_images), batch.bad_images[0] if batch.bad_images else "", batch.ledger)
 
 
 def _check(features: FeatureModel, config: TrainConfig) -> None:

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.storage import Location
-from mode_ray.train.runs.trackers import TensorBoardTracker, check_trackers, open_trackers
+from mode_ray.train.runs.trackers import TensorBoardTracker, Trackers, check_trackers, open_trackers
 
 
 def point(samples: int, loss: float) -> dict[str, float]:
@@ -30,7 +30,7 @@ class TestTensorBoard:
         tracker = TensorBoardTracker(Location.parse(str(tmp_path / "tensorboard")), 0)
         for samples, loss in ((8, 2.0), (16, 1.5)):
             tracker.log(point(samples, loss))
-        tracker.close()
+        tracker.close(failed=False)
         assert scalars(tmp_path / "tensorboard", "loss") == [(8, 2.0), (16, 1.5)]
         assert [step for step, _ in scalars(tmp_path / "tensorboard", "learning_rate")] == [8, 16]
 
@@ -39,10 +39,10 @@ class TestTensorBoard:
         first = TensorBoardTracker(folder, 0)
         for samples in (8, 16, 24):
             first.log(point(samples, 9.0))
-        first.close()
+        first.close(failed=False)
         second = TensorBoardTracker(folder, 16)
         second.log(point(24, 1.0))
-        second.close()
+        second.close(failed=False)
         assert scalars(tmp_path / "tensorboard", "loss") == [(8, 9.0), (16, 9.0), (24, 1.0)]
 
     def test_a_remote_folder_gets_copies_at_every_flush(self, bucket: str, tmp_path: Path) -> None:
@@ -52,8 +52,16 @@ class TestTensorBoard:
         tracker.flush()
         assert download(folder, tmp_path / "first") == [(8, 2.0)]
         tracker.log(point(16, 1.5))
-        tracker.close()
+        tracker.close(failed=False)
         assert download(folder, tmp_path / "second") == [(8, 2.0), (16, 1.5)]
+
+    def test_a_flush_after_the_end_changes_nothing(self, bucket: str, tmp_path: Path) -> None:
+        folder = Location.parse(f"{bucket}/run/experts/seed/tensorboard")
+        tracker = TensorBoardTracker(folder, 0)
+        tracker.log(point(8, 2.0))
+        tracker.close(failed=True)
+        tracker.flush()
+        assert download(folder, tmp_path / "copy") == [(8, 2.0)]
 
 
 def download(folder: Location, to: Path) -> list[tuple[int, float]]:
@@ -68,7 +76,8 @@ class FakeWandb(ModuleType):
         super().__init__("wandb")
         self.inits: list[dict[str, Any]] = []
         self.logged: list[dict[str, float]] = []
-        self.ended = False
+        self.preempting = False
+        self.exit_code: int | None = None
         self.__spec__ = SimpleNamespace()  # type: ignore[assignment]
 
     def init(self, **fields: Any) -> "FakeWandb":  # noqa: ANN401
@@ -81,8 +90,11 @@ class FakeWandb(ModuleType):
     def log(self, data: dict[str, float]) -> None:
         self.logged.append(data)
 
-    def finish(self) -> None:
-        self.ended = True
+    def mark_preempting(self) -> None:
+        self.preempting = True
+
+    def finish(self, exit_code: int) -> None:
+        self.exit_code = exit_code
 
 
 class FakeMlflow(ModuleType):
@@ -104,7 +116,7 @@ class FakeMlflow(ModuleType):
 
     def create_run(self, experiment: str, tags: dict[str, str], run_name: str) -> SimpleNamespace:
         assert experiment == "id of my project"
-        self.runs[tags["mode_ray.run"]] = {"name": run_name, "metrics": [], "params": {}, "ended": False}
+        self.runs[tags["mode_ray.run"]] = {"name": run_name, "metrics": [], "params": {}, "status": "RUNNING"}
         return self._run(tags["mode_ray.run"])
 
     def _run(self, key: str) -> SimpleNamespace:
@@ -116,8 +128,11 @@ class FakeMlflow(ModuleType):
     def log_metric(self, run: str, name: str, value: float, step: int) -> None:
         self.runs[run]["metrics"].append((name, value, step))
 
-    def set_terminated(self, run: str) -> None:
-        self.runs[run]["ended"] = True
+    def update_run(self, run: str, status: str) -> None:
+        self.runs[run]["status"] = status
+
+    def set_terminated(self, run: str, status: str) -> None:
+        self.runs[run]["status"] = status
 
 
 class TestAskedFor:
@@ -134,9 +149,9 @@ class TestAskedFor:
         for samples in (8, 16):
             trackers = open_trackers(folder, "n2/00", train, samples_seen=samples - 8)
             trackers.log(point(samples, 2.0))
-            trackers.close()
+            trackers.close(failed=False)
         assert wandb.logged == [point(8, 2.0), point(16, 2.0)]
-        assert wandb.ended
+        assert wandb.exit_code == 0
         first, second = wandb.inits
         assert (first["project"], first["name"], first["resume"]) == ("my project", "n2/00", "allow")
         assert first["id"] == second["id"]
@@ -152,14 +167,56 @@ class TestAskedFor:
         for samples in (8, 16):
             trackers = open_trackers(folder, "n2/00", train, samples_seen=samples - 8)
             trackers.log(point(samples, 2.0))
-            trackers.close()
+            trackers.close(failed=False)
         (run,) = mlflow.runs.values()
         assert run["name"] == "n2/00"
         assert run["metrics"] == [
             (name, value, step) for step in (8, 16) for name, value in (("loss", 2.0), ("learning_rate", 1e-3))
         ]
         assert run["params"]["batch_size"] == 8
-        assert run["ended"]
+        assert run["status"] == "FINISHED"
+
+    def test_a_failed_run_is_marked_as_failed(
+        self, make_config: Callable[..., RunConfig], folder: Location, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wandb, mlflow = FakeWandb(), FakeMlflow()
+        monkeypatch.setitem(sys.modules, "wandb", wandb)
+        monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+        placement = {"trackers": ["wandb", "mlflow"], "tracker_project": "my project"}
+        open_trackers(folder, "n2/00", make_config(placement=placement).train, 0).close(failed=True)
+        assert wandb.exit_code == 1
+        assert [run["status"] for run in mlflow.runs.values()] == ["FAILED"]
+
+    def test_a_preempted_run_is_marked_and_runs_again_when_it_is_resumed(
+        self, make_config: Callable[..., RunConfig], folder: Location, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wandb, mlflow = FakeWandb(), FakeMlflow()
+        monkeypatch.setitem(sys.modules, "wandb", wandb)
+        monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+        placement = {"trackers": ["wandb", "mlflow"], "tracker_project": "my project"}
+        train = make_config(placement=placement).train
+        open_trackers(folder, "n2/00", train, 0).preempted()
+        assert wandb.preempting
+        assert [run["status"] for run in mlflow.runs.values()] == ["KILLED"]
+        open_trackers(folder, "n2/00", train, 8)
+        assert [run["status"] for run in mlflow.runs.values()] == ["RUNNING"]
+
+    def test_a_tracker_that_cannot_be_reached_is_a_warning_and_the_others_go_on(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Unreachable:
+            def refuse(self, *_: object, **__: object) -> None:
+                raise ConnectionError("no route to the server")
+
+            log = flush = preempted = close = refuse
+
+        trackers = Trackers([Unreachable(), TensorBoardTracker(Location.parse(str(tmp_path)), 0)])
+        trackers.log(point(8, 2.0))
+        trackers.flush()
+        trackers.close(failed=False)
+        assert scalars(tmp_path, "loss") == [(8, 2.0)]
+        assert caplog.text.count("ConnectionError: no route to the server") == 3
+        assert "Unreachable: could not log" in caplog.text
 
     def test_two_trials_are_two_runs(
         self, make_config: Callable[..., RunConfig], folder: Location, monkeypatch: pytest.MonkeyPatch
@@ -168,7 +225,7 @@ class TestAskedFor:
         monkeypatch.setitem(sys.modules, "mlflow", mlflow)
         train = make_config(placement={"trackers": ["mlflow"], "tracker_project": "my project"}).train
         for name in ("00", "01"):
-            open_trackers(folder.parent / name, f"n2/{name}", train, 0).close()
+            open_trackers(folder.parent / name, f"n2/{name}", train, 0).close(failed=False)
         assert len(mlflow.runs) == 2
 
     @pytest.mark.parametrize("name", ["wandb", "mlflow"])

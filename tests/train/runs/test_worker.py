@@ -18,9 +18,10 @@ from mode_ray.models.clip import CONFIG_FILE
 from mode_ray.models.encode import Expert
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
+from mode_ray.train import checkpoint_schedule, checkpoint_writer
 from mode_ray.train.data import TrainBatch
 from mode_ray.train.plan import SEED
-from mode_ray.train.runs import reporter, worker
+from mode_ray.train.runs import worker
 from mode_ray.train.runs.checkpoints import checkpoint_name, read_checkpoint, whole_checkpoints
 from mode_ray.train.runs.launcher import CHECKPOINT_FOLDER, TrialEnd, fit_trial
 from mode_ray.train.runs.reporter import Reporter
@@ -73,7 +74,7 @@ class TestAnExpert:
         run = worker.TrainLoop.run
 
         def watched(self: worker.TrainLoop, *arguments: Any) -> None:  # noqa: ANN401
-            begun["snapshot"] = self.snapshot()
+            begun["snapshot"] = self.gather_snapshot()
             begun["samples"] = self.state.samples_seen
             run(self, *arguments)
 
@@ -121,16 +122,16 @@ class TestCheckpoints:
 
     def cut_off(self, job: TrialJob, samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let the trial die after so many samples, its checkpoints written."""
-        after_step = Reporter.after_step
+        after_step = Reporter.after_step_on_all_ranks
 
         def die(self: Reporter) -> None:
             after_step(self)
-            self._writer.wait()
+            self.wait_on_all_ranks()
             if self._loop.state.samples_seen == samples:
                 raise ConnectionError("machine lost")
 
         with monkeypatch.context() as patch:
-            patch.setattr(Reporter, "after_step", die)
+            patch.setattr(Reporter, "after_step_on_all_ranks", die)
             with pytest.raises(ConnectionError, match="machine lost"):
                 fit_trial(job)
 
@@ -199,7 +200,7 @@ class TestCheckpoints:
             run(self, *arguments)
             ended.set()
 
-        monkeypatch.setattr(reporter, "write_checkpoint", slowly)
+        monkeypatch.setattr(checkpoint_writer, "write_checkpoint", slowly)
         monkeypatch.setattr(TrainLoop, "run", run_then_tell)
         assert fit_trial(job) == TrialEnd()
         assert written == [checkpoint_name(BATCH)]
@@ -210,7 +211,7 @@ class TestCheckpoints:
         def refuse(folder: Location, _: object) -> None:
             raise WriteError(f"no space left on {folder}")
 
-        monkeypatch.setattr(reporter, "write_checkpoint", refuse)
+        monkeypatch.setattr(checkpoint_writer, "write_checkpoint", refuse)
         end = fit_trial(make_job(DENSE_TRIAL, placement=self.EVERY_STEP))
         assert end.reason is not None
         assert end.reason.startswith("no space left on ")
@@ -219,11 +220,11 @@ class TestCheckpoints:
         self, make_job: Callable[..., TrialJob], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         placement = {"workers_per_run": 0, "checkpoint_interval_seconds": 1e6}
-        monkeypatch.setattr(reporter, "_PREEMPTION_INTERVAL_SECONDS", 1e-9)
+        monkeypatch.setattr(checkpoint_schedule, "PREEMPTION_INTERVAL_SECONDS", 1e-9)
         told = iter([None, None, object()])
         monkeypatch.setattr(ray.train, "get_preemption_info", lambda: next(told))
         written: list[str] = []
-        monkeypatch.setattr(reporter, "write_checkpoint", lambda folder, _: written.append(folder.name))
+        monkeypatch.setattr(checkpoint_writer, "write_checkpoint", lambda folder, _: written.append(folder.name))
         assert fit_trial(make_job(DENSE_TRIAL, placement=placement)) == TrialEnd()
         assert written == [checkpoint_name(3 * BATCH)]
 

@@ -60,7 +60,7 @@ def _run(folder: Path, name: str, case: dict[str, Any], rank: int, world_size: i
         except NonFiniteError as error:
             result["error_at"] = error.samples_seen
     gradients = {key: _whole(p.grad) for key, p in module.named_parameters() if p.grad is not None}
-    snapshot = loop.snapshot()
+    snapshot = loop.gather_snapshot()
     result["state"] = vars(loop.state)
     (folder / f"{name}.rank{rank}.json").write_text(json.dumps(result))
     if rank == 0:

@@ -118,7 +118,7 @@ class TestGoingOn:
 
         def keep() -> None:
             if first.loop.state.samples_seen == 4 * BATCH:
-                kept.append(first.loop.snapshot())
+                kept.append(first.loop.gather_snapshot())
 
         first.go(keep)
         second = make_run()
@@ -133,7 +133,7 @@ class TestGoingOn:
     def test_an_expert_takes_over_the_parents_optimizer_but_not_its_count(self, make_run: Callable[..., Run]) -> None:
         parent = make_run(4 * BATCH).go()
         child = make_run()
-        child.loop.load_state(parent.loop.snapshot().state, continues=False)
+        child.loop.load_state(parent.loop.gather_snapshot().state, continues=False)
         assert child.loop.state.samples_seen == 0
         assert child.loop.state.history == []
         moments = [loop._optimizer.state_dict()["state"] for loop in (parent.loop, child.loop)]

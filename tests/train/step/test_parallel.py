@@ -117,7 +117,7 @@ def ranks(architecture: Path, tmp_path_factory: pytest.TempPathFactory) -> Ranks
     loop, _ = made.one_process("continued-ddp")
     for step in (0, 1):
         loop.step(made.batch(step))
-    snapshot = loop.snapshot()
+    snapshot = loop.gather_snapshot()
     safetensors.torch.save_file(dict(snapshot.weights), folder / "one.safetensors")
     (folder / "one.pt").write_bytes(snapshot.state)
     processes = [

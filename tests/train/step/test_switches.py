@@ -141,7 +141,7 @@ class TestClip:
         loop = loop_of(module, train_config(make_config, placement=placement))
         assert [loop.step(batch) for batch in batches] == pytest.approx(expected, abs=1e-3)
         assert module.transformer.resblocks[0]._compiled_call_impl is not None
-        assert loop.snapshot().weights.keys() == module.state_dict().keys()
+        assert loop.gather_snapshot().weights.keys() == module.state_dict().keys()
 
     @pytest.mark.gpu
     @pytest.mark.parametrize("compiled", [False, True])
@@ -229,7 +229,7 @@ class TestNonFinite:
         assert poisoned.state.samples_seen == BATCH
         for loop in (poisoned, clean):
             loop.step(batches[2])
-        left, right = (loop.snapshot().weights for loop in (poisoned, clean))
+        left, right = (loop.gather_snapshot().weights for loop in (poisoned, clean))
         assert all(torch.equal(left[name], right[name]) for name in left)
 
     def test_a_gradient_that_overflows_changes_nothing(
@@ -238,10 +238,10 @@ class TestNonFinite:
         module: Any = build(tmp_path)
         loop = loop_of(module, train_config(make_config))
         module.visual.proj.register_hook(lambda gradient: gradient * math.inf)
-        before = loop.snapshot().weights
+        before = loop.gather_snapshot().weights
         with pytest.raises(NonFiniteError, match=r"the norm of the gradients is (nan|inf) after 0 samples"):
             loop.step(batches[0])
-        after = loop.snapshot().weights
+        after = loop.gather_snapshot().weights
         assert all(torch.equal(after[name], before[name]) for name in before)
 
     def test_it_survives_the_way_between_processes(self) -> None:
@@ -254,7 +254,7 @@ class TestNonFinite:
         data = [replace(batch, ledger=10**number) for number, batch in enumerate(batches)]
         data[2] = poison(data[2])
         loop = loop_of(build(tmp_path), train_config(make_config))
-        start = loop.snapshot()
+        start = loop.gather_snapshot()
 
         def loader(first: int) -> Any:  # noqa: ANN401
             return iter(data[first // BATCH :])
@@ -275,5 +275,5 @@ class TestNonFinite:
                 expected.state.samples_seen += BATCH
             else:
                 expected.step(batch)
-        left, right = (one.snapshot().weights for one in (loop, expected))
+        left, right = (one.gather_snapshot().weights for one in (loop, expected))
         assert all(torch.equal(left[name], right[name]) for name in left)
