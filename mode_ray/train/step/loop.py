@@ -11,9 +11,9 @@ import torch.distributed
 
 from mode_ray.config.train import TrainConfig
 from mode_ray.errors import DataError, TrainingError, UsageError
-from mode_ray.train.batch_counts import BatchCounts, all_gather_sum
 from mode_ray.train.data import LoaderFactory, TrainBatch
 from mode_ray.train.plan import Trial
+from mode_ray.train.step.batch_counts import BatchCounts, all_gather_sum
 from mode_ray.train.step.features import FeatureModel
 from mode_ray.train.step.gradients import Gradients
 from mode_ray.train.step.losses import ContrastiveLoss

@@ -1,6 +1,6 @@
 """Counts of batches add up in order; test_parallel.py adds them up over real ranks."""
 
-from mode_ray.train.batch_counts import LEDGER_MODULUS, BatchCounts, all_gather_sum
+from mode_ray.train.step.batch_counts import LEDGER_MODULUS, BatchCounts, all_gather_sum
 
 
 def test_counts_add_up_and_the_first_bad_image_stays_the_first() -> None:

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Mapping
 
-from mode_ray.train.checkpoint_schedule import CheckpointSchedule
-from mode_ray.train.checkpoint_writer import CheckpointWriter
-from mode_ray.train.progress_writer import ProgressWriter
 from mode_ray.train.runs.agreement import Order
+from mode_ray.train.runs.checkpoint_schedule import CheckpointSchedule
+from mode_ray.train.runs.checkpoint_writer import CheckpointWriter
+from mode_ray.train.runs.progress_writer import ProgressWriter
 from mode_ray.train.runs.trackers import Trackers
 from mode_ray.train.step.loop import Snapshot
 

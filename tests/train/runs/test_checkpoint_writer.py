@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mode_ray.storage import Location
-from mode_ray.train.checkpoint_writer import CheckpointWriter
+from mode_ray.train.runs.checkpoint_writer import CheckpointWriter
 from mode_ray.train.runs.checkpoints import checkpoint_name, read_checkpoint, whole_checkpoints
 from mode_ray.train.step.loop import Snapshot
 

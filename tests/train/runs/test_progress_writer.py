@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mode_ray.storage import Location
-from mode_ray.train.progress_writer import INTERVAL_SECONDS, ProgressWriter
+from mode_ray.train.runs.progress_writer import INTERVAL_SECONDS, ProgressWriter
 
 
 def test_it_is_due_every_interval(tmp_path: Path) -> None:

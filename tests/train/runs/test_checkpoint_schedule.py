@@ -1,7 +1,7 @@
 """When a checkpoint is due: plain numbers in, an order out."""
 
-from mode_ray.train.checkpoint_schedule import PREEMPTION_INTERVAL_SECONDS, CheckpointSchedule
 from mode_ray.train.runs.agreement import Order
+from mode_ray.train.runs.checkpoint_schedule import PREEMPTION_INTERVAL_SECONDS, CheckpointSchedule
 
 INTERVAL = 60.0
 
