@@ -1,0 +1,1 @@
+"""How the stages of a run execute on Ray."""
