@@ -52,7 +52,10 @@ def add_deploy_commands(
     address = os.environ.get("RAY_API_SERVER_ADDRESS", DEFAULT_ADDRESS)
     submit.add_argument("--address", default=address, help="URL of the cluster's dashboard (default: %(default)s)")
     submit.add_argument("--working-dir", default=".", help="folder that the job gets a copy of (default: this one)")
-    submit.add_argument("--token-file", help="file with the cluster's token (default: as RAY_AUTH_* say)")
+    submit.add_argument(
+        "--token-file",
+        help="file with the cluster's token (default: RAY_AUTH_TOKEN_PATH, or that of a mode-ray serve on this machine)",
+    )
     submit.add_argument(
         "--env",
         action="append",

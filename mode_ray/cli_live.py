@@ -8,6 +8,7 @@ from rich.console import Console
 
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
+from mode_ray.stages.access_token import find_token_file
 from mode_ray.storage import Location
 
 ADD, REMOVE, REPLACE, CONFIG = "serve add", "serve remove", "serve replace", "serve config"
@@ -65,6 +66,8 @@ def serve_on_ray(config: RunConfig, run: Location, experts: Sequence[int], conso
         say(f"page: {page}/")
         say(f"API: {page}/v1 (described in {page}/openapi.json)")
         say(f"dashboard: {dashboard}")
+        if token_file := find_token_file(dashboard, os.environ):
+            say(f"the dashboard asks for the token in {token_file}")
         say(f"metrics: {metrics_address()}")
         say(f"Ctrl-C ends it. Experts may come and go: mode-ray serve add|remove|replace EXPERT --address {dashboard}")
         wait_for_the_end()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mode_ray.errors import UsageError, WorkerError
+from mode_ray.stages.access_token import token_headers
 
 if TYPE_CHECKING:
     from ray.dashboard.modules.job.pydantic_models import JobDetails
@@ -50,20 +51,19 @@ class JobServer:
 
     Args:
         address: URL of the cluster's dashboard.
-        token_file: File with Ray's token; by default as RAY_AUTH_MODE, RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH say.
+        token_file: File with the cluster's token. By default the token comes from RAY_AUTH_TOKEN or
+            RAY_AUTH_TOKEN_PATH, or is that of the local cluster with this address.
 
     Raises:
-        UsageError: Nothing answers there, or not to this token.
+        UsageError: No dashboard answers there, or it refuses the token.
     """
 
     def __init__(self, address: str, token_file: Path | None = None) -> None:
         # Ray lets variables overrule the address that its client is given.
         os.environ[_ADDRESS_VARIABLE] = address
-        if token_file is not None:
-            if not token_file.is_file():
-                raise UsageError(f"--token-file: {token_file}: no such file")
-            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)}
-            os.environ.pop("RAY_AUTH_TOKEN", None)
+        if token_file is not None and not token_file.is_file():
+            raise UsageError(f"--token-file: {token_file}: no such file")
+        headers = token_headers(address, os.environ, token_file)
         self.address = address
         # Imported late: Ray is slow to, and usage errors do without.
         from ray.dashboard.modules.job import sdk
@@ -72,7 +72,7 @@ class JobServer:
         # It would tell of its connections among the lines of the job.
         sdk.logger.setLevel(logging.WARNING)
         with self._errors():
-            self._client: JobSubmissionClient = JobSubmissionClient(address)
+            self._client: JobSubmissionClient = JobSubmissionClient(address, headers=headers)
 
     def submit(self, request: JobRequest) -> str:
         """Upload the working directory, unless this very content is there already, and start the job.
@@ -137,8 +137,8 @@ class JobServer:
             yield
         except AuthenticationError:
             raise UsageError(
-                f"{self.address}: the cluster wants another token: give the one it was started with by --token-file, "
-                "or set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+                f"{self.address}: the cluster refuses access without its token: give the file with the token it "
+                "was started with by --token-file, or set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
             ) from None
         except ConnectionError:
             raise UsageError(

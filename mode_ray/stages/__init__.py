@@ -1,1 +1,1 @@
-"""How a stage that works shard by shard is executed on Ray: work units, manifests, resume, actors."""
+"""How the stages of a run execute on Ray."""

@@ -2,18 +2,26 @@
 
 import logging
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 import ray.data
+from ray import _raylet
+from ray._private import ray_constants
 from ray.util.debug import log_once
 
 from mode_ray.config.run import RayConfig
+from mode_ray.stages.access_token import AUTH_MODE, TOKEN_PATH, new_token_file, publish
 
-# Read by Ray when it starts its processes; set only for clusters that are started here.
+# Read by Ray when it starts its processes; set only for clusters that are started here, and while they run.
 _LOCAL_ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",  # loopback only; on clusters the operator sets `token`
+    AUTH_MODE: "token",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # see _loopback_only
+    # The workers of a training run connect to each other by gloo, which listens on the machine's address by default.
+    "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "TOKENIZERS_PARALLELISM": "false",
@@ -26,34 +34,98 @@ _LOCAL_ENVIRONMENT = {
 def ray_session(config: RayConfig) -> Iterator[str]:
     """Use the cluster of the config or of RAY_ADDRESS, else start one here and end it afterwards.
 
+    A cluster that is started here listens on the loopback interface only, and refuses processes without its access
+    token; see mode_ray.stages.access_token. The environment is as before once it has ended.
+
     Where Ray is already initialised (a notebook, a test) that session is used and left alone.
 
     Yields:
         Where the cluster's dashboard is, `host:port`; empty without one.
+
+    Raises:
+        UsageError: The access token cannot be stored.
     """
     if ray.is_initialized():
         yield ray.init(ignore_reinit_error=True).dashboard_url or ""
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
-    if not address:
-        for name, value in _LOCAL_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        cluster = ray.init(
-            address="local",  # without it Ray joins whatever cluster `ray start` last began on this machine
-            num_cpus=config.num_cpus,
-            object_store_memory=config.object_store_bytes,
-            include_dashboard=config.dashboard,
-            log_to_driver=config.log_to_driver,
-            logging_level=logging.WARNING,
-        )
-    else:
-        cluster = ray.init(address=address, log_to_driver=config.log_to_driver, logging_level=logging.WARNING)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    log_once("ray_data_progress_manager_disabled")  # Ray would remind of it, once a process
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    with _joined(address, config) if address else _started(config) as dashboard:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        log_once("ray_data_progress_manager_disabled")  # Ray would remind of it, once a process
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        yield dashboard
+
+
+@contextmanager
+def _joined(address: str, config: RayConfig) -> Iterator[str]:
+    cluster = ray.init(address=address, log_to_driver=config.log_to_driver, logging_level=logging.WARNING)
     try:
         yield cluster.dashboard_url or ""
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _started(config: RayConfig) -> Iterator[str]:
+    with new_token_file(os.environ) as token_file:
+        token = {} if token_file is None else {TOKEN_PATH: str(token_file)}
+        with _environment({**_LOCAL_ENVIRONMENT, **token}), _loopback_only():
+            try:
+                cluster = ray.init(
+                    address="local",  # without it Ray joins whatever cluster `ray start` last began on this machine
+                    num_cpus=config.num_cpus,
+                    object_store_memory=config.object_store_bytes,
+                    include_dashboard=config.dashboard,
+                    dashboard_host="127.0.0.1",
+                    log_to_driver=config.log_to_driver,
+                    logging_level=logging.WARNING,
+                )
+                dashboard: str = cluster.dashboard_url or ""
+                if token_file is not None and dashboard:
+                    publish(token_file, dashboard)
+                yield dashboard
+            finally:
+                ray.shutdown()
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set the variables that the user has not set, for a while."""
+    added = {name: value for name, value in values.items() if not os.environ.get(name)}
+    before = {name: os.environ.get(name) for name in added}
+    os.environ.update(added)
+    _read_environment_again()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        _read_environment_again()
+
+
+def _read_environment_again() -> None:
+    """Ray keeps the authentication mode and the token in memory once it has read them."""
+    compiled: Any = _raylet  # without type hints
+    compiled.Config.initialize("")
+    compiled.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Have Ray's processes listen on 127.0.0.1 only.
+
+    They do so if that is the node's address. Ray replaces it by the machine's address (even the one that `ray.init` is
+    given) unless clusters of several machines are switched off, as they are on macOS and Windows. The switch is read
+    when Ray is imported: the attribute is for this process, the variable for those that it starts.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before

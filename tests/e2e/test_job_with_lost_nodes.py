@@ -124,7 +124,10 @@ def test_so_are_the_bytes_of_the_models(story: Story) -> None:
 
 
 def test_without_the_token_nothing_is_submitted(story: Story) -> None:
-    assert "the cluster wants another token: give the one it was started with" in story.refused_without_token
+    assert (
+        "the cluster refuses access without its token: give the file with the token it was started with"
+        in story.refused_without_token
+    )
 
 
 def test_ctrl_c_leaves_the_job_alone_and_says_how_to_follow_and_stop_it(story: Story) -> None:

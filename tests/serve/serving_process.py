@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -63,8 +64,11 @@ class Serving:
         self.url = self._said(said, r"page: (http://\S+?)/?$")
         self.dashboard = self._said(said, r"dashboard: (http://\S+?)/?$")
         self.metrics = self._said(said, r"metrics: (http://\S+)$")
-        self.endpoint: ServeEndpoint = connect(self.dashboard)
         self._images = [png(seed) for seed in range(IMAGES)]
+
+    @cached_property
+    def endpoint(self) -> ServeEndpoint:
+        return connect(self.dashboard)
 
     @staticmethod
     def _said(said: list[str], pattern: str) -> str:
@@ -127,13 +131,19 @@ class Serving:
 
 
 @contextmanager
-def serving_of(config: RunConfig) -> Iterator[Serving]:
-    """A run's ensemble, served while the block runs; what it said is printed at the end."""
+def serving_of(config: RunConfig, environment: Mapping[str, str] | None = None) -> Iterator[Serving]:
+    """A run's ensemble, served while the block runs; what it said is printed at the end.
+
+    Args:
+        config: The run's.
+        environment: Of the process; by default that of the tests.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "mode_ray.cli", "serve", config.run],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        env=environment,
     )
     said: list[str] = []
     assert process.stdout is not None

@@ -6,6 +6,7 @@ before it is deleted. A replaced expert gets an application of its own name: the
 at once, so that no answer mixes the image features of one model with the text features of another.
 """
 
+import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ from mode_ray.serve.ray.application_list import (
     without_applications,
 )
 from mode_ray.serve.service.served_run import ServedRun, held_experts
+from mode_ray.stages.access_token import token_headers
 from mode_ray.storage import Location
 
 _POLL_SECONDS = 0.5
@@ -214,15 +216,21 @@ def _applications(names: Collection[str]) -> str:
 
 
 def connect(address: str) -> ServeEndpoint:
-    """The cluster behind the dashboard's address, `http://HOST:8265`.
+    """The cluster behind the dashboard's address, `http://HOST:8265`; the token of a local cluster is found by itself.
 
     Raises:
-        UsageError: There is none, or it does not let us in.
+        UsageError: No dashboard answers there, or it refuses the token.
     """
     from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+    from ray.exceptions import AuthenticationError
 
     try:
-        endpoint: ServeEndpoint = ServeSubmissionClient(address)
+        endpoint: ServeEndpoint = ServeSubmissionClient(address, headers=token_headers(address, os.environ))
+    except AuthenticationError:
+        raise UsageError(
+            f"{address}: the cluster refuses access without its token: set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH to the file with the token it was started with"
+        ) from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(
