@@ -10,6 +10,7 @@ from PIL import Image
 from mode_ray.embed.encoder import pick_device
 from mode_ray.models.clip import load_clip
 from mode_ray.storage import Location
+from mode_ray.train.step.fast_tokens import fast_tokenizer
 
 _TEXTS_AT_ONCE = 256
 
@@ -32,7 +33,8 @@ class Expert:
         clip = load_clip(folder)
         self._device = pick_device(device)
         self._module = cast(Any, clip.module.eval().to(self._device))
-        self._tokenizer = clip.tokenizer
+        # The same tokens; open_clip keeps every word that it ever met, and a service meets words without end.
+        self._tokenizer = fast_tokenizer(clip.tokenizer)
         self._transform = clip.eval_transform
         self.logit_scale = float(self._module.logit_scale.detach().exp())
 
