@@ -1,6 +1,7 @@
 """Shared fixtures: one Ray for the whole session, a real S3 server, buckets, the larger data sets."""
 
 import os
+import resource
 import secrets
 import socket
 import subprocess
@@ -24,6 +25,8 @@ def _free_port() -> int:
 S3_ENDPOINT = f"http://127.0.0.1:{_free_port()}"
 S3_START_DEADLINE_SECONDS = 60.0
 S3_STOP_DEADLINE_SECONDS = 10.0
+# Of one pytest process, Ray's and other child processes not counted. Torch, Ray and the rest take 1.2 GB to import.
+MOST_RESIDENT_BYTES = 3_000_000_000
 
 # Ray, torch and arrow read these once, at import or at their first call, and Ray's workers inherit them: they
 # are set here, before any test module is imported.
@@ -52,6 +55,22 @@ _ENVIRONMENT = {
 for _name in _REMOVED:
     os.environ.pop(_name, None)
 os.environ.update(_ENVIRONMENT)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _bounded_memory() -> Iterator[None]:
+    """Fails the session of a process that needed too much memory: as an error after its last test.
+
+    A teardown error is the one failure that pytest-xdist passes on from the end of a worker's session.
+    """
+    yield
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if peak_bytes > MOST_RESIDENT_BYTES:
+        pytest.fail(
+            f"this pytest process needed up to {peak_bytes / 1e9:.1f} GB of memory, and {MOST_RESIDENT_BYTES / 1e9:g} "
+            "GB is the limit: some test or fixture keeps what it opened",
+            pytrace=False,
+        )
 
 
 @pytest.fixture(scope="session")

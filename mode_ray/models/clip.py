@@ -5,6 +5,7 @@ Hugging Face hub, its files. So open_clip itself loads it with `local-dir:PATH`,
 """
 
 import copy
+import functools
 import json
 import logging
 import math
@@ -20,6 +21,7 @@ import open_clip
 import safetensors.torch
 import torch
 from open_clip.pretrained import download_pretrained_from_hf
+from open_clip.tokenizer import SimpleTokenizer
 
 from mode_ray.config.train import ModelConfig
 from mode_ray.errors import DataError, UsageError
@@ -192,21 +194,38 @@ def _create(config: Mapping[str, Any], tokenizer_files: Mapping[str, bytes]) -> 
             module, train_transform, eval_transform = open_clip.create_model_and_transforms(
                 name, load_weights=False, pretrained_text=False, output_dict=True
             )
-        if not tokenizer_files:
-            _fetch_tokenizer(config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"), temporary)
-        tokenizer = open_clip.get_tokenizer(name)
+        text_config = config["model_cfg"]["text_cfg"]
+        hub_tokenizer = text_config.get("hf_tokenizer_name")
+        if hub_tokenizer and not tokenizer_files:
+            _fetch_tokenizer(hub_tokenizer, temporary)
+        tokenizer = open_clip.get_tokenizer(name) if hub_tokenizer else _own_tokenizer(text_config)
         files = _read_tokenizer_files(folder)
     preprocess = {key: module.visual.preprocess_cfg[key] for key in _PREPROCESS_KEYS}
     complete = {**copy.deepcopy(dict(config)), "preprocess_cfg": preprocess}
     return ClipModel(module, tokenizer, train_transform, eval_transform, complete, files)
 
 
-def _fetch_tokenizer(name: str | None, folder: str) -> None:
-    """Put the files of a hub tokenizer, if the model has one, into a folder: `local-dir:` looks there alone."""
-    if name:
-        from transformers import AutoTokenizer  # slow to import, and most models do without
+def _own_tokenizer(text_config: Mapping[str, Any]) -> SimpleTokenizer:
+    """open_clip's own tokenizer: its tables are shared by all models of a process, its memory of words is not."""
+    tokenizer = copy.copy(_tokenizer_with_tables(json.dumps(text_config, sort_keys=True)))
+    tokenizer.cache = dict(tokenizer.cache)
+    return tokenizer
 
-        AutoTokenizer.from_pretrained(name).save_pretrained(folder)
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer_with_tables(text_config: str) -> SimpleTokenizer:
+    """The tables take 25 MB, and to read them takes longer than to build a small model."""
+    with tempfile.TemporaryDirectory(prefix="mode-ray-tokenizer-") as temporary:
+        config = {"model_cfg": {"text_cfg": json.loads(text_config)}}
+        (Path(temporary) / CONFIG_FILE).write_text(json.dumps(config))
+        return open_clip.get_tokenizer(f"local-dir:{temporary}")
+
+
+def _fetch_tokenizer(name: str, folder: str) -> None:
+    """Put the files of a hub tokenizer into a folder: `local-dir:` reads them from there only."""
+    from transformers import AutoTokenizer  # slow to import, and most models do without
+
+    AutoTokenizer.from_pretrained(name).save_pretrained(folder)
 
 
 def _read_tokenizer_files(folder: Location) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ from mode_ray.embed.encoder import pick_device, unit_rows
 from mode_ray.models.clip import load_clip
 from mode_ray.models.preprocess import ImageGeometry
 from mode_ray.storage import Location
+from mode_ray.train.step.fast_tokens import fast_tokenizer
 
 Precision = Literal["float32", "bfloat16", "float16"]
 _TEXTS_AT_ONCE = 256
@@ -49,8 +50,9 @@ class Expert:
         self._device = pick_device(device)
         self._dtype: torch.dtype = getattr(torch, precision)
         self._module = cast(Any, clip.module.eval().to(self._device))
+        # The same tokens; open_clip keeps every word that it ever met, and a service meets words without end.
+        self.tokenizer = fast_tokenizer(clip.tokenizer)
         self._transform = clip.eval_transform
-        self.tokenizer = clip.tokenizer
         self.geometry = ImageGeometry.of_model(clip.config)
         preprocess = clip.config.get("preprocess_cfg", {})
         self._mean_311 = self._channels(preprocess.get("mean", _MEAN))

@@ -103,6 +103,15 @@ class TestFolders:
         assert (images.shape, images.dtype) == ((2, 16), np.float32)
         np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, atol=1e-5)
 
+    def test_models_of_a_process_share_the_tokenizer_s_tables_and_no_words(self, folder: Location) -> None:
+        first, second = load_clip(folder).tokenizer, load_clip(folder).tokenizer
+        assert first.bpe_ranks is second.bpe_ranks
+        words_before = dict(second.cache)
+        tokens = first(["an unheard of word"])
+        assert second.cache == words_before != first.cache
+        assert torch.equal(tokens, second(["an unheard of word"]))
+        assert tokens.shape == (1, 16)
+
 
 class TestDamagedFolders:
     @pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])

@@ -2,24 +2,15 @@
 
 import contextlib
 import json
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from serving import EXPERTS, TOPICS, MakeService, ServeUrl, picture, with_failing
+from serving import EXPERTS, TOPICS, MakeService, ServeUrl, picture, service_of, url_of_service, with_failing
 from tiny_run import build_run
 
-from mode_ray.config.serve import ServeConfig
-from mode_ray.serve.http.api import create_app
-from mode_ray.serve.in_process import bind, local_service, url_of, uvicorn_server
-from mode_ray.serve.service.ensemble_service import EnsembleService
-from mode_ray.serve.service.metrics import prometheus_metrics
 from mode_ray.serve.service.served_run import ServedRun
 from mode_ray.storage import Location
-
-START_DEADLINE_SECONDS = 30.0
 
 
 @pytest.fixture(scope="session")
@@ -44,39 +35,33 @@ def served(served_folder: Path) -> ServedRun:
 @pytest.fixture
 def make_service(served: ServedRun, tmp_path: Path) -> Iterator[MakeService]:
     """Makes services in this process; arguments replace fields of `serve`."""
-
-    def make(**fields: object) -> EnsembleService:
-        settings = {"pruning": {"share": 1.0}, "task_directory": str(tmp_path / "tasks"), **fields}
-        config = ServeConfig.model_validate(settings)
-        run = served.config.model_copy(update={"serve": config})
-        own = ServedRun(**{**served.__dict__, "config": run})
-        return stack.enter_context(local_service(own, config, prometheus_metrics()))
-
     with contextlib.ExitStack() as stack:
-        yield make
+        yield lambda **fields: stack.enter_context(service_of(served, tmp_path / "tasks", **fields))
 
 
 @pytest.fixture
-def serve_url(make_service: MakeService) -> ServeUrl:
+def serve_url(served: ServedRun, tmp_path: Path) -> ServeUrl:
     """Serves over a real socket of the loopback; arguments as of `make_service`, and the experts that are down."""
 
     @contextlib.contextmanager
     def serve(failing: Mapping[int, Exception | None] | None = None, **fields: object) -> Iterator[str]:
-        service = with_failing(make_service(**{"port": 0, **fields}), failing or {})
-        with bind(service.config) as listening:
-            server = uvicorn_server(create_app(lambda: service, service.config))
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-            thread.start()
-            deadline = time.monotonic() + START_DEADLINE_SECONDS
-            while not server.started and time.monotonic() < deadline:
-                time.sleep(0.01)
-            try:
-                yield url_of(listening)
-            finally:
-                server.should_exit = True
-                thread.join(START_DEADLINE_SECONDS)
+        with (
+            service_of(served, tmp_path / "tasks", **fields) as service,
+            url_of_service(with_failing(service, failing or {})) as url,
+        ):
+            yield url
 
     return serve
+
+
+@pytest.fixture(scope="session")
+def plain_url(served: ServedRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service with default settings and all experts, shared by the tests that neither change it nor count requests.
+
+    It takes about a second of CPU time to open one.
+    """
+    with service_of(served, tmp_path_factory.mktemp("plain") / "tasks") as service, url_of_service(service) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

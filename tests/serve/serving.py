@@ -5,18 +5,27 @@ import base64
 import contextlib
 import io
 import socket
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mode_ray.config.serve import ServeConfig
+from mode_ray.serve.http.api import create_app
+from mode_ray.serve.in_process import bind, local_service, url_of, uvicorn_server
 from mode_ray.serve.service.ensemble_service import EnsembleService
 from mode_ray.serve.service.expert_client import ExpertDescription
+from mode_ray.serve.service.metrics import prometheus_metrics
+from mode_ray.serve.service.served_run import ServedRun
 
 TOPICS = ("a cat", "a dog", "a horse", "a bus", "a train", "a tram", "an apple", "a pear", "a plum")
 EXPERTS = 3
+START_DEADLINE_SECONDS = 30.0
 MakeService = Callable[..., EnsembleService]
 ServeUrl = Callable[..., "contextlib.AbstractContextManager[str]"]
 
@@ -32,6 +41,33 @@ def picture(seed: int, kind: str = "PNG", size: tuple[int, int] = (40, 30)) -> b
 def as_json(images: Sequence[bytes]) -> list[dict[str, str]]:
     """Images as a JSON request has them."""
     return [{"base64": base64.b64encode(image).decode()} for image in images]
+
+
+@contextlib.contextmanager
+def service_of(served: ServedRun, tasks: Path, **fields: object) -> Iterator[EnsembleService]:
+    """A service in this process that stores its tasks below a folder; `fields` replace fields of `serve`."""
+    settings = {"pruning": {"share": 1.0}, "task_directory": str(tasks), "port": 0, **fields}
+    config = ServeConfig.model_validate(settings)
+    own = replace(served, config=served.config.model_copy(update={"serve": config}))
+    with local_service(own, config, prometheus_metrics()) as service:
+        yield service
+
+
+@contextlib.contextmanager
+def url_of_service(service: EnsembleService) -> Iterator[str]:
+    """Serves over a real socket of the loopback while the block runs."""
+    with bind(service.config) as listening:
+        server = uvicorn_server(create_app(lambda: service, service.config))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + START_DEADLINE_SECONDS
+        while not server.started and time.monotonic() < deadline:
+            time.sleep(0.01)
+        try:
+            yield url_of(listening)
+        finally:
+            server.should_exit = True
+            thread.join(START_DEADLINE_SECONDS)
 
 
 def half_a_request(url: str) -> socket.socket:

@@ -103,10 +103,10 @@ class EnsembleService:
         self.config = config
         self.metrics = metrics
         self._clients = dict(clients)
-        self._router = TaskRouter(served, served.load_encoder())
+        self._router: TaskRouter | None = TaskRouter(served, served.load_encoder())
         self._images = ImageInput(served.geometry, config.limits.image_pixels)
         self._fan_out = FanOut(config.pruning, config.expert_deadline_seconds, served.geometry.size, metrics)
-        self._cache = TaskCache(config.cached_tasks, config.cached_task_bytes)
+        self._cache = self._empty_cache()
         self._store = TaskStore(served.task_directory, config.max_stored_tasks)
         self._encoder_thread = ThreadPoolExecutor(1, thread_name_prefix="caption-encoder")
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="images")
@@ -118,9 +118,16 @@ class EnsembleService:
         self._clients = dict(clients)
 
     def close(self) -> None:
-        """End the threads; requests under way fail."""
+        """End the threads and release the experts, the caption encoder and the cached tasks; requests under way fail.
+
+        FastAPI caches the functions behind the routes for the life of the process (`fastapi.dependencies.models`, 4096
+        entries). They refer to the service, so a closed service stays in memory: it must hold nothing large.
+        """
         self._encoder_thread.shutdown(wait=False, cancel_futures=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._clients = {}
+        self._router = None
+        self._cache = self._empty_cache()  # a new one: requests under way may be iterating over the old one
 
     async def describe_experts(self) -> dict[int, ExpertDescription | None]:
         """All experts of the run; None for those that are down."""
@@ -174,7 +181,7 @@ class EnsembleService:
         if each_text_routed:
             texts = [texts[0] for texts in routed.definition.class_texts()]
             weights = await self._run(
-                self._encoder_thread, self._router.weights_of_each, texts, routed.definition.rule
+                self._encoder_thread, self._open_router().weights_of_each, texts, routed.definition.rule
             )
 
         async def cosines(expert: TimedExpert, description: ExpertDescription) -> Floats:
@@ -234,7 +241,7 @@ class EnsembleService:
             weights = (await self.task(definition)).weights_c
         else:
             with self._timed("route"):
-                weights = await self._run(self._encoder_thread, self._router.weights_of_each, texts, chosen)
+                weights = await self._run(self._encoder_thread, self._open_router().weights_of_each, texts, chosen)
 
         async def features(expert: TimedExpert, _: ExpertDescription) -> Floats:
             return await expert.encode_texts(texts)
@@ -262,6 +269,15 @@ class EnsembleService:
             left_out=gathered.left_out,
         )
 
+    def _empty_cache(self) -> TaskCache:
+        return TaskCache(self.config.cached_tasks, self.config.cached_task_bytes)
+
+    def _open_router(self) -> TaskRouter:
+        router = self._router
+        if router is None:
+            raise unavailable("the service is closed")
+        return router
+
     async def _task(self, task: TaskDefinition | str) -> CachedTask:
         task_id = task if isinstance(task, str) else task.id
         found = self._cache.get(task_id)
@@ -282,7 +298,7 @@ class EnsembleService:
         self._waiting_tasks += 1
         try:
             with self._timed("route"):
-                routed = await self._run(self._encoder_thread, self._router.route, task)
+                routed = await self._run(self._encoder_thread, self._open_router().route, task)
         finally:
             self._waiting_tasks -= 1
         return self._cache.put(routed)

@@ -70,7 +70,7 @@ class LocalExpert:
         executor: Executor | None = None,
     ) -> None:
         self.id = expert
-        self._model = model
+        self._model: ExpertModel | None = model
         self._config = config
         self._observer = observer
         self._owns_executor = executor is None
@@ -80,7 +80,6 @@ class LocalExpert:
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed = False
         self._description = ExpertDescription(
             logit_scale=model.logit_scale,
             dimension=model.dimension,
@@ -90,7 +89,7 @@ class LocalExpert:
 
     async def describe(self) -> ExpertDescription:
         """What the expert is."""
-        self._require_open()
+        self._open_model()
         return self._description
 
     async def encode_images(self, images_bhw3: npt.NDArray[np.uint8]) -> Embeddings:
@@ -113,19 +112,22 @@ class LocalExpert:
         return await self._answered(job)
 
     def close(self) -> None:
-        """End the thread, from any thread; calls that wait fail with ExpertUnavailable."""
-        self._closed = True
+        """End the thread and release the model, from any thread; calls that wait fail with ExpertUnavailable."""
+        # A closed expert may stay referenced for long, see `EnsembleService.close`; its model must not.
+        self._model = None
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._end)
         if self._owns_executor:
             self._executor.shutdown(wait=False)
 
-    def _require_open(self) -> None:
-        if self._closed:
+    def _open_model(self) -> ExpertModel:
+        model = self._model
+        if model is None:
             raise ExpertUnavailable(f"expert {self.id} is closed")
+        return model
 
     def _begin(self, waiting: int) -> "asyncio.Future[Embeddings]":
-        self._require_open()
+        self._open_model()
         if waiting >= self._config.max_queued_requests:
             raise ExpertBusy(f"expert {self.id} has {waiting} requests waiting")
         self._loop = asyncio.get_running_loop()
@@ -182,7 +184,7 @@ class LocalExpert:
         job = self._texts.popleft()
         piece = job.texts[job.position : job.position + _TEXTS_AT_ONCE]
         try:
-            job.done.append(await self._in_thread(self._model.encode_texts, piece))
+            job.done.append(await self._in_thread(self._open_model().encode_texts, piece))
         except Exception as error:  # noqa: BLE001  (as above)
             self._give_up(job, error)
             return
@@ -210,10 +212,11 @@ class LocalExpert:
         return batch
 
     def _encode_batches(self, images_bhw3: npt.NDArray[np.uint8]) -> Embeddings:
+        model = self._open_model()
         parts = []
         for start in range(0, len(images_bhw3), self._config.max_batch_size):
             piece = images_bhw3[start : start + self._config.max_batch_size]
-            parts.append(self._model.encode_pixels(piece))
+            parts.append(model.encode_pixels(piece))
             self._observer.observe_batch(self.id, len(piece))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 

@@ -52,19 +52,26 @@ class FastTokenizer:
 
     def _encode(self, caption: str) -> list[int]:
         if not caption.isascii() or not caption.isprintable() or "&" in caption:
-            return list(self._slow.encode(caption))
+            return self._encode_slowly(caption)
         lowered = caption.lower()
         if any(special in lowered for special in self._special):
-            return list(self._slow.encode(caption))
+            return self._encode_slowly(caption)
         ids: list[int] = []
         for word in _WORDS.findall(lowered):
             ids += self._tokens.get(word) or self._learnt(word)
         return ids
 
-    def _learnt(self, word: str) -> tuple[int, ...]:
-        if len(self._tokens) >= self._kept:
+    def _encode_slowly(self, caption: str) -> list[int]:
+        self._forget_if_full()
+        return list(self._slow.encode(caption))
+
+    def _forget_if_full(self) -> None:
+        if max(len(self._tokens), len(self._slow.cache)) >= self._kept:
             self._tokens.clear()
             self._slow.cache = dict(self._special)
+
+    def _learnt(self, word: str) -> tuple[int, ...]:
+        self._forget_if_full()
         tokens = tuple(self._slow.encoder[part] for part in self._slow.bpe(word).split(" "))
         self._tokens[word] = tokens
         return tokens

@@ -3,14 +3,14 @@ from collections.abc import Iterator, Sequence
 import httpx
 import numpy as np
 import pytest
-from serving import EXPERTS, ServeUrl, as_json, picture
+from serving import EXPERTS, as_json, picture
 
 LABELS = ["cat", "dog", "bus", "apple"]
 
 
-@pytest.fixture
-def client(serve_url: ServeUrl) -> Iterator[httpx.Client]:
-    with serve_url() as url, httpx.Client(base_url=url, timeout=30) as client:
+@pytest.fixture(scope="module")
+def client(plain_url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=plain_url, timeout=30) as client:
         yield client
 
 

@@ -131,18 +131,18 @@ class TestAtlas:
         assert "<title>Atlas" in answer.text
         assert answer.headers["Content-Security-Policy"].startswith("sandbox allow-scripts;")
 
-    def test_a_run_without_one_says_how_to_make_it(self, serve_url: ServeUrl) -> None:
-        with serve_url() as address, pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(f"{base_of(address)}atlas", timeout=60)  # noqa: S310
+    def test_a_run_without_one_says_how_to_make_it(self, plain_url: str) -> None:
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(f"{base_of(plain_url)}atlas", timeout=60)  # noqa: S310
         assert caught.value.code == 404
         assert "mode-ray atlas" in json.load(caught.value)["error"]["message"]
 
 
 @needs_browser
 class TestClassify:
-    def test_the_ranking_is_the_answer_of_the_api(self, browser: Browser, serve_url: ServeUrl, tmp_path: Path) -> None:
+    def test_the_ranking_is_the_answer_of_the_api(self, browser: Browser, plain_url: str, tmp_path: Path) -> None:
         labels = ["a dog", "a tram", "a plum", "a cat"]
-        with serve_url() as address, opened(browser, base_of(address)) as page:
+        with opened(browser, base_of(plain_url)) as page:
             page.get_by_label("Choose images").set_input_files(png(tmp_path))
             page.locator("#labels").fill("\n".join(labels))
             page.get_by_role("button", name="Classify").click()
@@ -150,7 +150,7 @@ class TestClassify:
             figures = page.locator(".ranking .figure").all_text_contents()
             experts = page.locator(".weights .name").all_text_contents()
             found = asked(
-                base_of(address),
+                base_of(plain_url),
                 images=[{"base64": base64.b64encode(png(tmp_path).read_bytes()).decode()}],
                 labels=labels,
             )
@@ -161,24 +161,22 @@ class TestClassify:
 
     @pytest.mark.parametrize("gesture", ["drop", "paste"])
     def test_an_image_may_be_dropped_or_pasted(
-        self, browser: Browser, serve_url: ServeUrl, tmp_path: Path, gesture: str
+        self, browser: Browser, plain_url: str, tmp_path: Path, gesture: str
     ) -> None:
         content = base64.b64encode(png(tmp_path).read_bytes()).decode()
-        with serve_url() as address, opened(browser, base_of(address)) as page:
+        with opened(browser, base_of(plain_url)) as page:
             page.evaluate(HAND_OVER, [gesture, content])
             expect(page.get_by_role("button", name="Remove given.png")).to_be_visible()
             page.locator("#labels").fill("a dog, a cat")
             page.get_by_role("button", name="Classify").click()
             assert sorted(ranked(page)) == ["a cat", "a dog"]
 
-    def test_a_degraded_answer_says_who_is_missing(
-        self, browser: Browser, serve_url: ServeUrl, tmp_path: Path
-    ) -> None:
+    def test_a_degraded_answer_says_who_is_missing(self, browser: Browser, plain_url: str, tmp_path: Path) -> None:
         def without_expert_1(route: Route) -> None:
             answer = route.fetch()
             route.fulfill(response=answer, json={**answer.json(), "degraded": True, "left_out": [1]})
 
-        with serve_url() as address, opened(browser, base_of(address)) as page:
+        with opened(browser, base_of(plain_url)) as page:
             page.route("**/v1/classify", without_expert_1)
             page.get_by_label("Choose images").set_input_files(png(tmp_path))
             page.locator("#labels").fill("a dog, a cat")
@@ -188,14 +186,14 @@ class TestClassify:
             )
             expect(page.locator(".weights .lost .name")).to_have_text(["Expert 1"])
 
-    def test_an_example_is_one_click_away(self, browser: Browser, serve_url: ServeUrl) -> None:
-        with serve_url() as address, opened(browser, base_of(address)) as page:
+    def test_an_example_is_one_click_away(self, browser: Browser, plain_url: str) -> None:
+        with opened(browser, base_of(plain_url)) as page:
             page.get_by_role("button", name="heart", exact=True).click()
             assert "a red heart" in ranked(page)
             expect(page.get_by_role("heading", name="Clusters met")).to_be_visible()
 
-    def test_it_works_by_keyboard_alone(self, browser: Browser, serve_url: ServeUrl, tmp_path: Path) -> None:
-        with serve_url() as address, opened(browser, base_of(address)) as page:
+    def test_it_works_by_keyboard_alone(self, browser: Browser, plain_url: str, tmp_path: Path) -> None:
+        with opened(browser, base_of(plain_url)) as page:
             page.on("filechooser", lambda choice: choice.set_files(png(tmp_path)))
             for _ in range(20):
                 page.keyboard.press("Tab")
@@ -210,8 +208,8 @@ class TestClassify:
             assert sorted(ranked(page)) == ["a bus", "a pear"]
             assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
-    def test_a_label_or_file_name_is_never_markup(self, browser: Browser, serve_url: ServeUrl, tmp_path: Path) -> None:
-        with serve_url() as address, opened(browser, base_of(address)) as page:
+    def test_a_label_or_file_name_is_never_markup(self, browser: Browser, plain_url: str, tmp_path: Path) -> None:
+        with opened(browser, base_of(plain_url)) as page:
             page.get_by_label("Choose images").set_input_files(png(tmp_path, "<b>red.png"))
             page.locator("#labels").fill(f"{UNTRUSTED}\na dog")
             page.get_by_role("button", name="Classify").click()
@@ -220,10 +218,10 @@ class TestClassify:
             assert page.title() != "broken"
 
     def test_a_file_that_is_no_image_does_not_keep_the_others_from_their_answer(
-        self, browser: Browser, serve_url: ServeUrl, tmp_path: Path
+        self, browser: Browser, plain_url: str, tmp_path: Path
     ) -> None:
         (tmp_path / "no.png").write_bytes(b"not an image")
-        with serve_url() as address, opened(browser, base_of(address)) as page:
+        with opened(browser, base_of(plain_url)) as page:
             page.get_by_label("Choose images").set_input_files([tmp_path / "no.png", png(tmp_path)])
             page.locator("#labels").fill("a dog\na cat")
             page.get_by_role("button", name="Classify").click()
@@ -255,8 +253,8 @@ class TestClassify:
 
 @needs_browser
 class TestClusters:
-    def test_they_are_found_by_expert_and_number(self, browser: Browser, serve_url: ServeUrl) -> None:
-        with serve_url() as address, opened(browser, f"{base_of(address)}#clusters") as page:
+    def test_they_are_found_by_expert_and_number(self, browser: Browser, plain_url: str) -> None:
+        with opened(browser, f"{base_of(plain_url)}#clusters") as page:
             cards = page.locator("#cluster-list > li")
             expect(cards).to_have_count(9, timeout=ANSWER_MILLISECONDS)
             page.get_by_label("Expert").select_option("1")
@@ -279,11 +277,11 @@ class TestClusters:
                 page.get_by_role("link", name="Atlas").click()
             expect(shown.value).to_have_title("Atlas of null", timeout=ANSWER_MILLISECONDS)
 
-    def test_they_are_turned_page_by_page(self, browser: Browser, serve_url: ServeUrl) -> None:
+    def test_they_are_turned_page_by_page(self, browser: Browser, plain_url: str) -> None:
         script = page_files()["clusters.js"].content.decode()
         assert "const PAGE = 24;" in script
         short = script.replace("const PAGE = 24;", "const PAGE = 4;")
-        with serve_url() as address, opened(browser, f"{base_of(address)}#clusters") as page:
+        with opened(browser, f"{base_of(plain_url)}#clusters") as page:
             page.route(
                 "**/static/clusters.js", lambda route: route.fulfill(body=short, content_type="text/javascript")
             )
@@ -300,9 +298,9 @@ class TestClusters:
 @needs_browser
 class TestPhone:
     @pytest.mark.parametrize("scheme", ["light", "dark"])
-    def test_nothing_is_wider_than_the_screen(self, browser: Browser, serve_url: ServeUrl, scheme: str) -> None:
+    def test_nothing_is_wider_than_the_screen(self, browser: Browser, plain_url: str, scheme: str) -> None:
         wide = "document.documentElement.scrollWidth > innerWidth"
-        with serve_url() as address, opened(browser, base_of(address), viewport=PHONE, color_scheme=scheme) as page:
+        with opened(browser, base_of(plain_url), viewport=PHONE, color_scheme=scheme) as page:
             assert not page.evaluate(wide)
             page.get_by_role("button", name="house", exact=True).click()
             ranked(page)

@@ -101,17 +101,15 @@ class TestErrors:
         ],
     )
     def test_all_have_one_shape(
-        self, serve_url: ServeUrl, method: str, path: str, fields: dict[str, object], expected: tuple[int, str]
+        self, plain_url: str, method: str, path: str, fields: dict[str, object], expected: tuple[int, str]
     ) -> None:
-        with serve_url() as url:
-            answer = httpx.request(method, url + path, **fields)  # type: ignore[arg-type]
+        answer = httpx.request(method, plain_url + path, **fields)  # type: ignore[arg-type]
         assert (answer.status_code, error_of(answer)["code"]) == expected
 
 
 class TestHeadersAndLogs:
-    def test_answers_carry_security_headers(self, serve_url: ServeUrl) -> None:
-        with serve_url() as url:
-            answer = httpx.get(f"{url}/v1/health")
+    def test_answers_carry_security_headers(self, plain_url: str) -> None:
+        answer = httpx.get(f"{plain_url}/v1/health")
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
         assert "server" not in answer.headers

@@ -15,9 +15,9 @@ PNG = {"Content-Type": "image/png"}
 DTYPES = {"float32": ("<f4", 1e-5), "float16": ("<f2", 1e-3)}
 
 
-@pytest.fixture
-def client(serve_url: ServeUrl) -> Iterator[httpx.Client]:
-    with serve_url() as url, httpx.Client(base_url=url, timeout=30) as client:
+@pytest.fixture(scope="module")
+def client(plain_url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=plain_url, timeout=30) as client:
         yield client
 
 

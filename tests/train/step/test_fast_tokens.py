@@ -63,6 +63,13 @@ def test_words_that_were_forgotten_give_the_same_tokens_again(tokenizer: SimpleT
         assert torch.equal(forgetful(ODD), tokenizer(ODD))
 
 
+def test_neither_printable_nor_other_texts_fill_the_memory(tokenizer: SimpleTokenizer) -> None:
+    forgetful = FastTokenizer(tokenizer, kept=50)
+    for number in range(500):
+        forgetful([f"wörd{chr(0x4E00 + number)}", f"word{chr(97 + number % 26)}{chr(97 + number // 26)}"])
+        assert len(tokenizer.cache) <= 52
+
+
 def test_it_travels_to_loader_processes(tokenizer: SimpleTokenizer) -> None:
     there = pickle.loads(pickle.dumps(fast_tokenizer(tokenizer)))  # noqa: S301 - our own object
     assert torch.equal(there(ODD), tokenizer(ODD))
