@@ -54,7 +54,7 @@ def add_deploy_commands(
     submit.add_argument("--working-dir", default=".", help="folder that the job gets a copy of (default: this one)")
     submit.add_argument(
         "--token-file",
-        help="file with the cluster's token (default: RAY_AUTH_TOKEN_PATH, or that of a mode-ray serve on this machine)",
+        help="file with the cluster's token (default: RAY_AUTH_TOKEN_PATH, or that of a mode-ray serve here)",
     )
     submit.add_argument(
         "--env",

@@ -284,7 +284,7 @@ class Ensemble:
     def _tokenizer(self) -> "EnsembleTokenizer":
         from mode_ray.ensemble.open_clip_model import EnsembleTokenizer
 
-        return EnsembleTokenizer(self._first.tokenizer)
+        return EnsembleTokenizer(self._first.tokenizer, self._first.context_length)
 
     @cached_property
     def _router(self) -> Router:

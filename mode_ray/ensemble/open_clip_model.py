@@ -8,7 +8,7 @@ text. That keeps the order of the images for each text (image retrieval), not th
 """
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own habit)
 
 from mode_ray.ensemble.task import Task
 from mode_ray.errors import UsageError
+from mode_ray.models.fast_tokens import TextTokenizer
 
 if TYPE_CHECKING:
     from mode_ray.ensemble.ensemble import Ensemble
@@ -28,21 +29,24 @@ class EnsembleTokenizer:
 
     Args:
         tokenizer: Of the experts.
+        context_length: Tokens of a text at most.
     """
 
-    def __init__(self, tokenizer: Any) -> None:  # noqa: ANN401
+    def __init__(self, tokenizer: TextTokenizer, context_length: int) -> None:
+        self.context_length = context_length
         self._tokenizer = tokenizer
         self._texts: OrderedDict[bytes, str] = OrderedDict()
 
-    @property
-    def context_length(self) -> int | None:
-        """Tokens of a text at most."""
-        return getattr(self._tokenizer, "context_length", None)
-
     def __call__(self, texts: str | list[str], context_length: int | None = None) -> torch.Tensor:
-        """Tokenize texts."""
+        """Tokenize texts.
+
+        Raises:
+            UsageError: Another context length than the experts'.
+        """
+        if context_length not in (None, self.context_length):
+            raise UsageError(f"context_length={context_length}: the experts take {self.context_length} tokens")
         texts = [texts] if isinstance(texts, str) else list(texts)
-        tokens_bt: torch.Tensor = self._tokenizer(texts, *(() if context_length is None else (context_length,)))
+        tokens_bt = self._tokenizer(texts)
         for row, text in zip(_keys(tokens_bt), texts, strict=True):
             self._texts[row] = text
         while len(self._texts) > _REMEMBERED_TEXTS:

@@ -10,12 +10,13 @@ from PIL import Image
 
 from mode_ray.embed.encoder import pick_device, unit_rows
 from mode_ray.models.clip import load_clip
+from mode_ray.models.fast_tokens import fast_tokenizer
 from mode_ray.models.preprocess import ImageGeometry
 from mode_ray.storage import Location
-from mode_ray.train.step.fast_tokens import fast_tokenizer
 
 Precision = Literal["float32", "bfloat16", "float16"]
 _TEXTS_AT_ONCE = 256
+_CONTEXT_LENGTH = 77  # open_clip's, where a config states none
 # open_clip's own, for a config that states none.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
@@ -34,6 +35,7 @@ class Expert:
         folder: As given.
         geometry: How images are resized for this model.
         tokenizer: Texts to int64 [b, context].
+        context_length: Tokens of a text at most.
         logit_scale: exp of the learned temperature.
         dimension: d, the length of an embedding.
 
@@ -53,6 +55,7 @@ class Expert:
         # The same tokens; open_clip keeps every word that it ever met, and a service meets words without end.
         self.tokenizer = fast_tokenizer(clip.tokenizer)
         self._transform = clip.eval_transform
+        self.context_length = int(clip.config["model_cfg"]["text_cfg"].get("context_length", _CONTEXT_LENGTH))
         self.geometry = ImageGeometry.of_model(clip.config)
         preprocess = clip.config.get("preprocess_cfg", {})
         self._mean_311 = self._channels(preprocess.get("mean", _MEAN))

@@ -19,13 +19,13 @@ from torch.utils.data import DataLoader, Dataset
 from mode_ray.config.run import CaptionsConfig, RunConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.models.clip import ClipModel
+from mode_ray.models.fast_tokens import fast_tokenizer
+from mode_ray.models.tokens import CachedTokenizer
 from mode_ray.pairs.index import PairIndex
 from mode_ray.pairs.order import SampleOrder
 from mode_ray.pairs.reader import Pair, PairReader
 from mode_ray.train.step.crops import TrainTransform
-from mode_ray.train.step.fast_tokens import fast_tokenizer
 from mode_ray.train.step.pixels import decode_pixels
-from mode_ray.train.step.tokens import CachedTokenizer
 from mode_ray.util.read_ahead import read_ahead
 from mode_ray.util.threads import limited_threads
 

@@ -70,7 +70,7 @@ class LocalExpert:
         executor: Executor | None = None,
     ) -> None:
         self.id = expert
-        self._model: ExpertModel | None = model
+        self._model: Expert | None = model
         self._config = config
         self._observer = observer
         self._owns_executor = executor is None
@@ -120,7 +120,7 @@ class LocalExpert:
         if self._owns_executor:
             self._executor.shutdown(wait=False)
 
-    def _open_model(self) -> ExpertModel:
+    def _open_model(self) -> Expert:
         model = self._model
         if model is None:
             raise ExpertUnavailable(f"expert {self.id} is closed")

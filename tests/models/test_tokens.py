@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mode_ray.train.step.tokens import CachedTokenizer
+from mode_ray.models.tokens import CachedTokenizer
 
 
 class Letters:

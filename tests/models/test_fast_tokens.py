@@ -11,7 +11,7 @@ import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 
-from mode_ray.train.step.fast_tokens import FastTokenizer, fast_tokenizer
+from mode_ray.models.fast_tokens import FastTokenizer, fast_tokenizer
 
 ODD = [
     "",
