@@ -35,7 +35,7 @@ from mode_ray.config import RunConfig
 from mode_ray.config_file import with_values
 from mode_ray.evaluate.report import result_rows
 from mode_ray.evaluate.run import load_report
-from mode_ray.pipeline import stage_directories
+from mode_ray.run_directory import stage_directories
 from mode_ray.settings import config_hash
 from mode_ray.storage import Location
 from mode_ray.study.reuse import seed_fields, with_shared_seeds

@@ -18,8 +18,8 @@ from mode_ray.ensemble import ensemble_scores
 from mode_ray.evaluate.similarities import zero_shot_classifier
 from mode_ray.expert import Expert
 from mode_ray.images import decode_image
-from mode_ray.pipeline import stage_directories
 from mode_ray.routing import routing_weights
+from mode_ray.run_directory import stage_directories
 from mode_ray.serve.served_run import ServedRun
 from mode_ray.stage import Stage
 from mode_ray.storage import Location

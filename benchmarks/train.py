@@ -38,7 +38,7 @@ from frame import Timings, alternate, arguments, finish
 from mode_ray.config import RunConfig
 from mode_ray.config_file import load_config
 from mode_ray.expert_data import TrainingSet
-from mode_ray.pipeline import LISTING, stage_directories
+from mode_ray.run_directory import LISTING, SHARDS_FILE, stage_directories
 from mode_ray.session import ray_session
 from mode_ray.storage import Location
 from mode_ray.train.budget import DENSE, Trial
@@ -46,7 +46,7 @@ from mode_ray.train.data import PairDataset, train_loader
 from mode_ray.train.launcher import fit_trial
 from mode_ray.train.loop import TrainLoop
 from mode_ray.train.model import build_clip, save_clip
-from mode_ray.train.trial import SHARDS_FILE, TrialJob, read_metrics
+from mode_ray.train.trial import TrialJob, read_metrics
 from mode_ray.train.trial_data import TrialData
 from mode_ray.train_config import ModelConfig
 

@@ -10,7 +10,7 @@ import ray
 from mode_ray.assign import DISTANCE, FINE
 from mode_ray.captions.read import read_captions
 from mode_ray.captions.shards import Shard
-from mode_ray.cluster.atlas import ATLAS_HTML, render_atlas
+from mode_ray.cluster.atlas import render_atlas
 from mode_ray.cluster.atlas_data import CAPTIONS_PER_END, AtlasFacts, atlas_data
 from mode_ray.cluster.atlas_sample import CaptionSample, merge, summarise
 from mode_ray.cluster.clustering import Clustering
@@ -18,6 +18,7 @@ from mode_ray.cluster.nearest import NearestCenters
 from mode_ray.config import RunConfig
 from mode_ray.embeddings import EMBEDDING, embedding_vectors
 from mode_ray.errors import DataError
+from mode_ray.run_directory import ATLAS_HTML
 from mode_ray.sampling import allocate_sample, sample_positions
 from mode_ray.stage import package_versions, read_manifest, read_output, read_units
 from mode_ray.storage import Location

@@ -82,10 +82,9 @@ def run_stages(config: RunConfig, names: Sequence[str], console: Console) -> Non
 
 def report_location(config: RunConfig) -> Location:
     """Where the HTML report of a run lies."""
-    from mode_ray.evaluate.run import REPORT_HTML
-    from mode_ray.pipeline import stage_directories
+    from mode_ray.run_directory import report_page
 
-    return stage_directories(config.directory)["evaluate"] / REPORT_HTML
+    return report_page(config.directory)
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
@@ -179,21 +178,22 @@ def _add(options: argparse.Namespace, console: Console) -> int:
 def _sweep(options: argparse.Namespace, console: Console) -> int:
     from mode_ray.pipeline import Pipeline
     from mode_ray.progress import Progress
+    from mode_ray.run_directory import SWEEP_BEST
     from mode_ray.session import ray_session
-    from mode_ray.sweep.results import BEST_FILE, sweep_table
+    from mode_ray.sweep.results import sweep_table
 
     config = load_config(options.config, options.overrides)
     pipeline = Pipeline(config, Progress(console))
     with ray_session(config.ray):
         report = pipeline.sweep()
     console.print(sweep_table(report.results, report.measurements))
-    console.print(f"the winner as a config: {report.folder / BEST_FILE}", soft_wrap=True, highlight=False)
+    console.print(f"the winner as a config: {report.folder / SWEEP_BEST}", soft_wrap=True, highlight=False)
     return 0
 
 
 def _export(options: argparse.Namespace, console: Console) -> int:
     from mode_ray.export.run import ExportRequest, run_export
-    from mode_ray.pipeline import stage_directories
+    from mode_ray.run_directory import stage_directories
 
     config = load_config(options.config, options.overrides)
     request = ExportRequest(
@@ -226,8 +226,8 @@ def _status(options: argparse.Namespace, console: Console) -> int:
 
 def _demo(options: argparse.Namespace, console: Console) -> int:
     from mode_ray.demo.build import build_demo_data
-    from mode_ray.pipeline import STAGE_NAMES
     from mode_ray.progress import Progress
+    from mode_ray.run_directory import STAGE_NAMES
 
     directory = Location.parse(options.directory)
     console.print(f"[demo] data: emoji and icons from Python packages, in {directory / 'data'}", markup=False)

@@ -41,8 +41,9 @@ def add_commands(
 
 def _rules(options: argparse.Namespace, console: Console) -> int:
     from mode_ray.evaluate.report import results_table
-    from mode_ray.evaluate.run import REPORT_HTML, load_report
+    from mode_ray.evaluate.run import load_report
     from mode_ray.rescore import rescore
+    from mode_ray.run_directory import REPORT_HTML
 
     folder = rescore(load_config(options.config, options.overrides))
     console.print(results_table(load_report(folder)))

@@ -16,8 +16,9 @@ from mode_ray.config import CaptionsConfig, EncoderConfig, EncoderPlacement, Run
 from mode_ray.embeddings import EMBEDDING, embedding_column, place_columns, split_usable
 from mode_ray.encoders.encoder import load_encoder
 from mode_ray.errors import DataError
+from mode_ray.run_directory import CAPTION_COUNTS
 from mode_ray.sampling import allocate_sample, sample_positions
-from mode_ray.stage import CAPTION_COUNTS, Manifest, Stage, UnitRecord
+from mode_ray.stage import Manifest, Stage, UnitRecord
 from mode_ray.units import plan_units, run_shard_stage
 
 

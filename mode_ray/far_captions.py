@@ -19,13 +19,13 @@ from mode_ray.embed import unit_record
 from mode_ray.embeddings import EMBEDDING, embedding_column, embedding_vectors, place_columns
 from mode_ray.encoders.encoder import load_encoder
 from mode_ray.errors import DataError
+from mode_ray.run_directory import FAR_DIRECTORY
 from mode_ray.sampling import sample_positions
 from mode_ray.settings import config_hash
 from mode_ray.stage import Stage, UnitRecord, read_output, read_units
 from mode_ray.storage import Location
 from mode_ray.units import run_shard_stage
 
-FAR_DIRECTORY = "far_captions"
 _SHARD_READERS = 8
 
 

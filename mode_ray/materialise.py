@@ -18,8 +18,9 @@ from mode_ray.config import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.pair_index import PairIndex, index_columns, index_rows
 from mode_ray.pair_reader import Pair, PairReader
+from mode_ray.run_directory import STARTED
 from mode_ray.sample_order import SampleOrder
-from mode_ray.stage import STARTED, Stage, UnitRecord, read_output
+from mode_ray.stage import Stage, UnitRecord, read_output
 from mode_ray.storage import Location
 from mode_ray.training_set import Provenance, index_provenance, open_index, write_index
 

@@ -23,6 +23,7 @@ from mode_ray.evaluate.tasks import load_tasks
 from mode_ray.extension import ExtensionRequest, run_extension
 from mode_ray.metrics import PipelineMetrics
 from mode_ray.progress import Progress
+from mode_ray.run_directory import LISTING, RUN_CONFIG, STAGE_NAMES, VERSIONS, stage_directories
 from mode_ray.run_log import json_logger, log_format
 from mode_ray.settings import config_hash, fingerprint_fields
 from mode_ray.stage import Manifest, Stage, combined_hash, package_versions
@@ -31,16 +32,7 @@ from mode_ray.sweep.results import SweepReport
 from mode_ray.train.run import TrainReports, retry_trial, run_train
 from mode_ray.units import plan_units, refuse_replaced_sources
 
-STAGE_DIRECTORIES = {
-    "embed": "embeddings",
-    "cluster": "clusters",
-    "assign": "assignments",
-    "train": "experts",
-    "evaluate": "evaluation",
-}
-STAGE_NAMES = tuple(STAGE_DIRECTORIES)
 SHARD_STAGES = ("embed", "assign")
-LISTING = "shards.parquet"
 
 
 class Pipeline:
@@ -72,8 +64,8 @@ class Pipeline:
                 refuse_replaced_sources(self._stages[name], self._shards)
         if self._shards != listed_before:
             write_listing(listing, self._shards, config.captions)
-        (config.directory / "config.yaml").write_text(dump_config(config))
-        (config.directory / "versions.json").write_text(json.dumps(package_versions(), indent=1))
+        (config.directory / RUN_CONFIG).write_text(dump_config(config))
+        (config.directory / VERSIONS).write_text(json.dumps(package_versions(), indent=1))
 
     def is_done(self, names: Sequence[str]) -> bool:
         """Whether there is nothing left to do."""
@@ -245,11 +237,6 @@ class Pipeline:
 
 def _say_of_training(progress: Progress) -> Callable[[str], None]:
     return lambda text: progress.say(f"[train] {text}")
-
-
-def stage_directories(run: Location) -> dict[str, Location]:
-    """The directory of every stage of a run."""
-    return {name: run / directory for name, directory in STAGE_DIRECTORIES.items()}
 
 
 def build_stages(config: RunConfig, shards: Sequence[Shard]) -> dict[str, Stage]:

@@ -4,12 +4,12 @@ from mode_ray.captions.listing import list_shards, read_listing
 from mode_ray.config import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.evaluate.run import write_report
-from mode_ray.pipeline import LISTING, build_stages, stage_directories
+from mode_ray.pipeline import build_stages
+from mode_ray.run_directory import LISTING, MANIFEST, RULES_DIRECTORY, stage_directories
 from mode_ray.settings import config_hash
-from mode_ray.stage import MANIFEST, read_manifest
+from mode_ray.stage import read_manifest
 from mode_ray.storage import Location
 
-RULES_DIRECTORY = "rules"
 _RULES_FIELD = "evaluate.rules"
 _ROUTING_PREFIX = "routing."
 

@@ -9,14 +9,21 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
-from mode_ray.cluster.clustering import FIT_PROGRESS
 from mode_ray.errors import UsageError
-from mode_ray.pipeline import STAGE_DIRECTORIES
 from mode_ray.progress import duration, trials_table
-from mode_ray.stage import CAPTION_COUNTS, STARTED, UNITS, Manifest, StageState, read_manifest
+from mode_ray.run_directory import (
+    FIT_PROGRESS,
+    LEASE_FILE,
+    RUN_CONFIG,
+    STAGE_DIRECTORIES,
+    STARTED,
+    STATUS_FILE,
+    TASK_SUMMARY,
+    is_unit_output,
+)
+from mode_ray.stage import Manifest, StageState, read_manifest
 from mode_ray.storage import FileEntry, Location
-from mode_ray.train.lease import LEASE_FILE
-from mode_ray.train.trial_status import STATUS_FILE, TrialStatus, read_status
+from mode_ray.train.trial_status import TrialStatus, read_status
 
 _RATE_WINDOW_SECONDS = 600.0
 
@@ -120,7 +127,7 @@ def require_run(run: Location) -> None:
     Raises:
         UsageError: It is not.
     """
-    if not (run / "config.yaml").exists():
+    if not (run / RUN_CONFIG).exists():
         raise UsageError(f"{run}: no run here (no config.yaml); give the directory that the config calls `run`")
 
 
@@ -159,9 +166,7 @@ def _cells(view: StageView) -> tuple[str, ...]:
 
 def _is_unit(stage: str, file_name: str) -> bool:
     """Whether a file is what the stage leaves behind for one finished unit."""
-    if stage == "evaluate":
-        return file_name == "task.json"
-    return file_name.endswith(".parquet") and file_name not in (UNITS, CAPTION_COUNTS)
+    return file_name == TASK_SUMMARY if stage == "evaluate" else is_unit_output(file_name)
 
 
 def _fit_eta_seconds(run: Location, began_unix_seconds: float, entries: Sequence[FileEntry]) -> float | None:
@@ -173,5 +178,5 @@ def _fit_eta_seconds(run: Location, began_unix_seconds: float, entries: Sequence
         done = int(json.loads(report.location.read_text())["iteration"])
     except FileNotFoundError:  # the fit ended since the listing
         return None
-    most = int(yaml.safe_load((run / "config.yaml").read_text())["cluster"]["fine"]["iterations"])
+    most = int(yaml.safe_load((run / RUN_CONFIG).read_text())["cluster"]["fine"]["iterations"])
     return max(0, most - done) * max(0.0, report.modified_unix_seconds - began_unix_seconds) / done

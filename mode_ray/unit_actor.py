@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from mode_ray.captions.shards import Shard
 from mode_ray.errors import DataError, WriteError
+from mode_ray.run_directory import unit_output
 from mode_ray.stage import UnitRecord, read_record, write_unit
 from mode_ray.storage import Location
 
@@ -135,7 +136,7 @@ class UnitActor:
         return self._attempts(write)
 
     def _output(self, shard: Shard) -> Location:
-        return self._directory / f"{shard.unit}.parquet"
+        return unit_output(self._directory, shard.unit)
 
     def _attempts(self, step: Callable[[], _Result]) -> _Result:
         """The result of a step that is tried again, after growing pauses, where I/O fails."""

@@ -15,12 +15,12 @@ from mode_ray.captions.shards import Shard, ShardTable
 from mode_ray.config import ActorPool, RunConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.packed import PackedMapping
-from mode_ray.stage import MANIFEST, UNITS, Manifest, Stage, UnitRecord, count_refused
+from mode_ray.run_directory import MANIFEST, QUARANTINE, UNITS
+from mode_ray.stage import Manifest, Stage, UnitRecord, count_refused
 from mode_ray.storage import Location
 from mode_ray.unit_actor import UnitWorker
 from mode_ray.unit_pool import run_units
 
-QUARANTINE = "quarantine.json"
 _NAMED_AT_MOST = 5
 _REMOVERS = 16
 _UNITS_AT_ONCE = 32_768

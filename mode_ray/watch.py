@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
-from mode_ray.pipeline import STAGE_DIRECTORIES, STAGE_NAMES
 from mode_ray.progress import duration, trials_table
-from mode_ray.stage import MANIFEST
+from mode_ray.run_directory import MANIFEST, RUN_CONFIG, STAGE_DIRECTORIES, STAGE_NAMES
 from mode_ray.status import StageView, look_at_stage, require_run, stages_table
 from mode_ray.storage import Location
 from mode_ray.train.lease import EXPIRY_SECONDS, lease_holder
@@ -83,7 +82,7 @@ class Watch:
     def _previous_end(self, name: str) -> float:
         """When the stage before ended; 0 where there is none, or the storage does not tell."""
         before = self._names[: self._names.index(name)]
-        place = self.run / STAGE_DIRECTORIES[before[-1]] / MANIFEST if before else self.run / "config.yaml"
+        place = self.run / STAGE_DIRECTORIES[before[-1]] / MANIFEST if before else self.run / RUN_CONFIG
         return max((entry.modified_unix_seconds for entry in place.glob_entries()), default=0.0)
 
     def _who_is_at_work(self, name: str) -> str:

@@ -16,8 +16,9 @@ from mode_ray.cli import main
 from mode_ray.config import RunConfig
 from mode_ray.config_file import dump_config
 from mode_ray.errors import DataError, UsageError
-from mode_ray.pipeline import Pipeline, stage_directories
+from mode_ray.pipeline import Pipeline
 from mode_ray.progress import Progress
+from mode_ray.run_directory import stage_directories
 from mode_ray.storage import Location
 
 ANIMALS = ("cat", "dog", "bird", "horse", "frog", "whale")

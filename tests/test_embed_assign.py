@@ -25,7 +25,7 @@ from mode_ray.embed import run_embed
 from mode_ray.embeddings import as_stored, embedding_vectors
 from mode_ray.encoders.encoder import load_encoder
 from mode_ray.errors import DataError
-from mode_ray.pipeline import stage_directories
+from mode_ray.run_directory import stage_directories
 from mode_ray.stage import Manifest, Stage, UnitRecord, table_hash
 from mode_ray.storage import Location
 

@@ -17,7 +17,7 @@ from mode_ray.embeddings import as_stored, embedding_column, embedding_vectors, 
 from mode_ray.encoders.encoder import encoder_name, load_encoder
 from mode_ray.errors import DataError
 from mode_ray.far_captions import FarSample, FarWorker
-from mode_ray.pipeline import stage_directories
+from mode_ray.run_directory import stage_directories
 from mode_ray.storage import Location
 
 CAPTIONS = [["a red cat", "a blue dog"], ["a ship at sea"], [], ["snow", "rain on a roof", "  "], ["a green tree"]]

@@ -13,8 +13,9 @@ from mode_ray.captions.shards import read_shards
 from mode_ray.config import RunConfig
 from mode_ray.embed import unit_record
 from mode_ray.errors import UsageError
-from mode_ray.pipeline import LISTING, Pipeline, build_stages
+from mode_ray.pipeline import Pipeline, build_stages
 from mode_ray.progress import Progress
+from mode_ray.run_directory import LISTING
 from mode_ray.stage import Stage
 from mode_ray.storage import Location
 from mode_ray.unit_actor import with_source

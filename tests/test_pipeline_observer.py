@@ -13,9 +13,9 @@ from rich.console import Console
 
 from mode_ray.captions.shards import Shard
 from mode_ray.config import RunConfig
-from mode_ray.evaluate.run import REPORT_JSON
-from mode_ray.pipeline import STAGE_NAMES, Pipeline
+from mode_ray.pipeline import Pipeline
 from mode_ray.progress import Progress
+from mode_ray.run_directory import REPORT_JSON, STAGE_NAMES
 from mode_ray.stage import Manifest, Stage, UnitRecord
 from mode_ray.storage import Location
 from mode_ray.train.run import TrainReports

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mode_ray.errors import UsageError
+from mode_ray.run_directory import STATUS_FILE
 from mode_ray.stage import Stage, UnitRecord
 from mode_ray.status import status_table, trial_table
 from mode_ray.storage import Location
-from mode_ray.train.trial_status import STATUS_FILE, TrialStatus
+from mode_ray.train.trial_status import TrialStatus
 
 
 @pytest.fixture

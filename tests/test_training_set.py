@@ -16,7 +16,8 @@ from mode_ray.captions.shards import Shard
 from mode_ray.errors import DataError
 from mode_ray.expert_data import TrainingSet
 from mode_ray.pair_index import PairIndex
-from mode_ray.stage import MANIFEST, Stage, UnitRecord
+from mode_ray.run_directory import MANIFEST
+from mode_ray.stage import Stage, UnitRecord
 from mode_ray.storage import Location
 from mode_ray.training_set import index_provenance, open_training_set, write_training_set
 

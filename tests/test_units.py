@@ -9,17 +9,12 @@ import pytest
 from mode_ray.captions.shards import Shard
 from mode_ray.config import CaptionsConfig, LimitsConfig, RunConfig
 from mode_ray.errors import DataError, UsageError
+from mode_ray.run_directory import QUARANTINE
 from mode_ray.stage import Stage, UnitRecord, record_book
 from mode_ray.storage import Location
 from mode_ray.train_config import TrainConfig
 from mode_ray.unit_actor import with_source
-from mode_ray.units import (
-    QUARANTINE,
-    describe_refused,
-    finish_units,
-    plan_units,
-    refuse_replaced_sources,
-)
+from mode_ray.units import describe_refused, finish_units, plan_units, refuse_replaced_sources
 
 
 def config(folder: Path, *, refused: float = 0.2, quarantined: int = 0) -> RunConfig:

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from mode_ray.cli import main
 from mode_ray.errors import UsageError
+from mode_ray.run_directory import LEASE_FILE, STATUS_FILE
 from mode_ray.stage import Stage, UnitRecord
 from mode_ray.status import look_at_stage, training_eta_seconds, units_eta_seconds
 from mode_ray.storage import Location
-from mode_ray.train.lease import LEASE_FILE
-from mode_ray.train.trial_status import STATUS_FILE, TrialStatus
+from mode_ray.train.trial_status import TrialStatus
 from mode_ray.watch import Watch, open_watch, watch_run
 
 NOW = 1_700_000_000.0

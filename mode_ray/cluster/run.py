@@ -7,9 +7,9 @@ from typing import Any
 
 import ray
 
-from mode_ray.cluster.clustering import FIT_PROGRESS
 from mode_ray.config import RunConfig
 from mode_ray.encoders.encoder import encoder_name
+from mode_ray.run_directory import FIT_PROGRESS
 from mode_ray.stage import Manifest, Stage, UnitRecord
 from mode_ray.storage import Location
 from mode_ray.task_result import task_result

@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from mode_ray.embeddings import EMBEDDING, embedding_vectors
 from mode_ray.errors import DataError
+from mode_ray.run_directory import MANIFEST
 from mode_ray.sampling import allocate_sample, sample_positions
-from mode_ray.stage import MANIFEST, read_output, read_units
+from mode_ray.stage import read_output, read_units
 from mode_ray.storage import Location
 
 _SHARD_READERS = 4

@@ -13,11 +13,11 @@ from mode_ray.config import RunConfig
 from mode_ray.drift.compare import DriftReport, compare
 from mode_ray.drift.tally import AssignmentTally, far_distance, far_mask
 from mode_ray.errors import DataError, UsageError
-from mode_ray.stage import MANIFEST, Manifest, read_manifest, read_output, read_units
+from mode_ray.run_directory import DRIFT_FILE, MANIFEST
+from mode_ray.stage import Manifest, read_manifest, read_output, read_units
 from mode_ray.storage import Location
 from mode_ray.task_result import task_result
 
-DRIFT_FILE = "drift.json"
 _MOST_TASKS = 1024
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mode_ray.errors import DataError, UsageError
-from mode_ray.stage import MANIFEST
+from mode_ray.run_directory import MANIFEST
 from mode_ray.storage import Location
 from mode_ray.train.architecture import CONFIG_FILE, WEIGHTS_FILE
 from mode_ray.train.budget import Trial, expert_name

@@ -14,14 +14,7 @@ import torch
 from mode_ray.config import EvaluatePlacement
 from mode_ray.encoders.encoder import CaptionEncoder
 from mode_ray.errors import DataError
-from mode_ray.evaluate.measurements import (
-    LABELS_FILE,
-    ROUTING_FILE,
-    SUMMARY_FILE,
-    TaskSummary,
-    cosine_file,
-    save_array,
-)
+from mode_ray.evaluate.measurements import TaskSummary, save_array
 from mode_ray.evaluate.metric_table import METRICS
 from mode_ray.evaluate.probe_task import TaskProbes, probe_task
 from mode_ray.evaluate.samples import Split
@@ -31,6 +24,7 @@ from mode_ray.evaluate.tasks import Task
 from mode_ray.evaluate.usable_samples import UsableSamples
 from mode_ray.expert import Expert
 from mode_ray.routing import mean_direction
+from mode_ray.run_directory import LABELS_FILE, ROUTING_FILE, TASK_SUMMARY, cosine_file
 from mode_ray.storage import Location
 
 Encode = Callable[[list[str]], np.ndarray]
@@ -99,7 +93,7 @@ def measure_task(
         examples={**usable.examples, **_of_training(probes.examples)},
         linear_probe=probes.metrics,
     )
-    (directory / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=1))
+    (directory / TASK_SUMMARY).write_text(json.dumps(asdict(summary), indent=1))
     return summary
 
 

@@ -30,7 +30,7 @@ from mode_ray.config import (
     RunConfig,
 )
 from mode_ray.errors import DataError, ModeRayError, UsageError
-from mode_ray.pipeline import Pipeline, stage_directories
+from mode_ray.pipeline import Pipeline
 from mode_ray.plan.captions import captions_to_measure
 from mode_ray.plan.probe import Probe, time_kmeans
 from mode_ray.plan.rates import (
@@ -44,6 +44,7 @@ from mode_ray.plan.rates import (
     measured_settings,
 )
 from mode_ray.progress import Progress
+from mode_ray.run_directory import stage_directories
 from mode_ray.session import ray_session
 from mode_ray.stage import Manifest, read_manifest
 from mode_ray.storage import Location

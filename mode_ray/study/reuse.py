@@ -10,8 +10,9 @@ from mode_ray.captions.listing import list_shards
 from mode_ray.config import RunConfig
 from mode_ray.config_file import with_values
 from mode_ray.pipeline import build_stages
+from mode_ray.run_directory import MANIFEST, STARTED
 from mode_ray.settings import config_hash, fingerprint_fields
-from mode_ray.stage import MANIFEST, STARTED, read_manifest
+from mode_ray.stage import read_manifest
 from mode_ray.storage import Location
 
 _SHARED_STAGES = ("embed", "cluster", "assign")

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from mode_ray.evaluate.report import compact
 from mode_ray.evaluate.run import load_report
-from mode_ray.pipeline import stage_directories
+from mode_ray.run_directory import stage_directories
 from mode_ray.storage import Location
 from mode_ray.study.plan import plan_study
 from mode_ray.study.plot import study_png

@@ -9,12 +9,9 @@ from rich.table import Table
 
 from mode_ray.config import RunConfig
 from mode_ray.config_file import dump_config, with_values
+from mode_ray.run_directory import SWEEP_BEST, SWEEP_RESULT, SWEEP_RESULTS
 from mode_ray.storage import Location
 from mode_ray.sweep_config import Scalar
-
-RESULTS_FILE = "results.json"
-BEST_FILE = "best.yaml"
-RESULT_FILE = "result.json"
 
 SweepState = Literal["finished", "stopped", "failed"]
 
@@ -88,20 +85,20 @@ def write_results(
     """
     best = best_of(results)
     if best is not None:
-        (folder / BEST_FILE).write_text(dump_config(with_values(config, best.point)))
+        (folder / SWEEP_BEST).write_text(dump_config(with_values(config, best.point)))
     rows = [{**asdict(result), "recall": result.recall} for result in ranked(results)]
     content = {**about, "best": None if best is None else best.trial, "trials": rows}
-    (folder / RESULTS_FILE).write_text(json.dumps(content, indent=1))
+    (folder / SWEEP_RESULTS).write_text(json.dumps(content, indent=1))
 
 
 def write_result(folder: Location, result: SweepResult) -> None:
     """Write one trial's `result.json`, which says that it has ended."""
-    (folder / RESULT_FILE).write_text(json.dumps(asdict(result), indent=1))
+    (folder / SWEEP_RESULT).write_text(json.dumps(asdict(result), indent=1))
 
 
 def read_result(folder: Location) -> SweepResult | None:
     """One trial's `result.json`, or None while it has not ended."""
-    file = folder / RESULT_FILE
+    file = folder / SWEEP_RESULT
     if not file.exists():
         return None
     values = json.loads(file.read_text())

@@ -13,13 +13,13 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mode_ray.errors import ModeRayError
+from mode_ray.run_directory import CHECKPOINT_FOLDER, ERROR_FILE
 from mode_ray.settings import config_hash, fingerprint_fields
 from mode_ray.storage import Location
 from mode_ray.train.prepare import prepare_training_set
-from mode_ray.train.trial import ERROR_FILE, TrialJob, read_error
+from mode_ray.train.trial import TrialJob, read_error
 from mode_ray.train_config import TrainPlacement
 
-CHECKPOINT_FOLDER = "checkpoints"
 _CHECKPOINTS_KEPT = 2
 # Ray Train's note of the checkpoints it knows.
 _SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"

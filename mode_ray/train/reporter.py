@@ -13,12 +13,13 @@ from threading import Event
 import ray.train
 import ray.train.collective
 
+from mode_ray.run_directory import PROGRESS_FILE
 from mode_ray.storage import Location
 from mode_ray.train.agreement import Agreement, Order
 from mode_ray.train.checkpoints import checkpoint_name, whole_checkpoints, write_checkpoint
 from mode_ray.train.loop import Snapshot, TrainLoop
 from mode_ray.train.trackers import Trackers, open_trackers
-from mode_ray.train.trial import PROGRESS_FILE, TrialJob
+from mode_ray.train.trial import TrialJob
 
 _PROGRESS_INTERVAL_SECONDS = 2.0
 # As often as Ray Train itself asks which nodes are to go.

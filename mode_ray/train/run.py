@@ -13,6 +13,7 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
 from mode_ray.errors import TrainingError, UsageError
 from mode_ray.pair_index import fine_counts
+from mode_ray.run_directory import PLAN_FILE, SHARDS_FILE
 from mode_ray.stage import Manifest, Stage, UnitRecord
 from mode_ray.storage import Location
 from mode_ray.task_result import task_result
@@ -22,7 +23,7 @@ from mode_ray.train.lease import Lease
 from mode_ray.train.scheduler import run_trials
 from mode_ray.train.standing import Takeover, copy_models, plan_takeover
 from mode_ray.train.trackers import check_trackers
-from mode_ray.train.trial import PLAN_FILE, SHARDS_FILE, TrialJob
+from mode_ray.train.trial import TrialJob
 from mode_ray.train.trial_queue import TrialQueue
 from mode_ray.train.trial_status import TrialStatus, initial_statuses, stored_statuses, waiting_again
 

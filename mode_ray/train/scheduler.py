@@ -9,8 +9,9 @@ from typing import Any
 
 import ray
 
+from mode_ray.run_directory import CHECKPOINT_FOLDER
 from mode_ray.train.budget import Trial
-from mode_ray.train.launcher import CHECKPOINT_FOLDER, TrialEnd, launch
+from mode_ray.train.launcher import TrialEnd, launch
 from mode_ray.train.trial import TrialJob, read_progress
 from mode_ray.train.trial_queue import TrialQueue
 from mode_ray.train.trial_status import TrialStatus, read_status, write_status

@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.errors import DataError, UsageError
+from mode_ray.run_directory import METRICS_FILE, PROGRESS_FILE, STATE_FILE, STATUS_FILE
 from mode_ray.settings import fingerprint_fields
 from mode_ray.stage import Manifest, read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.architecture import CONFIG_FILE, WEIGHTS_FILE, clip_config_of, model_files
 from mode_ray.train.budget import DENSE, SEED, Trial, expert_name
-from mode_ray.train.trial import METRICS_FILE, PROGRESS_FILE, STATE_FILE, trials_of
-from mode_ray.train.trial_status import STATUS_FILE
+from mode_ray.train.trial import trials_of
 from mode_ray.train_config import TrainConfig
 
 # The optimizer first, the model last: a folder that open_clip can load is whole.

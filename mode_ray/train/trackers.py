@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mode_ray.errors import UsageError
+from mode_ray.run_directory import TENSORBOARD_FOLDER
 from mode_ray.storage import Location
 from mode_ray.train_config import TrainConfig
 
-TENSORBOARD_FOLDER = "tensorboard"
 _STEP = "samples"
 _MLFLOW_TAG = "mode_ray.run"
 _ID_BYTES = 8

@@ -10,17 +10,11 @@ from typing import Any
 
 from mode_ray.config import RunConfig
 from mode_ray.expert_data import TrainingSet
+from mode_ray.run_directory import ERROR_FILE, METRICS_FILE, PLAN_FILE, PROGRESS_FILE
 from mode_ray.stage import Manifest, read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.budget import Trial
 from mode_ray.train.measure_job import MeasureJob
-
-STATE_FILE = "training_state.pt"
-METRICS_FILE = "metrics.json"
-PROGRESS_FILE = "progress.json"
-SHARDS_FILE = "shards.parquet"
-ERROR_FILE = "error.txt"
-PLAN_FILE = "trials.json"
 
 
 @dataclass(frozen=True)

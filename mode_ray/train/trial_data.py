@@ -11,11 +11,10 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import CaptionsConfig
 from mode_ray.materialise import MaterialisedSet, SourceIndex, captions_of_tars
 from mode_ray.pair_index import PairIndex
+from mode_ray.run_directory import SHARDS_FILE, TRAINING_SETS, training_set_file
 from mode_ray.storage import Location
-from mode_ray.train.trial import SHARDS_FILE, TrialJob
+from mode_ray.train.trial import TrialJob
 from mode_ray.training_set import open_training_set, provenance, write_training_set
-
-TRAINING_SETS = "training_sets"
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class TrialData:
         """The set's own tars."""
         members, data = self.job.trial.members, self.job.config.train.data
         source = SourceIndex(
-            self._folder / f"{members.name}.arrow",
+            training_set_file(self._folder, members.name),
             self.job.experts / SHARDS_FILE,
             provenance(members, self.job.assignments, self._shards, self._group_m),
         )

@@ -14,6 +14,7 @@ import ray.train.torch
 import torch
 
 from mode_ray.errors import ModeRayError, TrainingError
+from mode_ray.run_directory import ERROR_FILE, METRICS_FILE, STATE_FILE
 from mode_ray.storage import Location
 from mode_ray.train.budget import SEED
 from mode_ray.train.checkpoints import read_checkpoint
@@ -23,7 +24,7 @@ from mode_ray.train.measure import HeldOutMeasure
 from mode_ray.train.measure_job import MeasureJob
 from mode_ray.train.model import ClipModel, build_clip, load_clip, save_clip
 from mode_ray.train.reporter import Reporter, newest_checkpoint
-from mode_ray.train.trial import ERROR_FILE, METRICS_FILE, STATE_FILE, TrialJob, read_error
+from mode_ray.train.trial import TrialJob, read_error
 from mode_ray.train.trial_data import TrialData
 
 _logger = logging.getLogger(__name__)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from mode_ray.cluster import fit
-from mode_ray.cluster.clustering import FIT_PROGRESS
 from mode_ray.cluster.fit import fit_clustering
-from mode_ray.cluster.fit_state import FIT_STATE, delete_fit_state, read_fit_state, write_fit_state
+from mode_ray.cluster.fit_state import delete_fit_state, read_fit_state, write_fit_state
 from mode_ray.cluster.kmeans import FitState, IterationReport
 from mode_ray.cluster.sample_rows import LocalRows
 from mode_ray.config import ClusterConfig, CoarseConfig, FineConfig
 from mode_ray.errors import DataError
+from mode_ray.run_directory import FIT_PROGRESS, FIT_STATE
 from mode_ray.storage import Location
 
 CONFIG = ClusterConfig(

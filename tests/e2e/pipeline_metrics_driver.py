@@ -10,8 +10,9 @@ from rich.console import Console
 
 from mode_ray.cluster import run as cluster_stage
 from mode_ray.config_file import load_config
-from mode_ray.pipeline import STAGE_NAMES, Pipeline
+from mode_ray.pipeline import Pipeline
 from mode_ray.progress import Progress
+from mode_ray.run_directory import STAGE_NAMES
 from mode_ray.train import scheduler
 
 LOOK_SECONDS = 0.02

@@ -27,10 +27,10 @@ from mode_ray.assign import FINE
 from mode_ray.captions.shards import unit_name
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config_file import load_config
+from mode_ray.run_directory import CHECKPOINT_FOLDER
 from mode_ray.stage import read_output
 from mode_ray.storage import Location
 from mode_ray.train.checkpoints import whole_checkpoints
-from mode_ray.train.launcher import CHECKPOINT_FOLDER
 
 pytestmark = [pytest.mark.drill, pytest.mark.alone]
 

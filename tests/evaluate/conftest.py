@@ -22,13 +22,12 @@ from mode_ray.evaluate.compare import Router, compare
 from mode_ray.evaluate.measurements import TaskCosines, TaskSummary
 from mode_ray.evaluate.report_sources import ReportSources
 from mode_ray.evaluate.tasks import load_tasks
-from mode_ray.pipeline import stage_directories
+from mode_ray.run_directory import METRICS_FILE, stage_directories
 from mode_ray.stage import Stage, UnitRecord
 from mode_ray.storage import Location
 from mode_ray.train.budget import Trial, expert_name
 from mode_ray.train.model import build_clip, save_clip
 from mode_ray.train.run import planned_trials
-from mode_ray.train.trial import METRICS_FILE
 from mode_ray.train_config import ModelConfig
 
 PAIRS, CENTERS, BATCH = 16, 4, 8

@@ -11,10 +11,10 @@ import torch
 from mode_ray.errors import DataError, UsageError
 from mode_ray.evaluate.models import check_models, find_problem, find_trained
 from mode_ray.expert_data import TrainingSet
+from mode_ray.run_directory import PLAN_FILE
 from mode_ray.storage import Location
 from mode_ray.train.architecture import CONFIG_FILE, WEIGHTS_FILE
 from mode_ray.train.budget import Trial
-from mode_ray.train.trial import PLAN_FILE
 from mode_ray.train.trial_status import TrialState, TrialStatus, write_status
 
 

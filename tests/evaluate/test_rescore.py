@@ -12,27 +12,18 @@ import pytest
 
 from mode_ray.captions.listing import list_shards
 from mode_ray.cli import main
-from mode_ray.cluster.clustering import FINE_FILE
 from mode_ray.config import RunConfig
 from mode_ray.config_file import dump_config
 from mode_ray.errors import DataError, UsageError
-from mode_ray.evaluate.measurements import (
-    LABELS_FILE,
-    ROUTING_FILE,
-    SUMMARY_FILE,
-    TaskCosines,
-    cosine_file,
-    load_cosines,
-    save_array,
-)
+from mode_ray.evaluate.measurements import TaskCosines, load_cosines, save_array
 from mode_ray.evaluate.report_sources import ReportSources
 from mode_ray.evaluate.run import load_report, run_evaluate, write_report
 from mode_ray.pipeline import build_stages
 from mode_ray.rescore import rescore
+from mode_ray.run_directory import FINE_FILE, LABELS_FILE, MANIFEST, PLAN_FILE, ROUTING_FILE, TASK_SUMMARY, cosine_file
 from mode_ray.settings import Settings
-from mode_ray.stage import MANIFEST
 from mode_ray.storage import Location
-from mode_ray.train.trial import PLAN_FILE, training_summary
+from mode_ray.train.trial import training_summary
 from mode_ray.train.trial_status import TrialState, TrialStatus, write_status
 
 
@@ -53,7 +44,7 @@ def run(sources: ReportSources) -> ReportSources:
         save_array(cosine_file(directory, name), cosines_il)
     save_array(directory / LABELS_FILE, measured.labels)
     save_array(directory / ROUTING_FILE, measured.routing_texts_ld)
-    (directory / SUMMARY_FILE).write_text(json.dumps(asdict(measured.summary)))
+    (directory / TASK_SUMMARY).write_text(json.dumps(asdict(measured.summary)))
     stages["evaluate"].begin(1)
     write_report(sources.config, sources.shards, places, places["evaluate"])
     stages["evaluate"].finish([], {})

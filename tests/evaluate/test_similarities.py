@@ -15,12 +15,13 @@ from PIL import Image
 
 from mode_ray.config import EvaluatePlacement
 from mode_ray.errors import DataError
-from mode_ray.evaluate.measurements import cosine_file, load_cosines, load_summary
+from mode_ray.evaluate.measurements import load_cosines, load_summary
 from mode_ray.evaluate.similarities import measure_task, zero_shot_classifier
 from mode_ray.evaluate.tasks import Task
 from mode_ray.expert import Expert
 from mode_ray.images import decode_image
 from mode_ray.routing import mean_direction
+from mode_ray.run_directory import cosine_file
 from mode_ray.storage import Location
 from mode_ray.train.model import build_clip, load_clip, save_clip
 from mode_ray.train_config import ModelConfig

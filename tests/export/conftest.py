@@ -11,7 +11,7 @@ import torch
 
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
-from mode_ray.pipeline import stage_directories
+from mode_ray.run_directory import stage_directories
 from mode_ray.stage import Manifest, Stage
 from mode_ray.storage import Location
 from mode_ray.train.model import build_clip, save_clip

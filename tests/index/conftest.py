@@ -15,7 +15,8 @@ from mode_ray.captions.listing import list_shards
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
 from mode_ray.encoders.encoder import load_encoder
-from mode_ray.pipeline import build_stages, stage_directories
+from mode_ray.pipeline import build_stages
+from mode_ray.run_directory import stage_directories
 from mode_ray.train.model import build_clip, save_clip
 from mode_ray.train_config import ModelConfig
 

@@ -16,9 +16,9 @@ from mode_ray.expert import Expert
 from mode_ray.images import decode_image
 from mode_ray.index.embed import BAD_IMAGE, NO_IMAGE, IndexWorker
 from mode_ray.index.images import read_images
-from mode_ray.index.parts import ImageIndex, build_parts, part_name
+from mode_ray.index.parts import ImageIndex, build_parts
 from mode_ray.index.query import QueryEncoder
-from mode_ray.pipeline import stage_directories
+from mode_ray.run_directory import part_name, stage_directories
 from mode_ray.stage import Stage
 from mode_ray.storage import Location
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from mode_ray.cli import main
-from mode_ray.cluster.clustering import FINE_FILE
 from mode_ray.config import RunConfig
 from mode_ray.config_file import dump_config
 from mode_ray.errors import DataError, UsageError
@@ -14,8 +13,8 @@ from mode_ray.expert import Expert
 from mode_ray.index.parts import ImageIndex
 from mode_ray.index.run import index_stages, run_index, search_index
 from mode_ray.index.vectors import embedding_rows
-from mode_ray.pipeline import stage_directories
-from mode_ray.stage import MANIFEST, Manifest, UnitRecord, read_output, read_units
+from mode_ray.run_directory import FINE_FILE, MANIFEST, stage_directories
+from mode_ray.stage import Manifest, UnitRecord, read_output, read_units
 from mode_ray.train.model import build_clip, save_clip
 from mode_ray.train_config import ModelConfig
 

@@ -10,7 +10,7 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
 from mode_ray.config_file import dump_config
 from mode_ray.encoders.encoder import load_encoder
-from mode_ray.pipeline import stage_directories
+from mode_ray.run_directory import stage_directories
 from mode_ray.stage import Stage
 from mode_ray.storage import Location
 from mode_ray.train.budget import expert_name

@@ -23,11 +23,12 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
 from mode_ray.embeddings import place_columns
 from mode_ray.pair_index import PairIndex, load_index
+from mode_ray.run_directory import SHARDS_FILE
 from mode_ray.stage import Stage, UnitRecord
 from mode_ray.storage import Location
 from mode_ray.train.budget import Trial
 from mode_ray.train.model import ClipModel, build_clip
-from mode_ray.train.trial import SHARDS_FILE, TrialJob
+from mode_ray.train.trial import TrialJob
 from mode_ray.train_config import ModelConfig
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 230), "yellow": (230, 220, 20)}

@@ -12,9 +12,9 @@ from mode_ray.captions.shards import Shard
 from mode_ray.config import RunConfig
 from mode_ray.errors import TrainingError, UsageError
 from mode_ray.evaluate.models import find_trained
+from mode_ray.run_directory import LEASE_FILE
 from mode_ray.stage import Manifest, Stage
 from mode_ray.storage import Location
-from mode_ray.train.lease import LEASE_FILE
 from mode_ray.train.run import TrainReports, retry_trial, run_train
 from mode_ray.train.trial import read_metrics
 from mode_ray.train.trial_status import TrialStatus, read_status

@@ -15,7 +15,8 @@ from mode_ray.captions.shards import Shard
 from mode_ray.config import RunConfig
 from mode_ray.config_file import dump_config, load_config, with_values
 from mode_ray.errors import DataError, TrainingError, UsageError
-from mode_ray.stage import MANIFEST, Stage, UnitRecord
+from mode_ray.run_directory import MANIFEST
+from mode_ray.stage import Stage, UnitRecord
 from mode_ray.storage import Location
 from mode_ray.sweep import run as sweep_run
 from mode_ray.sweep.plan import SweepInputs, SweepTrial, plan_sweep, swept_expert

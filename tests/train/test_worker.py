@@ -16,17 +16,18 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.config import RunConfig
 from mode_ray.errors import WriteError
 from mode_ray.expert import Expert
+from mode_ray.run_directory import CHECKPOINT_FOLDER, ERROR_FILE, STATE_FILE
 from mode_ray.storage import Location
 from mode_ray.train import reporter, worker
 from mode_ray.train.budget import SEED
 from mode_ray.train.checkpoints import checkpoint_name, read_checkpoint, whole_checkpoints
 from mode_ray.train.data import TrainBatch
-from mode_ray.train.launcher import CHECKPOINT_FOLDER, TrialEnd, fit_trial
+from mode_ray.train.launcher import TrialEnd, fit_trial
 from mode_ray.train.loop import TrainLoop
 from mode_ray.train.model import CONFIG_FILE
 from mode_ray.train.reporter import Reporter
 from mode_ray.train.run import planned_trials
-from mode_ray.train.trial import ERROR_FILE, STATE_FILE, TrialJob, read_metrics, read_progress
+from mode_ray.train.trial import TrialJob, read_metrics, read_progress
 
 
 class TestOneTrial:
