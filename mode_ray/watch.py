@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.text import Text
 
 from mode_ray.progress import duration, trials_table
 from mode_ray.run_directory import MANIFEST, RUN_CONFIG, STAGE_DIRECTORIES, STAGE_NAMES
@@ -153,4 +154,4 @@ def _tables(watch: Watch) -> RenderableType:
     parts: list[RenderableType] = [stages_table(watch.run, watch.views)]
     if view is not None and view.trials:
         parts.append(trials_table(view.trials, time.time()))
-    return Group(*parts, *([stall] if stall else []))
+    return Group(*parts, *([Text(stall)] if stall else []))

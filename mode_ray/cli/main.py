@@ -96,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int | None = typer.main.get_command(app).main(words, prog_name="mode-ray", standalone_mode=False)
     except typer.TyperException as error:
-        _complain(f"{error.format_message().rstrip('.')}; see --help")
+        message = error.format_message().replace("Value error, ", "")  # pydantic's, through typer
+        _complain(f"{message.rstrip('.')}; see --help")
         return 2
     except ModeRayError as error:
         _complain(str(error))

@@ -4,11 +4,10 @@ import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from mode_ray.cli.shared import Config, Overrides, Run, Stage, console, flag, load, say
 from mode_ray.errors import DataError, UsageError
+from mode_ray.tables import WideTable
 
 if TYPE_CHECKING:
     from mode_ray.storage import Location
@@ -70,12 +69,9 @@ def search(
 
     found = search_index(settings, queries, count, as_one_task=as_one_task)
     for query, hits in zip(queries, found, strict=True):
-        table = Table(title=Text(query))
-        table.add_column("score", justify="right")
-        for heading in ("image", "row", "file"):
-            table.add_column(heading, overflow="fold")
+        table = WideTable(query, "image", "file", "row", "score", words=2)
         for hit in hits:
-            table.add_row(f"{hit.score:.4f}", Text(hit.key), str(hit.row), Text(hit.source))
+            table.add_row(hit.key, hit.source, str(hit.row), f"{hit.score:.4f}")
         console().print(table)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _ADDRESS_VARIABLE = "RAY_DASHBOARD_ADDRESS"
 
-Expert = Annotated[int, typer.Argument(help="Number of the expert.")]
+Expert = Annotated[int, typer.Argument(metavar="EXPERT", help="Number of the expert.")]
 Folder = Annotated[str | None, typer.Option(metavar="DIRECTORY", help="Its model (default: the run's, or as before).")]
 Address = Annotated[
     str | None,
@@ -59,7 +59,7 @@ def write_config(run: Run, overrides: Overrides) -> None:
 
 @group.command()
 def add(
-    experts: Annotated[list[int], typer.Argument(metavar="EXPERT...", help="Numbers of experts.")],
+    experts: Annotated[list[int], typer.Argument(metavar="EXPERT", help="Numbers of experts.")],
     run: Annotated[
         str | None, typer.Option(metavar="RUN", help="Their run, made by train add, to be served from now on.")
     ] = None,

@@ -22,15 +22,28 @@ _LOG_WIDTH = 140
 Stage = Literal["embed", "cluster", "assign", "train", "evaluate"]
 
 
+def _subcommands(ctx: typer.Context) -> list[str]:
+    return list(ctx.command.commands) if isinstance(ctx.command, CommandGroup) else []
+
+
 Config = Annotated[
     str,
     typer.Option(metavar="FILE", help="The run's YAML file or its URI, or a preset: demo, small, paper."),
 ]
 Overrides = Annotated[
     list[str],
-    typer.Argument(metavar="KEY=VALUE", help="Override config fields.", default_factory=list, show_default=False),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Override config fields.",
+        default_factory=list,
+        show_default=False,
+        autocompletion=_subcommands,  # they come in the same place
+    ),
 ]
-Run = Annotated[str, typer.Argument(metavar="RUN", help="The run directory: a path, s3:// or gs:// URI.")]
+Run = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="The run directory: a path, s3:// or gs:// URI.", autocompletion=_subcommands),
+]
 
 
 def flag(name: str, help_text: str) -> Any:  # noqa: ANN401 - typer types its own options so

@@ -19,7 +19,9 @@ def train(config: Config, overrides: Overrides) -> None:
 @group.command()
 def retry(
     config: Config,
-    trial: Annotated[str, typer.Argument(help="Number of an expert, or name of a run as mode-ray status shows it.")],
+    trial: Annotated[
+        str, typer.Argument(metavar="TRIAL", help="Expert's number, or name of the run as in mode-ray status.")
+    ],
     overrides: Overrides,
 ) -> None:
     """Train one run again that failed, and no other."""

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from rich.table import Table
-
 from mode_ray.config import RunConfig
 from mode_ray.config_file import dump_config, with_values
 from mode_ray.run_directory import SWEEP_BEST, SWEEP_RESULT, SWEEP_RESULTS
 from mode_ray.storage import Location
 from mode_ray.sweep_config import Scalar
+from mode_ray.tables import WideTable
 
 SweepState = Literal["finished", "stopped", "failed"]
 
@@ -105,15 +104,11 @@ def read_result(folder: Location) -> SweepResult | None:
     return SweepResult(**{**values, "curve": {int(number): recall for number, recall in values["curve"].items()}})
 
 
-def sweep_table(results: Sequence[SweepResult], measurements: int) -> Table:
+def sweep_table(results: Sequence[SweepResult], measurements: int) -> WideTable:
     """One line a trial, the best first."""
-    table = Table(title="sweep")
     fields = list(results[0].point) if results else []
-    table.add_column("trial")
-    for name in fields:
-        table.add_column(name.removeprefix("train."), justify="right")
-    for column in ("recall@1", "measured", "state"):
-        table.add_column(column, justify="right")
+    names = [name.removeprefix("train.") for name in fields]
+    table = WideTable("sweep", "trial", *names, "recall@1", "measured", "state")
     for result in ranked(results):
         recall = "" if result.recall is None else f"{result.recall:.2%}"
         values = [str(result.point[name]) for name in fields]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from terminal import require_words, shown_at_80_columns
 
 from mode_ray.captions.shards import Shard
 from mode_ray.config import RunConfig
@@ -185,7 +186,13 @@ class TestResults:
 
     def test_the_table_has_a_row_a_trial(self) -> None:
         table = sweep_table([result("a", "finished", 0.5), result("b", "failed")], 4)
-        assert table.row_count == 2
+        assert len(table.rows) == 2
+
+    def test_the_table_fits_80_columns(self) -> None:
+        point = {RATE: 2e-3, BATCH: 16384, "train.optimizer.weight_decay": 0.2, "train.augment.crop_share_low": 0.9}
+        results = [replace(result("a1b2c3", state, 0.5), point=point) for state in ("finished", "stopped")]
+        shown = shown_at_80_columns(sweep_table(results, 4))
+        require_words(shown, [*(name.removeprefix("train.") for name in point), "recall@1", "a1b2c3", "finished"])
 
 
 class TestOneTrial:
