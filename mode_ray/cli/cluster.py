@@ -4,16 +4,10 @@ from typing import Annotated
 
 import typer
 
-from mode_ray.cli.shared import Config, Overrides, command_group, console, flag, load, on_ray, say
-from mode_ray.cli.stages import run_stages
+from mode_ray.cli.shared import Config, Overrides, flag, load, on_ray, say
+from mode_ray.cli.stages import stage_group
 
-group = command_group()
-
-
-@group.callback()
-def cluster(config: Config, overrides: Overrides) -> None:
-    """Fit the fine centers and group them into experts."""
-    run_stages(load(config, overrides), ("cluster",), console())
+group = stage_group("cluster", "Fit the fine centers and group them into experts.")
 
 
 @group.command()

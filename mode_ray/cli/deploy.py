@@ -1,7 +1,6 @@
 """The commands of operators: launch files from values, and jobs on a running cluster."""
 
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,14 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from mode_ray.cli.shared import Overrides, flag, load, say
+from mode_ray.cli.shared import Overrides, flag, say
 from mode_ray.deploy.submission import DEFAULT_ADDRESS, JobRequest, JobServer
 from mode_ray.errors import UsageError
 
 _MODULE = ("python", "-m", "mode_ray")
-_LOCAL_COMMANDS = ("submit", "cluster-config")
 _INTERRUPTED = 130
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def cluster_config(
@@ -72,8 +69,10 @@ def submit(
         raise UsageError("submit: name a command, such as `run --config my.yaml`, or a job to --follow")
     request = None
     if words:
-        _check(*_parsed(ctx, words), working_dir)
-        request = JobRequest([*_MODULE, *words], working_dir, _variables(env or [], os.environ), job_id)
+        from mode_ray.deploy.job_checks import check_command, job_variables
+
+        check_command(*_parsed(ctx, words), working_dir)
+        request = JobRequest([*_MODULE, *words], working_dir, job_variables(env or [], os.environ), job_id)
     server = JobServer(address, token_file.expanduser() if token_file else None)
     job = str(follow) if request is None else server.submit(request)
     commands = (
@@ -100,47 +99,6 @@ def _parsed(ctx: typer.Context, words: Sequence[str]) -> tuple[str, Mapping[str,
     _, command, rest = root.command.resolve_command(root, list(words))
     parsed = command.make_context(words[0], rest, parent=root)
     return words[0], parsed.params
-
-
-def _check(command: str, parameters: Mapping[str, Any], working_dir: Path) -> None:
-    """Find a user's mistake here, not a minute later on the cluster."""
-    if command in _LOCAL_COMMANDS:
-        raise UsageError(f"{command} is no command for a cluster: it is for the machine that you work on")
-    if not working_dir.is_dir():
-        raise UsageError(f"--working-dir: {working_dir}: no such folder")
-    if command == "demo" and _is_relative(parameters["directory"]):
-        raise UsageError(
-            f"demo --directory {parameters['directory']}: would be in the job's copy of this folder, which Ray "
-            "deletes: give an absolute path that every node has, or a URI"
-        )
-    config: str | None = parameters.get("config")
-    if config is None:
-        return
-    # A file of the working directory: no URI, no preset, no path on storage that machines share.
-    if not config.isidentifier() and _is_relative(config):
-        if not (working_dir / config).is_file():
-            raise UsageError(
-                f"{config}: not in {working_dir}, of which the job gets a copy: put it there, or name a URI"
-            )
-        config = str(working_dir / config)
-    load(config, parameters.get("overrides", ()))
-
-
-def _is_relative(path: str) -> bool:
-    """Whether a path is below the working directory."""
-    return "://" not in path and not Path(path).is_absolute()
-
-
-def _variables(given: Sequence[str], here: Mapping[str, str]) -> dict[str, str]:
-    variables = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not _VARIABLE.fullmatch(name):
-            raise UsageError(f"--env {text}: expected NAME=VALUE, or the NAME of a variable that is set here")
-        if not equals and name not in here:
-            raise UsageError(f"--env {name}: is not set here; give NAME=VALUE")
-        variables[name] = value if equals else here[name]
-    return variables
 
 
 def _write(text: str) -> None:

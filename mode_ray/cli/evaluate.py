@@ -4,16 +4,10 @@ from typing import Annotated
 
 import typer
 
-from mode_ray.cli.shared import Config, Overrides, command_group, console, load, say
-from mode_ray.cli.stages import run_stages
+from mode_ray.cli.shared import Config, Overrides, console, load, say
+from mode_ray.cli.stages import stage_group
 
-group = command_group()
-
-
-@group.callback()
-def evaluate(config: Config, overrides: Overrides) -> None:
-    """Evaluate on the tasks and write the report."""
-    run_stages(load(config, overrides), ("evaluate",), console())
+group = stage_group("evaluate", "Evaluate on the tasks and write the report.")
 
 
 @group.command()

@@ -18,9 +18,9 @@ from mode_ray.errors import ModeRayError
 _PANELS: dict[str, dict[str, Any]] = {
     "Pipeline": {
         "run": stages.run,
-        "embed": stages.embed,
+        "embed": stages.stage("embed", "Embed the captions."),
         "cluster": cluster.group,
-        "assign": stages.assign,
+        "assign": stages.stage("assign", "Assign every caption to its nearest center."),
         "train": train.group,
         "evaluate": evaluate.group,
         "demo": demo.demo,

@@ -42,7 +42,9 @@ def serve(
     if in_process:
         _serve_in_process(served)
     else:
-        _serve_on_ray(served)
+        from mode_ray.serve.local_cluster import serve_run
+
+        serve_run(served.config, sorted(served.experts), say)
 
 
 @group.command("config")
@@ -122,23 +124,3 @@ def _serve_in_process(served: "ServedRun") -> None:
 
     with contextlib.suppress(KeyboardInterrupt):  # how one ends it
         serve_in_process(served, prometheus_metrics(), ready)
-
-
-def _serve_on_ray(served: "ServedRun") -> None:
-    from mode_ray.serve.deployment_file import serve_document
-    from mode_ray.serve.local_cluster import free_port, local_serving, metrics_address, wait_for_the_end
-
-    settings = served.config.serve
-    if settings.port == 0:
-        settings = settings.model_copy(update={"port": free_port(settings.host)})
-    document = serve_document(served.run.uri, sorted(served.experts), settings)
-    with local_serving(document, served.config.ray, say) as dashboard:
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        page = f"http://{host}:{settings.port}"
-        say(f"page: {page}/")
-        say(f"API: {page}/v1 (described in {page}/openapi.json)")
-        say(f"dashboard: {dashboard}")
-        say(f"metrics: {metrics_address()}")
-        say(f"Ctrl-C ends it. Change the experts with: mode-ray serve add|remove|replace EXPERT --address {dashboard}")
-        wait_for_the_end()
-        say("ending")

@@ -1,12 +1,12 @@
 """The commands that run the pipeline, or a stage of it that has no further commands."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from mode_ray.cli.shared import Config, Overrides, Stage, console, load
+from mode_ray.cli.shared import Config, Overrides, Stage, command_group, console, load
 
 if TYPE_CHECKING:
     from mode_ray.config import RunConfig
@@ -24,14 +24,21 @@ def run(
     run_stages(settings, STAGE_NAMES[: STAGE_NAMES.index(until) + 1], console())
 
 
-def embed(config: Config, overrides: Overrides) -> None:
-    """Embed the captions."""
-    run_stages(load(config, overrides), ("embed",), console())
+def stage(name: Stage, help_text: str) -> Callable[..., None]:
+    """The command that runs one stage."""
+
+    def command(config: Config, overrides: Overrides) -> None:
+        run_stages(load(config, overrides), (name,), console())
+
+    command.__doc__ = help_text
+    return command
 
 
-def assign(config: Config, overrides: Overrides) -> None:
-    """Assign every caption to its nearest center."""
-    run_stages(load(config, overrides), ("assign",), console())
+def stage_group(name: Stage, help_text: str) -> typer.Typer:
+    """The same as a group that has further commands."""
+    group = command_group()
+    group.callback()(stage(name, help_text))
+    return group
 
 
 def run_stages(config: "RunConfig", names: Sequence[str], to: Console) -> None:

@@ -4,16 +4,10 @@ from typing import Annotated
 
 import typer
 
-from mode_ray.cli.shared import Config, Overrides, command_group, console, load, on_ray, say
-from mode_ray.cli.stages import run_stages
+from mode_ray.cli.shared import Config, Overrides, console, load, on_ray, say
+from mode_ray.cli.stages import run_stages, stage_group
 
-group = command_group()
-
-
-@group.callback()
-def train(config: Config, overrides: Overrides) -> None:
-    """Train the seed, the dense baseline and the experts."""
-    run_stages(load(config, overrides), ("train",), console())
+group = stage_group("train", "Train the seed, the dense baseline and the experts.")
 
 
 @group.command()

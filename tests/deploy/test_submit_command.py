@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mode_ray.cli import main
-from mode_ray.cli.deploy import _variables
+from mode_ray.deploy.job_checks import job_variables
 from mode_ray.deploy.submission import LogCursor
 from mode_ray.errors import UsageError
 
@@ -62,12 +62,12 @@ def test_a_cluster_that_does_not_answer_is_named_with_what_to_do(
 
 class TestVariables:
     def test_a_value_is_given_or_taken_from_here(self) -> None:
-        made = _variables(["A=1=2", "B", "C="], {"B": "here"})
+        made = job_variables(["A=1=2", "B", "C="], {"B": "here"})
         assert made == {"A": "1=2", "B": "here", "C": ""}
 
     def test_a_name_that_is_none_is_refused(self) -> None:
         with pytest.raises(UsageError, match="expected NAME=VALUE"):
-            _variables(["not a name=1"], {})
+            job_variables(["not a name=1"], {})
 
 
 class TestTheLogOfALostConnection:
