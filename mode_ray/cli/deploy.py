@@ -4,9 +4,10 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperGroup
 
 from mode_ray.cli.shared import Overrides, flag, say
 from mode_ray.deploy.submission import DEFAULT_ADDRESS, JobRequest, JobServer
@@ -96,9 +97,9 @@ def submit(
 def _parsed(ctx: typer.Context, words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
     """The command and the parameters that a command line consists of, without running it."""
     root = ctx.find_root()
-    _, command, rest = root.command.resolve_command(root, list(words))
-    parsed = command.make_context(words[0], rest, parent=root)
-    return words[0], parsed.params
+    group = cast("TyperGroup", root.command)
+    _, command, rest = group.resolve_command(root, list(words))
+    return words[0], command.make_context(words[0], rest, parent=root).params if command else {}
 
 
 def _write(text: str) -> None:

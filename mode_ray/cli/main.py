@@ -43,10 +43,10 @@ _INTERRUPTED = 130
 
 
 class _Root(TyperGroup):
-    def list_commands(self, ctx: typer.Context) -> list[str]:  # noqa: ARG002 - typer's signature
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002 - a private class of typer
         return _ORDER
 
-    def invoke(self, ctx: typer.Context) -> Any:  # noqa: ANN401 - whatever the command returns
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - a private class; whatever the command returns
         try:
             code = super().invoke(ctx)
             sys.stdout.flush()  # here, where a reader that is gone ends the command quietly

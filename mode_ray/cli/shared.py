@@ -56,13 +56,8 @@ class CommandGroup(TyperGroup):
 
     allow_interspersed_args = True
 
-    def make_context(
-        self,
-        info_name: str | None,
-        args: list[str],
-        parent: typer.Context | None = None,
-        **extra: Any,  # noqa: ANN401
-    ) -> typer.Context:
+    # typer's contexts are of a private class.
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:  # noqa: ANN401
         """The context of a subcommand if the first word names one, otherwise that of the group's own command."""
         command = self.commands.get(args[0]) if args else None
         if command is None:
