@@ -36,7 +36,7 @@ from mode_ray.config.load import with_values
 from mode_ray.config.run import RunConfig
 from mode_ray.evaluate.report.render import result_rows
 from mode_ray.evaluate.stage import load_report
-from mode_ray.pipeline import stage_directories
+from mode_ray.run_directory import stage_directories
 from mode_ray.storage import Location
 from mode_ray.study.reuse import seed_fields, with_shared_seeds
 from mode_ray.study.series import run_series

@@ -12,7 +12,6 @@ from markupsafe import Markup
 from mode_ray.atlas.data import AtlasData, ClusterColumns
 from mode_ray.atlas.sample import clipped
 
-ATLAS_HTML = "atlas.html"
 MAX_DATA_BYTES = 5_000_000
 # Chosen far apart in OKLab by farthest-point search at lightness 0.40 to 0.78; groups are told by number too.
 # fmt: off

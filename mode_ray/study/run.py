@@ -2,17 +2,17 @@
 
 import jinja2
 from rich.console import Console
-from rich.table import Table
 
 from mode_ray.config.study import StudyConfig
 from mode_ray.evaluate.report.render import compact
 from mode_ray.evaluate.stage import load_report
-from mode_ray.pipeline import stage_directories
+from mode_ray.run_directory import stage_directories
 from mode_ray.storage import Location
 from mode_ray.study.plan import plan_study
 from mode_ray.study.plot import study_png
 from mode_ray.study.results import LinePoint, Measured, lines, measured_lines, write_results
 from mode_ray.study.series import run_series
+from mode_ray.tables import WideTable
 
 STUDY_PNG = "study.png"
 STUDY_HTML = "study.html"
@@ -39,7 +39,7 @@ def run_study(study: StudyConfig, console: Console) -> Location:
         _write(study, {name: config.run for name, config in runs.items()}, measured, tasks)
 
     run_series(runs, console, take)
-    console.print(_table(study, lines(measured, study.labels)))
+    console.print(study_table(study, lines(measured, study.labels)))
     return study.directory / STUDY_HTML
 
 
@@ -69,11 +69,9 @@ def _write(study: StudyConfig, runs: dict[str, str], measured: list[Measured], t
     (study.directory / STUDY_HTML).write_text(page)
 
 
-def _table(study: StudyConfig, found: dict[str, list[LinePoint]]) -> Table:
-    table = Table(title=study.title or None)
-    table.add_column(study.axis_title)
-    for label in study.labels:
-        table.add_column(label, justify="right")
+def study_table(study: StudyConfig, found: dict[str, list[LinePoint]]) -> WideTable:
+    """The mean of every line at every value of the field."""
+    table = WideTable(study.title, study.axis_title, *study.labels)
     for name, points in found.items():
         by_label = {point.label: point for point in points}
         cells = [f"{100 * by_label[label].mean:.1f}" if label in by_label else "" for label in study.labels]

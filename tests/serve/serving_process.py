@@ -130,7 +130,7 @@ class Serving:
 def serving_of(config: RunConfig) -> Iterator[Serving]:
     """A run's ensemble, served while the block runs; what it said is printed at the end."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "mode_ray.cli", "serve", config.run],
+        [sys.executable, "-m", "mode_ray", "serve", config.run],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -13,11 +13,12 @@ from threading import Event
 import ray.train
 import ray.train.collective
 
+from mode_ray.run_directory import PROGRESS_FILE
 from mode_ray.storage import Location
 from mode_ray.train.runs.agreement import Agreement, Order
 from mode_ray.train.runs.checkpoints import checkpoint_name, whole_checkpoints, write_checkpoint
 from mode_ray.train.runs.trackers import Trackers, open_trackers
-from mode_ray.train.runs.trial import PROGRESS_FILE, TrialJob
+from mode_ray.train.runs.trial import TrialJob
 from mode_ray.train.step.loop import Snapshot, TrainLoop
 
 _PROGRESS_INTERVAL_SECONDS = 2.0
