@@ -19,9 +19,9 @@ from mode_ray.evaluate.measure.similarities import zero_shot_classifier
 from mode_ray.models.clip import build_clip, save_clip
 from mode_ray.models.encode import Expert
 from mode_ray.pairs.images import decode_image
-from mode_ray.pipeline import stage_directories
 from mode_ray.routing.mix import ensemble_scores
 from mode_ray.routing.weights import routing_weights
+from mode_ray.run_directory import stage_directories
 from mode_ray.serve.service.served_run import ServedRun
 from mode_ray.stages.manifest import Stage
 from mode_ray.storage import Location

@@ -40,13 +40,13 @@ from mode_ray.config.run import RunConfig
 from mode_ray.config.train import ModelConfig
 from mode_ray.models.clip import build_clip, save_clip
 from mode_ray.pairs.members import TrainingSet
-from mode_ray.pipeline import LISTING, stage_directories
+from mode_ray.run_directory import LISTING, WORK_UNITS_FILE, stage_directories
 from mode_ray.stages.session import ray_session
 from mode_ray.storage import Location
 from mode_ray.train.data import PairDataset, train_loader
 from mode_ray.train.plan import DENSE, Trial
 from mode_ray.train.runs.launcher import fit_trial
-from mode_ray.train.runs.trial import WORK_UNITS_FILE, TrialJob, read_metrics
+from mode_ray.train.runs.trial import TrialJob, read_metrics
 from mode_ray.train.runs.trial_data import TrialData
 from mode_ray.train.step.loop import TrainLoop
 

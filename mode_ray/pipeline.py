@@ -6,7 +6,6 @@ from functools import partial
 
 from mode_ray.assign.stage import run_assign
 from mode_ray.atlas.stage import make_atlas
-from mode_ray.atlas.summary import SUMMARY_FILE
 from mode_ray.captions.listing import list_work_units, read_listing, write_listing
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.reuse import CONTENT_FIELD, find_standing, run_standing
@@ -25,6 +24,7 @@ from mode_ray.new_data.tally import training_quantiles
 from mode_ray.observe.log import json_logger, log_format
 from mode_ray.observe.metrics import PipelineMetrics
 from mode_ray.observe.progress import Progress
+from mode_ray.run_directory import LISTING, RUN_CONFIG, STAGE_NAMES, SUMMARY_FILE, VERSIONS, stage_directories
 from mode_ray.stages.manifest import Manifest, Stage, combined_hash, package_versions
 from mode_ray.stages.resume import plan_units, refuse_replaced_sources
 from mode_ray.stages.work_unit import WorkUnit, require_images
@@ -32,16 +32,7 @@ from mode_ray.storage import Location
 from mode_ray.sweep.results import SweepReport
 from mode_ray.train.stage import TrainReports, retry_trial, run_train
 
-STAGE_DIRECTORIES = {
-    "embed": "embeddings",
-    "cluster": "clusters",
-    "assign": "assignments",
-    "train": "experts",
-    "evaluate": "evaluation",
-}
-STAGE_NAMES = tuple(STAGE_DIRECTORIES)
 WORK_UNIT_STAGES = ("embed", "assign")
-LISTING = "shards.parquet"
 
 
 class Pipeline:
@@ -73,8 +64,8 @@ class Pipeline:
                 refuse_replaced_sources(self._stages[name], self._work_units)
         if self._work_units != listed_before:
             write_listing(listing, self._work_units, config.captions)
-        (config.directory / "config.yaml").write_text(dump_config(config))
-        (config.directory / "versions.json").write_text(json.dumps(package_versions(), indent=1))
+        (config.directory / RUN_CONFIG).write_text(dump_config(config))
+        (config.directory / VERSIONS).write_text(json.dumps(package_versions(), indent=1))
 
     def is_done(self, names: Sequence[str]) -> bool:
         """Whether there is nothing left to do."""
@@ -248,11 +239,6 @@ class Pipeline:
 
 def _say_of_training(progress: Progress) -> Callable[[str], None]:
     return lambda text: progress.say(f"[train] {text}")
-
-
-def stage_directories(run: Location) -> dict[str, Location]:
-    """The directory of every stage of a run."""
-    return {name: run / directory for name, directory in STAGE_DIRECTORIES.items()}
 
 
 def build_stages(config: RunConfig, work_units: Sequence[WorkUnit]) -> dict[str, Stage]:

@@ -13,7 +13,8 @@ from mode_ray.config.run import RunConfig
 from mode_ray.embed.stage import unit_record
 from mode_ray.errors import UsageError
 from mode_ray.observe.progress import Progress
-from mode_ray.pipeline import LISTING, Pipeline, build_stages
+from mode_ray.pipeline import Pipeline, build_stages
+from mode_ray.run_directory import LISTING
 from mode_ray.stages.actor import with_source
 from mode_ray.stages.manifest import Stage
 from mode_ray.stages.work_unit import read_work_units

@@ -11,13 +11,14 @@ from mode_ray.assign.stage import DISTANCE, FINE
 from mode_ray.atlas.data import AtlasFacts, atlas_data
 from mode_ray.atlas.page import render_atlas
 from mode_ray.atlas.sample import CaptionSample, merge, summarise
-from mode_ray.atlas.summary import ATLAS_HTML, CAPTIONS_PER_END, write_summary
+from mode_ray.atlas.summary import CAPTIONS_PER_END, write_summary
 from mode_ray.captions.read import read_captions
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.search.nearest import NearestCenters
 from mode_ray.config.run import RunConfig
 from mode_ray.embed.table import EMBEDDING, embedding_vectors
 from mode_ray.errors import DataError
+from mode_ray.run_directory import ATLAS_HTML
 from mode_ray.stages.manifest import package_versions, read_manifest, read_output, read_units
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location

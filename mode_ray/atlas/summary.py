@@ -16,10 +16,9 @@ from typing_extensions import TypedDict
 
 from mode_ray.atlas.page_of_before import data_of_page
 from mode_ray.errors import DataError
+from mode_ray.run_directory import ATLAS_HTML, SUMMARY_FILE
 from mode_ray.storage import Location
 
-SUMMARY_FILE = "summary.json"
-ATLAS_HTML = "atlas.html"
 SCHEMA_VERSION = 1
 CAPTIONS_PER_END = 5
 MAX_CAPTION_CHARACTERS = 200

@@ -15,10 +15,9 @@ from mode_ray.cluster.search.nearest import Float32Array, Int32Array, NearestCen
 from mode_ray.config.run import EncoderPlacement
 from mode_ray.embed.encoder import CaptionEncoder, encoder_config, load_encoder
 from mode_ray.errors import DataError, UsageError
+from mode_ray.run_directory import FINE_FILE, coarse_file
 from mode_ray.storage import Location
 
-FINE_FILE = "fine.safetensors"
-FIT_PROGRESS = "fit_progress.json"
 _METADATA_KEY = "mode_ray"
 _FINE_TENSORS = {
     "centers_md": ("float32", 2),
@@ -28,11 +27,6 @@ _FINE_TENSORS = {
 }
 
 Tensors = dict[str, npt.NDArray[Any]]
-
-
-def coarse_file(n: int) -> str:
-    """Name of the file with the map of n groups."""
-    return f"coarse-n{n}.safetensors"
 
 
 @dataclass(frozen=True, eq=False)

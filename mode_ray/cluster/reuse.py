@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import ray
 
-from mode_ray.atlas.summary import SUMMARY_FILE
-from mode_ray.cluster.clustering import FINE_FILE, Clustering, coarse_file
+from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import EncoderPlacement, RunConfig
 from mode_ray.embed.encoder import encoder_name, load_encoder
 from mode_ray.errors import UsageError
+from mode_ray.run_directory import FINE_FILE, SUMMARY_FILE, coarse_file
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, combined_hash
 from mode_ray.storage import Location
 from mode_ray.util.ray_tasks import task_result

@@ -7,9 +7,9 @@ from typing import Any
 
 import ray
 
-from mode_ray.cluster.clustering import FIT_PROGRESS
 from mode_ray.config.run import RunConfig
 from mode_ray.embed.encoder import encoder_name
+from mode_ray.run_directory import FIT_PROGRESS
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
 from mode_ray.storage import Location
 from mode_ray.util.ray_tasks import task_result

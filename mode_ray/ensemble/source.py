@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from mode_ray.cluster.clustering import FINE_FILE, Clustering
+from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.base import PositiveInt, Settings
 from mode_ray.config.load import load_config
 from mode_ray.config.run import EncoderConfig, EncoderPlacement, RoutingConfig
@@ -15,6 +15,7 @@ from mode_ray.embed.encoder import encoder_config
 from mode_ray.errors import DataError, UsageError
 from mode_ray.models.architecture import HUB_PREFIX, hub_name
 from mode_ray.models.files import find_problem
+from mode_ray.run_directory import FINE_FILE
 from mode_ray.stages.manifest import read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.plan import expert_name

@@ -5,11 +5,11 @@ from mode_ray.config.base import config_hash
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.evaluate.stage import write_report
-from mode_ray.pipeline import LISTING, build_stages, stage_directories
-from mode_ray.stages.manifest import MANIFEST, read_manifest
+from mode_ray.pipeline import build_stages
+from mode_ray.run_directory import LISTING, MANIFEST, RULES_DIRECTORY, stage_directories
+from mode_ray.stages.manifest import read_manifest
 from mode_ray.storage import Location
 
-RULES_DIRECTORY = "rules"
 _RULES_FIELD = "evaluate.rules"
 _ROUTING_PREFIX = "routing."
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mode_ray.atlas.summary import near_captions, read_summary
 from mode_ray.cluster.calibration import calibration_of
-from mode_ray.cluster.clustering import FINE_FILE, Clustering
+from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
 from mode_ray.embed.encoder import encoder_name
 from mode_ray.errors import DataError
-from mode_ray.evaluate.measure.measurements import ROUTING_FILE, TaskCosines, TaskSummary, load_cosines, load_summary
+from mode_ray.evaluate.measure.measurements import TaskCosines, TaskSummary, load_cosines, load_summary
 from mode_ray.evaluate.measure.models import Trained, check_models, find_trained
 from mode_ray.evaluate.measure.spread import measure_tasks
 from mode_ray.evaluate.report.compare import Router, TaskResults, compare
@@ -18,13 +18,11 @@ from mode_ray.evaluate.report.render import render_report
 from mode_ray.evaluate.report.schema import ReportData
 from mode_ray.evaluate.report.sources import ReportSources, read_thumbnails
 from mode_ray.evaluate.tasks.task import Task, load_tasks
+from mode_ray.run_directory import FINE_FILE, REPORT_HTML, REPORT_JSON, ROUTING_FILE, measured_task
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.train.plan import SEED, Trial, expert_name
-
-REPORT_JSON = "report.json"
-REPORT_HTML = "report.html"
 
 
 def run_evaluate(
@@ -149,7 +147,7 @@ def _measure(
 
     left: dict[Location, Task] = {}
     for task in tasks:
-        directory = stage.directory / "tasks" / task.name
+        directory = measured_task(stage.directory, task.name)
         summary = load_summary(directory)
         if summary is not None and summary.covers(models):
             done(summary)
@@ -163,7 +161,7 @@ def _compare(
     config: RunConfig, task: Task, directories: Mapping[str, Location], router: Router, trials: Sequence[Trial]
 ) -> tuple[TaskCosines, TaskResults]:
     """A task's results, and what was measured without its cosines: they go before those of the next task come."""
-    place = directories["evaluate"] / "tasks" / task.name
+    place = measured_task(directories["evaluate"], task.name)
     measured = load_cosines(place)
     _check_dimension(measured, router, place, directories["cluster"])
     n = config.train.experts
@@ -185,7 +183,7 @@ def _compare(
 def _record(summary: TaskSummary, stage: Stage) -> UnitRecord:
     return UnitRecord(
         unit=summary.task,
-        source=(stage.directory / "tasks" / summary.task).uri,
+        source=measured_task(stage.directory, summary.task).uri,
         rows_in=summary.images + sum(summary.skipped.values()),
         rows_out=summary.images,
         refused=summary.skipped,

@@ -8,11 +8,12 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.evaluate.report.schema import ModelRow, ReportData
-from mode_ray.evaluate.stage import REPORT_JSON, load_report
+from mode_ray.evaluate.stage import load_report
+from mode_ray.run_directory import METRICS_FILE, REPORT_JSON
 from mode_ray.stages.manifest import Manifest, read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.plan import DENSE, SEED, expert_name
-from mode_ray.train.runs.trial import METRICS_FILE, read_metrics
+from mode_ray.train.runs.trial import read_metrics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from mode_ray.cluster.search.nearest import import_faiss
 from mode_ray.errors import DataError, UsageError
 from mode_ray.index.vectors import embedding_rows
+from mode_ray.run_directory import part_name
 from mode_ray.stages.manifest import read_output, read_units
 from mode_ray.storage import Location
 
@@ -38,11 +39,6 @@ class Hit:
     source: str
     row: int
     key: str
-
-
-def part_name(number: int) -> str:
-    """Name of a part's file."""
-    return f"part-{number:05d}.faiss"
 
 
 def build_parts(embeddings: Location, target: Location, rows_per_part: int) -> int:

@@ -15,7 +15,8 @@ from mode_ray.errors import DataError, UsageError
 from mode_ray.evaluate.measure.models import check_models, find_trained
 from mode_ray.index.parts import Hit, ImageIndex, build_parts
 from mode_ray.models.files import weights_mark
-from mode_ray.pipeline import LISTING, build_stages, stage_directories
+from mode_ray.pipeline import build_stages
+from mode_ray.run_directory import LISTING, index_embeddings, index_parts, stage_directories
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, combined_hash, read_manifest
 from mode_ray.stages.resume import plan_units, refuse_replaced_sources, run_work_unit_stage
 from mode_ray.stages.work_unit import PAIR_FORMATS, WorkUnit, require_images
@@ -23,7 +24,6 @@ from mode_ray.storage import Location
 from mode_ray.train.plan import expert_name
 from mode_ray.util.ray_tasks import task_result
 
-INDEX_DIRECTORY = "index"
 _EXPERTS_FIELD = "inputs.train (weights of the experts)"
 
 
@@ -80,8 +80,8 @@ def index_stages(config: RunConfig) -> IndexStages:
         "inputs.train": config_hash(build_stages(config, run_work_units)["train"].fields),
         _EXPERTS_FIELD: [None if folder is None else weights_mark(folder) for folder in models],
     }
-    directory = config.directory / INDEX_DIRECTORY
-    return IndexStages(work_units, models, Stage("index", directory / "embeddings", fields), directory / "faiss")
+    stage = Stage("index", index_embeddings(config.directory), fields)
+    return IndexStages(work_units, models, stage, index_parts(config.directory))
 
 
 def run_index(
@@ -150,18 +150,18 @@ def search_index(config: RunConfig, texts: Sequence[str], count: int, *, as_one_
     from mode_ray.index.query import QueryEncoder
     from mode_ray.models.encode import Expert  # these need torch, which usage errors need not wait for
 
-    directory = config.directory / INDEX_DIRECTORY
-    built = read_manifest(directory / "faiss")
+    embeddings, parts = index_embeddings(config.directory), index_parts(config.directory)
+    built = read_manifest(parts)
     if built is None:
-        raise UsageError(f"{directory / 'faiss'}: there is no finished index: run `mode-ray index` first")
+        raise UsageError(f"{parts}: there is no finished index: run `mode-ray index` first")
     models = _present_experts(config)
-    _check_experts(directory / "embeddings", models)
+    _check_experts(embeddings, models)
     clusters = stage_directories(config.directory)["cluster"]
     clustering = Clustering.load_for(clusters, encoder_name(config.encoder))
     experts = [None if folder is None else Expert(folder, "cpu") for folder in models]
     encoder = load_encoder(config.encoder, config.embed.encoder)
     query = QueryEncoder(experts, encoder, clustering, config.routing)
-    index = ImageIndex(directory / "embeddings", directory / "faiss", int(built.summary["parts"]))
+    index = ImageIndex(embeddings, parts, int(built.summary["parts"]))
     scores_lk, positions_lk = index.search(query.encode(texts, as_one_task=as_one_task), count)
     return [index.hits(scores, places) for scores, places in zip(scores_lk, positions_lk, strict=True)]
 

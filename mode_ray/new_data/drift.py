@@ -13,11 +13,11 @@ from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.new_data.compare import DriftReport, compare
 from mode_ray.new_data.tally import AssignmentTally, far_distance, far_mask
-from mode_ray.stages.manifest import MANIFEST, Manifest, read_manifest, read_output, read_units
+from mode_ray.run_directory import DRIFT_FILE, MANIFEST
+from mode_ray.stages.manifest import Manifest, read_manifest, read_output, read_units
 from mode_ray.storage import Location
 from mode_ray.util.ray_tasks import task_result
 
-DRIFT_FILE = "drift.json"
 _MOST_TASKS = 1024
 
 

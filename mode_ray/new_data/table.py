@@ -1,17 +1,17 @@
 """A drift report for people: tables and a verdict."""
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from mode_ray.new_data.compare import DriftReport, Growth
+from mode_ray.tables import WideTable
 
 _CLUSTERS_SHOWN = 10
 
 
 def drift_view(report: DriftReport) -> Group:
     """Distances and balance, experts of every n, the clusters that changed most, and what it comes to."""
-    parts: list[Table | Text] = [_overview(report)]
+    parts: list[WideTable | Text] = [_overview(report)]
     for n, sizes in report.experts.items():
         parts.append(_sizes(f"{n} experts", "expert", sizes, range(len(sizes.rows))))
     certain = report.clusters.certain()
@@ -27,8 +27,8 @@ def _both_ends(ordered: list[int]) -> list[int]:
     return [*ordered[:half], *ordered[-half:]]
 
 
-def _overview(report: DriftReport) -> Table:
-    table = _numbers("drift", "", "when fitted", "new captions")
+def _overview(report: DriftReport) -> WideTable:
+    table = WideTable("drift", "", "when fitted", "new captions")
     table.add_row("captions", f"{report.training_rows:,}", f"{report.rows:,}")
     table.add_row(
         f"far (squared distance above {report.far_squared_distance:.4f})",
@@ -43,8 +43,8 @@ def _overview(report: DriftReport) -> Table:
     return table
 
 
-def _sizes(title: str, kind: str, sizes: Growth, numbers: range | list[int]) -> Table:
-    table = _numbers(title, kind, "when fitted", "new captions", "share", "growth", "z")
+def _sizes(title: str, kind: str, sizes: Growth, numbers: range | list[int]) -> WideTable:
+    table = WideTable(title, kind, "when fitted", "new captions", "share", "growth", "z")
     total = max(1, sum(sizes.rows))
     for number in numbers:
         growth = sizes.growth[number]
@@ -56,12 +56,4 @@ def _sizes(title: str, kind: str, sizes: Growth, numbers: range | list[int]) -> 
             "new" if growth is None else f"{growth:.2f}",
             f"{sizes.z[number]:+.1f}",
         )
-    return table
-
-
-def _numbers(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(first)
-    for column in others:
-        table.add_column(column, justify="right")
     return table

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from mode_ray.stages.manifest import Manifest, UnitRecord
+from mode_ray.tables import WideTable, short_count
 from mode_ray.train.runs.status import TrialStatus
 
 _INTERVAL_SECONDS = 3.0
@@ -190,31 +190,29 @@ class Progress:
             self.say(f"[{manifest.stage}]   refused {count:,}: {reason}")
 
 
-def trials_table(statuses: Iterable[TrialStatus], now_unix_seconds: float) -> Table:
-    """One line a training run."""
-    table = Table(title="training runs")
-    for column in ("run", "state"):
-        table.add_column(column)
-    for column in ("samples", "of", "samples/s", "loss", "left", "checkpoint", "launches", "seconds"):
-        table.add_column(column, justify="right")
-    table.add_column("reason")
+def trials_table(statuses: Iterable[TrialStatus], now_unix_seconds: float) -> Group:
+    """One line a training run, and below the table one for each that was launched again or failed."""
+    headings = ("run", "state", "samples", "seen", "per s", "loss", "saved", "time")
+    table, notes = WideTable("training runs", *headings, words=2), []
     for status in statuses:
-        table.add_row(status.trial, status.state, *_trial_cells(status, now_unix_seconds), escape(status.reason or ""))
-    return table
+        table.add_row(status.trial, status.state, *_trial_cells(status, now_unix_seconds))
+        note = [f"launched {status.launches} times"] if status.launches > 1 else []
+        note += [status.reason] if status.reason else []
+        if note:
+            notes.append(Text(f"{status.trial}: {'; '.join(note)}"))
+    return Group(table, *notes)
 
 
 def _trial_cells(status: TrialStatus, now_unix_seconds: float) -> tuple[str, ...]:
-    running = status.state == "running"
-    written = status.checkpoint_unix_seconds
+    running, saved = status.state == "running", status.checkpoint_unix_seconds
+    left = running and status.eta_seconds is not None
     return (
-        f"{status.samples_seen:,}",
-        f"{status.samples:,}",
-        "" if status.samples_per_second is None or not running else f"{status.samples_per_second:,.0f}",
+        short_count(status.samples),
+        f"{status.samples_seen / status.samples:.0%}" if status.samples else "",
+        "" if status.samples_per_second is None or not running else short_count(status.samples_per_second),
         "" if status.loss is None else f"{status.loss:.3f}",
-        "" if status.eta_seconds is None else duration(status.eta_seconds),
-        "" if written is None or status.state == "finished" else f"{duration(now_unix_seconds - written)} ago",
-        str(status.launches),
-        f"{status.seconds:.1f}",
+        "" if saved is None or status.state == "finished" else f"{duration(now_unix_seconds - saved)} ago",
+        f"{duration(status.eta_seconds or 0.0)} left" if left else duration(status.seconds) if status.seconds else "",
     )
 
 

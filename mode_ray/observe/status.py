@@ -6,17 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import yaml
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Group
 
-from mode_ray.cluster.clustering import FIT_PROGRESS
 from mode_ray.errors import UsageError
 from mode_ray.observe.progress import duration, trials_table
-from mode_ray.pipeline import STAGE_DIRECTORIES
-from mode_ray.stages.manifest import CAPTION_COUNTS, STARTED, UNITS, Manifest, StageState, read_manifest
+from mode_ray.run_directory import (
+    FIT_PROGRESS,
+    LEASE_FILE,
+    RUN_CONFIG,
+    STAGE_DIRECTORIES,
+    STARTED,
+    STATUS_FILE,
+    TASK_SUMMARY,
+    is_unit_output,
+)
+from mode_ray.stages.manifest import Manifest, StageState, read_manifest
 from mode_ray.storage import FileEntry, Location
-from mode_ray.train.runs.lease import LEASE_FILE
-from mode_ray.train.runs.status import STATUS_FILE, TrialStatus, read_status
+from mode_ray.tables import WideTable, short_count
+from mode_ray.train.runs.status import TrialStatus, read_status
 
 _RATE_WINDOW_SECONDS = 600.0
 
@@ -104,8 +111,8 @@ def training_eta_seconds(trials: Sequence[TrialStatus]) -> float | None:
     return max([left / rate, *(status.eta_seconds or 0.0 for status in running)])
 
 
-def status_table(run: Location) -> Table:
-    """One line a stage: state, done/total units, rows in and out, refused, time, and what is left of it.
+def status_table(run: Location) -> WideTable:
+    """One line a stage: state, done/total units, rows in and out, refused, and the time it took or has left.
 
     Raises:
         UsageError: There is no run in this directory.
@@ -120,23 +127,20 @@ def require_run(run: Location) -> None:
     Raises:
         UsageError: It is not.
     """
-    if not (run / "config.yaml").exists():
+    if not (run / RUN_CONFIG).exists():
         raise UsageError(f"{run}: no run here (no config.yaml); give the directory that the config calls `run`")
 
 
-def stages_table(run: Location, views: Sequence[StageView]) -> Table:
+def stages_table(run: Location, views: Sequence[StageView]) -> WideTable:
     """The table of `status_table`, of views that were taken."""
-    table = Table(title=escape(str(run)))
-    for column in ("stage", "state"):
-        table.add_column(column)
-    for column in ("units", "rows in", "rows out", "refused", "left out", "seconds", "left"):
-        table.add_column(column, justify="right")
+    headings = ("stage", "state", "units", "rows in", "rows out", "refused", "left out", "time")
+    table = WideTable(str(run), *headings, words=2)
     for view in views:
         table.add_row(view.name, view.state, *_cells(view))
     return table
 
 
-def trial_table(run: Location) -> Table | None:
+def trial_table(run: Location) -> Group | None:
     """One line a training run, or None before there are any."""
     experts = run / STAGE_DIRECTORIES["train"]
     folders = [file.parent for file in experts.files(recursive=True) if file.name == STATUS_FILE]
@@ -148,20 +152,18 @@ def trial_table(run: Location) -> Table | None:
 
 def _cells(view: StageView) -> tuple[str, ...]:
     if view.state == "absent":
-        return ("",) * 7
+        return ("",) * 6
     units = f"{view.done}/{view.units}"
     if view.manifest is None:
-        return (units, "", "", "", "", "", "" if view.eta_seconds is None else duration(view.eta_seconds))
+        return (units, "", "", "", "", "" if view.eta_seconds is None else f"{duration(view.eta_seconds)} left")
     refused, left_out = sum(view.manifest.refused.values()), len(view.manifest.quarantined)
-    rows = (f"{view.manifest.rows_in:,}", f"{view.manifest.rows_out:,}", f"{refused:,}", str(left_out))
-    return (units, *rows, f"{view.manifest.seconds:.1f}", "")
+    numbers = (view.manifest.rows_in, view.manifest.rows_out, refused, left_out)
+    return (units, *map(short_count, numbers), duration(view.manifest.seconds))
 
 
 def _is_unit(stage: str, file_name: str) -> bool:
     """Whether a file is what the stage leaves behind for one finished unit."""
-    if stage == "evaluate":
-        return file_name == "task.json"
-    return file_name.endswith(".parquet") and file_name not in (UNITS, CAPTION_COUNTS)
+    return file_name == TASK_SUMMARY if stage == "evaluate" else is_unit_output(file_name)
 
 
 def _fit_eta_seconds(run: Location, began_unix_seconds: float, entries: Sequence[FileEntry]) -> float | None:
@@ -173,5 +175,5 @@ def _fit_eta_seconds(run: Location, began_unix_seconds: float, entries: Sequence
         done = int(json.loads(report.location.read_text())["iteration"])
     except FileNotFoundError:  # the fit ended since the listing
         return None
-    most = int(yaml.safe_load((run / "config.yaml").read_text())["cluster"]["fine"]["iterations"])
+    most = int(yaml.safe_load((run / RUN_CONFIG).read_text())["cluster"]["fine"]["iterations"])
     return max(0, most - done) * max(0.0, report.modified_unix_seconds - began_unix_seconds) / done

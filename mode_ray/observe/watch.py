@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.text import Text
 
 from mode_ray.observe.progress import duration, trials_table
 from mode_ray.observe.status import StageView, look_at_stage, require_run, stages_table
-from mode_ray.pipeline import STAGE_DIRECTORIES, STAGE_NAMES
-from mode_ray.stages.manifest import MANIFEST
+from mode_ray.run_directory import MANIFEST, RUN_CONFIG, STAGE_DIRECTORIES, STAGE_NAMES
 from mode_ray.storage import Location
 from mode_ray.train.runs.lease import EXPIRY_SECONDS, lease_holder
 
@@ -83,7 +83,7 @@ class Watch:
     def _previous_end(self, name: str) -> float:
         """When the stage before ended; 0 where there is none, or the storage does not tell."""
         before = self._names[: self._names.index(name)]
-        place = self.run / STAGE_DIRECTORIES[before[-1]] / MANIFEST if before else self.run / "config.yaml"
+        place = self.run / STAGE_DIRECTORIES[before[-1]] / MANIFEST if before else self.run / RUN_CONFIG
         return max((entry.modified_unix_seconds for entry in place.glob_entries()), default=0.0)
 
     def _who_is_at_work(self, name: str) -> str:
@@ -154,4 +154,4 @@ def _tables(watch: Watch) -> RenderableType:
     parts: list[RenderableType] = [stages_table(watch.run, watch.views)]
     if view is not None and view.trials:
         parts.append(trials_table(view.trials, time.time()))
-    return Group(*parts, *([stall] if stall else []))
+    return Group(*parts, *([Text(stall)] if stall else []))

@@ -19,7 +19,8 @@ from mode_ray.pairs.index import PairIndex, index_columns, index_rows
 from mode_ray.pairs.order import SampleOrder
 from mode_ray.pairs.reader import Pair, PairReader
 from mode_ray.pairs.training_set import Provenance, index_provenance, open_index, write_index
-from mode_ray.stages.manifest import STARTED, Stage, UnitRecord, read_output
+from mode_ray.run_directory import STARTED
+from mode_ray.stages.manifest import Stage, UnitRecord, read_output
 from mode_ray.stages.work_unit import WorkUnit, read_work_units
 from mode_ray.storage import Location
 

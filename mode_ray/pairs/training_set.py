@@ -14,6 +14,7 @@ import pyarrow as pa
 from mode_ray.errors import DataError
 from mode_ray.pairs.index import PairIndex
 from mode_ray.pairs.members import TrainingSet, stream_members
+from mode_ray.run_directory import training_set_file
 from mode_ray.stages.manifest import read_manifest
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
@@ -67,7 +68,7 @@ def write_training_set(
     Raises:
         DataError: The set is empty, or there is no assignment.
     """
-    file = folder / f"{members.name}.arrow"
+    file = training_set_file(folder, members.name)
     made_of = provenance(members, assignments, work_units, group_m)
     if index_provenance(file) != made_of:
         write_index(file, stream_members(members, assignments, work_units, group_m), made_of)
@@ -83,7 +84,7 @@ def open_training_set(
         DataError: It is missing, or was made of other assignments or shards.
     """
     made_of = provenance(members, assignments, work_units, group_m)
-    return open_index(folder / f"{members.name}.arrow", work_units, made_of)
+    return open_index(training_set_file(folder, members.name), work_units, made_of)
 
 
 def write_index(file: Location, tables: Iterable[pa.Table], made_of: Provenance) -> None:

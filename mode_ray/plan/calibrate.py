@@ -31,7 +31,7 @@ from mode_ray.config.run import (
 )
 from mode_ray.errors import DataError, ModeRayError, UsageError
 from mode_ray.observe.progress import Progress
-from mode_ray.pipeline import Pipeline, stage_directories
+from mode_ray.pipeline import Pipeline
 from mode_ray.plan.captions import captions_to_measure
 from mode_ray.plan.probe import Probe, time_kmeans
 from mode_ray.plan.rates import (
@@ -44,6 +44,7 @@ from mode_ray.plan.rates import (
     StepRate,
     measured_settings,
 )
+from mode_ray.run_directory import stage_directories
 from mode_ray.stages.manifest import Manifest, read_manifest
 from mode_ray.stages.session import ray_session
 from mode_ray.storage import Location

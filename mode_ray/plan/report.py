@@ -4,11 +4,11 @@ import json
 from dataclasses import asdict
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from mode_ray.plan.estimate import Plan
 from mode_ray.plan.rates import Rates
+from mode_ray.tables import WideTable
 
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
 _SECONDS_PER_HOUR = 3600.0
@@ -21,10 +21,8 @@ def plan_json(plan: Plan) -> str:
 
 def plan_tables(plan: Plan) -> RenderableType:
     """The plan as a table with its assumptions below."""
-    table = Table(title=f"{plan.inventory.rows:,.0f} captions in {plan.inventory.units:,} work units")
-    table.add_column("stage")
-    for column in ("actors", "core-hours", "GPU-hours", "wall", "reads", "writes", "cost"):
-        table.add_column(column, justify="right")
+    title = f"{plan.inventory.rows:,.0f} captions in {plan.inventory.units:,} work units"
+    table = WideTable(title, "stage", "actors", "core-hours", "GPU-hours", "wall", "reads", "writes", "cost")
     for stage in plan.stages:
         table.add_row(
             stage.stage,
@@ -55,15 +53,13 @@ def plan_tables(plan: Plan) -> RenderableType:
     if plan.settings:
         lines.append(f"takes these settings: {' '.join(plan.settings)}")
     lines += ["assumptions:", *(f"- {assumption}" for assumption in plan.assumptions)]
-    return Group(table, *(escape(line) for line in lines))
+    return Group(table, *map(Text, lines))
 
 
-def rates_table(rates: Rates) -> Table:
+def rates_table(rates: Rates) -> WideTable:
     """Measured rates, as rows a second."""
-    table = Table(title=f"rates of {escape(rates.machine.host)}, {rates.measured_at}")
-    table.add_column("step")
-    for column in ("embed: rows/s an actor", "assign: rows/s an actor"):
-        table.add_column(column, justify="right")
+    title = f"rates of {rates.machine.host}, {rates.measured_at}"
+    table = WideTable(title, "step", "embed: rows/s an actor", "assign: rows/s an actor")
     for step in ("read_captions", "encode", "write_embeddings", "read_embeddings", "search", "write_assignments"):
         both = (getattr(actor, step).wall_seconds for actor in (rates.embed, rates.assign))
         table.add_row(step.replace("_", " "), *(_per_second(seconds) for seconds in both))

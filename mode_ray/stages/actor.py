@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 
 from mode_ray.errors import DataError, WriteError
+from mode_ray.run_directory import unit_output
 from mode_ray.stages.manifest import UnitRecord, read_record, write_unit
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
@@ -135,7 +136,7 @@ class UnitActor:
         return self._attempts(write)
 
     def _output(self, work_unit: WorkUnit) -> Location:
-        return self._directory / f"{work_unit.unit}.parquet"
+        return unit_output(self._directory, work_unit.unit)
 
     def _attempts(self, step: Callable[[], _Result]) -> _Result:
         """The result of a step that is tried again, after growing pauses, where I/O fails."""

@@ -22,14 +22,11 @@ import pyarrow as pa
 
 from mode_ray.config.base import config_hash
 from mode_ray.errors import DataError, UsageError
+from mode_ray.run_directory import MANIFEST, STARTED, UNITS, is_unit_output, unit_output
 from mode_ray.stages.packed import PackedMapping
 from mode_ray.stages.unit_table import UNITS_SCHEMA, HashOfHashes, UnitTotals, units_table
 from mode_ray.storage import Location, is_damage
 
-MANIFEST = "manifest.json"
-STARTED = "started.json"
-UNITS = "units.parquet"
-CAPTION_COUNTS = "caption_counts.parquet"
 FOOTER_KEY = b"mode_ray.unit"
 _FOOTER_READERS = 16
 _UNITS_AT_ONCE = 4096
@@ -183,7 +180,7 @@ class Stage:
 
     def output(self, unit: str) -> Location:
         """Where a unit's output belongs."""
-        return self.directory / f"{unit}.parquet"
+        return unit_output(self.directory, unit)
 
     def write_unit(self, table: pa.Table, record: UnitRecord) -> UnitRecord:
         """Write a unit's rows with its completed record in the footer; see `write_unit`."""
@@ -273,8 +270,7 @@ def read_manifest(directory: Location) -> Manifest | None:
 
 def unit_outputs(directory: Location) -> list[Location]:
     """The units' outputs in a stage's directory, by their names alone."""
-    files = directory.files(recursive=True)
-    return [file for file in files if file.name.endswith(".parquet") and file.name not in (UNITS, CAPTION_COUNTS)]
+    return [file for file in directory.files(recursive=True) if is_unit_output(file.name)]
 
 
 def read_units(directory: Location) -> list[UnitRecord]:
@@ -375,7 +371,7 @@ def read_output(directory: Location, unit: str, columns: Sequence[str] | None = 
         FileNotFoundError: There is no such output.
         DataError: It is damaged.
     """
-    location = directory / f"{unit}.parquet"
+    location = unit_output(directory, unit)
     try:
         return location.read_table(None if columns is None else list(columns))
     except (pa.ArrowInvalid, OSError) as error:

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 
 from mode_ray.config.run import ActorPool, RunConfig
 from mode_ray.errors import DataError, UsageError
+from mode_ray.run_directory import MANIFEST, QUARANTINE, UNITS
 from mode_ray.stages.actor import UnitWorker
 from mode_ray.stages.execute import run_units
-from mode_ray.stages.manifest import MANIFEST, UNITS, Manifest, Stage, UnitRecord, count_refused
+from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, count_refused
 from mode_ray.stages.packed import PackedMapping
 from mode_ray.stages.work_unit import WorkUnit, WorkUnitTable
 from mode_ray.storage import Location
 
-QUARANTINE = "quarantine.json"
 _NAMED_AT_MOST = 5
 _REMOVERS = 16
 _UNITS_AT_ONCE = 32_768

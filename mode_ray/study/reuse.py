@@ -10,7 +10,8 @@ from mode_ray.config.base import config_hash, fingerprint_fields
 from mode_ray.config.load import with_values
 from mode_ray.config.run import RunConfig
 from mode_ray.pipeline import build_stages
-from mode_ray.stages.manifest import MANIFEST, STARTED, read_manifest
+from mode_ray.run_directory import MANIFEST, STARTED
+from mode_ray.stages.manifest import read_manifest
 from mode_ray.storage import Location
 
 _SHARED_STAGES = ("embed", "cluster", "assign")

@@ -5,16 +5,16 @@ from dataclasses import asdict
 
 import jinja2
 from rich.console import Console
-from rich.table import Table
 
 from mode_ray.config.study import StudyConfig
 from mode_ray.evaluate.report.render import compact
 from mode_ray.evaluate.stage import load_report
-from mode_ray.pipeline import stage_directories
+from mode_ray.run_directory import stage_directories
 from mode_ray.study.plan import StudyPoint, plan_study
 from mode_ray.study.plot import study_png
 from mode_ray.study.results import LinePoint, StudyResults, lines
 from mode_ray.study.series import run_series
+from mode_ray.tables import WideTable
 
 STUDY_JSON = "study.json"
 STUDY_PNG = "study.png"
@@ -44,10 +44,7 @@ def run_study(study: StudyConfig, console: Console) -> StudyResults:
 
     run_series({name: point.config for name, point in by_name.items()}, console, take)
     for title, rows in _tables(study, results).items():
-        table = _table(study, title, rows)
-        # As wide as its content: with many points, cells cut to the width of the console would lose their figures.
-        table.width = console.measure(table, options=console.options.update(max_width=_WIDEST_TABLE)).maximum
-        console.print(table, soft_wrap=True)
+        console.print(study_table(study, title, rows))
     return results
 
 
@@ -82,11 +79,9 @@ def _write(study: StudyConfig, points: list[StudyPoint], results: StudyResults) 
     (study.directory / STUDY_HTML).write_text(page)
 
 
-def _table(study: StudyConfig, title: str, rows: dict[str, list[LinePoint]]) -> Table:
-    table = Table(title=title)
-    table.add_column(study.axis_title)
-    for label in study.labels:
-        table.add_column(label, justify="right")
+def study_table(study: StudyConfig, title: str, rows: dict[str, list[LinePoint]]) -> WideTable:
+    """One row per line of the reports, one column per value of the field."""
+    table = WideTable(title, study.axis_title, *study.labels)
     for name, points in rows.items():
         by_label = {point.label: point for point in points}
         table.add_row(name, *(_cell(by_label.get(label)) for label in study.labels))

@@ -7,7 +7,8 @@ from rich.console import Console
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import ModeRayError
 from mode_ray.observe.progress import Progress
-from mode_ray.pipeline import STAGE_NAMES, Pipeline
+from mode_ray.pipeline import Pipeline
+from mode_ray.run_directory import STAGE_NAMES
 from mode_ray.stages.session import ray_session
 from mode_ray.storage import Location
 from mode_ray.study.reuse import copy_finished_stages

@@ -5,16 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from rich.table import Table
-
 from mode_ray.config.load import dump_config, with_values
 from mode_ray.config.run import RunConfig
 from mode_ray.config.sweep import Scalar
+from mode_ray.run_directory import SWEEP_BEST, SWEEP_RESULT, SWEEP_RESULTS
 from mode_ray.storage import Location
-
-RESULTS_FILE = "results.json"
-BEST_FILE = "best.yaml"
-RESULT_FILE = "result.json"
+from mode_ray.tables import WideTable
 
 SweepState = Literal["finished", "stopped", "failed"]
 
@@ -88,35 +84,31 @@ def write_results(
     """
     best = best_of(results)
     if best is not None:
-        (folder / BEST_FILE).write_text(dump_config(with_values(config, best.point)))
+        (folder / SWEEP_BEST).write_text(dump_config(with_values(config, best.point)))
     rows = [{**asdict(result), "recall": result.recall} for result in ranked(results)]
     content = {**about, "best": None if best is None else best.trial, "trials": rows}
-    (folder / RESULTS_FILE).write_text(json.dumps(content, indent=1))
+    (folder / SWEEP_RESULTS).write_text(json.dumps(content, indent=1))
 
 
 def write_result(folder: Location, result: SweepResult) -> None:
     """Write one trial's `result.json`, which says that it has ended."""
-    (folder / RESULT_FILE).write_text(json.dumps(asdict(result), indent=1))
+    (folder / SWEEP_RESULT).write_text(json.dumps(asdict(result), indent=1))
 
 
 def read_result(folder: Location) -> SweepResult | None:
     """One trial's `result.json`, or None while it has not ended."""
-    file = folder / RESULT_FILE
+    file = folder / SWEEP_RESULT
     if not file.exists():
         return None
     values = json.loads(file.read_text())
     return SweepResult(**{**values, "curve": {int(number): recall for number, recall in values["curve"].items()}})
 
 
-def sweep_table(results: Sequence[SweepResult], measurements: int) -> Table:
+def sweep_table(results: Sequence[SweepResult], measurements: int) -> WideTable:
     """One line a trial, the best first."""
-    table = Table(title="sweep")
     fields = list(results[0].point) if results else []
-    table.add_column("trial")
-    for name in fields:
-        table.add_column(name.removeprefix("train."), justify="right")
-    for column in ("recall@1", "measured", "state"):
-        table.add_column(column, justify="right")
+    names = [name.removeprefix("train.") for name in fields]
+    table = WideTable("sweep", "trial", *names, "recall@1", "measured", "state")
     for result in ranked(results):
         recall = "" if result.recall is None else f"{result.recall:.2%}"
         values = [str(result.point[name]) for name in fields]

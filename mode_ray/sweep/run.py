@@ -16,21 +16,18 @@ from mode_ray.pairs.held_out import HeldOut, choose_held_out
 from mode_ray.pairs.images import decode_image
 from mode_ray.pairs.index import load_index
 from mode_ray.pairs.reader import PairReader
+from mode_ray.run_directory import SWEEP_RESULT, WORK_UNITS_FILE, sweep_directory, sweep_held_out, sweep_storage
 from mode_ray.stages.manifest import combined_hash, read_manifest, read_output, read_units
 from mode_ray.stages.work_unit import WorkUnit, require_images, write_work_units
 from mode_ray.storage import Location
 from mode_ray.sweep.plan import SweepInputs, SweepTrial, plan_sweep, swept_expert
-from mode_ray.sweep.results import RESULT_FILE, SweepReport, read_result, write_results
+from mode_ray.sweep.results import SweepReport, read_result, write_results
 from mode_ray.sweep.space import draw_points
 from mode_ray.sweep.trainable import METRIC, result_of
 from mode_ray.sweep.tuning import read_notes, tune_trials
 from mode_ray.train.runs.launcher import launcher_options
-from mode_ray.train.runs.trial import WORK_UNITS_FILE
 from mode_ray.util.ray_tasks import task_result
 
-SWEEP_FOLDER = "sweep"
-_TUNE_FOLDER = "tune"
-_HELD_OUT_FILE = "held_out.parquet"
 _POLL_SECONDS = 1.0
 
 
@@ -55,7 +52,7 @@ def run_sweep(
         raise UsageError("the sweep needs the assign stage, which is not done: run `mode-ray assign` first")
     require_images(work_units)
     check_architecture(config.train.model)
-    folder = config.directory / SWEEP_FOLDER
+    folder = sweep_directory(config.directory)
     clustering = Clustering.load(clusters)
     expert = swept_expert(config, clustering.widest_first(config.train.experts)[0])
     # A task of its own: it reads assignments and images, and needs memory for them.
@@ -68,7 +65,7 @@ def run_sweep(
         write_work_units(trial.folder / WORK_UNITS_FILE, work_units)
         earlier = read_result(trial.folder)
         if earlier is not None and earlier.state == "failed":
-            (trial.folder / RESULT_FILE).delete()  # its cause may be mended
+            (trial.folder / SWEEP_RESULT).delete()  # its cause may be mended
     model = "the dense baseline" if expert is None else f"expert {expert}"
     ended = sum(read_result(trial.folder) is not None for trial in trials)
     say(f"[sweep] {len(trials)} trials of {model}, {ended} of them ended before")
@@ -90,7 +87,7 @@ def _train_all(
     Tune pickles everything that it is given, callbacks included. It therefore gets data only, and leaves its notes in
     a file; the driver's console stays in the driver.
     """
-    storage = folder / _TUNE_FOLDER
+    storage = sweep_storage(folder)
     storage.delete()  # of a sweep that was killed
     options = launcher_options(config.train.placement, "sweep")
     reference = ray.remote(max_calls=1)(tune_trials).options(**options).remote(config, trials, storage)
@@ -138,7 +135,7 @@ def _prepare(
                 yield work_unit.unit, table["row"].to_numpy()[own_p], table["caption_index"].to_numpy()[own_p]
 
     held_out = choose_held_out(rows(), config.sweep.held_out_pairs)
-    file = folder / f"{combined_hash(map(repr, held_out.places))}-{_HELD_OUT_FILE}"
+    file = sweep_held_out(folder, combined_hash(map(repr, held_out.places)))
     if not file.exists():
         file.write_table(_read_pairs(config, work_units, assignments, held_out))
     return SweepInputs(

@@ -13,9 +13,10 @@ from ray import tune
 
 from mode_ray.errors import TrainingError
 from mode_ray.models.architecture import CONFIG_FILE
+from mode_ray.run_directory import CHECKPOINT_FOLDER
 from mode_ray.sweep.plan import SweepTrial
 from mode_ray.sweep.results import SweepResult, read_result, write_result
-from mode_ray.train.runs.launcher import CHECKPOINT_FOLDER, TrialEnd, launch
+from mode_ray.train.runs.launcher import TrialEnd, launch
 from mode_ray.train.runs.measure_job import read_curve
 from mode_ray.train.runs.trial import TrialJob
 

@@ -18,11 +18,11 @@ from mode_ray.config.base import fingerprint_fields
 from mode_ray.config.train import TrainConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.models.architecture import CONFIG_FILE, WEIGHTS_FILE, clip_config_of, model_files
+from mode_ray.run_directory import METRICS_FILE, PROGRESS_FILE, STATE_FILE, STATUS_FILE
 from mode_ray.stages.manifest import Manifest, read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.plan import DENSE, SEED, Trial, expert_name
-from mode_ray.train.runs.status import STATUS_FILE
-from mode_ray.train.runs.trial import METRICS_FILE, PROGRESS_FILE, STATE_FILE, trials_of
+from mode_ray.train.runs.trial import trials_of
 
 # The optimizer first, the model last: a folder that open_clip can load is whole.
 _TRAINING_FILES = (STATE_FILE, PROGRESS_FILE, METRICS_FILE)

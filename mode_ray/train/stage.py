@@ -13,6 +13,7 @@ from mode_ray.config.run import RunConfig
 from mode_ray.errors import TrainingError, UsageError
 from mode_ray.models.architecture import check_architecture
 from mode_ray.pairs.index import fine_counts
+from mode_ray.run_directory import PLAN_FILE, WORK_UNITS_FILE
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
 from mode_ray.stages.work_unit import WorkUnit, require_images, write_work_units
 from mode_ray.storage import Location
@@ -23,7 +24,7 @@ from mode_ray.train.runs.queue import TrialQueue
 from mode_ray.train.runs.scheduler import run_trials
 from mode_ray.train.runs.status import TrialStatus, initial_statuses, stored_statuses, waiting_again
 from mode_ray.train.runs.trackers import check_trackers
-from mode_ray.train.runs.trial import PLAN_FILE, WORK_UNITS_FILE, TrialJob
+from mode_ray.train.runs.trial import TrialJob
 from mode_ray.util.ray_tasks import task_result
 
 

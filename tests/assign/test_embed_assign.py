@@ -24,7 +24,7 @@ from mode_ray.embed.encoder import load_encoder
 from mode_ray.embed.stage import run_embed
 from mode_ray.embed.table import as_stored, embedding_vectors
 from mode_ray.errors import DataError
-from mode_ray.pipeline import stage_directories
+from mode_ray.run_directory import stage_directories
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, table_hash
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location

@@ -15,7 +15,8 @@ from mode_ray.config.load import dump_config
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.observe.progress import Progress
-from mode_ray.pipeline import Pipeline, stage_directories
+from mode_ray.pipeline import Pipeline
+from mode_ray.run_directory import stage_directories
 from mode_ray.storage import Location
 
 ANIMALS = ("cat", "dog", "bird", "horse", "frog", "whale")

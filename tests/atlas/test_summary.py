@@ -12,9 +12,7 @@ from mode_ray.atlas.data import AtlasFacts, atlas_data
 from mode_ray.atlas.page import MAX_DATA_BYTES, fit_to_bytes, render_atlas
 from mode_ray.atlas.sample import summarise
 from mode_ray.atlas.summary import (
-    ATLAS_HTML,
     CAPTIONS_PER_END,
-    SUMMARY_FILE,
     AtlasSummary,
     near_captions,
     read_summary,
@@ -24,6 +22,7 @@ from mode_ray.atlas.summary import (
 )
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.errors import DataError
+from mode_ray.run_directory import ATLAS_HTML, SUMMARY_FILE
 from mode_ray.storage import Location
 
 ABOUT = {"Run": "s3://bucket/run", "Made": "today", "Encoder": "static", "Usable captions": "1,000"}

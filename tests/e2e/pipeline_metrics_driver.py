@@ -11,7 +11,8 @@ from rich.console import Console
 from mode_ray.cluster import stage as cluster_stage
 from mode_ray.config.load import load_config
 from mode_ray.observe.progress import Progress
-from mode_ray.pipeline import STAGE_NAMES, Pipeline
+from mode_ray.pipeline import Pipeline
+from mode_ray.run_directory import STAGE_NAMES
 from mode_ray.train.runs import scheduler
 
 LOOK_SECONDS = 0.02

@@ -21,9 +21,9 @@ from expert_runs import BATCH, command, ended, picture, write_config
 from fault_runs import COMMAND
 from local_cluster import LocalCluster, local_cluster
 
+from mode_ray.run_directory import CHECKPOINT_FOLDER
 from mode_ray.stages.manifest import unit_outputs
 from mode_ray.storage import Location
-from mode_ray.train.runs.launcher import CHECKPOINT_FOLDER
 
 pytestmark = [pytest.mark.drill, pytest.mark.slow]
 

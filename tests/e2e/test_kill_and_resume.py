@@ -22,9 +22,9 @@ import pytest
 import yaml
 
 from mode_ray.demo.build import build_demo_data
+from mode_ray.run_directory import CHECKPOINT_FOLDER
 from mode_ray.stages.manifest import Manifest, UnitRecord, read_manifest, read_units
 from mode_ray.storage import Location
-from mode_ray.train.runs.scheduler import CHECKPOINT_FOLDER
 
 pytestmark = [pytest.mark.drill, pytest.mark.slow]
 

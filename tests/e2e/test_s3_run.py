@@ -15,9 +15,9 @@ import torch
 import yaml
 
 from mode_ray.cli import main
+from mode_ray.run_directory import CHECKPOINT_FOLDER
 from mode_ray.stages.manifest import Manifest, read_manifest, read_units
 from mode_ray.storage import Location
-from mode_ray.train.runs.scheduler import CHECKPOINT_FOLDER
 
 STAGES = {
     "embed": "embeddings",

@@ -26,11 +26,11 @@ from fault_runs import Invocation
 from mode_ray.assign.stage import FINE
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.load import load_config
+from mode_ray.run_directory import CHECKPOINT_FOLDER
 from mode_ray.stages.manifest import read_output
 from mode_ray.stages.work_unit import unit_name
 from mode_ray.storage import Location
 from mode_ray.train.runs.checkpoints import whole_checkpoints
-from mode_ray.train.runs.launcher import CHECKPOINT_FOLDER
 
 pytestmark = [pytest.mark.drill, pytest.mark.alone]
 

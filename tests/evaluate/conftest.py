@@ -27,11 +27,10 @@ from mode_ray.evaluate.report.compare import Router, compare
 from mode_ray.evaluate.report.sources import ReportSources
 from mode_ray.evaluate.tasks.task import load_tasks
 from mode_ray.models.clip import build_clip, save_clip
-from mode_ray.pipeline import stage_directories
+from mode_ray.run_directory import METRICS_FILE, stage_directories
 from mode_ray.stages.manifest import Stage, UnitRecord
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial, expert_name
-from mode_ray.train.runs.trial import METRICS_FILE
 from mode_ray.train.stage import planned_trials
 
 PAIRS, CENTERS, BATCH = 16, 4, 8

@@ -12,28 +12,19 @@ import pytest
 
 from mode_ray.captions.listing import list_work_units
 from mode_ray.cli import main
-from mode_ray.cluster.clustering import FINE_FILE
 from mode_ray.config.base import Settings
 from mode_ray.config.load import dump_config
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, UsageError
-from mode_ray.evaluate.measure.measurements import (
-    LABELS_FILE,
-    ROUTING_FILE,
-    SUMMARY_FILE,
-    TaskCosines,
-    cosine_file,
-    load_cosines,
-    save_array,
-)
+from mode_ray.evaluate.measure.measurements import TaskCosines, load_cosines, save_array
 from mode_ray.evaluate.report.sources import ReportSources
 from mode_ray.evaluate.rescore import rescore
 from mode_ray.evaluate.stage import load_report, run_evaluate, write_report
 from mode_ray.pipeline import build_stages
-from mode_ray.stages.manifest import MANIFEST
+from mode_ray.run_directory import FINE_FILE, LABELS_FILE, MANIFEST, PLAN_FILE, ROUTING_FILE, TASK_SUMMARY, cosine_file
 from mode_ray.storage import Location
 from mode_ray.train.runs.status import TrialState, TrialStatus, write_status
-from mode_ray.train.runs.trial import PLAN_FILE, training_summary
+from mode_ray.train.runs.trial import training_summary
 
 
 @pytest.fixture
@@ -53,7 +44,7 @@ def run(sources: ReportSources) -> ReportSources:
         save_array(cosine_file(directory, name), cosines_il)
     save_array(directory / LABELS_FILE, measured.labels)
     save_array(directory / ROUTING_FILE, measured.routing_texts_ld)
-    (directory / SUMMARY_FILE).write_text(json.dumps(asdict(measured.summary)))
+    (directory / TASK_SUMMARY).write_text(json.dumps(asdict(measured.summary)))
     stages["evaluate"].begin(1)
     write_report(sources.config, sources.work_units, places, places["evaluate"])
     stages["evaluate"].finish([], {})

@@ -13,7 +13,7 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
 from mode_ray.config.train import ModelConfig
 from mode_ray.models.clip import build_clip, save_clip
-from mode_ray.pipeline import stage_directories
+from mode_ray.run_directory import stage_directories
 from mode_ray.stages.manifest import Manifest, Stage
 from mode_ray.storage import Location
 

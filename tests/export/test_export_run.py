@@ -12,7 +12,7 @@ import yaml
 
 from mode_ray.atlas.data import AtlasFacts, atlas_data
 from mode_ray.atlas.sample import summarise
-from mode_ray.atlas.summary import SUMMARY_FILE, MapData, write_summary
+from mode_ray.atlas.summary import MapData, write_summary
 from mode_ray.cli import main
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.load import dump_config
@@ -23,6 +23,7 @@ from mode_ray.export.run import ExportRequest, run_export
 from mode_ray.models.clip import load_clip
 from mode_ray.models.encode import Expert
 from mode_ray.routing.weights import routing_weights
+from mode_ray.run_directory import SUMMARY_FILE
 from mode_ray.storage import Location
 
 MODEL_FILES = {"open_clip_config.json", "open_clip_model.safetensors"}

@@ -17,7 +17,8 @@ from mode_ray.config.run import RunConfig
 from mode_ray.config.train import ModelConfig
 from mode_ray.embed.encoder import load_encoder
 from mode_ray.models.clip import build_clip, save_clip
-from mode_ray.pipeline import build_stages, stage_directories
+from mode_ray.pipeline import build_stages
+from mode_ray.run_directory import stage_directories
 
 PARQUET_ROWS, TAR_SAMPLES = 9, 4
 BROKEN_ROW, EMPTY_ROW = 2, 5

@@ -13,12 +13,12 @@ from mode_ray.embed.encoder import load_encoder
 from mode_ray.errors import DataError, UsageError
 from mode_ray.index.embed import BAD_IMAGE, NO_IMAGE, IndexWorker
 from mode_ray.index.images import read_images
-from mode_ray.index.parts import ImageIndex, build_parts, part_name
+from mode_ray.index.parts import ImageIndex, build_parts
 from mode_ray.index.query import QueryEncoder
 from mode_ray.models.encode import Expert
 from mode_ray.pairs.images import decode_image
-from mode_ray.pipeline import stage_directories
 from mode_ray.routing.mix import ensemble_scores, per_query_scores
+from mode_ray.run_directory import part_name, stage_directories
 from mode_ray.stages.manifest import Stage
 from mode_ray.storage import Location
 

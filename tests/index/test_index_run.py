@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from mode_ray.cli import main
-from mode_ray.cluster.clustering import FINE_FILE
 from mode_ray.config.load import dump_config
 from mode_ray.config.run import RunConfig
 from mode_ray.config.train import ModelConfig
@@ -16,8 +15,8 @@ from mode_ray.index.stage import index_stages, run_index, search_index
 from mode_ray.index.vectors import embedding_rows
 from mode_ray.models.clip import build_clip, save_clip
 from mode_ray.models.encode import Expert
-from mode_ray.pipeline import stage_directories
-from mode_ray.stages.manifest import MANIFEST, Manifest, UnitRecord, read_output, read_units
+from mode_ray.run_directory import FINE_FILE, MANIFEST, stage_directories
+from mode_ray.stages.manifest import Manifest, UnitRecord, read_output, read_units
 
 USABLE = 11
 

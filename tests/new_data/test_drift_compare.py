@@ -1,12 +1,11 @@
 """What a drift report says: growth with its certainty, and a verdict in plain words."""
 
-import io
 import json
 from dataclasses import asdict
 
 import numpy as np
 import pytest
-from rich.console import Console
+from terminal import shown_at_80_columns
 
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.errors import DataError
@@ -118,8 +117,6 @@ class TestCompare:
     def test_the_report_is_json_and_a_table(self, clustering: Clustering) -> None:
         made = report(clustering, [100, 100, 100, 1700], 0.08)
         assert json.loads(json.dumps(asdict(made)))["clusters"]["rows"] == [100, 100, 100, 1700]
-        console = Console(width=140, file=io.StringIO(), record=True)
-        console.print(drift_view(made))
-        shown = console.export_text()
-        for text in ("2 experts", "8.0%", "squared distance, quantile 0.99", "consider `mode-ray cluster extend`"):
+        shown = shown_at_80_columns(drift_view(made))
+        for text in ("2 experts", "8.0%", "squared distance, quantile 0.99", "`mode-ray cluster extend`"):
             assert text in shown

@@ -16,7 +16,7 @@ from mode_ray.embed.encoder import encoder_name, load_encoder
 from mode_ray.embed.table import as_stored, embedding_column, embedding_vectors, place_columns
 from mode_ray.errors import DataError
 from mode_ray.new_data.far_captions import FarSample, FarWorker
-from mode_ray.pipeline import stage_directories
+from mode_ray.run_directory import stage_directories
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 

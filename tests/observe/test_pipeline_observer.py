@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from mode_ray.config.run import RunConfig
-from mode_ray.evaluate.stage import REPORT_JSON
 from mode_ray.observe.progress import Progress
-from mode_ray.pipeline import STAGE_NAMES, Pipeline
+from mode_ray.pipeline import Pipeline
+from mode_ray.run_directory import REPORT_JSON, STAGE_NAMES
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location

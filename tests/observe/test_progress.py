@@ -101,7 +101,7 @@ def test_in_a_terminal_they_are_one_table_that_changes_in_place() -> None:
         on_change({"n2/00": replace(status("running"), samples_seen=4000, loss=1.25)})
         progress.say("a line beside it")
     printed = output.getvalue()
-    assert "4,000" in printed
+    assert "50%" in printed
     assert "a line beside it" in printed
     assert "\x1b[1A" in printed  # the cursor went up, to draw over the first table
 

@@ -3,19 +3,21 @@
 import io
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from rich.console import Console
-from rich.table import Table
+from terminal import require_words, shown_at_80_columns
 
 from mode_ray.errors import UsageError
 from mode_ray.observe.status import status_table, trial_table
+from mode_ray.run_directory import STATUS_FILE
 from mode_ray.stages.manifest import Stage, UnitRecord
 from mode_ray.storage import Location
-from mode_ray.train.runs.status import STATUS_FILE, TrialStatus
+from mode_ray.tables import WideTable
+from mode_ray.train.runs.status import TrialStatus
 
 
 @pytest.fixture
@@ -26,16 +28,28 @@ def run(tmp_path: Path) -> Location:
     return location
 
 
-def rows(table: Table | None) -> list[list[str]]:
-    """The cells of a table as they are printed."""
-    assert table is not None
+def rows(table: WideTable) -> list[list[str]]:
+    """The cells of a table."""
+    return [[cell.plain for cell in cells] for cells in table.rows]
+
+
+def trials(run: Location) -> WideTable:
+    """The table of the training runs, without the notes below."""
+    group = trial_table(run)
+    assert group is not None
+    table = group.renderables[0]
+    assert isinstance(table, WideTable)
+    return table
+
+
+def printed(run: Location) -> list[str]:
+    """The lines about the training runs."""
     output = io.StringIO()
-    Console(file=output, width=300).print(table)
-    lines = [line for line in output.getvalue().splitlines() if line.startswith("│")]
-    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    Console(file=output, width=80).print(trial_table(run))
+    return output.getvalue().splitlines()
 
 
-def row(table: Table | None, name: str) -> list[str]:
+def row(table: WideTable, name: str) -> list[str]:
     return next(cells for cells in rows(table) if cells[0] == name)
 
 
@@ -84,6 +98,34 @@ def test_training_counts_finished_runs_and_evaluation_measured_tasks(run: Locati
     assert row(table, "evaluate")[1:3] == ["started", "1/2"]
 
 
+def test_a_large_run_fits_80_columns(run: Location) -> None:
+    stage = Stage("embed", run / "embeddings", {})
+    stage.begin(250_000)
+    counts = {"units": 250_000, "rows_in": 2_500_000_000, "rows_out": 2_498_765_432, "refused": {"empty": 1_234_568}}
+    manifest = replace(stage.finish([], {}), **counts, seconds=54_321.0)
+    (run / "embeddings/manifest.json").write_text(json.dumps(asdict(manifest)))
+    for trial in ("dense-equal-total", "n16/00"):
+        write_trial(
+            run,
+            TrialStatus(
+                trial=trial,
+                state="running",
+                samples=12_800_000_000,
+                samples_seen=3_000_000_000,
+                samples_per_second=123_456.0,
+                loss=12.345,
+                eta_seconds=80_000.0,
+                checkpoint_unix_seconds=time.time() - 1800,
+            ),
+        )
+    shown = shown_at_80_columns(status_table(run))
+    require_words(shown, ["250000/250000", "2.5 B", "1.23 M", "15.1 h", "left out", "evaluate"])
+    assert shown.count("stage") == 1, "two blocks"
+    trials_shown = shown_at_80_columns(trial_table(run) or "")
+    require_words(trials_shown, ["dense-equal-total", "12.8 B", "30 min ago", "22.2 h left"])
+    assert trials_shown.count("state") == 1, "two blocks"
+
+
 class TestTrials:
     def test_a_run_shows_its_figures_what_is_left_and_the_age_of_its_checkpoint(self, run: Location) -> None:
         running = TrialStatus(
@@ -101,23 +143,24 @@ class TestTrials:
         )
         write_trial(run, running)
         write_trial(run, TrialStatus(trial="dense", state="waiting", samples=9000))
-        table = trial_table(run)
+        table = trials(run)
         cells = row(table, "n2/00")
-        assert cells[:7] == ["n2/00", "running", "400", "8,000", "1,900", "1.235", "4 min"]
-        assert cells[7] in ("30 s ago", "31 s ago")
-        assert cells[8:] == ["2", "3.5", ""]
-        assert row(table, "dense") == ["dense", "waiting", "0", "9,000", "", "", "", "", "0", "0.0", ""]
+        assert cells[:6] == ["n2/00", "running", "8,000", "5%", "1,900", "1.235"]
+        assert cells[6] in ("30 s ago", "31 s ago")
+        assert cells[7:] == ["4 min left"]
+        assert row(table, "dense") == ["dense", "waiting", "9,000", "0%", "", "", "", ""]
+        assert printed(run)[-1] == "n2/00: launched 2 times"
 
     def test_a_finished_run_has_no_time_left_and_needs_no_checkpoint(self, run: Location) -> None:
         finished = TrialStatus(
             trial="seed", state="finished", samples=800, samples_seen=800, loss=0.5, checkpoint_unix_seconds=1e9
         )
         write_trial(run, finished)
-        assert row(trial_table(run), "seed")[2:8] == ["800", "800", "", "0.500", "", ""]
+        assert row(trials(run), "seed")[2:] == ["800", "100%", "", "0.500", "", ""]
 
     @pytest.mark.parametrize(
         "reason", ["/data/[/x].tar: row 3: damaged", "no column 'image'; it has [bold]", "[0] lost"]
     )
     def test_the_reason_is_shown_as_it_is(self, run: Location, reason: str) -> None:
         write_trial(run, TrialStatus(trial="n2/01", state="failed", samples=800, reason=reason))
-        assert row(trial_table(run), "n2/01")[-1] == reason
+        assert printed(run)[-1] == f"n2/01: {reason}"

@@ -14,10 +14,10 @@ from mode_ray.cli import main
 from mode_ray.errors import UsageError
 from mode_ray.observe.status import look_at_stage, training_eta_seconds, units_eta_seconds
 from mode_ray.observe.watch import Watch, open_watch, watch_run
+from mode_ray.run_directory import LEASE_FILE, STATUS_FILE
 from mode_ray.stages.manifest import Stage, UnitRecord
 from mode_ray.storage import Location
-from mode_ray.train.runs.lease import LEASE_FILE
-from mode_ray.train.runs.status import STATUS_FILE, TrialStatus
+from mode_ray.train.runs.status import TrialStatus
 
 NOW = 1_700_000_000.0
 STALL_SECONDS = 600.0

@@ -16,7 +16,8 @@ from mode_ray.pairs import training_set
 from mode_ray.pairs.index import PairIndex
 from mode_ray.pairs.members import TrainingSet
 from mode_ray.pairs.training_set import index_provenance, open_training_set, write_training_set
-from mode_ray.stages.manifest import MANIFEST, Stage, UnitRecord
+from mode_ray.run_directory import MANIFEST
+from mode_ray.stages.manifest import Stage, UnitRecord
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 

@@ -171,7 +171,7 @@ def test_a_real_run_takes_about_as_long_as_predicted(tmp_path: Path) -> None:
 
 def predicted(folder: Path, name: str) -> dict[str, Any]:
     """Calibrate, and plan the run of `folder/my.yaml`."""
-    plan = ["-m", "mode_ray.cli", "plan", "--config", str(folder / "my.yaml"), "--rates", str(folder / f"{name}.json")]
+    plan = ["-m", "mode_ray", "plan", "--config", str(folder / "my.yaml"), "--rates", str(folder / f"{name}.json")]
     run_python(*plan, "--calibrate", "--step-seconds", "2")
     shown: dict[str, Any] = json.loads(run_python(*plan, "--json"))
     return shown
@@ -181,7 +181,7 @@ FOLDERS = {"embed": "embeddings", "cluster": "clusters", "assign": "assignments"
 RUN_STAGES = """
 import sys
 from rich.console import Console
-from mode_ray.cli import run_stages
+from mode_ray.cli.stages import run_stages
 from mode_ray.config.load import load_config
 run_stages(load_config(sys.argv[1]), ("embed", "cluster", "assign"), Console())
 """

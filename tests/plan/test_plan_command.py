@@ -1,13 +1,12 @@
 """`mode-ray plan`: its tables, and a user's mistakes."""
 
-import io
 import json
 from pathlib import Path
 
 import pytest
 import yaml
 from planned import HOUR, config_of, inventory_of, rates_of
-from rich.console import Console, RenderableType
+from terminal import require_words, shown_at_80_columns
 
 from mode_ray.cli import main
 from mode_ray.plan.estimate import Plan, make_plan
@@ -64,10 +63,12 @@ class TestCommand:
         assert "\n" not in message
 
 
-def shown(renderable: RenderableType) -> str:
-    output = io.StringIO()
-    Console(width=140, file=output).print(renderable)
-    return output.getvalue()
+def test_plan_and_rates_fit_80_columns() -> None:
+    config = config_of()
+    rates = rates_of(config)
+    plan = make_plan(config, rates, inventory_of(2.5e9, 250_000))
+    require_words(shown_at_80_columns(plan_tables(plan)), ["2,500,000,000 captions", "core-hours", "writes", "assign"])
+    require_words(shown_at_80_columns(rates_table(rates)), [rates.machine.host, "assign: rows/s an actor"])
 
 
 def test_text_from_outside_is_not_taken_for_markup() -> None:
@@ -75,8 +76,8 @@ def test_text_from_outside_is_not_taken_for_markup() -> None:
     rates = rates_of(config)
     rates = rates.model_copy(update={"captions": rates.captions.model_copy(update={"source": "captions of [red]x"})})
     plan: Plan = make_plan(config, rates, inventory_of(1e6))
-    assert "[red]x" in shown(plan_tables(plan))
-    assert "50,000" in shown(rates_table(rates))  # 20 microseconds a row
+    assert "[red]x" in shown_at_80_columns(plan_tables(plan))
+    assert "50,000" in shown_at_80_columns(rates_table(rates))  # 20 microseconds a row
 
 
 def test_sizes_and_durations_in_fitting_units() -> None:

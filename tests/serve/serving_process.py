@@ -139,7 +139,7 @@ def serving_of(config: RunConfig, environment: Mapping[str, str] | None = None) 
         environment: Of the process; by default that of the tests.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "mode_ray.cli", "serve", config.run],
+        [sys.executable, "-m", "mode_ray", "serve", config.run],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -33,8 +33,8 @@ class TestServe:
     ) -> None:
         assert main(["serve", str(served_folder), "--in-process", "serve.port=no"]) == 2
         assert "serve.port: " in capsys.readouterr().err
-        with pytest.raises(SystemExit):
-            main(["serve", str(served_folder), "--in-process", "--quickly"])
+        assert main(["serve", str(served_folder), "--in-process", "--quickly"]) == 2
+        assert capsys.readouterr().err == "mode-ray: No such option: --quickly; see --help\n"
 
     def test_a_taken_port_is_one_sentence(self, served_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -10,9 +10,10 @@ from serving import EXPERTS, TOPICS
 from mode_ray.atlas.data import AtlasFacts, atlas_data
 from mode_ray.atlas.page import render_atlas
 from mode_ray.atlas.sample import summarise
-from mode_ray.atlas.summary import ATLAS_HTML, AtlasSummary, write_summary
+from mode_ray.atlas.summary import AtlasSummary, write_summary
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.errors import DataError
+from mode_ray.run_directory import ATLAS_HTML
 from mode_ray.serve.http.answers import clusters_answer
 from mode_ray.serve.service.served_run import ServedRun
 from mode_ray.storage import Location

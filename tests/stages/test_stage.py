@@ -9,12 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mode_ray.errors import DataError, UsageError
+from mode_ray.run_directory import CAPTION_COUNTS, MANIFEST, STARTED, UNITS
 from mode_ray.stages.manifest import (
-    CAPTION_COUNTS,
     FOOTER_KEY,
-    MANIFEST,
-    STARTED,
-    UNITS,
     Stage,
     UnitRecord,
     combined_hash,

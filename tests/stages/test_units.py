@@ -9,15 +9,10 @@ import pytest
 from mode_ray.config.run import CaptionsConfig, LimitsConfig, RunConfig
 from mode_ray.config.train import TrainConfig
 from mode_ray.errors import DataError, UsageError
+from mode_ray.run_directory import QUARANTINE
 from mode_ray.stages.actor import with_source
 from mode_ray.stages.manifest import Stage, UnitRecord, record_book
-from mode_ray.stages.resume import (
-    QUARANTINE,
-    describe_refused,
-    finish_units,
-    plan_units,
-    refuse_replaced_sources,
-)
+from mode_ray.stages.resume import describe_refused, finish_units, plan_units, refuse_replaced_sources
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 

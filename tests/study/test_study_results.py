@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from terminal import require_words, shown_at_80_columns
 
+from mode_ray.config.study import StudyConfig
 from mode_ray.evaluate.report.schema import ReportData, check_report
 from mode_ray.study.plot import numbers_of, study_png
 from mode_ray.study.results import LinePoint, Measured, StudyResults, lines
+from mode_ray.study.run import study_table
 
 
 def report(n: int, gain: float) -> ReportData:
@@ -106,3 +109,17 @@ class TestThePicture:
     def test_labels_are_numbers_only_together(self) -> None:
         assert numbers_of(["1", "2.5"]) == [1.0, 2.5]
         assert numbers_of(["1", "one"]) is None
+
+
+def test_the_table_of_a_study_fits_80_columns() -> None:
+    study = StudyConfig(
+        study="/studies/n",
+        base="demo",
+        field="train.optimizer.learning_rate",
+        values=(0.0001, 0.0002, 0.0004, 0.0008, 0.0016),
+    )
+    found = {
+        name: [LinePoint(label=label, mean=0.5, deviation=0.0, samples=64) for label in study.labels]
+        for name in ("dense", "MoDE-n (calibrated)", "Random-n (uniform)")
+    }
+    require_words(shown_at_80_columns(study_table(study, found)), [*study.labels, *found])

@@ -24,11 +24,12 @@ from mode_ray.config.train import ModelConfig
 from mode_ray.embed.table import place_columns
 from mode_ray.models.clip import ClipModel, build_clip
 from mode_ray.pairs.index import PairIndex, load_index
+from mode_ray.run_directory import WORK_UNITS_FILE
 from mode_ray.stages.manifest import Stage, UnitRecord
 from mode_ray.stages.work_unit import WorkUnit, write_work_units
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial
-from mode_ray.train.runs.trial import WORK_UNITS_FILE, TrialJob
+from mode_ray.train.runs.trial import TrialJob
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 230), "yellow": (230, 220, 20)}
 EXPERT_OF_FINE = [0, 0, 1, 1]

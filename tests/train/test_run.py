@@ -11,10 +11,10 @@ import pytest
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import TrainingError, UsageError
 from mode_ray.evaluate.measure.models import find_trained
+from mode_ray.run_directory import LEASE_FILE
 from mode_ray.stages.manifest import Manifest, Stage
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
-from mode_ray.train.runs.lease import LEASE_FILE
 from mode_ray.train.runs.status import TrialStatus, read_status
 from mode_ray.train.runs.trial import read_metrics
 from mode_ray.train.stage import TrainReports, retry_trial, run_train

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from terminal import require_words, shown_at_80_columns
 
 from mode_ray.config.load import dump_config, load_config, with_values
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, TrainingError, UsageError
-from mode_ray.stages.manifest import MANIFEST, Stage, UnitRecord
+from mode_ray.run_directory import MANIFEST
+from mode_ray.stages.manifest import Stage, UnitRecord
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.sweep import run as sweep_run
@@ -187,7 +189,13 @@ class TestResults:
 
     def test_the_table_has_a_row_a_trial(self) -> None:
         table = sweep_table([result("a", "finished", 0.5), result("b", "failed")], 4)
-        assert table.row_count == 2
+        assert len(table.rows) == 2
+
+    def test_the_table_fits_80_columns(self) -> None:
+        point = {RATE: 2e-3, BATCH: 16384, "train.optimizer.weight_decay": 0.2, "train.augment.crop_share_low": 0.9}
+        results = [replace(result("a1b2c3", state, 0.5), point=point) for state in ("finished", "stopped")]
+        shown = shown_at_80_columns(sweep_table(results, 4))
+        require_words(shown, [*(name.removeprefix("train.") for name in point), "recall@1", "a1b2c3", "finished"])
 
 
 class TestOneTrial:

@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from mode_ray.embed.table import EMBEDDING, embedding_vectors
 from mode_ray.errors import DataError
-from mode_ray.stages.manifest import MANIFEST, read_output, read_units
+from mode_ray.run_directory import MANIFEST
+from mode_ray.stages.manifest import read_output, read_units
 from mode_ray.storage import Location
 from mode_ray.util.sampling import allocate_sample, sample_positions
 

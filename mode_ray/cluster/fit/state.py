@@ -7,12 +7,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mode_ray.cluster.clustering import FIT_PROGRESS, Tensors
+from mode_ray.cluster.clustering import Tensors
 from mode_ray.cluster.fit.kmeans import FitState, IterationReport
 from mode_ray.errors import DataError
+from mode_ray.run_directory import FIT_PROGRESS, FIT_STATE
 from mode_ray.storage import Location
-
-FIT_STATE = "fit_state.safetensors"
 
 
 def write_fit_state(directory: Location, state: FitState) -> None:

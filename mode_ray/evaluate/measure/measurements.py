@@ -12,11 +12,8 @@ import numpy as np
 from mode_ray.errors import DataError
 from mode_ray.evaluate.metrics.scored import Scored
 from mode_ray.evaluate.tasks.task import Task
+from mode_ray.run_directory import LABELS_FILE, ROUTING_FILE, TASK_SUMMARY, cosine_file
 from mode_ray.storage import Location
-
-SUMMARY_FILE = "task.json"
-LABELS_FILE = "labels.npy"
-ROUTING_FILE = "routing_texts.npy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +86,7 @@ class TaskCosines:
 
 def load_summary(directory: Location) -> TaskSummary | None:
     """The summary of a measured task, or None where it is not measured."""
-    location = directory / SUMMARY_FILE
+    location = directory / TASK_SUMMARY
     if not location.exists():
         return None
     values = json.loads(location.read_text())
@@ -104,14 +101,9 @@ def load_cosines(directory: Location) -> TaskCosines:
     """
     summary = load_summary(directory)
     if summary is None:
-        raise DataError(f"{directory / SUMMARY_FILE}: missing; run `mode-ray evaluate` first")
+        raise DataError(f"{directory / TASK_SUMMARY}: missing; run `mode-ray evaluate` first")
     cosines = {name: _mapped(cosine_file(directory, name)) for name in summary.models}
     return TaskCosines(summary, cosines, load_array(directory / LABELS_FILE), load_array(directory / ROUTING_FILE))
-
-
-def cosine_file(directory: Location, model: str) -> Location:
-    """Where a model's cosines of a task lie."""
-    return directory / "cosines" / f"{model.replace('/', '_')}.npy"
 
 
 def save_array(location: Location, array: np.ndarray) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from mode_ray.errors import DataError, UsageError
 from mode_ray.models.files import find_problem
-from mode_ray.stages.manifest import MANIFEST
+from mode_ray.run_directory import MANIFEST
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial, expert_name
 from mode_ray.train.runs.status import TrialStatus, stored_statuses

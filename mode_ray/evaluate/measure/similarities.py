@@ -14,14 +14,7 @@ import torch
 from mode_ray.config.run import EvaluatePlacement
 from mode_ray.embed.encoder import CaptionEncoder
 from mode_ray.errors import DataError
-from mode_ray.evaluate.measure.measurements import (
-    LABELS_FILE,
-    ROUTING_FILE,
-    SUMMARY_FILE,
-    TaskSummary,
-    cosine_file,
-    save_array,
-)
+from mode_ray.evaluate.measure.measurements import TaskSummary, save_array
 from mode_ray.evaluate.measure.probe_task import TaskProbes, probe_task
 from mode_ray.evaluate.measure.split_features import EncodedPart, Features, encode_split, merge_parts
 from mode_ray.evaluate.metrics.metric_table import METRICS
@@ -31,6 +24,7 @@ from mode_ray.evaluate.tasks.task import Task
 from mode_ray.evaluate.tasks.usable_samples import UsableSamples
 from mode_ray.models.encode import Expert
 from mode_ray.routing.weights import mean_direction
+from mode_ray.run_directory import LABELS_FILE, ROUTING_FILE, TASK_SUMMARY, cosine_file
 from mode_ray.storage import Location
 
 Encode = Callable[[list[str]], np.ndarray]
@@ -99,7 +93,7 @@ def measure_task(
         examples={**usable.examples, **_of_training(probes.examples)},
         linear_probe=probes.metrics,
     )
-    (directory / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=1))
+    (directory / TASK_SUMMARY).write_text(json.dumps(asdict(summary), indent=1))
     return summary
 
 

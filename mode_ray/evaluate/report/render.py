@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import jinja2
 from markupsafe import Markup
-from rich.table import Table
 from rich.text import Text
 
 from mode_ray.evaluate.metrics.intervals import RESAMPLES, mean_row
@@ -27,6 +26,7 @@ from mode_ray.evaluate.report.plots import (
 )
 from mode_ray.evaluate.report.pruning import pruning_steps
 from mode_ray.evaluate.report.schema import DifferenceRow, IntervalRow, ModelRow, ReportData, TaskRow, check_report
+from mode_ray.tables import WideTable
 
 Outcome = Literal["win", "tie", "loss", "unknown"]
 _CHOSEN_BY_LABELS = ("best_expert", "oracle")
@@ -162,19 +162,16 @@ def render_report(report: Mapping[str, Any], thumbnails: Mapping[int, Sequence[b
     )
 
 
-def results_table(report: Mapping[str, Any]) -> Table:
+def results_table(report: Mapping[str, Any]) -> WideTable:
     """The main table for the terminal, best values bold.
 
     Raises:
         DataError: As for `render_report`.
     """
     data = check_report(report)
-    table = Table(title=Text(data["title"]), caption=Text(verdict(data).sentence))
-    table.add_column("model")
-    for task in data["tasks"]:
-        table.add_column(Text(f"{task['name']}\n{task['metric']}"), justify="right")
-    for heading in ("mean", "vs dense", "samples", "in all"):
-        table.add_column(heading, justify="right")
+    tasks = [f"{task['name']}\n{task['metric']}" for task in data["tasks"]]
+    headings = ("model", *tasks, "mean", "vs dense", "samples", "in all")
+    table = WideTable(data["title"], *headings, caption=verdict(data).sentence)
     for row in result_rows(data):
         cells = [
             Text(percent(value), style="bold" if best else "")
@@ -182,7 +179,7 @@ def results_table(report: Mapping[str, Any]) -> Table:
         ]
         samples = [compact(row.model.get("samples_seen")), compact(row.model.get("samples_total"))]
         style = "" if row.competes else "dim"
-        table.add_row(Text(row.model["name"]), *cells, signed(row.change), *samples, style=style)
+        table.add_row(row.model["name"], *cells, signed(row.change), *samples, style=style)
     return table
 
 

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -13,13 +13,43 @@ from typing import Any
 import ray
 from ray import serve
 
-from mode_ray.config.run import RayConfig
+from mode_ray.config.run import RayConfig, RunConfig
 from mode_ray.errors import UsageError
-from mode_ray.serve.ray.deployment_file import needed_cpus
+from mode_ray.serve.ray.deployment_file import needed_cpus, serve_document
 from mode_ray.serve.ray.live import connect, submit, wait_until_running
+from mode_ray.stages.access_token import find_token_file
 from mode_ray.stages.session import ray_session
 
 _START_DEADLINE_SECONDS = 600.0
+
+
+def serve_run(config: RunConfig, experts: Sequence[int], say: Callable[[str], None]) -> None:
+    """Serve experts of a run on this machine until Ctrl-C, with a Ray that is started for it.
+
+    Args:
+        config: The run's, with the section `serve` as it is to be used.
+        experts: Which of its experts.
+        say: Told where everything is.
+
+    Raises:
+        UsageError: The port is taken, or RAY_ADDRESS names a cluster.
+        DataError: An application does not start.
+    """
+    settings = config.serve
+    if settings.port == 0:
+        settings = settings.model_copy(update={"port": free_port(settings.host)})
+    with local_serving(serve_document(config.directory.uri, experts, settings), config.ray, say) as dashboard:
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        page = f"http://{host}:{settings.port}"
+        say(f"page: {page}/")
+        say(f"API: {page}/v1 (described in {page}/openapi.json)")
+        say(f"dashboard: {dashboard}")
+        if token_file := find_token_file(dashboard, os.environ):
+            say(f"the dashboard asks for the token in {token_file}")
+        say(f"metrics: {metrics_address()}")
+        say(f"Ctrl-C ends it. Change the experts with: mode-ray serve add|remove|replace EXPERT --address {dashboard}")
+        wait_for_the_end()
+        say("ending")
 
 
 @contextmanager

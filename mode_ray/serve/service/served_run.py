@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from mode_ray.atlas.summary import ATLAS_HTML, near_captions, read_summary, terms_by_cluster
+from mode_ray.atlas.summary import near_captions, read_summary, terms_by_cluster
 from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.load import load_config
@@ -14,13 +14,12 @@ from mode_ray.embed.encoder import CaptionEncoder, load_encoder
 from mode_ray.errors import DataError, UsageError
 from mode_ray.models.files import find_problem
 from mode_ray.models.preprocess import ImageGeometry, read_model_config
-from mode_ray.pipeline import STAGE_DIRECTORIES, stage_directories
+from mode_ray.run_directory import ATLAS_HTML, RUN_CONFIG, STAGE_DIRECTORIES, served_tasks, stage_directories
 from mode_ray.stages.manifest import read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.plan import expert_name
 from mode_ray.train.runs.status import read_status
 
-CONFIG_FILE = "config.yaml"
 _NEEDED_STAGES = ("cluster", "train")
 _MOST_GROWTHS = 100
 
@@ -130,7 +129,7 @@ class ServedRun:
 
 def task_directory(run: Location, settings: ServeConfig) -> Location:
     """Where the tasks are kept that clients register with the service of a run."""
-    return Location.parse(settings.task_directory) if settings.task_directory else run / "serving" / "tasks"
+    return Location.parse(settings.task_directory) if settings.task_directory else served_tasks(run)
 
 
 def held_experts(grown: ServedRun, models: Mapping[str, Location]) -> dict[int, str]:
@@ -167,9 +166,9 @@ def read_run_config(run: Location, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         UsageError: There is none, or it is wrong.
     """
-    file = run / CONFIG_FILE
+    file = run / RUN_CONFIG
     if not file.exists():
-        raise UsageError(f"{run}: not a run directory: it has no {CONFIG_FILE}")
+        raise UsageError(f"{run}: not a run directory: it has no {RUN_CONFIG}")
     return load_config(file.uri, [*overrides, f"run={run.uri}"])
 
 

@@ -6,11 +6,9 @@ themselves: Ray's own note of that is overwritten in place, and lacks what was w
 
 import safetensors.torch
 
+from mode_ray.run_directory import CHECKPOINT_WEIGHTS, STATE_FILE
 from mode_ray.storage import Location
-from mode_ray.train.runs.trial import STATE_FILE
 from mode_ray.train.step.loop import Snapshot
-
-WEIGHTS_FILE = "model.safetensors"
 
 
 def checkpoint_name(samples_seen: int) -> str:
@@ -20,19 +18,19 @@ def checkpoint_name(samples_seen: int) -> str:
 
 def write_checkpoint(folder: Location, snapshot: Snapshot) -> None:
     """Write a checkpoint, the state last."""
-    (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(dict(snapshot.weights)))
+    (folder / CHECKPOINT_WEIGHTS).write_bytes(safetensors.torch.save(dict(snapshot.weights)))
     (folder / STATE_FILE).write_bytes(snapshot.state)
 
 
 def read_checkpoint(folder: Location) -> Snapshot:
     """Read a whole checkpoint."""
-    weights = safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes())
+    weights = safetensors.torch.load((folder / CHECKPOINT_WEIGHTS).read_bytes())
     return Snapshot(weights, (folder / STATE_FILE).read_bytes())
 
 
 def whole_checkpoints(checkpoints: Location) -> list[Location]:
     """The whole checkpoints in a run's folder of checkpoints, the newest last."""
     files = checkpoints.files(recursive=True)
-    with_weights = {file.parent for file in files if file.name == WEIGHTS_FILE}
+    with_weights = {file.parent for file in files if file.name == CHECKPOINT_WEIGHTS}
     with_state = {file.parent for file in files if file.name == STATE_FILE}
     return sorted(with_weights & with_state)

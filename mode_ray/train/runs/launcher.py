@@ -15,11 +15,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mode_ray.config.base import config_hash, fingerprint_fields
 from mode_ray.config.train import TrainPlacement
 from mode_ray.errors import ModeRayError
+from mode_ray.run_directory import CHECKPOINT_FOLDER, ERROR_FILE
 from mode_ray.storage import Location
 from mode_ray.train.runs.prepare import prepare_training_set
-from mode_ray.train.runs.trial import ERROR_FILE, TrialJob, read_error
+from mode_ray.train.runs.trial import TrialJob, read_error
 
-CHECKPOINT_FOLDER = "checkpoints"
 _CHECKPOINTS_KEPT = 2
 # Ray Train's note of the checkpoints it knows.
 _SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"

@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Self
 
 from mode_ray.errors import TrainingError
+from mode_ray.run_directory import LEASE_FILE
 from mode_ray.storage import Location
 
-LEASE_FILE = "lease.json"
 BEAT_SECONDS = 2.0
 EXPIRY_SECONDS = 10.0
 _LOOK_SECONDS = 0.5

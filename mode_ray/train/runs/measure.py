@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import torch
 
 from mode_ray.pairs.images import decode_image
+from mode_ray.run_directory import CURVE_FILE
 from mode_ray.storage import Location
-from mode_ray.train.runs.measure_job import CURVE_FILE, MeasureJob, read_curve
+from mode_ray.train.runs.measure_job import MeasureJob, read_curve
 
 _ENCODED_AT_ONCE = 256
 

@@ -3,9 +3,8 @@
 import json
 from dataclasses import dataclass
 
+from mode_ray.run_directory import CURVE_FILE
 from mode_ray.storage import Location
-
-CURVE_FILE = "held_out.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Self
 import ray.train
 import ray.train.collective
 
+from mode_ray.run_directory import PROGRESS_FILE
 from mode_ray.storage import Location
 from mode_ray.train.runs.agreement import Agreement, Order
 from mode_ray.train.runs.checkpoint_schedule import CheckpointSchedule
@@ -16,7 +17,7 @@ from mode_ray.train.runs.checkpoints import whole_checkpoints
 from mode_ray.train.runs.progress_writer import ProgressWriter
 from mode_ray.train.runs.rank_zero import RankZero
 from mode_ray.train.runs.trackers import open_trackers
-from mode_ray.train.runs.trial import PROGRESS_FILE, TrialJob
+from mode_ray.train.runs.trial import TrialJob
 from mode_ray.train.step.loop import TrainLoop
 
 

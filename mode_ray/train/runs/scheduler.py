@@ -10,8 +10,9 @@ from typing import Any
 import ray
 
 from mode_ray.config.train import TrainPlacement
+from mode_ray.run_directory import CHECKPOINT_FOLDER
 from mode_ray.train.plan import Trial
-from mode_ray.train.runs.launcher import CHECKPOINT_FOLDER, TrialEnd, launch
+from mode_ray.train.runs.launcher import TrialEnd, launch
 from mode_ray.train.runs.queue import TrialQueue
 from mode_ray.train.runs.status import TrialStatus, read_status, write_status
 from mode_ray.train.runs.trial import TrialJob, read_progress

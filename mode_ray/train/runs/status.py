@@ -7,12 +7,13 @@ seconds.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from mode_ray.run_directory import STATUS_FILE
 from mode_ray.storage import Location
-from mode_ray.train.plan import Trial
 
-STATUS_FILE = "status.json"
+if TYPE_CHECKING:  # `mode-ray status` reads the files without what plans the trials
+    from mode_ray.train.plan import Trial
 
 TrialState = Literal["waiting", "running", "finished", "failed"]
 
@@ -67,7 +68,7 @@ def write_status(folder: Location, status: TrialStatus) -> None:
     (folder / STATUS_FILE).write_text(json.dumps(asdict(status), indent=1))
 
 
-def stored_statuses(trials: Sequence[Trial], experts: Location) -> dict[str, TrialStatus]:
+def stored_statuses(trials: "Sequence[Trial]", experts: Location) -> dict[str, TrialStatus]:
     """The statuses of the trials as their files tell; those without one wait."""
     return {
         trial.name: read_status(experts / trial.name)
@@ -76,7 +77,7 @@ def stored_statuses(trials: Sequence[Trial], experts: Location) -> dict[str, Tri
     }
 
 
-def initial_statuses(trials: Sequence[Trial], experts: Location) -> dict[str, TrialStatus]:
+def initial_statuses(trials: "Sequence[Trial]", experts: Location) -> dict[str, TrialStatus]:
     """Statuses at the start of an invocation that trains all: finished trials stay so, all others wait (again)."""
     return {
         name: status if status.state == "finished" else waiting_again(status)

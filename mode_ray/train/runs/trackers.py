@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from mode_ray.config.train import TrainConfig
 from mode_ray.errors import UsageError
+from mode_ray.run_directory import TENSORBOARD_FOLDER
 from mode_ray.storage import Location
 
-TENSORBOARD_FOLDER = "tensorboard"
 _STEP = "samples"
 _MLFLOW_TAG = "mode_ray.run"
 _ID_BYTES = 8

@@ -10,17 +10,11 @@ from typing import Any
 
 from mode_ray.config.run import RunConfig
 from mode_ray.pairs.members import TrainingSet
+from mode_ray.run_directory import ERROR_FILE, METRICS_FILE, PLAN_FILE, PROGRESS_FILE
 from mode_ray.stages.manifest import Manifest, read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial
 from mode_ray.train.runs.measure_job import MeasureJob
-
-STATE_FILE = "training_state.pt"
-METRICS_FILE = "metrics.json"
-PROGRESS_FILE = "progress.json"
-WORK_UNITS_FILE = "shards.parquet"
-ERROR_FILE = "error.txt"
-PLAN_FILE = "trials.json"
 
 
 @dataclass(frozen=True)

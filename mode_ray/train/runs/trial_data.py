@@ -11,11 +11,10 @@ from mode_ray.config.run import CaptionsConfig
 from mode_ray.pairs.index import PairIndex
 from mode_ray.pairs.materialise import MaterialisedSet, SourceIndex, captions_of_tars
 from mode_ray.pairs.training_set import open_training_set, provenance, write_training_set
+from mode_ray.run_directory import TRAINING_SETS, WORK_UNITS_FILE, training_set_file
 from mode_ray.stages.work_unit import WorkUnit, read_work_units
 from mode_ray.storage import Location
-from mode_ray.train.runs.trial import WORK_UNITS_FILE, TrialJob
-
-TRAINING_SETS = "training_sets"
+from mode_ray.train.runs.trial import TrialJob
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class TrialData:
         """The set's own tars."""
         members, data = self.job.trial.members, self.job.config.train.data
         source = SourceIndex(
-            self._folder / f"{members.name}.arrow",
+            training_set_file(self._folder, members.name),
             self.job.experts / WORK_UNITS_FILE,
             provenance(members, self.job.assignments, self._work_units, self._group_m),
         )

@@ -15,14 +15,19 @@ import torch
 
 from mode_ray.errors import ModeRayError, TrainingError
 from mode_ray.models.clip import ClipModel, build_clip, load_clip, save_clip
+from mode_ray.run_directory import ERROR_FILE, METRICS_FILE, STATE_FILE
 from mode_ray.storage import Location
 from mode_ray.train.data import PairDataset, train_loader
 from mode_ray.train.plan import SEED
 from mode_ray.train.runs.checkpoints import read_checkpoint
 from mode_ray.train.runs.measure import HeldOutMeasure
 from mode_ray.train.runs.measure_job import MeasureJob
-from mode_ray.train.runs.reporter import Reporter, broadcast_newest_checkpoint, open_reporter_on_all_ranks
-from mode_ray.train.runs.trial import ERROR_FILE, METRICS_FILE, STATE_FILE, TrialJob, read_error
+from mode_ray.train.runs.reporter import (
+    Reporter,
+    broadcast_newest_checkpoint,
+    open_reporter_on_all_ranks,
+)
+from mode_ray.train.runs.trial import TrialJob, read_error
 from mode_ray.train.runs.trial_data import TrialData
 from mode_ray.train.step.loop import NonFiniteError, Snapshot, TrainLoop
 

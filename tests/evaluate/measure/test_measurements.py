@@ -8,15 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mode_ray.evaluate.measure.measurements import (
-    LABELS_FILE,
-    ROUTING_FILE,
-    SUMMARY_FILE,
-    TaskSummary,
-    cosine_file,
-    load_cosines,
-    save_array,
-)
+from mode_ray.evaluate.measure.measurements import TaskSummary, load_cosines, save_array
+from mode_ray.run_directory import LABELS_FILE, ROUTING_FILE, TASK_SUMMARY, cosine_file
 from mode_ray.storage import Location
 
 COSINES_IL = np.arange(6, dtype=np.float32).reshape(3, 2)
@@ -29,7 +22,7 @@ def store(directory: Location) -> None:
     save_array(cosine_file(directory, "n2/00"), COSINES_IL)
     save_array(directory / LABELS_FILE, np.zeros(3, np.int64))
     save_array(directory / ROUTING_FILE, np.eye(2, dtype=np.float32))
-    (directory / SUMMARY_FILE).write_text(json.dumps(asdict(summary)))
+    (directory / TASK_SUMMARY).write_text(json.dumps(asdict(summary)))
 
 
 def test_cosines_of_a_remote_run_are_mapped_too_and_leave_nothing_behind(

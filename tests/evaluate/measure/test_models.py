@@ -13,10 +13,10 @@ from mode_ray.evaluate.measure.models import check_models, find_trained
 from mode_ray.models.architecture import CONFIG_FILE, WEIGHTS_FILE
 from mode_ray.models.files import find_problem
 from mode_ray.pairs.members import TrainingSet
+from mode_ray.run_directory import PLAN_FILE
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial
 from mode_ray.train.runs.status import TrialState, TrialStatus, write_status
-from mode_ray.train.runs.trial import PLAN_FILE
 
 
 @pytest.fixture

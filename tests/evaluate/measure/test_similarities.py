@@ -16,13 +16,14 @@ from PIL import Image
 from mode_ray.config.run import EvaluatePlacement
 from mode_ray.config.train import ModelConfig
 from mode_ray.errors import DataError
-from mode_ray.evaluate.measure.measurements import cosine_file, load_cosines, load_summary
+from mode_ray.evaluate.measure.measurements import load_cosines, load_summary
 from mode_ray.evaluate.measure.similarities import measure_task, zero_shot_classifier
 from mode_ray.evaluate.tasks.task import Task
 from mode_ray.models.clip import build_clip, load_clip, save_clip
 from mode_ray.models.encode import Expert
 from mode_ray.pairs.images import decode_image
 from mode_ray.routing.weights import mean_direction
+from mode_ray.run_directory import cosine_file
 from mode_ray.storage import Location
 
 CLASSES = ("red", "green", "blue")

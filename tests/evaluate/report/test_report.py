@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from report_example import RULES, TASKS, metrics
 from rich.console import Console
+from terminal import require_words, shown_at_80_columns
 
 from mode_ray.errors import DataError
 from mode_ray.evaluate.report.plots import Curve, loss_figure, pruning_figure, size_histogram
@@ -170,6 +171,12 @@ def test_an_oracle_is_never_the_best_of_a_column(report: dict[str, Any]) -> None
 def test_a_page_of_an_oracle_alone_has_no_best(report: dict[str, Any]) -> None:
     report["models"] = [model for model in report["models"] if model["kind"] == "oracle"]
     assert 'class="n best' not in render_report(report)
+
+
+def test_the_terminal_table_fits_80_columns(report: dict[str, Any]) -> None:
+    shown = shown_at_80_columns(results_table(report))
+    names = [task["name"] for task in report["tasks"]]
+    require_words(shown, [*names, *(model["name"] for model in report["models"]), "vs dense", "in all"])
 
 
 def test_terminal_table_has_the_same_rows(report: dict[str, Any]) -> None:

@@ -5,15 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mode_ray.run_directory import CHECKPOINT_WEIGHTS, STATE_FILE
 from mode_ray.storage import Location
-from mode_ray.train.runs.checkpoints import (
-    WEIGHTS_FILE,
-    checkpoint_name,
-    read_checkpoint,
-    whole_checkpoints,
-    write_checkpoint,
-)
-from mode_ray.train.runs.trial import STATE_FILE
+from mode_ray.train.runs.checkpoints import checkpoint_name, read_checkpoint, whole_checkpoints, write_checkpoint
 from mode_ray.train.step.loop import Snapshot
 
 SNAPSHOT = Snapshot({"a.weight": torch.arange(6.0).reshape(2, 3), "logit_scale": torch.tensor(2.5)}, b"state")
@@ -51,7 +45,7 @@ def test_the_newest_is_the_one_with_the_most_samples(folder: Location) -> None:
     assert [one.name for one in whole_checkpoints(folder)] == [checkpoint_name(number) for number in sorted(samples)]
 
 
-@pytest.mark.parametrize("missing", [WEIGHTS_FILE, STATE_FILE])
+@pytest.mark.parametrize("missing", [CHECKPOINT_WEIGHTS, STATE_FILE])
 def test_one_that_a_kill_cut_off_does_not_count(folder: Location, missing: str) -> None:
     for number in (1, 2):
         write_checkpoint(folder / checkpoint_name(number), SNAPSHOT)

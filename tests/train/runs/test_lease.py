@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from mode_ray.errors import TrainingError
+from mode_ray.run_directory import LEASE_FILE
 from mode_ray.storage import Location
 from mode_ray.train.runs import lease as lease_module
-from mode_ray.train.runs.lease import LEASE_FILE, Lease
+from mode_ray.train.runs.lease import Lease
 
 
 @pytest.fixture

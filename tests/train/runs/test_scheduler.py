@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from mode_ray.pairs.members import TrainingSet
+from mode_ray.run_directory import STATUS_FILE
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial
 from mode_ray.train.runs.queue import TrialQueue
-from mode_ray.train.runs.status import STATUS_FILE, TrialStatus, initial_statuses, read_status
+from mode_ray.train.runs.status import TrialStatus, initial_statuses, read_status
 
 ALL = TrainingSet(kind="all")
 

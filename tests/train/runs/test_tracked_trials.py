@@ -11,10 +11,11 @@ from test_trackers import FakeMlflow, download
 from test_worker_failures import spoil_images
 from trials import BATCH, DENSE_TRIAL
 
+from mode_ray.run_directory import TENSORBOARD_FOLDER
 from mode_ray.storage import Location
 from mode_ray.train.runs import checkpoint_schedule
 from mode_ray.train.runs.launcher import TrialEnd, fit_trial
-from mode_ray.train.runs.trackers import TENSORBOARD_FOLDER, MlflowTracker, Trackers
+from mode_ray.train.runs.trackers import MlflowTracker, Trackers
 from mode_ray.train.runs.trial import TrialJob
 
 MakeJob = Callable[..., TrialJob]

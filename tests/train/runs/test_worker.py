@@ -16,6 +16,7 @@ from mode_ray.config.run import RunConfig
 from mode_ray.errors import WriteError
 from mode_ray.models.clip import CONFIG_FILE
 from mode_ray.models.encode import Expert
+from mode_ray.run_directory import CHECKPOINT_FOLDER, ERROR_FILE, STATE_FILE
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.train import checkpoint_schedule, checkpoint_writer
@@ -23,9 +24,9 @@ from mode_ray.train.data import TrainBatch
 from mode_ray.train.plan import SEED
 from mode_ray.train.runs import worker
 from mode_ray.train.runs.checkpoints import checkpoint_name, read_checkpoint, whole_checkpoints
-from mode_ray.train.runs.launcher import CHECKPOINT_FOLDER, TrialEnd, fit_trial
+from mode_ray.train.runs.launcher import TrialEnd, fit_trial
 from mode_ray.train.runs.reporter import Reporter
-from mode_ray.train.runs.trial import ERROR_FILE, STATE_FILE, TrialJob, read_metrics, read_progress
+from mode_ray.train.runs.trial import TrialJob, read_metrics, read_progress
 from mode_ray.train.stage import planned_trials
 from mode_ray.train.step.loop import TrainLoop
 

@@ -14,13 +14,14 @@ from trials import BATCH, DENSE_TRIAL, assert_same_weights, weights
 
 from mode_ray.errors import UsageError
 from mode_ray.models.clip import CONFIG_FILE, load_clip
+from mode_ray.run_directory import CHECKPOINT_FOLDER, ERROR_FILE, METRICS_FILE
 from mode_ray.train.data import TrainBatch
 from mode_ray.train.runs import worker
-from mode_ray.train.runs.launcher import CHECKPOINT_FOLDER, TrialEnd, fit_trial
+from mode_ray.train.runs.launcher import TrialEnd, fit_trial
 from mode_ray.train.runs.queue import TrialQueue
 from mode_ray.train.runs.scheduler import run_trials
 from mode_ray.train.runs.status import initial_statuses, read_status
-from mode_ray.train.runs.trial import ERROR_FILE, METRICS_FILE, TrialJob, read_metrics
+from mode_ray.train.runs.trial import TrialJob, read_metrics
 from mode_ray.train.step.loop import TrainLoop
 
 

@@ -1,0 +1,113 @@
+"""The command line: every command in its panel of `mode-ray --help`, and how errors end.
+
+Exit codes: 0 done, 1 the data or a training run failed, 2 wrong usage, 130 interrupted.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from mode_ray import __version__
+from mode_ray.cli import cluster, demo, deploy, evaluate, plan, results, serve, stages, train
+from mode_ray.errors import ModeRayError
+
+_PANELS: dict[str, dict[str, Any]] = {
+    "Pipeline": {
+        "run": stages.run,
+        "embed": stages.stage("embed", "Embed the captions."),
+        "cluster": cluster.group,
+        "assign": stages.stage("assign", "Assign every caption to its nearest center."),
+        "train": train.group,
+        "evaluate": evaluate.group,
+        "demo": demo.demo,
+    },
+    "Results": {
+        "status": results.status,
+        "atlas": cluster.atlas,
+        "drift": cluster.drift,
+        "index": results.index,
+        "search": results.search,
+        "export": results.export,
+        "sweep": train.sweep,
+        "study": evaluate.study,
+    },
+    "Serving": {"serve": serve.group},
+    "Clusters": {"plan": plan.plan, "cluster-config": deploy.cluster_config, "submit": deploy.submit},
+}
+_ORDER = [name for commands in _PANELS.values() for name in commands]
+_INTERRUPTED = 130
+
+
+class _Root(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002 - a private class of typer
+        return _ORDER
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - a private class; whatever the command returns
+        try:
+            code = super().invoke(ctx)
+            sys.stdout.flush()  # here, where a reader that is gone ends the command quietly
+        except KeyboardInterrupt:
+            _complain("interrupted; run the same command again to resume")
+            return _INTERRUPTED
+        return code
+
+
+app = typer.Typer(cls=_Root, context_settings={"help_option_names": ["-h", "--help"]})
+
+for _panel, _commands in _PANELS.items():
+    for _name, _command in _commands.items():
+        if isinstance(_command, typer.Typer):
+            app.add_typer(_command, name=_name, rich_help_panel=_panel)
+        else:
+            # The words after `submit` are a command line of their own.
+            _settings = {"allow_interspersed_args": _command is not deploy.submit}
+            app.command(_name, rich_help_panel=_panel, context_settings=_settings)(_command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"mode-ray {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, metavar="", help="Print the version.")
+    ] = False,
+) -> None:
+    """CLIP data experts via clustering (MoDE) on Ray."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Its words, by default those that the program was called with.
+
+    Returns:
+        The exit code.
+    """
+    words = None if arguments is None else list(arguments)
+    try:
+        code: int | None = typer.main.get_command(app).main(words, prog_name="mode-ray", standalone_mode=False)
+    except typer.TyperException as error:
+        message = error.format_message().replace("Value error, ", "")  # pydantic's, through typer
+        _complain(f"{message.rstrip('.')}; see --help")
+        return 2
+    except ModeRayError as error:
+        _complain(str(error))
+        return error.exit_code
+    except OSError as error:
+        # Ray wraps a worker's error, with its stack trace.
+        _complain(" ".join(str(getattr(error, "cause", None) or error).split()))
+        return 1
+    return code or 0
+
+
+def _complain(text: str) -> None:
+    Console(stderr=True).print(f"mode-ray: {text}", markup=False, highlight=False, soft_wrap=True)
