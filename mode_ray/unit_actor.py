@@ -64,22 +64,30 @@ class UnitActor:
             WriteError: An output could not be written in any attempt.
             Exception: A defect; a note names the shard.
         """
-        ahead = self._reader.submit(self._read, shards[0])
+        ahead = self._reader.submit(self._timed_read, shards[0])
         writing: Future[UnitRecord] | None = None
         for shard, following in zip_longest(shards, shards[1:]):
             began = time.monotonic()
-            source = self._result(ahead, shard)
+            source, read_seconds = self._result(ahead, shard)
             if following is not None:
-                ahead = self._reader.submit(self._read, following)
+                ahead = self._reader.submit(self._timed_read, following)
             if writing is not None:
                 yield writing.result()
             if isinstance(source, UnitRecord):
                 writing = Future()
                 writing.set_result(source)
             else:
-                writing = self._writer.submit(self._write, shard, *self._compute(shard, source), began)
+                table, record = self._compute(shard, source)
+                record = replace(record, read_seconds=round(read_seconds, 3))
+                writing = self._writer.submit(self._write, shard, table, record, began)
         if writing is not None:
             yield writing.result()
+
+    def _timed_read(self, shard: Shard) -> tuple[Any, float]:
+        """What `_read` returns, and the seconds that it took."""
+        began = time.monotonic()
+        source = self._read(shard)
+        return source, time.monotonic() - began
 
     def _read(self, shard: Shard) -> Any:  # noqa: ANN401
         """What the worker reads; a record where the unit stands already, or is quarantined."""
@@ -112,7 +120,7 @@ class UnitActor:
         # One of an earlier invocation was found wanting, or it would not be asked for again.
         return record if record is not None and record.attempt == self._attempt else None
 
-    def _result(self, ahead: "Future[Any]", shard: Shard) -> Any:  # noqa: ANN401
+    def _result(self, ahead: "Future[tuple[Any, float]]", shard: Shard) -> tuple[Any, float]:
         try:
             return ahead.result()
         except Exception as error:

@@ -18,7 +18,7 @@ from mode_ray.packed import PackedMapping
 from mode_ray.stage import MANIFEST, UNITS, Manifest, Stage, UnitRecord, count_refused
 from mode_ray.storage import Location
 from mode_ray.unit_actor import UnitWorker
-from mode_ray.unit_pool import run_units
+from mode_ray.unit_pool import cluster_resources, run_units
 
 QUARANTINE = "quarantine.json"
 _NAMED_AT_MOST = 5
@@ -160,12 +160,14 @@ def run_shard_stage(
     with ThreadPoolExecutor(_REMOVERS) as removers:
         list(removers.map(lambda unit: stage.output(unit).delete(), [*plan.replaced, *plan.vanished]))
     made = run_units(plan.left, worker, arguments, stage.directory, stage.attempt, pool, on_record)
-    summary = {
+    summary: dict[str, Any] = {
         "units_made": len(made),
         "units_with_replaced_source": len(plan.replaced),
         "units_vanished": len(plan.vanished),
         "seconds_in_units": round(time.monotonic() - began, 3),
     }
+    if made:
+        summary["cluster"] = cluster_resources()
     made.update(plan.finished)
     return finish_units(stage, made, config, summary, rows)
 
