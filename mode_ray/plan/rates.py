@@ -125,7 +125,7 @@ class EvaluateRates:
     """What the evaluation took, from its manifest.
 
     Attributes:
-        seconds: Wall time.
+        seconds: Wall time of the invocation that finished it; tasks measured by an earlier one are not in it.
         tasks: Evaluation tasks.
         images: Images of all tasks.
         models: Models that were measured.
