@@ -8,7 +8,7 @@ import pytest
 
 from mode_ray.cli import _joined, _parser, main
 
-DRIVER = "mode_ray.cli, mode_ray.pipeline, mode_ray.plan.calibrate, mode_ray.plan.report"
+DRIVER = "mode_ray.cli, mode_ray.pipeline, mode_ray.plan.from_run, mode_ray.plan.report"
 FOR_WORKERS = ("torch", "numba", "faiss", "transformers", "open_clip")
 
 
