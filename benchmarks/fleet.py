@@ -11,7 +11,7 @@ process of its own, Ray's client library included) must not grow with the number
 
 Speeds: 2,800 captions a second and GPU for a BERT-base sized encoder (sbert.net's table of pretrained models, for
 all-mpnet-base-v2 on a V100); 332 samples a second and GPU for ViT-B/16 (open_clip's README: 12.8 billion samples in
-10,700 GPU hours of A100s). `--rates` takes the encoder's speed from a file of `mode-ray plan --calibrate` instead.
+10,700 GPU hours of A100s). `--from` takes the speed of an actor of the embed stage from the records of a run instead.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ from simulated_fleet import (
 from mode_ray.captions.listing import read_listing, write_listing
 from mode_ray.config.run import RunConfig
 from mode_ray.observe.progress import Progress
-from mode_ray.plan.rates import read_rates
+from mode_ray.plan.from_run import rates_from_run
 from mode_ray.stages.actor import with_source
 from mode_ray.stages.ledger import UnitLedger
 from mode_ray.stages.manifest import Stage, UnitRecord, read_manifest, write_unit
@@ -285,14 +285,17 @@ def in_a_process(work_units: int, captions_per_second: float) -> dict[str, Any]:
 def main() -> None:
     """Simulate both sizes and print."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--rates", help="a rates file of `mode-ray plan --calibrate`: its encoder's speed an actor")
+    parser.add_argument("--from", dest="run", help="a run, for the speed of an actor of its embed stage")
     parser.add_argument("--shards", type=int, help="simulate this many in this process, and print its figures")
     parser.add_argument("--scratch", help="with --shards: where the run's files go")
     parser.add_argument("--captions-per-second", type=float, default=CAPTIONS_PER_SECOND, help="of one GPU")
     options = parser.parse_args()
     speed: float = options.captions_per_second
-    if options.rates:
-        speed = 1 / read_rates(Location.parse(options.rates)).embed.encode.wall_seconds
+    if options.run:
+        embed = rates_from_run(Location.parse(options.run)).embed
+        if embed is None:
+            parser.error(f"--from {options.run}: its embed stage has finished no unit")
+        speed = 1 / embed.row_seconds
     if options.work_units:
         print(json.dumps(simulate(options.work_units, options.scratch, speed)))
         return

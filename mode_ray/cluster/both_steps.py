@@ -19,6 +19,7 @@ from mode_ray.cluster.fit.kmeans import FineFit, FitState, fit_rows
 from mode_ray.cluster.fit.sample_rows import HISTOGRAM_END, SampleRows
 from mode_ray.cluster.fit.sizes import imbalance_factor, max_over_mean
 from mode_ray.cluster.fit.state import delete_fit_state, read_fit_state, write_fit_state
+from mode_ray.cluster.fit_clock import FitClock
 from mode_ray.config.run import ClusterConfig
 from mode_ray.storage import Location
 
@@ -26,17 +27,22 @@ DISTANCE_QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 
 
 def fit_clustering(
-    sample: SampleRows, config: ClusterConfig, encoder_name: str, directory: Location
+    sample: SampleRows,
+    config: ClusterConfig,
+    encoder_name: str,
+    directory: Location,
+    clock: FitClock | None = None,
 ) -> dict[str, Any]:
     """Fit a clustering on a sample, and save it.
 
-    Every iteration is written down, so that a broken-off fit goes on where it stopped, to the same result.
+    The state after every iteration is saved, so that an interrupted fit resumes there, with the same result.
 
     Args:
         sample: Caption embeddings.
         config: Both steps.
         encoder_name: The encoder that made the embeddings.
         directory: Where the clustering belongs.
+        clock: Measures the parts of the fit.
 
     Returns:
         Figures of the fit, as the clustering keeps them too.
@@ -44,15 +50,19 @@ def fit_clustering(
     Raises:
         DataError: Fewer distinct embeddings than centers.
     """
+    clock = clock or FitClock()
 
     def keep(state: FitState) -> None:
         write_fit_state(directory, state)
+        clock.iteration_ended()
 
     fit = fit_rows(sample, config.fine, config.seed, keep, read_fit_state(directory))
     histogram = sample.distance_histogram(fit.centers_md)
+    clock.ended("last_prices")
     maps = {n: group_centers(fit.centers_md, fit.mass_m, n, config.coarse, config.seed) for n in config.coarse.experts}
     captions_pd = sample.take(evenly_spaced(sample.rows, calibration_rows(len(fit.centers_md))))
     calibrations = {n: fit_temperature(captions_pd, fit.centers_md, coarse.group_m) for n, coarse in maps.items()}
+    clock.ended("coarse")
     figures = {
         **_figures(fit),
         "squared_distance_quantiles": {

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from mode_ray.cluster.fit_clock import SECONDS_BY_PART, FitClock
 from mode_ray.config.run import RunConfig
 from mode_ray.embed.encoder import encoder_name
 from mode_ray.run_directory import FIT_PROGRESS
@@ -91,11 +92,13 @@ def _fit_and_save(config: RunConfig, embeddings: Location, directory: Location) 
     from mode_ray.cluster.fit.sample import plan_sample, read_sample
     from mode_ray.cluster.fit.sample_rows import LocalRows, SampleRows
 
-    cluster = config.cluster
+    cluster, clock = config.cluster, FitClock()
     parts = plan_sample(embeddings, cluster.sample_rows, cluster.seed)
     sample: SampleRows
     if cluster.placement.workers == 1:
         sample = LocalRows(read_sample(embeddings, parts, cluster.seed), cluster.placement.threads)
+        clock.ended("read")
     else:
         sample = ActorRows(embeddings, parts, cluster.seed, cluster.placement)
-    return fit_clustering(sample, cluster, encoder_name(config.encoder), directory)
+    figures = fit_clustering(sample, cluster, encoder_name(config.encoder), directory, clock)
+    return {**figures, SECONDS_BY_PART: clock.figures()}

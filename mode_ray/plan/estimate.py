@@ -1,16 +1,27 @@
-"""How long a run takes, what it writes and what it costs, from measured rates: arithmetic alone.
+"""How long a run takes, what it writes and what it costs, from the rates of another run: arithmetic alone.
 
-Rows are spread over equal work units, units over actors, and every actor works at the measured rate: all times are
-linear in the rows but for a fixed cost a stage and a unit.
+Rows are distributed evenly over work units, units over actors, and every actor works at the measured rate. All times
+are linear in the rows, apart from a fixed cost of each stage and each training run.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
-from mode_ray.plan.rates import Rates
-from mode_ray.plan.stages import ClusterShape, Inventory, Prices, StageArithmetic, StagePlan, training_samples
+from mode_ray.plan.machines import ClusterShape, Prices, StagePlan
+from mode_ray.plan.rates import Rates, require_fit
+from mode_ray.plan.stages import (
+    Basis,
+    Inventory,
+    assign_stage,
+    cluster_stage,
+    clustering_memory_bytes,
+    embed_stage,
+    evaluate_stage,
+    train_stage,
+)
+from mode_ray.plan.training import evaluated_models, training_samples
 
 _BYTES_PER_GIGABYTE = 1e9
 
@@ -21,12 +32,13 @@ class Plan:
 
     Attributes:
         inventory: What is processed.
-        stages: In order.
-        stored_bytes: In the run directory at the end, checkpoints of training not counted.
+        stages: In order; those without rates are left out, and the assumptions say so.
+        stored_bytes: In the run directory at the end, without the checkpoints of training.
         storage_cost_month: Of keeping that.
         clustering_memory_bytes: Of each process that holds rows of the clustering's sample, for these.
-        settings: Config overrides that this plan takes for granted.
+        settings: Config overrides that this plan assumes.
         assumptions: In plain words.
+        rates: The rates.
     """
 
     inventory: Inventory
@@ -36,126 +48,175 @@ class Plan:
     clustering_memory_bytes: float
     settings: Sequence[str]
     assumptions: Sequence[str]
+    rates: Rates
 
 
-def make_plan(
-    config: RunConfig,
-    rates: Rates,
-    inventory: Inventory,
-    shape: ClusterShape | None = None,
-    prices: Prices | None = None,
-    efficiency: float = 0.85,
-    train_samples_per_second: float | None = None,
-) -> Plan:
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What a plan is asked for.
+
+    Attributes:
+        shape: The machines; by default those of the run that the rates are of.
+        prices: What they cost.
+        efficiency: Share of the measured speed that the actors of a whole cluster reach on average.
+        train_samples_per_second: Of one training worker, instead of the measured speed.
+    """
+
+    shape: ClusterShape | None = None
+    prices: Prices = field(default_factory=Prices)
+    efficiency: float = 0.85
+    train_samples_per_second: float | None = None
+
+
+def make_plan(config: RunConfig, rates: Rates, inventory: Inventory, options: PlanOptions | None = None) -> Plan:
     """Plan the stages of a run.
 
     Args:
-        config: The run's config; the rates fit it.
-        rates: Measured rates.
+        config: The run's config.
+        rates: Rates of another run.
         inventory: Rows and units.
-        shape: The machines; by default the one that the rates were measured on.
-        prices: By default 0.
-        efficiency: Share of the measured speed that the actors of a whole cluster reach on average.
-        train_samples_per_second: Of one training worker; without it training is left out.
+        options: Machines, prices and speeds; by default those of `PlanOptions`.
 
     Raises:
-        UsageError: A number that cannot be, or GPUs asked for without a rate that was measured on one.
+        UsageError: A number is out of range, the rates are of another config, or GPUs are asked for and the other run
+            used none.
     """
-    prices = prices or Prices()
-    shape = shape or ClusterShape(
-        machines=1, cores=config.ray.num_cpus or rates.machine.cores, gpus=rates.machine.gpus, capped=True
+    options = options or PlanOptions()
+    shape, train_samples_per_second = options.shape, options.train_samples_per_second
+    if shape is None:
+        cores = int(config.ray.num_cpus or rates.cpus)
+        shape = ClusterShape(machines=1 if cores else 0, cores=cores, gpus=rates.gpus, capped=True)
+    basis = Basis(
+        config=config,
+        rates=rates,
+        inventory=inventory,
+        shape=shape,
+        prices=options.prices,
+        efficiency=options.efficiency,
     )
-    _check(inventory, shape, prices, efficiency, train_samples_per_second)
-    arithmetic = StageArithmetic(config, rates, inventory, shape, prices, efficiency)
-    embed, cluster, assign = arithmetic.embed(), arithmetic.cluster(), arithmetic.assign()
-    stages = [embed, cluster, assign]
-    if train_samples_per_second is not None:
-        stages.append(arithmetic.train(train_samples_per_second))
+    _check(basis, train_samples_per_second)
+    stages = _stages(basis, train_samples_per_second)
     stored = sum(stage.written_bytes for stage in stages)
-    settings = () if shape.capped else _settings(config, {"embed": embed.actors, "assign": assign.actors})
+    actors = {stage.stage: stage.actors for stage in stages}
     return Plan(
         inventory=inventory,
         stages=stages,
         stored_bytes=stored,
-        storage_cost_month=stored / _BYTES_PER_GIGABYTE * prices.storage_month,
-        clustering_memory_bytes=arithmetic.clustering_memory_bytes(),
-        settings=settings,
-        assumptions=_assumptions(
-            config, rates, inventory, shape, efficiency, arithmetic.sample_rows, train_samples_per_second
-        ),
+        storage_cost_month=stored / _BYTES_PER_GIGABYTE * options.prices.storage_month,
+        clustering_memory_bytes=clustering_memory_bytes(basis),
+        settings=() if shape.capped else _settings(config, actors),
+        assumptions=_assumptions(basis, list(actors), train_samples_per_second),
+        rates=rates,
     )
+
+
+def _stages(basis: Basis, train_samples_per_second: float | None) -> list[StagePlan]:
+    """Plans of the stages that there are rates for."""
+    rates, config = basis.rates, basis.config
+    needed = {
+        "embed": rates.embed,
+        "cluster": rates.cluster if not config.fits_nothing else None,
+        "assign": rates.assign,
+        "train": rates.train if train_samples_per_second is None else None,
+        "evaluate": rates.evaluate if config.evaluate.tasks else None,
+    }
+    require_fit(rates, config, [name for name, found in needed.items() if found is not None])
+    stages = []
+    if rates.embed:
+        stages.append(embed_stage(basis, rates.embed))
+    if rates.cluster or config.fits_nothing:
+        stages.append(cluster_stage(basis, rates.cluster))
+    if rates.assign:
+        stages.append(assign_stage(basis, rates.assign))
+    if train_samples_per_second is not None:
+        stages.append(train_stage(basis, train_samples_per_second))
+    elif rates.train:
+        stages.append(train_stage(basis, rates.train.samples_per_second, rates.train.launch_seconds))
+    if rates.evaluate and config.evaluate.tasks:
+        stages.append(evaluate_stage(basis, rates.evaluate))
+    return stages
 
 
 def _settings(config: RunConfig, actors: Mapping[str, int]) -> list[str]:
     """Overrides of the pools that this plan needs."""
     pools = {"embed": config.embed.pool, "assign": config.assign.pool}
     return [
-        f"{name}.pool.max_actors={count}"
-        for name, count in actors.items()
-        if count > 0 and pools[name].max_actors != count
+        f"{name}.pool.max_actors={actors[name]}"
+        for name, pool in pools.items()
+        if actors.get(name) and pool.max_actors != actors[name]
     ]
 
 
-def _assumptions(
-    config: RunConfig,
-    rates: Rates,
-    inventory: Inventory,
-    shape: ClusterShape,
-    efficiency: float,
-    sample_rows: float,
-    train_samples_per_second: float | None,
-) -> list[str]:
-    """What the plan takes for granted, in plain words."""
-    machine = rates.machine
+def _assumptions(basis: Basis, planned: Sequence[str], train_samples_per_second: float | None) -> list[str]:
+    """What the plan assumes, in plain words."""
+    config, rates = basis.config, basis.rates
+    readers = {"embed": rates.embed, "assign": rates.assign}
+    busy = [f"{found.actors_busy:.1f} busy actors in {name}" for name, found in readers.items() if found]
     lines = [
-        f"rows: {inventory.found}; {rates.captions.refused_share:.1%} are taken to be refused",
-        f"rates: measured {rates.measured_at} on {machine.host} ({machine.processor}, {machine.cores} cores, "
-        f"encoder on {rates.embed.device}) with {rates.embed.actors_busy} busy actors, on {rates.captions.source} "
-        f"of {rates.captions.mean_bytes:.0f} bytes on average; other machines, and sources or run directories "
-        "on other storage, need a calibration of their own",
-        f"times grow linearly with the rows; the actors of the cluster reach {efficiency:.0%} of the "
-        "measured speed (--efficiency); retries, waiting for machines and starting Ray are not counted",
-        f"k-means runs all {config.cluster.fine.iterations} iterations on {sample_rows:,.0f} rows, held by "
-        f"{config.cluster.placement.workers} processes of {config.cluster.placement.threads} threads, each with "
-        "cores like the measured machine's (cluster.placement)",
+        f"rows: {basis.inventory.found}; {rates.refused_share:.1%} are assumed to be refused",
+        f"rates: of {rates.run}, finished {rates.measured_at} ({', '.join(busy) or 'training alone'}), captions of "
+        f"{rates.source}; other machines, other captions and other storage need a small run of their own",
+        f"times grow linearly with the rows; the actors of the cluster reach {basis.efficiency:.0%} of the measured "
+        "speed (--efficiency); retries, waiting for machines and starting Ray are not counted",
     ]
-    if config.cluster.standing is not None:
-        lines[-1] = "a standing clustering is taken over: nothing is fitted"
-    if config.embed.keep == "all":
+    if config.fits_nothing:
+        lines.append("the clustering of another run is used: nothing is fitted")
+    else:
+        placement = config.cluster.placement
+        lines.append(
+            f"k-means runs all {config.cluster.fine.iterations} iterations on {basis.sample_rows:,.0f} rows, held by "
+            f"{placement.workers} processes of {placement.threads} threads each (cluster.placement)"
+        )
+    if basis.keeps_all:
         lines.append("embed.keep=all: embeddings are stored, and read again by cluster and assign")
     else:
-        lines.append("embed.keep=sample: the sources are read twice, and assign encodes every caption in its one pass")
-    rented = (
-        f"a stage is charged for {shape.machines} x {shape.cores} cores as long as it runs, busy or not"
-        if shape.machines
-        else "without --machines, a stage that uses no GPU is charged for the cores it reserves"
-    )
-    lines.append(
-        f"cost: {rented}; GPUs are charged in the stages that use them; the source data's storage and traffic are "
-        "not counted"
-    )
-    if train_samples_per_second is None:
-        lines.append("training is left out: give --train-samples-per-second (of one worker) to include it")
-    else:
+        lines.append("embed.keep=sample: the sources are read twice; assign reads, encodes and assigns in one pass")
+    lines.append(_cost_assumption(basis.shape))
+    left_out = [name for name in ("embed", "cluster", "assign", "evaluate") if name not in planned]
+    if left_out:
+        reason = "the run has no record of them, or the config no evaluation tasks"
+        lines.append(f"left out: {', '.join(left_out)} ({reason})")
+    lines.append(_training_assumption(basis, train_samples_per_second))
+    if "evaluate" in planned and rates.evaluate:
         lines.append(
-            f"training: {training_samples(config.train):,.0f} samples in all at {train_samples_per_second:g} "
-            "a second and worker, as given; bytes of images and checkpoints are not counted"
+            f"evaluation: {len(config.evaluate.tasks)} tasks of {rates.evaluate.images / rates.evaluate.tasks:,.0f} "
+            f"images on average, with {evaluated_models(config.train)} models, on machines like the run's"
         )
     return lines
 
 
-def _check(
-    inventory: Inventory,
-    shape: ClusterShape,
-    prices: Prices,
-    efficiency: float,
-    train_samples_per_second: float | None,
-) -> None:
-    """Refuse numbers that cannot be."""
+def _cost_assumption(shape: ClusterShape) -> str:
+    charged = (
+        f"a stage is charged for all {shape.machines} x {shape.cores} cores while it runs"
+        if shape.machines
+        else "without --machines, a stage that uses no GPU is charged for the cores it reserves"
+    )
+    return (
+        f"cost: {charged}; GPUs are charged in the stages that use them; storage and traffic of the source data are "
+        "not counted"
+    )
+
+
+def _training_assumption(basis: Basis, train_samples_per_second: float | None) -> str:
+    if train_samples_per_second is not None:
+        speed = f"{train_samples_per_second:g} a second and worker, as given"
+    elif basis.rates.train is not None:
+        speed = f"{basis.rates.train.samples_per_second:,.1f} a second and worker, as in the run"
+    else:
+        return "training is left out: the run has not trained; give --train-samples-per-second (of one worker)"
+    return (
+        f"training: {training_samples(basis.config.train):,.0f} samples in all at {speed}; bytes of images and "
+        "checkpoints are not counted"
+    )
+
+
+def _check(basis: Basis, train_samples_per_second: float | None) -> None:
+    """Refuse numbers that are out of range."""
+    inventory, shape, prices = basis.inventory, basis.shape, basis.prices
     problems = {
         f"rows must be above 0, not {inventory.rows:g}": inventory.rows <= 0,
         f"units must be above 0, not {inventory.units}": inventory.units <= 0,
-        f"efficiency must be above 0 and at most 1, not {efficiency:g}": not 0.0 < efficiency <= 1.0,
+        f"efficiency must be above 0 and at most 1, not {basis.efficiency:g}": not 0.0 < basis.efficiency <= 1.0,
         "machines, cores and GPUs cannot be negative": min(shape.machines, shape.cores, shape.gpus) < 0,
         "machines and cores go together: give both": (shape.machines > 0) != (shape.cores > 0),
         "prices cannot be negative": min(prices.cpu_hour, prices.gpu_hour, prices.storage_month) < 0,

@@ -1,180 +1,212 @@
-"""Measured speeds of the stages' steps: what `mode-ray plan --calibrate` writes and `mode-ray plan` reads."""
+"""Rates of a finished or partly finished run: what `mode_ray.plan.from_run` reads and the plan extrapolates from."""
 
-from typing import Annotated
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import JsonValue
 
-from mode_ray.config.base import PositiveFloat, PositiveInt, Settings, Share
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
-from mode_ray.storage import Location
 
-Seconds = Annotated[float, Field(ge=0.0)]
-MAX_FILE_BYTES = 1_000_000
-
-# The config fields that a rate holds for, and no others.
-_MEASURED_FIELDS = (
+_ENCODER_FIELDS = (
     "encoder.kind",
     "encoder.model",
     "encoder.pooling",
     "encoder.max_tokens",
     "encoder.dtype",
     "embed.encoder.batch_size",
-    "embed.pool.threads_per_actor",
-    "assign.pool.threads_per_actor",
-    "assign.rule",
-    "cluster.fine.centers",
-    "cluster.fine.init",
-    "cluster.fine.balanced",
-    "cluster.fine.price_updates",
-    "cluster.placement.threads",
-    "cluster.coarse.experts",
+    "embed.keep",
 )
+_MODEL_FIELDS = ("train.model.architecture", "train.model.precision")
+# The config fields that the rates of each stage are valid for.
+_FIELDS_BY_STAGE: Mapping[str, tuple[str, ...]] = {
+    "embed": (*_ENCODER_FIELDS, "embed.pool.threads_per_actor"),
+    "cluster": (
+        "encoder.model",
+        "cluster.fine.centers",
+        "cluster.fine.init",
+        "cluster.fine.balanced",
+        "cluster.fine.price_updates",
+        "cluster.coarse.experts",
+        "cluster.placement.threads",
+    ),
+    "assign": (*_ENCODER_FIELDS, "cluster.fine.centers", "assign.rule", "assign.pool.threads_per_actor"),
+    "train": (
+        *_MODEL_FIELDS,
+        "train.placement.use_gpu",
+        "train.placement.strategy",
+        "train.placement.compile",
+        "train.placement.gradient_checkpointing",
+        "train.placement.threads_per_worker",
+        "train.placement.loader_workers",
+    ),
+    "evaluate": (*_MODEL_FIELDS, "evaluate.placement.workers_per_task", "evaluate.placement.threads_per_task"),
+}
 
 
-class StepRate(Settings):
-    """One step of a stage, in seconds a row and actor while all actors of the machine are busy."""
+@dataclass(frozen=True, kw_only=True)
+class ShardRates:
+    """What one row costs in embed or assign, from the records of the stage's work units.
 
-    wall_seconds: Seconds
-    """Time that passes."""
-    cpu_seconds: Seconds
-    """Processor time over all threads of the actor."""
+    Attributes:
+        units: Units whose records were read.
+        rows: Rows that they took in: captions, or stored embeddings.
+        actors_busy: Actors that worked at the same time, on average.
+        on_gpu: Whether each actor had a GPU.
+        row_seconds: Seconds of an actor for each row taken in.
+        read_row_seconds: The part of them for reading, which is due for every row; the other part is due for the rows
+            that are embedded or assigned.
+        kept_share: Rows written, as a share of the rows taken in.
+        refused_share: Rows refused, as a share of the rows taken in.
+        row_bytes: Bytes written for each row written.
+        unit_bytes: Bytes of each unit's line in `units.parquet`.
+        fixed_seconds: Time of the stage without a unit in work: starting actors, loading the encoder, the manifest.
+    """
 
-
-class ActorRates(Settings):
-    """The steps of one actor of a pool."""
-
-    actors_busy: PositiveInt
-    """Actors that worked at the same time on the machine."""
-    device: str
-    """Where the encoder ran: `cpu` or `cuda`."""
-    read_captions: StepRate
-    encode: StepRate
-    write_embeddings: StepRate
-    read_embeddings: StepRate
-    search: StepRate
-    write_assignments: StepRate
-
-
-class KMeansRates(Settings):
-    """The fine clustering's fit on one machine: seconds = seeding + rows * (once + iterations * iteration)."""
-
-    rows: PositiveInt
-    """Rows it was measured on."""
-    row_iteration_seconds: PositiveFloat
-    """A row and Lloyd iteration."""
-    row_seconds: Seconds
-    """A row, once a fit: duplicates, masses, last prices."""
-    seeding_seconds: Seconds
-    """Choosing the first centers on up to `seeding_rows` rows."""
-    seeding_rows: PositiveInt
-    coarse_seconds: Seconds
-    """The coarse maps of all n; independent of the rows."""
+    units: int
+    rows: int
+    actors_busy: float
+    on_gpu: bool
+    row_seconds: float
+    read_row_seconds: float
+    kept_share: float
+    refused_share: float
+    row_bytes: float
+    unit_bytes: float
+    fixed_seconds: float
 
 
-class FixedCosts(Settings):
-    """What a stage costs whatever its rows: start of its actors, loading of the encoder, manifest."""
+@dataclass(frozen=True, kw_only=True)
+class ClusterRates:
+    """What the fit of the clustering costs, from the parts in the stage's manifest.
 
-    embed_seconds: Seconds
-    cluster_seconds: Seconds
-    assign_seconds: Seconds
-    unit_seconds: Seconds
-    """Of an actor, for every work unit."""
+    Attributes:
+        rows: Rows of the sample.
+        read_row_seconds: Reading, for each stored embedding.
+        seeding_seconds: Choosing the first centers from `seeding_rows` rows.
+        seeding_rows: Rows that the first centers were chosen from.
+        row_iteration_seconds: One process, for each row and Lloyd iteration.
+        row_seconds: One process, for each row once: the passes after the last iteration.
+        coarse_seconds: The coarse maps of all n, whatever the number of rows.
+        fixed_seconds: The rest of the stage.
+        written_bytes: Size of the directory: the clustering and its atlas.
+    """
 
-
-class MachineNote(Settings):
-    """Where the rates were measured."""
-
-    host: str
-    processor: str
-    cores: PositiveInt
-    gpus: float
-
-
-class CaptionFigures(Settings):
-    """The captions that were measured."""
-
-    source: str
-    rows: PositiveInt
-    """Captions that were encoded; repeated where the time allowed."""
-    mean_bytes: float
-    refused_share: Share
+    rows: int
+    read_row_seconds: float
+    seeding_seconds: float
+    seeding_rows: int
+    row_iteration_seconds: float
+    row_seconds: float
+    coarse_seconds: float
+    fixed_seconds: float
+    written_bytes: float
 
 
-class Rates(Settings):
-    """One calibration."""
+@dataclass(frozen=True, kw_only=True)
+class TrainRates:
+    """What a sample costs, from the status files of the training runs.
 
+    Attributes:
+        trials: Training runs that had seen samples.
+        samples: Samples (pairs of an image and a caption) that they had seen.
+        samples_per_second: Of one worker, which is one GPU where training uses whole ones.
+        launch_seconds: Time of a training run besides its steps: start of the workers, the last checkpoint.
+    """
+
+    trials: int
+    samples: int
+    samples_per_second: float
+    launch_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRates:
+    """What the evaluation took, from its manifest.
+
+    Attributes:
+        seconds: Wall time of the invocation that finished it; tasks measured by an earlier one are not in it.
+        tasks: Evaluation tasks.
+        images: Images of all tasks.
+        models: Models that were measured.
+        written_bytes: Size of the directory.
+    """
+
+    seconds: float
+    tasks: int
+    images: int
+    models: int
+    written_bytes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """The rates of one run; those of a stage are None where the run has no record of it.
+
+    Attributes:
+        run: URI of the run directory.
+        measured_at: When its newest unit was finished; UTC, ISO 8601.
+        source: First path of its captions.
+        cpus: CPUs of the Ray cluster that it ran on; 0 where the run does not have that.
+        gpus: GPUs of that cluster.
+        settings: The config fields that the rates are valid for.
+        dimension: d of the embeddings; 0 where none were stored.
+        embed: Rates of the stage.
+        cluster: Rates of the stage.
+        assign: Rates of the stage.
+        train: Rates of the stage.
+        evaluate: Rates of the stage.
+    """
+
+    run: str
     measured_at: str
-    """UTC, ISO 8601."""
-    machine: MachineNote
-    captions: CaptionFigures
-    settings: dict[str, JsonValue]
-    """The config fields that the rates hold for."""
-    dimension: PositiveInt
-    embedding_bytes: PositiveFloat
-    """A row of an embedding shard, as written."""
-    assignment_bytes: PositiveFloat
-    """A row of an assignment shard, as written."""
-    embed: ActorRates
-    assign: ActorRates
-    kmeans: KMeansRates
-    fixed: FixedCosts
+    source: str
+    cpus: float
+    gpus: float
+    settings: Mapping[str, JsonValue]
+    dimension: int
+    embed: ShardRates | None = None
+    cluster: ClusterRates | None = None
+    assign: ShardRates | None = None
+    train: TrainRates | None = None
+    evaluate: EvaluateRates | None = None
+
+    @property
+    def refused_share(self) -> float:
+        """Share of the captions that were refused when they were read."""
+        reader = self.embed or self.assign
+        return reader.refused_share if reader else 0.0
 
 
 def measured_settings(config: RunConfig) -> dict[str, JsonValue]:
     """The config fields that rates depend on, by dotted name."""
     values = config.model_dump(mode="json")
-    return {name: _dotted(values, name) for name in _MEASURED_FIELDS}
+    return {name: _dotted(values, name) for names in _FIELDS_BY_STAGE.values() for name in names}
 
 
-def require_fit(rates: Rates, config: RunConfig, name: str) -> None:
-    """Refuse rates that were measured for another config.
+def require_fit(rates: Rates, config: RunConfig, stages: Collection[str]) -> None:
+    """Refuse rates of another config.
 
     Args:
         rates: The rates.
         config: The config to plan for.
-        name: Where the rates come from, for the message.
+        stages: The stages that the plan takes rates for.
 
     Raises:
         UsageError: The message names the fields that differ.
     """
     wanted = measured_settings(config)
+    fields = dict.fromkeys(name for stage in stages for name in _FIELDS_BY_STAGE[stage])
     differing = [
-        f"{field}={rates.settings.get(field)!r} (the config has {value!r})"
-        for field, value in wanted.items()
-        if rates.settings.get(field) != value
+        f"{name}={rates.settings.get(name)!r} (the config has {wanted[name]!r})"
+        for name in fields
+        if rates.settings.get(name) != wanted[name]
     ]
     if differing:
         raise UsageError(
-            f"{name}: measured for {', '.join(differing)}: measure again with `mode-ray plan --calibrate`, "
-            "or override the config's fields"
+            f"{rates.run}: ran with {', '.join(differing)}: make a small run with the config's values, or override "
+            "the fields of the config"
         )
-
-
-def read_rates(location: Location) -> Rates:
-    """Read a rates file.
-
-    Raises:
-        UsageError: No such file, or not one that `mode-ray plan --calibrate` wrote.
-    """
-    if not location.exists() or location.is_directory():
-        raise UsageError(f"{location}: no such rates file: make it with `mode-ray plan --calibrate --rates FILE`")
-    if location.size_bytes() > MAX_FILE_BYTES:
-        raise UsageError(f"{location}: larger than any rates file; make it with `mode-ray plan --calibrate`")
-    try:
-        return Rates.model_validate_json(location.read_bytes())
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"]) or "the file"
-        raise UsageError(
-            f"{location}: not a rates file of this version ({field}: {problem['msg']}): "
-            "measure again with `mode-ray plan --calibrate`"
-        ) from None
-
-
-def write_rates(location: Location, rates: Rates) -> None:
-    """Write a rates file (JSON)."""
-    location.write_text(rates.model_dump_json(indent=1) + "\n")
 
 
 def _dotted(values: JsonValue, name: str) -> JsonValue:

@@ -1,17 +1,19 @@
-"""A plan and a calibration for people (rich tables) and for programs (JSON)."""
+"""A plan and the rates behind it, for people (rich tables of at most 80 columns) and for programs (JSON)."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
+from rich import box
 from rich.console import Group, RenderableType
-from rich.text import Text
+from rich.markup import escape
+from rich.table import Table
 
 from mode_ray.plan.estimate import Plan
+from mode_ray.plan.machines import SECONDS_PER_HOUR
 from mode_ray.plan.rates import Rates
-from mode_ray.tables import WideTable
 
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
-_SECONDS_PER_HOUR = 3600.0
 
 
 def plan_json(plan: Plan) -> str:
@@ -21,8 +23,10 @@ def plan_json(plan: Plan) -> str:
 
 def plan_tables(plan: Plan) -> RenderableType:
     """The plan as a table with its assumptions below."""
-    title = f"{plan.inventory.rows:,.0f} captions in {plan.inventory.units:,} work units"
-    table = WideTable(title, "stage", "actors", "core-hours", "GPU-hours", "wall", "reads", "writes", "cost")
+    table = _table(
+        f"{plan.inventory.rows:,.0f} captions in {plan.inventory.units:,} work units",
+        ("stage", "actors", "core-hours", "GPU-hours", "wall", "reads", "writes", "cost"),
+    )
     for stage in plan.stages:
         table.add_row(
             stage.stage,
@@ -51,23 +55,38 @@ def plan_tables(plan: Plan) -> RenderableType:
         f"memory of the clustering: about {size(plan.clustering_memory_bytes)} in each of its processes",
     ]
     if plan.settings:
-        lines.append(f"takes these settings: {' '.join(plan.settings)}")
+        lines.append(f"needs these settings: {' '.join(plan.settings)}")
     lines += ["assumptions:", *(f"- {assumption}" for assumption in plan.assumptions)]
-    return Group(table, *map(Text, lines))
+    return Group(table, *(escape(line) for line in lines))
 
 
-def rates_table(rates: Rates) -> WideTable:
-    """Measured rates, as rows a second."""
-    title = f"rates of {rates.machine.host}, {rates.measured_at}"
-    table = WideTable(title, "step", "embed: rows/s an actor", "assign: rows/s an actor")
-    for step in ("read_captions", "encode", "write_embeddings", "read_embeddings", "search", "write_assignments"):
-        both = (getattr(actor, step).wall_seconds for actor in (rates.embed, rates.assign))
-        table.add_row(step.replace("_", " "), *(_per_second(seconds) for seconds in both))
-    table.add_section()
-    kmeans, fixed = rates.kmeans, rates.fixed
-    table.add_row("k-means: rows/s and iteration", _per_second(kmeans.row_iteration_seconds), "")
-    table.add_row("fixed seconds", f"{fixed.embed_seconds:.1f}", f"{fixed.assign_seconds:.1f}")
-    table.add_row("milliseconds a work unit", f"{fixed.unit_seconds * 1000:.0f}", f"{fixed.unit_seconds * 1000:.0f}")
+def rates_table(rates: Rates) -> Table:
+    """The rates of a run, for one actor, process or worker each."""
+    table = _table(f"rates of {escape(rates.run)}", ("stage", "rows", "rate", "fixed"))
+    for name, work_unit in (("embed", rates.embed), ("assign", rates.assign)):
+        if work_unit:
+            rate = f"{_per_second(work_unit.row_seconds)} rows/s an actor"
+            table.add_row(name, f"{work_unit.rows:,}", rate, f"{work_unit.fixed_seconds:.1f} s")
+            reading = f"{_per_second(work_unit.read_row_seconds)} rows/s an actor"
+            table.add_row(f"{name}: reading", "", reading if work_unit.read_row_seconds else "", "")
+    if (cluster := rates.cluster) is not None:
+        rate = f"{_per_second(cluster.row_iteration_seconds)} rows/s an iteration"
+        fixed_seconds = cluster.fixed_seconds + cluster.coarse_seconds
+        table.add_row("cluster", f"{cluster.rows:,}", rate, f"{fixed_seconds:.1f} s")
+    if (train := rates.train) is not None:
+        rate = f"{train.samples_per_second:,.1f} samples/s a worker"
+        table.add_row("train", f"{train.samples:,}", rate, f"{train.launch_seconds:.1f} s a run")
+    if (evaluate := rates.evaluate) is not None:
+        rate = f"{evaluate.images * evaluate.models / max(evaluate.seconds, 1e-3):,.1f} images x models/s"
+        table.add_row("evaluate", f"{evaluate.images:,}", rate, "")
+    return table
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    """A table without side borders; all columns but the first are aligned right."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right" if column != columns[0] else "left")
     return table
 
 
@@ -80,8 +99,8 @@ def size(count: float) -> str:
 
 
 def duration(hours: float) -> str:
-    """Hours, or minutes or seconds where they are few."""
-    seconds = hours * _SECONDS_PER_HOUR
+    """Hours, or minutes or seconds for short times."""
+    seconds = hours * SECONDS_PER_HOUR
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

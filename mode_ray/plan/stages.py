@@ -1,28 +1,18 @@
-"""The arithmetic of each stage: rates, rows and machines to hours, bytes and cost."""
+"""The arithmetic of each stage: rates, rows and machines to a stage's time, bytes and cost.
+
+Every stage is one function of a `Basis` and of the stage's rates. The rates come from the records of a run, so no cost
+of a row, a unit or a launch is stated here.
+"""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mode_ray.cluster.fit_size import sample_row_bytes, seeding_rows_at_most
 from mode_ray.config.run import ActorPool, RunConfig
-from mode_ray.config.train import TrainConfig
 from mode_ray.errors import UsageError
-from mode_ray.plan.rates import ActorRates, Rates, StepRate
-
-_SECONDS_PER_HOUR = 3600.0
-# A sampled row of d values: float16, its projection to 0.46 to 0.66 d axes as float32 and one more value, its center
-# and distance; balancing keeps some candidates more.
-_SAMPLE_VALUE_BYTES = 2
-_PROJECTED_SHARE, _PROJECTED_VALUE_BYTES = 0.65, 4
-_NEAREST_BYTES = 8
-# As in `cluster.sample_rows` and `cluster.seeding`, which need torch; this module runs in drivers.
-CANDIDATES_PER_ROW, _CANDIDATE_BYTES = 16, 8
-SEEDING_ROWS_PER_CENTER = 16
-_READERS_PER_WORKER = 4
-_UNIT_RECORD_BYTES = 400
-# The page of real captions has 96 kB at m = 64, 143 kB at 128, 980 kB at 1,024; its summary has 0.9 kB a center.
-_ATLAS_PAGE_BYTES = 50_000
-_ATLAS_CENTER_BYTES = 800 + 900
+from mode_ray.plan.machines import ClusterShape, Prices, Reserved, StagePlan, room_for, stage_plan
+from mode_ray.plan.rates import ClusterRates, EvaluateRates, Rates, ShardRates
+from mode_ray.plan.training import evaluated_models, training_runs, training_samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,102 +33,11 @@ class Inventory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterShape:
-    """The machines to plan for.
+class Basis:
+    """What the plan of every stage rests on.
 
     Attributes:
-        machines: Number of machines; 0 where only the GPUs are known.
-        cores: Cores of each.
-        gpus: GPUs of all machines together.
-        capped: Whether the config's `max_actors` bounds the actors; else as many as there is room for.
-    """
-
-    machines: int
-    cores: int
-    gpus: float
-    capped: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prices:
-    """Prices in any one currency.
-
-    Attributes:
-        cpu_hour: One core for an hour.
-        gpu_hour: One GPU, with the cores it comes with, for an hour.
-        storage_month: A gigabyte (1e9 bytes) for a month.
-    """
-
-    cpu_hour: float = 0.0
-    gpu_hour: float = 0.0
-    storage_month: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class StagePlan:
-    """One stage.
-
-    Attributes:
-        stage: Its name.
-        actors: Actors (training: workers) that work at the same time.
-        core_hours: Cores reserved by them, times hours.
-        gpu_hours: GPUs reserved by them, times hours.
-        wall_hours: From begin to end.
-        read_bytes: Read in the run directory (the sources come on top).
-        written_bytes: Written in the run directory.
-        cost: What the machines cost meanwhile.
-    """
-
-    stage: str
-    actors: int
-    core_hours: float
-    gpu_hours: float
-    wall_hours: float
-    read_bytes: float
-    written_bytes: float
-    cost: float
-
-
-def lane_seconds(lanes: Sequence[Sequence[StepRate]], cores: float) -> float:
-    """Seconds a row and actor: reading, computing and writing overlap until the actor's cores are used up.
-
-    Args:
-        lanes: The steps of each thread; a thread's steps follow one another.
-        cores: Cores that the actor has.
-    """
-    walls = [sum(step.wall_seconds for step in lane) for lane in lanes]
-    processor = sum(step.cpu_seconds for lane in lanes for step in lane)
-    return max(*walls, processor / cores)
-
-
-def kmeans_seconds(rates: Rates, rows: float, centers: int, iterations: int, workers: int = 1) -> float:
-    """Seconds of fitting the fine centers and the coarse maps on `rows` sampled rows; see `KMeansRates`.
-
-    The rows are dealt to `workers`; seeding and the coarse maps are work of one process.
-    """
-    kmeans = rates.kmeans
-    at_most = SEEDING_ROWS_PER_CENTER * centers
-    seeding = kmeans.seeding_seconds * min(rows, at_most) / min(kmeans.seeding_rows, at_most)
-    passes = kmeans.row_seconds + iterations * kmeans.row_iteration_seconds
-    return seeding + rows / workers * passes + kmeans.coarse_seconds
-
-
-def training_samples(config: TrainConfig) -> float:
-    """Samples that all training runs see together, as `train.budget` deals them out."""
-    has_seed = config.model.pretrained is None and config.seed_share > 0.0
-    first = config.seed_share if has_seed else 0.0
-    rest = config.dense_samples * (1.0 - first)
-    experts = rest if config.expert_budget == "shared" else rest * config.experts
-    seed = config.dense_samples * first
-    control = {"dense": config.dense_samples, "dense_equal_total": seed + experts, "full": experts, "random": experts}
-    return seed + experts + sum(control[name] for name in config.controls)
-
-
-class StageArithmetic:
-    """The stages of a run, one at a time.
-
-    Args:
-        config: The run's config.
+        config: The config of the planned run.
         rates: Rates that fit it.
         inventory: Rows and units.
         shape: The machines.
@@ -146,226 +45,188 @@ class StageArithmetic:
         efficiency: Share of the measured speed that the actors of a whole cluster reach on average.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        rates: Rates,
-        inventory: Inventory,
-        shape: ClusterShape,
-        prices: Prices,
-        efficiency: float,
-    ) -> None:
-        self._config, self._rates, self._inventory, self._shape = config, rates, inventory, shape
-        self._prices, self._efficiency = prices, efficiency
-        self._usable = inventory.rows * (1.0 - rates.captions.refused_share)
-        self._keeps_all = config.embed.keep == "all"
-        sample = 0.0 if config.cluster.standing is not None else float(config.cluster.sample_rows)
-        # Without all embeddings the sample is drawn with the refused captions, and is the smaller by their share.
-        whole = self._usable if self._keeps_all else inventory.rows
-        self.sample_rows = min(whole, sample) * (self._usable / whole)
-        """Rows the fine centers are fitted on; none with a standing clustering."""
+    config: RunConfig
+    rates: Rates
+    inventory: Inventory
+    shape: ClusterShape
+    prices: Prices
+    efficiency: float
 
-    def embed(self) -> StagePlan:
-        """Read and encode; with `embed.keep: sample` only the sample is encoded and written."""
-        actor, rows = self._rates.embed, self._inventory.rows
-        encoded = self._usable if self._keeps_all else self.sample_rows
-        if encoded == 0.0:
-            return self._idle("embed", self._rates.fixed.embed_seconds)
-        passes = 2 if not self._keeps_all and self._inventory.counts_by_reading else 1
-        written = encoded * self._rates.embedding_bytes
-        return self._work_unit_stage(
-            "embed",
-            self._config.embed.pool,
-            actor,
-            [
-                [_scaled(actor.read_captions, passes)],
-                [_scaled(actor.encode, encoded / rows)],
-                [_scaled(actor.write_embeddings, encoded / rows)],
-            ],
-            fixed_seconds=self._rates.fixed.embed_seconds,
-            read_bytes=0.0,
-            written_bytes=written + self._records_bytes(),
-        )
+    @property
+    def usable_rows(self) -> float:
+        """Captions that are not refused."""
+        return self.inventory.rows * (1.0 - self.rates.refused_share)
 
-    def assign(self) -> StagePlan:
-        """Find the nearest centers of stored embeddings, or read, encode and assign in one pass."""
-        actor, share = self._rates.assign, self._usable / self._inventory.rows
-        if self._keeps_all:
-            reading, computing = _scaled(actor.read_embeddings, share), [actor.search]
-        else:
-            reading, computing = actor.read_captions, [actor.encode, actor.search]
-        return self._work_unit_stage(
-            "assign",
-            self._config.assign.pool,
-            actor,
-            [
-                [reading],
-                [_scaled(step, share) for step in computing],
-                [_scaled(actor.write_assignments, share)],
-            ],
-            fixed_seconds=self._rates.fixed.assign_seconds,
-            read_bytes=self._usable * self._rates.embedding_bytes if self._keeps_all else 0.0,
-            written_bytes=self._usable * self._rates.assignment_bytes + self._records_bytes(),
-        )
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every embedding is stored."""
+        return self.config.embed.keep == "all"
 
-    def cluster(self) -> StagePlan:
-        """Read the sample and fit, in one task or with the sample dealt to actors.
+    @property
+    def sample_rows(self) -> float:
+        """Rows that the fine centers are fitted on; 0 where another run's clustering is used.
 
-        Raises:
-            UsageError: The machines have no room for them.
+        With `embed.keep: sample` the sample is drawn from all captions and loses the share of refused ones.
         """
-        fixed, placement = self._rates.fixed.cluster_seconds, self._config.cluster.placement
-        fine, workers = self._config.cluster.fine, placement.workers
-        if self.sample_rows == 0.0:
-            return self._idle("cluster", fixed)
-        there = self._shape.machines * self._shape.cores
-        asked = placement.cpus * (workers + 1 if workers > 1 else 1)
-        if there and asked > there:
-            raise UsageError(
-                f"cluster.placement.workers={workers}: no room for {asked:g} CPUs (cluster.placement.cpus each) on "
-                f"{self._shape.machines} x {self._shape.cores} cores"
-            )
-        # A parquet column is read whole: with all embeddings kept, a sample over all units reads all of them.
-        read_rows = self._usable if self._keeps_all else self.sample_rows
-        cores = there or self._rates.machine.cores * workers
-        readers = min(workers * _READERS_PER_WORKER, cores, self._inventory.units)
-        read_seconds = read_rows * self._rates.embed.read_embeddings.wall_seconds / readers
-        seconds = kmeans_seconds(self._rates, self.sample_rows, fine.centers, fine.iterations, workers)
-        wall = (fixed + (read_seconds + seconds) / self._efficiency) / _SECONDS_PER_HOUR
-        reserved = workers * max(placement.cpus, placement.threads) + (placement.cpus if workers > 1 else 0.0)
-        return StagePlan(
-            stage="cluster",
-            actors=workers,
-            core_hours=reserved * wall,
-            gpu_hours=0.0,
-            wall_hours=wall,
-            read_bytes=read_rows * self._rates.embedding_bytes,
-            written_bytes=self._artefact_bytes(),
-            cost=self._cost(wall, on_gpu=False, reserved_cores=reserved),
+        if self.config.fits_nothing:
+            return 0.0
+        drawn_from = self.usable_rows if self.keeps_all else self.inventory.rows
+        return min(drawn_from, float(self.config.cluster.sample_rows)) * (self.usable_rows / drawn_from)
+
+    @property
+    def machines(self) -> tuple[ClusterShape, Prices]:
+        """Shape and prices together."""
+        return self.shape, self.prices
+
+
+def row_seconds(rates: ShardRates, kept_share: float, readings: int = 1) -> float:
+    """Seconds of an actor for a row of which only a share is embedded or assigned.
+
+    With t seconds a row, r of them for reading, and the share k of rows kept in the measured run:
+    readings x r + (t - r) x kept_share / k. Exact where reading and computing follow one another; at most too high by
+    the smaller of the two where they overlap.
+    """
+    computing = (rates.row_seconds - rates.read_row_seconds) / rates.kept_share if rates.kept_share else 0.0
+    return readings * rates.read_row_seconds + computing * kept_share
+
+
+def pool_seconds(fixed_seconds: float, units: int, actors: int, unit_seconds: float) -> float:
+    """Wall time of a pool: fixed + ceil(units / actors) x seconds of a unit."""
+    return fixed_seconds + math.ceil(units / actors) * unit_seconds
+
+
+def fit_seconds(rates: ClusterRates, rows: float, centers: int, iterations: int, workers: int = 1) -> float:
+    """Time of the fine centers and the coarse maps.
+
+    seeding x min(rows, most) / measured rows of it + rows / workers x (once + iterations x iteration) + coarse maps.
+    The rows are distributed over the workers; seeding (on `cluster.fit_size.seeding_rows_at_most` rows) and the coarse
+    maps are the work of one process.
+    """
+    seeding = rates.seeding_seconds * min(rows, seeding_rows_at_most(centers)) / rates.seeding_rows
+    passes = rates.row_seconds + iterations * rates.row_iteration_seconds
+    return seeding + rows / workers * passes + rates.coarse_seconds
+
+
+def embed_stage(basis: Basis, rates: ShardRates) -> StagePlan:
+    """Reading and embedding; with `embed.keep: sample` only the sample is embedded and written.
+
+    Captions of formats without a row count are read once more, to count them before the sample is drawn.
+    """
+    kept_rows = basis.usable_rows if basis.keeps_all else basis.sample_rows
+    if kept_rows == 0.0:  # another run's clustering is used, and no embedding is kept
+        return _without_work(basis, "embed", 0.0)
+    readings = 2 if not basis.keeps_all and basis.inventory.counts_by_reading else 1
+    rows = basis.inventory.rows
+    seconds = rows * row_seconds(rates, kept_rows / rows, readings)
+    return _pool_stage(basis, "embed", rates, seconds, (0.0, kept_rows * rates.row_bytes))
+
+
+def assign_stage(basis: Basis, rates: ShardRates) -> StagePlan:
+    """Finding the nearest centers of stored embeddings, or reading, embedding and assigning in one pass."""
+    rows = basis.usable_rows if basis.keeps_all else basis.inventory.rows
+    seconds = rows * row_seconds(rates, basis.usable_rows / rows)
+    stored_bytes = basis.rates.embed.row_bytes if basis.keeps_all and basis.rates.embed else 0.0
+    transfer = (rows * stored_bytes, basis.usable_rows * rates.row_bytes)
+    return _pool_stage(basis, "assign", rates, seconds, transfer)
+
+
+def cluster_stage(basis: Basis, rates: ClusterRates | None) -> StagePlan:
+    """Reading the sample and fitting, in one task or with the sample distributed to actors; no rates for no fit.
+
+    A parquet column is read whole: where all embeddings are kept, a sample over all units reads all of them.
+
+    Raises:
+        UsageError: The machines have no room for the actors.
+    """
+    placement, fine = basis.config.cluster.placement, basis.config.cluster.fine
+    if rates is None or basis.sample_rows == 0.0:
+        return _without_work(basis, "cluster", rates.fixed_seconds if rates else 0.0)
+    workers, available = placement.workers, basis.shape.machines * basis.shape.cores
+    coordinator_cpus = placement.cpus if workers > 1 else 0.0
+    asked = placement.cpus * workers + coordinator_cpus
+    if available and asked > available:
+        raise UsageError(
+            f"cluster.placement.workers={workers}: no room for {asked:g} CPUs (cluster.placement.cpus each) on "
+            f"{basis.shape.machines} x {basis.shape.cores} cores"
         )
+    read_rows = basis.usable_rows if basis.keeps_all else basis.sample_rows
+    seconds = read_rows * rates.read_row_seconds / workers
+    seconds += fit_seconds(rates, basis.sample_rows, fine.centers, fine.iterations, workers)
+    reserved_cpus = max(placement.cpus, placement.threads) + coordinator_cpus / workers
+    return stage_plan(
+        "cluster",
+        rates.fixed_seconds + seconds / basis.efficiency,
+        Reserved(actors=workers, cpus=reserved_cpus),
+        basis.machines,
+        read_bytes=read_rows * (basis.rates.embed.row_bytes if basis.rates.embed else 0.0),
+        written_bytes=rates.written_bytes,
+    )
 
-    def train(self, samples_per_second: float) -> StagePlan:
-        """All training runs at the speed of one worker, none of them waiting."""
-        train, placement = self._config.train, self._config.train.placement
-        per_run = max(1, placement.workers_per_run)
-        workers = per_run * placement.concurrent_runs
-        if placement.use_gpu and not self._shape.capped and self._shape.gpus:
-            workers = max(per_run, int(self._shape.gpus) // per_run * per_run)
-        worker_hours = training_samples(train) / samples_per_second / self._efficiency / _SECONDS_PER_HOUR
-        wall = worker_hours / workers
-        cores = workers * placement.cpus_per_worker
-        return StagePlan(
-            stage="train",
-            actors=workers,
-            core_hours=cores * wall,
-            gpu_hours=worker_hours if placement.use_gpu else 0.0,
-            wall_hours=wall,
-            read_bytes=self._usable * self._rates.assignment_bytes,
-            written_bytes=0.0,
-            cost=self._cost(wall, on_gpu=placement.use_gpu, reserved_cores=cores, reserved_gpus=workers),
+
+def train_stage(basis: Basis, samples_per_second: float, launch_seconds: float = 0.0) -> StagePlan:
+    """All training runs, with no worker waiting for another run.
+
+    (samples of all runs / samples a second and worker + runs x workers of a run x seconds of a launch) / workers
+    """
+    train, placement = basis.config.train, basis.config.train.placement
+    per_run, gpus = max(1, placement.workers_per_run), placement.gpus_per_worker if placement.use_gpu else 0.0
+    workers = per_run * placement.concurrent_runs
+    if gpus and not basis.shape.capped and basis.shape.gpus:
+        workers = max(per_run, int(basis.shape.gpus / gpus) // per_run * per_run)
+    worker_seconds = training_samples(train) / samples_per_second / basis.efficiency
+    worker_seconds += training_runs(train) * per_run * launch_seconds
+    reserved = Reserved(actors=workers, cpus=placement.cpus_per_worker, gpus=gpus)
+    rows_bytes = basis.usable_rows * (basis.rates.assign.row_bytes if basis.rates.assign else 0.0)
+    return stage_plan("train", worker_seconds / workers, reserved, basis.machines, read_bytes=rows_bytes)
+
+
+def evaluate_stage(basis: Basis, rates: EvaluateRates) -> StagePlan:
+    """The measured evaluation, in proportion to tasks and models: seconds x tasks / measured x models / measured."""
+    evaluate, placement = basis.config.evaluate, basis.config.evaluate.placement
+    scale = len(evaluate.tasks) / rates.tasks * evaluated_models(basis.config.train) / rates.models
+    room = room_for(basis.shape, placement.cpus_per_task, placement.gpus_per_task, "evaluate.placement")
+    actors = int(min(room, len(evaluate.tasks) * placement.workers_per_task))
+    reserved = Reserved(actors=actors, cpus=placement.cpus_per_task, gpus=placement.gpus_per_task)
+    seconds = rates.seconds * scale / basis.efficiency
+    return stage_plan("evaluate", seconds, reserved, basis.machines, written_bytes=rates.written_bytes * scale)
+
+
+def clustering_memory_bytes(basis: Basis) -> float:
+    """Memory of each process that holds rows of the sample, for these rows."""
+    cluster = basis.config.cluster
+    row_bytes = sample_row_bytes(basis.rates.dimension, balanced=cluster.fine.balanced)
+    return basis.sample_rows / cluster.placement.workers * row_bytes
+
+
+def _pool_stage(
+    basis: Basis, stage: str, rates: ShardRates, actor_seconds: float, transfer: tuple[float, float]
+) -> StagePlan:
+    """Embed or assign: the seconds of all actors together in whole rounds of units; `transfer` is bytes in and out."""
+    pool = basis.config.embed.pool if stage == "embed" else basis.config.assign.pool
+    gpus = _gpus_of_actor(basis, stage, pool, rates)
+    room = room_for(basis.shape, pool.cpus_per_actor, gpus, f"{stage}.pool")
+    if basis.shape.capped or room == math.inf:
+        room = min(room, pool.max_actors)
+    units = basis.inventory.units
+    actors = min(int(room), units)
+    seconds = pool_seconds(rates.fixed_seconds, units, actors, actor_seconds / units / basis.efficiency)
+    reserved = Reserved(actors=actors, cpus=pool.cpus_per_actor, gpus=gpus)
+    read_bytes, written_bytes = transfer
+    return stage_plan(stage, seconds, reserved, basis.machines, read_bytes, written_bytes + units * rates.unit_bytes)
+
+
+def _gpus_of_actor(basis: Basis, stage: str, pool: ActorPool, rates: ShardRates) -> float:
+    """GPUs of each actor: as the pool has it, or one where GPUs are planned for and the stage encodes captions."""
+    encodes = stage == "embed" or not basis.keeps_all
+    asked = pool.gpus_per_actor > 0.0 or (encodes and basis.shape.gpus > 0.0 and not basis.shape.capped)
+    if asked and not rates.on_gpu:
+        raise UsageError(
+            f"GPUs are asked for in {stage}, but {basis.rates.run} ran it without: make a small run with "
+            f"{stage}.pool.gpus_per_actor=1 on a GPU machine, or plan without --gpus and with "
+            f"{stage}.pool.gpus_per_actor=0"
         )
-
-    def clustering_memory_bytes(self) -> float:
-        """What each process that holds rows of the sample needs for them."""
-        d, cluster = self._rates.dimension, self._config.cluster
-        row = _SAMPLE_VALUE_BYTES * d + _PROJECTED_VALUE_BYTES * (_PROJECTED_SHARE * d + 1) + _NEAREST_BYTES
-        if cluster.fine.balanced:
-            row += CANDIDATES_PER_ROW * _CANDIDATE_BYTES
-        return self.sample_rows / cluster.placement.workers * row
-
-    def _work_unit_stage(
-        self,
-        name: str,
-        pool: ActorPool,
-        rates: ActorRates,
-        lanes: Sequence[Sequence[StepRate]],
-        *,
-        fixed_seconds: float,
-        read_bytes: float,
-        written_bytes: float,
-    ) -> StagePlan:
-        on_gpu = self._uses_gpu(name, pool, rates)
-        gpus_per_actor = (pool.gpus_per_actor or 1.0) if on_gpu else 0.0
-        actors, cores = self._actors(name, pool, gpus_per_actor)
-        row_seconds = lane_seconds(lanes, cores)
-        unit_seconds = row_seconds * self._inventory.rows / self._inventory.units + self._rates.fixed.unit_seconds
-        rounds = math.ceil(self._inventory.units / actors)
-        wall = (fixed_seconds + rounds * unit_seconds / self._efficiency) / _SECONDS_PER_HOUR
-        reserved = actors * pool.cpus_per_actor
-        return StagePlan(
-            stage=name,
-            actors=actors,
-            core_hours=reserved * wall,
-            gpu_hours=actors * gpus_per_actor * wall,
-            wall_hours=wall,
-            read_bytes=read_bytes,
-            written_bytes=written_bytes,
-            cost=self._cost(wall, on_gpu=on_gpu, reserved_cores=reserved, reserved_gpus=actors * gpus_per_actor),
-        )
-
-    def _uses_gpu(self, name: str, pool: ActorPool, rates: ActorRates) -> bool:
-        encodes = name == "embed" or not self._keeps_all
-        asked = encodes and (pool.gpus_per_actor > 0.0 or (self._shape.gpus > 0.0 and not self._shape.capped))
-        if asked and rates.device != "cuda":
-            raise UsageError(
-                f"GPUs are asked for in {name}, but its rates were measured on {rates.device}: calibrate on a GPU "
-                f"machine, or plan without --gpus and with {name}.pool.gpus_per_actor=0"
-            )
-        return asked
-
-    def _actors(self, name: str, pool: ActorPool, gpus_per_actor: float) -> tuple[int, float]:
-        """Actors that work at the same time, and the cores that each of them has."""
-        shape = self._shape
-        room = math.inf
-        if shape.machines:
-            a_machine = int(shape.cores / pool.cpus_per_actor)
-            if a_machine == 0:
-                raise UsageError(
-                    f"{name}.pool.cpus_per_actor={pool.cpus_per_actor:g}: no room for an actor on a machine of "
-                    f"{shape.cores} cores"
-                )
-            room = shape.machines * a_machine
-        if gpus_per_actor:
-            room = min(room, int(shape.gpus / gpus_per_actor))
-            if room == 0:
-                raise UsageError(
-                    f"{name}.pool.gpus_per_actor={gpus_per_actor:g}: no room for an actor on {shape.gpus:g} GPUs"
-                )
-        if shape.capped or room == math.inf:
-            room = min(room, pool.max_actors)
-        actors = min(int(room), self._inventory.units)
-        a_machine = math.ceil(actors / shape.machines) if shape.machines else 0
-        return actors, shape.cores / a_machine if a_machine else pool.cpus_per_actor
-
-    def _cost(self, wall_hours: float, *, on_gpu: bool, reserved_cores: float, reserved_gpus: float = 0.0) -> float:
-        shape, prices = self._shape, self._prices
-        cores = float(shape.machines * shape.cores) or (0.0 if on_gpu else reserved_cores)
-        gpus = (shape.gpus or reserved_gpus) if on_gpu else 0.0
-        return wall_hours * (cores * prices.cpu_hour + gpus * prices.gpu_hour)
-
-    def _idle(self, stage: str, fixed_seconds: float) -> StagePlan:
-        wall = fixed_seconds / _SECONDS_PER_HOUR
-        return StagePlan(
-            stage=stage,
-            actors=0,
-            core_hours=0.0,
-            gpu_hours=0.0,
-            wall_hours=wall,
-            read_bytes=0.0,
-            written_bytes=0.0,
-            cost=self._cost(wall, on_gpu=False, reserved_cores=0.0),
-        )
-
-    def _records_bytes(self) -> float:
-        return float(self._inventory.units * _UNIT_RECORD_BYTES)
-
-    def _artefact_bytes(self) -> float:
-        cluster = self._config.cluster
-        # Per center: float32 vector, price, mass and squared distance of 8 bytes, one int32 a coarse map.
-        center = 4 * self._rates.dimension + 24 + 4 * len(cluster.coarse.experts) + _ATLAS_CENTER_BYTES
-        return float(cluster.fine.centers * center + _ATLAS_PAGE_BYTES)
+    return (pool.gpus_per_actor or 1.0) if asked else 0.0
 
 
-def _scaled(step: StepRate, share: float) -> StepRate:
-    """The step's rate for a source row of which only a share takes it (or that takes it several times)."""
-    return StepRate(wall_seconds=step.wall_seconds * share, cpu_seconds=step.cpu_seconds * share)
+def _without_work(basis: Basis, stage: str, seconds: float) -> StagePlan:
+    return stage_plan(stage, seconds, Reserved(actors=0, cpus=0.0), basis.machines)

@@ -65,22 +65,30 @@ class UnitActor:
             WriteError: An output could not be written in any attempt.
             Exception: A defect; a note names the shard.
         """
-        ahead = self._reader.submit(self._read, work_units[0])
+        ahead = self._reader.submit(self._timed_read, work_units[0])
         writing: Future[UnitRecord] | None = None
         for work_unit, following in zip_longest(work_units, work_units[1:]):
             began = time.monotonic()
-            source = self._result(ahead, work_unit)
+            source, read_seconds = self._result(ahead, work_unit)
             if following is not None:
-                ahead = self._reader.submit(self._read, following)
+                ahead = self._reader.submit(self._timed_read, following)
             if writing is not None:
                 yield writing.result()
             if isinstance(source, UnitRecord):
                 writing = Future()
                 writing.set_result(source)
             else:
-                writing = self._writer.submit(self._write, work_unit, *self._compute(work_unit, source), began)
+                table, record = self._compute(work_unit, source)
+                record = replace(record, read_seconds=round(read_seconds, 3))
+                writing = self._writer.submit(self._write, work_unit, table, record, began)
         if writing is not None:
             yield writing.result()
+
+    def _timed_read(self, work_unit: WorkUnit) -> tuple[Any, float]:
+        """What `_read` returns, and the seconds that it took."""
+        began = time.monotonic()
+        source = self._read(work_unit)
+        return source, time.monotonic() - began
 
     def _read(self, work_unit: WorkUnit) -> Any:  # noqa: ANN401
         """What the worker reads; a record where the unit stands already, or is quarantined."""
@@ -113,7 +121,7 @@ class UnitActor:
         # One of an earlier invocation was found wanting, or it would not be asked for again.
         return record if record is not None and record.attempt == self._attempt else None
 
-    def _result(self, ahead: "Future[Any]", work_unit: WorkUnit) -> Any:  # noqa: ANN401
+    def _result(self, ahead: "Future[tuple[Any, float]]", work_unit: WorkUnit) -> tuple[Any, float]:
         try:
             return ahead.result()
         except Exception as error:

@@ -76,6 +76,12 @@ def run_units(
     return ledger.records
 
 
+def cluster_resources() -> dict[str, float]:
+    """CPUs and GPUs of the Ray cluster, as it is now."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return {name: float(resources.get(name, 0.0)) for name in ("CPU", "GPU")}
+
+
 def _run_tasks(
     work_units: Sequence[WorkUnit], actor: tuple[Any, ...], pool: ActorPool, units_per_task: int
 ) -> Iterator[UnitRecord]:

@@ -60,7 +60,8 @@ class UnitRecord:
         examples: For each reason, where the first refused caption stands.
         bytes_out: Size of the output.
         content_hash: Hash of the output's rows.
-        seconds: Wall time of the unit.
+        seconds: Wall time of the unit in its actor, the time that it waited for its source included.
+        read_seconds: Time that its source took to be read, mostly while the actor computed the unit before.
         attempt: Name of the stage invocation that made it.
         finished_unix_seconds: When it was written.
         error: Set where the source could not be read: the unit is quarantined and has no output.
@@ -77,6 +78,7 @@ class UnitRecord:
     bytes_out: int = 0
     content_hash: str = ""
     seconds: float = 0.0
+    read_seconds: float = 0.0
     attempt: str = ""
     finished_unix_seconds: float = 0.0
     error: str | None = None

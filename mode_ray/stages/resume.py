@@ -15,7 +15,7 @@ from mode_ray.config.run import ActorPool, RunConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.run_directory import MANIFEST, QUARANTINE, UNITS
 from mode_ray.stages.actor import UnitWorker
-from mode_ray.stages.execute import run_units
+from mode_ray.stages.execute import cluster_resources, run_units
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, count_refused
 from mode_ray.stages.packed import PackedMapping
 from mode_ray.stages.work_unit import WorkUnit, WorkUnitTable
@@ -160,12 +160,14 @@ def run_work_unit_stage(
     with ThreadPoolExecutor(_REMOVERS) as removers:
         list(removers.map(lambda unit: stage.output(unit).delete(), [*plan.replaced, *plan.vanished]))
     made = run_units(plan.left, worker, arguments, stage.directory, stage.attempt, pool, on_record)
-    summary = {
+    summary: dict[str, Any] = {
         "units_made": len(made),
         "units_with_replaced_source": len(plan.replaced),
         "units_vanished": len(plan.vanished),
         "seconds_in_units": round(time.monotonic() - began, 3),
     }
+    if made:
+        summary["cluster"] = cluster_resources()
     made.update(plan.finished)
     return finish_units(stage, made, config, summary, rows)
 

@@ -1,20 +1,13 @@
-"""A small run, measured rates and numbers of captions to plan with."""
+"""A small run, rates as if read from it, and numbers of captions to plan with."""
 
+from dataclasses import replace
 from typing import Any
 
 from mode_ray.config.run import RunConfig
-from mode_ray.plan.estimate import make_plan
-from mode_ray.plan.rates import (
-    ActorRates,
-    CaptionFigures,
-    FixedCosts,
-    KMeansRates,
-    MachineNote,
-    Rates,
-    StepRate,
-    measured_settings,
-)
-from mode_ray.plan.stages import ClusterShape, Inventory, Prices, StagePlan
+from mode_ray.plan.estimate import PlanOptions, make_plan
+from mode_ray.plan.machines import ClusterShape, Prices, StagePlan
+from mode_ray.plan.rates import ClusterRates, Rates, ShardRates, measured_settings
+from mode_ray.plan.stages import Inventory
 
 HOUR = 3600.0
 
@@ -30,41 +23,46 @@ def config_of(**sections: object) -> RunConfig:
     return RunConfig.model_validate(values | sections)
 
 
-def step(microseconds: float) -> StepRate:
-    return StepRate(wall_seconds=microseconds * 1e-6, cpu_seconds=microseconds * 1e-6)
-
-
-def rates_of(config: RunConfig, device: str = "cpu") -> Rates:
+def rates_of(config: RunConfig, *, on_gpu: bool = False) -> Rates:
     """Round numbers, in microseconds a row: read 1, encode 20, write 4, read back 2, search 5, write assignments 3."""
-    actor = ActorRates(
-        actors_busy=2,
-        device=device,
-        read_captions=step(1),
-        encode=step(20),
-        write_embeddings=step(4),
-        read_embeddings=step(2),
-        search=step(5),
-        write_assignments=step(3),
+    embed = ShardRates(
+        units=10,
+        rows=1000,
+        actors_busy=2.0,
+        on_gpu=on_gpu,
+        row_seconds=25e-6,
+        read_row_seconds=1e-6,
+        kept_share=1.0,
+        refused_share=0.0,
+        row_bytes=500.0,
+        unit_bytes=400.0,
+        fixed_seconds=0.0,
+    )
+    read, computing = (2, 8) if config.embed.keep == "all" else (1, 28)
+    assign = replace(
+        embed, row_seconds=(read + computing) * 1e-6, read_row_seconds=read * 1e-6, row_bytes=12.0, on_gpu=False
     )
     return Rates(
+        run="/nowhere/small",
         measured_at="2026-11-23T00:00:00+00:00",
-        machine=MachineNote(host="box", processor="two cores", cores=2, gpus=0.0),
-        captions=CaptionFigures(source="captions of /x", rows=1000, mean_bytes=60.0, refused_share=0.0),
+        source="/x",
+        cpus=2.0,
+        gpus=0.0,
         settings=measured_settings(config),
         dimension=256,
-        embedding_bytes=500.0,
-        assignment_bytes=12.0,
-        embed=actor,
-        assign=actor,
-        kmeans=KMeansRates(
+        embed=embed,
+        assign=assign,
+        cluster=ClusterRates(
             rows=5_000,
-            row_iteration_seconds=40e-6,
-            row_seconds=100e-6,
+            read_row_seconds=0.5e-6,
             seeding_seconds=2.0,
             seeding_rows=5_000,
+            row_iteration_seconds=40e-6,
+            row_seconds=100e-6,
             coarse_seconds=3.0,
+            fixed_seconds=7.0,
+            written_bytes=200_000.0,
         ),
-        fixed=FixedCosts(embed_seconds=0.0, cluster_seconds=7.0, assign_seconds=0.0, unit_seconds=0.0),
     )
 
 
@@ -79,6 +77,11 @@ def plan_of(
     prices: Prices | None = None,
     train_samples_per_second: float | None = None,
 ) -> dict[str, StagePlan]:
-    inventory = inventory_of(rows)
-    plan = make_plan(config, rates_of(config), inventory, shape, prices, 1.0, train_samples_per_second)
+    options = PlanOptions(
+        shape=shape,
+        prices=prices or Prices(),
+        efficiency=1.0,
+        train_samples_per_second=train_samples_per_second,
+    )
+    plan = make_plan(config, rates_of(config), inventory_of(rows), options)
     return {stage.stage: stage for stage in plan.stages}

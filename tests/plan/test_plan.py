@@ -1,38 +1,49 @@
 """The planner's arithmetic against numbers worked out by hand, and what it refuses."""
 
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from planned import HOUR, config_of, inventory_of, plan_of, rates_of, step
+from planned import HOUR, config_of, inventory_of, plan_of, rates_of
 
-from mode_ray.cluster.both_steps import sample_rows, seeding
 from mode_ray.errors import UsageError
-from mode_ray.plan import stages
-from mode_ray.plan.estimate import make_plan
-from mode_ray.plan.rates import (
-    FixedCosts,
-    StepRate,
-    read_rates,
-    require_fit,
-)
-from mode_ray.plan.stages import ClusterShape, Prices, kmeans_seconds, lane_seconds
-from mode_ray.storage import Location
+from mode_ray.plan.estimate import PlanOptions, make_plan
+from mode_ray.plan.machines import ClusterShape, Prices
+from mode_ray.plan.rates import ClusterRates, EvaluateRates, ShardRates, TrainRates, require_fit
+from mode_ray.plan.stages import fit_seconds, row_seconds
 from mode_ray.train.plan import plan_trials
 
+EXACT = PlanOptions(efficiency=1.0)
 
-class TestLanes:
-    def test_an_actor_with_one_core_works_one_step_after_the_other(self) -> None:
-        assert lane_seconds([[step(1)], [step(20), step(5)], [step(4)]], cores=1) == pytest.approx(30e-6)
 
-    def test_with_cores_to_spare_the_slowest_thread_counts(self) -> None:
-        assert lane_seconds([[step(1)], [step(20), step(5)], [step(4)]], cores=4) == pytest.approx(25e-6)
+STAGES = ("embed", "cluster", "assign")
 
-    def test_waiting_for_storage_overlaps_with_computing(self) -> None:
-        waiting = StepRate(wall_seconds=30e-6, cpu_seconds=1e-6)
-        assert lane_seconds([[waiting], [step(20)], [step(4)]], cores=1) == pytest.approx(30e-6)
+
+def cluster_rates() -> ClusterRates:
+    """Rates of the fit, of 5,000 rows."""
+    rates = rates_of(config_of()).cluster
+    assert rates is not None
+    return rates
+
+
+def shard_rates() -> ShardRates:
+    """Rates of embed: 25 microseconds a row, one of them for reading."""
+    rates = rates_of(config_of()).embed
+    assert rates is not None
+    return rates
+
+
+class TestRows:
+    def test_only_reading_is_due_for_rows_that_are_not_kept(self) -> None:
+        rates = shard_rates()
+        assert row_seconds(rates, 1.0) == pytest.approx(25e-6)
+        assert row_seconds(rates, 0.25) == pytest.approx(1e-6 + 24e-6 / 4)
+        assert row_seconds(rates, 0.0, readings=2) == pytest.approx(2e-6)
+
+    def test_a_run_that_kept_a_share_of_its_rows_spent_all_its_computing_on_them(self) -> None:
+        assert row_seconds(replace(shard_rates(), kept_share=0.5), 1.0) == pytest.approx(1e-6 + 48e-6)
 
 
 class TestShardStages:
@@ -52,37 +63,34 @@ class TestShardStages:
     def test_counting_rows_of_tars_is_another_pass_over_the_sources(self) -> None:
         config = config_of(embed={"keep": "sample"})
         inventory = inventory_of(1e6, counts_by_reading=True)
-        embed = make_plan(config, rates_of(config), inventory, efficiency=1.0).stages[0]
+        embed = make_plan(config, rates_of(config), inventory, EXACT).stages[0]
         assert embed.wall_hours * HOUR == pytest.approx((1e6 * 2e-6 + 10_000 * 24e-6) / 2)
 
     def test_the_last_round_of_units_is_as_long_as_the_others(self) -> None:
         config = config_of()
         three, four = (
-            make_plan(config, rates_of(config), inventory_of(units * 1e5, units), efficiency=1.0).stages[0].wall_hours
+            make_plan(config, rates_of(config), inventory_of(units * 1e5, units), EXACT).stages[0].wall_hours
             for units in (3, 4)
         )
         assert three == pytest.approx(four)
 
-    def test_units_and_stages_have_a_fixed_cost(self) -> None:
+    def test_a_stage_has_a_fixed_cost(self) -> None:
         config = config_of()
-        fixed = FixedCosts(embed_seconds=11.0, cluster_seconds=7.0, assign_seconds=5.0, unit_seconds=0.1)
-        rates = rates_of(config).model_copy(update={"fixed": fixed})
-        embed = make_plan(config, rates, inventory_of(1e6, 1000), efficiency=1.0).stages[0]
-        assert embed.wall_hours * HOUR == pytest.approx(11.0 + (1000 * 0.1 + 1e6 * 25e-6) / 2)
+        rates = replace(rates_of(config), embed=replace(shard_rates(), fixed_seconds=11.0))
+        embed = make_plan(config, rates, inventory_of(1e6, 1000), EXACT).stages[0]
+        assert embed.wall_hours * HOUR == pytest.approx(11.0 + 1e6 * 25e-6 / 2)
 
     def test_efficiency_stretches_the_work(self) -> None:
         config = config_of()
-        embed = make_plan(config, rates_of(config), inventory_of(1e6), efficiency=0.5).stages[0]
+        embed = make_plan(config, rates_of(config), inventory_of(1e6), PlanOptions(efficiency=0.5)).stages[0]
         assert embed.wall_hours * HOUR == pytest.approx(1e6 * 25e-6)
 
     def test_refused_captions_are_read_and_no_more(self) -> None:
         config = config_of()
         rates = rates_of(config)
-        captions = rates.captions.model_copy(update={"refused_share": 0.25})
-        embed = make_plan(
-            config, rates.model_copy(update={"captions": captions}), inventory_of(1e6), efficiency=1.0
-        ).stages[0]
-        assert embed.wall_hours * HOUR == pytest.approx((1e6 * 1e-6 + 750_000 * 24e-6) / 2)
+        rates = replace(rates, embed=replace(shard_rates(), refused_share=0.25, kept_share=0.75))
+        embed = make_plan(config, rates, inventory_of(1e6), EXACT).stages[0]
+        assert embed.wall_hours * HOUR == pytest.approx(1e6 * 25e-6 / 2)
         assert embed.written_bytes == pytest.approx(750_000 * 500, rel=1e-3)
 
     @pytest.mark.parametrize("keep", ["all", "sample"])
@@ -96,7 +104,7 @@ class TestClusterShape:
     def test_all_actors_that_have_room_work_and_the_settings_for_that_are_named(self) -> None:
         config = config_of()
         shape = ClusterShape(machines=10, cores=8, gpus=0.0, capped=False)
-        plan = make_plan(config, rates_of(config), inventory_of(1e9, 8000), shape, efficiency=1.0)
+        plan = make_plan(config, rates_of(config), inventory_of(1e9, 8000), PlanOptions(shape=shape, efficiency=1.0))
         assert plan.stages[0].actors == 80
         assert plan.stages[0].wall_hours * HOUR == pytest.approx(1e9 * 25e-6 / 80)
         assert list(plan.settings) == ["embed.pool.max_actors=80", "assign.pool.max_actors=80"]
@@ -104,7 +112,8 @@ class TestClusterShape:
     def test_no_more_actors_than_units(self) -> None:
         config = config_of()
         shape = ClusterShape(machines=10, cores=8, gpus=0.0, capped=False)
-        assert make_plan(config, rates_of(config), inventory_of(1e9, 5), shape).stages[0].actors == 5
+        plan = make_plan(config, rates_of(config), inventory_of(1e9, 5), PlanOptions(shape=shape))
+        assert plan.stages[0].actors == 5
 
     def test_without_a_shape_the_measured_machine_and_the_pools_of_the_config(self) -> None:
         assert plan_of(config_of(embed={"pool": {"max_actors": 64}}))["embed"].actors == 2
@@ -118,16 +127,15 @@ class TestClusterShape:
 
     def test_storage_is_paid_by_the_gigabyte_and_month(self) -> None:
         config = config_of()
-        plan = make_plan(config, rates_of(config), inventory_of(1e9), prices=Prices(storage_month=0.02))
+        plan = make_plan(config, rates_of(config), inventory_of(1e9), PlanOptions(prices=Prices(storage_month=0.02)))
         assert plan.stored_bytes == pytest.approx(512e9, rel=1e-3)
         assert plan.storage_cost_month == pytest.approx(512 * 0.02, rel=1e-3)
 
     def test_gpus_bound_the_actors_and_are_paid_in_the_stages_that_encode(self) -> None:
         config = config_of(embed={"pool": {"gpus_per_actor": 0.5}})
         shape = ClusterShape(machines=0, cores=0, gpus=4.0, capped=False)
-        plan = make_plan(
-            config, rates_of(config, "cuda"), inventory_of(1e9, 800), shape, Prices(gpu_hour=2.0), efficiency=1.0
-        )
+        options = PlanOptions(shape=shape, prices=Prices(gpu_hour=2.0), efficiency=1.0)
+        plan = make_plan(config, rates_of(config, on_gpu=True), inventory_of(1e9, 800), options)
         embed, _, assign = plan.stages
         assert embed.actors == 8
         assert embed.gpu_hours == pytest.approx(4 * embed.wall_hours)
@@ -137,37 +145,34 @@ class TestClusterShape:
 
 class TestClustering:
     def test_seeding_stops_growing_where_its_sub_sample_is_full(self) -> None:
-        rates = rates_of(config_of())
-        # 16 rows a center and 400 centers: 6,400 rows, of which 5,000 took 2 s.
-        assert kmeans_seconds(rates, 6_400, 400, 0) == pytest.approx(2.0 * 6_400 / 5_000 + 6_400 * 100e-6 + 3.0)
-        assert kmeans_seconds(rates, 1e6, 400, 0) == pytest.approx(2.0 * 6_400 / 5_000 + 1e6 * 100e-6 + 3.0)
-
-    def test_what_the_planner_takes_for_granted_is_what_the_clustering_does(self) -> None:
-        assert stages.CANDIDATES_PER_ROW == sample_rows.CANDIDATES_PER_ROW
-        assert stages.SEEDING_ROWS_PER_CENTER == seeding.SEEDING_ROWS_PER_CENTER
+        rates = cluster_rates()
+        # 16 rows a center, 16,384 at least; 5,000 rows took 2 s.
+        assert fit_seconds(rates, 6_400, 400, 0) == pytest.approx(2.0 * 6_400 / 5_000 + 6_400 * 100e-6 + 3.0)
+        assert fit_seconds(rates, 1e6, 400, 0) == pytest.approx(2.0 * 16_384 / 5_000 + 1e6 * 100e-6 + 3.0)
+        assert fit_seconds(rates, 1e6, 2_000, 0) == pytest.approx(2.0 * 32_000 / 5_000 + 1e6 * 100e-6 + 3.0)
 
     def test_workers_share_the_rows_but_not_the_seeding_nor_the_coarse_maps(self) -> None:
-        rates = rates_of(config_of())
-        assert kmeans_seconds(rates, 1e6, 400, 10, workers=4) == pytest.approx(2.56 + 1e6 / 4 * 500e-6 + 3.0)
+        seeding = 2.0 * 16_384 / 5_000
+        assert fit_seconds(cluster_rates(), 1e6, 400, 10, workers=4) == pytest.approx(seeding + 1e6 / 4 * 500e-6 + 3.0)
         cluster = {**config_of().cluster.model_dump(), "placement": {"workers": 4, "threads": 2}}
         shape = ClusterShape(machines=3, cores=4, gpus=0.0, capped=False)
         config = config_of(cluster=cluster)
-        plan = make_plan(config, rates_of(config), inventory_of(1e6), shape)
+        plan = make_plan(config, rates_of(config), inventory_of(1e6), PlanOptions(shape=shape))
         assert plan.stages[1].actors == 4
         assert plan.stages[1].core_hours == pytest.approx(9 * plan.stages[1].wall_hours)
-        alone = make_plan(config_of(), rates_of(config_of()), inventory_of(1e6), shape)
+        alone = make_plan(config_of(), rates_of(config_of()), inventory_of(1e6), PlanOptions(shape=shape))
         assert plan.clustering_memory_bytes == alone.clustering_memory_bytes / 4
 
     def test_more_workers_than_the_machines_hold_are_refused(self) -> None:
         config = config_of(cluster={**config_of().cluster.model_dump(), "placement": {"workers": 12}})
         shape = ClusterShape(machines=3, cores=4, gpus=0.0, capped=False)
         with pytest.raises(UsageError, match=r"cluster\.placement\.workers=12: no room for 13 CPUs .* 3 x 4 cores"):
-            make_plan(config, rates_of(config), inventory_of(1e6), shape)
+            make_plan(config, rates_of(config), inventory_of(1e6), PlanOptions(shape=shape))
 
     def test_every_row_is_visited_once_and_once_an_iteration(self) -> None:
         seconds = plan_of(config_of(), rows=1e6)["cluster"].wall_hours * HOUR
-        reading = 1e6 * 2e-6 / 2  # all that is stored, on two cores
-        assert seconds == pytest.approx(7.0 + reading + 2.0 + 10_000 * (100e-6 + 10 * 40e-6) + 3.0)
+        reading = 1e6 * 0.5e-6  # all that is stored
+        assert seconds == pytest.approx(7.0 + reading + 2 * 2.0 + 10_000 * (100e-6 + 10 * 40e-6) + 3.0)
 
     def test_only_the_sample_is_read_where_only_that_is_stored(self) -> None:
         assert plan_of(config_of(embed={"keep": "sample"}))["cluster"].read_bytes == 10_000 * 500
@@ -187,7 +192,7 @@ class TestClustering:
         plan = make_plan(config, rates_of(config), inventory_of(1e6))
         embed, cluster, _ = plan.stages
         assert (embed.written_bytes, cluster.wall_hours * HOUR) == (0.0, pytest.approx(7.0))
-        assert any("standing clustering" in assumption for assumption in plan.assumptions)
+        assert any("the clustering of another run is used" in assumption for assumption in plan.assumptions)
 
 
 class TestTraining:
@@ -211,11 +216,44 @@ class TestTraining:
         planned = plan_of(config, train_samples_per_second=10.0)["train"]
         assert planned.core_hours * HOUR == pytest.approx(sum(trial.samples for trial in trials) / 10, rel=0.02)
 
+    def test_without_a_given_speed_the_run_s_own_and_the_time_of_its_launches(self) -> None:
+        config = config_of()
+        train = TrainRates(trials=6, samples=64_000, samples_per_second=10.0, launch_seconds=5.0)
+        plan = make_plan(config, replace(rates_of(config), train=train), inventory_of(1e6), EXACT)
+        # The seed, the dense run and four experts.
+        assert plan.stages[3].wall_hours * HOUR == pytest.approx(64_000 / 10 + 6 * 5.0)
+        assert any("10.0 a second and worker, as in the run" in assumption for assumption in plan.assumptions)
+
+    def test_rates_of_another_architecture_are_refused_unless_a_speed_is_given(self) -> None:
+        train = TrainRates(trials=6, samples=64_000, samples_per_second=10.0, launch_seconds=5.0)
+        rates = replace(rates_of(config_of()), train=train)
+        other = config_of(train={"dense_samples": 32_000, "batch_size": 100, "model": {"architecture": "ViT-L-14"}})
+        with pytest.raises(UsageError, match=r"train\.model\.architecture='ViT-B-16' \(the config has 'ViT-L-14'\)"):
+            make_plan(other, rates, inventory_of(1e6))
+        plan = make_plan(other, rates, inventory_of(1e6), PlanOptions(train_samples_per_second=3.0))
+        assert plan.stages[3].stage == "train"
+
     def test_left_out_without_a_rate_and_that_is_said(self) -> None:
         config = config_of()
         plan = make_plan(config, rates_of(config), inventory_of(1e6))
         assert [stage.stage for stage in plan.stages] == ["embed", "cluster", "assign"]
         assert any("training is left out" in assumption for assumption in plan.assumptions)
+
+
+class TestEvaluation:
+    def test_it_grows_with_tasks_and_models(self) -> None:
+        config = config_of(evaluate={"tasks": ["a.yaml", "b.yaml"]})
+        # Four experts and the dense model, where the run had two experts and the dense model.
+        rates = EvaluateRates(seconds=30.0, tasks=1, images=500, models=3, written_bytes=1e6)
+        plan = make_plan(config, replace(rates_of(config), evaluate=rates), inventory_of(1e6), EXACT)
+        assert plan.stages[3].stage == "evaluate"
+        assert plan.stages[3].wall_hours * HOUR == pytest.approx(30.0 * 2 * 5 / 3)
+        assert plan.stages[3].written_bytes == pytest.approx(1e6 * 2 * 5 / 3)
+
+    def test_left_out_where_the_config_has_no_tasks(self) -> None:
+        rates = EvaluateRates(seconds=30.0, tasks=1, images=500, models=3, written_bytes=1e6)
+        plan = make_plan(config_of(), replace(rates_of(config_of()), evaluate=rates), inventory_of(1e6))
+        assert any(assumption.startswith("left out: evaluate") for assumption in plan.assumptions)
 
 
 class TestMistakes:
@@ -226,13 +264,13 @@ class TestMistakes:
             ({"shape": ClusterShape(machines=4, cores=0, gpus=0.0, capped=False)}, "give both"),
             ({"prices": Prices(cpu_hour=-1.0)}, "prices cannot be negative"),
             ({"train_samples_per_second": 0.0}, "training samples a second must be above 0"),
-            ({"shape": ClusterShape(machines=0, cores=0, gpus=8.0, capped=False)}, "calibrate on a GPU machine"),
+            ({"shape": ClusterShape(machines=0, cores=0, gpus=8.0, capped=False)}, "ran it without: make a small run"),
         ],
     )
     def test_numbers_that_cannot_be(self, more: Mapping[str, Any], said: str) -> None:
         config = config_of()
         with pytest.raises(UsageError, match=said):
-            make_plan(config, rates_of(config), inventory_of(1e6), **more)
+            make_plan(config, rates_of(config), inventory_of(1e6), PlanOptions(**more))
 
     def test_a_config_that_wants_gpus_needs_a_gpu_rate(self) -> None:
         config = config_of(embed={"pool": {"gpus_per_actor": 1.0}})
@@ -243,25 +281,14 @@ class TestMistakes:
         config = config_of(assign={"pool": {"cpus_per_actor": 16.0}})
         shape = ClusterShape(machines=4, cores=8, gpus=0.0, capped=False)
         with pytest.raises(UsageError, match=r"assign\.pool\.cpus_per_actor=16"):
-            make_plan(config, rates_of(config), inventory_of(1e6), shape)
+            make_plan(config, rates_of(config), inventory_of(1e6), PlanOptions(shape=shape))
 
     def test_rates_of_another_encoder_or_number_of_centers_are_refused_by_name(self) -> None:
         rates = rates_of(config_of())
         other = config_of(encoder={"kind": "static", "model": "package:other"})
-        with pytest.raises(UsageError, match=r"r\.json: measured for encoder\.model='package:wordllama' \(the config"):
-            require_fit(rates, other, "r.json")
+        with pytest.raises(UsageError, match=r"small: ran with encoder\.model='package:wordllama' \(the config"):
+            require_fit(rates, other, STAGES)
         other = config_of(cluster={"sample_rows": 10_000, "fine": {"centers": 64}})
         with pytest.raises(UsageError, match=r"cluster\.fine\.centers=100 \(the config has 64\)"):
-            require_fit(rates, other, "r.json")
-        require_fit(rates, config_of(embed={"pool": {"max_actors": 64}}), "r.json")
-
-    def test_a_rates_file_that_is_none(self, tmp_path: Path) -> None:
-        file = Location.parse(str(tmp_path / "rates.json"))
-        with pytest.raises(UsageError, match="no such rates file"):
-            read_rates(file)
-        file.write_text('{"measured_at": 3}')
-        with pytest.raises(UsageError, match=r"not a rates file of this version \(measured_at"):
-            read_rates(file)
-        file.write_text("rates: many")
-        with pytest.raises(UsageError, match="not a rates file"):
-            read_rates(file)
+            require_fit(rates, other, STAGES)
+        require_fit(rates, config_of(embed={"pool": {"max_actors": 64}}), STAGES)

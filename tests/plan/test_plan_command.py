@@ -1,60 +1,46 @@
 """`mode-ray plan`: its tables, and a user's mistakes."""
 
-import json
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from planned import HOUR, config_of, inventory_of, rates_of
-from terminal import require_words, shown_at_80_columns
+from rich.console import Console, RenderableType
 
 from mode_ray.cli import main
-from mode_ray.plan.estimate import Plan, make_plan
-from mode_ray.plan.rates import (
-    write_rates,
-)
+from mode_ray.plan.estimate import PlanOptions, make_plan
+from mode_ray.plan.machines import ClusterShape, Prices
+from mode_ray.plan.rates import EvaluateRates, TrainRates
 from mode_ray.plan.report import duration, plan_tables, rates_table, size
-from mode_ray.storage import Location
+
+COLUMNS = 80
 
 
-class TestCommand:
+def shown(renderable: RenderableType, width: int = COLUMNS) -> str:
+    output = io.StringIO()
+    Console(width=width, file=output).print(renderable, highlight=False)
+    return output.getvalue()
+
+
+class TestMistakes:
     @pytest.fixture
     def arguments(self, tmp_path: Path) -> list[str]:
-        config = config_of()
-        (tmp_path / "my.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-        write_rates(Location.parse(str(tmp_path / "rates.json")), rates_of(config))
-        return ["plan", "--config", str(tmp_path / "my.yaml"), "--rates", str(tmp_path / "rates.json")]
-
-    def test_a_table_for_people(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-        more = ["--rows", "2.5e9", "--machines", "40", "--cores", "16", "--cpu-hour-cost", "0.04"]
-        assert main([*arguments, *more]) == 0
-        shown = capsys.readouterr().out
-        for expected in ("2,500,000,000 captions", "640", "assumptions:", "embed.pool.max_actors=640", "85%"):
-            assert expected in shown
-
-    def test_json_for_programs_has_the_same_numbers(
-        self, arguments: list[str], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert main([*arguments, "--rows", "1e9", "--json"]) == 0
-        shown = json.loads(capsys.readouterr().out)
-        config = config_of()
-        expected = make_plan(config, rates_of(config), inventory_of(1e9, 100_000))
-        assert shown["stages"][2]["wall_hours"] == expected.stages[2].wall_hours
-        assert shown["inventory"]["units"] == 100_000
+        (tmp_path / "my.yaml").write_text(yaml.safe_dump(config_of().model_dump(mode="json")))
+        return ["plan", "--config", str(tmp_path / "my.yaml")]
 
     @pytest.mark.parametrize(
         ("more", "said"),
         [
-            (["--rows", "0"], "--rows must be above 0, not 0"),
-            (["--rows", "1e9", "--rates", "absent.json"], "absent.json: no such rates file"),
-            (["--rows", "1e9", "cluster.fine.centers=64"], "cluster.fine.centers=100 (the config has 64)"),
-            (["--rows", "1e9", "--gpus", "8"], "GPUs are asked for in embed"),
-            (["--rows", "1e9", "--machines", "4"], "machines and cores go together"),
-            ([], "give the number of captions with --rows"),
-            (["--calibrate", "--step-seconds", "0"], "--step-seconds must be above 0, not 0"),
+            (["--calibrate"], "type `mode-ray plan --config my.yaml --from SMALL`"),
+            (["--calibrate", "--step-seconds", "2", "--rows", "1e9"], "--calibrate and --rates were removed"),
+            (["--rates", "mode-ray-rates.json"], "make a small run with your config"),
+            (["--rows", "1e9"], "name a finished or partly finished run to take the rates from: --from RUN"),
+            (["--from", "/nowhere/run"], "--from /nowhere/run: no run here (no config.yaml)"),
         ],
     )
-    def test_a_mistake_is_one_sentence_and_exit_code_2(
+    def test_one_sentence_and_exit_code_2(
         self, arguments: list[str], more: list[str], said: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert main([*arguments, *more]) == 2
@@ -63,21 +49,36 @@ class TestCommand:
         assert "\n" not in message
 
 
-def test_plan_and_rates_fit_80_columns() -> None:
-    config = config_of()
-    rates = rates_of(config)
-    plan = make_plan(config, rates, inventory_of(2.5e9, 250_000))
-    require_words(shown_at_80_columns(plan_tables(plan)), ["2,500,000,000 captions", "core-hours", "writes", "assign"])
-    require_words(shown_at_80_columns(rates_table(rates)), [rates.machine.host, "assign: rows/s an actor"])
+class TestTables:
+    def test_a_large_plan_fits_80_columns_without_a_cut(self) -> None:
+        config = config_of(evaluate={"tasks": ["a.yaml"]})
+        rates = replace(
+            rates_of(config, on_gpu=True),
+            train=TrainRates(trials=6, samples=64_000, samples_per_second=332.0, launch_seconds=12.0),
+            evaluate=EvaluateRates(seconds=30.0, tasks=1, images=50_000, models=5, written_bytes=1e6),
+        )
+        options = PlanOptions(
+            shape=ClusterShape(machines=40, cores=16, gpus=256.0, capped=False),
+            prices=Prices(cpu_hour=0.04, gpu_hour=2.0),
+        )
+        plan = make_plan(config, rates, inventory_of(2.5e9, 250_000), options)
+        for text in (shown(plan_tables(plan)), shown(rates_table(rates))):
+            assert "…" not in text
+            assert max(len(line) for line in text.splitlines()) <= COLUMNS
+        lines = shown(plan_tables(plan), 1000)
+        for expected in ("2,500,000,000 captions", "assumptions:", "embed.pool.max_actors=256", "85%"):
+            assert expected in lines
+        for name in ("embed", "cluster", "assign", "train", "evaluate"):
+            assert sum(line.split()[:1] == [name] for line in shown(plan_tables(plan)).splitlines()) == 1
 
 
 def test_text_from_outside_is_not_taken_for_markup() -> None:
     config = config_of()
-    rates = rates_of(config)
-    rates = rates.model_copy(update={"captions": rates.captions.model_copy(update={"source": "captions of [red]x"})})
-    plan: Plan = make_plan(config, rates, inventory_of(1e6))
-    assert "[red]x" in shown_at_80_columns(plan_tables(plan))
-    assert "50,000" in shown_at_80_columns(rates_table(rates))  # 20 microseconds a row
+    rates = replace(rates_of(config), source="[red]x", run="runs/[red]y")
+    plan = make_plan(config, rates, inventory_of(1e6))
+    assert "[red]x" in shown(plan_tables(plan))
+    assert "[red]y" in shown(rates_table(rates))
+    assert "40,000 rows/s" in shown(rates_table(rates))  # 25 microseconds a row
 
 
 def test_sizes_and_durations_in_fitting_units() -> None:

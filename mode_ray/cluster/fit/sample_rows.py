@@ -10,12 +10,12 @@ import torch
 
 from mode_ray.cluster.fit.balance import row_hashes
 from mode_ray.cluster.fit.sums import Float64Array, PartialSums
+from mode_ray.cluster.fit_size import CANDIDATES_PER_ROW
 from mode_ray.cluster.search import kernels
 from mode_ray.cluster.search.nearest import Float32Array, Int32Array, NearestCenters, Parts
 from mode_ray.cluster.search.projection import CANDIDATES_SHARES, ROWS_SHARES, Projection
 from mode_ray.util.threads import limited_threads
 
-CANDIDATES_PER_ROW = 16
 _ROWS_PER_BATCH = 16_384
 # Few enough to stay in a core's cache between the steps of a projection.
 _ROWS_PER_PROJECTION = 2_048

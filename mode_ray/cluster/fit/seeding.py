@@ -8,11 +8,10 @@ import torch
 
 from mode_ray.cluster.fit.balance import multiplicity
 from mode_ray.cluster.fit.sample_rows import SampleRows
+from mode_ray.cluster.fit_size import seeding_rows_at_most
 from mode_ray.cluster.search.nearest import Float32Array
 
 MAX_CENTERS_OF_PLUS_PLUS = 4096
-SEEDING_ROWS_PER_CENTER = 16
-MIN_SEEDING_ROWS = 16_384
 
 InitMethod = Literal["kmeans++", "random"]
 
@@ -38,7 +37,7 @@ def initial_centers(
     Raises:
         ValueError: Fewer than m distinct rows.
     """
-    rows, enough = np.arange(len(hash_n)), max(SEEDING_ROWS_PER_CENTER * m, MIN_SEEDING_ROWS)
+    rows, enough = np.arange(len(hash_n)), seeding_rows_at_most(m)
     if len(rows) > enough:
         rows = np.sort(rng.choice(len(rows), enough, replace=False))
     distinct = rows[multiplicity(hash_n[rows])[0]]

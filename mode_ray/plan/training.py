@@ -1,0 +1,33 @@
+"""How many models a config trains and evaluates, and how many samples they see: `train.budget` without its data."""
+
+from mode_ray.config.train import TrainConfig
+
+
+def has_seed(config: TrainConfig) -> bool:
+    """Whether a seed model is trained."""
+    return config.model.pretrained is None and config.seed_share > 0.0
+
+
+def training_samples(config: TrainConfig) -> float:
+    """Samples that all training runs see together.
+
+    With D = `dense_samples` and s = `seed_share`: the seed model sees s D; the n experts see (1 - s) D together
+    (`expert_budget: shared`) or each (`full`); each control as `TrainConfig.controls` says. It is the sum over all
+    runs of `train.budget.plan_trials`, without the rounding to whole batches.
+    """
+    first = config.seed_share if has_seed(config) else 0.0
+    seed, rest = config.dense_samples * first, config.dense_samples * (1.0 - first)
+    experts = rest if config.expert_budget == "shared" else rest * config.experts
+    control = {"dense": config.dense_samples, "dense_equal_total": seed + experts, "full": experts, "random": experts}
+    return seed + experts + sum(control[name] for name in config.controls)
+
+
+def evaluated_models(config: TrainConfig) -> int:
+    """Models that are trained and evaluated: n experts, one for a dense control, n for each other control."""
+    dense = sum(name in ("dense", "dense_equal_total") for name in config.controls)
+    return config.experts * (1 + len(config.controls) - dense) + dense
+
+
+def training_runs(config: TrainConfig) -> int:
+    """Training runs: the seed model's, and one for each evaluated model."""
+    return evaluated_models(config) + int(has_seed(config))
