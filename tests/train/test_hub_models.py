@@ -24,7 +24,7 @@ from mode_ray.train.architecture import TOKENIZER_FILES, WEIGHTS_FILE, check_arc
 from mode_ray.train.model import CONFIG_FILE, ClipModel, build_clip, load_clip, save_clip
 from mode_ray.train_config import ModelConfig
 
-REVISION = "0123456789abcdef0123456789abcdef01234567"
+REVISION = "0123456789abcdef0123456789abcdef01234567"  # pragma: allowlist secret
 HUB_NAME = "some-lab/tiny-clip"
 TEXTS = ["a red square", "a green square", "a blue square number seven"]
 WORDS = ["[PAD]", "[UNK]", "[EOS]", "a", "red", "green", "blue", "square", "number"]
