@@ -12,6 +12,7 @@ from mode_ray import pair_index
 from mode_ray.captions.shards import Shard
 from mode_ray.errors import DataError
 from mode_ray.expert_data import TrainingSet, stream_members
+from mode_ray.stage import read_output
 from mode_ray.storage import Location
 
 FINE = np.random.default_rng(0).integers(0, 6, 1000)
@@ -117,7 +118,7 @@ class TestMembers:
         write_assignments(folder, FINE, sizes)
         shards = [Shard(unit=f"s{n}", uri=f"/in/s{n}.parquet", format="parquet") for n in range(60)]
         read: list[str] = []
-        real = pair_index.read_output
+        real = read_output
 
         def counting(directory: Location, unit: str, columns: list[str] | None) -> pa.Table:
             read.append(unit)

@@ -17,7 +17,7 @@ import yaml
 from mode_ray.cli import main
 from mode_ray.stage import Manifest, read_manifest, read_units
 from mode_ray.storage import Location
-from mode_ray.train.scheduler import CHECKPOINT_FOLDER
+from mode_ray.train.launcher import CHECKPOINT_FOLDER
 
 STAGES = {
     "embed": "embeddings",

@@ -20,8 +20,8 @@ import transformers
 from mode_ray.errors import UsageError
 from mode_ray.expert import Expert
 from mode_ray.storage import Location
-from mode_ray.train.architecture import TOKENIZER_FILES, WEIGHTS_FILE, check_architecture, clip_config_of
-from mode_ray.train.model import CONFIG_FILE, ClipModel, build_clip, load_clip, save_clip
+from mode_ray.train.architecture import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE, check_architecture, clip_config_of
+from mode_ray.train.model import ClipModel, build_clip, load_clip, save_clip
 from mode_ray.train_config import ModelConfig
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"  # pragma: allowlist secret
@@ -178,7 +178,7 @@ class TestSigmoidModels:
         (tmp_path / "sigmoid" / CONFIG_FILE).write_text(json.dumps(config))
         clip = build_clip(ModelConfig(architecture=str(tmp_path / "sigmoid"), precision="float32"), seed=0)
         with torch.no_grad():
-            clip.module.logit_bias.fill_(-7.5)  # as trained
+            clip.module.logit_bias.fill_(-7.5)  # type: ignore[operator]  # as trained
         folder = Location.parse(str(tmp_path / "expert"))
         save_clip(folder, clip)
         run(OPEN_CLIP_ALONE, folder, tmp_path / "alone.npz", *TEXTS)

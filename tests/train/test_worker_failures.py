@@ -14,10 +14,11 @@ from trials import BATCH, DENSE_TRIAL, assert_same_weights, weights
 
 from mode_ray.errors import UsageError
 from mode_ray.train import worker
+from mode_ray.train.architecture import CONFIG_FILE
 from mode_ray.train.data import TrainBatch
 from mode_ray.train.launcher import CHECKPOINT_FOLDER, TrialEnd, fit_trial
 from mode_ray.train.loop import TrainLoop
-from mode_ray.train.model import CONFIG_FILE, load_clip
+from mode_ray.train.model import load_clip
 from mode_ray.train.scheduler import run_trials
 from mode_ray.train.trial import ERROR_FILE, METRICS_FILE, TrialJob, read_metrics
 from mode_ray.train.trial_queue import TrialQueue

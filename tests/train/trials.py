@@ -5,8 +5,8 @@ import torch
 
 from mode_ray.expert_data import TrainingSet
 from mode_ray.storage import Location
+from mode_ray.train.architecture import WEIGHTS_FILE
 from mode_ray.train.budget import SEED, Trial
-from mode_ray.train.model import WEIGHTS_FILE
 
 BATCH = 8
 SEED_TRIAL = Trial(name=SEED, members=TrainingSet(kind="all"), samples=4 * BATCH, last_progress=0.5)
