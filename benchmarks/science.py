@@ -282,7 +282,8 @@ def main() -> None:
         series = Series(directory=directory, data=data, split="development")
         explore(series, settings, options.seeds or EXPLORED_SEEDS, console)
         return
-    split, setting, seeds = "test", FROZEN, FINAL_SEEDS
+    split, setting = "test", FROZEN
+    seeds: tuple[int, ...] = FINAL_SEEDS
     names = tuple(ALL_RUNS)
     if options.quick:
         split, setting, seeds, names = "development", {**FROZEN, **QUICK}, (0,), ("mode4", "mode4-full")

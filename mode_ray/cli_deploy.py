@@ -38,7 +38,10 @@ def add_deploy_commands(
     render = commands.add_parser(
         RENDER_COMMAND, help="launch files for AWS, GCP and Kubernetes from one file of values"
     )
-    render.add_argument("--values", default="cluster_configs/values.yaml", help="the values (default: %(default)s)")
+    render.add_argument(
+        "--values",
+        help="the values (default: values.yaml in the --to folder; example values are written if it is missing)",
+    )
     render.add_argument("--to", default="cluster_configs", help="directory of the files (default: %(default)s)")
     render.add_argument("--check", action="store_true", help="write nothing; exit code 1 where one is not up to date")
     add_overrides(render)
@@ -68,9 +71,16 @@ def add_deploy_commands(
 
 
 def _render(options: argparse.Namespace, console: Console) -> int:
-    from mode_ray.deploy.render import read_values, render_all, stale_files, write_all
+    from mode_ray.deploy.render import VALUES_FILE, missing_starters, read_values, render_all, stale_files, write_all
 
-    files, folder = render_all(read_values(options.values, options.overrides)), Location.parse(options.to)
+    folder = Location.parse(options.to)
+    starters = missing_starters(folder)
+    values: str | None = options.values
+    if values is not None:
+        starters.pop(VALUES_FILE, None)
+    elif VALUES_FILE not in starters:
+        values = (folder / VALUES_FILE).uri
+    files = {**starters, **render_all(read_values(values, options.overrides))}
     if options.check:
         stale = stale_files(files, folder)
         for name in stale:

@@ -24,7 +24,7 @@ import yaml
 from mode_ray.demo.build import build_demo_data
 from mode_ray.stages.manifest import Manifest, UnitRecord, read_manifest, read_units
 from mode_ray.storage import Location
-from mode_ray.train.runs.scheduler import CHECKPOINT_FOLDER
+from mode_ray.train.runs.launcher import CHECKPOINT_FOLDER
 
 pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
@@ -295,10 +295,10 @@ def deal_again(tars: list[Path], folder: Path) -> list[Path]:
     for number, file in enumerate(files):
         with tarfile.open(file, "w") as archive:
             for key in sorted(samples)[number::SHARDS]:
-                for name, content in samples[key]:
+                for name, data in samples[key]:
                     info = tarfile.TarInfo(name)
-                    info.size = len(content)
-                    archive.addfile(info, io.BytesIO(content))
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
     return files
 
 

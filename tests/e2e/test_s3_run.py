@@ -17,7 +17,7 @@ import yaml
 from mode_ray.cli import main
 from mode_ray.stages.manifest import Manifest, read_manifest, read_units
 from mode_ray.storage import Location
-from mode_ray.train.runs.scheduler import CHECKPOINT_FOLDER
+from mode_ray.train.runs.launcher import CHECKPOINT_FOLDER
 
 STAGES = {
     "embed": "embeddings",

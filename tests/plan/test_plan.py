@@ -186,7 +186,7 @@ class TestClustering:
         config = config_of(embed={"keep": "sample"}, cluster={"standing": "/other/clusters"})
         plan = make_plan(config, rates_of(config), inventory_of(1e6))
         embed, cluster, _ = plan.stages
-        assert (embed.written_bytes, cluster.wall_hours * HOUR) == (0.0, pytest.approx(7.0))
+        assert (embed.written_bytes, cluster.wall_hours * HOUR) == (0.0, pytest.approx(7.0))  # type: ignore[comparison-overlap]
         assert any("standing clustering" in assumption for assumption in plan.assumptions)
 
 

@@ -53,7 +53,7 @@ class TestLines:
             for one in measured_lines(label, seed, report(int(label), gain))
         ]
         found = lines(measured, ["2", "4", "8"])["MoDE-n (calibrated)"]
-        assert [(point.label, point.mean, point.samples) for point in found] == [
+        assert [(point.label, point.mean, point.samples) for point in found] == [  # type: ignore[comparison-overlap]
             ("2", pytest.approx(0.7), 64),
             ("4", pytest.approx(0.7), 64),
         ]

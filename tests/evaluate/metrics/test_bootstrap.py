@@ -1,5 +1,7 @@
 """Intervals against scipy's bootstrap; seeds, blocks, pairs, and draws that define nothing."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -11,8 +13,8 @@ from mode_ray.evaluate.metrics.score import bootstrap
 from mode_ray.evaluate.metrics.scored import Scored
 
 
-def mean_of(values_i: np.ndarray):  # noqa: ANN201
-    return lambda counts_bi: counts_bi @ values_i / counts_bi.sum(axis=1)
+def mean_of(values_i: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda counts_bi: np.asarray(counts_bi @ values_i / counts_bi.sum(axis=1))
 
 
 def scored(images: int = 120, seed: int = 0) -> Scored:
