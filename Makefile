@@ -2,11 +2,13 @@
 #   PYTHON=…      the interpreter to make .venv with
 #   EXTRA=gpu     faiss for CUDA in place of faiss for CPU
 #   DEMO_FLAGS=…  handed to `mode-ray demo`; PYTEST_FLAGS=… handed to pytest
+#   LOCK_FLAGS=…  passed to `uv lock`: --upgrade, or --upgrade-package NAME
 #   TEST_PROCESSES=…  how many test files at the same time (a gigabyte or two of memory each)
 
 EXTRA ?= cpu
 DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
+LOCK_FLAGS ?=
 TEST_PROCESSES ?= 2
 PYTHON ?=
 PYTHON_CANDIDATES := python3.11 python3.12 python3.13 python3
@@ -61,16 +63,17 @@ endef
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test drills slow-drills lint bench constraints clean
+.PHONY: help demo test drills slow-drills coverage lint bench lock check-lock clean
 
 help:
 	@echo 'make demo         set up, then run the whole pipeline on real data (EXTRA=gpu on GPU machines)'
 	@echo 'make test         set up, then run all tests but the drills'
 	@echo 'make drills       the slow tests: kills, faults and clusters'
 	@echo 'make slow-drills  minutes each: autoscaling, lost nodes, whole runs killed, a service under load; before a release'
-	@echo 'make lint         ruff and mypy'
+	@echo 'make coverage     the same tests as make test, with the coverage of each module'
+	@echo 'make lint         every hook of .pre-commit-config.yaml, on all files'
 	@echo 'make bench        every benchmark, in its quick form'
-	@echo 'make constraints  refresh the pinned versions in constraints.txt'
+	@echo 'make lock         write uv.lock for pyproject.toml, and constraints.txt from it (LOCK_FLAGS=--upgrade: newest versions)'
 	@echo 'make clean        remove .venv, caches and the demo run'
 
 demo: $(demo_stamp)
@@ -86,10 +89,12 @@ drills: $(dev_stamp)
 slow-drills: $(dev_stamp)
 	@$(pytest) -m 'drill and slow' $(PYTEST_FLAGS)
 
+# A target of its own, because measuring makes the tests slower.
+coverage: $(dev_stamp)
+	@$(pytest) $(side_by_side) --cov --cov-report=term:skip-covered $(PYTEST_FLAGS)
+
 lint: $(dev_stamp)
-	$(bin)/ruff check
-	$(bin)/ruff format --check
-	$(bin)/mypy
+	@$(bin)/pre-commit run --all-files --show-diff-on-failure
 
 bench: $(dev_stamp)
 	@failed=''; \
@@ -108,20 +113,32 @@ $(demo_stamp): $(requirements)
 	$(call install,$(if $(wildcard $(dev_stamp)),dev,demo))
 	@touch $(if $(wildcard $(dev_stamp)),$(dev_stamp)) $(demo_stamp)
 
-# What torch brings for CUDA depends on the machine, and is left to torch.
-constraints:
+# $(call constraints_of_lock,UV): constraints.txt as uv.lock implies it. The header of the present file is kept. The CUDA
+# packages are left out: they depend on the build of torch, which requires the right ones itself.
+define constraints_of_lock
+{ sed -n '/^#/p' constraints.txt; \
+  $(1) export --frozen --offline --no-hashes --no-header --no-annotate --no-emit-project --extra dev --extra clip-benchmark \
+    | grep -Ev '^(nvidia-|cuda-|triton==)'; }
+endef
+
+# uv comes from a fresh environment, so that a conflict in pyproject.toml that keeps .venv from being made can be fixed.
+lock:
 	@set -e; $(find_python); \
 	fresh=$$(mktemp -d); \
 	trap 'rm -rf "$$fresh"' EXIT; \
-	echo "resolving the newest versions that pyproject.toml allows (several minutes) …"; \
 	"$$python" -m venv "$$fresh/venv"; \
-	"$$fresh/venv/bin/python" -m pip install $(pip_flags) -e '.[cpu,demo,dev]'; \
-	{ sed -n '/^#/p' constraints.txt; \
-	  "$$fresh/venv/bin/python" -m pip freeze --exclude-editable | grep -Ev '^(#|-e |nvidia-|cuda-|triton==)'; \
-	} > "$$fresh/constraints.txt"; \
+	"$$fresh/venv/bin/python" -m pip install $(pip_flags) -c constraints.txt uv; \
+	"$$fresh/venv/bin/uv" lock $(LOCK_FLAGS); \
+	$(call constraints_of_lock,"$$fresh/venv/bin/uv") > "$$fresh/constraints.txt"; \
 	cp "$$fresh/constraints.txt" constraints.txt; \
-	echo "constraints.txt is new: run make test and make drills before you commit it"
+	echo "uv.lock and constraints.txt are current; if versions changed, run make test and make drills before you commit"
+
+# Needs no network: uv compares pyproject.toml with what uv.lock records of it.
+check-lock:
+	@$(bin)/uv lock --check --offline --quiet || { echo "uv.lock does not match pyproject.toml: run make lock" >&2; exit 1; }
+	@$(call constraints_of_lock,$(bin)/uv) | diff constraints.txt - \
+	  || { echo "constraints.txt does not match uv.lock: run make lock" >&2; exit 1; }
 
 clean:
-	rm -rf .venv build dist outputs demo-run .mypy_cache .ruff_cache .pytest_cache ./*.egg-info
+	rm -rf .venv build dist outputs demo-run .coverage .mypy_cache .ruff_cache .pytest_cache ./*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

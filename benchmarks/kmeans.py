@@ -43,9 +43,9 @@ def faiss_kmeans(vectors_nd: Vectors, start_md: Vectors, iterations: int) -> fai
     return fit
 
 
-def super_kmeans(vectors_nd: Vectors, m: int, iterations: int) -> faiss.SuperKmeans:
+def super_kmeans(vectors_nd: Vectors, m: int, iterations: int) -> faiss.SuperKmeans:  # type: ignore[name-defined]
     """The pruning k-means of faiss, from its own random first centers."""
-    fit = faiss.SuperKmeans(
+    fit = faiss.SuperKmeans(  # type: ignore[attr-defined]
         vectors_nd.shape[1],
         m,
         niter=iterations,
@@ -104,7 +104,7 @@ def balance(fitted_nd: Vectors, others_nd: Vectors, m: int, iterations: int) -> 
     mini = MiniBatchKMeans(m, batch_size=8192, n_init=1, max_iter=5, random_state=0).fit(singles)
     rows = [plain, balanced, nearest("sklearn MiniBatchKMeans", began, mini.cluster_centers_)]
     began = time.perf_counter()
-    centers_md = faiss_kmeans(singles, plain[4], 1).centroids
+    centers_md = np.asarray(faiss_kmeans(singles, plain[4], 1).centroids)
     penalized, _ = balanced_assignment_with_penalties(singles, centers_md)
     penalized_distance = np.square(singles - centers_md[penalized]).sum(axis=1)
     rows.append(
@@ -155,7 +155,7 @@ def main() -> None:
         return seconds
 
     def theirs() -> None:
-        found["faiss"] = faiss_kmeans(vectors_nd, start_md, iterations).centroids
+        found["faiss"] = np.asarray(faiss_kmeans(vectors_nd, start_md, iterations).centroids)
 
     timings = alternate(ours, {"faiss": theirs}, repeats)
     objective = inertia(vectors_nd, found["mode_ray"]) / inertia(vectors_nd, found["faiss"])

@@ -144,7 +144,7 @@ class TestAnswersThatBreakOff:
 
     def test_what_will_not_be_mended_by_another_try_is_raised_at_once(self, tmp_path: Path) -> None:
         for location, error in (("s3://bucket/file", PermissionError()), (str(tmp_path), OSError("damaged"))):
-            reads = []
+            reads: list[str] = []
 
             def refused(error: OSError = error, reads: list[str] = reads) -> None:
                 reads.append("begun")

@@ -19,15 +19,24 @@ _INTERRUPTED = 130
 
 def cluster_config(
     overrides: Overrides,
-    values: Annotated[str, typer.Option(metavar="FILE", help="The values.")] = "cluster_configs/values.yaml",
+    values: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The values (default: values.yaml in --to; an example is written there)."),
+    ] = None,
     to: Annotated[str, typer.Option(metavar="DIRECTORY", help="Directory of the files.")] = "cluster_configs",
     check: Annotated[bool, flag("--check", "Write nothing; exit code 1 if a file is not up to date.")] = False,
 ) -> int:
     """Write launch files for AWS, GCP and Kubernetes from one file."""
-    from mode_ray.deploy.render import read_values, render_all, stale_files, write_all
+    from mode_ray.deploy.render import VALUES_FILE, missing_starters, read_values, render_all, stale_files, write_all
     from mode_ray.storage import Location
 
-    files, folder = render_all(read_values(values, overrides)), Location.parse(to)
+    folder = Location.parse(to)
+    starters = missing_starters(folder)
+    if values is not None:
+        starters.pop(VALUES_FILE, None)
+    elif VALUES_FILE not in starters:
+        values = (folder / VALUES_FILE).uri
+    files = {**starters, **render_all(read_values(values, overrides))}
     if check:
         stale = stale_files(files, folder)
         for name in stale:
@@ -51,9 +60,7 @@ def submit(
     working_dir: Annotated[Path, typer.Option(help="Folder that the job gets a copy of.")] = Path(),
     token_file: Annotated[
         Path | None,
-        typer.Option(
-            help="File with the cluster's token (default: RAY_AUTH_TOKEN_PATH, or of a mode-ray serve here)."
-        ),
+        typer.Option(help="File with the cluster's token (default: RAY_AUTH_TOKEN_PATH)."),
     ] = None,
     env: Annotated[
         list[str] | None,

@@ -1,8 +1,12 @@
-"""Launch files from values: one template each, which refuses a name that the values do not have."""
+"""Launch files from values: one template each, which refuses a name that the values do not have.
+
+Two kinds of files are not rendered: those in `templates/` without the suffix `.j2` are copied as they are, and the
+starters (`starters/`), which a user edits, are written only where they are missing.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import PurePosixPath
 
 import jinja2
@@ -11,25 +15,40 @@ from mode_ray.config.load import read_settings
 from mode_ray.deploy.values import ClusterValues
 from mode_ray.storage import Location
 
+VALUES_FILE = "values.yaml"
+_PACKAGE = "mode_ray.deploy"
 _SUFFIX = ".j2"
 _STAGE_JOBS = ("embed", "cluster", "assign", "train", "evaluate", "pipeline")
 _JOB_TEMPLATE = "kuberay/job.yaml.j2"
 _NOTE = "# Rendered by `mode-ray cluster-config` from values.yaml: change that, and render again.\n"
 
 
-def read_values(path: str, overrides: Sequence[str] = ()) -> ClusterValues:
+def read_values(path: str | None, overrides: Sequence[str] = ()) -> ClusterValues:
     """The values of a YAML file, with `key=value` overrides.
+
+    Args:
+        path: The file; None for the package's own example values.
+        overrides: `dotted.key=value` texts.
 
     Raises:
         UsageError: No such file, or a field that is wrong; it names file and field.
     """
+    if path is None:
+        path = str(resources.files(_PACKAGE) / "starters" / VALUES_FILE)
     return read_settings(ClusterValues, path, overrides)
+
+
+def missing_starters(folder: Location) -> dict[str, str]:
+    """The text of each file that a user edits and that the folder does not have yet, by its name."""
+    starters = (resources.files(_PACKAGE) / "starters").iterdir()
+    return {file.name: file.read_text() for file in starters if not (folder / file.name).exists()}
 
 
 def render_all(values: ClusterValues) -> dict[str, str]:
     """Every launch file's text, by its path below `cluster_configs/`."""
+    loader = jinja2.PackageLoader(_PACKAGE)
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mode_ray.deploy"),
+        loader=loader,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -43,8 +62,10 @@ def render_all(values: ClusterValues) -> dict[str, str]:
         if name == _JOB_TEMPLATE:
             for stage in _STAGE_JOBS:
                 files[f"kuberay/jobs/{stage}.yaml"] = _rendered(environment, name, {**given, "stage": stage})
-        else:
+        elif name.endswith(_SUFFIX):
             files[name.removesuffix(_SUFFIX)] = _rendered(environment, name, given)
+        else:
+            files[name], _, _ = loader.get_source(environment, name)
     return files
 
 
@@ -70,11 +91,7 @@ def stale_files(files: Mapping[str, str], folder: Location) -> list[str]:
 
 def _templates(environment: jinja2.Environment) -> list[str]:
     """All but those whose names begin with `_`, which the others import."""
-    return [
-        name
-        for name in environment.list_templates()
-        if name.endswith(_SUFFIX) and not PurePosixPath(name).name.startswith("_")
-    ]
+    return [name for name in environment.list_templates() if not PurePosixPath(name).name.startswith("_")]
 
 
 def _rendered(environment: jinja2.Environment, name: str, given: Mapping[str, object]) -> str:

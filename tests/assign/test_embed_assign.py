@@ -4,7 +4,7 @@ import io
 import secrets
 import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,7 +78,7 @@ class Run(NamedTuple):
     """A run of the three stages, its manifests by stage."""
 
     config: RunConfig
-    work_units: list[WorkUnit]
+    work_units: Sequence[WorkUnit]
     places: Mapping[str, Location]
     manifests: Mapping[str, Manifest]
 

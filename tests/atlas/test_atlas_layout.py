@@ -11,13 +11,13 @@ def blobs(groups: int, each: int, dimension: int = 16) -> np.ndarray:
     generator = np.random.default_rng(0)
     middles = generator.normal(size=(groups, dimension))
     points = np.repeat(middles, each, axis=0) + 0.15 * generator.normal(size=(groups * each, dimension))
-    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(points / np.linalg.norm(points, axis=1, keepdims=True), dtype=np.float32)
 
 
 def agreement(places: np.ndarray, each: int) -> float:
     """Share of the three nearest neighbours on the map that are of the same blob."""
     _, nearest = scipy.spatial.KDTree(places).query(places, k=4)
-    return float((nearest[:, 1:] // each == (np.arange(len(places)) // each)[:, None]).mean())
+    return float((np.asarray(nearest)[:, 1:] // each == np.arange(len(places))[:, None] // each).mean())
 
 
 def test_neighbours_on_the_map_are_of_the_same_group() -> None:

@@ -89,7 +89,7 @@ class TestWhatIsWritten:
 def damaged(field: str, value: object) -> Callable[[dict[str, Any]], None]:
     """Sets a field by its dotted name."""
 
-    def change(data: dict[str, Any]) -> None:
+    def change(data: Any) -> None:  # noqa: ANN401
         *parents, last = field.split(".")
         for parent in parents:
             data = data[int(parent) if parent.isdecimal() else parent]

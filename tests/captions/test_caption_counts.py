@@ -1,5 +1,6 @@
 """Counting captions of all shards: as many as reading finds, kept for the next invocation, no damaged shards."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def listed(folder: Path, select: str) -> tuple[CaptionsConfig, list[WorkUnit]]:
+def listed(folder: Path, select: str) -> tuple[CaptionsConfig, Sequence[WorkUnit]]:
     """The config and its shards; a parquet file has three units."""
     config = CaptionsConfig.model_validate({"paths": [str(folder)], "select": select, "max_rows_per_unit": 5})
     work_units = list_work_units(config.model_copy(update={"max_rows_per_unit": 2}))
@@ -51,7 +52,7 @@ def test_ray_tasks_count_once_for_all_invocations(folder: Path, tmp_path: Path) 
     kept, calls = Location(str(tmp_path / "run/caption_counts.parquet")), []
     pool = ActorPool(retries_per_unit=0)
 
-    def count(listing: list[WorkUnit]) -> dict[str, int]:
+    def count(listing: Sequence[WorkUnit]) -> dict[str, int]:
         return count_all_captions(listing, config, pool, kept, lambda done, total: calls.append((done, total)))
 
     first = count(work_units)

@@ -61,7 +61,7 @@ def test_spread_equals_the_rows_mean_squared_distance() -> None:
         centers_md=centers.astype(np.float32),
         prices_m=np.zeros(6),
         mass_m=np.bincount(fine),
-        squared_distance_m=np.bincount(fine, weights=np.square(rows - centers[fine]).sum(axis=1)),
+        squared_distance_m=np.bincount(fine, weights=np.square(rows - centers[fine]).sum(axis=1)).astype(np.float64),
         encoder_name="e",
         coarse={3: group},
     )

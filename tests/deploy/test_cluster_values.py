@@ -50,7 +50,26 @@ class TestTheCommand:
         said = capsys.readouterr().out
         assert f"written: {tmp_path}/aws.yaml" in said
         assert "run.yaml" not in said
-        assert f"of {len(written)} files changed" in said
+        starters = 1  # serve.yaml, which is the user's own from the first time on
+        assert f"of {len(written) - starters} files changed" in said
+
+    def test_an_empty_folder_gets_example_values_which_later_calls_read(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        command = ["cluster-config", "--to", str(tmp_path)]
+        assert main(command) == 0
+        assert (tmp_path / "values.yaml").read_text() == Path(VALUES).read_text()
+        edited = Path(VALUES).read_text().replace("idle_minutes: 5 ", "idle_minutes: 9 ")
+        (tmp_path / "values.yaml").write_text(edited)
+        assert main([*command, "--check"]) == 1
+        assert f"not up to date: {tmp_path}/aws.yaml" in capsys.readouterr().out
+        assert main(command) == 0
+        assert (tmp_path / "values.yaml").read_text() == edited
+        assert "idle_timeout_minutes: 9" in (tmp_path / "aws.yaml").read_text()
+
+    def test_with_values_from_elsewhere_no_example_values_are_written(self, tmp_path: Path) -> None:
+        assert main(["cluster-config", "--values", VALUES, "--to", str(tmp_path)]) == 0
+        assert not (tmp_path / "values.yaml").exists()
 
     def test_check_writes_nothing_and_fails_where_a_file_is_stale(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -19,7 +19,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from mode_ray.config.load import load_config
 from mode_ray.config.run import RunConfig
-from mode_ray.deploy.render import read_values, render_all, stale_files
+from mode_ray.deploy.render import missing_starters, read_values, render_all, stale_files
 from mode_ray.deploy.values import ClusterValues
 from mode_ray.storage import Location
 
@@ -57,6 +57,11 @@ class TestTheCommittedFiles:
     def test_they_are_what_the_committed_values_render(self) -> None:
         stale = stale_files(render_all(read_values(VALUES)), Location(str(CONFIGS)))
         assert stale == [], "run `mode-ray cluster-config`"
+
+    def test_the_example_files_are_those_of_the_package(self, tmp_path: Path) -> None:
+        starters = missing_starters(Location(str(tmp_path)))
+        assert set(starters) == {"values.yaml", "serve.yaml"}
+        assert stale_files(starters, Location(str(CONFIGS))) == [], "change mode_ray/deploy/starters, and copy it here"
 
     def test_nothing_else_lies_where_they_are(self) -> None:
         rendered = set(render_all(read_values(VALUES)))

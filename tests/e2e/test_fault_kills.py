@@ -210,7 +210,7 @@ def lost_node(given: Input) -> LostNode:
         stood = outputs(run, "assign")
         return LostNode(run, stood, invocation.ended())
     finally:
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 class TestALostNode:

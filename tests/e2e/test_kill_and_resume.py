@@ -295,10 +295,10 @@ def deal_again(tars: list[Path], folder: Path) -> list[Path]:
     for number, file in enumerate(files):
         with tarfile.open(file, "w") as archive:
             for key in sorted(samples)[number::SHARDS]:
-                for name, content in samples[key]:
+                for name, data in samples[key]:
                     info = tarfile.TarInfo(name)
-                    info.size = len(content)
-                    archive.addfile(info, io.BytesIO(content))
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
     return files
 
 

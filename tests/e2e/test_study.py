@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,7 @@ def study(tmp_path: Path) -> Path:
     pq.write_table(pa.table({"image": images[:8], "label": ["cat", "dog"] * 4}), tmp_path / "task.parquet")
     task = {"name": "kind", "kind": "classification", "paths": ["task.parquet"], "classes": ["cat", "dog"]}
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
-    base = {
+    base: dict[str, Any] = {
         "run": "not used",
         "captions": {"paths": [str(tmp_path / "pairs.parquet")]},
         "encoder": {"kind": "static", "model": "package:wordllama"},

@@ -50,7 +50,7 @@ def told(folder: Path) -> tuple[list[int], dict[str, Any], dict[str, Any]]:
         seen.append(wait_for_workers(driver, run, 2))
         assert ended(driver) == 0
     finally:
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
     metrics = [json.loads((one / "experts/seed/metrics.json").read_text()) for one in (run, undisturbed)]
     return seen, metrics[0], metrics[1]
 

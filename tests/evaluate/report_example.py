@@ -46,7 +46,7 @@ def example_report() -> dict[str, Any]:
     """The data of a report with everything in it."""
     generator = np.random.default_rng(7)
     samples = {"samples_seen": 256_000, "samples_total": 512_000}
-    clusters = [
+    clusters: list[dict[str, Any]] = [
         {
             "fine": fine,
             "expert": int(generator.integers(0, 4)),

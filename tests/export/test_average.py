@@ -40,7 +40,7 @@ def test_dtypes_stay_and_counters_are_rounded(tmp_path: Path) -> None:
 
 def test_many_experts_lose_no_precision(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(9, 50)).astype(np.float32) * 1e4
-    weights = np.arange(1, 10)
+    weights = np.arange(1.0, 10.0)
     folders = [folder(tmp_path, str(number), x=torch.tensor(row)) for number, row in enumerate(values)]
     mean = average_weights(folders, weights)["x"].numpy()
     expected = np.average(values.astype(np.float64), axis=0, weights=weights).astype(np.float32)

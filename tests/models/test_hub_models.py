@@ -19,12 +19,12 @@ import transformers
 
 from mode_ray.config.train import ModelConfig
 from mode_ray.errors import UsageError
-from mode_ray.models.architecture import TOKENIZER_FILES, WEIGHTS_FILE, check_architecture, clip_config_of
-from mode_ray.models.clip import CONFIG_FILE, ClipModel, build_clip, load_clip, save_clip
+from mode_ray.models.architecture import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE, check_architecture, clip_config_of
+from mode_ray.models.clip import ClipModel, build_clip, load_clip, save_clip
 from mode_ray.models.encode import Expert
 from mode_ray.storage import Location
 
-REVISION = "0123456789abcdef0123456789abcdef01234567"
+REVISION = "0123456789abcdef0123456789abcdef01234567"  # pragma: allowlist secret
 HUB_NAME = "some-lab/tiny-clip"
 TEXTS = ["a red square", "a green square", "a blue square number seven"]
 WORDS = ["[PAD]", "[UNK]", "[EOS]", "a", "red", "green", "blue", "square", "number"]
@@ -178,7 +178,7 @@ class TestSigmoidModels:
         (tmp_path / "sigmoid" / CONFIG_FILE).write_text(json.dumps(config))
         clip = build_clip(ModelConfig(architecture=str(tmp_path / "sigmoid"), precision="float32"), seed=0)
         with torch.no_grad():
-            clip.module.logit_bias.fill_(-7.5)  # as trained
+            clip.module.logit_bias.fill_(-7.5)  # type: ignore[operator]  # as trained
         folder = Location.parse(str(tmp_path / "expert"))
         save_clip(folder, clip)
         run(OPEN_CLIP_ALONE, folder, tmp_path / "alone.npz", *TEXTS)

@@ -22,7 +22,7 @@ class TestPrepare:
         whole_3hw = theirs(decode_image(data, 10**6, "x"))
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PreprocessCfg.mean, PreprocessCfg.std))
         scaled = (torch.from_numpy(ours_hw3.copy()).permute(2, 0, 1).float() / 255 - mean) / std
-        assert (ours_hw3.dtype, ours_hw3.shape) == (np.uint8, (32, 32, 3))
+        assert (ours_hw3.dtype, ours_hw3.shape) == (np.dtype(np.uint8), (32, 32, 3))
         torch.testing.assert_close(scaled, whole_3hw, rtol=0, atol=1e-6)
 
     def test_every_known_format_is_taken_by_its_content(self, images: Sequence[bytes]) -> None:

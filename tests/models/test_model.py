@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from PIL import Image
 
 from mode_ray.config.train import ModelConfig
 from mode_ray.errors import DataError, UsageError
-from mode_ray.models.clip import CONFIG_FILE, WEIGHTS_FILE, ClipModel, build_clip, load_clip, save_clip
+from mode_ray.models.architecture import CONFIG_FILE, WEIGHTS_FILE
+from mode_ray.models.clip import ClipModel, build_clip, load_clip, save_clip
 from mode_ray.models.encode import Expert
 from mode_ray.pairs.images import decode_image
 from mode_ray.storage import Location
@@ -95,16 +97,16 @@ class TestFolders:
     def test_embeddings_are_of_unit_length_and_texts_of_any_number(self, folder: Location) -> None:
         expert = Expert(folder, "cpu")
         many = expert.encode_texts([f"text {number % 3}" for number in range(300)])
-        assert (many.shape, many.dtype) == ((300, 16), np.float32)
+        assert (many.shape, many.dtype) == ((300, 16), np.dtype(np.float32))
         np.testing.assert_allclose(np.linalg.norm(many, axis=1), 1, atol=1e-5)
         # Blocks of texts are encoded apart: their border must not be seen.
         np.testing.assert_allclose(many[255], many[258], atol=1e-6)
         images = expert.encode_images(torch.zeros(2, 3, 16, 16))
-        assert (images.shape, images.dtype) == ((2, 16), np.float32)
+        assert (images.shape, images.dtype) == ((2, 16), np.dtype(np.float32))
         np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, atol=1e-5)
 
     def test_models_of_a_process_share_the_tokenizer_s_tables_and_no_words(self, folder: Location) -> None:
-        first, second = load_clip(folder).tokenizer, load_clip(folder).tokenizer
+        first, second = (cast("Any", load_clip(folder).tokenizer) for _ in range(2))
         assert first.bpe_ranks is second.bpe_ranks
         words_before = dict(second.cache)
         tokens = first(["an unheard of word"])
@@ -149,7 +151,7 @@ class TestBuilding:
     def test_the_seed_decides_the_weights(self, architecture: Path, new_clip: Callable[[], ClipModel]) -> None:
         assert_same_weights(build_clip(config(architecture), seed=7), new_clip())
         other = build_clip(config(architecture), seed=8)
-        assert not torch.equal(other.module.visual.proj, new_clip().module.visual.proj)
+        assert not torch.equal(other.module.visual.proj, new_clip().module.visual.proj)  # type: ignore[union-attr, arg-type]
 
     def test_an_unknown_architecture_is_a_usage_error(self) -> None:
         with pytest.raises(UsageError, match=r"train\.model\.architecture: ViT-Z-99: neither a folder nor"):

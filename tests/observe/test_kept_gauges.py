@@ -26,7 +26,7 @@ def test_what_stands_still_is_shown_again_with_its_last_value(monkeypatch: pytes
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     gauge, keeper = Shown(), GaugeKeeper()
     for expert, value in (("0", 5.0), ("1", 7.0), ("0", 3.0)):
-        keeper.set(gauge, value, {"expert": expert})
+        keeper.set(gauge, value, {"expert": expert})  # type: ignore[arg-type]
     gauge.values.clear()
     deadline = time.monotonic() + DEADLINE_SECONDS
     while len(gauge.values) < 2 and time.monotonic() < deadline:

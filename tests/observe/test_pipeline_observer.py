@@ -112,7 +112,7 @@ def told(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     )
     recorded = Recorded()
     stand_ins = {f"run_{stage.__name__}": stage for stage in (embed, cluster, assign, train, evaluate)}
-    stand_ins |= {"PipelineMetrics": lambda _: recorded, "make_atlas": lambda *_: nullcontext()}
+    stand_ins |= {"PipelineMetrics": lambda _: recorded, "make_atlas": lambda *_: nullcontext()}  # type: ignore[dict-item]
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(f"mode_ray.pipeline.{name}", stand_in)
     Pipeline(config, Progress(Console(quiet=True, force_terminal=request.param))).run(STAGE_NAMES)

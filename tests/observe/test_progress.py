@@ -1,12 +1,12 @@
 """The lines that a run prints: every event at once, counts now and then, nothing lost to mark-up."""
 
 import io
+import time
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from mode_ray.observe import progress as progress_module
 from mode_ray.observe.progress import Progress
 from mode_ray.stages.manifest import Manifest, UnitRecord
 from mode_ray.train.runs.status import TrialState, TrialStatus
@@ -17,7 +17,7 @@ class Screen:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(progress_module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
         self._output = io.StringIO()
         self.progress = Progress(Console(file=self._output, width=40))
 
@@ -70,7 +70,7 @@ def test_units_of_an_earlier_invocation_count(screen: Screen) -> None:
 
 def test_a_change_of_a_trials_state_is_said_once(screen: Screen) -> None:
     for state, said in (("waiting", 0), ("running", 1), ("running", 0), ("finished", 1), ("finished", 0)):
-        screen.progress.trials({"n2/00": status(state)})
+        screen.progress.trials({"n2/00": status(state)})  # type: ignore[arg-type]
         assert len(screen.lines()) == said
     screen.progress.trials({"n2/00": status("failed", "the loss is nan")})
     assert screen.lines() == ["[embed] n2/00: failed (8,000 samples): the loss is nan"]

@@ -5,6 +5,7 @@ import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -101,7 +102,12 @@ def test_training_counts_finished_runs_and_evaluation_measured_tasks(run: Locati
 def test_a_large_run_fits_80_columns(run: Location) -> None:
     stage = Stage("embed", run / "embeddings", {})
     stage.begin(250_000)
-    counts = {"units": 250_000, "rows_in": 2_500_000_000, "rows_out": 2_498_765_432, "refused": {"empty": 1_234_568}}
+    counts: dict[str, Any] = {
+        "units": 250_000,
+        "rows_in": 2_500_000_000,
+        "rows_out": 2_498_765_432,
+        "refused": {"empty": 1_234_568},
+    }
     manifest = replace(stage.finish([], {}), **counts, seconds=54_321.0)
     (run / "embeddings/manifest.json").write_text(json.dumps(asdict(manifest)))
     for trial in ("dense-equal-total", "n16/00"):

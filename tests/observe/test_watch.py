@@ -154,7 +154,7 @@ class TestWatching:
 
         steps = iter([lambda: None, lambda: finish(run, "embed", "embeddings")])
         watch = Watch(run, "embed", STALL_SECONDS, clock)
-        watch_run(watch, Console(file=output, width=200), 1.0, lambda _: next(steps)())
+        watch_run(watch, Console(file=output, width=200), 1.0, lambda _: next(steps)())  # type: ignore[no-untyped-call]
         lines = output.getvalue().splitlines()
         assert lines[0] == "[embed] 3 of 11 units, about 8 min left"
         assert lines[-1] == "done"

@@ -11,6 +11,7 @@ import pytest
 from mode_ray.errors import DataError
 from mode_ray.pairs import index as pair_index
 from mode_ray.pairs.members import TrainingSet, stream_members
+from mode_ray.stages.manifest import read_output
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
@@ -117,7 +118,7 @@ class TestMembers:
         write_assignments(folder, FINE, sizes)
         work_units = [WorkUnit(unit=f"s{n}", uri=f"/in/s{n}.parquet", format="parquet") for n in range(60)]
         read: list[str] = []
-        real = pair_index.read_output
+        real = read_output
 
         def counting(directory: Location, unit: str, columns: list[str] | None) -> pa.Table:
             read.append(unit)

@@ -14,7 +14,7 @@ SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 48, 97, 100, 128, 1000, 1009, 4096,
 
 def epoch(order: SampleOrder, pairs: int, number: int = 0) -> list[int]:
     """All pairs of an epoch, in order."""
-    return order.pairs_at(np.arange(number * pairs, (number + 1) * pairs)).tolist()
+    return [int(pair) for pair in order.pairs_at(np.arange(number * pairs, (number + 1) * pairs))]
 
 
 def chi_square(counts: list[int]) -> float:

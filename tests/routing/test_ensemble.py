@@ -1,5 +1,7 @@
 """The weighted mean of cosines, in its three equal forms, and what pruning leaves of the weights."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -20,7 +22,7 @@ IMAGES, TEXTS, DIMENSIONS = 7, 5, (16, 16, 8)  # experts need not agree in their
 
 def unit_rows(rows: int, dimension: int, seed: int) -> np.ndarray:
     drawn = np.random.default_rng(seed).standard_normal((rows, dimension)).astype(np.float32)
-    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def test_all_weight_on_one_expert_is_that_expert(cosines: np.ndarray) -> None:
 def test_scores_keep_the_precision_of_the_cosines_and_are_right_to_it(cosines: np.ndarray) -> None:
     weights_c = np.array([0.2, 0.5, 0.3])
     scores = ensemble_scores(cosines, weights_c)
-    assert (cosines.dtype, scores.dtype) == (np.float32, np.float32)
+    assert cosines.dtype == scores.dtype == np.dtype(np.float32)
     exact = np.tensordot(weights_c, cosines.astype(np.float64), axes=1)
     np.testing.assert_allclose(scores, exact, atol=1e-6)
     assert ensemble_scores(cosines.astype(np.float64), weights_c).dtype == np.float64
@@ -149,9 +151,9 @@ class TestPruning:
 
     def test_every_text_s_own_weights_are_pruned_by_themselves(self) -> None:
         weights_lc = np.random.default_rng(5).dirichlet(np.ones(4), 9)
-        for prune, value in ((keep_top, 2), (keep_share, 0.7)):
-            rows = np.stack([prune(weights_c, value) for weights_c in weights_lc])
-            np.testing.assert_allclose(prune(weights_lc, value), rows)
+        for prune in (partial(keep_top, experts=2), partial(keep_share, share=0.7)):
+            rows = np.stack([prune(weights_c) for weights_c in weights_lc])
+            np.testing.assert_allclose(prune(weights_lc), rows)
 
 
 class TestMissingExperts:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mode_ray.config.run import EncoderConfig, EncoderPlacement, RoutingConfig
+from mode_ray.config.run import EncoderConfig, EncoderPlacement, RoutingConfig, RoutingRule
 from mode_ray.embed.encoder import load_encoder
 from mode_ray.errors import DataError, UsageError
 from mode_ray.routing.weights import (
@@ -162,7 +162,7 @@ def test_three_dimensional_distances_need_no_unit_centers() -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("count", [1, 9, 10, 200, 201])
-def test_weights_are_a_distribution_whatever_the_order_of_texts(rule: str, count: int) -> None:
+def test_weights_are_a_distribution_whatever_the_order_of_texts(rule: RoutingRule, count: int) -> None:
     embeddings, centers, group = random_task(count)
     config = RoutingConfig()
     straight = routing_weights(embeddings, centers, group, config, rule)
@@ -174,7 +174,7 @@ def test_weights_are_a_distribution_whatever_the_order_of_texts(rule: str, count
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_renaming_the_experts_renames_the_weights(rule: str) -> None:
+def test_renaming_the_experts_renames_the_weights(rule: RoutingRule) -> None:
     embeddings, centers, group = random_task(20)
     config = RoutingConfig()
     weights = routing_weights(embeddings, centers, group, config, rule).weights_c
@@ -183,7 +183,7 @@ def test_renaming_the_experts_renames_the_weights(rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_per_query_weights_treat_every_text_as_its_own_task(rule: str) -> None:
+def test_per_query_weights_treat_every_text_as_its_own_task(rule: RoutingRule) -> None:
     embeddings, centers, group = random_task(15)
     config = RoutingConfig()
     weights_lc = per_query_weights(embeddings, centers, group, config, rule, n_experts=4)
@@ -194,7 +194,7 @@ def test_per_query_weights_treat_every_text_as_its_own_task(rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_ten_thousand_texts_in_blocks_equal_their_parts(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_thousand_texts_in_blocks_equal_their_parts(rule: RoutingRule, monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings, centers, group = random_task(10_000)
     config = RoutingConfig()
     whole = routing_weights(embeddings, centers, group, config, rule)
@@ -206,7 +206,7 @@ def test_ten_thousand_texts_in_blocks_equal_their_parts(rule: str, monkeypatch: 
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_extreme_temperatures_never_give_nan(rule: str) -> None:
+def test_extreme_temperatures_never_give_nan(rule: RoutingRule) -> None:
     config = RoutingConfig(temperature=1e-310, paper_lambda=1e-300, released_softmax_temperature=1e-9)
     weights = routing_weights(texts(X, X, Y), CENTERS, GROUP, config, rule).weights_c
     assert np.isfinite(weights).all()
@@ -307,7 +307,7 @@ class TestCalibrated:
 
 class TestWhyTheseExperts:
     @pytest.mark.parametrize("rule", ["calibrated", "soft"])
-    def test_the_centers_parts_add_up_to_the_experts_weights(self, rule: str) -> None:
+    def test_the_centers_parts_add_up_to_the_experts_weights(self, rule: RoutingRule) -> None:
         embeddings, centers, group = random_task(40)
         routed = routing_weights(embeddings, centers, group, RoutingConfig(), rule)
         assert routed.fine_weight_m is not None
@@ -315,12 +315,12 @@ class TestWhyTheseExperts:
 
     def test_the_largest_come_first_and_those_without_weight_not_at_all(self) -> None:
         routed = routing_weights(texts(X, X, Y), CENTERS, GROUP, RoutingConfig(rule="soft", temperature=1e-6))
-        assert top_centers(routed, 5) == [(0, pytest.approx(2 / 3)), (1, pytest.approx(1 / 3))]
+        assert top_centers(routed, 5) == [(0, pytest.approx(2 / 3)), (1, pytest.approx(1 / 3))]  # type: ignore[comparison-overlap]
         assert [fine for fine, _ in top_centers(routed, 1)] == [0]
 
     def test_paper_counts_the_nearest_centers_and_uniform_none(self) -> None:
         paper = routing_weights(texts(X, X), CENTERS, GROUP, RoutingConfig(), "paper")
-        assert top_centers(paper, 3) == [(0, pytest.approx(1.0))]
+        assert top_centers(paper, 3) == [(0, pytest.approx(1.0))]  # type: ignore[comparison-overlap]
         assert top_centers(routing_weights(texts(X), CENTERS, GROUP, RoutingConfig(), "uniform"), 3) == []
 
 
@@ -329,7 +329,7 @@ class TestWhyTheseExperts:
 class TestWeightsAreNeverNan:
     """Whatever the task: random ones of every size, duplicates, far and near texts, few and many experts."""
 
-    def check(self, embeddings: np.ndarray, centers: np.ndarray, group: np.ndarray, rule: str) -> None:
+    def check(self, embeddings: np.ndarray, centers: np.ndarray, group: np.ndarray, rule: RoutingRule) -> None:
         routed = routing_weights(embeddings, centers, group, RoutingConfig(), rule)
         own = per_query_weights(embeddings[:50], centers, group, RoutingConfig(), rule)
         for weights in (routed.weights_c[None], own):
@@ -339,27 +339,27 @@ class TestWeightsAreNeverNan:
         assert 0.0 <= routed.normalised_entropy <= 1.0
 
     @pytest.mark.parametrize("count", [1, 2, 9, 10, 201, 10_000])
-    def test_of_any_number_of_texts(self, rule: str, seed: int, count: int) -> None:
+    def test_of_any_number_of_texts(self, rule: RoutingRule, seed: int, count: int) -> None:
         self.check(*random_task(count, seed), rule)
 
-    def test_of_equal_texts(self, rule: str, seed: int) -> None:
+    def test_of_equal_texts(self, rule: RoutingRule, seed: int) -> None:
         embeddings, centers, group = random_task(3, seed)
         self.check(np.repeat(embeddings, 70, axis=0), centers, group, rule)
 
-    def test_of_texts_on_the_centers(self, rule: str, seed: int) -> None:
+    def test_of_texts_on_the_centers(self, rule: RoutingRule, seed: int) -> None:
         embeddings, _, group = random_task(12, seed)
         self.check(embeddings, embeddings, group, rule)
 
     @pytest.mark.parametrize("experts", [1, 2, 12])
-    def test_of_one_expert_or_as_many_as_centers(self, rule: str, seed: int, experts: int) -> None:
+    def test_of_one_expert_or_as_many_as_centers(self, rule: RoutingRule, seed: int, experts: int) -> None:
         embeddings, centers, _ = random_task(7, seed)
         self.check(embeddings, centers, np.arange(12) % experts, rule)
 
-    def test_of_equal_centers_in_different_experts(self, rule: str, seed: int) -> None:
+    def test_of_equal_centers_in_different_experts(self, rule: RoutingRule, seed: int) -> None:
         embeddings, centers, group = random_task(7, seed)
         self.check(embeddings, np.repeat(centers[:1], 12, axis=0), group, rule)
 
-    def test_of_far_centers(self, rule: str, seed: int) -> None:
+    def test_of_far_centers(self, rule: RoutingRule, seed: int) -> None:
         embeddings, centers, group = random_task(7, seed)
         self.check(embeddings, centers * 1e4, group, rule)
 
@@ -368,7 +368,7 @@ NAMES = ["cat", "cat", "Hündchen", "北京", "собака", "قطة", "👩‍
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_names_in_any_language_and_equal_ones_route(rule: str) -> None:
+def test_names_in_any_language_and_equal_ones_route(rule: RoutingRule) -> None:
     encoder = load_encoder(EncoderConfig(kind="static", model="package:wordllama"), EncoderPlacement())
     embeddings = encoder.encode(NAMES)
     centers = encoder.encode([f"number {number} of {word}" for word in ("dogs", "cities") for number in range(6)])

@@ -79,7 +79,8 @@ class Load:
             await asyncio.gather(*(client(session) for _ in range(clients)))
 
     async def _at_rate(self, requests_per_second: float, seconds: float) -> None:
-        began, tasks = time.monotonic(), []
+        began = time.monotonic()
+        tasks: list[asyncio.Task[None]] = []
         async with self._session() as session:
             while (elapsed := time.monotonic() - began) < seconds:
                 tasks += [

@@ -113,7 +113,8 @@ class Serving:
         )
 
     def processes(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
+        found: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
+        return found
 
     def command(self, *arguments: str) -> None:
         assert main(["serve", *arguments, "--address", self.dashboard]) == 0
@@ -146,8 +147,9 @@ def serving_of(config: RunConfig, environment: Mapping[str, str] | None = None) 
         env=environment,
     )
     said: list[str] = []
-    assert process.stdout is not None
-    reader = threading.Thread(target=lambda: said.extend(iter(process.stdout.readline, "")), daemon=True)
+    output = process.stdout
+    assert output is not None
+    reader = threading.Thread(target=lambda: said.extend(iter(output.readline, "")), daemon=True)
     reader.start()
     try:
         until(

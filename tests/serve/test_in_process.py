@@ -5,6 +5,7 @@ import gc
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -23,14 +24,14 @@ BODY = {"images": as_json([picture(1)]), "labels": ["cat", "dog"]}
 
 
 def resident_bytes() -> int:
-    return psutil.Process().memory_info().rss
+    return int(psutil.Process().memory_info().rss)
 
 
 def classify_without_socket(service: EnsembleService) -> None:
     async def ask() -> int:
         transport = httpx.ASGITransport(create_app(lambda: service, service.config))
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-            return (await client.post("/v1/classify", json=BODY)).status_code
+            return int((await client.post("/v1/classify", json=BODY)).status_code)
 
     assert asyncio.run(ask()) == 200
 
@@ -42,7 +43,7 @@ class TestClose:
         with service_of(served, tmp_path) as service:
             classify_without_socket(service)
             experts = [client for client in service._clients.values() if isinstance(client, LocalExpert)]
-            large = [weakref.ref(expert._model) for expert in experts]
+            large: list[weakref.ref[Any]] = [weakref.ref(expert._model) for expert in experts]
             large += [weakref.ref(service._open_router()), weakref.ref(service._cache)]
             assert len(large) == served.n + 2
         gc.collect()

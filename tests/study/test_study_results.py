@@ -56,7 +56,7 @@ class TestLines:
     def test_means_and_deviations_are_over_seeds(self) -> None:
         measured = results(("2", 0, 0.1), ("2", 1, 0.3), ("4", 0, 0.2)).measured
         found = lines(measured, ["2", "4", "8"])["MoDE-n (calibrated)"]
-        assert [(point.label, point.mean, point.samples) for point in found] == [
+        assert [(point.label, point.mean, point.samples) for point in found] == [  # type: ignore[comparison-overlap]
             ("2", pytest.approx(0.7), 64),
             ("4", pytest.approx(0.7), 64),
         ]
@@ -122,4 +122,4 @@ def test_the_table_of_a_study_fits_80_columns() -> None:
         name: [LinePoint(label=label, mean=0.5, deviation=0.0, samples=64) for label in study.labels]
         for name in ("dense", "MoDE-n (calibrated)", "Random-n (uniform)")
     }
-    require_words(shown_at_80_columns(study_table(study, found)), [*study.labels, *found])
+    require_words(shown_at_80_columns(study_table(study, "learning rate", found)), [*study.labels, *found])

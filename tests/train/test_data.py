@@ -172,7 +172,7 @@ class TestBadImages:
         return overwrite
 
     def position_of(self, pair: int) -> int:
-        return SampleOrder(48, seed=0).pairs_at(np.arange(48)).tolist().index(pair)
+        return int(np.flatnonzero(SampleOrder(48, seed=0).pairs_at(np.arange(48)) == pair)[0])
 
     def test_they_are_named_and_decoded_ones_take_their_places(
         self, make_dataset: Callable[[int], PairDataset], spoil: Callable[..., None]

@@ -361,7 +361,7 @@ class TestOnRay:
         best = load_config((report.folder / "best.yaml").uri)
         assert best.train.optimizer.learning_rate == 1e-3
 
-        monkeypatch.setattr(sweep_run, "_train_all", lambda _, trials, *__: tried.append(trials) or {})
+        monkeypatch.setattr(sweep_run, "_train_all", lambda _, trials, *__: tried.append(trials) or {})  # type: ignore[func-returns-value]
         tried: list[Any] = []
         _, said = sweep(config, work_units, assigned)
         assert "1 of them ended before" in said[0]

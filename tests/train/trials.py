@@ -3,7 +3,7 @@
 import safetensors.torch
 import torch
 
-from mode_ray.models.clip import WEIGHTS_FILE
+from mode_ray.models.architecture import WEIGHTS_FILE
 from mode_ray.pairs.members import TrainingSet
 from mode_ray.storage import Location
 from mode_ray.train.plan import SEED, Trial

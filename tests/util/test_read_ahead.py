@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -58,6 +58,7 @@ def test_an_error_comes_in_its_place() -> None:
 def test_a_taker_that_stops_leaves_no_thread() -> None:
     before = threading.active_count()
     results = read_ahead(lambda item: item, range(100), ahead=4, threads=3)
+    assert isinstance(results, Generator)
     next(results)
-    results.close()  # type: ignore[attr-defined]  (a generator)
+    results.close()
     assert threading.active_count() == before

@@ -52,7 +52,8 @@ def test_what_was_written_is_read_to_the_last_bit(directory: Location) -> None:
     assert read is not None
     np.testing.assert_array_equal(read.centers_md, state.centers_md)
     np.testing.assert_array_equal(read.prices_m, state.prices_m)
-    assert (read.centers_md.dtype, read.prices_m.dtype) == (np.float32, np.float64)
+    assert read.centers_md.dtype == np.dtype(np.float32)
+    assert read.prices_m.dtype == np.dtype(np.float64)
     assert (read.history, read.init) == (state.history, state.init)
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import faiss
 import numpy as np
 import pytest
@@ -78,7 +80,7 @@ def test_objective_equals_faiss_kmeans_from_the_same_start() -> None:
         sums = lloyd_step(rows, centers)
         inertia.append(sums.inertia)
         centers, _ = update_centers(sums, centers, spherical=False)
-    np.testing.assert_allclose(inertia, peer.obj, rtol=1e-4)
+    np.testing.assert_allclose(np.asarray(inertia), np.asarray(peer.obj), rtol=1e-4)
 
 
 def test_an_empty_cluster_takes_half_of_the_largest() -> None:
@@ -179,7 +181,7 @@ def test_threads_do_not_change_a_fit() -> None:
 
 
 def test_iterations_are_reported_as_they_happen() -> None:
-    seen = []
+    seen: list[Any] = []
     fit = fit_fine(sphere_mixture(400)[0], FineConfig(centers=8, iterations=3, tolerance=0.0), 0, 1, seen.append)
     assert seen == list(fit.history)
     assert [report.iteration for report in seen] == [1, 2, 3]

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 
@@ -122,6 +124,6 @@ def test_no_rows_give_no_rows() -> None:
 
 
 def test_missing_faiss_is_one_sentence_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(nearest.importlib.sys.modules, "faiss", None)
+    monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UsageError, match=r"pip install 'mode_ray\[cpu\]'"):
         nearest.import_faiss()

@@ -14,11 +14,11 @@ def unit_rows(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
     generator = np.random.default_rng(seed)
     scale = 1.0 / np.arange(1, dimension + 1)
     vectors = 0.3 + generator.standard_normal((rows, dimension)) * scale
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)
 
 
 def squared_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return np.square(left[:, None].astype(np.float64) - right[None]).sum(axis=2)
+    return np.asarray(np.square(left[:, None].astype(np.float64) - right[None]).sum(axis=2))
 
 
 def projected(projection: Projection, vectors: np.ndarray) -> np.ndarray:

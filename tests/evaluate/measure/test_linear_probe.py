@@ -34,7 +34,7 @@ def fit_by_scipy(features: np.ndarray, labels: np.ndarray, classes: int, penalty
     found = scipy.optimize.minimize(
         loss, np.zeros(rows.shape[1] * classes), jac=True, method="L-BFGS-B", options={"gtol": 1e-9, "ftol": 1e-15}
     )
-    return rows @ found.x.reshape(rows.shape[1], classes)
+    return np.asarray(rows @ found.x.reshape(rows.shape[1], classes))
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1e-1, 1e-2])

@@ -1,18 +1,20 @@
 """Intervals against scipy's bootstrap; seeds, blocks, pairs, and draws that define nothing."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import scipy.stats
 
 from mode_ray.errors import DataError
+from mode_ray.evaluate.metrics import bootstrap
 from mode_ray.evaluate.metrics.bootstrap import Interval, bootstrap_draws, percentile_interval
 from mode_ray.evaluate.metrics.metric_table import METRICS
-from mode_ray.evaluate.metrics.score import bootstrap
 from mode_ray.evaluate.metrics.scored import Scored
 
 
-def mean_of(values_i: np.ndarray):  # noqa: ANN201
-    return lambda counts_bi: counts_bi @ values_i / counts_bi.sum(axis=1)
+def mean_of(values_i: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda counts_bi: np.asarray(counts_bi @ values_i / counts_bi.sum(axis=1))
 
 
 def scored(images: int = 120, seed: int = 0) -> Scored:

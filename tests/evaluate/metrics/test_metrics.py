@@ -127,7 +127,7 @@ def test_agrees_with_a_plain_sort_in_any_block_size(monkeypatch: pytest.MonkeyPa
     for rank in (1, 5, 10):
         texts = np.argsort(-scores, axis=1)[:, :rank]
         images = np.argsort(-scores, axis=0)[:rank]
-        expected[f"image_to_text_r{rank}"] = np.take_along_axis(right, texts, 1).any(axis=1)[asked].mean()
+        expected[f"image_to_text_r{rank}"] = np.asarray(np.take_along_axis(right, texts, 1).any(axis=1))[asked].mean()
         expected[f"text_to_image_r{rank}"] = np.take_along_axis(right, images, 0).any(axis=0).mean()
     monkeypatch.setattr("mode_ray.evaluate.metrics.ranking._SCORES_AT_ONCE", 200)
     assert retrieval_metrics(scores, image_of_text, captions) == pytest.approx(expected)

@@ -274,7 +274,7 @@ class TestIntervals:
     @pytest.fixture
     def intervals(self, report: dict[str, Any]) -> dict[str, Any]:
         """The report with intervals of two lines and linear probes of one task."""
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"model": model, "task": task, "score": score, "low": score - 0.011, "high": score + 0.012}
             for model, score in (("Dense", 0.301), ("MoDE-4 (soft)", 0.327))
             for task in (*TASKS, None)

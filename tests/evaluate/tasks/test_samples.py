@@ -14,8 +14,9 @@ import webdataset
 import yaml
 
 from mode_ray.errors import DataError
+from mode_ray.evaluate.tasks import samples
 from mode_ray.evaluate.tasks.samples import read_samples
-from mode_ray.evaluate.tasks.task import Task, load_task, samples
+from mode_ray.evaluate.tasks.task import Task, load_task
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -52,16 +53,19 @@ def browser() -> Iterator[Browser]:
 @contextlib.contextmanager
 def opened(browser: Browser, url: str, **context: object) -> Iterator[Page]:
     """The page, on which no script may fail and from which no request may leave the origin."""
-    failures, requests = [], []
+    failures: list[str] = []
+    requests: list[str] = []
+    said: list[str] = []
     with contextlib.closing(browser.new_context(**context)) as own:  # type: ignore[arg-type]
         own.set_default_timeout(ANSWER_MILLISECONDS)
         page = own.new_page()
         page.on("pageerror", lambda error: failures.append(str(error)))
-        page.on("console", lambda said: "Content Security Policy" in said.text and failures.append(said.text))
+        page.on("console", lambda message: said.append(message.text))
         page.on("request", lambda request: requests.append(request.url))
         page.goto(url)
         yield page
     assert failures == []
+    assert [text for text in said if "Content Security Policy" in text] == []
     assert [request for request in requests if not request.startswith(url.partition("#")[0])] == []
 
 
@@ -72,12 +76,13 @@ def png(folder: Path, name: str = "red.png") -> Path:
     return folder / name
 
 
-def asked(url: str, **request: object) -> dict[str, list[dict[str, list[object]]]]:
+def asked(url: str, **request: object) -> dict[str, list[dict[str, list[Any]]]]:
     """What the API itself answers."""
     body = json.dumps(request).encode()
     headers = {"Content-Type": "application/json"}
     with urllib.request.urlopen(urllib.request.Request(f"{url}v1/classify", body, headers), timeout=60) as answer:  # noqa: S310
-        return json.load(answer)
+        found: dict[str, list[dict[str, list[Any]]]] = json.load(answer)
+    return found
 
 
 def base_of(url: str) -> str:

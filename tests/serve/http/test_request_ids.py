@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from typing import Any
 
 import httpx
 import pytest
@@ -21,9 +22,9 @@ def app(make_service: MakeService) -> ASGIApp:
     return create_app(lambda: service, service.config)
 
 
-def refused(app: ASGIApp, given: str | None) -> httpx.Response:
+def refused(app: Any, given: str | None) -> httpx.Response:  # noqa: ANN401 - uvicorn and Starlette type it differently
     """The answer to a request that is wrong, so that its body names the id."""
-    headers = {} if given is None else {"X-Request-ID": given.encode()}
+    headers = [] if given is None else [(b"X-Request-ID", given.encode())]
 
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:

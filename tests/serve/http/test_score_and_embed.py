@@ -1,6 +1,7 @@
 """`/v1/score` and `/v1/embed`: every form of a request and of an answer, and what is refused."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import httpx
 import numpy as np
@@ -32,7 +33,7 @@ class TestScore:
     def test_json_multipart_and_raw_bodies_get_the_same_answer(
         self, client: httpx.Client, images: Sequence[bytes]
     ) -> None:
-        fields = {"texts": TEXTS, "each_text_routed": True}
+        fields: dict[str, Any] = {"texts": TEXTS, "each_text_routed": True}
         by_json = client.post("/v1/score", json={"images": as_json(images), **fields}).json()
         files = [("image", ("x", image)) for image in images]
         by_form = client.post("/v1/score", files=files, data=fields).json()

@@ -4,6 +4,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import httpx
 import pytest
@@ -44,7 +45,7 @@ def forms(url: str, path: str, image: bytes) -> dict[str, httpx.Request]:
     fields, address = FIELDS[path], url + path
     return {
         "JSON": httpx.Request("POST", address, json={"images": as_json([image]), **fields}),
-        "raw": httpx.Request("POST", address, params=fields, content=image, headers={"Content-Type": "image/png"}),
+        "raw": httpx.Request("POST", address, params=fields, content=image, headers={"Content-Type": "image/png"}),  # type: ignore[arg-type]
         "multipart": httpx.Request("POST", address, data=fields, files=[("image", ("x", image))]),
     }
 
@@ -68,9 +69,9 @@ class TestMutations:
         assert httpx.get(f"{plain_url}/v1/ready").json()["ready"]
 
 
-def operations(url: str, mode: GenerationMode) -> list[schemathesis.APIOperation]:
+def operations(url: str, mode: GenerationMode) -> list[schemathesis.APIOperation[Any, Any, Any, Any]]:
     """Those of the document; for what it does not allow, those that have a body or a query to be wrong."""
-    found = [one.ok() for one in schemathesis.openapi.from_url(f"{url}/openapi.json").get_all_operations()]
+    found = [one.ok() for one in schemathesis.openapi.from_url(f"{url}/openapi.json").get_all_operations()]  # type: ignore[union-attr]
     return [one for one in found if mode.is_positive or one.body or one.query]
 
 
@@ -85,7 +86,7 @@ class TestSchema:
 
             @given(case=operation.as_strategy(generation_mode=mode))
             @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-            def check(case: schemathesis.Case) -> None:
+            def check(case: schemathesis.Case[Any]) -> None:
                 response = case.call(base_url=plain_url, timeout=30)
                 assert response.status_code < 500 or response.status_code == 503, response.text
                 case.validate_response(response, checks=[response_schema_conformance])

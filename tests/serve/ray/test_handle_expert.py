@@ -40,8 +40,8 @@ class Scripted:
 
 
 @pytest.fixture(scope="module")
-def scripted() -> DeploymentHandle:
-    return serve.run(Scripted.bind(), name="scripted", _local_testing_mode=True)
+def scripted() -> DeploymentHandle[Any]:
+    return serve.run(Scripted.bind(), name="scripted", _local_testing_mode=True)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def client(handle: DeploymentHandle, on_other_weights: Callable[[], None] = lambda: None) -> HandleExpert:
+def client(handle: DeploymentHandle[Any], on_other_weights: Callable[[], None] = lambda: None) -> HandleExpert:
     return HandleExpert(3, "expert-3", DEADLINE_SECONDS, on_other_weights, lambda _: handle)
 
 
@@ -77,7 +77,7 @@ class TestAnswers:
         asked = client(serve.run(expert(arguments), name="expert-3", _local_testing_mode=True))
         model = Expert(Location.parse(str(folder)))
 
-        async def ask() -> tuple[object, object, ExpertDescription]:
+        async def ask() -> tuple[np.ndarray, np.ndarray, ExpertDescription]:
             return await asked.encode_images(IMAGES), await asked.encode_texts(["a cat"]), await asked.describe()
 
         images, texts, description = asyncio.run(ask())
@@ -105,14 +105,14 @@ class TestAnswers:
 
 
 class TestFailures:
-    def test_a_full_queue_is_busy(self, scripted: DeploymentHandle) -> None:
+    def test_a_full_queue_is_busy(self, scripted: DeploymentHandle[Any]) -> None:
         with pytest.raises(ExpertBusy, match="expert 3"):
             asyncio.run(client(scripted).encode_texts(["busy"]))
 
-    def test_an_application_that_is_not_there_is_tried_again_later(self, scripted: DeploymentHandle) -> None:
+    def test_an_application_that_is_not_there_is_tried_again_later(self, scripted: DeploymentHandle[Any]) -> None:
         there = False
 
-        def resolve(name: str) -> DeploymentHandle:
+        def resolve(name: str) -> DeploymentHandle[Any]:
             if not there:
                 raise RayServeException(f"Application '{name}' does not exist.")
             return scripted
@@ -130,7 +130,7 @@ class TestFailures:
 
 class TestSilence:
     def test_after_one_deadline_the_others_do_not_wait_until_it_answers_again(
-        self, scripted: DeploymentHandle
+        self, scripted: DeploymentHandle[Any]
     ) -> None:
         async def ask() -> None:
             asked = client(scripted)
@@ -143,7 +143,7 @@ class TestSilence:
 
         asyncio.run(ask())
 
-    def test_one_slow_call_among_answered_ones_is_no_silence(self, scripted: DeploymentHandle) -> None:
+    def test_one_slow_call_among_answered_ones_is_no_silence(self, scripted: DeploymentHandle[Any]) -> None:
         async def ask() -> None:
             asked = client(scripted)
             await asked.describe()
@@ -156,7 +156,7 @@ class TestSilence:
 
         asyncio.run(ask())
 
-    def test_a_client_that_leaves_early_says_nothing_about_the_expert(self, scripted: DeploymentHandle) -> None:
+    def test_a_client_that_leaves_early_says_nothing_about_the_expert(self, scripted: DeploymentHandle[Any]) -> None:
         async def ask() -> None:
             asked = client(scripted)
             await asked.describe()

@@ -134,7 +134,8 @@ class TestTask:
         self, make_service: MakeService
     ) -> None:
         service = make_service()
-        service._router._encoder = Forgetful(service._router._encoder, "xyzzy")
+        router = service._open_router()
+        router._encoder = Forgetful(router._encoder, "xyzzy")
         bare = {"templates": ("{}",), "rule": "soft"}
         known = asyncio.run(service.task(TaskDefinition(labels=("cat",), **bare)))
         both = asyncio.run(service.task(TaskDefinition(labels=("cat", "xyzzy"), **bare)))

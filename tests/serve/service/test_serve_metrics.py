@@ -77,7 +77,8 @@ class TestEndpoint:
 
     def test_it_counts_and_times_what_requests_did(self, client: httpx.Client) -> None:
         pictures = [picture(seed) for seed in range(3)]
-        for body in ({"labels": ["cat", "dog"]}, {"labels": ["cat", "dog"]}, {"labels": []}):
+        bodies: list[dict[str, list[str]]] = [{"labels": ["cat", "dog"]}, {"labels": ["cat", "dog"]}, {"labels": []}]
+        for body in bodies:
             client.post("/v1/classify", json={"images": as_json(pictures), **body})
         client.get("/v1/nothing")
         scrape = Scrape(client)

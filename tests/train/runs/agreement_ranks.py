@@ -11,7 +11,7 @@ from mode_ray.train.runs.agreement import Agreement, Order
 
 def main(folder: Path, rank: int, world_size: int) -> None:
     """Exchange rank 0's orders, and leave what this rank was told."""
-    store = torch.distributed.FileStore(str(folder / "store"), world_size)
+    store = torch.distributed.FileStore(str(folder / "store"), world_size)  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     agreement = Agreement()
     wanted = [Order.CHECKPOINT, Order.NOTHING, Order.ASK_FOR_PREEMPTION, Order.CHECKPOINT, Order.NOTHING]

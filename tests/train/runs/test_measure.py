@@ -120,8 +120,8 @@ class TestWhileTraining:
         module = clip.module.eval()
         with torch.inference_mode():
             expected = recall_at_1(
-                module.encode_image(images, normalize=True),
-                module.encode_text(clip.tokenizer(captions), normalize=True),
+                module.encode_image(images, normalize=True),  # type: ignore[operator]
+                module.encode_text(clip.tokenizer(captions), normalize=True),  # type: ignore[operator]
                 captions,
             )
         assert read_curve(seed.folder)[2] == pytest.approx(expected)

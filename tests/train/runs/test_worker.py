@@ -14,15 +14,14 @@ from trials import BATCH, DENSE_TRIAL, EXPERT_TRIAL, SEED_TRIAL, assert_same_wei
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import WriteError
-from mode_ray.models.clip import CONFIG_FILE
+from mode_ray.models.architecture import CONFIG_FILE
 from mode_ray.models.encode import Expert
 from mode_ray.run_directory import CHECKPOINT_FOLDER, ERROR_FILE, STATE_FILE
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
-from mode_ray.train import checkpoint_schedule, checkpoint_writer
-from mode_ray.train.data import TrainBatch
+from mode_ray.train.data import TrainBatch, train_loader
 from mode_ray.train.plan import SEED
-from mode_ray.train.runs import worker
+from mode_ray.train.runs import checkpoint_schedule, checkpoint_writer, worker
 from mode_ray.train.runs.checkpoints import checkpoint_name, read_checkpoint, whole_checkpoints
 from mode_ray.train.runs.launcher import TrialEnd, fit_trial
 from mode_ray.train.runs.reporter import Reporter
@@ -72,14 +71,14 @@ class TestAnExpert:
         fit_trial(make_job(SEED_TRIAL))
         seed_state = torch.load((make_job(SEED_TRIAL).folder / STATE_FILE).path, weights_only=True)
         begun: dict[str, Any] = {}
-        run = worker.TrainLoop.run
+        run = TrainLoop.run
 
-        def watched(self: worker.TrainLoop, *arguments: Any) -> None:  # noqa: ANN401
+        def watched(self: TrainLoop, *arguments: Any) -> None:  # noqa: ANN401
             begun["snapshot"] = self.gather_snapshot()
             begun["samples"] = self.state.samples_seen
             run(self, *arguments)
 
-        monkeypatch.setattr(worker.TrainLoop, "run", watched)
+        monkeypatch.setattr(TrainLoop, "run", watched)
         assert fit_trial(make_job(EXPERT_TRIAL)) == TrialEnd()
         assert_same_weights(begun["snapshot"].weights, weights(make_job(SEED_TRIAL).folder))
         moments = torch.load(io.BytesIO(begun["snapshot"].state), weights_only=True)["optimizer"]["state"]
@@ -147,8 +146,8 @@ class TestCheckpoints:
         assert not (job.folder / CONFIG_FILE).exists()
         assert [one.name for one in checkpoints_of(job)] == [checkpoint_name(3 * BATCH)]
         first: list[int] = []
-        loader = worker.train_loader
-        monkeypatch.setattr(worker, "train_loader", lambda *all_: first.append(all_[1]) or loader(*all_))
+        loader = train_loader
+        monkeypatch.setattr(worker, "train_loader", lambda *all_: first.append(all_[1]) or loader(*all_))  # type: ignore[func-returns-value]
         assert fit_trial(job) == TrialEnd()
         assert first == [3 * BATCH]
         assert_same_weights(weights(job.folder), expected)

@@ -13,7 +13,8 @@ import torch
 from trials import BATCH, DENSE_TRIAL, assert_same_weights, weights
 
 from mode_ray.errors import UsageError
-from mode_ray.models.clip import CONFIG_FILE, load_clip
+from mode_ray.models.architecture import CONFIG_FILE
+from mode_ray.models.clip import load_clip
 from mode_ray.run_directory import CHECKPOINT_FOLDER, ERROR_FILE, METRICS_FILE
 from mode_ray.train.data import TrainBatch
 from mode_ray.train.runs import worker

@@ -26,7 +26,7 @@ from mode_ray.train.step.loop import NonFiniteError, TrainLoop
 def main(folder: Path, rank: int, world_size: int) -> None:
     """Run all cases as one rank."""
     torch.set_num_threads(1)
-    store = torch.distributed.FileStore(str(folder / "store"), world_size)
+    store = torch.distributed.FileStore(str(folder / "store"), world_size)  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     for name, case in json.loads((folder / "cases.json").read_text()).items():
         _run(folder, name, case, rank, world_size)

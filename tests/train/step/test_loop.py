@@ -167,9 +167,9 @@ class TestSteps:
     ) -> None:
         run = make_run()
         with torch.no_grad():
-            run.clip.module.logit_scale.fill_(start)
+            run.clip.module.logit_scale.fill_(start)  # type: ignore[operator]
         run.loop.step(batch)
-        assert float(run.clip.module.logit_scale) == pytest.approx(end)
+        assert float(run.clip.module.logit_scale) == pytest.approx(end)  # type: ignore[arg-type]
 
     def test_weight_decay_spares_gains_biases_and_the_logit_scale(self, make_run: Callable[..., Run]) -> None:
         run = make_run(optimizer={"weight_decay": 0.3})
@@ -195,7 +195,7 @@ class TestSteps:
     def test_a_loss_that_is_no_number_ends_the_run(self, make_run: Callable[..., Run]) -> None:
         run = make_run()
         with torch.no_grad():
-            run.clip.module.visual.proj.fill_(float("nan"))
+            run.clip.module.visual.proj.fill_(float("nan"))  # type: ignore[union-attr, operator]
         with pytest.raises(TrainingError, match=r"n2/00: the loss is nan after 0 samples; lower .*learning_rate"):
             run.go()
 

@@ -95,7 +95,7 @@ class Ranks:
         return TrainLoop(module, trial, config, 0.5), module
 
     def batch(self, step: int) -> TrainBatch:
-        return TrainBatch(*(self._batches[name][step] for name in ("images", "texts", "ids")), ledger=5)
+        return TrainBatch(*(self._batches[name][step] for name in ("images", "texts", "ids")), ledger=5)  # type: ignore[arg-type, misc]
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         atol = 1e-5 * max(1.0, float(tensor.abs().max()))
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=atol, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=atol, msg=lambda text, n=name: f"{n}: {text}")  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(("loss", "way"), PAIRS)

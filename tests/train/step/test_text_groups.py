@@ -15,7 +15,7 @@ from mode_ray.train.step.text_groups import CausalText, GroupedTexts, causal_tex
 
 CAPTIONS = ["a", "a red square on a white ground", "two cats", "", "a photo of a dog that sleeps " * 4, "b", "tree"]
 CONTEXT = 16
-MODEL = {
+MODEL: dict[str, Any] = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 16, "patch_size": 8, "layers": 1, "width": 16, "head_width": 8},
     "text_cfg": {"context_length": CONTEXT, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
@@ -29,9 +29,9 @@ def tokens(new_clip: Callable[[], ClipModel]) -> torch.Tensor:
 
 def build(folder: Path, custom_text: bool = False, **text: Any) -> torch.nn.Module:  # noqa: ANN401
     torch.manual_seed(0)
-    model = {**MODEL, "custom_text": custom_text, "text_cfg": MODEL["text_cfg"] | text}
+    model = {**MODEL, "custom_text": custom_text, "text_cfg": {**MODEL["text_cfg"], **text}}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
-    module = open_clip.create_model(f"local-dir:{folder}", load_weights=False, output_dict=True)
+    module: torch.nn.Module = open_clip.create_model(f"local-dir:{folder}", load_weights=False, output_dict=True)
     return module.train()
 
 
