@@ -27,6 +27,7 @@ from mode_ray.config.run import ActorPool, AssignConfig, CaptionsConfig, Encoder
 from mode_ray.config.train import TrainConfig
 from mode_ray.embed.table import EMBEDDING
 from mode_ray.stages.manifest import Stage, read_units
+from mode_ray.stages.run import Quiet, Run
 from mode_ray.stages.session import ray_session
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
@@ -79,11 +80,9 @@ class AssignStage:
         work_units: The units.
     """
 
-    def __init__(
-        self, config: RunConfig, embeddings: Location, clusters: Location, work_units: Sequence[WorkUnit]
-    ) -> None:
-        self._config, self._embeddings, self._clusters, self._work_units = config, embeddings, clusters, work_units
-        self.directory = config.directory / "assignments"
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.directory = run.assignments
         self.pool_start_seconds: list[float] = []
 
     def __call__(self) -> float:
@@ -91,7 +90,7 @@ class AssignStage:
         self.directory.delete()
         began = time.time()
         stage = Stage("assign", self.directory, {})
-        run_assign(self._config, stage, self._work_units, self._clusters, self._embeddings, lambda _: None)
+        run_assign(self._run, stage, Quiet())
         ended = time.time()
         first = min(unit.finished_unix_seconds - unit.seconds for unit in read_units(self.directory))
         self.pool_start_seconds.append(first - began)
@@ -115,7 +114,7 @@ def main() -> None:
         Clustering(centers_md, zeros, zeros.astype(np.int64), zeros, "benchmark", {}).save(clusters)
         del vectors_nd
         config = RunConfig(
-            run=str(folder / "run"),
+            run=str(folder),
             captions=CaptionsConfig(paths=("unused",)),
             encoder=EncoderConfig(),
             assign=AssignConfig(pool=ActorPool(min_actors=cores, max_actors=cores)),
@@ -124,7 +123,7 @@ def main() -> None:
         began = time.perf_counter()
         with ray_session(RayConfig(dashboard=False, object_store_bytes=500_000_000)):
             print(f"ray.init: {time.perf_counter() - began:.1f} s")
-            ours = AssignStage(config, Location(str(folder / "embeddings")), clusters, work_units)
+            ours = AssignStage(Run(config, work_units))
             timings = alternate(
                 ours,
                 {"bare_loop": lambda: bare_loop(folder / "embeddings", work_units, centers_md, folder / "bare")},

@@ -38,6 +38,7 @@ from mode_ray.embed.encoder import load_encoder
 from mode_ray.embed.stage import EmbedWorker, run_embed
 from mode_ray.embed.static import StaticEncoder
 from mode_ray.stages.manifest import Stage, read_units, write_unit
+from mode_ray.stages.run import Quiet, Run
 from mode_ray.stages.session import ray_session
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
@@ -79,7 +80,7 @@ def embed_stage(config: RunConfig, work_units: Sequence[WorkUnit]) -> float:
     directory = config.directory / "embeddings"
     directory.delete()
     stage = Stage("embed", directory, {})
-    run_embed(config, stage, work_units, lambda _: None)
+    run_embed(Run(config, work_units), stage, Quiet())
     return time.time() - min(unit.finished_unix_seconds - unit.seconds for unit in read_units(directory))
 
 

@@ -128,7 +128,7 @@ class Driver:
             ledger.give_up()
         with book.taking("finish"):
             ledger.records.update(plan.finished)
-            manifest = finish_units(stage, ledger.records, self._config, {})
+            manifest = finish_units(stage, ledger.records, self._config.limits, {})
             self._progress.end(manifest)
         if manifest.units != len(work_units) or manifest.rows_in != ROWS_PER_SHARD * _readable(len(work_units)):
             raise RuntimeError(f"{name}: {manifest.units} units with {manifest.rows_in} rows: some are missing")

@@ -32,6 +32,7 @@ from mode_ray.config.run import ActorPool, AssignConfig, CaptionsConfig, Encoder
 from mode_ray.config.train import TrainConfig
 from mode_ray.embed.static import StaticEncoder
 from mode_ray.stages.manifest import Stage, read_units
+from mode_ray.stages.run import Quiet, Run
 from mode_ray.stages.session import ray_session
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
@@ -83,16 +84,12 @@ def noisy_shard(folder: Path, number: int, base_nd: npt.NDArray[np.float32]) -> 
     return write_embedding_shard(folder, number, vectors)
 
 
-def assign_seconds(
-    config: RunConfig, work_units: list[WorkUnit], embeddings: Path, clusters: Location
-) -> tuple[float, PeakMemory]:
+def assign_seconds(config: RunConfig, work_units: list[WorkUnit]) -> tuple[float, PeakMemory]:
     """The assign stage on its own Ray: seconds from the first unit's start to the manifest, and memory."""
     directory = config.directory / "assignments"
     directory.delete()
     with PeakMemory() as memory, ray_session(RayConfig(dashboard=False, object_store_bytes=OBJECT_STORE_BYTES)):
-        run_assign(
-            config, Stage("assign", directory, {}), work_units, clusters, Location(str(embeddings)), lambda _: None
-        )
+        run_assign(Run(config, work_units), Stage("assign", directory, {}), Quiet())
         ended = time.time()
     first = min(unit.finished_unix_seconds - unit.seconds for unit in read_units(directory))
     return ended - first, memory
@@ -116,7 +113,7 @@ def measure_sizes(
     disk = sum(file.stat().st_size for file in embeddings.iterdir())
     print(f"{disk / 1e9:.1f} GB of embeddings, {ROWS_PER_SHARD:,} rows a shard")
     config = RunConfig(
-        run=str(folder / "run"),
+        run=str(folder),
         captions=CaptionsConfig(paths=("unused",)),
         assign=AssignConfig(pool=ActorPool(min_actors=CORES, max_actors=CORES)),
         train=TrainConfig(dense_samples=1),
@@ -125,7 +122,7 @@ def measure_sizes(
     peaks: dict[float, list[int]] = {size: [] for size in millions}
     for _ in range(repeats):
         for size, count in zip(millions, counts, strict=True):
-            seconds, memory = assign_seconds(config, work_units[:count], embeddings, clusters)
+            seconds, memory = assign_seconds(config, work_units[:count])
             per_row[size].append(seconds / (count * ROWS_PER_SHARD))
             peaks[size].append(memory.bytes)
             print(

@@ -1,71 +1,161 @@
-"""All stages of a run in order; each is skipped where its manifest stands for the same config."""
+"""All stages of a run in order; each is skipped if its manifest exists for the same config."""
 
 import json
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from mode_ray.assign.stage import run_assign
+from mode_ray.assign.stage import assign_fields, run_assign
 from mode_ray.atlas.stage import make_atlas
 from mode_ray.captions.listing import list_work_units, read_listing, write_listing
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.cluster.reuse import CONTENT_FIELD, find_standing, run_standing
-from mode_ray.cluster.stage import run_cluster
-from mode_ray.config.base import config_hash, fingerprint_fields
+from mode_ray.cluster.stage import cluster_fields, run_cluster
+from mode_ray.config.base import config_hash
 from mode_ray.config.load import dump_config
-from mode_ray.config.run import RunConfig
-from mode_ray.embed.stage import run_embed
+from mode_ray.config.run import ActorPool, RunConfig
+from mode_ray.embed.stage import embed_fields, run_embed
 from mode_ray.errors import UsageError
-from mode_ray.evaluate.stage import routing_entropies, run_evaluate
-from mode_ray.evaluate.tasks.task import load_tasks
+from mode_ray.evaluate.stage import evaluate_fields, run_evaluate
 from mode_ray.new_data.drift import run_drift
 from mode_ray.new_data.extend import ExtensionRequest, run_extension
 from mode_ray.new_data.table import drift_view
-from mode_ray.new_data.tally import training_quantiles
 from mode_ray.observe.log import json_logger, log_format
 from mode_ray.observe.metrics import PipelineMetrics
 from mode_ray.observe.progress import Progress
-from mode_ray.run_directory import LISTING, RUN_CONFIG, STAGE_NAMES, SUMMARY_FILE, VERSIONS, stage_directories
-from mode_ray.stages.manifest import Manifest, Stage, combined_hash, package_versions
+from mode_ray.run_directory import LISTING, RUN_CONFIG, SUMMARY_FILE, VERSIONS, stage_directories
+from mode_ray.stages.manifest import Manifest, Stage, StageState, package_versions
 from mode_ray.stages.resume import plan_units, refuse_replaced_sources
-from mode_ray.stages.work_unit import WorkUnit, require_images
+from mode_ray.stages.run import Run, StageReport
+from mode_ray.stages.work_unit import require_images
 from mode_ray.storage import Location
 from mode_ray.sweep.results import SweepReport
-from mode_ray.train.stage import TrainReports, retry_trial, run_train
-
-WORK_UNIT_STAGES = ("embed", "assign")
+from mode_ray.train.stage import retry_trial, run_train, train_fields
 
 
-class Pipeline:
-    """The stages of one run.
+@dataclass(frozen=True)
+class StageEntry:
+    """What the pipeline knows of a stage.
 
-    Args:
-        config: The run's config.
-        progress: Where to say what happens.
+    Attributes:
+        run: Runs it, or what is left of it.
+        fields: The config fields that decide its output.
+        units: How many units it has.
+        pool: Its actors; None for a stage that does not work shard by shard.
+        needs: The stages that must be done before; None for all earlier ones.
+        free: Fields that may change after it has begun; see `Stage`.
+    """
+
+    run: Callable[[Run, Stage, StageReport], Manifest]
+    fields: Callable[[Run], Mapping[str, object]]
+    units: Callable[[Run], int] = lambda _: 1
+    pool: Callable[[RunConfig], ActorPool] | None = None
+    needs: Sequence[str] | None = None
+    free: Sequence[str] = ()
+
+
+STAGES: Mapping[str, StageEntry] = {
+    "embed": StageEntry(
+        run_embed,
+        embed_fields,
+        units=lambda run: 0 if run.embeds_nothing else len(run.work_units),
+        pool=lambda config: config.embed.pool,
+    ),
+    "cluster": StageEntry(run_cluster, cluster_fields),
+    "assign": StageEntry(
+        run_assign,
+        assign_fields,
+        units=lambda run: len(run.work_units),
+        pool=lambda config: config.assign.pool,
+    ),
+    "train": StageEntry(run_train, train_fields),
+    "evaluate": StageEntry(
+        run_evaluate,
+        evaluate_fields,
+        units=lambda run: len(run.config.evaluate.tasks),
+        # It may leave out experts that failed, and checks itself what the train stage left.
+        needs=("embed", "cluster", "assign"),
+        # Which experts a task was measured with is stored beside its cosines.
+        free=("evaluate.leave_out_experts",),
+    ),
+}
+
+
+def open_run(config: RunConfig) -> Run:
+    """List the input of a run; nothing is written.
 
     Raises:
         DataError: The input does not exist.
-        UsageError: The run directory was begun with another config, or a task file is wrong.
+    """
+    listed_before = read_listing(config.directory / LISTING, config.captions)
+    return Run(config, list_work_units(config.captions, listed_before))
+
+
+def build_stages(run: Run) -> dict[str, Stage]:
+    """Every stage with the fields that decide its output: its config sections and the hash of the stage before.
+
+    Raises:
+        UsageError: A task file is wrong, or the clustering to reuse does not fit.
+        DataError: The clustering to reuse is missing or damaged.
+    """
+    stages: dict[str, Stage] = {}
+    before: dict[str, object] = {}
+    for name, directory in stage_directories(run.directory).items():
+        entry = STAGES[name]
+        stages[name] = Stage(name, directory, {**entry.fields(run), **before}, entry.free)
+        before = {f"inputs.{name}": config_hash(stages[name].fields)}
+    return stages
+
+
+class Pipeline:
+    """The stages of one run; `Pipeline.open` makes it.
+
+    Args:
+        run: The run.
+        stages: Its stages by name, in order.
+        progress: Prints and exports what happens.
+        entries: What runs each stage.
     """
 
-    def __init__(self, config: RunConfig, progress: Progress) -> None:
-        self._config = config
+    def __init__(
+        self, run: Run, stages: Mapping[str, Stage], progress: Progress, entries: Mapping[str, StageEntry] = STAGES
+    ) -> None:
+        self._run = run
+        self._stages = stages
         self._progress = progress
+        self._entries = entries
+        # All of them before anything is written: a run that was begun with another config is refused as a whole.
+        self._states: dict[str, StageState] = {name: stage.state() for name, stage in stages.items()}
+
+    @classmethod
+    def open(cls, config: RunConfig, progress: Progress) -> "Pipeline":
+        """List the input, check it against what the run directory holds, and write the run's config.
+
+        Raises:
+            DataError: The input does not exist.
+            UsageError: The run directory was begun with another config, a task file is wrong, or a source of a
+                finished stage was replaced.
+        """
+        run = open_run(config)
         logger = json_logger() if log_format(config.ray.log_format) == "json" else None
         progress.follow(config.directory.uri, logger, lambda: PipelineMetrics(config.directory.uri))
-        listing = config.directory / LISTING
-        listed_before = read_listing(listing, config.captions)
-        self._work_units = list_work_units(config.captions, listed_before)
-        self._directories = stage_directories(config.directory)
-        self._stages = build_stages(config, self._work_units)
-        # All of them before anything is written: a run of another config is refused whole.
-        self._states = {name: stage.state() for name, stage in self._stages.items()}
-        for name in WORK_UNIT_STAGES:
-            if self._states[name] == "done":
-                refuse_replaced_sources(self._stages[name], self._work_units)
-        if self._work_units != listed_before:
-            write_listing(listing, self._work_units, config.captions)
-        (config.directory / RUN_CONFIG).write_text(dump_config(config))
-        (config.directory / VERSIONS).write_text(json.dumps(package_versions(), indent=1))
+        pipeline = cls(run, build_stages(run), progress)
+        pipeline.claim()
+        return pipeline
+
+    def claim(self) -> None:
+        """Write the listing and the config into the run directory.
+
+        Raises:
+            UsageError: A source of a finished stage was replaced.
+        """
+        run = self._run
+        for name, stage in self._stages.items():
+            if self._states[name] == "done" and self._entries[name].pool is not None:
+                refuse_replaced_sources(stage, run.work_units)
+        listing = run.directory / LISTING
+        if run.work_units != read_listing(listing, run.config.captions):
+            write_listing(listing, run.work_units, run.config.captions)
+        (run.directory / RUN_CONFIG).write_text(dump_config(run.config))
+        (run.directory / VERSIONS).write_text(json.dumps(package_versions(), indent=1))
 
     def is_done(self, names: Sequence[str]) -> bool:
         """Whether there is nothing left to do."""
@@ -79,28 +169,30 @@ class Pipeline:
             ModeRayError: As the stages raise.
         """
         if "train" in names and self._states["train"] != "done":
-            require_images(self._work_units)
+            require_images(self._run.work_units)
         for name in names:
             if self._states[name] == "done":
                 self._progress.say(f"[{name}] done before")
                 continue
             self._require_earlier(name)
-            self._progress.end(self._run_stage(name))
+            self._begin(name)
+            manifest = self._entries[name].run(self._run, self._stages[name], self._progress)
+            if name == "cluster" and not self._run.config.fits_nothing:
+                self._progress.say(f"[cluster] atlas: {self.make_atlas()}")
+            self._progress.end(manifest)
             self._states[name] = "done"
-            if name == "assign" and self._config.fits_nothing:
-                self.drift()
-            if name == "assign" and not (self._directories["cluster"] / SUMMARY_FILE).exists():
-                self._progress.say(f"[assign] atlas: {self.atlas()}")  # a reused clustering came without one
+            if name == "assign":
+                self._after_assign()
 
     def drift(self) -> None:
-        """Compare the assigned captions with what the clustering was fitted on, and show how they differ.
+        """Compare the assigned captions with those that the clustering was fitted on, and print the differences.
 
         Raises:
             UsageError: The assign stage is not done.
             DataError: The clustering does not say what it was fitted on.
         """
-        report = run_drift(self._config, self._directories["cluster"], self._directories["assign"])
-        self._progress.show(drift_view(report))
+        run = self._run
+        self._progress.show(drift_view(run_drift(run.config, run.clusters, run.assignments)))
 
     def sweep(self) -> SweepReport:
         """Try out the training fields of `sweep`; the train stage is neither needed nor touched.
@@ -110,11 +202,11 @@ class Pipeline:
         """
         from mode_ray.sweep.run import run_sweep  # Ray Tune is slow to import, and the stages do without
 
-        places = self._directories
-        return run_sweep(self._config, self._work_units, places["cluster"], places["assign"], self._progress.say)
+        run = self._run
+        return run_sweep(run.config, run.work_units, run.clusters, run.assignments, self._progress.say)
 
     def atlas(self) -> Location:
-        """Write the clustering's atlas, an HTML page, and return where it lies.
+        """Write the clustering's atlas, an HTML page, and return where it is.
 
         Raises:
             UsageError: The cluster stage is not done.
@@ -122,7 +214,11 @@ class Pipeline:
         """
         if self._states["cluster"] != "done":
             raise UsageError("the atlas needs the cluster stage, which is not done: run `mode-ray cluster` first")
-        return make_atlas(self._config, self._work_units, self._directories)
+        return self.make_atlas()
+
+    def make_atlas(self) -> Location:
+        """Write the atlas of a clustering that exists, whether the stage is marked as done or not."""
+        return make_atlas(self._run.config, self._run.work_units, stage_directories(self._run.directory))
 
     def extend(self, request: ExtensionRequest) -> Clustering:
         """Write a clustering with new centers for the far captions of this run.
@@ -130,11 +226,15 @@ class Pipeline:
         Raises:
             ModeRayError: As `run_extension`.
         """
-        self._progress.begin("cluster extend", len(self._work_units))
-        return run_extension(self._config, request, self._work_units, self._directories, self._progress.unit)
+        run = self._run
+        self._progress.begin("cluster extend", len(run.work_units))
+        directories = stage_directories(run.directory)
+        return run_extension(run.config, request, run.work_units, directories, self._progress.unit)
 
     def retry(self, trial: str) -> None:
-        """Train one run of the train stage alone, its failure forgotten; the stage is done if it was the last missing.
+        """Train one run of the train stage alone and forget its failure.
+
+        The stage is done if it was the last one that was missing.
 
         Args:
             trial: Its name, or the number of an expert.
@@ -145,142 +245,39 @@ class Pipeline:
         """
         self._require_earlier("train")
         self._begin("train")
-        places, progress = self._directories, self._progress
-        with progress.watching_trials() as on_change:
-            manifest = retry_trial(
-                self._config,
-                self._stages["train"],
-                self._work_units,
-                places["cluster"],
-                places["assign"],
-                trial,
-                TrainReports(_say_of_training(progress), on_change),
-            )
+        manifest = retry_trial(self._run, self._stages["train"], trial, self._progress)
         if manifest is None:
-            progress.say(f"[train] {trial} is finished; other runs are not: `mode-ray train` goes on with them")
+            self._progress.say(f"[train] {trial} is finished; other runs are not: `mode-ray train` continues them")
         else:
-            progress.end(manifest)
+            self._progress.end(manifest)
+
+    def _after_assign(self) -> None:
+        run = self._run
+        if run.config.fits_nothing:
+            self.drift()
+        # A reused clustering may have been copied without an atlas; its captions can be sampled now.
+        if not (run.clusters / SUMMARY_FILE).exists():
+            self._progress.say(f"[assign] atlas: {self.make_atlas()}")
 
     def _require_earlier(self, name: str) -> None:
-        # An evaluation may leave out experts that failed: it looks itself at what the train stage left.
-        needed = (*WORK_UNIT_STAGES, "cluster") if name == "evaluate" else STAGE_NAMES[: STAGE_NAMES.index(name)]
-        for earlier in needed:
+        order = list(self._stages)
+        needs = self._entries[name].needs
+        for earlier in order[: order.index(name)] if needs is None else needs:
             if self._states[earlier] != "done":
                 raise UsageError(
                     f"{name} needs the {earlier} stage, which is not done: run `mode-ray {earlier}` first"
                 )
 
-    def _run_stage(self, name: str) -> Manifest:
-        config, work_units, places, progress = self._config, self._work_units, self._directories, self._progress
-        stage = self._stages[name]
-        self._begin(name)
-        if name == "embed":
-            return self._embed(stage)
-        if name == "cluster":
-            return self._cluster(stage)
-        if name == "assign":
-            embeddings = places["embed"] if config.embed.keep == "all" else None
-            return run_assign(config, stage, work_units, places["cluster"], embeddings, progress.unit)
-        if name == "train":
-            with progress.watching_trials() as on_change:
-                reports = TrainReports(_say_of_training(progress), on_change)
-                return run_train(config, stage, work_units, places["cluster"], places["assign"], reports)
-        manifest = run_evaluate(config, stage, work_units, places, progress.unit)
-        progress.routing(routing_entropies(stage.directory))
-        return manifest
-
-    def _embed(self, stage: Stage) -> Manifest:
-        if self._embeds_nothing:
-            self._progress.say("[embed] nothing to embed: standing clustering")
-            stage.begin(0)
-            return stage.finish([], {"nothing to embed": "standing clustering"})
-        counted = partial(self._progress.work, "embed: captions counted, in units")
-        return run_embed(self._config, stage, self._work_units, self._progress.unit, counted)
-
-    def _cluster(self, stage: Stage) -> Manifest:
-        config, directory = self._config, self._directories["cluster"]
-        if config.fits_nothing:
-            standing = find_standing(config, directory)
-            training_quantiles(standing.clustering)  # the drift report needs them: better found out before assigning
-            self._progress.say(f"[cluster] standing clustering of {standing.source}, content {standing.content_hash}")
-            return run_standing(config, stage, standing, self._progress.unit)
-        progress = self._progress
-        manifest = run_cluster(
-            config, stage, self._directories["embed"], progress.unit, progress.say, progress.iteration
-        )
-        progress.say(f"[cluster] atlas: {make_atlas(config, self._work_units, self._directories)}")
-        return manifest
-
-    @property
-    def _embeds_nothing(self) -> bool:
-        return self._config.fits_nothing and self._config.embed.keep == "sample"
-
     def _begin(self, name: str) -> None:
         """Say what there is to do."""
-        if name not in WORK_UNIT_STAGES or self._units(name) == 0:
-            self._progress.begin(name, self._units(name))
+        entry, progress = self._entries[name], self._progress
+        units = entry.units(self._run)
+        if entry.pool is None or units == 0:
+            progress.begin(name, units)
             return
-        plan = plan_units(self._stages[name], self._work_units)
-        pool = self._config.embed.pool if name == "embed" else self._config.assign.pool
-        self._progress.begin(name, self._units(name), len(plan.finished), pool.max_actors)
+        plan = plan_units(self._stages[name], self._run.work_units)
+        progress.begin(name, units, len(plan.finished), entry.pool(self._run.config).max_actors)
         if plan.replaced:
-            self._progress.say(f"[{name}] {len(plan.replaced)} units are done again: their source was replaced")
+            progress.say(f"[{name}] {len(plan.replaced)} units are processed again: their source was replaced")
         if plan.vanished:
-            self._progress.say(f"[{name}] {len(plan.vanished)} outputs are removed: no file has these units any more")
-
-    def _units(self, name: str) -> int:
-        counts = {
-            "embed": 0 if self._embeds_nothing else len(self._work_units),
-            "assign": len(self._work_units),
-            "evaluate": len(self._config.evaluate.tasks),
-        }
-        return counts.get(name, 1)
-
-
-def _say_of_training(progress: Progress) -> Callable[[str], None]:
-    return lambda text: progress.say(f"[train] {text}")
-
-
-def build_stages(config: RunConfig, work_units: Sequence[WorkUnit]) -> dict[str, Stage]:
-    """Every stage with the fields that decide its output: its config sections and the hash of the stage before."""
-    # By name alone: a file that was mended, and may now be split otherwise, does not make another run.
-    files = sorted({work_unit.uri for work_unit in work_units})
-    sampling = {}
-    if config.embed.keep == "sample" and not config.fits_nothing:
-        sampling = {"cluster.sample_rows": config.cluster.sample_rows, "cluster.seed": config.cluster.seed}
-    tasks = [task.model_dump_json() for task in load_tasks(config.evaluate.tasks)]
-    own: dict[str, dict[str, object]] = {
-        "embed": {
-            **fingerprint_fields(config.captions, "captions"),
-            **fingerprint_fields(config.encoder, "encoder"),
-            **fingerprint_fields(config.embed, "embed"),
-            **sampling,
-            "captions (files found)": f"{len(files)} files, {combined_hash(files)}",
-        },
-        "cluster": _cluster_fields(config),
-        "assign": fingerprint_fields(config.assign, "assign"),
-        "train": fingerprint_fields(config.train, "train"),
-        "evaluate": {
-            **fingerprint_fields(config.routing, "routing"),
-            **fingerprint_fields(config.evaluate, "evaluate"),
-            "evaluate (content of the tasks)": combined_hash(tasks),
-        },
-    }
-    stages: dict[str, Stage] = {}
-    before: dict[str, object] = {}
-    for name, directory in stage_directories(config.directory).items():
-        # Experts that are left out: which of them a task was measured with stands beside its cosines.
-        free = ("evaluate.leave_out_experts",) if name == "evaluate" else ()
-        stages[name] = Stage(name, directory, {**own[name], **before}, free)
-        before = {f"inputs.{name}": config_hash(stages[name].fields)}
-    return stages
-
-
-def _cluster_fields(config: RunConfig) -> dict[str, object]:
-    """What decides the clustering: the fields of a fit, or the content of the standing one."""
-    if config.fits_nothing:
-        copy = stage_directories(config.directory)["cluster"]
-        return {CONTENT_FIELD: find_standing(config, copy).content_hash}
-    fields = fingerprint_fields(config.cluster, "cluster")
-    del fields["cluster.standing"]
-    return fields
+            progress.say(f"[{name}] {len(plan.vanished)} outputs are removed: no file has these units any more")

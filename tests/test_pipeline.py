@@ -17,6 +17,7 @@ from mode_ray.pipeline import Pipeline, build_stages
 from mode_ray.run_directory import LISTING
 from mode_ray.stages.actor import with_source
 from mode_ray.stages.manifest import Stage
+from mode_ray.stages.run import Run
 from mode_ray.stages.work_unit import read_work_units
 from mode_ray.storage import Location
 
@@ -46,13 +47,13 @@ def write(file: Path, rows: int) -> None:
 
 
 def pipeline(config: RunConfig) -> Pipeline:
-    return Pipeline(config, Progress(Console(quiet=True)))
+    return Pipeline.open(config, Progress(Console(quiet=True)))
 
 
 def finish(config: RunConfig, name: str) -> Stage:
     """A shard stage as if it had been run."""
     work_units = read_work_units(config.directory / LISTING)
-    stage = build_stages(config, work_units)[name]
+    stage = build_stages(Run(config, work_units))[name]
     stage.begin(len(work_units))
     table = pa.table({"row": [1]})
     records = [
@@ -90,7 +91,7 @@ class TestTheListing:
 
     def test_a_refused_config_leaves_no_trace(self, config: RunConfig, tmp_path: Path) -> None:
         pipeline(config)
-        build_stages(config, read_work_units(config.directory / LISTING))["embed"].begin(4)
+        build_stages(Run(config, read_work_units(config.directory / LISTING)))["embed"].begin(4)
         before = (tmp_path / "run" / LISTING).read_bytes()
         write(tmp_path / "in/c.parquet", 5)
         with pytest.raises(UsageError, match=r"captions \(files found\) was '2 files, .*', is '3 files, "):
@@ -101,7 +102,7 @@ class TestTheListing:
 class TestSources:
     def test_a_mended_file_with_more_units_is_the_same_run(self, config: RunConfig, tmp_path: Path) -> None:
         pipeline(config)
-        build_stages(config, read_work_units(config.directory / LISTING))["embed"].begin(4)
+        build_stages(Run(config, read_work_units(config.directory / LISTING)))["embed"].begin(4)
         write(tmp_path / "in/a.parquet", 30)
         assert not pipeline(config).is_done(["embed"])
 
@@ -124,7 +125,7 @@ class TestSources:
         (stage.directory / "manifest.json").delete()
         stage.output(read_work_units(config.directory / LISTING)[0].unit).delete()
         write(tmp_path / "in/b.parquet", 9)
-        again = Pipeline(config, Progress(Console(width=200)))
+        again = Pipeline.open(config, Progress(Console(width=200)))
         again._begin("embed")
         said = capsys.readouterr().out
         assert "[embed] 1 of 3 units done before" in said

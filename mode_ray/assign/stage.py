@@ -3,8 +3,6 @@
 Where embeddings were kept they are read; else captions are read, encoded and assigned in one pass.
 """
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -13,13 +11,15 @@ from mode_ray.captions.clean import CaptionTable
 from mode_ray.captions.read import read_captions
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.search.nearest import FlatSearch, Float32Array, NearestCenters
+from mode_ray.config.base import fingerprint_fields
 from mode_ray.config.run import RunConfig
 from mode_ray.embed.encoder import load_encoder
 from mode_ray.embed.stage import unit_record
 from mode_ray.embed.table import as_stored, embedding_vectors, place_columns, split_usable
 from mode_ray.errors import DataError
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, read_output
-from mode_ray.stages.resume import run_work_unit_stage
+from mode_ray.stages.resume import UnitWork, run_work_unit_stage
+from mode_ray.stages.run import Run, StageReport
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
@@ -82,18 +82,18 @@ def center_search(
     return FlatSearch(centers_md, prices_m, gpu=True) if gpu else NearestCenters(centers_md, prices_m, threads)
 
 
-def run_assign(
-    config: RunConfig,
-    stage: Stage,
-    work_units: Sequence[WorkUnit],
-    clusters: Location,
-    embeddings: Location | None,
-    on_record: Callable[[UnitRecord], None],
-) -> Manifest:
+def assign_fields(run: Run) -> dict[str, object]:
+    """The fields that decide the assignments."""
+    return fingerprint_fields(run.config.assign, "assign")
+
+
+def run_assign(run: Run, stage: Stage, report: StageReport) -> Manifest:
     """Run the assign stage, or what is left of it.
 
     Raises:
         DataError: More shards are unreadable, or more captions refused, than the config allows.
     """
-    arguments = (config, clusters, embeddings)
-    return run_work_unit_stage(config, stage, work_units, AssignWorker, arguments, config.assign.pool, on_record)
+    config = run.config
+    embeddings = run.embeddings if config.embed.keep == "all" else None
+    work = UnitWork(AssignWorker, (config, run.clusters, embeddings), config.assign.pool)
+    return run_work_unit_stage(stage, run.work_units, work, config.limits, report.unit)

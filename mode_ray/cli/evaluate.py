@@ -20,9 +20,11 @@ def rules(
     from mode_ray.evaluate.report.render import results_table
     from mode_ray.evaluate.rescore import rescore
     from mode_ray.evaluate.stage import load_report
+    from mode_ray.pipeline import build_stages, open_run
     from mode_ray.run_directory import REPORT_HTML
 
-    folder = rescore(settings)
+    run = open_run(settings)
+    folder = rescore(run, build_stages(run)["evaluate"])
     console().print(results_table(load_report(folder)))
     say(f"report: {folder / REPORT_HTML}")
 

@@ -42,9 +42,11 @@ def index(config: Config, overrides: Overrides) -> None:
     settings = load(config, overrides)
     from mode_ray.index.stage import index_stages, run_index
     from mode_ray.observe.progress import Progress
+    from mode_ray.pipeline import build_stages, open_run
     from mode_ray.stages.session import ray_session
 
-    progress, stages = Progress(console()), index_stages(settings)
+    run = open_run(settings)
+    progress, stages = Progress(console()), index_stages(run, build_stages(run)["train"])
     with ray_session(settings.ray):
         summary = run_index(settings, stages, progress.begin, progress.unit).summary
     say(f"index: {summary['images']:,} images in {summary['parts']} parts: {stages.parts_directory}")

@@ -95,6 +95,6 @@ def on_ray(config: "RunConfig") -> "Iterator[Pipeline]":
     from mode_ray.pipeline import Pipeline
     from mode_ray.stages.session import ray_session
 
-    pipeline = Pipeline(config, Progress(console()))
+    pipeline = Pipeline.open(config, Progress(console()))
     with ray_session(config.ray):
         yield pipeline

@@ -2,74 +2,85 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import ray
 
 from mode_ray.cluster.fit_clock import SECONDS_BY_PART, FitClock
-from mode_ray.config.run import RunConfig
+from mode_ray.cluster.quantiles import training_quantiles
+from mode_ray.cluster.reuse import CONTENT_FIELD, find_standing, run_standing
+from mode_ray.config.base import fingerprint_fields
+from mode_ray.config.run import ClusterPlacement, RunConfig
 from mode_ray.embed.encoder import encoder_name
 from mode_ray.run_directory import FIT_PROGRESS
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
+from mode_ray.stages.run import Run, StageReport
 from mode_ray.storage import Location
 from mode_ray.util.ray_tasks import task_result
 
 _LOOK_SECONDS = 2.0
 
 
-def run_cluster(
-    config: RunConfig,
-    stage: Stage,
-    embeddings: Location,
-    on_record: Callable[[UnitRecord], None],
-    say: Callable[[str], None],
-    on_iteration: Callable[[Mapping[str, Any], int], None] = lambda *_: None,
-) -> Manifest:
-    """Run the cluster stage in a Ray task of its own, so that it finds the CPU it needs wherever that is.
+def cluster_fields(run: Run) -> dict[str, object]:
+    """The fields that decide the clustering: those of a fit, or the content of the reused one."""
+    if run.config.fits_nothing:
+        return {CONTENT_FIELD: find_standing(run.config, run.clusters).content_hash}
+    fields = fingerprint_fields(run.config.cluster, "cluster")
+    del fields["cluster.standing"]
+    return fields
 
-    Args:
-        config: The run's config.
-        stage: The stage.
-        embeddings: Directory of the embedding shards.
-        on_record: Called with the stage's one record.
-        say: Called with a line of text where there is something to wait for.
-        on_iteration: Called with the newest `IterationReport` and the most iterations, now and then and at the end.
+
+def run_cluster(run: Run, stage: Stage, report: StageReport) -> Manifest:
+    """Fit a clustering, or copy the one that the config reuses.
 
     Raises:
-        DataError: Fewer distinct embeddings than centers.
+        UsageError: The reused clustering has no map for `train.experts`, or changed while this run worked.
+        DataError: Fewer distinct embeddings than centers; the reused clustering is missing, damaged, or was made with
+            another encoder.
     """
+    if not run.config.fits_nothing:
+        return _fit(run, stage, report)
+    standing = find_standing(run.config, run.clusters)
+    training_quantiles(standing.clustering)  # the drift report needs them; a lack shows before captions are assigned
+    report.say(f"[cluster] reused clustering of {standing.source}, content {standing.content_hash}")
+    return run_standing(run.config, stage, standing, report.unit)
+
+
+def _fit(run: Run, stage: Stage, report: StageReport) -> Manifest:
+    """Fit in a Ray task of its own, so that it gets its CPUs on whichever node has them."""
+    config, most = run.config.cluster, run.config.cluster.fine.iterations
     stage.begin(1)
-    _say_if_too_few_cpus(config, say)
+    _say_if_too_few_cpus(config.placement, report.say)
     began = time.monotonic()
     # max_calls: a process that has fitted a clustering is too large to idle.
-    task = ray.remote(num_cpus=config.cluster.placement.cpus, max_calls=1)(_fit_and_save).options(name="cluster")
-    fitting = task.remote(config, embeddings, stage.directory)
+    task = ray.remote(num_cpus=config.placement.cpus, max_calls=1)(_fit_and_save).options(name="cluster")
+    fitting = task.remote(run.config, run.embeddings, stage.directory)
     seen = 0
     while not ray.wait([fitting], timeout=_LOOK_SECONDS)[0]:
-        report = _newest_report(stage.directory)
-        if report is not None and report["iteration"] != seen:
-            seen = report["iteration"]
-            on_iteration(report, config.cluster.fine.iterations)
+        newest = _newest_report(stage.directory)
+        if newest is not None and newest["iteration"] != seen:
+            seen = newest["iteration"]
+            report.iteration(newest, most)
     summary = task_result(fitting)
     if summary["last_iteration"]["iteration"] != seen:
-        on_iteration(summary["last_iteration"], config.cluster.fine.iterations)
+        report.iteration(summary["last_iteration"], most)
     rows = int(summary["sample_rows"])
     record = UnitRecord(
         unit="clustering",
-        source=embeddings.uri,
+        source=run.embeddings.uri,
         rows_in=rows,
         rows_out=rows,
         seconds=round(time.monotonic() - began, 3),
         attempt=stage.attempt,
     )
-    on_record(record)
+    report.unit(record)
     return stage.finish([record], summary)
 
 
-def _say_if_too_few_cpus(config: RunConfig, say: Callable[[str], None]) -> None:
+def _say_if_too_few_cpus(placement: ClusterPlacement, say: Callable[[str], None]) -> None:
     """Actors that find no room wait, for an autoscaler maybe: without a word that would look like a fit that hangs."""
-    placement, there = config.cluster.placement, float(ray.cluster_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
+    there = float(ray.cluster_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
     wanted = placement.cpus * (1 + (placement.workers if placement.workers > 1 else 0))
     if wanted > there:
         say(

@@ -4,20 +4,23 @@ With `embed.keep: all` every caption is embedded. With `sample` only the rows th
 `assign` encodes the captions itself in its one pass.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 
 import pyarrow as pa
 
 from mode_ray.captions.clean import CaptionTable
 from mode_ray.captions.count import count_all_captions
 from mode_ray.captions.read import read_captions
-from mode_ray.config.run import CaptionsConfig, EncoderConfig, EncoderPlacement, RunConfig
+from mode_ray.config.base import fingerprint_fields
+from mode_ray.config.run import CaptionsConfig, EncoderConfig, EncoderPlacement
 from mode_ray.embed.encoder import load_encoder
 from mode_ray.embed.table import EMBEDDING, embedding_column, place_columns, split_usable
 from mode_ray.errors import DataError
 from mode_ray.run_directory import CAPTION_COUNTS
-from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
-from mode_ray.stages.resume import plan_units, run_work_unit_stage
+from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, combined_hash
+from mode_ray.stages.resume import UnitWork, plan_units, run_work_unit_stage
+from mode_ray.stages.run import Run, StageReport
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.util.sampling import allocate_sample, sample_positions
 
@@ -86,31 +89,41 @@ def unit_record(work_unit: WorkUnit, captions: CaptionTable) -> UnitRecord:
     )
 
 
-def run_embed(
-    config: RunConfig,
-    stage: Stage,
-    work_units: Sequence[WorkUnit],
-    on_record: Callable[[UnitRecord], None],
-    on_counted: Callable[[int, int], None] | None = None,
-) -> Manifest:
-    """Run the embed stage, or what is left of it.
+def embed_fields(run: Run) -> dict[str, object]:
+    """The fields that decide the embeddings."""
+    config = run.config
+    # By name alone: a file that was fixed, and may now be split otherwise, does not make another run.
+    files = sorted({work_unit.uri for work_unit in run.work_units})
+    sampling = {}
+    if config.embed.keep == "sample" and not config.fits_nothing:
+        sampling = {"cluster.sample_rows": config.cluster.sample_rows, "cluster.seed": config.cluster.seed}
+    return {
+        **fingerprint_fields(config.captions, "captions"),
+        **fingerprint_fields(config.encoder, "encoder"),
+        **fingerprint_fields(config.embed, "embed"),
+        **sampling,
+        "captions (files found)": f"{len(files)} files, {combined_hash(files)}",
+    }
 
-    Args:
-        config: The run's config.
-        stage: The stage.
-        work_units: All of its units.
-        on_record: Called with every new record.
-        on_counted: With `embed.keep: sample`, called while captions are counted, with the units done and all units.
+
+def run_embed(run: Run, stage: Stage, report: StageReport) -> Manifest:
+    """Run the embed stage, or what is left of it.
 
     Raises:
         DataError: More shards are unreadable, or more captions refused, than the config allows.
     """
+    config, pool = run.config, run.config.embed.pool
+    if run.embeds_nothing:
+        report.say("[embed] nothing to embed: the clustering is reused")
+        stage.begin(0)
+        return stage.finish([], {"nothing to embed": "standing clustering"})
     sample = None
-    pool = config.embed.pool
-    if config.embed.keep == "sample" and plan_units(stage, work_units).left:
-        stage.begin(len(work_units))
-        counts = count_all_captions(work_units, config.captions, pool, stage.directory / CAPTION_COUNTS, on_counted)
-        # Units that stand keep the share that was allotted to them when a mended source changes the counts of others.
+    if config.embed.keep == "sample" and plan_units(stage, run.work_units).left:
+        stage.begin(len(run.work_units))
+        counted = partial(report.work, "embed: captions counted, in units")
+        file = stage.directory / CAPTION_COUNTS
+        counts = count_all_captions(run.work_units, config.captions, pool, file, counted)
+        # Finished units keep their share of the sample when a fixed source changes the counts of others.
         sample = allocate_sample(counts, config.cluster.sample_rows, config.cluster.seed)
     arguments = (
         config.captions,
@@ -120,4 +133,5 @@ def run_embed(
         sample,
         config.cluster.seed,
     )
-    return run_work_unit_stage(config, stage, work_units, EmbedWorker, arguments, pool, on_record)
+    work = UnitWork(EmbedWorker, arguments, pool)
+    return run_work_unit_stage(stage, run.work_units, work, config.limits, report.unit)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from mode_ray.atlas.summary import near_captions, read_summary
 from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import Clustering
+from mode_ray.config.base import fingerprint_fields
 from mode_ray.config.run import RunConfig
 from mode_ray.embed.encoder import encoder_name
 from mode_ray.errors import DataError
@@ -18,62 +19,58 @@ from mode_ray.evaluate.report.render import render_report
 from mode_ray.evaluate.report.schema import ReportData
 from mode_ray.evaluate.report.sources import ReportSources, read_thumbnails
 from mode_ray.evaluate.tasks.task import Task, load_tasks
-from mode_ray.run_directory import FINE_FILE, REPORT_HTML, REPORT_JSON, ROUTING_FILE, measured_task
-from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
-from mode_ray.stages.work_unit import WorkUnit
+from mode_ray.run_directory import FINE_FILE, REPORT_HTML, REPORT_JSON, ROUTING_FILE, measured_task, stage_directories
+from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, combined_hash
+from mode_ray.stages.run import Run, StageReport
 from mode_ray.storage import Location
 from mode_ray.train.plan import SEED, Trial, expert_name
 
 
-def run_evaluate(
-    config: RunConfig,
-    stage: Stage,
-    work_units: Sequence[WorkUnit],
-    directories: Mapping[str, Location],
-    on_record: Callable[[UnitRecord], None],
-) -> Manifest:
-    """Run the evaluate stage; tasks that are measured already are not measured again.
+def evaluate_fields(run: Run) -> dict[str, object]:
+    """The fields that decide the report."""
+    tasks = [task.model_dump_json() for task in load_tasks(run.config.evaluate.tasks)]
+    return {
+        **fingerprint_fields(run.config.routing, "routing"),
+        **fingerprint_fields(run.config.evaluate, "evaluate"),
+        "evaluate (content of the tasks)": combined_hash(tasks),
+    }
 
-    Args:
-        config: The run's config.
-        stage: The stage.
-        work_units: The run's input, for sample captions and images in the report.
-        directories: Of all stages, by name.
-        on_record: Called for every task as it is done.
+
+def run_evaluate(run: Run, stage: Stage, report: StageReport) -> Manifest:
+    """Run the evaluate stage; tasks that are measured already are not measured again.
 
     Raises:
         UsageError: A model is not trained that is not left out.
         DataError: A task or model cannot be read.
     """
+    config = run.config
     tasks = load_tasks(config.evaluate.tasks)
-    trained = _find_trained(config, directories["train"])
-    models = {trial.name: directories["train"] / trial.name for trial in trained.trials if trial.name != SEED}
-    Clustering.load_for(directories["cluster"], encoder_name(config.encoder))
+    trained = _find_trained(config, run.experts)
+    models = {trial.name: run.experts / trial.name for trial in trained.trials if trial.name != SEED}
+    Clustering.load_for(run.clusters, encoder_name(config.encoder))
     check_models(config.train.experts, models)
     stage.begin(len(tasks))
-    records = _measure(config, stage, tasks, models, on_record)
-    write_report(config, work_units, directories, stage.directory)
+    records = _measure(config, stage, tasks, models, report.unit)
+    write_report(run, stage.directory)
+    report.routing(routing_entropies(stage.directory))
     return stage.finish(records, {"report": (stage.directory / REPORT_HTML).uri})
 
 
-def write_report(
-    config: RunConfig, work_units: Sequence[WorkUnit], directories: Mapping[str, Location], target: Location
-) -> None:
+def write_report(run: Run, target: Location) -> None:
     """Compare all models and rules from what was measured, and write the report; no model runs.
 
     Args:
-        config: The run's config; its routing may be another than that of the evaluation that measured.
-        work_units: The run's input, for sample captions and images.
-        directories: Of all stages, by name; the measurements lie in that of `evaluate`.
+        run: The run; its routing may be another than that of the evaluation that measured.
         target: Where the report goes.
 
     Raises:
         UsageError: A model is not trained that is not left out.
         DataError: The clustering is of another encoder, a task is not measured, or the atlas summary is damaged.
     """
+    config = run.config
     tasks, n = load_tasks(config.evaluate.tasks), config.train.experts
-    clustering = Clustering.load_for(directories["cluster"], encoder_name(config.encoder))
-    trained = _find_trained(config, directories["train"])
+    clustering = Clustering.load_for(run.clusters, encoder_name(config.encoder))
+    trained = _find_trained(config, run.experts)
     centers = len(clustering.centers_md)
     calibration = calibration_of(clustering, n)
     router = Router(
@@ -85,13 +82,13 @@ def write_report(
     )
     measured, results = {}, {}
     for task in tasks:
-        measured[task.name], results[task.name] = _compare(config, task, directories, router, trained.trials)
+        measured[task.name], results[task.name] = _compare(run, task, router, trained.trials)
     sources = ReportSources(
         config=config,
-        work_units=work_units,
-        directories=directories,
+        work_units=run.work_units,
+        directories=stage_directories(run.directory),
         clustering=clustering,
-        captions=near_captions(read_summary(directories["cluster"], centers), centers),
+        captions=near_captions(read_summary(run.clusters, centers), centers),
         trials=trained.trials,
         pairs_n=trained.pairs_n,
         tasks=tasks,
@@ -157,14 +154,12 @@ def _measure(
     return records
 
 
-def _compare(
-    config: RunConfig, task: Task, directories: Mapping[str, Location], router: Router, trials: Sequence[Trial]
-) -> tuple[TaskCosines, TaskResults]:
-    """A task's results, and what was measured without its cosines: they go before those of the next task come."""
-    place = measured_task(directories["evaluate"], task.name)
+def _compare(run: Run, task: Task, router: Router, trials: Sequence[Trial]) -> tuple[TaskCosines, TaskResults]:
+    """A task's results, and its measurements without the cosines, which are freed before the next task is read."""
+    place = measured_task(run.evaluation, task.name)
     measured = load_cosines(place)
-    _check_dimension(measured, router, place, directories["cluster"])
-    n = config.train.experts
+    _check_dimension(measured, router, place, run.clusters)
+    n = run.config.train.experts
     controls: dict[str, list[str]] = {}
     for trial in trials:
         if trial.role in ("full", "random"):
@@ -175,7 +170,7 @@ def _compare(
         experts=[expert_name(n, expert) for expert in range(n)],
         controls=controls,
         router=router,
-        rules=config.evaluate.rules,
+        rules=run.config.evaluate.rules,
     )
     return measured.without_cosines(), results
 

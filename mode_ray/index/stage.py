@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from mode_ray.captions.listing import list_work_units, read_listing
+from mode_ray.captions.listing import list_work_units
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.base import config_hash
 from mode_ray.config.run import RunConfig
@@ -15,10 +15,10 @@ from mode_ray.errors import DataError, UsageError
 from mode_ray.evaluate.measure.models import check_models, find_trained
 from mode_ray.index.parts import Hit, ImageIndex, build_parts
 from mode_ray.models.files import weights_mark
-from mode_ray.pipeline import build_stages
-from mode_ray.run_directory import LISTING, index_embeddings, index_parts, stage_directories
+from mode_ray.run_directory import index_embeddings, index_parts, stage_directories
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, combined_hash, read_manifest
-from mode_ray.stages.resume import plan_units, refuse_replaced_sources, run_work_unit_stage
+from mode_ray.stages.resume import UnitWork, plan_units, refuse_replaced_sources, run_work_unit_stage
+from mode_ray.stages.run import Run
 from mode_ray.stages.work_unit import PAIR_FORMATS, WorkUnit, require_images
 from mode_ray.storage import Location
 from mode_ray.train.plan import expert_name
@@ -52,15 +52,19 @@ class IndexStages:
         return Stage("index parts", self.parts_directory, fields)
 
 
-def index_stages(config: RunConfig) -> IndexStages:
+def index_stages(run: Run, train: Stage) -> IndexStages:
     """List the images and find the experts.
+
+    Args:
+        run: The run.
+        train: Its train stage, on which the index depends.
 
     Raises:
         UsageError: The train stage is not done but for experts that are left out, or the shards hold captions only.
         DataError: An expert's model or an image file is missing or half-written; names the file.
     """
+    config, captions = run.config, run.config.captions
     models = _present_experts(config)
-    captions = config.captions
     listing = captions.model_copy(
         update={
             "paths": config.index.images or captions.paths,
@@ -69,7 +73,6 @@ def index_stages(config: RunConfig) -> IndexStages:
     )
     work_units = list_work_units(listing, formats=PAIR_FORMATS)
     require_images(work_units)
-    run_work_units = list_work_units(captions, read_listing(config.directory / LISTING, captions))
     fields: dict[str, object] = {
         "captions.image_field": captions.image_field,
         "captions.key_field": captions.key_field,
@@ -77,7 +80,7 @@ def index_stages(config: RunConfig) -> IndexStages:
         "index.max_rows_per_unit": config.index.max_rows_per_unit,
         "index.images (files found)": combined_hash(sorted({work_unit.uri for work_unit in work_units})),
         "limits.max_image_pixels": config.limits.max_image_pixels,
-        "inputs.train": config_hash(build_stages(config, run_work_units)["train"].fields),
+        "inputs.train": config_hash(train.fields),
         _EXPERTS_FIELD: [None if folder is None else weights_mark(folder) for folder in models],
     }
     stage = Stage("index", index_embeddings(config.directory), fields)
@@ -206,6 +209,5 @@ def _embed(config: RunConfig, stages: IndexStages, on_record: Callable[[UnitReco
         pool.threads_per_actor,
         config.limits.max_image_pixels,
     )
-    return run_work_unit_stage(
-        config, stages.embed, stages.work_units, IndexWorker, arguments, pool, on_record, "images"
-    )
+    work = UnitWork(IndexWorker, arguments, pool, "images")
+    return run_work_unit_stage(stages.embed, stages.work_units, work, config.limits, on_record)

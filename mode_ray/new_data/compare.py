@@ -7,8 +7,9 @@ import numpy as np
 
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.fit.sizes import imbalance_factor
+from mode_ray.cluster.quantiles import training_quantiles
 from mode_ray.errors import DataError
-from mode_ray.new_data.tally import AssignmentTally, far_distance, training_quantiles
+from mode_ray.new_data.tally import AssignmentTally, far_distance
 
 CERTAIN_Z = 4.0
 _NOTABLE_FAR_RATIO = 2.0

@@ -21,7 +21,7 @@ from mode_ray.new_data.drift import read_assignments
 from mode_ray.new_data.tally import far_mask
 from mode_ray.run_directory import FAR_DIRECTORY
 from mode_ray.stages.manifest import Stage, UnitRecord, read_output, read_units
-from mode_ray.stages.resume import run_work_unit_stage
+from mode_ray.stages.resume import UnitWork, run_work_unit_stage
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.util.sampling import sample_positions
@@ -128,7 +128,7 @@ def collect_far(
     if stage.state() != "done":
         wanted = [work_unit for work_unit in work_units if sample.rows_by_unit.get(work_unit.unit, 0) > 0]
         arguments = (config, dict(directories), sample)
-        run_work_unit_stage(config, stage, wanted, FarWorker, arguments, config.embed.pool, on_record)
+        run_work_unit_stage(stage, wanted, UnitWork(FarWorker, arguments, config.embed.pool), config.limits, on_record)
     return stage.directory
 
 

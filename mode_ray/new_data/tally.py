@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mode_ray.cluster.clustering import Clustering
+from mode_ray.cluster.quantiles import training_quantiles
 from mode_ray.errors import DataError, UsageError
 
-QUANTILES_KEY = "squared_distance_quantiles"
 # Unit vectors and the means of some are at most 2 apart.
 LARGEST_SQUARED_DISTANCE = 4.0
 HISTOGRAM_BINS = 16_384
@@ -93,25 +93,6 @@ class AssignmentTally:
 def far_mask(distance_b: npt.NDArray[np.float32], far: float) -> npt.NDArray[np.bool_]:
     """Which captions are far from every center: their squared distance [b] is above `far`."""
     return np.asarray(distance_b > np.float32(far))
-
-
-def training_quantiles(clustering: Clustering) -> dict[float, float]:
-    """Squared distance of the fitted sample by quantile.
-
-    Raises:
-        DataError: The clustering does not hold them.
-    """
-    stored = clustering.training.get(QUANTILES_KEY)
-    try:
-        quantiles = {float(share): float(value) for share, value in stored.items()} if stored else {}
-    except (AttributeError, TypeError, ValueError):
-        quantiles = {}
-    if not quantiles or not np.isfinite(list(quantiles.values())).all():
-        raise DataError(
-            f"the clustering does not say how far its own sample lay from the centers (no {QUANTILES_KEY} among its "
-            "training figures): fit it again with this version of mode-ray"
-        )
-    return dict(sorted(quantiles.items()))
 
 
 def far_distance(clustering: Clustering, far_quantile: float) -> float:

@@ -1,4 +1,4 @@
-"""The stages that work shard by shard: what is left to do, doing it, and whether the result may stand."""
+"""Stages that work shard by shard: which units are left, running them, and whether the result is acceptable."""
 
 import json
 import time
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mode_ray.config.run import ActorPool, RunConfig
+from mode_ray.config.run import ActorPool, LimitsConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.run_directory import MANIFEST, QUARANTINE, UNITS
 from mode_ray.stages.actor import UnitWorker
@@ -127,29 +127,40 @@ def _time(unix_seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_seconds))
 
 
+@dataclass(frozen=True)
+class UnitWork:
+    """What a stage does to its work units.
+
+    Attributes:
+        worker: Makes the worker, in each actor.
+        arguments: Its arguments.
+        pool: Size and resources of the pool.
+        rows: What the work units hold, for messages.
+    """
+
+    worker: Callable[..., UnitWorker]
+    arguments: Sequence[Any]
+    pool: ActorPool
+    rows: str = "captions"
+
+
 def run_work_unit_stage(
-    config: RunConfig,
     stage: Stage,
     work_units: Sequence[WorkUnit],
-    worker: Callable[..., UnitWorker],
-    arguments: Sequence[Any],
-    pool: ActorPool,
+    work: UnitWork,
+    limits: LimitsConfig,
     on_record: Callable[[UnitRecord], None],
-    rows: str = "captions",
 ) -> Manifest:
-    """Process the shards that have no output yet, and finish the stage.
+    """Process the work units that have no output yet, and finish the stage.
 
     Outputs whose source was replaced, and those of units that are no longer listed, are removed and counted.
 
     Args:
-        config: The run's config.
         stage: The stage.
         work_units: All of its units.
-        worker: Makes the worker, in each actor.
-        arguments: Its arguments.
-        pool: Size and resources of the pool.
+        work: What to do with a unit.
+        limits: How much may be left out.
         on_record: Called with every new record.
-        rows: What the shards hold, for messages.
 
     Raises:
         DataError: As `finish_units`.
@@ -159,7 +170,7 @@ def run_work_unit_stage(
     began = time.monotonic()
     with ThreadPoolExecutor(_REMOVERS) as removers:
         list(removers.map(lambda unit: stage.output(unit).delete(), [*plan.replaced, *plan.vanished]))
-    made = run_units(plan.left, worker, arguments, stage.directory, stage.attempt, pool, on_record)
+    made = run_units(plan.left, work.worker, work.arguments, stage.directory, stage.attempt, work.pool, on_record)
     summary: dict[str, Any] = {
         "units_made": len(made),
         "units_with_replaced_source": len(plan.replaced),
@@ -169,21 +180,21 @@ def run_work_unit_stage(
     if made:
         summary["cluster"] = cluster_resources()
     made.update(plan.finished)
-    return finish_units(stage, made, config, summary, rows)
+    return finish_units(stage, made, limits, summary, work.rows)
 
 
 def finish_units(
     stage: Stage,
     records: PackedMapping[UnitRecord],
-    config: RunConfig,
+    limits: LimitsConfig,
     summary: Mapping[str, Any],
     rows: str = "captions",
 ) -> Manifest:
     """Write the manifest, unless too much was left out.
 
     Raises:
-        DataError: More unreadable shards or refused rows than the config allows, or no row at all. The outputs stay,
-            so that after the mend only what failed is done again.
+        DataError: More unreadable shards or refused rows than `limits` allows, or no row at all. The outputs stay, so
+            that only what failed is done again once the cause is fixed.
     """
     quarantined = [record for record in records.values() if record.error is not None]
     listing = {record.source: record.error for record in quarantined}
@@ -191,23 +202,23 @@ def finish_units(
         (stage.directory / QUARANTINE).write_text(json.dumps(listing, indent=1))
     else:
         (stage.directory / QUARANTINE).delete()  # of an earlier attempt
-    if len(quarantined) > config.limits.max_quarantined_units:
+    if len(quarantined) > limits.max_quarantined_units:
         shown = "\n".join(f"  {record.error}" for record in quarantined[:_NAMED_AT_MOST])
         raise DataError(
             f"{stage.name}: {len(quarantined)} of {len(records)} shards could not be read "
             f"(list: {stage.directory / QUARANTINE}):\n{shown}\n"
-            f"Mend them and run again (only they are done again), or set limits.max_quarantined_units="
-            f"{len(quarantined)} to go on without them"
+            f"Fix them and run again (only they are processed again), or set limits.max_quarantined_units="
+            f"{len(quarantined)} to continue without them"
         )
     rows_in = sum(record.rows_in for record in records.values())
     if rows_in == 0:
         sources = sorted({record.source for record in records.values()})
         raise DataError(f"{stage.name}: the input holds no {rows}: {', '.join(sources[:_NAMED_AT_MOST])}")
     refused = count_refused(records.values())
-    if sum(refused.values()) > config.limits.max_refused_share * rows_in:
+    if sum(refused.values()) > limits.max_refused_share * rows_in:
         raise DataError(
             f"{stage.name}: {sum(refused.values())} of {rows_in} {rows} were refused, more than "
-            f"limits.max_refused_share={config.limits.max_refused_share} allows: {describe_refused(records.values())}"
+            f"limits.max_refused_share={limits.max_refused_share} allows: {describe_refused(records.values())}"
         )
     return stage.finish(records, summary)
 

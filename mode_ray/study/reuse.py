@@ -5,11 +5,10 @@ Which run reuses which models depends only on the configs and their order, so an
 
 from collections.abc import Mapping, Sequence
 
-from mode_ray.captions.listing import list_work_units
 from mode_ray.config.base import config_hash, fingerprint_fields
 from mode_ray.config.load import with_values
 from mode_ray.config.run import RunConfig
-from mode_ray.pipeline import build_stages
+from mode_ray.pipeline import build_stages, open_run
 from mode_ray.run_directory import MANIFEST, STARTED
 from mode_ray.stages.manifest import read_manifest
 from mode_ray.storage import Location
@@ -66,7 +65,7 @@ def copy_finished_stages(config: RunConfig, others: Sequence[Location]) -> Mappi
         The directory that each copied stage comes from.
     """
     copied: dict[str, Location] = {}
-    for name, stage in build_stages(config, list_work_units(config.captions)).items():
+    for name, stage in build_stages(open_run(config)).items():
         if name not in _SHARED_STAGES or (stage.directory / STARTED).exists():
             continue
         wanted = config_hash(stage.fields)

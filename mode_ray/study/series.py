@@ -39,14 +39,14 @@ def run_series(runs: Mapping[str, RunConfig], console: Console, on_done: Callabl
 
 
 def _is_done(config: RunConfig) -> bool:
-    return Pipeline(config, Progress(Console(quiet=True))).is_done(STAGE_NAMES)
+    return Pipeline.open(config, Progress(Console(quiet=True))).is_done(STAGE_NAMES)
 
 
 def _run_one(name: str, config: RunConfig, others: Sequence[Location], console: Console) -> None:
     try:
         for stage, source in copy_finished_stages(config, others).items():
             console.print(f"[{name}] {stage}: copied from {source}", markup=False, highlight=False, soft_wrap=True)
-        pipeline = Pipeline(config, Progress(console))
+        pipeline = Pipeline.open(config, Progress(console))
         if not pipeline.is_done(STAGE_NAMES):
             console.print(f"[{name}] {config.run}", markup=False, highlight=False, soft_wrap=True)
             pipeline.run(STAGE_NAMES)

@@ -1,22 +1,23 @@
 """The train stage: seed, dense baseline and experts, each an independent Ray Train run."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import ray
 
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config.run import RunConfig
+from mode_ray.config.base import fingerprint_fields
 from mode_ray.errors import TrainingError, UsageError
 from mode_ray.models.architecture import check_architecture
 from mode_ray.pairs.index import fine_counts
 from mode_ray.run_directory import PLAN_FILE, WORK_UNITS_FILE
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
-from mode_ray.stages.work_unit import WorkUnit, require_images, write_work_units
-from mode_ray.storage import Location
+from mode_ray.stages.run import Run, StageReport
+from mode_ray.stages.work_unit import require_images, write_work_units
 from mode_ray.train.plan import Trial, budget_statement, expert_name, plan_trials
 from mode_ray.train.reuse import Takeover, copy_models, plan_takeover
 from mode_ray.train.runs.lease import Lease
@@ -28,78 +29,52 @@ from mode_ray.train.runs.trial import TrialJob
 from mode_ray.util.ray_tasks import task_result
 
 
-@dataclass(frozen=True)
-class TrainReports:
-    """Where the train stage says what happens.
-
-    Attributes:
-        say: One line.
-        on_change: All statuses, once a second.
-    """
-
-    say: Callable[[str], None]
-    on_change: Callable[[Mapping[str, TrialStatus]], None]
+def train_fields(run: Run) -> dict[str, object]:
+    """The fields that decide the models."""
+    return fingerprint_fields(run.config.train, "train")
 
 
-def run_train(
-    config: RunConfig,
-    stage: Stage,
-    work_units: Sequence[WorkUnit],
-    clusters: Location,
-    assignments: Location,
-    reports: TrainReports,
-) -> Manifest:
+def run_train(run: Run, stage: Stage, report: StageReport) -> Manifest:
     """Train everything the config asks for, or what is left of it.
 
     Raises:
         UsageError: The architecture or checkpoint does not exist, shards hold captions only, or the run that
             `train.standing` names has no models for this one.
-        TrainingError: A trial failed for good; the others were finished. Or another driver trains this run.
+        TrainingError: A trial failed permanently; the others were finished. Or another driver trains this run.
     """
-    training = _begin(config, stage, work_units, clusters, assignments)
-    reports.say(budget_statement(config.train, training.trials).line())
-    with Lease(stage.directory, reports.say) as lease:
-        statuses = training.run(training.trials, initial_statuses(training.trials, stage.directory), lease, reports)
+    training = _begin(run, stage)
+    report.say(f"[train] {budget_statement(run.config.train, training.trials).line()}")
+    with Lease(stage.directory, partial(_say, report)) as lease:
+        statuses = training.run(training.trials, initial_statuses(training.trials, stage.directory), lease, report)
     failed = [status for status in statuses.values() if status.state == "failed"]
     if failed:
         reasons = "\n".join(f"  {status.trial}: {status.reason}" for status in failed)
         raise TrainingError(
             f"train: {len(failed)} of {len(training.trials)} runs failed (the others are finished):\n{reasons}\n"
-            "Mend the cause and run again: only the failed ones go on, from their last checkpoints"
+            "Fix the cause and run again: only the failed ones continue, from their last checkpoints"
         )
     return training.finish(statuses)
 
 
-def retry_trial(
-    config: RunConfig,
-    stage: Stage,
-    work_units: Sequence[WorkUnit],
-    clusters: Location,
-    assignments: Location,
-    name: str,
-    reports: TrainReports,
-) -> Manifest | None:
-    """Train one trial alone, its failure forgotten; the others stay as they are.
+def retry_trial(run: Run, stage: Stage, name: str, report: StageReport) -> Manifest | None:
+    """Train one trial alone and forget its failure; the others stay as they are.
 
     Args:
-        config: The run's.
+        run: The run.
         stage: The train stage.
-        work_units: The run's.
-        clusters: Directory of the clustering.
-        assignments: Directory of the assignment shards.
-        name: Of the trial; a number means that expert.
-        reports: Where to say what happens.
+        name: The trial's name, or the number of an expert.
+        report: Takes what happens.
 
     Returns:
-        The stage's manifest if this trial was the last that was missing, else None.
+        The stage's manifest if this was the last trial that was missing, else None.
 
     Raises:
         UsageError: There is no such trial, it is finished, or the one that it continues is not.
         TrainingError: It failed again. Or another driver trains this run.
     """
-    training = _begin(config, stage, work_units, clusters, assignments)
-    trial = _named(training.trials, config.train.experts, name)
-    with Lease(stage.directory, reports.say) as lease:
+    training = _begin(run, stage)
+    trial = _named(training.trials, run.config.train.experts, name)
+    with Lease(stage.directory, partial(_say, report)) as lease:
         statuses = stored_statuses(training.trials, stage.directory)
         if statuses[trial.name].state == "finished":
             raise UsageError(f"{trial.name} is finished: there is nothing to retry")
@@ -107,7 +82,7 @@ def retry_trial(
             raise UsageError(f"{trial.name} continues {trial.parent}, which is not finished: retry that one first")
         own = {name: status for name, status in statuses.items() if name in (trial.name, trial.parent)}
         own[trial.name] = waiting_again(own[trial.name])
-        statuses |= training.run([trial], own, lease, reports)
+        statuses |= training.run([trial], own, lease, report)
     status = statuses[trial.name]
     if status.state == "failed":
         raise TrainingError(f"{trial.name}: {status.reason}")
@@ -116,44 +91,49 @@ def retry_trial(
     return None
 
 
-def planned_trials(
-    config: RunConfig, clustering: Clustering, assignments: Location, work_units: Sequence[WorkUnit]
-) -> tuple[list[Trial], np.ndarray]:
+def planned_trials(run: Run, clustering: Clustering) -> tuple[list[Trial], np.ndarray]:
     """The stage's trials in order of priority, and the pairs of each expert."""
-    n = config.train.experts
-    counts_m = fine_counts(assignments, work_units, len(clustering.centers_md))
+    n = run.config.train.experts
+    counts_m = fine_counts(run.assignments, run.work_units, len(clustering.centers_md))
     pairs_n = np.bincount(clustering.coarse[n], weights=counts_m, minlength=n).astype(np.int64)
-    return plan_trials(config.train, pairs_n, clustering.widest_first(n)), pairs_n
+    return plan_trials(run.config.train, pairs_n, clustering.widest_first(n)), pairs_n
 
 
 @dataclass(frozen=True)
 class _Training:
-    """A train stage that was begun."""
+    """A train stage that was begun.
 
-    config: RunConfig
+    Attributes:
+        of: The run.
+        stage: The train stage.
+        takeover: All trials, and those that are reused from another run.
+        pairs_n: Pairs of every expert.
+    """
+
+    of: Run
     stage: Stage
     takeover: Takeover
     pairs_n: np.ndarray
-    clusters: Location
-    assignments: Location
 
     @property
     def trials(self) -> Sequence[Trial]:
-        """All runs, those taken over too."""
+        """All trials, the reused ones included."""
         return self.takeover.trials
 
     def run(
-        self, trials: Sequence[Trial], statuses: dict[str, TrialStatus], lease: Lease, reports: TrainReports
+        self, trials: Sequence[Trial], statuses: dict[str, TrialStatus], lease: Lease, report: StageReport
     ) -> dict[str, TrialStatus]:
-        """Run some of the trials, from these statuses on."""
-        placement = self.config.train.placement
+        """Run some of the trials, starting from these statuses."""
+        config = self.of.config
+        placement = config.train.placement
         jobs = {
-            name: TrialJob(trial, self.config, self.assignments, self.clusters, self.stage.directory)
+            trial.name: TrialJob(trial, config, self.of.assignments, self.of.clusters, self.stage.directory)
             for trial in self.trials
-            if (name := trial.name) in statuses
+            if trial.name in statuses
         }
         queue = TrialQueue(trials, statuses, placement.concurrent_runs, placement.max_launches)
-        return run_trials(jobs, queue, placement, reports.on_change, lease.check)
+        with report.watching_trials() as on_change:
+            return run_trials(jobs, queue, placement, on_change, lease.check)
 
     def finish(self, statuses: Mapping[str, TrialStatus]) -> Manifest:
         """Write the stage's manifest: all trials are finished."""
@@ -166,27 +146,30 @@ class _Training:
         return {
             "trials": [asdict(trial) for trial in self.trials],
             "pairs_by_expert": self.pairs_n.tolist(),
-            "budget": asdict(budget_statement(self.config.train, self.trials)),
+            "budget": asdict(budget_statement(self.of.config.train, self.trials)),
             "standing": self.takeover.summary,
         }
 
 
-def _begin(
-    config: RunConfig, stage: Stage, work_units: Sequence[WorkUnit], clusters: Location, assignments: Location
-) -> _Training:
-    require_images(work_units)
-    check_architecture(config.train.model)
-    check_trackers(config.train.placement.trackers)
-    clustering = Clustering.load(clusters)
-    planned, pairs_n = planned_trials(config, clustering, assignments, work_units)
-    takeover = plan_takeover(config.train, planned, clustering, stage.directory, clusters)
+def _say(report: StageReport, text: str) -> None:
+    report.say(f"[train] {text}")
+
+
+def _begin(run: Run, stage: Stage) -> _Training:
+    config = run.config.train
+    require_images(run.work_units)
+    check_architecture(config.model)
+    check_trackers(config.placement.trackers)
+    clustering = Clustering.load(run.clusters)
+    planned, pairs_n = planned_trials(run, clustering)
+    takeover = plan_takeover(config, planned, clustering, stage.directory, run.clusters)
     stage.begin(len(takeover.trials))
-    write_work_units(stage.directory / WORK_UNITS_FILE, work_units)
+    write_work_units(stage.directory / WORK_UNITS_FILE, run.work_units)
     if takeover.sources:
         # In a task: models and optimizers are large, and the driver stays small.
         task_result(ray.remote(max_calls=1)(copy_models).remote(takeover, stage.directory))
-    training = _Training(config, stage, takeover, pairs_n, clusters, assignments)
-    # For evaluations without an expert that fails for good: the manifest stands only when all are finished.
+    training = _Training(run, stage, takeover, pairs_n)
+    # For evaluations without an expert that failed permanently: the manifest exists only once all are finished.
     (stage.directory / PLAN_FILE).write_text(json.dumps(training.summary, indent=1))
     return training
 

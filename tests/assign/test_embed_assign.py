@@ -25,7 +25,8 @@ from mode_ray.embed.stage import run_embed
 from mode_ray.embed.table import as_stored, embedding_vectors
 from mode_ray.errors import DataError
 from mode_ray.run_directory import stage_directories
-from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, table_hash
+from mode_ray.stages.manifest import Manifest, Stage, table_hash
+from mode_ray.stages.run import Quiet, Run
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
@@ -66,15 +67,7 @@ def config_of(run: str, captions: Path, keep: str, max_rows: int = 20) -> RunCon
     )
 
 
-def nothing(record: UnitRecord) -> None:
-    """Do not report."""
-
-
-def silent(line: str) -> None:
-    """Say nothing."""
-
-
-class Run(NamedTuple):
+class Stages(NamedTuple):
     """A run of the three stages, its manifests by stage."""
 
     config: RunConfig
@@ -90,21 +83,18 @@ def stage(config: RunConfig, name: str) -> Stage:
 
 def assign(config: RunConfig) -> Manifest:
     """The assign stage, or what is left of it."""
-    places = stage_directories(config.directory)
-    embeddings = places["embed"] if config.embed.keep == "all" else None
-    work_units = list_work_units(config.captions)
-    return run_assign(config, stage(config, "assign"), work_units, places["cluster"], embeddings, nothing)
+    return run_assign(Run(config, list_work_units(config.captions)), stage(config, "assign"), Quiet())
 
 
-def run_all(config: RunConfig) -> Run:
+def run_all(config: RunConfig) -> Stages:
     """All three stages."""
     work_units, places = list_work_units(config.captions), stage_directories(config.directory)
     manifests = {
-        "embed": run_embed(config, stage(config, "embed"), work_units, nothing),
-        "cluster": run_cluster(config, stage(config, "cluster"), places["embed"], nothing, silent),
+        "embed": run_embed(Run(config, work_units), stage(config, "embed"), Quiet()),
+        "cluster": run_cluster(Run(config, ()), stage(config, "cluster"), Quiet()),
         "assign": assign(config),
     }
-    return Run(config, work_units, places, manifests)
+    return Stages(config, work_units, places, manifests)
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +108,13 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def kept(ray_session: None, captions: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def kept(ray_session: None, captions: Path, tmp_path_factory: pytest.TempPathFactory) -> Stages:
     """A local run that keeps all embeddings."""
     return run_all(config_of(str(tmp_path_factory.mktemp("kept")), captions, "all"))
 
 
 @pytest.fixture(scope="module")
-def fused(ray_session: None, captions: Path, s3_server: str) -> Run:
+def fused(ray_session: None, captions: Path, s3_server: str) -> Stages:
     """A run on S3 that encodes in the assign pass."""
     bucket = f"fused-{secrets.token_hex(4)}"
     boto3.client("s3").create_bucket(Bucket=bucket)
@@ -137,7 +127,7 @@ def files(folder: Location) -> dict[str, bytes]:
 
 
 class TestKept:
-    def test_every_caption_has_one_embedding_of_unit_norm(self, kept: Run) -> None:
+    def test_every_caption_has_one_embedding_of_unit_norm(self, kept: Stages) -> None:
         config, encoder = kept.config, load_encoder(kept.config.encoder, kept.config.embed.encoder)
         assert len(kept.work_units) == 4
         for work_unit in kept.work_units:
@@ -149,7 +139,7 @@ class TestKept:
             assert np.array_equal(vectors_bd, as_stored(encoder.encode(expected["caption"].to_pylist())))
             assert np.linalg.norm(vectors_bd, axis=1) == pytest.approx(1.0, abs=2e-3)
 
-    def test_the_nearest_center_and_its_squared_distance(self, kept: Run) -> None:
+    def test_the_nearest_center_and_its_squared_distance(self, kept: Stages) -> None:
         centers_md = Clustering.load(kept.places["cluster"]).centers_md
         for work_unit in kept.work_units:
             vectors_bd = embedding_vectors((kept.places["embed"] / f"{work_unit.unit}.parquet").read_table())
@@ -160,31 +150,32 @@ class TestKept:
             assert chosen_b == pytest.approx(distances_bm.min(axis=1), abs=1e-5)
             assert table["distance"].to_numpy() == pytest.approx(chosen_b, abs=1e-5)
 
-    def test_manifests_count_every_caption(self, kept: Run) -> None:
+    def test_manifests_count_every_caption(self, kept: Stages) -> None:
         embedded, assigned = kept.manifests["embed"], kept.manifests["assign"]
         assert (embedded.units, embedded.rows_in, embedded.rows_out) == (4, 98, 95)
         assert embedded.refused == {"empty caption": 2, "missing caption": 1}
         assert (assigned.rows_in, assigned.rows_out) == (95, 95)
         assert kept.manifests["cluster"].summary["sample_rows"] == 95
 
-    def test_nothing_else_lies_about(self, kept: Run) -> None:
+    def test_nothing_else_lies_about(self, kept: Stages) -> None:
         units = {f"{work_unit.unit}.parquet" for work_unit in kept.work_units}
         for name in ("embed", "assign"):
             found = {file.name for file in Path(kept.places[name].path).iterdir()}
             assert found == units | {"started.json", "units.parquet", "manifest.json"}
 
 
-def test_fewer_captions_than_centers_is_one_sentence_and_leaves_no_clustering(kept: Run, tmp_path: Path) -> None:
+def test_fewer_captions_than_centers_is_one_sentence_and_leaves_no_clustering(kept: Stages, tmp_path: Path) -> None:
     fine = kept.config.cluster.fine.model_copy(update={"centers": 200})
     cluster = kept.config.cluster.model_copy(update={"fine": fine})
     config = kept.config.model_copy(update={"cluster": cluster, "run": str(tmp_path)})
+    (tmp_path / "embeddings").symlink_to(kept.places["embed"].path)
     with pytest.raises(DataError, match="95"):
-        run_cluster(config, stage(config, "cluster"), kept.places["embed"], nothing, silent)
+        run_cluster(Run(config, ()), stage(config, "cluster"), Quiet())
     assert [file.name for file in (tmp_path / "clusters").iterdir()] == ["started.json"]
 
 
 class TestFused:
-    def test_assignments_are_the_same_as_with_kept_embeddings(self, kept: Run, fused: Run) -> None:
+    def test_assignments_are_the_same_as_with_kept_embeddings(self, kept: Stages, fused: Stages) -> None:
         assert files(fused.places["cluster"])["fine.safetensors"] == files(kept.places["cluster"])["fine.safetensors"]
         for work_unit in kept.work_units:
             one, other = (
@@ -196,14 +187,14 @@ class TestFused:
             assert table_hash(one) == table_hash(other)
         assert fused.manifests["assign"].content_hash == kept.manifests["assign"].content_hash
 
-    def test_refused_captions_are_counted_in_the_one_pass(self, fused: Run) -> None:
+    def test_refused_captions_are_counted_in_the_one_pass(self, fused: Stages) -> None:
         assigned = fused.manifests["assign"]
         assert (assigned.rows_in, assigned.rows_out) == (98, 95)
         assert assigned.refused == {"empty caption": 2, "missing caption": 1}
 
 
 class TestResume:
-    def test_only_what_is_missing_is_done_again(self, kept: Run) -> None:
+    def test_only_what_is_missing_is_done_again(self, kept: Stages) -> None:
         folder = Path(kept.places["assign"].path)
         missing = [f"{kept.work_units[number].unit}.parquet" for number in (1, 3)]
         (folder / "manifest.json").unlink()
@@ -226,7 +217,7 @@ class TestResume:
                 assert (folder / name).stat().st_mtime_ns == times[name]
 
 
-def test_damaged_embeddings_are_left_out_by_name_with_the_mend(kept: Run, tmp_path: Path) -> None:
+def test_damaged_embeddings_are_left_out_by_name_with_the_mend(kept: Stages, tmp_path: Path) -> None:
     shutil.copytree(kept.config.run, tmp_path / "run")
     config = kept.config.model_copy(update={"run": str(tmp_path / "run")})
     shutil.rmtree(tmp_path / "run/assignments")
@@ -238,16 +229,10 @@ def test_damaged_embeddings_are_left_out_by_name_with_the_mend(kept: Run, tmp_pa
     with pytest.raises(DataError, match=rf"1 of 4 shards.*\n  {file}: damaged .*delete it and .*mode-ray embed"):
         assign(config)
     with pytest.raises(DataError, match=f"{unit}.parquet: damaged"):
-        run_cluster(
-            config,
-            Stage("cluster", Location(str(tmp_path / "c")), {}),
-            stage_directories(config.directory)["embed"],
-            nothing,
-            silent,
-        )
+        run_cluster(Run(config, ()), Stage("cluster", Location(str(tmp_path / "c")), {}), Quiet())
     for name in (f"{unit}.parquet", "manifest.json"):
         (tmp_path / "run/embeddings" / name).unlink()
-    assert run_embed(config, stage(config, "embed"), kept.work_units, nothing).summary["units_made"] == 1
+    assert run_embed(Run(config, kept.work_units), stage(config, "embed"), Quiet()).summary["units_made"] == 1
     manifest = assign(config)
     assert manifest.summary["units_made"] == 1
     assert manifest.content_hash == kept.manifests["assign"].content_hash
@@ -269,7 +254,7 @@ class TestBadShards:
         pq.write_table(pa.table({"caption": pa.array([], pa.string())}), folder / "d.parquet")
         config = config_of(str(tmp_path / "run"), folder, "sample", max_rows=1000)
         with pytest.raises(DataError) as caught:
-            run_embed(config, stage(config, "embed"), list_work_units(config.captions), nothing)
+            run_embed(Run(config, list_work_units(config.captions)), stage(config, "embed"), Quiet())
         for part in ("2 of 4 shards", "b.parquet: not a readable parquet file", "c.tar: truncated or damaged tar"):
             assert part in str(caught.value)
         names = {file.name for file in output.iterdir()}
@@ -282,7 +267,7 @@ class TestBadShards:
 
         (folder / "b.parquet").write_bytes(whole)
         (folder / "c.tar").write_bytes(whole_tar)
-        manifest = run_embed(config, stage(config, "embed"), list_work_units(config.captions), nothing)
+        manifest = run_embed(Run(config, list_work_units(config.captions)), stage(config, "embed"), Quiet())
         assert manifest.summary["units_made"] == 2
         assert (manifest.units, manifest.rows_out) == (4, 120)
         after = {name: ((output / name).read_bytes(), (output / name).stat().st_mtime_ns) for name in good}
@@ -306,7 +291,7 @@ class TestReplacedSources:
 
     def embed(self, run: Path, folder: Path) -> Manifest:
         config = config_of(str(run), folder, "all")
-        return run_embed(config, stage(config, "embed"), list_work_units(config.captions), nothing)
+        return run_embed(Run(config, list_work_units(config.captions)), stage(config, "embed"), Quiet())
 
     def test_a_mended_file_that_now_has_more_units_is_all_that_is_done_again(
         self, tmp_path: Path, folder: Path

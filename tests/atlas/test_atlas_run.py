@@ -49,7 +49,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def pipeline(config: RunConfig, ray_session: None) -> Pipeline:
-    pipeline = Pipeline(config, Progress(Console(quiet=True)))
+    pipeline = Pipeline.open(config, Progress(Console(quiet=True)))
     with pytest.raises(UsageError, match="run `mode-ray cluster` first"):
         pipeline.atlas()
     pipeline.run(("embed", "cluster"))

@@ -23,7 +23,7 @@ def main(config_file: str, port: int) -> None:
     # So small a fit and so small training runs are over before anyone looks as seldom as for real ones.
     cluster_stage._LOOK_SECONDS = scheduler._POLL_SECONDS = scheduler._PROGRESS_SECONDS = LOOK_SECONDS
     ray.init(address="local", num_cpus=2, object_store_memory=100_000_000, _metrics_export_port=port)
-    pipeline = Pipeline(load_config(config_file), Progress(Console(stderr=True)))
+    pipeline = Pipeline.open(load_config(config_file), Progress(Console(stderr=True)))
     pipeline.run(STAGE_NAMES)
     sys.stdout.write("ready\n")
     sys.stdout.flush()

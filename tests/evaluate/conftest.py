@@ -29,6 +29,7 @@ from mode_ray.evaluate.tasks.task import load_tasks
 from mode_ray.models.clip import build_clip, save_clip
 from mode_ray.run_directory import METRICS_FILE, stage_directories
 from mode_ray.stages.manifest import Stage, UnitRecord
+from mode_ray.stages.run import Run
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial, expert_name
 from mode_ray.train.stage import planned_trials
@@ -114,7 +115,7 @@ def sources(tmp_path: Path) -> ReportSources:
         unit=work_units[0].unit, source="a.parquet", rows_in=PAIRS + 1, rows_out=PAIRS, refused={"empty": 1}
     )
     assign.finish([assign.write_unit(pa.table(table), record)], {})
-    trials, pairs_n = planned_trials(config, clustering, directories["assign"], work_units)
+    trials, pairs_n = planned_trials(Run(config, work_units), clustering)
     for trial in trials:
         history = [{"samples": float(trial.samples), "loss": 1.0 + len(trial.name)}]
         (directories["train"] / trial.name / METRICS_FILE).write_text(json.dumps({"history": history}))

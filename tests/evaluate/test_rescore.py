@@ -20,8 +20,9 @@ from mode_ray.evaluate.measure.measurements import TaskCosines, load_cosines, sa
 from mode_ray.evaluate.report.sources import ReportSources
 from mode_ray.evaluate.rescore import rescore
 from mode_ray.evaluate.stage import load_report, run_evaluate, write_report
-from mode_ray.pipeline import build_stages
+from mode_ray.pipeline import build_stages, open_run
 from mode_ray.run_directory import FINE_FILE, LABELS_FILE, MANIFEST, PLAN_FILE, ROUTING_FILE, TASK_SUMMARY, cosine_file
+from mode_ray.stages.run import Quiet, Run
 from mode_ray.storage import Location
 from mode_ray.train.runs.status import TrialState, TrialStatus, write_status
 from mode_ray.train.runs.trial import training_summary
@@ -32,7 +33,7 @@ def run(sources: ReportSources) -> ReportSources:
     """The small run with its clustering, training and evaluation on disk as their stages leave them."""
     places = sources.directories
     sources.clustering.save(places["cluster"])
-    stages = build_stages(sources.config, list_work_units(sources.config.captions))
+    stages = build_stages(Run(sources.config, list_work_units(sources.config.captions)))
     stages["train"].begin(1)
     summary = {
         "trials": [asdict(trial) for trial in sources.trials],
@@ -46,9 +47,14 @@ def run(sources: ReportSources) -> ReportSources:
     save_array(directory / ROUTING_FILE, measured.routing_texts_ld)
     (directory / TASK_SUMMARY).write_text(json.dumps(asdict(measured.summary)))
     stages["evaluate"].begin(1)
-    write_report(sources.config, sources.work_units, places, places["evaluate"])
+    write_report(Run(sources.config, sources.work_units), places["evaluate"])
     stages["evaluate"].finish([], {})
     return sources
+
+
+def rescored(config: RunConfig) -> Location:
+    run = open_run(config)
+    return rescore(run, build_stages(run)["evaluate"])
 
 
 def changed(config: RunConfig, section: str, **values: object) -> RunConfig:
@@ -62,23 +68,23 @@ def models(directory: Location) -> list[str]:
 
 def test_a_new_rule_is_compared_beside_the_evaluations_own(run: ReportSources) -> None:
     config = changed(changed(run.config, "routing", rule="paper"), "evaluate", rules=("paper", "calibrated"))
-    folder = rescore(config)
+    folder = rescored(config)
     assert models(folder) == ["MoDE-2 (paper)", "MoDE-2 (calibrated)"]
     assert models(run.directories["evaluate"]) == ["MoDE-2 (soft)", "MoDE-2 (uniform)"]
     assert (folder / "report.html").exists()
-    assert rescore(config) == folder
-    assert rescore(changed(config, "routing", paper_lambda=0.3)) != folder
+    assert rescored(config) == folder
+    assert rescored(changed(config, "routing", paper_lambda=0.3)) != folder
 
 
 def test_what_would_need_new_measurements_is_refused(run: ReportSources) -> None:
     other = changed(run.config, "captions", max_caption_bytes=7)
     with pytest.raises(UsageError, match=r"inputs.train was .* only routing.\* and evaluate.rules can change"):
-        rescore(other)
+        rescored(other)
 
 
 def test_before_the_evaluation_there_is_nothing_to_score(sources: ReportSources) -> None:
     with pytest.raises(UsageError, match="the evaluate stage is not done"):
-        rescore(sources.config)
+        rescored(sources.config)
 
 
 def test_the_command_line_takes_the_rule_as_overrides(
@@ -93,7 +99,7 @@ def test_the_command_line_takes_the_rule_as_overrides(
 def test_an_expert_that_was_left_out_is_told_in_the_report(run: ReportSources) -> None:
     config = changed(run.config, "evaluate", leave_out_experts=(0,))
     target = run.directories["evaluate"] / "without"
-    write_report(config, run.work_units, run.directories, target)
+    write_report(Run(config, run.work_units), target)
     data = load_report(target)
     assert data["missing_experts"] == [0]
     assert [row["name"] for row in data["models"] if row["kind"] == "single"] == ["expert 1 alone"]
@@ -106,9 +112,9 @@ def test_an_expert_may_be_left_out_after_the_evaluation_and_come_back(
 ) -> None:
     def evaluate(*left_out: int) -> list[object]:
         config = changed(run.config, "evaluate", leave_out_experts=left_out)
-        stage = build_stages(config, list_work_units(config.captions))["evaluate"]
+        stage = build_stages(Run(config, list_work_units(config.captions)))["evaluate"]
         before = stage.state()
-        run_evaluate(config, stage, run.work_units, run.directories, lambda _: None)
+        run_evaluate(Run(config, run.work_units), stage, Quiet())
         return [before, stage.state(), load_report(stage.directory)["missing_experts"]]
 
     monkeypatch.setattr("mode_ray.evaluate.stage.check_models", lambda *_: None)  # the run has no models, only cosines
@@ -126,8 +132,8 @@ def test_an_expert_that_failed_to_train_needs_no_manifest_to_be_left_out(run: Re
         write_status(train / trial.name, TrialStatus(trial=trial.name, state=state, samples=trial.samples))
     target = run.directories["evaluate"] / "without"
     with pytest.raises(UsageError, match=rf"{train}/n2/00: failed: .*leave_out_experts=\[0\]"):
-        write_report(run.config, run.work_units, run.directories, target)
-    write_report(changed(run.config, "evaluate", leave_out_experts=(0,)), run.work_units, run.directories, target)
+        write_report(Run(run.config, run.work_units), target)
+    write_report(Run(changed(run.config, "evaluate", leave_out_experts=(0,)), run.work_units), target)
     assert [row["weights"] for row in load_report(target)["routing"]] == [[0.0, 1.0], [0.0, 1.0]]
 
 
@@ -135,7 +141,7 @@ def test_an_expert_that_failed_to_train_needs_no_manifest_to_be_left_out(run: Re
 def test_only_some_of_the_experts_can_be_left_out(run: ReportSources, left_out: tuple[int, ...]) -> None:
     config = changed(run.config, "evaluate", leave_out_experts=left_out)
     with pytest.raises(UsageError, match="the experts are 0 to 1, and one must be left"):
-        write_report(config, run.work_units, run.directories, run.directories["evaluate"])
+        write_report(Run(config, run.work_units), run.directories["evaluate"])
 
 
 def test_the_cosines_of_one_task_are_gone_before_those_of_the_next_come(
@@ -158,7 +164,7 @@ def test_the_cosines_of_one_task_are_gone_before_those_of_the_next_come(
     config = changed(
         run.config, "evaluate", tasks=tuple(str(tmp_path / f"{name}.yaml") for name in ("pets", "pets-2", "pets-3"))
     )
-    write_report(config, run.work_units, run.directories, run.directories["evaluate"] / "three")
+    write_report(Run(config, run.work_units), run.directories["evaluate"] / "three")
     assert standing == [0, 0, 0]
     assert len(arrays) == 3 * len(run.measured["pets"].cosines)
 
@@ -167,11 +173,11 @@ def test_a_clustering_of_another_encoder_is_named(run: ReportSources) -> None:
     config = changed(run.config, "encoder", model="another/model")
     file = run.directories["cluster"] / FINE_FILE
     with pytest.raises(DataError, match=f"{file}: the clustering was made with encoder .*another/model"):
-        write_report(config, run.work_units, run.directories, run.directories["evaluate"])
+        write_report(Run(config, run.work_units), run.directories["evaluate"])
 
 
 def test_text_embeddings_of_another_dimension_are_named(run: ReportSources) -> None:
     texts = run.directories["evaluate"] / "tasks" / "pets" / ROUTING_FILE
     save_array(texts, np.eye(3, 5, dtype=np.float32))
     with pytest.raises(DataError, match=f"{texts}: text embeddings of 5 dimensions.* have 4"):
-        rescore(run.config)
+        rescored(run.config)

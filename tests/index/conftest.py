@@ -19,6 +19,7 @@ from mode_ray.embed.encoder import load_encoder
 from mode_ray.models.clip import build_clip, save_clip
 from mode_ray.pipeline import build_stages
 from mode_ray.run_directory import stage_directories
+from mode_ray.stages.run import Run
 
 PARQUET_ROWS, TAR_SAMPLES = 9, 4
 BROKEN_ROW, EMPTY_ROW = 2, 5
@@ -82,7 +83,7 @@ def config(tmp_path: Path, architecture: Path) -> RunConfig:
     for expert in range(2):
         model = build_clip(ModelConfig(architecture=str(architecture), precision="float32"), seed=expert)
         save_clip(places["train"] / f"n2/{expert:02d}", model)
-    train = build_stages(config, list_work_units(config.captions))["train"]
+    train = build_stages(Run(config, list_work_units(config.captions)))["train"]
     train.begin(1)
     train.finish([], {"trials": [], "pairs_by_expert": []})
     return config

@@ -11,19 +11,25 @@ from mode_ray.config.run import RunConfig
 from mode_ray.config.train import ModelConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.index.parts import ImageIndex
-from mode_ray.index.stage import index_stages, run_index, search_index
+from mode_ray.index.stage import IndexStages, index_stages, run_index, search_index
 from mode_ray.index.vectors import embedding_rows
 from mode_ray.models.clip import build_clip, save_clip
 from mode_ray.models.encode import Expert
+from mode_ray.pipeline import build_stages, open_run
 from mode_ray.run_directory import FINE_FILE, MANIFEST, stage_directories
 from mode_ray.stages.manifest import Manifest, UnitRecord, read_output, read_units
 
 USABLE = 11
 
 
+def stages_of(config: RunConfig) -> IndexStages:
+    run = open_run(config)
+    return index_stages(run, build_stages(run)["train"])
+
+
 def build(config: RunConfig) -> tuple[Manifest, list[UnitRecord]]:
     records: list[UnitRecord] = []
-    manifest = run_index(config, index_stages(config), lambda *_: None, records.append)
+    manifest = run_index(config, stages_of(config), lambda *_: None, records.append)
     return manifest, records
 
 
@@ -121,12 +127,12 @@ class TestMistakes:
             DataError,
             match=f"{folder}/open_clip_config.json: missing.*or do without it: evaluate.leave_out_experts=\\[1\\]",
         ):
-            index_stages(config)
+            stages_of(config)
 
     def test_an_untrained_run_is_told(self, config: RunConfig) -> None:
         (stage_directories(config.directory)["train"] / MANIFEST).delete()
         with pytest.raises(UsageError, match="the train stage is not done: run `mode-ray train` first"):
-            index_stages(config)
+            stages_of(config)
 
     @pytest.mark.usefixtures("ray_session")
     def test_an_index_of_other_weights_is_not_searched(self, config: RunConfig, architecture: Path) -> None:

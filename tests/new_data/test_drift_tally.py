@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from mode_ray.cluster.clustering import Clustering
+from mode_ray.cluster.quantiles import training_quantiles
 from mode_ray.errors import DataError, UsageError
-from mode_ray.new_data.tally import HISTOGRAM_BINS, AssignmentTally, far_distance, training_quantiles
+from mode_ray.new_data.tally import HISTOGRAM_BINS, AssignmentTally, far_distance
 
 BIN = 4.0 / HISTOGRAM_BINS
 

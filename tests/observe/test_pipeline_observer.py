@@ -1,10 +1,8 @@
 """What a pipeline tells its metrics: the stages are stand-ins, what passes their events on is the pipeline's own."""
 
-import json
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,13 +11,12 @@ from rich.console import Console
 
 from mode_ray.config.run import RunConfig
 from mode_ray.observe.progress import Progress
-from mode_ray.pipeline import Pipeline
-from mode_ray.run_directory import REPORT_JSON, STAGE_NAMES
+from mode_ray.pipeline import STAGES, Pipeline, build_stages, open_run
+from mode_ray.run_directory import STAGE_NAMES
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
-from mode_ray.stages.work_unit import WorkUnit
+from mode_ray.stages.run import Quiet, Run, StageReport
 from mode_ray.storage import Location
 from mode_ray.train.runs.status import TrialStatus
-from mode_ray.train.stage import TrainReports
 
 RUN = TrialStatus(trial="n2/00", state="running", samples=8)
 FIT = {"iteration": 1, "inertia": 12.5, "max_over_mean": 1.2, "imbalance_factor": 1.0, "empty_clusters": 0}
@@ -43,62 +40,37 @@ def record(name: str) -> UnitRecord:
     return UnitRecord(unit=f"unit of {name}", source="a.parquet", rows_in=1, rows_out=1)
 
 
-def finished(stage: Stage, on_record: Unit) -> Manifest:
+def finished(run: Run, stage: Stage, report: StageReport) -> Manifest:
     stage.begin(1)
-    on_record(record(stage.name))
+    report.unit(record(stage.name))
     return stage.finish([record(stage.name)], {})
 
 
-def embed(config: RunConfig, stage: Stage, work_units: list[WorkUnit], on_record: Unit, counted: object) -> Manifest:
-    return finished(stage, on_record)
+def cluster(run: Run, stage: Stage, report: StageReport) -> Manifest:
+    report.iteration(FIT, 20)
+    return finished(run, stage, report)
 
 
-def cluster(
-    config: RunConfig,
-    stage: Stage,
-    embeddings: Location,
-    on_record: Unit,
-    say: Callable[[str], None],
-    on_iteration: Callable[[Mapping[str, Any], int], None],
-) -> Manifest:
-    on_iteration(FIT, 20)
-    return finished(stage, on_record)
+def train(run: Run, stage: Stage, report: StageReport) -> Manifest:
+    with report.watching_trials() as on_change:
+        on_change({RUN.trial: RUN})
+    return finished(run, stage, Quiet())
 
 
-def assign(
-    config: RunConfig,
-    stage: Stage,
-    work_units: list[WorkUnit],
-    clusters: Location,
-    embeddings: Location,
-    on_record: Unit,
-) -> Manifest:
-    return finished(stage, on_record)
+def evaluate(run: Run, stage: Stage, report: StageReport) -> Manifest:
+    report.routing({"pets": 0.5})
+    return finished(run, stage, report)
 
 
-def train(
-    config: RunConfig,
-    stage: Stage,
-    work_units: list[WorkUnit],
-    clusters: Location,
-    assignments: Location,
-    reports: TrainReports,
-) -> Manifest:
-    reports.on_change({RUN.trial: RUN})
-    return finished(stage, lambda _: None)
+class WithoutAtlas(Pipeline):
+    """The stand-ins leave nothing to make an atlas of."""
 
-
-def evaluate(
-    config: RunConfig, stage: Stage, work_units: list[WorkUnit], places: Mapping[str, Location], on_record: Unit
-) -> Manifest:
-    manifest = finished(stage, on_record)
-    rows = [{"rule": rule, "task": "pets", "normalised_entropy": value} for rule, value in (("soft", 0.5), ("x", 1.0))]
-    (stage.directory / REPORT_JSON).write_text(json.dumps({"rule": "soft", "routing": rows}))
-    return manifest
+    def make_atlas(self) -> Location:
+        return Location("/no/atlas")
 
 
 @pytest.fixture(params=[False, True], ids=["plain lines", "live table"])
-def told(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+def told(request: pytest.FixtureRequest, tmp_path: Path) -> Recorded:
     """What was told of a run of all stages."""
     table = pa.table({"caption": ["a cat"], "image": pa.array([b"no matter"], pa.binary())})
     pq.write_table(table, tmp_path / "a.parquet")
@@ -111,11 +83,11 @@ def told(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         }
     )
     recorded = Recorded()
-    stand_ins = {f"run_{stage.__name__}": stage for stage in (embed, cluster, assign, train, evaluate)}
-    stand_ins |= {"PipelineMetrics": lambda _: recorded, "make_atlas": lambda *_: nullcontext()}  # type: ignore[dict-item]
-    for name, stand_in in stand_ins.items():
-        monkeypatch.setattr(f"mode_ray.pipeline.{name}", stand_in)
-    Pipeline(config, Progress(Console(quiet=True, force_terminal=request.param))).run(STAGE_NAMES)
+    stand_ins = {"embed": finished, "cluster": cluster, "assign": finished, "train": train, "evaluate": evaluate}
+    entries = {name: replace(STAGES[name], run=stand_in) for name, stand_in in stand_ins.items()}
+    run, progress = open_run(config), Progress(Console(quiet=True, force_terminal=request.param))
+    progress.follow(config.run, observe=lambda: recorded)
+    WithoutAtlas(run, build_stages(run), progress, entries).run(STAGE_NAMES)
     return recorded
 
 

@@ -52,7 +52,7 @@ def config(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> RunCo
             "train": {"dense_samples": 1024, "experts": 2},
         }
     )
-    Pipeline(config, Progress(Console(quiet=True))).run(["embed", "cluster", "assign"])
+    Pipeline.open(config, Progress(Console(quiet=True))).run(["embed", "cluster", "assign"])
     return config
 
 

@@ -103,7 +103,7 @@ class TestReplacedSourcesOfAFinishedStage:
 class TestFinish:
     def test_a_manifest_with_the_sums(self, stage: Stage, tmp_path: Path) -> None:
         manifest = finish_units(
-            stage, record_book([record("a"), record("b", empty=1)]), config(tmp_path), {"speed": 2}
+            stage, record_book([record("a"), record("b", empty=1)]), config(tmp_path).limits, {"speed": 2}
         )
         assert stage.state() == "done"
         assert (manifest.rows_in, manifest.rows_out, manifest.refused) == (21, 20, {"empty": 1})
@@ -112,7 +112,7 @@ class TestFinish:
     def test_too_many_unreadable_shards_are_named_with_the_mend(self, stage: Stage, tmp_path: Path) -> None:
         records = [record("a"), record("b", 0, "/in/b.tar: truncated"), record("c", 0, "/in/c.tar: no tar")]
         with pytest.raises(DataError) as caught:
-            finish_units(stage, record_book(records), config(tmp_path, quarantined=1), {})
+            finish_units(stage, record_book(records), config(tmp_path, quarantined=1).limits, {})
         for part in ("2 of 3 shards", "/in/b.tar: truncated", "/in/c.tar: no tar", "limits.max_quarantined_units=2"):
             assert part in str(caught.value)
         assert stage.state() == "started"
@@ -121,28 +121,28 @@ class TestFinish:
 
     def test_as_many_as_are_allowed_are_left_out_and_recorded(self, stage: Stage, tmp_path: Path) -> None:
         records = [record("a"), record("b", 0, "/in/b.tar: truncated")]
-        manifest = finish_units(stage, record_book(records), config(tmp_path, quarantined=1), {})
+        manifest = finish_units(stage, record_book(records), config(tmp_path, quarantined=1).limits, {})
         assert manifest.quarantined == {"/in/b.tar": "/in/b.tar: truncated"}
 
     def test_after_the_mend_the_list_is_gone(self, stage: Stage, tmp_path: Path) -> None:
         with pytest.raises(DataError):
-            finish_units(stage, record_book([record("a", 0, "/in/a.tar: truncated")]), config(tmp_path), {})
-        finish_units(stage, record_book([record("a")]), config(tmp_path), {})
+            finish_units(stage, record_book([record("a", 0, "/in/a.tar: truncated")]), config(tmp_path).limits, {})
+        finish_units(stage, record_book([record("a")]), config(tmp_path).limits, {})
         assert not (stage.directory / QUARANTINE).exists()
 
     def test_too_many_refused_captions_are_described(self, stage: Stage, tmp_path: Path) -> None:
         records = [record("a", 8), record("b", 7, empty=4, long=1)]
-        assert finish_units(stage, record_book(records), config(tmp_path, refused=0.25), {}).rows_out == 15
+        assert finish_units(stage, record_book(records), config(tmp_path, refused=0.25).limits, {}).rows_out == 15
         with pytest.raises(DataError) as caught:
-            finish_units(stage, record_book(records), config(tmp_path, refused=0.24), {})
+            finish_units(stage, record_book(records), config(tmp_path, refused=0.24).limits, {})
         assert "5 of 20 captions were refused, more than limits.max_refused_share=0.24" in str(caught.value)
         with pytest.raises(DataError, match="5 of 20 images were refused"):
-            finish_units(stage, record_book(records), config(tmp_path, refused=0.24), {}, "images")
+            finish_units(stage, record_book(records), config(tmp_path, refused=0.24).limits, {}, "images")
         assert "4 empty (first: /in/b.tar, row 3); 1 long (first: /in/b.tar, row 3)" in str(caught.value)
 
     def test_no_caption_at_all(self, stage: Stage, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"the input holds no captions: /in/a\.tar"):
-            finish_units(stage, record_book([record("a", 0)]), config(tmp_path), {})
+            finish_units(stage, record_book([record("a", 0)]), config(tmp_path).limits, {})
         assert stage.manifest() is None
 
 

@@ -10,6 +10,7 @@ from mode_ray.captions.listing import list_work_units
 from mode_ray.config.load import with_values
 from mode_ray.config.run import RunConfig
 from mode_ray.pipeline import build_stages
+from mode_ray.stages.run import Run
 from mode_ray.storage import Location
 from mode_ray.study.reuse import copy_finished_stages
 
@@ -31,7 +32,7 @@ def config(tmp_path: Path) -> RunConfig:
 
 def finish(config: RunConfig, *names: str) -> None:
     """Finish stages of a run, each with an output."""
-    stages = build_stages(config, list_work_units(config.captions))
+    stages = build_stages(Run(config, list_work_units(config.captions)))
     for name in names:
         stages[name].begin(1)
         (stages[name].directory / "below" / "output.txt").write_text(name)
@@ -39,7 +40,7 @@ def finish(config: RunConfig, *names: str) -> None:
 
 
 def states(config: RunConfig) -> dict[str, str]:
-    return {name: stage.state() for name, stage in build_stages(config, list_work_units(config.captions)).items()}
+    return {name: stage.state() for name, stage in build_stages(Run(config, list_work_units(config.captions))).items()}
 
 
 def other(config: RunConfig, **changes: object) -> RunConfig:
@@ -69,7 +70,7 @@ class TestCopying:
     def test_what_is_not_finished_or_was_begun_is_left_alone(self, config: RunConfig) -> None:
         finish(config, "embed")
         wanted = other(config)
-        build_stages(wanted, list_work_units(wanted.captions))["embed"].begin(1)
+        build_stages(Run(wanted, list_work_units(wanted.captions)))["embed"].begin(1)
         assert copy_finished_stages(wanted, [config.directory]) == {}
         assert states(wanted)["embed"] == "started"
         assert states(wanted)["cluster"] == "absent"

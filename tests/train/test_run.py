@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from mode_ray.errors import TrainingError, UsageError
 from mode_ray.evaluate.measure.models import find_trained
 from mode_ray.run_directory import LEASE_FILE
 from mode_ray.stages.manifest import Manifest, Stage
+from mode_ray.stages.run import Quiet, Run, TrialStatuses
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.train.runs.status import TrialStatus, read_status
 from mode_ray.train.runs.trial import read_metrics
-from mode_ray.train.stage import TrainReports, retry_trial, run_train
+from mode_ray.train.stage import retry_trial, run_train
 
 # Colours of expert 1, see conftest.
 EXPERT_1 = ("blue", "yellow")
@@ -39,6 +41,20 @@ def spoil_images_of_expert_1(data_folder: Path) -> None:
     pq.write_table(table.set_column(0, "image", [images]), data_folder / "b.parquet", row_group_size=12)
 
 
+class Recorded(Quiet):
+    """Keeps the lines and the statuses."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.seen: list[dict[str, Any]] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def watching_trials(self) -> AbstractContextManager[Callable[[TrialStatuses], None]]:
+        return nullcontext(lambda statuses: self.seen.append(dict(statuses)))
+
+
 def test_an_expert_that_fails_is_retried_alone_and_completes_the_stage(
     ray_session: None,
     make_config: Callable[..., RunConfig],
@@ -49,16 +65,15 @@ def test_an_expert_that_fails_is_retried_alone_and_completes_the_stage(
     # Half of the images are too many for the expert that has no others, not for seed and dense run.
     config = make_config(limits={"max_bad_image_share": 0.75}, placement={"concurrent_runs": 2})
     stage = Stage("train", run_folder / "experts", {})
-    places = (work_units, run_folder / "clusters", run_folder / "assignments")
-    said: list[str] = []
-    seen: list[dict[str, TrialStatus]] = []
-    reports = TrainReports(said.append, lambda statuses: seen.append(dict(statuses)))
+    run, report = Run(config, work_units), Recorded()
     healthy = {file: file.read_bytes() for file in sorted(data_folder.iterdir())}
     spoil_images_of_expert_1(data_folder)
 
     with pytest.raises(TrainingError, match=r"1 of 4 runs failed \(the others are finished\):\n  n2/01: .*decoded"):
-        run_train(config, stage, *places, reports)
-    assert said[0].startswith("budget in samples: seed 32; experts n2/01 16, n2/00 16; total 64 = 1.000 x")
+        run_train(run, stage, report)
+    assert report.said[0].startswith(
+        "[train] budget in samples: seed 32; experts n2/01 16, n2/00 16; total 64 = 1.000 x"
+    )
     first = stored(stage)
     assert {name: status.state for name, status in first.items()} == {
         **dict.fromkeys(RUNS, "finished"),
@@ -72,14 +87,14 @@ def test_an_expert_that_fails_is_retried_alone_and_completes_the_stage(
 
     for wrong, reason in (("7", "no such run; there are seed, dense, n2/01, n2/00"), ("dense", "is finished")):
         with pytest.raises(UsageError, match=reason):
-            retry_trial(config, stage, *places, wrong, reports)
+            retry_trial(run, stage, wrong, report)
     for file, content in healthy.items():
         file.write_bytes(content)
-    seen.clear()
-    manifest = retry_trial(config, stage, *places, "1", reports)
+    report.seen.clear()
+    manifest = retry_trial(run, stage, "1", report)
     assert isinstance(manifest, Manifest)
     assert manifest.summary["budget"]["total_to_dense"] == 1.0
-    assert set[Any]().union(*seen) == {"seed", "n2/01"}
+    assert set[Any]().union(*report.seen) == {"seed", "n2/01"}
     again = stored(stage)
     assert (again["n2/01"].state, again["n2/01"].launches, again["n2/01"].reason) == ("finished", 2, None)
     assert {name: again[name] for name in RUNS[:3]} == {name: first[name] for name in RUNS[:3]}
@@ -93,11 +108,10 @@ def test_a_retry_of_one_leaves_the_others_as_they_are(
     stage = Stage("train", run_folder / "experts", {})
     lost = TrialStatus(trial="dense", state="failed", samples=64, launches=3, reason="launcher lost")
     (stage.directory / "dense/status.json").write_text(json.dumps(vars(lost)))
-    reports = TrainReports(lambda _: None, lambda _: None)
-    places = (work_units, run_folder / "clusters", run_folder / "assignments")
+    run = Run(config, work_units)
     with pytest.raises(UsageError, match="n2/00 continues seed, which is not finished: retry that one first"):
-        retry_trial(config, stage, *places, "0", reports)
-    assert retry_trial(config, stage, *places, "seed", reports) is None
+        retry_trial(run, stage, "0", Quiet())
+    assert retry_trial(run, stage, "seed", Quiet()) is None
     assert stored(stage)["seed"].state == "finished"
     assert stored(stage) == {"seed": stored(stage)["seed"], "dense": lost}
 

@@ -24,6 +24,7 @@ from mode_ray.embed.encoder import encoder_name
 from mode_ray.embed.table import embedding_column
 from mode_ray.errors import DataError
 from mode_ray.stages.manifest import Stage, UnitRecord, read_manifest
+from mode_ray.stages.run import Quiet, Run
 from mode_ray.storage import Location
 
 ROWS, DIMENSION, SEED = 3_000, 32, 5
@@ -177,15 +178,18 @@ def test_the_stage_says_how_far_it_is_and_two_actors_give_the_same_bytes_as_one_
 ) -> None:
     monkeypatch.setattr("mode_ray.cluster.stage._LOOK_SECONDS", 0.02)
     config = run_config(tmp_path / "run", workers=2)
-    directory, lines = config.directory / "clusters", list[str]()
+    directory = config.directory / "clusters"
     iterations = list[int]()
 
-    def on_iteration(report: Mapping[str, Any], most: int) -> None:
-        assert most == 4
-        assert report["inertia"] > 0
-        iterations.append(report["iteration"])
+    class Recorded(Quiet):
+        def iteration(self, report: Mapping[str, Any], most: int) -> None:
+            assert most == 4
+            assert report["inertia"] > 0
+            iterations.append(report["iteration"])
 
-    run_cluster(config, Stage("cluster", directory, {}), embeddings, lambda _: None, lines.append, on_iteration)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/embeddings").symlink_to(embeddings.path)
+    run_cluster(Run(config, ()), Stage("cluster", directory, {}), Recorded())
     assert iterations == sorted(set(iterations))
     manifest = read_manifest(directory)
     assert manifest is not None
@@ -200,10 +204,8 @@ def test_the_stage_says_how_far_it_is_and_two_actors_give_the_same_bytes_as_one_
 def test_more_workers_than_cpus_are_said_and_not_waited_for_in_silence(
     embeddings: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = run_config(tmp_path, 1)
-    placement = config.cluster.placement.model_copy(update={"workers": 500})
-    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"placement": placement})})
+    placement = run_config(tmp_path, 1).cluster.placement.model_copy(update={"workers": 500})
     lines: list[str] = []
-    run._say_if_too_few_cpus(config, lines.append)
+    run._say_if_too_few_cpus(placement, lines.append)
     assert lines == [line for line in lines if "needs 250.5 CPUs, the cluster has 4" in line]
     assert "lower cluster.placement.workers" in lines[0]

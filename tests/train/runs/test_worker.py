@@ -17,6 +17,7 @@ from mode_ray.errors import WriteError
 from mode_ray.models.architecture import CONFIG_FILE
 from mode_ray.models.encode import Expert
 from mode_ray.run_directory import CHECKPOINT_FOLDER, ERROR_FILE, STATE_FILE
+from mode_ray.stages.run import Run
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.train.data import TrainBatch, train_loader
@@ -233,7 +234,7 @@ def test_the_stage_plans_the_widest_expert_first_from_the_assigned_pairs(
     make_config: Callable[..., RunConfig], run_folder: Location, work_units: list[WorkUnit]
 ) -> None:
     clustering = Clustering.load(run_folder / "clusters")
-    trials, pairs_n = planned_trials(make_config(), clustering, run_folder / "assignments", work_units)
+    trials, pairs_n = planned_trials(Run(make_config(), work_units), clustering)
     assert pairs_n.tolist() == [24, 24]
     # Both experts hold two centers of equal mass; the second one's rows lie farther from them.
     assert [trial.name for trial in trials] == ["seed", "dense", "n2/01", "n2/00"]
