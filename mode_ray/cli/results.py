@@ -7,7 +7,7 @@ import typer
 
 from mode_ray.cli.shared import Config, Overrides, Run, Stage, console, flag, load, say
 from mode_ray.errors import DataError, UsageError
-from mode_ray.tables import WideTable
+from mode_ray.util.tables import WideTable
 
 if TYPE_CHECKING:
     from mode_ray.storage import Location

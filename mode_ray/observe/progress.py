@@ -14,8 +14,8 @@ from rich.live import Live
 from rich.text import Text
 
 from mode_ray.stages.manifest import Manifest, UnitRecord
-from mode_ray.tables import WideTable, short_count
 from mode_ray.train.runs.status import TrialStatus
+from mode_ray.util.tables import WideTable, short_count
 
 _INTERVAL_SECONDS = 3.0
 _TRIALS_INTERVAL_SECONDS = 10.0

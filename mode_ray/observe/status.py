@@ -22,8 +22,8 @@ from mode_ray.run_directory import (
 )
 from mode_ray.stages.manifest import Manifest, StageState, read_manifest
 from mode_ray.storage import FileEntry, Location
-from mode_ray.tables import WideTable, short_count
 from mode_ray.train.runs.status import TrialStatus, read_status
+from mode_ray.util.tables import WideTable, short_count
 
 _RATE_WINDOW_SECONDS = 600.0
 

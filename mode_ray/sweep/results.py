@@ -10,7 +10,7 @@ from mode_ray.config.run import RunConfig
 from mode_ray.config.sweep import Scalar
 from mode_ray.run_directory import SWEEP_BEST, SWEEP_RESULT, SWEEP_RESULTS
 from mode_ray.storage import Location
-from mode_ray.tables import WideTable
+from mode_ray.util.tables import WideTable
 
 SweepState = Literal["finished", "stopped", "failed"]
 

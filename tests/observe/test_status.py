@@ -17,8 +17,8 @@ from mode_ray.observe.status import status_table, trial_table
 from mode_ray.run_directory import STATUS_FILE
 from mode_ray.stages.manifest import Stage, UnitRecord
 from mode_ray.storage import Location
-from mode_ray.tables import WideTable
 from mode_ray.train.runs.status import TrialStatus
+from mode_ray.util.tables import WideTable
 
 
 @pytest.fixture
