@@ -171,7 +171,7 @@ def ours(task: Task, model: Location, folder: Path) -> Mapping[str, float]:
     """The metrics of our evaluation."""
     target = Location(str(folder / task.name))
     placement = EvaluatePlacement(batch_size=BATCH, threads_per_task=THREADS)
-    measure_task(task, {"model": model}, AnyText(), target, placement, MAX_PIXELS)
+    measure_task(task, {"model": model}, AnyText(), target, placement)
     measured = load_cosines(target)
     if measured.summary.skipped:
         raise RuntimeError(f"{task.name}: {measured.summary.skipped} of the layout's samples were left out")

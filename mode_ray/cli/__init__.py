@@ -1,4 +1,4 @@
-"""The command line, `mode-ray`: `main` reads it, and each other module holds one group of commands."""
+"""The command line, `mode-ray`: `main` parses it, and each other module has one group of commands."""
 
 from mode_ray.cli.main import main
 

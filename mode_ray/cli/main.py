@@ -1,4 +1,4 @@
-"""The command line: every command in its panel of `mode-ray --help`, and how errors end.
+"""The command line: the commands in the panels of `mode-ray --help`, and the exit codes of errors.
 
 Exit codes: 0 done, 1 the data or a training run failed, 2 wrong usage, 130 interrupted.
 """
@@ -12,44 +12,44 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from mode_ray import __version__
-from mode_ray.cli import cluster, demo, deploy, evaluate, plan, results, serve, stages, train
+from mode_ray.cli import clusters, pipeline, results, serve
 from mode_ray.errors import ModeRayError
 
 _PANELS: dict[str, dict[str, Any]] = {
     "Pipeline": {
-        "run": stages.run,
-        "embed": stages.stage("embed", "Embed the captions."),
-        "cluster": cluster.group,
-        "assign": stages.stage("assign", "Assign every caption to its nearest center."),
-        "train": train.group,
-        "evaluate": evaluate.group,
-        "demo": demo.demo,
+        "run": pipeline.run,
+        "embed": pipeline.embed,
+        "cluster": pipeline.cluster,
+        "assign": pipeline.assign,
+        "train": pipeline.train,
+        "evaluate": pipeline.evaluate,
+        "demo": pipeline.demo,
     },
     "Results": {
         "status": results.status,
-        "atlas": cluster.atlas,
-        "drift": cluster.drift,
+        "atlas": results.atlas,
+        "drift": results.drift,
         "index": results.index,
         "search": results.search,
         "export": results.export,
-        "sweep": train.sweep,
-        "study": evaluate.study,
+        "sweep": results.sweep,
+        "study": results.study,
     },
     "Serving": {"serve": serve.group},
-    "Clusters": {"plan": plan.plan, "cluster-config": deploy.cluster_config, "submit": deploy.submit},
+    "Clusters": {"plan": clusters.plan, "cluster-config": clusters.cluster_config, "submit": clusters.submit},
 }
 _ORDER = [name for commands in _PANELS.values() for name in commands]
 _INTERRUPTED = 130
 
 
 class _Root(TyperGroup):
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002 - a private class of typer
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002 - its class is private
         return _ORDER
 
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - a private class; whatever the command returns
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - its class is private
         try:
             code = super().invoke(ctx)
-            sys.stdout.flush()  # here, where a reader that is gone ends the command quietly
+            sys.stdout.flush()  # a closed pipe is handled by the caller of this method
         except KeyboardInterrupt:
             _complain("interrupted; run the same command again to resume")
             return _INTERRUPTED
@@ -63,8 +63,8 @@ for _panel, _commands in _PANELS.items():
         if isinstance(_command, typer.Typer):
             app.add_typer(_command, name=_name, rich_help_panel=_panel)
         else:
-            # The words after `submit` are a command line of their own.
-            _settings = {"allow_interspersed_args": _command is not deploy.submit}
+            # The words after `submit` are a separate command line.
+            _settings = {"allow_interspersed_args": _command is not clusters.submit}
             app.command(_name, rich_help_panel=_panel, context_settings=_settings)(_command)
 
 
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: Its words, by default those that the program was called with.
+        arguments: The words of the command line; by default those of this process.
 
     Returns:
         The exit code.
@@ -96,14 +96,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int | None = typer.main.get_command(app).main(words, prog_name="mode-ray", standalone_mode=False)
     except typer.TyperException as error:
-        message = error.format_message().replace("Value error, ", "")  # pydantic's, through typer
+        message = error.format_message().replace("Value error, ", "")  # added by pydantic
         _complain(f"{message.rstrip('.')}; see --help")
         return 2
     except ModeRayError as error:
         _complain(str(error))
         return error.exit_code
     except OSError as error:
-        # Ray wraps a worker's error, with its stack trace.
+        # An error that Ray wrapped has the worker's stack trace in its message.
         _complain(" ".join(str(getattr(error, "cause", None) or error).split()))
         return 1
     return code or 0

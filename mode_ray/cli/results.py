@@ -1,28 +1,27 @@
-"""The commands that use a run without changing its stages: status, an image index, a search in it, an export."""
+"""The commands that use the outputs of a run: status, atlas, drift, index, search, export, sweep and study."""
 
 import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mode_ray.cli.shared import Config, Overrides, Run, Stage, console, flag, load, say
+from mode_ray.cli.shared import Config, Overrides, Run, Stage, console, flag, load, on_ray, optional, say
 from mode_ray.errors import DataError, UsageError
-from mode_ray.tables import WideTable
 
 if TYPE_CHECKING:
     from mode_ray.storage import Location
 
-_MOST_QUERY_BYTES = 16 << 20
+_MAX_QUERY_BYTES = 16 << 20
 
 
 def status(
     run: Run,
-    watch: Annotated[bool, flag("--watch", "Show it again and again until the run is done.")] = False,
+    watch: Annotated[bool, flag("--watch", "Repeat until the run is done.")] = False,
     until: Annotated[Stage, typer.Option(help="The last stage to watch.")] = "evaluate",
-    interval_seconds: Annotated[float, typer.Option(help="Least time between two looks.")] = 5.0,
-    stall_minutes: Annotated[float, typer.Option(help="Report if nothing is new for so long.")] = 10.0,
+    interval_seconds: Annotated[float, typer.Option(help="Shortest time between two updates.")] = 5.0,
+    stall_minutes: Annotated[float, typer.Option(help="Report a stall after this time without output.")] = 10.0,
 ) -> None:
-    """Show how far a run is."""
+    """Show the progress of a run."""
     from mode_ray.observe.status import status_table, trial_table
     from mode_ray.observe.watch import open_watch, watch_run
     from mode_ray.storage import Location
@@ -35,6 +34,19 @@ def status(
     trials = trial_table(location)
     if trials is not None:
         to.print(trials)
+
+
+def atlas(config: Config, overrides: Overrides) -> None:
+    """Write an HTML page of the clustering: map, sizes, terms, captions."""
+    with on_ray(load(config, overrides)) as pipeline:
+        page = pipeline.atlas()
+    say(f"atlas: {page}")
+
+
+def drift(config: Config, overrides: Overrides) -> None:
+    """Compare the captions with those that the clustering was fitted on."""
+    with on_ray(load(config, overrides)) as pipeline:
+        pipeline.drift()
 
 
 def index(config: Config, overrides: Overrides) -> None:
@@ -56,11 +68,11 @@ def search(
     config: Config,
     overrides: Overrides,
     text: Annotated[list[str] | None, typer.Option(help="A query; may be given several times.")] = None,
-    texts: Annotated[str | None, typer.Option(metavar="FILE", help="File or URI with one query a line.")] = None,
+    texts: Annotated[str | None, typer.Option(metavar="FILE", help="File or URI with one query per line.")] = None,
     count: Annotated[int, typer.Option(help="Images to find for each query.")] = 10,
     as_one_task: Annotated[bool, flag("--as-one-task", "Route all queries together.")] = False,
 ) -> None:
-    """Find images of the index by texts."""
+    """Search the image index by text."""
     from mode_ray.storage import Location
 
     queries = [*(text or []), *(_lines(Location.parse(texts)) if texts else [])]
@@ -68,6 +80,7 @@ def search(
         raise UsageError("search needs at least one query (--text or --texts) and a --count of 1 or more")
     settings = load(config, overrides)
     from mode_ray.index.stage import search_index
+    from mode_ray.util.tables import WideTable
 
     found = search_index(settings, queries, count, as_one_task=as_one_task)
     for query, hits in zip(queries, found, strict=True):
@@ -77,6 +90,18 @@ def search(
         console().print(table)
 
 
+def _lines(file: "Location") -> list[str]:
+    """The queries in a file, one per line."""
+    try:
+        if file.size_bytes() > _MAX_QUERY_BYTES:
+            raise DataError(f"{file}: more than {_MAX_QUERY_BYTES:,} bytes: split the queries into several files")
+        return [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise UsageError(f"--texts: {file}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text (byte {error.start})") from None
+
+
 def export(
     config: Config,
     to: Annotated[str, typer.Option(metavar="DIRECTORY", help="Directory to write; absent or empty.")],
@@ -84,9 +109,7 @@ def export(
     expert: Annotated[int | None, typer.Option(help="Only this expert (default: all, with their clustering).")] = None,
     average: Annotated[bool, flag("--average", "One model: the mean of the experts' weights.")] = False,
     uniform: Annotated[bool, flag("--uniform", "With --average: do not weight by pairs.")] = False,
-    license_id: Annotated[
-        str | None, typer.Option("--license", metavar="ID", help="Licence of the weights, such as apache-2.0.")
-    ] = None,
+    license_id: Annotated[str | None, optional("SPDX id, such as apache-2.0.", "--license", metavar="ID")] = None,
 ) -> None:
     """Write trained models as folders for open_clip and Hugging Face."""
     settings = load(config, overrides)
@@ -100,12 +123,25 @@ def export(
     say(f"exported: {target}")
 
 
-def _lines(file: "Location") -> list[str]:
-    try:
-        if file.size_bytes() > _MOST_QUERY_BYTES:
-            raise DataError(f"{file}: more than {_MOST_QUERY_BYTES:,} bytes: search its queries in several files")
-        return [line.strip() for line in file.read_text().splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise UsageError(f"--texts: {file}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 text (byte {error.start})") from None
+def sweep(config: Config, overrides: Overrides) -> None:
+    """Try values of training fields, and write the best ones as a config."""
+    with on_ray(load(config, overrides)) as pipeline:
+        report = pipeline.sweep()
+    from mode_ray.run_directory import SWEEP_BEST
+    from mode_ray.sweep.results import sweep_table
+
+    console().print(sweep_table(report.results, report.measurements))
+    say(f"the winner as a config: {report.folder / SWEEP_BEST}")
+
+
+def study(
+    config: Annotated[str, typer.Option(metavar="FILE", help="The study's YAML file or its URI: docs/studies.md")],
+) -> None:
+    """Compare the results of runs that differ in one field."""
+    from mode_ray.config.study import load_study
+
+    settings = load_study(config)
+    from mode_ray.study.run import STUDY_HTML, run_study
+
+    run_study(settings, console())
+    say(f"study: {settings.directory / STUDY_HTML}")

@@ -1,4 +1,4 @@
-"""The commands that serve a run: on this machine, as a file for a cluster, and changes of what a cluster serves."""
+"""The commands that serve a run: on this machine, on a cluster, and changes to a live cluster."""
 
 import contextlib
 import logging
@@ -31,9 +31,9 @@ group = command_group()
 def serve(
     run: Run,
     overrides: Overrides,
-    in_process: Annotated[bool, flag("--in-process", "Without Ray: all experts in this process.")] = False,
-    host: Annotated[str | None, typer.Option(help="Its address (default: serve.host).")] = None,
-    port: Annotated[int | None, typer.Option(help="Port, 0 for a free one (default: serve.port).")] = None,
+    in_process: Annotated[bool, flag("--in-process", "Serve all experts in this process, without Ray.")] = False,
+    host: Annotated[str | None, typer.Option(help="Address (default: serve.host).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one (default: serve.port).")] = None,
 ) -> None:
     """Answer requests over HTTP with the experts of a run."""
     given = [f"serve.host={host!r}"] if host is not None else []
@@ -49,13 +49,13 @@ def serve(
 
 @group.command("config")
 def write_config(run: Run, overrides: Overrides) -> None:
-    """Print the file with which serve deploy serves a run on a cluster."""
+    """Print the file that `serve deploy` needs to serve a run on a cluster."""
     from mode_ray.serve.ray.deployment_file import as_yaml, serve_document
 
     served = _load(run, overrides)
     settings = served.config.serve
     if settings.port == 0:
-        raise UsageError("serve.port=0 takes a free port, and a cluster's port must be known: give one")
+        raise UsageError("serve.port=0 picks a free port, but the port of a cluster must be known: set serve.port")
     sys.stdout.write(as_yaml(serve_document(served.run.uri, sorted(served.experts), settings)))
 
 
@@ -63,17 +63,17 @@ def write_config(run: Run, overrides: Overrides) -> None:
 def add(
     experts: Annotated[list[int], typer.Argument(metavar="EXPERT", help="Numbers of experts.")],
     run: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Their run, made by train add, to be served from now on.")
+        str | None, typer.Option(metavar="RUN", help="The run of these experts, made by train add.")
     ] = None,
     folder: Folder = None,
     address: Address = None,
     router: Router = None,
 ) -> None:
-    """Serve further experts on a live cluster."""
+    """Serve additional experts on a live cluster."""
     live = _live(address, router)
     numbers = sorted(set(experts))
     if folder is not None and len(numbers) > 1:
-        raise UsageError("--folder is the model of one expert: add the experts one by one")
+        raise UsageError("--folder is the model of one expert: add the experts one at a time")
     live.add(numbers, _uri(folder), None if run is None else _load(run, []))
 
 
@@ -85,7 +85,7 @@ def remove(expert: Expert, address: Address = None, router: Router = None) -> No
 
 @group.command()
 def replace(expert: Expert, folder: Folder = None, address: Address = None, router: Router = None) -> None:
-    """Exchange the model of a served expert, without a pause."""
+    """Replace the model of a served expert without downtime."""
     _live(address, router).replace(expert, _uri(folder))
 
 
@@ -104,7 +104,9 @@ def _uri(folder: str | None) -> str | None:
 
 def _live(address: str | None, router: str | None) -> "LiveServing":
     if not address:
-        raise UsageError(f"which cluster? Give the dashboard's --address http://HOST:8265, or set {_ADDRESS_VARIABLE}")
+        raise UsageError(
+            f"--address is missing: give the dashboard's URL, http://HOST:8265, or set {_ADDRESS_VARIABLE}"
+        )
     from mode_ray.serve.ray.live import LiveServing, connect
 
     return LiveServing(connect(address), say, router)
@@ -122,5 +124,5 @@ def _serve_in_process(served: "ServedRun") -> None:
         say(f"page:    {url}/")
         say(f"API:     {url}/v1 (described in {url}/openapi.json)")
 
-    with contextlib.suppress(KeyboardInterrupt):  # how one ends it
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C stops the server
         serve_in_process(served, prometheus_metrics(), ready)

@@ -1,6 +1,6 @@
-"""What the commands share: options, the console, and groups that are commands themselves.
+"""Options, the console and helpers that several commands use.
 
-Commands import what is slow (Ray, torch, even numpy) when they run, so that `--help` and wrong usage answer at once.
+Commands import slow packages (Ray, torch, numpy) when they run, so `--help` and usage errors answer at once.
 """
 
 import os
@@ -22,41 +22,12 @@ _LOG_WIDTH = 140
 Stage = Literal["embed", "cluster", "assign", "train", "evaluate"]
 
 
-def _subcommands(ctx: typer.Context) -> list[str]:
-    return list(ctx.command.commands) if isinstance(ctx.command, CommandGroup) else []
-
-
-Config = Annotated[
-    str,
-    typer.Option(metavar="FILE", help="The run's YAML file or its URI, or a preset: demo, small, paper."),
-]
-Overrides = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="Override config fields.",
-        default_factory=list,
-        show_default=False,
-        autocompletion=_subcommands,  # they come in the same place
-    ),
-]
-Run = Annotated[
-    str,
-    typer.Argument(metavar="RUN", help="The run directory: a path, s3:// or gs:// URI.", autocompletion=_subcommands),
-]
-
-
-def flag(name: str, help_text: str) -> Any:  # noqa: ANN401 - typer types its own options so
-    """An option without a value."""
-    return typer.Option(name, help=help_text, metavar="")
-
-
 class CommandGroup(TyperGroup):
-    """A group that is a command itself: `mode-ray train --config …` beside `mode-ray train retry …`."""
+    """A group that is also a command: `mode-ray train --config …` and `mode-ray train retry …`."""
 
     allow_interspersed_args = True
 
-    # typer's contexts are of a private class.
+    # The contexts of typer have a private class.
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:  # noqa: ANN401
         """The context of a subcommand if the first word names one, otherwise that of the group's own command."""
         command = self.commands.get(args[0]) if args else None
@@ -65,24 +36,58 @@ class CommandGroup(TyperGroup):
         return command.make_context(f"{info_name} {args[0]}", args[1:], parent=parent, **extra)
 
 
+def _subcommands(ctx: typer.Context) -> list[str]:
+    """Completions for an argument: subcommands are typed in the same position."""
+    return list(ctx.command.commands) if isinstance(ctx.command, CommandGroup) else []
+
+
+Config = Annotated[
+    str, typer.Option(metavar="FILE", help="YAML file or URI of the run, or a preset: demo, small, paper.")
+]
+Overrides = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Override config fields.",
+        default_factory=list,
+        show_default=False,
+        autocompletion=_subcommands,
+    ),
+]
+Run = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="The run directory: a path, s3:// or gs:// URI.", autocompletion=_subcommands),
+]
+
+
+def flag(name: str, help_text: str) -> Any:  # noqa: ANN401 - the return type of typer.Option
+    """An option without a value."""
+    return typer.Option(name, help=help_text, metavar="")
+
+
+def optional(help_text: str, *names: str, **settings: Any) -> Any:  # noqa: ANN401 - as above
+    """An option whose default is explained by its help text."""
+    return typer.Option(*names, help=help_text, show_default=False, **settings)
+
+
 def command_group() -> typer.Typer:
     """A group whose callback is a command, and which may have subcommands."""
     return typer.Typer(cls=CommandGroup, invoke_without_command=True, subcommand_metavar="| COMMAND ...")
 
 
 def console() -> Console:
-    """The console of standard output; a log file, which has no width, gets one that is enough for all tables."""
+    """The console of standard output. A log file has no width, so it gets one that fits all tables."""
     wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     return Console(width=_LOG_WIDTH if wide else None)
 
 
 def say(text: str) -> None:
-    """Print a line as it is, without wrapping it."""
+    """Print text without wrapping or markup."""
     console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def load(config: str, overrides: Sequence[str]) -> "RunConfig":
-    """The config of a run; as `load_config`."""
+    """The config of a run; as `load_config`, which is imported when it is needed."""
     from mode_ray.config.load import load_config
 
     return load_config(config, overrides)

@@ -1,1 +1,1 @@
-"""Clusters for operators: launch files rendered from one file of values, and jobs submitted to what they start."""
+"""Launch files of clusters, rendered from one file of values, and jobs submitted to clusters."""

@@ -1,4 +1,4 @@
-"""What is checked of a command before it is submitted as a job, so that no mistake waits a minute for a cluster."""
+"""Checks of a command before it is submitted as a job, so that mistakes are reported at once."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,33 +13,33 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def check_command(command: str, parameters: Mapping[str, Any], working_dir: Path) -> None:
-    """Find a mistake in a command before it is submitted.
+    """Check a command and its config.
 
     Args:
-        command: The command's first word.
-        parameters: Its options and arguments, by name.
-        working_dir: The folder that the job gets a copy of.
+        command: First word of the command.
+        parameters: Its options and arguments by name.
+        working_dir: Folder that is copied to the job.
 
     Raises:
-        UsageError: The command is none for a cluster, a file is not there, or the config is wrong.
+        UsageError: The command cannot run as a job, a file does not exist, or the config is wrong.
     """
     if command in _LOCAL_COMMANDS:
-        raise UsageError(f"{command} is no command for a cluster: it is for the machine that you work on")
+        raise UsageError(f"{command} cannot run as a job: run it on your own machine")
     if not working_dir.is_dir():
         raise UsageError(f"--working-dir: {working_dir}: no such folder")
     if command == "demo" and _is_relative(parameters["directory"]):
         raise UsageError(
-            f"demo --directory {parameters['directory']}: would be in the job's copy of this folder, which Ray "
+            f"demo --directory {parameters['directory']}: is inside the job's copy of this folder, which Ray "
             "deletes: give an absolute path that every node has, or a URI"
         )
     config: str | None = parameters.get("config")
     if config is None:
         return
-    # A file of the working directory: no URI, no preset, no path on storage that machines share.
+    # A file of the working directory: not a URI, a preset, or a path on shared storage.
     if not config.isidentifier() and _is_relative(config):
         if not (working_dir / config).is_file():
             raise UsageError(
-                f"{config}: not in {working_dir}, of which the job gets a copy: put it there, or name a URI"
+                f"{config}: not in {working_dir}, which is copied to the job: put it there, or give a URI"
             )
         config = str(working_dir / config)
     load_config(config, parameters.get("overrides", ()))
@@ -49,11 +49,11 @@ def job_variables(given: Sequence[str], here: Mapping[str, str]) -> dict[str, st
     """The environment variables of a job.
 
     Args:
-        given: NAME=VALUE, or NAME alone for the value that it has here.
-        here: This machine's variables.
+        given: NAME=VALUE, or NAME for the value on this machine.
+        here: Variables of this machine.
 
     Raises:
-        UsageError: A name is none, or is not set here.
+        UsageError: A name is invalid, or is not set on this machine.
     """
     variables = {}
     for text in given:
@@ -67,5 +67,5 @@ def job_variables(given: Sequence[str], here: Mapping[str, str]) -> dict[str, st
 
 
 def _is_relative(path: str) -> bool:
-    """Whether a path is below the working directory."""
+    """Whether a path is relative to the working directory."""
     return "://" not in path and not Path(path).is_absolute()

@@ -1,7 +1,7 @@
-"""Launch files from values: one template each, which refuses a name that the values do not have.
+"""Launch files rendered from values with one template per file. A name without a value is an error.
 
-Two kinds of files are not rendered: those in `templates/` without the suffix `.j2` are copied as they are, and the
-starters (`starters/`), which a user edits, are written only where they are missing.
+Files in `templates/` without the suffix `.j2` are copied unchanged. The files in `starters/`, which a user edits, are
+written only if they are missing.
 """
 
 import json
@@ -20,18 +20,14 @@ _PACKAGE = "mode_ray.deploy"
 _SUFFIX = ".j2"
 _STAGE_JOBS = ("embed", "cluster", "assign", "train", "evaluate", "pipeline")
 _JOB_TEMPLATE = "kuberay/job.yaml.j2"
-_NOTE = "# Rendered by `mode-ray cluster-config` from values.yaml: change that, and render again.\n"
+_NOTE = "# Rendered by `mode-ray cluster-config` from values.yaml: change that file and render again.\n"
 
 
 def read_values(path: str | None, overrides: Sequence[str] = ()) -> ClusterValues:
-    """The values of a YAML file, with `key=value` overrides.
-
-    Args:
-        path: The file; None for the package's own example values.
-        overrides: `dotted.key=value` texts.
+    """The values of a YAML file (None: the example values of this package), with `dotted.key=value` overrides.
 
     Raises:
-        UsageError: No such file, or a field that is wrong; it names file and field.
+        UsageError: The file does not exist, or a field is wrong; the message names file and field.
     """
     if path is None:
         path = str(resources.files(_PACKAGE) / "starters" / VALUES_FILE)
@@ -39,13 +35,13 @@ def read_values(path: str | None, overrides: Sequence[str] = ()) -> ClusterValue
 
 
 def missing_starters(folder: Location) -> dict[str, str]:
-    """The text of each file that a user edits and that the folder does not have yet, by its name."""
+    """The text of each starter file that the folder lacks, by name."""
     starters = (resources.files(_PACKAGE) / "starters").iterdir()
     return {file.name: file.read_text() for file in starters if not (folder / file.name).exists()}
 
 
 def render_all(values: ClusterValues) -> dict[str, str]:
-    """Every launch file's text, by its path below `cluster_configs/`."""
+    """The text of every launch file, by its path below `cluster_configs/`."""
     loader = jinja2.PackageLoader(_PACKAGE)
     environment = jinja2.Environment(
         loader=loader,
@@ -53,12 +49,13 @@ def render_all(values: ClusterValues) -> dict[str, str]:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - YAML; `to_json` quotes what an operator writes
+        autoescape=False,  # noqa: S701 - YAML; `to_json` quotes the values of an operator
     )
     environment.filters["to_json"] = json.dumps
     given = {**dict(values), "ray_version": metadata.version("ray")}
     files = {}
-    for name in _templates(environment):
+    # Files whose names begin with `_` are imported by the templates.
+    for name in environment.list_templates(filter_func=lambda name: not PurePosixPath(name).name.startswith("_")):
         if name == _JOB_TEMPLATE:
             for stage in _STAGE_JOBS:
                 files[f"kuberay/jobs/{stage}.yaml"] = _rendered(environment, name, {**given, "stage": stage})
@@ -70,7 +67,7 @@ def render_all(values: ClusterValues) -> dict[str, str]:
 
 
 def write_all(files: Mapping[str, str], folder: Location) -> list[str]:
-    """Write what is new or differs; returns the paths of these."""
+    """Write the files that are missing or differ; returns their paths."""
     changed = stale_files(files, folder)
     for name in changed:
         (folder / name).write_text(files[name])
@@ -78,7 +75,7 @@ def write_all(files: Mapping[str, str], folder: Location) -> list[str]:
 
 
 def stale_files(files: Mapping[str, str], folder: Location) -> list[str]:
-    """Paths of the files that are missing in the folder, or differ."""
+    """Paths of the files that are missing in the folder or differ."""
     stale = []
     for name, text in files.items():
         try:
@@ -87,11 +84,6 @@ def stale_files(files: Mapping[str, str], folder: Location) -> list[str]:
         except FileNotFoundError:
             stale.append(name)
     return stale
-
-
-def _templates(environment: jinja2.Environment) -> list[str]:
-    """All but those whose names begin with `_`, which the others import."""
-    return [name for name in environment.list_templates() if not PurePosixPath(name).name.startswith("_")]
 
 
 def _rendered(environment: jinja2.Environment, name: str, given: Mapping[str, object]) -> str:

@@ -1,7 +1,7 @@
-"""Jobs on a running cluster: submitted, followed to their end, with the exit code that their command had.
+"""Submit jobs to a running cluster and follow them to their end, with the exit code of their command.
 
-Ray's own client does the talking; this adds what an operator would otherwise look up: what a job is given of the
-working directory, a token, logs that go on after a lost connection, and errors that say what to mend.
+This wraps Ray's job client. It adds the selection of files of the working directory, the access token, logs that
+continue after a lost connection, and error messages that say how to fix the problem.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ray.dashboard.modules.job.pydantic_models import JobDetails
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-# Besides what .rayignore and .gitignore leave out.
+# In addition to .rayignore and .gitignore.
 EXCLUDES = (".git/", ".venv/", "__pycache__/", "*.tar", "*.parquet", "*.safetensors", "*.pt")
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _POLL_SECONDS = 2.0
@@ -31,13 +31,13 @@ _LONGEST_SILENCE_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What is submitted.
+    """A job to submit.
 
     Attributes:
-        command: Words of the command line that the driver runs.
-        working_dir: Folder that the job gets a copy of, and runs in.
-        environment: Further variables of the driver and all its workers. They are shown on the dashboard.
-        submission_id: The job's name; by default Ray makes one.
+        command: Words of the command line of the driver.
+        working_dir: Folder that is copied to the job, and in which it runs.
+        environment: Additional variables of the driver and its workers. The dashboard shows them.
+        submission_id: Name of the job; by default Ray chooses one.
     """
 
     command: Sequence[str]
@@ -47,35 +47,35 @@ class JobRequest:
 
 
 class JobServer:
-    """A cluster's job server.
+    """The job server of a cluster.
 
     Args:
         address: URL of the cluster's dashboard.
         token_file: File with the cluster's token. By default the token comes from RAY_AUTH_TOKEN or
-            RAY_AUTH_TOKEN_PATH, or is that of the local cluster with this address.
+            RAY_AUTH_TOKEN_PATH, or is the token of the local cluster with this address.
 
     Raises:
-        UsageError: No dashboard answers there, or it refuses the token.
+        UsageError: No dashboard answers at the address, or it refuses the token.
     """
 
     def __init__(self, address: str, token_file: Path | None = None) -> None:
-        # Ray lets variables overrule the address that its client is given.
+        # For Ray's client this variable takes precedence over its argument.
         os.environ[_ADDRESS_VARIABLE] = address
         if token_file is not None and not token_file.is_file():
             raise UsageError(f"--token-file: {token_file}: no such file")
         headers = token_headers(address, os.environ, token_file)
         self.address = address
-        # Imported late: Ray is slow to, and usage errors do without.
+        # Imported here because Ray is slow to import, and usage errors do not need it.
         from ray.dashboard.modules.job import sdk
         from ray.job_submission import JobSubmissionClient
 
-        # It would tell of its connections among the lines of the job.
+        # Its messages about connections would appear in the log of the job.
         sdk.logger.setLevel(logging.WARNING)
         with self._errors():
             self._client: JobSubmissionClient = JobSubmissionClient(address, headers=headers)
 
     def submit(self, request: JobRequest) -> str:
-        """Upload the working directory, unless this very content is there already, and start the job.
+        """Upload the working directory unless the cluster has the same content, and start the job.
 
         Raises:
             UsageError: The id was used before, or the folder is too large.
@@ -92,14 +92,14 @@ class JobServer:
             )
 
     def follow(self, job: str, write: Callable[[str], None]) -> tuple[int, str]:
-        """Write the job's log as it grows, until the job ends; a lost connection is made anew.
+        """Write the log of a job until the job ends. Lost connections are reopened.
 
         Returns:
-            The exit code of the job's command (1 where it has none), and how it ended in words.
+            The exit code of the command (1 if it has none), and a description of the end.
 
         Raises:
             UsageError: There is no such job.
-            WorkerError: The cluster has not answered for some minutes.
+            WorkerError: The cluster has not answered for five minutes.
         """
         from aiohttp import ClientError  # comes with Ray's client
 
@@ -115,7 +115,7 @@ class JobServer:
             except (OSError, RuntimeError, ClientError, UsageError) as error:
                 if time.monotonic() - heard > _LONGEST_SILENCE_SECONDS:
                     raise WorkerError(
-                        f"{self.address} does not answer any more ({error}); the job may go on"
+                        f"{self.address} no longer answers ({error}); the job may still be running"
                     ) from None
             else:
                 if details.status.is_terminal():
@@ -130,37 +130,37 @@ class JobServer:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """What Ray's client raises, as a sentence."""
+        """Convert the exceptions of Ray's client into one sentence."""
         from ray.exceptions import AuthenticationError
 
         try:
             yield
         except AuthenticationError:
             raise UsageError(
-                f"{self.address}: the cluster refuses access without its token: give the file with the token it "
-                "was started with by --token-file, or set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+                f"{self.address}: the cluster refuses access without its token: give the file with the token by "
+                "--token-file, or set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
             ) from None
         except ConnectionError:
             raise UsageError(
-                f"{self.address}: no cluster answers there; forward its dashboard first (`ray dashboard CONFIG`, or "
-                "`kubectl port-forward service/NAME-head-svc 8265`), or name it by --address"
+                f"{self.address}: no cluster answers; forward its dashboard first (`ray dashboard CONFIG`, or "
+                "`kubectl port-forward service/NAME-head-svc 8265`), or give another --address"
             ) from None
         except (RuntimeError, ValueError) as error:
             raise UsageError(f"{self.address}: {_reason(str(error))}") from None
 
 
 class LogCursor:
-    """What of a log is new: every connection gets it from its start, in pieces of any length."""
+    """Finds the new part of a log, because every connection sends the log from its start in pieces of any length."""
 
     def __init__(self) -> None:
         self._seen = self._at = 0
 
     def reconnected(self) -> None:
-        """The log begins anew."""
+        """The log starts again."""
         self._at = 0
 
     def unseen(self, text: str) -> str:
-        """The part of the next piece that no connection brought before."""
+        """The part of the next piece that was not seen before."""
         self._at += len(text)
         fresh = self._at - self._seen
         self._seen = max(self._seen, self._at)
@@ -178,5 +178,5 @@ def _end_of(details: "JobDetails") -> tuple[int, str]:
 
 
 def _reason(text: str) -> str:
-    """The last line: what is above it is a stack trace."""
+    """The last line, without the stack trace above it."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), text)

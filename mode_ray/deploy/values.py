@@ -1,4 +1,4 @@
-"""The one place for what differs between two operators' clusters: bucket, images, machine types and pool sizes."""
+"""The values of a cluster: bucket, images, machine types and pool sizes."""
 
 from typing import Annotated, Self
 
@@ -12,16 +12,16 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Images(Settings):
-    """Docker images, as `cluster_configs/Dockerfile` builds them."""
+    """Docker images built with `cluster_configs/Dockerfile`."""
 
     cpu: str
-    """Of the head and the CPU workers."""
+    """For the head and the CPU workers."""
     gpu: str
-    """Of the GPU workers."""
+    """For the GPU workers."""
 
 
 class PoolSize(Settings):
-    """How many machines of a pool there are, at least and at most."""
+    """Smallest and largest number of machines of a pool."""
 
     fewest: Count = 0
     most: Count
@@ -34,18 +34,18 @@ class PoolSize(Settings):
 
 
 class Pools(Settings):
-    """The pools of workers; the head takes no work."""
+    """The pools of workers. The head runs no work."""
 
     cpu: PoolSize
-    """Spot machines that read, embed, assign, fit and evaluate."""
+    """Spot machines for reading, embedding, assigning, fitting and evaluating."""
     gpu_spot: PoolSize
-    """Spot GPU machines for the experts, asked for first."""
+    """Spot GPU machines for the experts, requested first."""
     gpu_on_demand: PoolSize
-    """On-demand GPU machines, for as long as no spot one can be had."""
+    """On-demand GPU machines, used while no spot machine is available."""
 
 
 class MachineType(Settings):
-    """A cloud's machine type and what Ray may count on there."""
+    """A machine type of a cloud, and its resources for Ray."""
 
     type: str
     cpus: PositiveInt
@@ -58,16 +58,16 @@ class AwsValues(Settings):
 
     region: str = "us-west-2"
     zones: str = "us-west-2a,us-west-2b,us-west-2c"
-    """Tried in this order."""
+    """In order of preference."""
     head: MachineType
     cpu: MachineType
     gpu: MachineType
     head_instance_profile: str
-    """ARN of an instance profile that may start and end machines; docs/operations.md has its policy."""
+    """ARN of an instance profile that may start and stop machines; docs/operations.md has its policy."""
     worker_instance_profile: str
-    """ARN of an instance profile that may read and write the bucket, and nothing else."""
+    """ARN of an instance profile that may only read and write the bucket."""
     image_id: str | None = None
-    """AMI with Docker and the NVIDIA driver; by default the one Ray knows for the region."""
+    """AMI with Docker and the NVIDIA driver; by default Ray's AMI for the region."""
 
 
 class GcpValues(Settings):
@@ -80,9 +80,9 @@ class GcpValues(Settings):
     cpu: MachineType
     gpu: MachineType
     head_service_account: str
-    """May start and end machines, and act as the workers' account."""
+    """May start and stop machines, and act as the workers' account."""
     worker_service_account: str
-    """May read and write the bucket, and nothing else."""
+    """May only read and write the bucket."""
     cpu_disk_image: str
     """Disk image with Docker."""
     gpu_disk_image: str
@@ -90,12 +90,12 @@ class GcpValues(Settings):
 
 
 class PodSize(Settings):
-    """What one pod asks for; its limits are the same."""
+    """Requests and limits of a pod."""
 
     cpus: PositiveInt
     memory_gib: PositiveInt
     shared_memory_gib: PositiveInt
-    """Of /dev/shm, where Ray keeps its objects; counted in `memory_gib`."""
+    """Size of /dev/shm, where Ray keeps its objects; part of `memory_gib`."""
     gpus: Count = 0
 
 
@@ -105,39 +105,39 @@ class KubernetesValues(Settings):
     namespace: Name = "mode-ray"
     service_account: Name = "mode-ray"
     service_account_annotations: dict[str, str] = Field(default_factory=dict)
-    """What ties it to the bucket: `iam.gke.io/gcp-service-account` on GKE, `eks.amazonaws.com/role-arn` on EKS."""
+    """Annotations for access to the bucket: `iam.gke.io/gcp-service-account` (GKE), `eks.amazonaws.com/role-arn` (EKS)."""
     token_secret: Name = "mode-ray-token"  # noqa: S105 - the name of a secret, not one
     """Secret with Ray's token under the key `auth_token`."""
     environment_secret: Name | None = None
-    """Secret whose keys become variables of all pods, for example AWS_ACCESS_KEY_ID where there are no roles."""
+    """Secret whose keys become variables of all pods, for example AWS_ACCESS_KEY_ID if there are no roles."""
     spot_label: dict[str, str] = Field(default_factory=lambda: {"cloud.google.com/gke-spot": "true"})
     """Label and taint of spot nodes: `{"eks.amazonaws.com/capacityType": "SPOT"}` on EKS."""
     gpu_node_label: dict[str, str] = Field(default_factory=dict)
-    """Label of the nodes with the right GPU, for example `{"cloud.google.com/gke-accelerator": "nvidia-l4"}`."""
+    """Label of the nodes with the wanted GPU, for example `{"cloud.google.com/gke-accelerator": "nvidia-l4"}`."""
     head: PodSize
     cpu: PodSize
     gpu: PodSize
 
 
 class SingleNode(Settings):
-    """One machine, reached by SSH, that is the whole cluster."""
+    """A cluster of one machine, reached by SSH."""
 
     address: str = "10.0.0.10"
     user: str = "ubuntu"
 
 
 class Serving(Settings):
-    """The ensemble behind HTTP."""
+    """The HTTP service of the ensemble."""
 
     run: str = "run1"
-    """Below the bucket: the finished run that is served."""
+    """The served run: a path below the bucket."""
     experts: PositiveInt = 4
     replicas: PositiveInt = 2
-    """Of the router and of every expert, at least."""
+    """Smallest number of replicas of the router and of every expert."""
     most_replicas: PositiveInt = 8
     gpus_per_expert: Annotated[float, Field(ge=0.0)] = 0.25
     token_hashes: Strings = ()
-    """SHA-256, in hex, of the bearer tokens that clients may send; with none, whoever reaches the service may ask."""
+    """SHA-256 (hex) of the accepted bearer tokens. If empty, the service is open."""
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -147,25 +147,25 @@ class Serving(Settings):
 
 
 class Alarms(Settings):
-    """From when on the alert rules ring."""
+    """Thresholds of the alert rules."""
 
     memory_share: PositiveFloat = 0.9
     disk_percent: PositiveFloat = 85.0
     pending_node_minutes: PositiveInt = 20
     idle_gpu_minutes: PositiveInt = 30
     checkpoint_minutes: PositiveInt = 30
-    """Some times `train.placement.checkpoint_interval_seconds`."""
+    """Should be several times `train.placement.checkpoint_interval_seconds`."""
 
 
 class ClusterValues(Settings):
-    """Everything the launch files are rendered from."""
+    """All values of the launch files."""
 
     name: Name = "mode-ray"
     bucket: BucketUri
-    """Where runs, data and configs lie: s3://… or gs://…, maybe with a prefix."""
+    """Bucket of runs, data and configs: s3://… or gs://…, optionally with a prefix."""
     image: Images
     idle_minutes: PositiveInt = 5
-    """A worker without work is given back after so long."""
+    """An idle worker is released after this time."""
     pools: Pools
     aws: AwsValues
     gcp: GcpValues
@@ -178,5 +178,5 @@ class ClusterValues(Settings):
     def _sizes(self) -> Self:
         for place in ("aws", "gcp", "kubernetes"):
             if getattr(self, place).gpu.gpus == 0:
-                raise ValueError(f"{place}.gpu.gpus is 0: the experts' pool needs a machine with GPUs")
+                raise ValueError(f"{place}.gpu.gpus is 0: the pool of the experts needs machines with GPUs")
         return self

@@ -4,7 +4,7 @@ from rich.console import Group
 from rich.text import Text
 
 from mode_ray.new_data.compare import DriftReport, Growth
-from mode_ray.tables import WideTable
+from mode_ray.util.tables import WideTable
 
 _CLUSTERS_SHOWN = 10
 

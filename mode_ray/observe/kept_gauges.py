@@ -1,4 +1,4 @@
-"""Gauges that stay on Ray's metrics page though what they show stands still: Ray drops those that nobody sets."""
+"""Gauges that Ray keeps exporting although their value does not change."""
 
 import threading
 import time
@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import ray
 from ray.util.metrics import Gauge
 
-# Ray drops a gauge that nobody has set for half a minute.
+# Ray drops a gauge that was not set for 30 seconds.
 _AGAIN_SECONDS = 5.0
 
 
 class GaugeKeeper:
-    """Sets gauges, and every few seconds again, from a thread that ends with this object, or with Ray."""
+    """Sets gauges, and repeats that every few seconds in a thread. The thread ends with this object or with Ray."""
 
     def __init__(self) -> None:
         self._values: dict[tuple[Gauge, tuple[tuple[str, str], ...]], float] = {}
@@ -21,19 +21,13 @@ class GaugeKeeper:
         threading.Thread(target=_set_again, args=(weakref.ref(self),), name="metrics", daemon=True).start()
 
     def set(self, gauge: Gauge, value: float, labels: Mapping[str, str]) -> None:
-        """Set a gauge; it keeps the value until the next one.
-
-        Args:
-            gauge: Which.
-            value: Its value from now on.
-            labels: Values of all its labels.
-        """
+        """Set a gauge. It keeps the value until it is set again; `labels` must have all its labels."""
         with self._lock:
             self._values[gauge, tuple(labels.items())] = value
             gauge.set(value, dict(labels))
 
     def set_again(self) -> None:
-        """Set every gauge to the value that it has."""
+        """Set every gauge to its current value."""
         with self._lock:
             for (gauge, labels), value in self._values.items():
                 gauge.set(value, dict(labels))

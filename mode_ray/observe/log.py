@@ -1,4 +1,4 @@
-"""A run's lines as JSON objects for machines, by the standard logging module; people's lines are `progress`'s own."""
+"""The log lines of a run as JSON objects, written by the standard logging module."""
 
 import json
 import logging
@@ -11,25 +11,25 @@ from mode_ray.errors import UsageError
 LogFormat = Literal["text", "json"]
 FORMAT_VARIABLE = "MODE_RAY_LOG_FORMAT"
 CONTEXT_FIELDS = ("run", "stage", "shard", "expert")
-"""What a line may be about, as `extra` of a logging call."""
+"""Fields that a line can have, given as `extra` of a logging call."""
 
 
 def log_format(configured: LogFormat) -> LogFormat:
-    """The config's format, unless the environment names another.
+    """The format of the config, unless the environment overrides it.
 
     Raises:
-        UsageError: The environment names neither of the two.
+        UsageError: The environment variable has another value than text or json.
     """
     named = os.environ.get(FORMAT_VARIABLE) or configured
     if named not in ("text", "json"):
-        raise UsageError(f"{FORMAT_VARIABLE}={named!r}: write text or json")
+        raise UsageError(f"{FORMAT_VARIABLE}={named!r}: must be text or json")
     return "json" if named == "json" else "text"
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time (UTC), level, message, and of run, stage, shard and expert those that are known.
+    """One JSON object per line: time (UTC), level, message, and the known ones of run, stage, shard and expert.
 
-    The names are those of Ray's own JSON logs, which the workers write, so that one query finds both.
+    The field names are those of Ray's JSON logs, which the workers write, so one query finds both.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -47,12 +47,12 @@ class JsonLines(logging.Formatter):
 
 
 def json_logger() -> logging.Logger:
-    """The package's logger, which writes JSON lines to the error output from now on; it stays set up once it is."""
+    """The logger of this package, set up once to write JSON lines to standard error."""
     logger = logging.getLogger("mode_ray")
     if not any(isinstance(handler.formatter, JsonLines) for handler in logger.handlers):
         handler = logging.StreamHandler()
         handler.setFormatter(JsonLines())
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
-        logger.propagate = False  # the root's handlers would print everything a second time
+        logger.propagate = False  # otherwise the root logger prints every line again
     return logger

@@ -1,8 +1,8 @@
-"""What the stages export for Prometheus, through Ray's metrics: gauges and counters in the driver's process.
+"""The Prometheus metrics of the stages: gauges and counters in the driver, exported by Ray.
 
-A worker's series vanish with it, so nothing is measured there: records of units, statuses of training runs and
-reports of iterations reach the driver anyway. Speeds and ages are left to the query (`rate()` of a counter, `time()`
-minus a timestamp), so that they do not stand still where the work does. docs/monitoring.md lists the metrics.
+All metrics are set in the driver, because the series of a worker disappear with the worker. Speeds and ages are
+computed by the query (`rate()` of a counter, `time()` minus a timestamp), so they stay correct when the work stops.
+docs/monitoring.md lists the metrics.
 """
 
 import time
@@ -21,11 +21,11 @@ _EXPERT_TAGS = (*_STAGE_TAGS, "expert")
 _TASK_TAGS = (*_STAGE_TAGS, "task")
 STATE_NUMBERS: Mapping[TrialState, float] = {"waiting": 0.0, "running": 1.0, "finished": 2.0, "failed": 3.0}
 _STAGE_GAUGES = {
-    "mode_stage_done": "1 once the stage's manifest stands, 0 while it is at work",
-    "mode_stage_units_done": "Units (shards, tasks, runs) that are finished, quarantined ones too",
-    "mode_stage_units_left": "Units that are still to do",
-    "mode_stage_units_quarantined": "Units of this invocation that were left out",
-    "mode_stage_actors": "Actors that the stage may use at most",
+    "mode_stage_done": "1 when the stage is done, 0 while it runs",
+    "mode_stage_units_done": "Finished units (shards, tasks, runs), including quarantined ones",
+    "mode_stage_units_left": "Units that are not finished",
+    "mode_stage_units_quarantined": "Units that this invocation left out",
+    "mode_stage_actors": "Largest number of actors that the stage may use",
     "mode_kmeans_iteration": "Lloyd iterations done",
     "mode_kmeans_inertia": "Sum of squared distances of the sampled rows to their centers",
     "mode_kmeans_max_over_mean": "Size of the largest cluster over the mean size",
@@ -38,14 +38,14 @@ _STAGE_COUNTERS = {
     "mode_stage_busy_seconds": "Seconds that actors spent on units",
 }
 _EXPERT_GAUGES = {
-    "mode_expert_status": "0 waits, 1 runs, 2 is finished, 3 has failed",
-    "mode_expert_samples": "Samples it is to see",
+    "mode_expert_status": "0 waiting, 1 running, 2 finished, 3 failed",
+    "mode_expert_samples": "Samples that it will see in total",
     "mode_expert_samples_seen": "Samples it has seen",
-    "mode_expert_samples_per_second": "Newest measured speed; 0 while it does not run",
-    "mode_expert_loss": "Newest measured loss",
-    "mode_expert_data_wait_share": "Share of its time that it waits for data",
-    "mode_expert_checkpoint_timestamp_seconds": "When its newest checkpoint was written (unix time)",
-    "mode_expert_launches": "How often it was launched",
+    "mode_expert_samples_per_second": "Last measured speed; 0 while it does not run",
+    "mode_expert_loss": "Last measured loss",
+    "mode_expert_data_wait_share": "Share of its time spent waiting for data",
+    "mode_expert_checkpoint_timestamp_seconds": "Unix time of its newest checkpoint",
+    "mode_expert_launches": "Number of launches",
     "mode_expert_workers": "Workers that train it",
 }
 _TASK_GAUGES = {"mode_routing_entropy": "Entropy of the expert weights over log n: 0 is one expert, 1 is uniform"}
@@ -53,13 +53,13 @@ EXPORTED = (
     *(f"ray_{name}" for name in (*_STAGE_GAUGES, *_EXPERT_GAUGES, *_TASK_GAUGES)),
     *(f"ray_{name}_total" for name in _STAGE_COUNTERS),
 )
-"""The names as a scrape of Ray's metrics port shows them."""
+"""The names on Ray's metrics port."""
 
 
 class PipelineMetrics:
-    """Follows a run's progress and keeps its metrics; see `ProgressObserver`.
+    """Sets the metrics of a run from its progress; a `ProgressObserver`.
 
-    Units are added up and exported at most once a second.
+    Counts of units are exported at most once per second.
 
     Args:
         run: The run directory's URI.
@@ -77,15 +77,15 @@ class PipelineMetrics:
         self._counters = {name: Counter(name, text, _STAGE_TAGS) for name, text in _STAGE_COUNTERS.items()}
 
     def begin(self, stage: str, units: int, done: int, actors: int) -> None:
-        """A stage begins, with some of its units done before."""
+        """A stage begins; `done` of its units were finished before."""
         self._stage, self._units, self._done, self._quarantined = stage, units, done, 0
         self._set("mode_stage_done", 0.0)
         self._set("mode_stage_actors", float(actors))
         self._export()
-        self._exported_at = 0.0  # what comes next is news
+        self._exported_at = 0.0  # export the next event at once
 
     def unit(self, record: UnitRecord) -> None:
-        """A unit is done, or quarantined."""
+        """A unit was finished or quarantined."""
         self._done += 1
         self._quarantined += record.error is not None
         self._pending["mode_stage_rows"] += record.rows_out
@@ -100,7 +100,7 @@ class PipelineMetrics:
             self._set(f"mode_kmeans_{figure}", float(report[figure]))
 
     def trials(self, statuses: Mapping[str, TrialStatus]) -> None:
-        """All training runs, as they stand."""
+        """The current state of all training runs."""
         now = time.monotonic()
         ended = sum(status.state in ("finished", "failed") for status in statuses.values())
         if ended == self._done and now - self._exported_at < _INTERVAL_SECONDS:
@@ -112,7 +112,7 @@ class PipelineMetrics:
         self._export()
 
     def routing(self, entropy_by_task: Mapping[str, float]) -> None:
-        """How sure the routing of each evaluated task is."""
+        """The entropy of the routing weights of each evaluated task."""
         for task, entropy in entropy_by_task.items():
             self._set("mode_routing_entropy", entropy, task=task)
 
@@ -146,7 +146,7 @@ class PipelineMetrics:
         self._set("mode_stage_units_left", float(max(0, self._units - self._done)))
         self._set("mode_stage_units_quarantined", float(self._quarantined))
         for name, amount in self._pending.items():
-            if amount > 0:  # Ray refuses to count nothing
+            if amount > 0:  # Ray refuses an increment of 0
                 self._counters[name].inc(amount, {"run": self._run, "stage": self._stage})
                 self._pending[name] = 0.0
 

@@ -1,6 +1,6 @@
-"""Progress for people: plain lines, so that they read the same in a terminal, a file and a job's log.
+"""Progress of a run as plain lines, the same in a terminal, a file and the log of a job.
 
-Training runs, several at a time and for long, are a table that changes in place where the output is a terminal.
+In a terminal, training runs are a table that is updated in place.
 """
 
 import logging
@@ -14,25 +14,25 @@ from rich.live import Live
 from rich.text import Text
 
 from mode_ray.stages.manifest import Manifest, UnitRecord
-from mode_ray.tables import WideTable, short_count
 from mode_ray.train.runs.status import TrialStatus
+from mode_ray.util.tables import WideTable, short_count
 
 _INTERVAL_SECONDS = 3.0
 _TRIALS_INTERVAL_SECONDS = 10.0
 
 FitReport = Mapping[str, Any]
-"""An `IterationReport` of the fine clustering, as its file tells it."""
+"""An `IterationReport` of the fine clustering, as stored in its file."""
 
 
 class ProgressObserver(Protocol):
-    """Is told what `Progress` is told: the metrics."""
+    """Receives every event of `Progress`; implemented by the metrics."""
 
     def begin(self, stage: str, units: int, done: int, actors: int) -> None:
         """A stage begins."""
         ...
 
     def unit(self, record: UnitRecord) -> None:
-        """A unit is done, or quarantined."""
+        """A unit was finished or quarantined."""
         ...
 
     def iteration(self, report: FitReport) -> None:
@@ -40,11 +40,11 @@ class ProgressObserver(Protocol):
         ...
 
     def trials(self, statuses: Mapping[str, TrialStatus]) -> None:
-        """All training runs, again and again."""
+        """The current state of all training runs; called repeatedly."""
         ...
 
     def routing(self, entropy_by_task: Mapping[str, float]) -> None:
-        """How sure the routing of each evaluated task is."""
+        """The entropy of the routing weights of each evaluated task."""
         ...
 
     def end(self, manifest: Manifest) -> None:
@@ -53,10 +53,10 @@ class ProgressObserver(Protocol):
 
 
 class Progress:
-    """Says what a stage does, at most every few seconds, and passes every event on to an observer.
+    """Prints the progress of a stage every few seconds, and passes every event to an observer.
 
     Args:
-        console: Where to print lines for people, and tables.
+        console: Where lines and tables are printed.
     """
 
     def __init__(self, console: Console) -> None:
@@ -73,17 +73,17 @@ class Progress:
     def follow(
         self, run: str, logger: logging.Logger | None = None, observe: Callable[[], ProgressObserver] | None = None
     ) -> None:
-        """Say from now on what this run does.
+        """Set the run that is reported.
 
         Args:
-            run: Its directory's URI.
-            logger: Takes the lines, with run, stage, shard and expert, instead of the console.
-            observe: Makes what is told everything, when the first stage begins.
+            run: URI of the run directory.
+            logger: Receives the lines with run, stage, shard and expert; by default they go to the console.
+            observe: Creates the observer when the first stage begins.
         """
         self._run, self._logger, self._observe = run, logger, observe
 
     def say(self, text: str, *, work_unit: str = "", expert: str = "") -> None:
-        """Say one line, about a shard or an expert maybe."""
+        """Print or log one line, with the shard or expert that it is about."""
         if self._logger is None:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
             return
@@ -95,14 +95,14 @@ class Progress:
         self._console.print(table)
 
     def work(self, what: str, done: int, total: int) -> None:
-        """Some lengthy work before the stages is `done` of `total` steps far."""
+        """Report work before the first stage: `done` of `total` steps."""
         now = time.monotonic()
         if now - self._last >= _INTERVAL_SECONDS:
             self._last = now
             self.say(f"[{what}] {done:,} of {total:,}")
 
     def begin(self, stage: str, units: int, done: int = 0, actors: int = 0) -> None:
-        """A stage begins, with some of its units done by an earlier invocation, on this many actors at most."""
+        """A stage begins with at most `actors` actors; an earlier invocation finished `done` units."""
         if self._observer is None and self._observe is not None:
             self._observer = self._observe()
         if self._observer is not None:
@@ -113,7 +113,7 @@ class Progress:
         self.say(f"[{stage}] {done} of {units} units done before" if done else f"[{stage}] begins")
 
     def unit(self, record: UnitRecord) -> None:
-        """A unit is done, or quarantined."""
+        """A unit was finished or quarantined."""
         self._done += 1
         self._rows += record.rows_out
         if self._observer is not None:
@@ -127,7 +127,7 @@ class Progress:
             self.say(f"[{self._stage}] {self._done}/{self._units} units, {self._rows:,} rows, {rate:,.0f} rows/s")
 
     def iteration(self, report: FitReport, most: int) -> None:
-        """The fine clustering finished one of at most so many iterations."""
+        """The fine clustering finished one of at most `most` iterations."""
         if self._observer is not None:
             self._observer.iteration(report)
         self.say(
@@ -142,7 +142,7 @@ class Progress:
 
     @contextmanager
     def watching_trials(self) -> Iterator[Callable[[Mapping[str, TrialStatus]], None]]:
-        """Gives what to call with all statuses again and again: a live table in a terminal, else plain lines."""
+        """Yields a function that shows all statuses: as a live table in a terminal, else as plain lines."""
         if not self._console.is_terminal or self._logger is not None:
             yield self.trials
             return
@@ -156,7 +156,7 @@ class Progress:
             yield show
 
     def trials(self, statuses: Mapping[str, TrialStatus]) -> None:
-        """Training runs: every change of state at once, samples and loss of the running ones now and then."""
+        """Report changes of state at once, and samples and loss of the running training runs every few seconds."""
         if self._observer is not None:
             self._observer.trials(statuses)
         for name, status in statuses.items():
@@ -191,7 +191,7 @@ class Progress:
 
 
 def trials_table(statuses: Iterable[TrialStatus], now_unix_seconds: float) -> Group:
-    """One line a training run, and below the table one for each that was launched again or failed."""
+    """One row per training run, and below the table a note for each that was relaunched or failed."""
     headings = ("run", "state", "samples", "seen", "per s", "loss", "saved", "time")
     table, notes = WideTable("training runs", *headings, words=2), []
     for status in statuses:
@@ -217,7 +217,7 @@ def _trial_cells(status: TrialStatus, now_unix_seconds: float) -> tuple[str, ...
 
 
 def duration(seconds: float) -> str:
-    """In the largest unit that leaves two digits or so."""
+    """A time in seconds, minutes or hours."""
     if seconds < 100:
         return f"{max(0.0, seconds):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,14 +1,15 @@
-"""How far a run is, from its directory alone; works on any machine that can read it."""
+"""The progress of a run, computed from its directory on any machine that can read it."""
 
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 from rich.console import Group
 
-from mode_ray.errors import UsageError
+from mode_ray.errors import DataError, UsageError
 from mode_ray.observe.progress import duration, trials_table
 from mode_ray.run_directory import (
     FIT_PROGRESS,
@@ -22,25 +23,25 @@ from mode_ray.run_directory import (
 )
 from mode_ray.stages.manifest import Manifest, StageState, read_manifest
 from mode_ray.storage import FileEntry, Location
-from mode_ray.tables import WideTable, short_count
 from mode_ray.train.runs.status import TrialStatus, read_status
+from mode_ray.util.tables import WideTable, short_count
 
 _RATE_WINDOW_SECONDS = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageView:
-    """How one stage stands.
+    """The progress of one stage.
 
     Attributes:
-        name: The stage's.
+        name: Name of the stage.
         state: absent, started or done.
-        done: Units that are finished.
-        units: Units in all; 0 before it has begun.
-        eta_seconds: Time to its end at the speed of the last minutes; None where that is not known.
-        newest_unix_seconds: When something was last written there, by the storage's clock; 0 before it has begun.
-        manifest: Of a stage that is done.
-        trials: Of the train stage.
+        done: Finished units.
+        units: All units; 0 before the stage has begun.
+        eta_seconds: Time left at the speed of the last minutes; None if unknown.
+        newest_unix_seconds: Last write to its directory by the storage's clock; 0 before the stage has begun.
+        manifest: The manifest of a finished stage.
+        trials: The training runs of the train stage.
     """
 
     name: str
@@ -54,7 +55,11 @@ class StageView:
 
 
 def look_at_stage(run: Location, name: str) -> StageView:
-    """How a stage stands: of one at work, one listing of its directory, and what training runs say of themselves."""
+    """The progress of a stage. A running stage takes one listing of its directory, and one file per training run.
+
+    Raises:
+        DataError: A file of the stage is damaged.
+    """
     directory = run / STAGE_DIRECTORIES[name]
     manifest = read_manifest(directory)
     if manifest is not None:
@@ -64,8 +69,8 @@ def look_at_stage(run: Location, name: str) -> StageView:
     started = next((entry for entry in entries if entry.location == directory / STARTED), None)
     if started is None:
         return StageView(name=name, state="absent")
-    note = json.loads(started.location.read_text())
-    # A driver without work renews its lease too.
+    note = _read_json(started.location)
+    # An idle driver also renews its lease.
     newest = max(entry.modified_unix_seconds for entry in entries if entry.location.name != LEASE_FILE)
     trials: list[TrialStatus] = []
     if name == "train":
@@ -89,9 +94,9 @@ def look_at_stage(run: Location, name: str) -> StageView:
 
 
 def units_eta_seconds(written_unix_seconds: Sequence[float], units: int) -> float | None:
-    """Time to the last unit at the speed of the ten minutes before the newest one; None before there are two.
+    """Time to the last unit at the speed of the ten minutes before the newest one; None for fewer than two units.
 
-    Times of the storage's own clock alone are compared, whatever the clock of this machine says.
+    Only times of the storage's clock are compared.
     """
     if len(written_unix_seconds) < 2:
         return None
@@ -102,7 +107,7 @@ def units_eta_seconds(written_unix_seconds: Sequence[float], units: int) -> floa
 
 
 def training_eta_seconds(trials: Sequence[TrialStatus]) -> float | None:
-    """Time to the end of all runs: what is left of all at the speed of those that run, or of the slowest alone."""
+    """Time to the end of all runs: all samples left at the speed of the running ones, or the slowest run if longer."""
     running = [status for status in trials if status.state == "running"]
     rate = sum(status.samples_per_second or 0.0 for status in running)
     if rate == 0.0:
@@ -112,7 +117,7 @@ def training_eta_seconds(trials: Sequence[TrialStatus]) -> float | None:
 
 
 def status_table(run: Location) -> WideTable:
-    """One line a stage: state, done/total units, rows in and out, refused, and the time it took or has left.
+    """One row per stage: state, done/total units, rows in and out, refused rows, and the time taken or left.
 
     Raises:
         UsageError: There is no run in this directory.
@@ -122,17 +127,13 @@ def status_table(run: Location) -> WideTable:
 
 
 def require_run(run: Location) -> None:
-    """Make sure that this is a run's directory.
-
-    Raises:
-        UsageError: It is not.
-    """
+    """Raise `UsageError` if this is not the directory of a run."""
     if not (run / RUN_CONFIG).exists():
         raise UsageError(f"{run}: no run here (no config.yaml); give the directory that the config calls `run`")
 
 
 def stages_table(run: Location, views: Sequence[StageView]) -> WideTable:
-    """The table of `status_table`, of views that were taken."""
+    """The table of `status_table` from views."""
     headings = ("stage", "state", "units", "rows in", "rows out", "refused", "left out", "time")
     table = WideTable(str(run), *headings, words=2)
     for view in views:
@@ -141,7 +142,7 @@ def stages_table(run: Location, views: Sequence[StageView]) -> WideTable:
 
 
 def trial_table(run: Location) -> Group | None:
-    """One line a training run, or None before there are any."""
+    """One row per training run, or None if there are none."""
     experts = run / STAGE_DIRECTORIES["train"]
     folders = [file.parent for file in experts.files(recursive=True) if file.name == STATUS_FILE]
     if not folders:
@@ -162,18 +163,26 @@ def _cells(view: StageView) -> tuple[str, ...]:
 
 
 def _is_unit(stage: str, file_name: str) -> bool:
-    """Whether a file is what the stage leaves behind for one finished unit."""
+    """Whether the stage writes this file for each finished unit."""
     return file_name == TASK_SUMMARY if stage == "evaluate" else is_unit_output(file_name)
 
 
 def _fit_eta_seconds(run: Location, began_unix_seconds: float, entries: Sequence[FileEntry]) -> float | None:
-    """Time until the most iterations are done; a fit may end sooner, and one that went on after a break is faster."""
+    """Time to the largest number of iterations. The fit may converge earlier, and is faster if it was resumed."""
     report = next((entry for entry in entries if entry.location.name == FIT_PROGRESS), None)
     if report is None:
         return None
     try:
-        done = int(json.loads(report.location.read_text())["iteration"])
-    except FileNotFoundError:  # the fit ended since the listing
+        done = int(_read_json(report.location)["iteration"])
+    except FileNotFoundError:  # the fit ended after the listing
         return None
     most = int(yaml.safe_load((run / RUN_CONFIG).read_text())["cluster"]["fine"]["iterations"])
     return max(0, most - done) * max(0.0, report.modified_unix_seconds - began_unix_seconds) / done
+
+
+def _read_json(file: Location) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(file.read_text())
+    except ValueError as error:
+        raise DataError(f"{file}: not JSON ({error}); run the stage again to write it anew") from None
+    return values

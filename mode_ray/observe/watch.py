@@ -1,4 +1,4 @@
-"""Watching a run from its directory alone, on any machine that can read it, until it is done."""
+"""Watch a run from its directory until it is done, on any machine that can read it."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,18 +14,18 @@ from mode_ray.run_directory import MANIFEST, RUN_CONFIG, STAGE_DIRECTORIES, STAG
 from mode_ray.storage import Location
 from mode_ray.train.runs.lease import EXPIRY_SECONDS, lease_holder
 
-# A listing of a quarter of a million outputs takes a while: looking takes a tenth of the time at most.
+# Listing 250,000 outputs takes long, so listings take at most a tenth of the time.
 _PAUSE_PER_LOOK = 9.0
 
 
 class Watch:
-    """Looks at a run again and again.
+    """Reads the progress of a run repeatedly.
 
     Args:
-        run: Its directory.
+        run: The run directory.
         until: The last stage to wait for.
-        stall_seconds: With nothing new for so long a run seems to stand still.
-        clock: The time of now, in unix seconds.
+        stall_seconds: Time without new output after which a stall is reported.
+        clock: Returns the current unix time in seconds.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Watch:
         self.views: Sequence[StageView] = ()
 
     def look(self) -> None:
-        """See how the stages stand; those that were done are not looked at again."""
+        """Read the progress of the stages that were not done before."""
         views: list[StageView] = []
         for name in self._names:
             if name not in self._done and all(view.state == "done" for view in views):
@@ -59,7 +59,7 @@ class Watch:
     def stall(self) -> str | None:
         """One sentence if nothing new was written for too long, or None.
 
-        The storage's clock is compared with this machine's: minutes matter here, not seconds.
+        This compares the clocks of the storage and of this machine. They should agree within a minute.
         """
         view = self.at_work
         if view is None:
@@ -71,7 +71,7 @@ class Watch:
         return f"{view.name}: nothing new for {duration(silent)}; {self._who_is_at_work(view.name)}"
 
     def line(self) -> str:
-        """How far the stage at work is, in one line."""
+        """The progress of the current stage in one line."""
         view = self.at_work
         if view is None:
             return "done"
@@ -81,31 +81,27 @@ class Watch:
         return f"[{view.name}] {view.done:,} of {view.units:,} units{left}"
 
     def _previous_end(self, name: str) -> float:
-        """When the stage before ended; 0 where there is none, or the storage does not tell."""
+        """When the previous stage ended; 0 if there is none or the storage has no times."""
         before = self._names[: self._names.index(name)]
         place = self.run / STAGE_DIRECTORIES[before[-1]] / MANIFEST if before else self.run / RUN_CONFIG
         return max((entry.modified_unix_seconds for entry in place.glob_entries()), default=0.0)
 
     def _who_is_at_work(self, name: str) -> str:
-        go_on = "the same command goes on"
+        resume = "the same command resumes"
         if name != "train":
-            return f"if its driver has ended, {go_on}"
+            return f"if its driver has ended, {resume}"
         holder = lease_holder(self.run / STAGE_DIRECTORIES[name])
         if holder is None:
-            return f"no driver holds its lease: {go_on}"
+            return f"no driver holds its lease: {resume}"
         age = max(0.0, self._clock() - holder.renewed_unix_seconds)
         renewed = f"{holder.name} holds its lease, renewed {duration(age)} ago"
-        return f"{renewed}: that driver has ended, {go_on}" if age > 6 * EXPIRY_SECONDS else renewed
+        return f"{renewed}: that driver has ended, {resume}" if age > 6 * EXPIRY_SECONDS else renewed
 
 
 def watch_run(watch: Watch, console: Console, interval_seconds: float, sleep: Callable[[float], None]) -> None:
-    """Show a run until it is done: a table that changes in place in a terminal, else lines where something changed.
+    """Show a run until it is done: a table updated in place in a terminal, else a line for each change.
 
-    Args:
-        watch: The watch.
-        console: Where to show it.
-        interval_seconds: Least time between two looks.
-        sleep: Waits for so many seconds.
+    The pause between two updates is at least `interval_seconds`; `sleep` waits for a number of seconds.
     """
     with _screen(watch, console) as show:
         while True:
@@ -118,11 +114,7 @@ def watch_run(watch: Watch, console: Console, interval_seconds: float, sleep: Ca
 
 
 def open_watch(run: Location, until: str, stall_seconds: float) -> Watch:
-    """A watch of a run.
-
-    Raises:
-        UsageError: There is no run in this directory.
-    """
+    """A watch of a run; raises `UsageError` if the directory has none."""
     require_run(run)
     return Watch(run, until, stall_seconds)
 
@@ -132,7 +124,7 @@ def _screen(watch: Watch, console: Console) -> Iterator[Callable[[], None]]:
     said: dict[str, str | None] = {}
 
     def say(kind: str, text: str | None) -> None:
-        # How long it is silent grows: one sentence a stage, until something new comes.
+        # The duration in the sentence grows, so it is printed once per stage until there is new output.
         about = text if text is None or kind == "line" else text.split(":", 1)[0]
         if text is not None and said.get(kind) != about:
             console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,1 +1,1 @@
-"""How long a run takes and what it costs: rates measured on one machine, arithmetic for a cluster."""
+"""Estimates of the time, bytes and cost of a run, from the rates of a small run."""

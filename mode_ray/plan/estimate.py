@@ -1,7 +1,7 @@
-"""How long a run takes, what it writes and what it costs, from the rates of another run: arithmetic alone.
+"""The time, bytes and cost of a run, computed from the rates of another run.
 
-Rows are distributed evenly over work units, units over actors, and every actor works at the measured rate. All times
-are linear in the rows, apart from a fixed cost of each stage and each training run.
+Rows are distributed evenly over work units, and units over actors. Every actor works at the measured rate. All times
+are linear in the rows, except for a fixed cost of each stage and each training run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,12 +32,12 @@ class Plan:
 
     Attributes:
         inventory: What is processed.
-        stages: In order; those without rates are left out, and the assumptions say so.
-        stored_bytes: In the run directory at the end, without the checkpoints of training.
-        storage_cost_month: Of keeping that.
-        clustering_memory_bytes: Of each process that holds rows of the clustering's sample, for these.
+        stages: The stages in order. Stages without rates are left out, and the assumptions say so.
+        stored_bytes: Final size of the run directory, without the checkpoints of training.
+        storage_cost_month: Cost of storing that for a month.
+        clustering_memory_bytes: Memory for the sample rows in each process of the clustering.
         settings: Config overrides that this plan assumes.
-        assumptions: In plain words.
+        assumptions: The assumptions as sentences.
         rates: The rates.
     """
 
@@ -53,13 +53,13 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """What a plan is asked for.
+    """Options of a plan.
 
     Attributes:
-        shape: The machines; by default those of the run that the rates are of.
-        prices: What they cost.
-        efficiency: Share of the measured speed that the actors of a whole cluster reach on average.
-        train_samples_per_second: Of one training worker, instead of the measured speed.
+        shape: The machines; by default those of the measured run.
+        prices: Prices of the machines and the storage.
+        efficiency: Share of the measured speed that the actors of a cluster reach on average.
+        train_samples_per_second: Speed of one training worker; by default the measured speed.
     """
 
     shape: ClusterShape | None = None
@@ -72,14 +72,14 @@ def make_plan(config: RunConfig, rates: Rates, inventory: Inventory, options: Pl
     """Plan the stages of a run.
 
     Args:
-        config: The run's config.
+        config: Config of the planned run.
         rates: Rates of another run.
         inventory: Rows and units.
-        options: Machines, prices and speeds; by default those of `PlanOptions`.
+        options: Machines, prices and speeds.
 
     Raises:
-        UsageError: A number is out of range, the rates are of another config, or GPUs are asked for and the other run
-            used none.
+        UsageError: A number is out of range, the rates belong to another config, or GPUs are planned and the other
+            run used none.
     """
     options = options or PlanOptions()
     shape, train_samples_per_second = options.shape, options.train_samples_per_second
@@ -111,7 +111,7 @@ def make_plan(config: RunConfig, rates: Rates, inventory: Inventory, options: Pl
 
 
 def _stages(basis: Basis, train_samples_per_second: float | None) -> list[StagePlan]:
-    """Plans of the stages that there are rates for."""
+    """Plans of the stages that have rates."""
     rates, config = basis.rates, basis.config
     needed = {
         "embed": rates.embed,
@@ -138,7 +138,7 @@ def _stages(basis: Basis, train_samples_per_second: float | None) -> list[StageP
 
 
 def _settings(config: RunConfig, actors: Mapping[str, int]) -> list[str]:
-    """Overrides of the pools that this plan needs."""
+    """The overrides of actor pools that this plan needs."""
     pools = {"embed": config.embed.pool, "assign": config.assign.pool}
     return [
         f"{name}.pool.max_actors={actors[name]}"
@@ -148,19 +148,19 @@ def _settings(config: RunConfig, actors: Mapping[str, int]) -> list[str]:
 
 
 def _assumptions(basis: Basis, planned: Sequence[str], train_samples_per_second: float | None) -> list[str]:
-    """What the plan assumes, in plain words."""
+    """The assumptions of the plan as sentences."""
     config, rates = basis.config, basis.rates
     readers = {"embed": rates.embed, "assign": rates.assign}
     busy = [f"{found.actors_busy:.1f} busy actors in {name}" for name, found in readers.items() if found]
     lines = [
         f"rows: {basis.inventory.found}; {rates.refused_share:.1%} are assumed to be refused",
-        f"rates: of {rates.run}, finished {rates.measured_at} ({', '.join(busy) or 'training alone'}), captions of "
+        f"rates: from {rates.run}, finished {rates.measured_at} ({', '.join(busy) or 'training only'}), captions of "
         f"{rates.source}; other machines, other captions and other storage need a small run of their own",
-        f"times grow linearly with the rows; the actors of the cluster reach {basis.efficiency:.0%} of the measured "
+        f"times are linear in the rows; the actors of the cluster reach {basis.efficiency:.0%} of the measured "
         "speed (--efficiency); retries, waiting for machines and starting Ray are not counted",
     ]
     if config.fits_nothing:
-        lines.append("the clustering of another run is used: nothing is fitted")
+        lines.append("the clustering of another run is reused, so no clustering is fitted")
     else:
         placement = config.cluster.placement
         lines.append(
@@ -168,19 +168,19 @@ def _assumptions(basis: Basis, planned: Sequence[str], train_samples_per_second:
             f"{placement.workers} processes of {placement.threads} threads each (cluster.placement)"
         )
     if basis.keeps_all:
-        lines.append("embed.keep=all: embeddings are stored, and read again by cluster and assign")
+        lines.append("embed.keep=all: embeddings are stored; cluster and assign read them")
     else:
         lines.append("embed.keep=sample: the sources are read twice; assign reads, encodes and assigns in one pass")
     lines.append(_cost_assumption(basis.shape))
     left_out = [name for name in ("embed", "cluster", "assign", "evaluate") if name not in planned]
     if left_out:
-        reason = "the run has no record of them, or the config no evaluation tasks"
+        reason = "the run has no record of them, or the config has no evaluation tasks"
         lines.append(f"left out: {', '.join(left_out)} ({reason})")
     lines.append(_training_assumption(basis, train_samples_per_second))
     if "evaluate" in planned and rates.evaluate:
         lines.append(
             f"evaluation: {len(config.evaluate.tasks)} tasks of {rates.evaluate.images / rates.evaluate.tasks:,.0f} "
-            f"images on average, with {evaluated_models(config.train)} models, on machines like the run's"
+            f"images on average, with {evaluated_models(config.train)} models, on the machines of the measured run"
         )
     return lines
 
@@ -203,7 +203,7 @@ def _training_assumption(basis: Basis, train_samples_per_second: float | None) -
     elif basis.rates.train is not None:
         speed = f"{basis.rates.train.samples_per_second:,.1f} a second and worker, as in the run"
     else:
-        return "training is left out: the run has not trained; give --train-samples-per-second (of one worker)"
+        return "training is left out: the run has not trained; give --train-samples-per-second of one worker"
     return (
         f"training: {training_samples(basis.config.train):,.0f} samples in all at {speed}; bytes of images and "
         "checkpoints are not counted"
@@ -211,14 +211,14 @@ def _training_assumption(basis: Basis, train_samples_per_second: float | None) -
 
 
 def _check(basis: Basis, train_samples_per_second: float | None) -> None:
-    """Refuse numbers that are out of range."""
+    """Raise `UsageError` for a number that is out of range."""
     inventory, shape, prices = basis.inventory, basis.shape, basis.prices
     problems = {
         f"rows must be above 0, not {inventory.rows:g}": inventory.rows <= 0,
         f"units must be above 0, not {inventory.units}": inventory.units <= 0,
         f"efficiency must be above 0 and at most 1, not {basis.efficiency:g}": not 0.0 < basis.efficiency <= 1.0,
         "machines, cores and GPUs cannot be negative": min(shape.machines, shape.cores, shape.gpus) < 0,
-        "machines and cores go together: give both": (shape.machines > 0) != (shape.cores > 0),
+        "give both machines and cores, or neither": (shape.machines > 0) != (shape.cores > 0),
         "prices cannot be negative": min(prices.cpu_hour, prices.gpu_hour, prices.storage_month) < 0,
         "training samples a second must be above 0": (
             train_samples_per_second is not None and train_samples_per_second <= 0

@@ -1,6 +1,6 @@
-"""Reads the rates of a run from what its stages recorded: unit records, manifests and the status of training runs.
+"""Read the rates of a run from its unit records, its manifests and the status of its training runs.
 
-Nothing is measured here. The time of a stage is what its own records say, on the machines that it ran on.
+Nothing is measured here: all times come from these records.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ _READERS = 16
 
 
 def rates_from_run(run: Location) -> Rates:
-    """Read the rates of the run in a directory; the run need not be finished.
+    """Read the rates of the run in a directory. The run does not have to be finished.
 
     Raises:
-        UsageError: There is no run in this directory, or no stage of it has finished a unit.
+        UsageError: The directory has no run, or no stage of the run has finished a unit.
     """
     if not (run / "config.yaml").exists():
         raise UsageError(f"--from {run}: no run here (no config.yaml); give the directory that a config calls `run`")
@@ -58,7 +58,7 @@ def rates_from_run(run: Location) -> Rates:
 
 
 def _records(directory: Location) -> list[UnitRecord]:
-    """Records of the units that were read: from the list of units, or of a stage at work from some outputs."""
+    """Records of the units that were read: from the list of units, or for a running stage from some outputs."""
     if (directory / UNITS).exists():
         records = read_units(directory)
     else:
@@ -74,7 +74,7 @@ def busy_span_seconds(records: Sequence[UnitRecord]) -> float:
 
 
 def _shard_rates(directory: Location, records: Sequence[UnitRecord], pool: ActorPool) -> ShardRates | None:
-    """Sums over the records; see the attributes of `ShardRates`."""
+    """The rates of `ShardRates` from the records of units."""
     if not records:
         return None
     rows_in, rows_out = sum(record.rows_in for record in records), sum(record.rows_out for record in records)
@@ -105,18 +105,18 @@ def _shard_rates(directory: Location, records: Sequence[UnitRecord], pool: Actor
 def _cluster_rates(directory: Location, config: RunConfig, embedded: Sequence[UnitRecord]) -> ClusterRates | None:
     """The parts of the fit from the manifest.
 
-    None where no fit has finished, where an earlier version made it, or where its last invocation made no iteration.
+    None if no fit has finished, if an earlier version made it, or if its last invocation made no iteration.
     """
     manifest = read_manifest(directory)
     parts = manifest.summary.get(SECONDS_BY_PART) if manifest else None
     if manifest is None or not parts or not parts["start"]:
         return None
     rows, workers, timed = manifest.rows_in, config.cluster.placement.workers, parts["timed"]
-    # A fit of one iteration has nothing but its start to take the rate from.
+    # A fit of one iteration has only its start, which includes that iteration.
     iteration_seconds = parts["iterations"] / timed if timed else parts["start"]
     start_seconds = max(0.0, parts["start"] - iteration_seconds)
     read_seconds, seeding_seconds = parts.get("read"), start_seconds
-    if read_seconds is None:  # the actors that hold the sample read it when the fit starts
+    if read_seconds is None:  # the actors read the sample when the fit starts
         read_seconds, seeding_seconds = start_seconds, 0.0
     embedded_rows = sum(record.rows_out for record in embedded) or rows
     known_seconds = sum(seconds for part, seconds in parts.items() if part != "timed")
@@ -139,9 +139,9 @@ def _statuses(experts: Location) -> list[TrialStatus]:
 
 
 def train_rates(statuses: Sequence[TrialStatus]) -> TrainRates | None:
-    """Speed of a worker over all training runs, and what a run takes besides its steps.
+    """Mean speed of a worker over all training runs, and the time of a run outside its steps.
 
-    A run that ended before its first progress report has no measured speed: its whole time is its steps' time.
+    A run that ended before its first progress report has no measured speed. Its whole time counts as steps.
     """
     trained = [status for status in statuses if status.samples_seen and not status.taken_from]
     worker_seconds, launch_seconds = 0.0, list[float]()
@@ -177,13 +177,13 @@ def _evaluate_rates(directory: Location, config: RunConfig) -> EvaluateRates | N
 
 
 def _cluster_of(places: dict[str, Location]) -> dict[str, float]:
-    """CPUs and GPUs of the Ray cluster, from the newest stage whose manifest has them."""
+    """CPUs and GPUs of the Ray cluster, from the last stage whose manifest has them."""
     manifests = (read_manifest(places[name]) for name in ("assign", "embed"))
     return next((dict(one.summary["cluster"]) for one in manifests if one and "cluster" in one.summary), {})
 
 
 def _dimension(directory: Location, records: Sequence[UnitRecord]) -> int:
-    """d, from the schema of an embedding shard."""
+    """The embedding dimension, from the schema of an output."""
     if not records:
         return 0
     with (directory / f"{records[0].unit}.parquet").open_input() as file:

@@ -1,4 +1,4 @@
-"""How many captions and work units a run has: given, counted in parquet footers, or estimated from some shards."""
+"""The number of captions and work units of a run: given, counted in parquet footers, or estimated from some shards."""
 
 import math
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ def take_inventory(config: RunConfig, rows: float | None, rows_per_unit: float |
     """Rows and work units of a run.
 
     Args:
-        config: The run's config.
-        rows: Captions in all, or None to count those in `captions.paths`.
-        rows_per_unit: Mean captions of a work unit, or None to take it from the shards.
+        config: Config of the run.
+        rows: Number of captions, or None to count them in `captions.paths`.
+        rows_per_unit: Mean captions per work unit, or None to take it from the shards.
 
     Raises:
-        UsageError: There is nothing to count, and no number was given.
+        UsageError: There is nothing to count and no number was given.
     """
     if rows is not None and rows <= 0:
         raise UsageError(f"--rows must be above 0, not {rows:g}")
@@ -40,7 +40,7 @@ def take_inventory(config: RunConfig, rows: float | None, rows_per_unit: float |
         work_units = list_work_units(config.captions)
     except DataError as error:
         if rows is None:
-            raise UsageError(f"{error}; give the number of captions with --rows to plan without them") from None
+            raise UsageError(f"{error}; give the number of captions with --rows") from None
         said = f"{_ROWS_PER_FILE:,} a work unit assumed (--rows-per-unit), as nothing is found at captions.paths"
         return _given(rows, _ROWS_PER_FILE, said, counts_by_reading=config.captions.format != "parquet")
     counts_by_reading = any(work_unit.format != "parquet" for work_unit in work_units)
@@ -57,10 +57,10 @@ def _given(rows: float, rows_per_unit: float, said: str, *, counts_by_reading: b
 
 
 def _count(work_units: Sequence[WorkUnit], config: RunConfig) -> tuple[float, str]:
-    """Rows of all shards, and in words how they were counted.
+    """Rows of all shards, and a description of how they were counted.
 
     Raises:
-        UsageError: The shards that were looked into hold nothing.
+        UsageError: The shards that were read have no captions.
     """
     footers = all(work_unit.format == "parquet" for work_unit in work_units)
     most = _FOOTERS_READ if footers else _SHARDS_READ
@@ -69,14 +69,12 @@ def _count(work_units: Sequence[WorkUnit], config: RunConfig) -> tuple[float, st
         rows = list(readers.map(lambda index: count_captions(work_units[index], config.captions), chosen))
     if sum(rows) == 0:
         raise UsageError(
-            f"{work_units[0].uri}: no caption in the {len(rows)} shards looked into; give their number with --rows"
+            f"{work_units[0].uri}: no caption in the {len(rows)} shards that were read; give their number with --rows"
         )
     how = "parquet footers" if footers else "reading"
     if len(rows) == len(work_units):
         return float(sum(rows)), f"{sum(rows):,} counted by {how} in {len(work_units):,} work units"
     mean = float(np.mean(rows))
     error = float(np.std(rows, ddof=1)) / math.sqrt(len(rows)) / mean if len(rows) > 1 else 1.0
-    looked_into = f"{len(rows):,} of {len(work_units):,} work units"
-    return mean * len(
-        work_units
-    ), f"about {mean * len(work_units):,.0f} (+-{error:.0%}), estimated by {how} of {looked_into}"
+    total, share = mean * len(work_units), f"{len(rows):,} of {len(work_units):,} work units"
+    return total, f"about {total:,.0f} (+-{error:.0%}), estimated by {how} of {share}"

@@ -1,4 +1,4 @@
-"""The machines to plan for: how many actors they have room for, and what they cost."""
+"""The machines of a plan: the number of actors that fit on them, and their cost."""
 
 import math
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ class ClusterShape:
     """The machines to plan for.
 
     Attributes:
-        machines: Number of machines; 0 where only the GPUs are known.
-        cores: Cores of each.
+        machines: Number of machines; 0 if only the GPUs are known.
+        cores: Cores of each machine.
         gpus: GPUs of all machines together.
-        capped: Whether the config's `max_actors` bounds the actors; else as many work as there is room for.
+        capped: Whether `max_actors` of the config limits the actors. Otherwise only the machines limit them.
     """
 
     machines: int
@@ -27,11 +27,11 @@ class ClusterShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Prices:
-    """Prices in any one currency.
+    """Prices in one currency.
 
     Attributes:
         cpu_hour: One core for an hour.
-        gpu_hour: One GPU, with the cores it comes with, for an hour.
+        gpu_hour: One GPU with its cores for an hour.
         storage_month: A gigabyte (1e9 bytes) for a month.
     """
 
@@ -42,16 +42,16 @@ class Prices:
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """One stage.
+    """The plan of one stage.
 
     Attributes:
-        stage: Its name.
-        actors: Actors (training: workers; evaluation: tasks) that work at the same time.
-        core_hours: Cores reserved by them, times hours.
-        gpu_hours: GPUs reserved by them, times hours.
-        wall_hours: From the start of the stage to its end.
-        read_bytes: Read from the run directory; the sources come on top.
-        written_bytes: Written to the run directory.
+        stage: Name of the stage.
+        actors: Concurrent actors (training: workers; evaluation: tasks).
+        core_hours: Reserved cores times hours.
+        gpu_hours: Reserved GPUs times hours.
+        wall_hours: Duration of the stage.
+        read_bytes: Bytes read from the run directory, without the source data.
+        written_bytes: Bytes written to the run directory.
         cost: Cost of the machines during the stage.
     """
 
@@ -67,12 +67,12 @@ class StagePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Reserved:
-    """What the actors of a stage reserve.
+    """The resources that the actors of a stage reserve.
 
     Attributes:
-        actors: How many work at the same time.
-        cpus: CPUs of each.
-        gpus: GPUs of each.
+        actors: Concurrent actors.
+        cpus: CPUs of each actor.
+        gpus: GPUs of each actor.
     """
 
     actors: int
@@ -81,18 +81,12 @@ class Reserved:
 
 
 def room_for(shape: ClusterShape, cpus: float, gpus: float, section: str) -> float:
-    """Actors that the machines have room for; infinite where nothing is known of what they reserve.
+    """Actors with `cpus` and `gpus` each that fit on the machines; infinite if neither is known.
 
     machines x floor(cores of a machine / cpus), and at most floor(gpus of the cluster / gpus).
 
-    Args:
-        shape: The machines.
-        cpus: CPUs of an actor.
-        gpus: GPUs of an actor.
-        section: The config section of the two, for the message.
-
     Raises:
-        UsageError: There is no room for a single one.
+        UsageError: Not a single actor fits; the message names the config `section`.
     """
     room = math.inf
     if shape.machines:
@@ -116,10 +110,10 @@ def stage_plan(
     read_bytes: float = 0.0,
     written_bytes: float = 0.0,
 ) -> StagePlan:
-    """A stage's plan from its wall time.
+    """The plan of a stage from its wall time.
 
-    All cores of the cluster are charged during the stage, or the reserved ones where the machines are not known and
-    the stage uses no GPU. All GPUs of the cluster are charged in stages that use GPUs.
+    All cores of the cluster are charged during the stage. If the machines are unknown and the stage uses no GPU, only
+    the reserved cores are charged. All GPUs of the cluster are charged in stages that use GPUs.
     """
     shape, prices = machines
     hours = wall_seconds / SECONDS_PER_HOUR

@@ -1,4 +1,4 @@
-"""Rates of a finished or partly finished run: what `mode_ray.plan.from_run` reads and the plan extrapolates from."""
+"""The rates of a run, which `mode_ray.plan.from_run` reads and the plan extrapolates."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -46,21 +46,21 @@ _FIELDS_BY_STAGE: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRates:
-    """What one row costs in embed or assign, from the records of the stage's work units.
+    """The cost of a row in embed or assign, from the records of the work units.
 
     Attributes:
         units: Units whose records were read.
-        rows: Rows that they took in: captions, or stored embeddings.
-        actors_busy: Actors that worked at the same time, on average.
+        rows: Rows read: captions, or stored embeddings.
+        actors_busy: Mean number of concurrent actors.
         on_gpu: Whether each actor had a GPU.
-        row_seconds: Seconds of an actor for each row taken in.
-        read_row_seconds: The part of them for reading, which is due for every row; the other part is due for the rows
-            that are embedded or assigned.
-        kept_share: Rows written, as a share of the rows taken in.
-        refused_share: Rows refused, as a share of the rows taken in.
-        row_bytes: Bytes written for each row written.
+        row_seconds: Seconds of an actor per row read.
+        read_row_seconds: The part of them for reading, which every row needs. Only rows that are embedded or assigned
+            need the other part.
+        kept_share: Rows written as a share of the rows read.
+        refused_share: Rows refused as a share of the rows read.
+        row_bytes: Bytes written per row written.
         unit_bytes: Bytes of each unit's line in `units.parquet`.
-        fixed_seconds: Time of the stage without a unit in work: starting actors, loading the encoder, the manifest.
+        fixed_seconds: Time of the stage outside units: starting actors, loading the encoder, writing the manifest.
     """
 
     units: int
@@ -78,18 +78,18 @@ class ShardRates:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterRates:
-    """What the fit of the clustering costs, from the parts in the stage's manifest.
+    """The cost of fitting the clustering, from the parts in the manifest.
 
     Attributes:
         rows: Rows of the sample.
-        read_row_seconds: Reading, for each stored embedding.
-        seeding_seconds: Choosing the first centers from `seeding_rows` rows.
+        read_row_seconds: Reading time per stored embedding.
+        seeding_seconds: Time to choose the first centers from `seeding_rows` rows.
         seeding_rows: Rows that the first centers were chosen from.
-        row_iteration_seconds: One process, for each row and Lloyd iteration.
-        row_seconds: One process, for each row once: the passes after the last iteration.
-        coarse_seconds: The coarse maps of all n, whatever the number of rows.
+        row_iteration_seconds: Time of one process per row and Lloyd iteration.
+        row_seconds: Time of one process per row for the passes after the last iteration.
+        coarse_seconds: Time of the coarse maps of all n, independent of the number of rows.
         fixed_seconds: The rest of the stage.
-        written_bytes: Size of the directory: the clustering and its atlas.
+        written_bytes: Size of the directory, with the atlas.
     """
 
     rows: int
@@ -105,13 +105,13 @@ class ClusterRates:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRates:
-    """What a sample costs, from the status files of the training runs.
+    """The speed of training, from the status files of the training runs.
 
     Attributes:
-        trials: Training runs that had seen samples.
-        samples: Samples (pairs of an image and a caption) that they had seen.
-        samples_per_second: Of one worker, which is one GPU where training uses whole ones.
-        launch_seconds: Time of a training run besides its steps: start of the workers, the last checkpoint.
+        trials: Training runs that have seen samples.
+        samples: Samples (pairs of an image and a caption) that they have seen.
+        samples_per_second: Speed of one worker, which is one GPU if `gpus_per_worker` is 1.
+        launch_seconds: Time of a training run outside its steps: start of the workers, the last checkpoint.
     """
 
     trials: int
@@ -122,13 +122,13 @@ class TrainRates:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRates:
-    """What the evaluation took, from its manifest.
+    """The time of the evaluation, from its manifest.
 
     Attributes:
-        seconds: Wall time of the invocation that finished it; tasks measured by an earlier one are not in it.
-        tasks: Evaluation tasks.
+        seconds: Wall time of the invocation that finished it, without tasks measured by an earlier one.
+        tasks: Number of evaluation tasks.
         images: Images of all tasks.
-        models: Models that were measured.
+        models: Number of measured models.
         written_bytes: Size of the directory.
     """
 
@@ -141,16 +141,16 @@ class EvaluateRates:
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """The rates of one run; those of a stage are None where the run has no record of it.
+    """The rates of one run. The rates of a stage are None if the run has no record of it.
 
     Attributes:
         run: URI of the run directory.
-        measured_at: When its newest unit was finished; UTC, ISO 8601.
+        measured_at: Time of its newest unit; UTC, ISO 8601.
         source: First path of its captions.
-        cpus: CPUs of the Ray cluster that it ran on; 0 where the run does not have that.
-        gpus: GPUs of that cluster.
+        cpus: CPUs of its Ray cluster; 0 if unknown.
+        gpus: GPUs of its Ray cluster.
         settings: The config fields that the rates are valid for.
-        dimension: d of the embeddings; 0 where none were stored.
+        dimension: Embedding dimension; 0 if none were stored.
         embed: Rates of the stage.
         cluster: Rates of the stage.
         assign: Rates of the stage.
@@ -173,7 +173,7 @@ class Rates:
 
     @property
     def refused_share(self) -> float:
-        """Share of the captions that were refused when they were read."""
+        """Share of the captions that were refused."""
         reader = self.embed or self.assign
         return reader.refused_share if reader else 0.0
 
@@ -185,12 +185,7 @@ def measured_settings(config: RunConfig) -> dict[str, JsonValue]:
 
 
 def require_fit(rates: Rates, config: RunConfig, stages: Collection[str]) -> None:
-    """Refuse rates of another config.
-
-    Args:
-        rates: The rates.
-        config: The config to plan for.
-        stages: The stages that the plan takes rates for.
+    """Refuse rates that were measured with other fields than the config has, in the stages of the plan.
 
     Raises:
         UsageError: The message names the fields that differ.

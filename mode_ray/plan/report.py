@@ -1,4 +1,4 @@
-"""A plan and the rates behind it, for people (rich tables of at most 80 columns) and for programs (JSON)."""
+"""A plan and its rates as rich tables of at most 80 columns, and as JSON."""
 
 import json
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def plan_json(plan: Plan) -> str:
-    """The whole plan as JSON; hours, bytes and cost unrounded."""
+    """The plan as JSON, with unrounded hours, bytes and cost."""
     return json.dumps(asdict(plan), indent=1)
 
 
 def plan_tables(plan: Plan) -> RenderableType:
-    """The plan as a table with its assumptions below."""
+    """The plan as a table, with its assumptions below."""
     table = _table(
         f"{plan.inventory.rows:,.0f} captions in {plan.inventory.units:,} work units",
         ("stage", "actors", "core-hours", "GPU-hours", "wall", "reads", "writes", "cost"),
@@ -61,14 +61,14 @@ def plan_tables(plan: Plan) -> RenderableType:
 
 
 def rates_table(rates: Rates) -> Table:
-    """The rates of a run, for one actor, process or worker each."""
+    """The rates of a run per actor, process or worker."""
     table = _table(f"rates of {escape(rates.run)}", ("stage", "rows", "rate", "fixed"))
-    for name, work_unit in (("embed", rates.embed), ("assign", rates.assign)):
-        if work_unit:
-            rate = f"{_per_second(work_unit.row_seconds)} rows/s an actor"
-            table.add_row(name, f"{work_unit.rows:,}", rate, f"{work_unit.fixed_seconds:.1f} s")
-            reading = f"{_per_second(work_unit.read_row_seconds)} rows/s an actor"
-            table.add_row(f"{name}: reading", "", reading if work_unit.read_row_seconds else "", "")
+    for name, shard in (("embed", rates.embed), ("assign", rates.assign)):
+        if shard:
+            rate = f"{_per_second(shard.row_seconds)} rows/s an actor"
+            table.add_row(name, f"{shard.rows:,}", rate, f"{shard.fixed_seconds:.1f} s")
+            reading = f"{_per_second(shard.read_row_seconds)} rows/s an actor"
+            table.add_row(f"{name}: reading", "", reading if shard.read_row_seconds else "", "")
     if (cluster := rates.cluster) is not None:
         rate = f"{_per_second(cluster.row_iteration_seconds)} rows/s an iteration"
         fixed_seconds = cluster.fixed_seconds + cluster.coarse_seconds
@@ -83,7 +83,7 @@ def rates_table(rates: Rates) -> Table:
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    """A table without side borders; all columns but the first are aligned right."""
+    """A table without side borders; the first column is aligned left, the others right."""
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         table.add_column(column, justify="right" if column != columns[0] else "left")

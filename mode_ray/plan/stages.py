@@ -1,7 +1,6 @@
-"""The arithmetic of each stage: rates, rows and machines to a stage's time, bytes and cost.
+"""The time, bytes and cost of each stage, computed from rates, rows and machines.
 
-Every stage is one function of a `Basis` and of the stage's rates. The rates come from the records of a run, so no cost
-of a row, a unit or a launch is stated here.
+Every stage is one function of a `Basis` and the rates of the stage. All rates come from the records of a run.
 """
 
 import math
@@ -17,13 +16,13 @@ from mode_ray.plan.training import evaluated_models, training_runs, training_sam
 
 @dataclass(frozen=True, kw_only=True)
 class Inventory:
-    """What is to be processed.
+    """The input of a run.
 
     Attributes:
-        rows: Captions, those that will be refused included.
-        units: Work units.
-        counts_by_reading: Whether counting the rows of a unit means reading all of it (all formats but parquet).
-        found: In words, where these numbers come from.
+        rows: Number of captions, including those that will be refused.
+        units: Number of work units.
+        counts_by_reading: Whether counting the rows of a unit needs reading all of it (all formats but parquet).
+        found: Description of where these numbers come from.
     """
 
     rows: float
@@ -34,15 +33,15 @@ class Inventory:
 
 @dataclass(frozen=True, kw_only=True)
 class Basis:
-    """What the plan of every stage rests on.
+    """The inputs of every stage's plan.
 
     Attributes:
         config: The config of the planned run.
-        rates: Rates that fit it.
+        rates: Rates that are valid for it.
         inventory: Rows and units.
         shape: The machines.
-        prices: What they cost.
-        efficiency: Share of the measured speed that the actors of a whole cluster reach on average.
+        prices: Prices of the machines.
+        efficiency: Share of the measured speed that the actors of a cluster reach on average.
     """
 
     config: RunConfig
@@ -64,9 +63,9 @@ class Basis:
 
     @property
     def sample_rows(self) -> float:
-        """Rows that the fine centers are fitted on; 0 where another run's clustering is used.
+        """Rows that the fine centers are fitted on; 0 if the clustering of another run is reused.
 
-        With `embed.keep: sample` the sample is drawn from all captions and loses the share of refused ones.
+        With `embed.keep: sample`, the sample is drawn from all captions, and its refused captions are lost.
         """
         if self.config.fits_nothing:
             return 0.0
@@ -80,27 +79,27 @@ class Basis:
 
 
 def row_seconds(rates: ShardRates, kept_share: float, readings: int = 1) -> float:
-    """Seconds of an actor for a row of which only a share is embedded or assigned.
+    """Seconds of an actor per row if a share of the rows is embedded or assigned.
 
-    With t seconds a row, r of them for reading, and the share k of rows kept in the measured run:
-    readings x r + (t - r) x kept_share / k. Exact where reading and computing follow one another; at most too high by
-    the smaller of the two where they overlap.
+    With t seconds per row, r of them for reading, and the share k of rows kept in the measured run:
+    readings x r + (t - r) x kept_share / k. This is exact if reading and computing alternate. If they overlap, it is
+    too high by at most the smaller of the two.
     """
     computing = (rates.row_seconds - rates.read_row_seconds) / rates.kept_share if rates.kept_share else 0.0
     return readings * rates.read_row_seconds + computing * kept_share
 
 
 def pool_seconds(fixed_seconds: float, units: int, actors: int, unit_seconds: float) -> float:
-    """Wall time of a pool: fixed + ceil(units / actors) x seconds of a unit."""
+    """Wall time of a pool: fixed + ceil(units / actors) x seconds per unit."""
     return fixed_seconds + math.ceil(units / actors) * unit_seconds
 
 
 def fit_seconds(rates: ClusterRates, rows: float, centers: int, iterations: int, workers: int = 1) -> float:
     """Time of the fine centers and the coarse maps.
 
-    seeding x min(rows, most) / measured rows of it + rows / workers x (once + iterations x iteration) + coarse maps.
-    The rows are distributed over the workers; seeding (on `cluster.fit_size.seeding_rows_at_most` rows) and the coarse
-    maps are the work of one process.
+    seeding x min(rows, most) / measured rows + rows / workers x (once + iterations x iteration) + coarse maps.
+    The rows are distributed over the workers. One process does the seeding (on at most
+    `cluster.fit_size.seeding_rows_at_most` rows) and the coarse maps.
     """
     seeding = rates.seeding_seconds * min(rows, seeding_rows_at_most(centers)) / rates.seeding_rows
     passes = rates.row_seconds + iterations * rates.row_iteration_seconds
@@ -108,12 +107,12 @@ def fit_seconds(rates: ClusterRates, rows: float, centers: int, iterations: int,
 
 
 def embed_stage(basis: Basis, rates: ShardRates) -> StagePlan:
-    """Reading and embedding; with `embed.keep: sample` only the sample is embedded and written.
+    """Reading and embedding. With `embed.keep: sample`, only the sample is embedded and written.
 
-    Captions of formats without a row count are read once more, to count them before the sample is drawn.
+    Captions in formats without a row count are read twice, because the sample is drawn from the counted rows.
     """
     kept_rows = basis.usable_rows if basis.keeps_all else basis.sample_rows
-    if kept_rows == 0.0:  # another run's clustering is used, and no embedding is kept
+    if kept_rows == 0.0:  # a clustering is reused, and no embedding is kept
         return _without_work(basis, "embed", 0.0)
     readings = 2 if not basis.keeps_all and basis.inventory.counts_by_reading else 1
     rows = basis.inventory.rows
@@ -122,7 +121,7 @@ def embed_stage(basis: Basis, rates: ShardRates) -> StagePlan:
 
 
 def assign_stage(basis: Basis, rates: ShardRates) -> StagePlan:
-    """Finding the nearest centers of stored embeddings, or reading, embedding and assigning in one pass."""
+    """Assigning stored embeddings, or reading, embedding and assigning in one pass."""
     rows = basis.usable_rows if basis.keeps_all else basis.inventory.rows
     seconds = rows * row_seconds(rates, basis.usable_rows / rows)
     stored_bytes = basis.rates.embed.row_bytes if basis.keeps_all and basis.rates.embed else 0.0
@@ -131,12 +130,12 @@ def assign_stage(basis: Basis, rates: ShardRates) -> StagePlan:
 
 
 def cluster_stage(basis: Basis, rates: ClusterRates | None) -> StagePlan:
-    """Reading the sample and fitting, in one task or with the sample distributed to actors; no rates for no fit.
+    """Reading the sample and fitting, in one task or on several actors; `rates` is None if nothing is fitted.
 
-    A parquet column is read whole: where all embeddings are kept, a sample over all units reads all of them.
+    A parquet column is read whole, so if all embeddings are stored, drawing a sample reads all of them.
 
     Raises:
-        UsageError: The machines have no room for the actors.
+        UsageError: The actors do not fit on the machines.
     """
     placement, fine = basis.config.cluster.placement, basis.config.cluster.fine
     if rates is None or basis.sample_rows == 0.0:
@@ -164,9 +163,9 @@ def cluster_stage(basis: Basis, rates: ClusterRates | None) -> StagePlan:
 
 
 def train_stage(basis: Basis, samples_per_second: float, launch_seconds: float = 0.0) -> StagePlan:
-    """All training runs, with no worker waiting for another run.
+    """All training runs, if no worker ever waits.
 
-    (samples of all runs / samples a second and worker + runs x workers of a run x seconds of a launch) / workers
+    (samples of all runs / samples per second and worker + runs x workers of a run x seconds of a launch) / workers
     """
     train, placement = basis.config.train, basis.config.train.placement
     per_run, gpus = max(1, placement.workers_per_run), placement.gpus_per_worker if placement.use_gpu else 0.0
@@ -181,7 +180,7 @@ def train_stage(basis: Basis, samples_per_second: float, launch_seconds: float =
 
 
 def evaluate_stage(basis: Basis, rates: EvaluateRates) -> StagePlan:
-    """The measured evaluation, in proportion to tasks and models: seconds x tasks / measured x models / measured."""
+    """The measured evaluation scaled to the tasks and models: seconds x tasks / measured x models / measured."""
     evaluate, placement = basis.config.evaluate, basis.config.evaluate.placement
     scale = len(evaluate.tasks) / rates.tasks * evaluated_models(basis.config.train) / rates.models
     room = room_for(basis.shape, placement.cpus_per_task, placement.gpus_per_task, "evaluate.placement")
@@ -192,7 +191,7 @@ def evaluate_stage(basis: Basis, rates: EvaluateRates) -> StagePlan:
 
 
 def clustering_memory_bytes(basis: Basis) -> float:
-    """Memory of each process that holds rows of the sample, for these rows."""
+    """Memory for sample rows in each process of the clustering."""
     cluster = basis.config.cluster
     row_bytes = sample_row_bytes(basis.rates.dimension, balanced=cluster.fine.balanced)
     return basis.sample_rows / cluster.placement.workers * row_bytes
@@ -201,7 +200,7 @@ def clustering_memory_bytes(basis: Basis) -> float:
 def _pool_stage(
     basis: Basis, stage: str, rates: ShardRates, actor_seconds: float, transfer: tuple[float, float]
 ) -> StagePlan:
-    """Embed or assign: the seconds of all actors together in whole rounds of units; `transfer` is bytes in and out."""
+    """Embed or assign: seconds of all actors, in whole rounds of units; `transfer` is bytes read and written."""
     pool = basis.config.embed.pool if stage == "embed" else basis.config.assign.pool
     gpus = _gpus_of_actor(basis, stage, pool, rates)
     room = room_for(basis.shape, pool.cpus_per_actor, gpus, f"{stage}.pool")
@@ -216,12 +215,12 @@ def _pool_stage(
 
 
 def _gpus_of_actor(basis: Basis, stage: str, pool: ActorPool, rates: ShardRates) -> float:
-    """GPUs of each actor: as the pool has it, or one where GPUs are planned for and the stage encodes captions."""
+    """GPUs per actor: those of the pool, or one if GPUs are planned and the stage encodes captions."""
     encodes = stage == "embed" or not basis.keeps_all
     asked = pool.gpus_per_actor > 0.0 or (encodes and basis.shape.gpus > 0.0 and not basis.shape.capped)
     if asked and not rates.on_gpu:
         raise UsageError(
-            f"GPUs are asked for in {stage}, but {basis.rates.run} ran it without: make a small run with "
+            f"GPUs are planned for {stage}, but {basis.rates.run} ran it without GPUs: make a small run with "
             f"{stage}.pool.gpus_per_actor=1 on a GPU machine, or plan without --gpus and with "
             f"{stage}.pool.gpus_per_actor=0"
         )

@@ -1,4 +1,4 @@
-"""How many models a config trains and evaluates, and how many samples they see: `train.budget` without its data."""
+"""The number of models that a config trains and evaluates, and their samples, computed without the data."""
 
 from mode_ray.config.train import TrainConfig
 
@@ -11,9 +11,9 @@ def has_seed(config: TrainConfig) -> bool:
 def training_samples(config: TrainConfig) -> float:
     """Samples that all training runs see together.
 
-    With D = `dense_samples` and s = `seed_share`: the seed model sees s D; the n experts see (1 - s) D together
-    (`expert_budget: shared`) or each (`full`); each control as `TrainConfig.controls` says. It is the sum over all
-    runs of `train.budget.plan_trials`, without the rounding to whole batches.
+    With D = `dense_samples` and s = `seed_share`: the seed model sees s D. The n experts see (1 - s) D together
+    (`expert_budget: shared`) or each (`full`). `TrainConfig.controls` describes the controls. This is the sum over the
+    runs of `train.plan.plan_trials`, without rounding to whole batches.
     """
     first = config.seed_share if has_seed(config) else 0.0
     seed, rest = config.dense_samples * first, config.dense_samples * (1.0 - first)
@@ -23,11 +23,11 @@ def training_samples(config: TrainConfig) -> float:
 
 
 def evaluated_models(config: TrainConfig) -> int:
-    """Models that are trained and evaluated: n experts, one for a dense control, n for each other control."""
+    """Number of evaluated models: n experts, one per dense control, n per other control."""
     dense = sum(name in ("dense", "dense_equal_total") for name in config.controls)
     return config.experts * (1 + len(config.controls) - dense) + dense
 
 
 def training_runs(config: TrainConfig) -> int:
-    """Training runs: the seed model's, and one for each evaluated model."""
+    """Number of training runs: one per evaluated model, and the seed model."""
     return evaluated_models(config) + int(has_seed(config))

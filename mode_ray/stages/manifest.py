@@ -265,9 +265,18 @@ def record_book(records: Iterable[UnitRecord] = ()) -> PackedMapping[UnitRecord]
 
 
 def read_manifest(directory: Location) -> Manifest | None:
-    """The manifest of the stage in a directory, or None where there is none."""
+    """The manifest of the stage in a directory, or None where there is none.
+
+    Raises:
+        DataError: The file is not the JSON of a manifest.
+    """
     location = directory / MANIFEST
-    return Manifest(**json.loads(location.read_text())) if location.exists() else None
+    if not location.exists():
+        return None
+    try:
+        return Manifest(**json.loads(location.read_text()))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{location}: not a manifest ({error}); delete it and run the stage again") from None
 
 
 def unit_outputs(directory: Location) -> list[Location]:

@@ -14,7 +14,7 @@ from mode_ray.study.plan import StudyPoint, plan_study
 from mode_ray.study.plot import study_png
 from mode_ray.study.results import LinePoint, StudyResults, lines
 from mode_ray.study.series import run_series
-from mode_ray.tables import WideTable
+from mode_ray.util.tables import WideTable
 
 STUDY_JSON = "study.json"
 STUDY_PNG = "study.png"

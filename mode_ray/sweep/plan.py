@@ -1,4 +1,4 @@
-"""What a sweep trains: for every point its config and its runs, under a name that tells all that decides them."""
+"""The trials of a sweep: a config and training runs for each point. The name of a trial is a hash of its inputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,11 +21,11 @@ class SweepTrial:
     """One point of a sweep.
 
     Attributes:
-        name: Also its directory.
-        point: The values of the swept fields.
-        jobs: Its runs, each after the one that it continues.
-        samples: Of all its runs.
-        measurements: Number of its last measurement.
+        name: Name of the trial and of its directory.
+        point: Values of the swept fields.
+        jobs: Training runs; each one follows the run that it continues.
+        samples: Samples of all runs together.
+        measurements: Number of the last measurement.
     """
 
     name: str
@@ -36,7 +36,7 @@ class SweepTrial:
 
     @property
     def folder(self) -> Location:
-        """Its directory."""
+        """The directory of the trial."""
         return self.jobs[0].experts
 
 
@@ -60,14 +60,14 @@ class SweepInputs:
     """What all trials of a sweep share.
 
     Attributes:
-        sweep: The sweep's directory.
-        assignments: Directory of the assignment shards.
+        sweep: Directory of the sweep.
+        assignments: Directory of the assignments.
         clusters: Directory of the clustering.
-        held_out: The held-out pairs.
-        held_out_below: Rows whose hash is below this are trained on by nobody.
-        pairs_n: Pairs of each expert.
+        held_out: File with the held-out pairs.
+        held_out_below: Rows with a hash below this are excluded from training.
+        pairs_n: Number of pairs of each expert.
         expert: The expert to train, or None for the dense baseline.
-        data_hash: Of the assignments.
+        data_hash: Content hash of the assignments.
     """
 
     sweep: Location
@@ -84,7 +84,7 @@ def plan_sweep(config: RunConfig, points: Sequence[Point], inputs: SweepInputs) 
     """The trials of a sweep, in the order of the points.
 
     Raises:
-        UsageError: A point is no valid config; names the field.
+        UsageError: A point is not a valid config; the message names the field.
     """
     return [_plan_one(with_values(config, point), point, inputs) for point in points]
 

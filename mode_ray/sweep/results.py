@@ -1,4 +1,4 @@
-"""What came out of a sweep: a row a trial, the best one, and tables for people and machines."""
+"""The results of a sweep: one row per trial, the best trial, and their files and table."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,21 +10,21 @@ from mode_ray.config.run import RunConfig
 from mode_ray.config.sweep import Scalar
 from mode_ray.run_directory import SWEEP_BEST, SWEEP_RESULT, SWEEP_RESULTS
 from mode_ray.storage import Location
-from mode_ray.tables import WideTable
+from mode_ray.util.tables import WideTable
 
 SweepState = Literal["finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """How one trial ended.
+    """The result of one trial.
 
     Attributes:
-        trial: Its name.
-        point: The values of the swept fields.
-        state: finished; stopped, as worse than others at the same share of its samples; or failed.
+        trial: Name of the trial.
+        point: Values of the swept fields.
+        state: finished, failed, or stopped because other trials were better at the same share of their samples.
         curve: Recall by number of the measurement.
-        samples: Samples that it would see in full.
+        samples: Samples of the complete trial.
         reason: Why it failed.
     """
 
@@ -37,7 +37,7 @@ class SweepResult:
 
     @property
     def measurements(self) -> int:
-        """Number of the last measurement; 0 without one."""
+        """Number of the last measurement; 0 if there is none."""
         return max(self.curve, default=0)
 
     @property
@@ -48,12 +48,12 @@ class SweepResult:
 
 @dataclass(frozen=True)
 class SweepReport:
-    """How a sweep ended.
+    """The result of a sweep.
 
     Attributes:
-        folder: Where its results lie.
-        results: Of all trials.
-        measurements: Of a trial that was not stopped.
+        folder: Directory of the results.
+        results: Results of all trials.
+        measurements: Measurements of a trial that was not stopped.
     """
 
     folder: Location
@@ -62,26 +62,19 @@ class SweepReport:
 
 
 def ranked(results: Sequence[SweepResult]) -> list[SweepResult]:
-    """The best first: by how far they came, since only worse ones are stopped; then by recall; then as given."""
+    """The best first: by number of measurements, because only worse trials are stopped, then by recall."""
     return sorted(results, key=lambda result: (-result.measurements, -(result.recall or 0.0)))
 
 
 def best_of(results: Sequence[SweepResult]) -> SweepResult | None:
-    """The best finished trial, or None where none is finished."""
+    """The best finished trial, or None if none is finished."""
     return next((result for result in ranked(results) if result.state == "finished"), None)
 
 
 def write_results(
     folder: Location, config: RunConfig, results: Sequence[SweepResult], about: Mapping[str, object]
 ) -> None:
-    """Write `results.json`, and the config with the winner's values as `best.yaml`.
-
-    Args:
-        folder: The sweep's.
-        config: The run's.
-        results: Of all trials.
-        about: What else to remember.
-    """
+    """Write `results.json` (with the fields `about`), and the config with the winner's values as `best.yaml`."""
     best = best_of(results)
     if best is not None:
         (folder / SWEEP_BEST).write_text(dump_config(with_values(config, best.point)))
@@ -91,12 +84,12 @@ def write_results(
 
 
 def write_result(folder: Location, result: SweepResult) -> None:
-    """Write one trial's `result.json`, which says that it has ended."""
+    """Write the `result.json` of a trial, which marks it as ended."""
     (folder / SWEEP_RESULT).write_text(json.dumps(asdict(result), indent=1))
 
 
 def read_result(folder: Location) -> SweepResult | None:
-    """One trial's `result.json`, or None while it has not ended."""
+    """The `result.json` of a trial, or None if it has not ended."""
     file = folder / SWEEP_RESULT
     if not file.exists():
         return None
@@ -105,7 +98,7 @@ def read_result(folder: Location) -> SweepResult | None:
 
 
 def sweep_table(results: Sequence[SweepResult], measurements: int) -> WideTable:
-    """One line a trial, the best first."""
+    """One row per trial, the best first."""
     fields = list(results[0].point) if results else []
     names = [name.removeprefix("train.") for name in fields]
     table = WideTable("sweep", "trial", *names, "recall@1", "measured", "state")

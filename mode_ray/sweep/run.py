@@ -1,4 +1,4 @@
-"""The `sweep` command: plans the trials, follows them while they train, and writes the best one as a config."""
+"""The `sweep` command: plan the trials, report them while they train, and write the best one as a config."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,15 +38,15 @@ def run_sweep(
     assignments: Location,
     say: Callable[[str], None],
 ) -> SweepReport:
-    """Run the sweep that the config asks for, or what is left of it; needs a running Ray.
+    """Run the sweep of a config; finished trials are kept. Ray must be running.
 
     Raises:
-        UsageError: No field is swept, a point is no valid config, or the assign stage is not done.
+        UsageError: No field is swept, a point is not a valid config, or the assign stage is not done.
         DataError: The training set is too small, or held-out images cannot be read.
         TrainingError: No trial was trained to its end.
     """
     if not config.sweep.fields:
-        raise UsageError("sweep.fields is empty: name the training fields to try out, with their values")
+        raise UsageError("sweep.fields is empty: name the training fields to sweep, with their values")
     assigned = read_manifest(assignments)
     if assigned is None:
         raise UsageError("the sweep needs the assign stage, which is not done: run `mode-ray assign` first")
@@ -55,17 +55,17 @@ def run_sweep(
     folder = sweep_directory(config.directory)
     clustering = Clustering.load(clusters)
     expert = swept_expert(config, clustering.widest_first(config.train.experts)[0])
-    # A task of its own: it reads assignments and images, and needs memory for them.
+    # A separate task, because it needs memory for assignments and images.
     prepared = ray.remote(max_calls=1)(_prepare).options(name="sweep: held-out pairs")
     inputs: SweepInputs = task_result(
-        prepared.remote(config, work_units, clusters, assignments, folder, expert, assigned.content_hash)
+        prepared.remote(config, work_units, clusters, assignments, expert, assigned.content_hash)
     )
     trials = plan_sweep(config, draw_points(config.sweep), inputs)
     for trial in trials:
         write_work_units(trial.folder / WORK_UNITS_FILE, work_units)
         earlier = read_result(trial.folder)
         if earlier is not None and earlier.state == "failed":
-            (trial.folder / SWEEP_RESULT).delete()  # its cause may be mended
+            (trial.folder / SWEEP_RESULT).delete()  # its cause may be fixed
     model = "the dense baseline" if expert is None else f"expert {expert}"
     ended = sum(read_result(trial.folder) is not None for trial in trials)
     say(f"[sweep] {len(trials)} trials of {model}, {ended} of them ended before")
@@ -82,13 +82,13 @@ def run_sweep(
 def _train_all(
     config: RunConfig, trials: Sequence[SweepTrial], folder: Location, say: Callable[[str], None]
 ) -> dict[str, str]:
-    """Run Tune in a task of its own, and report what it notes; returns the reasons of failed trials, by name.
+    """Run Tune in a separate task, and report its notes; returns the reasons of failed trials, by name.
 
-    Tune pickles everything that it is given, callbacks included. It therefore gets data only, and leaves its notes in
-    a file; the driver's console stays in the driver.
+    Tune pickles everything that it is given, including callbacks. Therefore it gets only data and writes its notes to
+    a file, and the driver prints them.
     """
     storage = sweep_storage(folder)
-    storage.delete()  # of a sweep that was killed
+    storage.delete()  # left by a sweep that was killed
     options = launcher_options(config.train.placement, "sweep")
     reference = ray.remote(max_calls=1)(tune_trials).options(**options).remote(config, trials, storage)
     reported = 0
@@ -104,7 +104,7 @@ def _train_all(
     except ray.exceptions.WorkerCrashedError as error:
         raise TrainingError(f"sweep: the task that runs Ray Tune was lost ({error}); run the command again") from None
     finally:
-        # In a session that outlives this call, such as a notebook's, the trials would train on.
+        # Otherwise the trials continue in a session that outlives this call, such as a notebook's.
         ray.cancel(reference, force=True)
     # These are Tune's own records. The results of the trials are in the trials' folders.
     storage.delete()
@@ -116,11 +116,11 @@ def _prepare(
     work_units: Sequence[WorkUnit],
     clusters: Location,
     assignments: Location,
-    folder: Location,
     expert: int | None,
     data_hash: str,
 ) -> SweepInputs:
-    """Choose the held-out pairs, and write them to a file of their own."""
+    """Choose the held-out pairs, and write them to a file."""
+    folder = sweep_directory(config.directory)
     group_m = Clustering.load(clusters).experts_of(config.train.experts)
     units = {record.unit for record in read_units(assignments)}
     pairs_n = np.zeros(config.train.experts, np.int64)
@@ -153,10 +153,10 @@ def _prepare(
 def _read_pairs(
     config: RunConfig, work_units: Sequence[WorkUnit], assignments: Location, held_out: HeldOut
 ) -> pa.Table:
-    """Image and caption of every held-out pair, those with an undecodable image left out.
+    """Image and caption of every held-out pair with a decodable image.
 
     Raises:
-        DataError: More of them than limits.max_bad_image_share cannot be decoded.
+        DataError: The share of undecodable images is above limits.max_bad_image_share.
     """
     units = {unit for unit, _, _ in held_out.places}
     index = load_index(assignments, [work_unit for work_unit in work_units if work_unit.unit in units])

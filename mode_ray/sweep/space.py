@@ -1,4 +1,4 @@
-"""The points of a sweep: drawn once, by the sweep's seed, before anything is trained."""
+"""The points of a sweep, drawn with the seed of the sweep before training starts."""
 
 import itertools
 import json
@@ -16,8 +16,8 @@ _DRAWS_PER_POINT = 100
 def draw_points(config: SweepConfig) -> list[dict[str, Scalar]]:
     """Distinct points, at most `config.trials`.
 
-    Of lists alone with no more combinations than that, all combinations in their order. Else every field is drawn for
-    itself; ranges are rounded to three significant digits.
+    If all fields are lists and have at most that many combinations, the points are all combinations in order.
+    Otherwise every field is drawn independently. Values of ranges are rounded to three significant digits.
     """
     lists = {name: values for name, values in config.fields.items() if not isinstance(values, SweepRange)}
     if len(lists) == len(config.fields) and math.prod(map(len, lists.values())) <= config.trials:

@@ -1,8 +1,7 @@
-"""One trial of a sweep under Ray Tune: its runs one after the other, their measurements reported as they come.
+"""One trial of a sweep under Ray Tune: it trains its runs in order and reports each measurement.
 
-The runs leave their measurements in their folders, as all that they tell; the trial, a process of its own with no
-resources to speak of, reads them there. So it does not matter where and how the runs train, and a trial that has ended
-tells its curve again when the sweep goes on after a crash.
+The runs write their measurements to their folders. The trial is a separate process with almost no resources that reads
+them there. So the runs can train anywhere, and a finished trial reports its curve again when the sweep is resumed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,12 +28,12 @@ Poll = Callable[[], TrialEnd | None]
 
 
 def run_sweep_trial(parameters: Mapping[str, Any], trials: Mapping[str, SweepTrial]) -> None:
-    """Train one trial, or what is left of it; Tune's trainable.
+    """Train one trial, or the rest of it; the trainable of Tune.
 
-    A trial that fails for good says so in its folder, and ends for Tune like any other: the rest goes on.
+    A trial that fails permanently writes that to its folder, and ends normally for Tune, so the other trials continue.
 
     Args:
-        parameters: `trial`: its name.
+        parameters: The name of the trial, as `trial`.
         trials: All trials of the sweep by name.
     """
     trial = trials[parameters[TRIAL_KEY]]
@@ -46,7 +45,7 @@ def run_sweep_trial(parameters: Mapping[str, Any], trials: Mapping[str, SweepTri
 
 
 def result_of(trial: SweepTrial, failure: str | None = None) -> SweepResult:
-    """How a trial stands by its folder, or why it failed."""
+    """The result of a trial according to its folder, or its failure."""
     written = read_result(trial.folder)
     if written is not None:
         return written
@@ -63,33 +62,33 @@ def result_of(trial: SweepTrial, failure: str | None = None) -> SweepResult:
 
 
 def measurements(trial: SweepTrial, begin: Callable[[TrialJob], Poll]) -> Iterator[tuple[int, float]]:
-    """Train, and give each measurement once, in order.
+    """Train a trial, and yield each measurement once, in order.
 
     Args:
-        trial: The trial; where it has ended before, nothing is trained.
-        begin: Launches a run, and gives what waits a while and tells its end, or None while it goes on.
+        trial: The trial. Nothing is trained if it ended before.
+        begin: Launches a run. The result is a function that waits a while and returns the end of the run, or None.
 
     Raises:
-        TrainingError: One of its runs failed for good.
+        TrainingError: One of its runs failed permanently.
     """
-    ended, told = read_result(trial.folder) is not None, 0
+    ended, reported = read_result(trial.folder) is not None, 0
     for job in trial.jobs:
         end = TrialEnd()
         for state in () if ended or _is_trained(job) else _states(job, begin):
             end = state
-            for number, recall in _news(job, told):
+            for number, recall in _news(job, reported):
                 yield number, recall
-                told = number
-        for number, recall in _news(job, told):
+                reported = number
+        for number, recall in _news(job, reported):
             yield number, recall
-            told = number
+            reported = number
         if end.reason is not None:
             raise TrainingError(end.reason)
         (job.folder / CHECKPOINT_FOLDER).delete()
 
 
 def launched(job: TrialJob) -> Poll:
-    """Start a run as the train stage does, in a task of its own; Ray ends it with this process."""
+    """Start a run as the train stage does, in a separate task. Ray ends it with this process."""
     reference = launch(job, job.config.train.placement)
 
     def poll() -> TrialEnd | None:
@@ -106,7 +105,7 @@ def launched(job: TrialJob) -> Poll:
 
 
 def _states(job: TrialJob, begin: Callable[[TrialJob], Poll]) -> Iterator[TrialEnd]:
-    """Whenever a poll is over: how the run stands, last of all its end; it is launched again where that may help."""
+    """The state of the run after each poll, and at last its end. The run is relaunched if that can help."""
     for _ in range(job.config.train.placement.max_launches):
         poll = begin(job)
         while (end := poll()) is None:
@@ -116,11 +115,11 @@ def _states(job: TrialJob, begin: Callable[[TrialJob], Poll]) -> Iterator[TrialE
             return
 
 
-def _news(job: TrialJob, told: int) -> list[tuple[int, float]]:
-    """Measurements of a run after the one of that number."""
-    return sorted((number, recall) for number, recall in read_curve(job.folder).items() if number > told)
+def _news(job: TrialJob, reported: int) -> list[tuple[int, float]]:
+    """Measurements of a run with a number above `reported`."""
+    return sorted((number, recall) for number, recall in read_curve(job.folder).items() if number > reported)
 
 
 def _is_trained(job: TrialJob) -> bool:
-    """The model's config is the last that a run writes."""
+    """Whether a run is finished: it writes the config of its model last."""
     return (job.folder / CONFIG_FILE).exists()

@@ -1,4 +1,4 @@
-"""The trials of a sweep under Ray Tune, in a task of its own: data goes in, notes and results come out as files."""
+"""The trials of a sweep under Ray Tune, in a separate task that writes notes and results as files."""
 
 import json
 import math
@@ -17,13 +17,12 @@ from mode_ray.sweep.results import write_result
 from mode_ray.sweep.trainable import METRIC, TIME_KEY, TRIAL_KEY, result_of, run_sweep_trial
 
 NOTES_FILE = "notes.json"
-# A trial only waits for its runs. Tune requires some resource for it. A CPU, or part of one, would be taken from the
-# runs; one byte of memory takes nothing from them.
+# A trial only waits for its runs, but Tune requires a resource for it. One byte of memory takes nothing from the runs.
 _TRIAL_RESOURCES = {"memory": 1}
 
 
 def asha(measurements: int, grace_share: float, reduction_factor: float) -> ASHAScheduler:
-    """ASHA over the number of measurements, so that trials are compared at equal shares of their samples."""
+    """ASHA over the number of measurements: trials are compared at equal shares of their samples."""
     return ASHAScheduler(
         time_attr=TIME_KEY,
         metric=METRIC,
@@ -31,21 +30,21 @@ def asha(measurements: int, grace_share: float, reduction_factor: float) -> ASHA
         max_t=measurements,
         grace_period=max(1, math.ceil(grace_share * measurements)),
         reduction_factor=reduction_factor,
-        # A trial after its last measurement writes its model, and must not be stopped while it does.
+        # After its last measurement a trial writes its model, and must not be stopped.
         stop_last_trials=False,
     )
 
 
 def tune_trials(config: RunConfig, trials: Sequence[SweepTrial], storage: Location) -> dict[str, str]:
-    """Run the trials, as many at once as `train.placement.concurrent_runs` allows.
+    """Run the trials, at most `train.placement.concurrent_runs` at a time.
 
     Args:
-        config: The run's.
-        trials: All trials of the sweep, those that ended before too.
-        storage: Directory of Tune's own records and of the notes.
+        config: Config of the run.
+        trials: All trials of the sweep, including finished ones.
+        storage: Directory of Tune's records and of the notes.
 
     Returns:
-        The reasons of the trials that failed outside of their training, by name.
+        The reasons of the trials that failed outside training, by name.
     """
     by_name = {trial.name: trial for trial in trials}
     sweep = config.sweep
@@ -73,14 +72,14 @@ def tune_trials(config: RunConfig, trials: Sequence[SweepTrial], storage: Locati
 
 
 def read_notes(storage: Location) -> list[str]:
-    """What has happened so far, one line each."""
+    """The notes so far, one line per event."""
     file = storage / NOTES_FILE
     lines: list[str] = json.loads(file.read_text()) if file.exists() else []
     return lines
 
 
 class _Notes(tune.Callback):
-    """Notes each measurement and end of a trial, and writes the result of every trial that ended."""
+    """Writes a note for each measurement and end of a trial, and the result of every ended trial."""
 
     def __init__(self, trials: Mapping[str, SweepTrial], measurements: int, storage: Location) -> None:
         self._trials = trials
@@ -90,21 +89,21 @@ class _Notes(tune.Callback):
         self.failed: dict[str, str] = {}
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:  # noqa: ANN401, ARG002 - Tune's types
-        """A measurement."""
+        """Note a measurement."""
         name, number = trial.config[TRIAL_KEY], result[TIME_KEY]
         self._note(f"{name[:6]} {number}/{self._measurements}: recall@1 {result[METRIC]:.2%}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ANN401, ARG002
-        """The trial finished, failed for good, or was stopped by ASHA."""
+        """Write the result of a trial that finished, failed permanently, or was stopped by ASHA."""
         ended = self._trials[trial.config[TRIAL_KEY]]
         result = result_of(ended)
         write_result(ended.folder, result)
         self._note(f"{result.trial[:6]} {result.state}{f': {result.reason}' if result.reason else ''}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ANN401, ARG002
-        """The trial ended by an error that is not of its training; Tune has logged it."""
+        """Note an error outside training. Tune has logged it."""
         name = trial.config[TRIAL_KEY]
-        self.failed[name] = "it ended by the error that Ray Tune has logged"
+        self.failed[name] = "Ray Tune has logged the error"
         self._note(f"{name[:6]} failed: {self.failed[name]}")
 
     def _note(self, line: str) -> None:

@@ -1,4 +1,4 @@
-"""What is imported: little for help, usage errors and status, and in a driver nothing that only its workers need."""
+"""Help, usage errors, status and plan import nothing slow, and a driver imports nothing that only its workers need."""
 
 import subprocess
 import sys
@@ -11,8 +11,8 @@ from mode_ray.storage import Location
 
 HEAVY = ("ray", "torch", "scipy", "matplotlib", "pandas", "numba")
 FOR_WORKERS = ("torch", "numba", "faiss", "transformers", "open_clip")
-DRIVER = "mode_ray.cli, mode_ray.cli.stages, mode_ray.pipeline, mode_ray.plan.calibrate, mode_ray.plan.report"
-# Processor time of the whole command, several times what it takes (status: 0.6): machines differ, and are busy.
+DRIVER = "mode_ray.cli, mode_ray.cli.pipeline, mode_ray.pipeline, mode_ray.plan.from_run, mode_ray.plan.report"
+# Processor time of a whole command: several times what it takes (status: 0.6), because machines differ and are busy.
 MOST_PROCESSOR_SECONDS = 3.0
 COMMAND = """
 import sys, time
@@ -24,7 +24,7 @@ print(code, time.process_time(), *names, file=sys.stderr)
 
 
 def run_apart(*arguments: str) -> tuple[int, float, list[str]]:
-    """Run a command in a process of its own: exit code, processor seconds and heavy modules that were imported."""
+    """Run a command in a new process; returns exit code, processor seconds and the heavy modules it imported."""
     ended = subprocess.run(
         [sys.executable, "-c", COMMAND.format(names=HEAVY), *arguments],
         capture_output=True,
@@ -59,6 +59,7 @@ def test_status_imports_nothing_heavy(tmp_path: Path, watch: list[str]) -> None:
         (["run", "--config", "absent.yaml"], 2),
         (["cluster", "extend", "--config", "demo", "--centers", "4", "--to", "x", "cluster.fine.center=1"], 2),
         (["plan", "--config", "demo", "train.experts=3"], 2),
+        (["plan", "--config", "demo", "--from", "absent"], 2),
         (["serve", "add", "3"], 2),
     ],
 )

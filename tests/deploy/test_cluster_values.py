@@ -17,7 +17,7 @@ VALUES = str(Path(__file__).resolve().parents[2] / "cluster_configs/values.yaml"
     [
         ("bucket=my-bucket", "bucket: string should match pattern"),
         ("pools.cpu={fewest: 3, most: 2}", "pools.cpu: fewest=3 is above most=2"),
-        ("aws.gpu.gpus=0", "aws.gpu.gpus is 0: the experts' pool needs a machine with GPUs"),
+        ("aws.gpu.gpus=0", "aws.gpu.gpus is 0: the pool of the experts needs machines with GPUs"),
         ("aws.regio=x", "aws.regio: unknown key"),
         ("name=Mode_Ray", "name: string should match pattern"),
         ("serve.replicas=9", "serve: replicas=9 is above most_replicas=8"),

@@ -34,8 +34,8 @@ def submit(folder: Path, *words: str) -> int:
         (["run", "--config", "absent.yaml"], "absent.yaml: not in"),
         (["run", "--config", "my.yaml", "cluster.fine.center=1"], "cluster.fine.center: unknown key"),
         (["--env", "NOT_SET_HERE", "run", "--config", "my.yaml"], "--env NOT_SET_HERE: is not set here"),
-        (["submit", "run", "--config", "my.yaml"], "submit is no command for a cluster"),
-        (["demo"], "demo --directory demo-run: would be in the job's copy of this folder"),
+        (["submit", "run", "--config", "my.yaml"], "submit cannot run as a job"),
+        (["demo"], "demo --directory demo-run: is inside the job's copy of this folder"),
         ([], "submit: name a command"),
         (["--follow", "a-job", "run", "--config", "my.yaml"], "submit: name a command"),
         (["--token-file", "/absent/token", "run", "--config", "my.yaml"], "--token-file: /absent/token: no such file"),
@@ -57,7 +57,7 @@ def test_a_cluster_that_does_not_answer_is_named_with_what_to_do(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert submit(folder, "train", "retry", "--config", "my.yaml", "3") == 2
-    assert f"{NOWHERE}: no cluster answers there; forward its dashboard first" in capsys.readouterr().err
+    assert f"{NOWHERE}: no cluster answers; forward its dashboard first" in capsys.readouterr().err
 
 
 class TestVariables:

@@ -20,7 +20,7 @@ COMMAND = Path(sys.executable).with_name("mode-ray")
 UP_TO_ASSIGN = """
 import sys
 from rich.console import Console
-from mode_ray.cli.stages import run_stages
+from mode_ray.cli.pipeline import run_stages
 from mode_ray.config.load import load_config
 run_stages(load_config(sys.argv[1], sys.argv[2:]), ("embed", "cluster", "assign"), Console())
 """

@@ -126,8 +126,7 @@ class TestTheOthers:
         values = Path(__file__).parents[2] / "cluster_configs"
         finished("cluster-config", "--values", str(values / "values.yaml"), "--to", str(values), "--check")
 
-    def test_plan_with_rates_that_it_measures(self, finished: Command, config: Path) -> None:
-        rates = config.parent / "rates.json"
-        words = ("plan", "--config", str(config), "--calibrate", "--step-seconds", "0.1", "--rates", str(rates))
-        finished(*words, "--rows", "1e6")
-        assert rates.is_file()
+    def test_plan_with_the_rates_of_the_run(self, finished: Command, config: Path) -> None:
+        words = ("plan", "--config", str(config), "--from", str(config.parent / "run"), "--rows", "1e6", "--json")
+        plan = json.loads(finished(*words).stdout)
+        assert [stage["stage"] for stage in plan["stages"]] == ["embed", "cluster", "assign", "train", "evaluate"]

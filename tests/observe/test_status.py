@@ -12,13 +12,13 @@ import pytest
 from rich.console import Console
 from terminal import require_words, shown_at_80_columns
 
-from mode_ray.errors import UsageError
+from mode_ray.errors import DataError, UsageError
 from mode_ray.observe.status import status_table, trial_table
 from mode_ray.run_directory import STATUS_FILE
 from mode_ray.stages.manifest import Stage, UnitRecord
 from mode_ray.storage import Location
-from mode_ray.tables import WideTable
 from mode_ray.train.runs.status import TrialStatus
+from mode_ray.util.tables import WideTable
 
 
 @pytest.fixture
@@ -61,6 +61,25 @@ def write_trial(run: Location, status: TrialStatus) -> None:
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no run here \(no config\.yaml\)"):
         status_table(Location.parse(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("embeddings/manifest.json", "{", "manifest.json: not a manifest (Expecting"),
+        ("embeddings/manifest.json", '{"stage": "embed"}', "manifest.json: not a manifest ("),
+        ("embeddings/started.json", "", "started.json: not JSON (Expecting"),
+        ("experts/seed/status.json", "x", "status.json: not a status (Expecting"),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_sentence(run: Location, name: str, content: str, said: str) -> None:
+    for stage in ("embeddings", "experts"):
+        Stage(stage, run / stage, {}).begin(2)
+    (run / name).write_text(content)
+    with pytest.raises(DataError) as caught:
+        status_table(run)
+    assert str(caught.value).startswith(f"{(run / name).parent}/{said}")
+    assert "\n" not in str(caught.value)
 
 
 def test_before_anything_has_begun_all_stages_are_absent(run: Location) -> None:

@@ -111,7 +111,7 @@ class TestStall:
         assert looked(run, NOW + STALL_SECONDS - 1).stall() is None
 
     def test_nothing_new_for_too_long_is_said(self, run: Location) -> None:
-        expected = "embed: nothing new for 15 min; if its driver has ended, the same command goes on"
+        expected = "embed: nothing new for 15 min; if its driver has ended, the same command resumes"
         assert looked(run, NOW + 900).stall() == expected
 
     def test_a_stage_that_does_not_begin_stands_still_too(self, run: Location) -> None:
@@ -124,8 +124,8 @@ class TestStall:
         ("renewed", "words"),
         [
             (NOW - 2, "process 12 on node-7 holds its lease, renewed 2 s ago"),
-            (NOW - 1200, "renewed 20 min ago: that driver has ended, the same command goes on"),
-            (None, "no driver holds its lease: the same command goes on"),
+            (NOW - 1200, "renewed 20 min ago: that driver has ended, the same command resumes"),
+            (None, "no driver holds its lease: the same command resumes"),
         ],
     )
     def test_of_training_it_is_said_who_holds_the_lease(

@@ -33,10 +33,13 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("more", "said"),
         [
-            (["--calibrate"], "type `mode-ray plan --config my.yaml --from SMALL`"),
+            (["--calibrate"], "then `mode-ray plan --config my.yaml --from SMALL`"),
             (["--calibrate", "--step-seconds", "2", "--rows", "1e9"], "--calibrate and --rates were removed"),
             (["--rates", "mode-ray-rates.json"], "make a small run with your config"),
-            (["--rows", "1e9"], "name a finished or partly finished run to take the rates from: --from RUN"),
+            (
+                ["--rows", "1e9"],
+                "--from RUN is missing: name a finished or partly finished run to read the rates from",
+            ),
             (["--from", "/nowhere/run"], "--from /nowhere/run: no run here (no config.yaml)"),
         ],
     )

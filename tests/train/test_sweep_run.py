@@ -290,16 +290,14 @@ class TestRefusals:
     ) -> None:
         config = sweep_config({RATE: [1e-3]}, held_out_pairs=13)
         with pytest.raises(DataError, match="has 24 pairs: too few to hold out 13"):
-            sweep_run._prepare(
-                config, work_units, assigned / "clusters", assigned / "assignments", assigned / "sweep", 1, "data"
-            )
+            sweep_run._prepare(config, work_units, assigned / "clusters", assigned / "assignments", 1, "data")
 
     def test_a_held_out_image_that_cannot_be_decoded(
         self, sweep_config: Callable[..., RunConfig], work_units: list[WorkUnit], assigned: Location, data_folder: Path
     ) -> None:
         for file in data_folder.iterdir():
             file.write_bytes(file.read_bytes().replace(b"\x89PNG", b"\0\0\0\0"))
-        arguments = (assigned / "clusters", assigned / "assignments", assigned / "sweep", 1, "data")
+        arguments = (assigned / "clusters", assigned / "assignments", 1, "data")
         with pytest.raises(
             DataError, match=r"6 of 6 held-out images cannot be decoded, more than limits\.max_bad_image_share"
         ):

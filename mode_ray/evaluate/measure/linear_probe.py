@@ -11,6 +11,7 @@ from mode_ray.embed.encoder import pick_device
 from mode_ray.errors import DataError
 
 PENALTIES = tuple(10.0**exponent for exponent in range(1, -7, -1))
+_HELD_OUT_SHARE = 0.2
 _LOGITS_AT_ONCE = 1 << 24
 _STEPS = 200
 _GRADIENT_TOLERANCE = 1e-6
@@ -43,7 +44,6 @@ def fit_linear_probe(
     n_classes: int,
     *,
     penalties: Sequence[float] = PENALTIES,
-    held_out_share: float = 0.2,
     seed: int = 0,
     device: str = "auto",
 ) -> LinearProbe:
@@ -59,7 +59,6 @@ def fit_linear_probe(
         labels_i: Class of every image.
         n_classes: Number of classes.
         penalties: To choose among.
-        held_out_share: Of every class's images; a class keeps at least one image to be fitted.
         seed: Of the choice of held-out images.
         device: `auto`, `cpu`, `cuda`, ….
 
@@ -68,7 +67,7 @@ def fit_linear_probe(
             or no class has an image to hold out.
     """
     _check(features_id, labels_i, n_classes)
-    held_out_i = _held_out(labels_i, held_out_share, seed)
+    held_out_i = _held_out(labels_i, seed)
     if not held_out_i.any():
         raise DataError("no class has two images: none can be held out to choose the penalty of a linear probe")
     mean_d = features_id.mean(axis=0, dtype=np.float64)
@@ -129,13 +128,13 @@ def _check(features_id: npt.NDArray[np.floating], labels_i: npt.NDArray[np.integ
         raise DataError("features hold a value that is not a finite number: the model's output is broken")
 
 
-def _held_out(labels_i: npt.NDArray[np.integer], share: float, seed: int) -> npt.NDArray[np.bool_]:
+def _held_out(labels_i: npt.NDArray[np.integer], seed: int) -> npt.NDArray[np.bool_]:
     """Which images to hold out: the share of every class's, rounded, but at least one of each that has two."""
     generator = np.random.default_rng(seed)
     held_out_i = np.zeros(len(labels_i), bool)
     for label in np.unique(labels_i):
         own = generator.permutation(np.flatnonzero(labels_i == label))
-        count = min(len(own) - 1, max(1, round(share * len(own))))
+        count = min(len(own) - 1, max(1, round(_HELD_OUT_SHARE * len(own))))
         held_out_i[own[:count]] = True
     return held_out_i
 

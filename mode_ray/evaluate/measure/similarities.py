@@ -38,7 +38,6 @@ def measure_task(
     encoder: CaptionEncoder,
     directory: Location,
     placement: EvaluatePlacement,
-    max_pixels: int,
     parts: Mapping[Split, Sequence[EncodedPart]] | None = None,
 ) -> TaskSummary:
     """Measure a task with all models, decoding every image once.
@@ -48,8 +47,7 @@ def measure_task(
         models: Expert folders by name.
         encoder: The caption encoder that routing uses.
         directory: Where the task's files belong.
-        placement: Batch size and threads.
-        max_pixels: Larger images are left out.
+        placement: Batch size, threads and size limit of images.
         parts: By split what several workers encoded before; by default the images are encoded here.
 
     Raises:
@@ -63,7 +61,7 @@ def measure_task(
 
     def encode(split: Split) -> tuple[UsableSamples, Features]:
         if parts is None:
-            return encode_split(task, split, experts, placement, max_pixels)
+            return encode_split(task, split, experts, placement)
         return merge_parts(list(experts), parts[split])
 
     usable, features = encode("test")

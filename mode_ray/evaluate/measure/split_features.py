@@ -8,13 +8,15 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from mode_ray.config.run import EvaluatePlacement
+from mode_ray.config.run import EvaluatePlacement, LimitsConfig
 from mode_ray.evaluate.measure.measurements import load_array, save_array
 from mode_ray.evaluate.tasks.samples import Split, read_samples
 from mode_ray.evaluate.tasks.task import Task
 from mode_ray.evaluate.tasks.usable_samples import UsableSamples
 from mode_ray.models.encode import Expert
 from mode_ray.storage import Location
+
+_MAX_PIXELS = LimitsConfig().max_image_pixels
 
 Features: TypeAlias = dict[str, np.ndarray]
 """By model unit rows, float32 [i, d]."""
@@ -36,7 +38,7 @@ class EncodedPart:
 
 
 def encode_split(
-    task: Task, split: Split, experts: Mapping[str, Expert], placement: EvaluatePlacement, max_pixels: int
+    task: Task, split: Split, experts: Mapping[str, Expert], placement: EvaluatePlacement
 ) -> tuple[UsableSamples, Features]:
     """Embed a split's usable images.
 
@@ -44,13 +46,12 @@ def encode_split(
         task: The task.
         split: Which.
         experts: Models by name; they share the preparation of images.
-        placement: Batch size.
-        max_pixels: Larger images are left out.
+        placement: Batch size and size limit of images.
 
     Raises:
         DataError: A file cannot be read, or no sample is usable.
     """
-    usable, _, features = _encode_share(task, split, experts, placement, max_pixels, worker=0, workers=1)
+    usable, _, features = _encode_share(task, split, experts, placement, worker=0, workers=1)
     usable.require_some()
     return usable, features
 
@@ -60,7 +61,6 @@ def encode_part(
     split: Split,
     experts: Mapping[str, Expert],
     placement: EvaluatePlacement,
-    max_pixels: int,
     worker: int,
     folder: Location,
 ) -> EncodedPart:
@@ -70,17 +70,14 @@ def encode_part(
         task: The task.
         split: Which.
         experts: Models by name.
-        placement: Batch size and number of workers.
-        max_pixels: Larger images are left out.
+        placement: Batch size, size limit of images and number of workers.
         worker: Its number, from 0.
         folder: Where the embeddings belong.
 
     Raises:
         DataError: A file cannot be read.
     """
-    usable, numbers, features = _encode_share(
-        task, split, experts, placement, max_pixels, worker, placement.workers_per_task
-    )
+    usable, numbers, features = _encode_share(task, split, experts, placement, worker, placement.workers_per_task)
     for number, rows_id in enumerate(features.values()):
         save_array(_features_file(folder, number), rows_id)
     return EncodedPart(usable, numbers, folder)
@@ -121,12 +118,11 @@ def _encode_share(
     split: Split,
     experts: Mapping[str, Expert],
     placement: EvaluatePlacement,
-    max_pixels: int,
     worker: int,
     workers: int,
 ) -> tuple[UsableSamples, list[int], Features]:
     prepare = next(iter(experts.values())).prepare
-    usable, numbers = UsableSamples(task, max_pixels), list[int]()
+    usable, numbers = UsableSamples(task, placement.max_image_pixels or _MAX_PIXELS), list[int]()
     chunks: dict[str, list[np.ndarray]] = {name: [] for name in experts}
     batch: list[torch.Tensor] = []
     encode = partial(_encode, experts, chunks)

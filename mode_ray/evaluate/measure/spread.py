@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ray
 
-from mode_ray.config.run import RunConfig
+from mode_ray.config.run import EvaluatePlacement, RunConfig
 from mode_ray.embed.encoder import load_encoder
 from mode_ray.evaluate.measure.measurements import TaskSummary
 from mode_ray.evaluate.tasks.samples import Split
@@ -51,10 +51,11 @@ def measure_tasks(
         on_summary(task_result(ready[0]))
 
 
-def _max_image_pixels(config: RunConfig) -> int:
-    """Pixels that an image of a task may have."""
-    own = config.evaluate.placement.max_image_pixels
-    return config.limits.max_image_pixels if own is None else own
+def _placement(config: RunConfig) -> EvaluatePlacement:
+    """The placement, with the size limit of images that applies."""
+    own = config.evaluate.placement
+    limit = own.max_image_pixels or config.limits.max_image_pixels
+    return own.model_copy(update={"max_image_pixels": limit})
 
 
 def _encode_part(
@@ -65,13 +66,12 @@ def _encode_part(
     from mode_ray.evaluate.measure.split_features import encode_part
     from mode_ray.models.encode import Expert
 
-    placement = config.evaluate.placement
+    placement = _placement(config)
     torch.set_num_threads(placement.threads_per_task)
     experts = {name: Expert(folder) for name, folder in models.items()}
     splits: Sequence[Split] = ("test", "train") if task.linear_probe else ("test",)
-    pixels = _max_image_pixels(config)
     folder = directory / _PARTS / str(worker)
-    return {split: encode_part(task, split, experts, placement, pixels, worker, folder / split) for split in splits}
+    return {split: encode_part(task, split, experts, placement, worker, folder / split) for split in splits}
 
 
 def _measure(
@@ -79,11 +79,10 @@ def _measure(
 ) -> TaskSummary:
     from mode_ray.evaluate.measure.similarities import measure_task
 
-    placement = config.evaluate.placement
+    placement = _placement(config)
     encoder = load_encoder(config.encoder, config.embed.encoder, placement.threads_per_task)
     splits = {split: [part[split] for part in parts] for split in parts[0]} if parts else None
-    pixels = _max_image_pixels(config)
-    summary = measure_task(task, models, encoder, directory, placement, pixels, splits)
+    summary = measure_task(task, models, encoder, directory, placement, splits)
     if parts:
         (directory / _PARTS).delete()
     return summary

@@ -26,7 +26,7 @@ from mode_ray.evaluate.report.plots import (
 )
 from mode_ray.evaluate.report.pruning import pruning_steps
 from mode_ray.evaluate.report.schema import DifferenceRow, IntervalRow, ModelRow, ReportData, TaskRow, check_report
-from mode_ray.tables import WideTable
+from mode_ray.util.tables import WideTable
 
 Outcome = Literal["win", "tie", "loss", "unknown"]
 _CHOSEN_BY_LABELS = ("best_expert", "oracle")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from mode_ray.errors import DataError
 from mode_ray.run_directory import STATUS_FILE
 from mode_ray.storage import Location
 
@@ -58,9 +59,18 @@ class TrialStatus:
 
 
 def read_status(folder: Location) -> TrialStatus | None:
-    """The status file of a trial's directory, or None."""
+    """The status file of a trial's directory, or None.
+
+    Raises:
+        DataError: The file is not the JSON of a status.
+    """
     location = folder / STATUS_FILE
-    return TrialStatus(**json.loads(location.read_text())) if location.exists() else None
+    if not location.exists():
+        return None
+    try:
+        return TrialStatus(**json.loads(location.read_text()))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{location}: not a status ({error}); delete it and run the train stage again") from None
 
 
 def write_status(folder: Location, status: TrialStatus) -> None:

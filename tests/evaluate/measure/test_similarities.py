@@ -60,7 +60,7 @@ def measure(tmp_path: Path, models: dict[str, Location]) -> Callable[..., Locati
         defaults = {"name": "colours", "kind": "classification", "paths": (str(tmp_path / "task.parquet"),)}
         task = Task.model_validate(defaults | fields)
         directory = Location.parse(str(tmp_path / "measured"))
-        measure_task(task, models, Letters(), directory, EvaluatePlacement(batch_size=2), PIXELS)
+        measure_task(task, models, Letters(), directory, EvaluatePlacement(batch_size=2, max_image_pixels=PIXELS))
         return directory
 
     return run
@@ -82,7 +82,7 @@ def test_every_image_is_decoded_once_for_eight_experts(
     experts = {f"n8/{expert:02d}": models["dense" if expert % 2 else "n2/00"] for expert in range(8)}
     monkeypatch.setattr(Image, "open", counting)
     target = Location.parse(str(tmp_path / "measured"))
-    measure_task(task, experts, Letters(), target, EvaluatePlacement(batch_size=2), PIXELS)
+    measure_task(task, experts, Letters(), target, EvaluatePlacement(batch_size=2, max_image_pixels=PIXELS))
     assert opened == pictures
     assert len(load_cosines(target).cosines) == 8
 
@@ -186,7 +186,13 @@ def test_a_missing_model_is_named(tmp_path: Path, models: dict[str, Location]) -
     task = Task(name="t", kind="retrieval", paths=("x.parquet",))
     with_one_missing = {**models, "n2/01": Location.parse(str(tmp_path / "n2/01"))}
     with pytest.raises(DataError, match=r"n2/01/open_clip_config\.json: missing"):
-        measure_task(task, with_one_missing, Letters(), Location.parse(str(tmp_path)), EvaluatePlacement(), PIXELS)
+        measure_task(
+            task,
+            with_one_missing,
+            Letters(),
+            Location.parse(str(tmp_path)),
+            EvaluatePlacement(max_image_pixels=PIXELS),
+        )
 
 
 def test_classifiers_are_those_that_open_clip_builds(models: dict[str, Location]) -> None:
@@ -281,7 +287,7 @@ def test_a_model_with_broken_weights_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [png(0)], "label": ["red"]}), tmp_path / "task.parquet")
     task = Task(name="t", kind="classification", paths=(str(tmp_path / "task.parquet"),), classes=CLASSES)
     with pytest.raises(DataError, match=r"/broken: its embeddings hold a value that is not a finite number"):
-        measure_task(task, {"n2/00": folder}, Letters(), folder, EvaluatePlacement(), PIXELS)
+        measure_task(task, {"n2/00": folder}, Letters(), folder, EvaluatePlacement(max_image_pixels=PIXELS))
 
 
 class TestLinearProbe:

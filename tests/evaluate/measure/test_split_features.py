@@ -41,12 +41,10 @@ def experts(models: dict[str, Location]) -> dict[str, Expert]:
 
 
 def test_several_workers_give_what_one_gives(task: Task, experts: dict[str, Expert], tmp_path: Path) -> None:
-    placement = EvaluatePlacement(batch_size=2, workers_per_task=WORKERS)
-    alone, expected = encode_split(task, "test", experts, placement, PIXELS)
+    placement = EvaluatePlacement(batch_size=2, workers_per_task=WORKERS, max_image_pixels=PIXELS)
+    alone, expected = encode_split(task, "test", experts, placement)
     folders = [Location.parse(str(tmp_path / str(worker))) for worker in range(WORKERS)]
-    parts = [
-        encode_part(task, "test", experts, placement, PIXELS, worker, folder) for worker, folder in enumerate(folders)
-    ]
+    parts = [encode_part(task, "test", experts, placement, worker, folder) for worker, folder in enumerate(folders)]
     assert [part.usable.images for part in parts] == [5, 4, 4]  # seven batches of two, an image broken in the first's
     usable, features = merge_parts(list(experts), parts)
     assert usable.captions == alone.captions
@@ -67,19 +65,19 @@ def test_all_workers_together_decode_every_image_once(
     opened: list[bytes] = []
     open_image = Image.open
     monkeypatch.setattr(Image, "open", counting)
-    placement = EvaluatePlacement(batch_size=2, workers_per_task=WORKERS)
+    placement = EvaluatePlacement(batch_size=2, workers_per_task=WORKERS, max_image_pixels=PIXELS)
     for worker in range(WORKERS):
-        encode_part(task, "test", experts, placement, PIXELS, worker, Location.parse(str(tmp_path / str(worker))))
+        encode_part(task, "test", experts, placement, worker, Location.parse(str(tmp_path / str(worker))))
     assert sorted(opened) == sorted(b"broken" if row == BROKEN else png(row) for row in range(ROWS))
 
 
 def test_workers_without_an_image_do_no_harm_and_none_at_all_is_told(
     task: Task, experts: dict[str, Expert], tmp_path: Path
 ) -> None:
-    placement = EvaluatePlacement(batch_size=ROWS, workers_per_task=2)
+    placement = EvaluatePlacement(batch_size=ROWS, workers_per_task=2, max_image_pixels=PIXELS)
     folders = [Location.parse(str(tmp_path / str(worker))) for worker in range(2)]
     first, second = (
-        encode_part(task, "test", experts, placement, PIXELS, worker, folder) for worker, folder in enumerate(folders)
+        encode_part(task, "test", experts, placement, worker, folder) for worker, folder in enumerate(folders)
     )
     assert (first.usable.images, second.usable.images) == (ROWS - 1, 0)
     assert merge_parts(list(experts), [first, second])[0].images == ROWS - 1

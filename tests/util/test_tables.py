@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console, RenderableType
 
-from mode_ray.tables import WideTable, short_count
+from mode_ray.util.tables import WideTable, short_count
 
 
 def lines(renderable: RenderableType, width: int) -> list[str]:
