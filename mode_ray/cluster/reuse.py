@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import ray
 
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config.run import EncoderPlacement, RunConfig
+from mode_ray.config.captions import EncoderPlacement
+from mode_ray.config.run import RunConfig
 from mode_ray.embed.encoder import encoder_name, load_encoder
 from mode_ray.errors import UsageError
 from mode_ray.run_directory import FINE_FILE, SUMMARY_FILE, coarse_file

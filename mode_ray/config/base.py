@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -32,6 +32,25 @@ class Placement(Settings):
     """A section that decides where and how fast, never what comes out."""
 
     versioned: ClassVar[bool] = False
+
+
+class ActorPool(Placement):
+    """Actors of one Ray Data stage; each takes one unit after the other."""
+
+    min_actors: PositiveInt = 1
+    """Started at once; Ray's own ramp-up from one is not relied on."""
+    max_actors: PositiveInt = 2
+    cpus_per_actor: PositiveFloat = 1.0
+    gpus_per_actor: Annotated[float, Field(ge=0.0)] = 0.0
+    threads_per_actor: PositiveInt = 1
+    retries_per_unit: Annotated[int, Field(ge=0)] = 3
+    """Further attempts after an I/O error, before the unit is quarantined."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.min_actors > self.max_actors:
+            raise ValueError(f"min_actors={self.min_actors} is above max_actors={self.max_actors}")
+        return self
 
 
 def fingerprint_fields(settings: Settings, prefix: str) -> dict[str, object]:

@@ -11,7 +11,8 @@ import pyarrow as pa
 from mode_ray.captions.clean import CaptionTable
 from mode_ray.captions.count import count_all_captions
 from mode_ray.captions.read import read_captions
-from mode_ray.config.run import CaptionsConfig, EncoderConfig, EncoderPlacement, RunConfig
+from mode_ray.config.captions import CaptionsConfig, EncoderConfig, EncoderPlacement
+from mode_ray.config.run import RunConfig
 from mode_ray.embed.encoder import load_encoder
 from mode_ray.embed.table import EMBEDDING, embedding_column, place_columns, split_usable
 from mode_ray.errors import DataError

@@ -8,7 +8,8 @@ import math
 from dataclasses import dataclass
 
 from mode_ray.cluster.fit_size import sample_row_bytes, seeding_rows_at_most
-from mode_ray.config.run import ActorPool, RunConfig
+from mode_ray.config.base import ActorPool
+from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.plan.machines import ClusterShape, Prices, Reserved, StagePlan, room_for, stage_plan
 from mode_ray.plan.rates import ClusterRates, EvaluateRates, Rates, ShardRates

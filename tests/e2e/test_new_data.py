@@ -24,8 +24,9 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.coarse import group_centers
 from mode_ray.cluster.fit.kmeans import fit_fine
 from mode_ray.cluster.search.nearest import NearestCenters
+from mode_ray.config.captions import EncoderConfig, EncoderPlacement
+from mode_ray.config.cluster import CoarseConfig, FineConfig
 from mode_ray.config.load import load_config
-from mode_ray.config.run import CoarseConfig, EncoderConfig, EncoderPlacement, FineConfig
 from mode_ray.embed.encoder import encoder_name, load_encoder
 from mode_ray.embed.table import as_stored
 from mode_ray.storage import Location
