@@ -8,7 +8,7 @@ from mode_ray.assign.stage import run_assign
 from mode_ray.atlas.stage import make_atlas
 from mode_ray.captions.listing import list_work_units, read_listing, write_listing
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.cluster.reuse import CONTENT_FIELD, find_standing, run_standing
+from mode_ray.cluster.reuse import CONTENT_FIELD, find_reused, run_reuse
 from mode_ray.cluster.stage import run_cluster
 from mode_ray.config.base import config_hash, fingerprint_fields
 from mode_ray.config.load import dump_config
@@ -87,7 +87,7 @@ class Pipeline:
             self._require_earlier(name)
             self._progress.end(self._run_stage(name))
             self._states[name] = "done"
-            if name == "assign" and self._config.fits_nothing:
+            if name == "assign" and self._config.reuses_clustering:
                 self.drift()
             if name == "assign" and not (self._directories["cluster"] / SUMMARY_FILE).exists():
                 self._progress.say(f"[assign] atlas: {self.atlas()}")  # a reused clustering came without one
@@ -191,19 +191,19 @@ class Pipeline:
 
     def _embed(self, stage: Stage) -> Manifest:
         if self._embeds_nothing:
-            self._progress.say("[embed] nothing to embed: standing clustering")
+            self._progress.say("[embed] nothing to embed: reused clustering")
             stage.begin(0)
-            return stage.finish([], {"nothing to embed": "standing clustering"})
+            return stage.finish([], {"nothing to embed": "reused clustering"})
         counted = partial(self._progress.work, "embed: captions counted, in units")
         return run_embed(self._config, stage, self._work_units, self._progress.unit, counted)
 
     def _cluster(self, stage: Stage) -> Manifest:
         config, directory = self._config, self._directories["cluster"]
-        if config.fits_nothing:
-            standing = find_standing(config, directory)
-            training_quantiles(standing.clustering)  # the drift report needs them: better found out before assigning
-            self._progress.say(f"[cluster] standing clustering of {standing.source}, content {standing.content_hash}")
-            return run_standing(config, stage, standing, self._progress.unit)
+        if config.reuses_clustering:
+            reused = find_reused(config, directory)
+            training_quantiles(reused.clustering)  # the drift report needs them: better found out before assigning
+            self._progress.say(f"[cluster] reused clustering of {reused.source}, content {reused.content_hash}")
+            return run_reuse(config, stage, reused, self._progress.unit)
         progress = self._progress
         manifest = run_cluster(
             config, stage, self._directories["embed"], progress.unit, progress.say, progress.iteration
@@ -213,7 +213,7 @@ class Pipeline:
 
     @property
     def _embeds_nothing(self) -> bool:
-        return self._config.fits_nothing and self._config.embed.keep == "sample"
+        return self._config.reuses_clustering and self._config.embed.keep == "sample"
 
     def _begin(self, name: str) -> None:
         """Say what there is to do."""
@@ -246,7 +246,7 @@ def build_stages(config: RunConfig, work_units: Sequence[WorkUnit]) -> dict[str,
     # By name alone: a file that was mended, and may now be split otherwise, does not make another run.
     files = sorted({work_unit.uri for work_unit in work_units})
     sampling = {}
-    if config.embed.keep == "sample" and not config.fits_nothing:
+    if config.embed.keep == "sample" and not config.reuses_clustering:
         sampling = {"cluster.sample_rows": config.cluster.sample_rows, "cluster.seed": config.cluster.seed}
     tasks = [task.model_dump_json() for task in load_tasks(config.evaluate.tasks)]
     own: dict[str, dict[str, object]] = {
@@ -277,10 +277,10 @@ def build_stages(config: RunConfig, work_units: Sequence[WorkUnit]) -> dict[str,
 
 
 def _cluster_fields(config: RunConfig) -> dict[str, object]:
-    """What decides the clustering: the fields of a fit, or the content of the standing one."""
-    if config.fits_nothing:
+    """What decides the clustering: the fields of a fit, or the content of the reused one."""
+    if config.reuses_clustering:
         copy = stage_directories(config.directory)["cluster"]
-        return {CONTENT_FIELD: find_standing(config, copy).content_hash}
+        return {CONTENT_FIELD: find_reused(config, copy).content_hash}
     fields = fingerprint_fields(config.cluster, "cluster")
-    del fields["cluster.standing"]
+    del fields["cluster.reuse"]
     return fields

@@ -36,7 +36,7 @@ def extend(
         clustering = pipeline.extend(request)
     say(
         f"{len(clustering.centers_md)} centers, maps for n={sorted(clustering.coarse)}: {request.target}\n"
-        f"assign captions with it: cluster.standing={request.target}"
+        f"assign captions with it: cluster.reuse={request.target}"
     )
 
 

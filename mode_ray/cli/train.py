@@ -32,9 +32,9 @@ def add(
     """Train only the experts that another run does not have."""
     from mode_ray.storage import Location
 
-    standing = Location.parse(source).uri
-    run_stages(load(config, [*overrides, f"train.standing={standing}"]), ("train",), console())
-    say(f"later stages: mode-ray evaluate --config {config} train.standing={standing}")
+    reused = Location.parse(source).uri
+    run_stages(load(config, [*overrides, f"train.reuse={reused}"]), ("train",), console())
+    say(f"later stages: mode-ray evaluate --config {config} train.reuse={reused}")
 
 
 def sweep(config: Config, overrides: Overrides) -> None:

@@ -7,6 +7,16 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# Fields by the name they had up to version 0.1.0. Configs may use a former name until version 0.3.0. Hashes
+# always use it, so that a run which was begun before the renaming keeps its fingerprint.
+RENAMED = {
+    "cluster.standing": "cluster.reuse",
+    "cluster.standing (content)": "cluster.reuse (content)",
+    "train.standing": "train.reuse",
+    "train.standing_models": "train.reuse_models",
+}
+_FORMER = {name: former for former, name in RENAMED.items()}
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
@@ -65,7 +75,13 @@ def fingerprint_fields(settings: Settings, prefix: str) -> dict[str, object]:
     return fields
 
 
+def with_current_names(fields: Mapping[str, object]) -> dict[str, object]:
+    """Stored dotted fields, those under a former name by their name of today."""
+    return {RENAMED.get(name, name): value for name, value in fields.items()}
+
+
 def config_hash(fields: Mapping[str, object]) -> str:
-    """SHA-256 (first 16 hex digits) of dotted fields, independent of their order."""
-    canonical = json.dumps(dict(fields), sort_keys=True, separators=(",", ":"))
+    """SHA-256 (first 16 hex digits) of dotted fields, independent of their order and of renamed fields."""
+    hashed = {_FORMER.get(name, name): value for name, value in fields.items()}
+    canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -47,9 +47,9 @@ class ClusterPlacement(Placement):
 
 
 class ClusterConfig(Settings):
-    """Both clustering steps, or a standing clustering to take over instead."""
+    """Both clustering steps, or a reused clustering to take over instead."""
 
-    standing: str | None = None
+    reuse: str | None = None
     """Directory of a finished clustering, for example another run's `clusters`: it is checked against the encoder and
     copied, and nothing is fitted. What decides a fit (`fine`, `coarse`, `sample_rows`, `seed`) then counts for nothing
     but the new centers of `mode-ray cluster extend`, and may change at any time."""
@@ -62,7 +62,7 @@ class ClusterConfig(Settings):
 
     @model_validator(mode="after")
     def _sizes(self) -> Self:
-        if self.standing is not None:
+        if self.reuse is not None:
             return self
         for n in self.coarse.experts:
             if n < 1:

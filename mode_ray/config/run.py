@@ -55,7 +55,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _experts_have_a_map(self) -> Self:
-        if self.cluster.standing is None and self.train.experts not in self.cluster.coarse.experts:
+        if self.cluster.reuse is None and self.train.experts not in self.cluster.coarse.experts:
             raise ValueError(
                 f"train.experts={self.train.experts} has no coarse map: "
                 f"cluster.coarse.experts is {list(self.cluster.coarse.experts)}"
@@ -63,9 +63,9 @@ class RunConfig(Settings):
         return self
 
     @property
-    def fits_nothing(self) -> bool:
-        """Whether a standing clustering takes the place of a fitted one."""
-        return self.cluster.standing is not None
+    def reuses_clustering(self) -> bool:
+        """Whether a reused clustering takes the place of a fitted one."""
+        return self.cluster.reuse is not None
 
     @property
     def directory(self) -> Location:

@@ -69,7 +69,7 @@ class Basis:
 
         With `embed.keep: sample` the sample is drawn from all captions and loses the share of refused ones.
         """
-        if self.config.fits_nothing:
+        if self.config.reuses_clustering:
             return 0.0
         drawn_from = self.usable_rows if self.keeps_all else self.inventory.rows
         return min(drawn_from, float(self.config.cluster.sample_rows)) * (self.usable_rows / drawn_from)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from mode_ray.config.base import config_hash
+from mode_ray.config.base import config_hash, with_current_names
 from mode_ray.errors import DataError, UsageError
 from mode_ray.run_directory import MANIFEST, STARTED, UNITS, is_unit_output, unit_output
 from mode_ray.stages.packed import PackedMapping
@@ -241,7 +241,7 @@ class Stage:
     def _refuse_other_fields(self, earlier: Mapping[str, object]) -> None:
         before, now = (
             {name: value for name, value in fields.items() if name not in self._free}
-            for fields in (earlier, self.fields)
+            for fields in (with_current_names(earlier), self.fields)
         )
         if config_hash(before) == config_hash(now):
             return
@@ -267,7 +267,10 @@ def record_book(records: Iterable[UnitRecord] = ()) -> PackedMapping[UnitRecord]
 def read_manifest(directory: Location) -> Manifest | None:
     """The manifest of the stage in a directory, or None where there is none."""
     location = directory / MANIFEST
-    return Manifest(**json.loads(location.read_text())) if location.exists() else None
+    if not location.exists():
+        return None
+    values = json.loads(location.read_text())
+    return Manifest(**{**values, "fields": with_current_names(values["fields"])})
 
 
 def unit_outputs(directory: Location) -> list[Location]:

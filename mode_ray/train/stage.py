@@ -53,7 +53,7 @@ def run_train(
 
     Raises:
         UsageError: The architecture or checkpoint does not exist, shards hold captions only, or the run that
-            `train.standing` names has no models for this one.
+            `train.reuse` names has no models for this one.
         TrainingError: A trial failed for good; the others were finished. Or another driver trains this run.
     """
     training = _begin(config, stage, work_units, clusters, assignments)
@@ -167,7 +167,7 @@ class _Training:
             "trials": [asdict(trial) for trial in self.trials],
             "pairs_by_expert": self.pairs_n.tolist(),
             "budget": asdict(budget_statement(self.config.train, self.trials)),
-            "standing": self.takeover.summary,
+            "reuse": self.takeover.summary,
         }
 
 
