@@ -23,7 +23,10 @@ from frame import alternate, arguments, finish
 
 from mode_ray.assign.stage import run_assign
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config.run import ActorPool, AssignConfig, CaptionsConfig, EncoderConfig, RayConfig, RunConfig
+from mode_ray.config.base import ActorPool
+from mode_ray.config.captions import CaptionsConfig, EncoderConfig
+from mode_ray.config.cluster import AssignConfig
+from mode_ray.config.run import RayConfig, RunConfig
 from mode_ray.config.train import TrainConfig
 from mode_ray.embed.table import EMBEDDING
 from mode_ray.stages.manifest import Stage, read_units

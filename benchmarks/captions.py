@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 
-from mode_ray.config.run import EncoderConfig
+from mode_ray.config.captions import EncoderConfig
 from mode_ray.embed.static import StaticEncoder
 from mode_ray.embed.table import EMBEDDING, embedding_column
 from mode_ray.stages.manifest import UnitRecord, write_unit

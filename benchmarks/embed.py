@@ -24,15 +24,9 @@ from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
 from mode_ray.captions.listing import list_work_units
-from mode_ray.config.run import (
-    ActorPool,
-    CaptionsConfig,
-    EmbedConfig,
-    EncoderConfig,
-    EncoderPlacement,
-    RayConfig,
-    RunConfig,
-)
+from mode_ray.config.base import ActorPool
+from mode_ray.config.captions import CaptionsConfig, EmbedConfig, EncoderConfig, EncoderPlacement
+from mode_ray.config.run import RayConfig, RunConfig
 from mode_ray.config.train import TrainConfig
 from mode_ray.embed.encoder import load_encoder
 from mode_ray.embed.stage import EmbedWorker, run_embed

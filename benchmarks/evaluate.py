@@ -22,7 +22,7 @@ import torch
 from frame import alternate, arguments, finish
 from PIL import Image
 
-from mode_ray.config.run import EvaluatePlacement
+from mode_ray.config.evaluate import EvaluatePlacement
 from mode_ray.config.train import ModelConfig
 from mode_ray.evaluate.measure.measurements import load_cosines
 from mode_ray.evaluate.measure.similarities import measure_task

@@ -26,7 +26,8 @@ from mode_ray.cluster.fit.kmeans import FitState, fit_rows
 from mode_ray.cluster.fit.sample_rows import LocalRows
 from mode_ray.cluster.fit.sizes import imbalance_factor, max_over_mean
 from mode_ray.cluster.search.nearest import NearestCenters
-from mode_ray.config.run import EncoderConfig, FineConfig
+from mode_ray.config.captions import EncoderConfig
+from mode_ray.config.cluster import FineConfig
 from mode_ray.embed.static import StaticEncoder
 
 Vectors = npt.NDArray[np.floating]

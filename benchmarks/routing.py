@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from frame import alternate, arguments, finish
 
-from mode_ray.config.run import RoutingConfig
+from mode_ray.config.evaluate import RoutingConfig
 from mode_ray.routing.weights import routing_weights
 
 CLASSES = 1000

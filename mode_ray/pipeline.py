@@ -9,9 +9,9 @@ from mode_ray.atlas.stage import make_atlas
 from mode_ray.captions.listing import list_work_units, read_listing, write_listing
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.stage import cluster_fields, run_cluster
-from mode_ray.config.base import config_hash
+from mode_ray.config.base import ActorPool, config_hash
 from mode_ray.config.load import dump_config
-from mode_ray.config.run import ActorPool, RunConfig
+from mode_ray.config.run import RunConfig
 from mode_ray.embed.stage import embed_fields, run_embed
 from mode_ray.errors import UsageError
 from mode_ray.evaluate.stage import evaluate_fields, run_evaluate
@@ -177,7 +177,7 @@ class Pipeline:
             self._require_earlier(name)
             self._begin(name)
             manifest = self._entries[name].run(self._run, self._stages[name], self._progress)
-            if name == "cluster" and not self._run.config.fits_nothing:
+            if name == "cluster" and not self._run.config.reuses_clustering:
                 self._progress.say(f"[cluster] atlas: {self.make_atlas()}")
             self._progress.end(manifest)
             self._states[name] = "done"
@@ -253,7 +253,7 @@ class Pipeline:
 
     def _after_assign(self) -> None:
         run = self._run
-        if run.config.fits_nothing:
+        if run.config.reuses_clustering:
             self.drift()
         # A reused clustering may have been copied without an atlas; its captions can be sampled now.
         if not (run.clusters / SUMMARY_FILE).exists():

@@ -15,7 +15,7 @@ from mode_ray.config.study import StudyConfig
 
 PACKAGE = Path(inspect.getfile(mode_ray)).parent
 # They handle fields of any config by name, and so would read all of them.
-GENERIC = ("config_reference.py", "config_file.py", "settings.py")
+GENERIC = ("reference.py", "load.py")
 
 
 def models_below(model: type[Settings]) -> Iterator[type[Settings]]:

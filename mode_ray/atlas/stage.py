@@ -75,7 +75,9 @@ def make_atlas(
 def _centers(config: RunConfig, directories: Mapping[str, Location]) -> int:
     """Fine centers of the run's clustering."""
     return (
-        len(Clustering.load(directories["cluster"]).centers_md) if config.fits_nothing else config.cluster.fine.centers
+        len(Clustering.load(directories["cluster"]).centers_md)
+        if config.reuses_clustering
+        else config.cluster.fine.centers
     )
 
 

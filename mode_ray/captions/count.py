@@ -9,7 +9,8 @@ import pyarrow as pa
 import ray.data
 
 from mode_ray.captions.read import count_captions
-from mode_ray.config.run import ActorPool, CaptionsConfig
+from mode_ray.config.base import ActorPool
+from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.stages.work_unit import WorkUnit, WorkUnitTable
 from mode_ray.storage import Location

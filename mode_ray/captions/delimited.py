@@ -11,7 +11,7 @@ from mode_ray.captions.clean import BAD_RECORD, COLUMN_COUNT, CaptionTable
 from mode_ray.captions.parquet import DEFAULT_CAPTION_FIELD
 from mode_ray.captions.rows import CaptionRows, text_key
 from mode_ray.captions.text_lines import MAX_LINE_BYTES, Lines, open_lines
-from mode_ray.config.run import CaptionsConfig
+from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.stages.work_unit import WorkUnit
 

@@ -10,7 +10,7 @@ from mode_ray.captions.json_text import field_captions, json_object
 from mode_ray.captions.parquet import DEFAULT_CAPTION_FIELD
 from mode_ray.captions.rows import CaptionRows, text_key
 from mode_ray.captions.text_lines import open_lines
-from mode_ray.config.run import CaptionsConfig
+from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.stages.work_unit import WorkUnit
 

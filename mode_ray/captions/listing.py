@@ -9,7 +9,7 @@ from itertools import groupby, repeat
 import pyarrow as pa
 
 from mode_ray.captions.files import find_files
-from mode_ray.config.run import CaptionsConfig
+from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.stages.work_unit import (
     ALL_FORMATS,

@@ -5,7 +5,7 @@ from mode_ray.captions.delimited import count_csv_rows, read_csv_captions
 from mode_ray.captions.jsonl import count_jsonl_rows, read_jsonl_captions
 from mode_ray.captions.parquet import count_parquet_rows, read_parquet_captions
 from mode_ray.captions.webdataset import count_tar_rows, read_tar_captions
-from mode_ray.config.run import CaptionsConfig
+from mode_ray.config.captions import CaptionsConfig
 from mode_ray.stages.work_unit import WorkUnit
 
 

@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from mode_ray.captions.clean import CaptionTable, clean
-from mode_ray.config.run import CaptionsConfig
+from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.stages.work_unit import WorkUnit
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from mode_ray.captions.clean import BAD_JSON, BIG_JSON, NO_IMAGE, CaptionTable, clean
 from mode_ray.captions.json_text import field_captions, json_object
-from mode_ray.config.run import CaptionsConfig
+from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.stages.work_unit import WorkUnit
 

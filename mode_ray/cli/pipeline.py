@@ -133,7 +133,7 @@ def extend(
         clustering = pipeline.extend(request)
     say(
         f"{len(clustering.centers_md)} centers, maps for n={sorted(clustering.coarse)}: {target}\n"
-        f"assign captions with it: cluster.standing={target}"
+        f"assign captions with it: cluster.reuse={target}"
     )
 
 
@@ -160,8 +160,8 @@ def add(
     from mode_ray.storage import Location
 
     reused = Location.parse(source).uri
-    run_stages(load(config, [*overrides, f"train.standing={reused}"]), ("train",), console())
-    say(f"later stages: mode-ray evaluate --config {config} train.standing={reused}")
+    run_stages(load(config, [*overrides, f"train.reuse={reused}"]), ("train",), console())
+    say(f"later stages: mode-ray evaluate --config {config} train.reuse={reused}")
 
 
 @evaluate.command()

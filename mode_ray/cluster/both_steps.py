@@ -20,7 +20,7 @@ from mode_ray.cluster.fit.sample_rows import HISTOGRAM_END, SampleRows
 from mode_ray.cluster.fit.sizes import imbalance_factor, max_over_mean
 from mode_ray.cluster.fit.state import delete_fit_state, read_fit_state, write_fit_state
 from mode_ray.cluster.fit_clock import FitClock
-from mode_ray.config.run import ClusterConfig
+from mode_ray.config.cluster import ClusterConfig
 from mode_ray.storage import Location
 
 DISTANCE_QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)

@@ -9,7 +9,7 @@ import scipy.optimize
 import scipy.sparse
 
 from mode_ray.cluster.search.nearest import Float32Array, Int32Array
-from mode_ray.config.run import CoarseConfig
+from mode_ray.config.cluster import CoarseConfig
 
 MAX_LINEAR_PROGRAM_VARIABLES = 100_000
 _REFINED_RESTARTS = 2

@@ -1,4 +1,4 @@
-"""A standing clustering: one that another run fitted, taken over as it is instead of fitting a new one.
+"""A reused clustering: one that another run fitted, taken over as it is instead of fitting a new one.
 
 New captions get the same centers and ids as those of the run before, so that experts trained there go on serving them.
 """
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import ray
 
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config.run import EncoderPlacement, RunConfig
+from mode_ray.config.captions import EncoderPlacement
+from mode_ray.config.run import RunConfig
 from mode_ray.embed.encoder import encoder_name, load_encoder
 from mode_ray.errors import UsageError
 from mode_ray.run_directory import FINE_FILE, SUMMARY_FILE, coarse_file
@@ -18,11 +19,11 @@ from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, combined_hash
 from mode_ray.storage import Location
 from mode_ray.util.ray_tasks import task_result
 
-CONTENT_FIELD = "cluster.standing (content)"
+CONTENT_FIELD = "cluster.reuse (content)"
 
 
 @dataclass(frozen=True)
-class StandingClustering:
+class ReusedClustering:
     """A clustering to take over.
 
     Attributes:
@@ -41,7 +42,7 @@ class StandingClustering:
         return combined_hash(f"{name} {hashlib.sha256(data).hexdigest()}" for name, data in self.files.items())
 
 
-def read_standing(source: Location) -> StandingClustering:
+def read_reused(source: Location) -> ReusedClustering:
     """Read a clustering with its files as they are.
 
     Raises:
@@ -49,11 +50,11 @@ def read_standing(source: Location) -> StandingClustering:
     """
     clustering = Clustering.load(source)
     names = [*(coarse_file(n) for n in sorted(clustering.coarse)), FINE_FILE]
-    return StandingClustering(source, {name: (source / name).read_bytes() for name in names}, clustering)
+    return ReusedClustering(source, {name: (source / name).read_bytes() for name in names}, clustering)
 
 
-def find_standing(config: RunConfig, copy: Location) -> StandingClustering:
-    """The clustering that `cluster.standing` names; once it is gone, the run's own copy stands in for it.
+def find_reused(config: RunConfig, copy: Location) -> ReusedClustering:
+    """The clustering that `cluster.reuse` names; once it is gone, the run's own copy stands in for it.
 
     Args:
         config: The run's config.
@@ -63,27 +64,27 @@ def find_standing(config: RunConfig, copy: Location) -> StandingClustering:
         UsageError: None is named, it is the run's own, or it has no map for `train.experts`.
         DataError: It is absent or damaged, or was made with another encoder.
     """
-    if config.cluster.standing is None:
-        raise UsageError("cluster.standing is not set: it names the clustering to take over")
-    source = Location.parse(config.cluster.standing)
+    if config.cluster.reuse is None:
+        raise UsageError("cluster.reuse is not set: it names the clustering to take over")
+    source = Location.parse(config.cluster.reuse)
     if source.uri == copy.uri:
-        raise UsageError(f"cluster.standing: {source} is this run's own; name the clusters of another run")
+        raise UsageError(f"cluster.reuse: {source} is this run's own; name the clusters of another run")
     gone = not (source / FINE_FILE).exists() and (copy / FINE_FILE).exists()
-    standing = read_standing(copy if gone else source)
-    clustering = standing.clustering
+    reused = read_reused(copy if gone else source)
+    clustering = reused.clustering
     clustering.compatible_with(encoder_name(config.encoder), clustering.dimension)
     if config.train.experts not in clustering.coarse:
         raise UsageError(
-            f"train.experts={config.train.experts} has no coarse map in cluster.standing {source}, which has maps for "
+            f"train.experts={config.train.experts} has no coarse map in cluster.reuse {source}, which has maps for "
             f"{sorted(clustering.coarse)}: set train.experts to one of these"
         )
-    return standing
+    return reused
 
 
-def run_standing(
-    config: RunConfig, stage: Stage, standing: StandingClustering, on_record: Callable[[UnitRecord], None]
+def run_reuse(
+    config: RunConfig, stage: Stage, reused: ReusedClustering, on_record: Callable[[UnitRecord], None]
 ) -> Manifest:
-    """The cluster stage with a standing clustering: check that it fits the encoder itself, then copy it.
+    """The cluster stage with a reused clustering: check that it fits the encoder itself, then copy it.
 
     Its atlas summary is copied too, where it has one. The summary is no part of the content hash.
 
@@ -91,29 +92,29 @@ def run_standing(
         DataError: The encoder's embeddings have another dimension than the centers.
         UsageError: The clustering is not the one that this stage was begun with.
     """
-    if standing.content_hash != stage.fields[CONTENT_FIELD]:
-        raise UsageError(f"{standing.source}: changed while this run worked; run again")
+    if reused.content_hash != stage.fields[CONTENT_FIELD]:
+        raise UsageError(f"{reused.source}: changed while this run worked; run again")
     stage.begin(1)
     # An encoder's folder may have changed behind its name: only loading it tells. In a task: the driver has no torch.
-    task_result(ray.remote(max_calls=1)(_check_encoder).remote(config, standing.source))
-    for name, data in standing.files.items():
+    task_result(ray.remote(max_calls=1)(_check_encoder).remote(config, reused.source))
+    for name, data in reused.files.items():
         (stage.directory / name).write_bytes(data)
-    atlas_summary = standing.source / SUMMARY_FILE
-    if standing.source.uri != stage.directory.uri and atlas_summary.exists():
+    atlas_summary = reused.source / SUMMARY_FILE
+    if reused.source.uri != stage.directory.uri and atlas_summary.exists():
         atlas_summary.copy_to(stage.directory / SUMMARY_FILE)
     record = UnitRecord(
         unit="clustering",
-        source=standing.source.uri,
-        bytes_out=sum(len(data) for data in standing.files.values()),
-        content_hash=standing.content_hash,
+        source=reused.source.uri,
+        bytes_out=sum(len(data) for data in reused.files.values()),
+        content_hash=reused.content_hash,
         attempt=stage.attempt,
     )
     on_record(record)
     summary = {
-        "standing": standing.source.uri,
-        "content_hash": standing.content_hash,
-        "centers": len(standing.clustering.centers_md),
-        "coarse": sorted(standing.clustering.coarse),
+        "reuse": reused.source.uri,
+        "content_hash": reused.content_hash,
+        "centers": len(reused.clustering.centers_md),
+        "coarse": sorted(reused.clustering.coarse),
     }
     return stage.finish([record], summary)
 

@@ -9,9 +9,10 @@ import ray
 
 from mode_ray.cluster.fit_clock import SECONDS_BY_PART, FitClock
 from mode_ray.cluster.quantiles import training_quantiles
-from mode_ray.cluster.reuse import CONTENT_FIELD, find_standing, run_standing
+from mode_ray.cluster.reuse import CONTENT_FIELD, find_reused, run_reuse
 from mode_ray.config.base import fingerprint_fields
-from mode_ray.config.run import ClusterPlacement, RunConfig
+from mode_ray.config.cluster import ClusterPlacement
+from mode_ray.config.run import RunConfig
 from mode_ray.embed.encoder import encoder_name
 from mode_ray.run_directory import FIT_PROGRESS
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
@@ -24,10 +25,10 @@ _LOOK_SECONDS = 2.0
 
 def cluster_fields(run: Run) -> dict[str, object]:
     """The fields that decide the clustering: those of a fit, or the content of the reused one."""
-    if run.config.fits_nothing:
-        return {CONTENT_FIELD: find_standing(run.config, run.clusters).content_hash}
+    if run.config.reuses_clustering:
+        return {CONTENT_FIELD: find_reused(run.config, run.clusters).content_hash}
     fields = fingerprint_fields(run.config.cluster, "cluster")
-    del fields["cluster.standing"]
+    del fields["cluster.reuse"]
     return fields
 
 
@@ -39,12 +40,12 @@ def run_cluster(run: Run, stage: Stage, report: StageReport) -> Manifest:
         DataError: Fewer distinct embeddings than centers; the reused clustering is missing, damaged, or was made with
             another encoder.
     """
-    if not run.config.fits_nothing:
+    if not run.config.reuses_clustering:
         return _fit(run, stage, report)
-    standing = find_standing(run.config, run.clusters)
-    training_quantiles(standing.clustering)  # the drift report needs them; a lack shows before captions are assigned
-    report.say(f"[cluster] reused clustering of {standing.source}, content {standing.content_hash}")
-    return run_standing(run.config, stage, standing, report.unit)
+    reused = find_reused(run.config, run.clusters)
+    training_quantiles(reused.clustering)  # the drift report needs them; a lack shows before captions are assigned
+    report.say(f"[cluster] reused clustering of {reused.source}, content {reused.content_hash}")
+    return run_reuse(run.config, stage, reused, report.unit)
 
 
 def _fit(run: Run, stage: Stage, report: StageReport) -> Manifest:

@@ -3,9 +3,19 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+# Fields by the name they had up to version 0.1.0. Configs may use a former name until version 0.3.0. Hashes
+# always use it, so that a run which was begun before the renaming keeps its fingerprint.
+RENAMED = {
+    "cluster.standing": "cluster.reuse",
+    "cluster.standing (content)": "cluster.reuse (content)",
+    "train.standing": "train.reuse",
+    "train.standing_models": "train.reuse_models",
+}
+_FORMER = {name: former for former, name in RENAMED.items()}
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -34,6 +44,25 @@ class Placement(Settings):
     versioned: ClassVar[bool] = False
 
 
+class ActorPool(Placement):
+    """Actors of one Ray Data stage; each takes one unit after the other."""
+
+    min_actors: PositiveInt = 1
+    """Started at once; Ray's own ramp-up from one is not relied on."""
+    max_actors: PositiveInt = 2
+    cpus_per_actor: PositiveFloat = 1.0
+    gpus_per_actor: Annotated[float, Field(ge=0.0)] = 0.0
+    threads_per_actor: PositiveInt = 1
+    retries_per_unit: Annotated[int, Field(ge=0)] = 3
+    """Further attempts after an I/O error, before the unit is quarantined."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.min_actors > self.max_actors:
+            raise ValueError(f"min_actors={self.min_actors} is above max_actors={self.max_actors}")
+        return self
+
+
 def fingerprint_fields(settings: Settings, prefix: str) -> dict[str, object]:
     """The dotted fields of a config section that decide its output, as JSON values: placements left out."""
     fields: dict[str, object] = {}
@@ -46,7 +75,13 @@ def fingerprint_fields(settings: Settings, prefix: str) -> dict[str, object]:
     return fields
 
 
+def with_current_names(fields: Mapping[str, object]) -> dict[str, object]:
+    """Stored dotted fields, those under a former name by their name of today."""
+    return {RENAMED.get(name, name): value for name, value in fields.items()}
+
+
 def config_hash(fields: Mapping[str, object]) -> str:
-    """SHA-256 (first 16 hex digits) of dotted fields, independent of their order."""
-    canonical = json.dumps(dict(fields), sort_keys=True, separators=(",", ":"))
+    """SHA-256 (first 16 hex digits) of dotted fields, independent of their order and of renamed fields."""
+    hashed = {_FORMER.get(name, name): value for name, value in fields.items()}
+    canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

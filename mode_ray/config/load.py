@@ -1,19 +1,23 @@
 """Configs from and to YAML: a file or preset, then `key=value` overrides; every mistake names file and field."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from mode_ray.config.base import Settings
+from mode_ray.config.base import RENAMED, Settings
 from mode_ray.config.run import RunConfig
+from mode_ray.config.train import ReusableModels
 from mode_ray.errors import UsageError
 from mode_ray.storage import Location
 
+_logger = logging.getLogger(__name__)
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
@@ -68,12 +72,12 @@ def with_values(config: RunConfig, changes: Mapping[str, object]) -> RunConfig:
         UsageError: A value does not fit its field, or the others.
     """
     values: dict[str, Any] = json.loads(config.model_dump_json())
+    shown = ", ".join(f"{name}={value}" for name, value in changes.items())
     for name, value in changes.items():
         _set_dotted(values, name, value, f"{name}={value}")
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        shown = ", ".join(f"{name}={value}" for name, value in changes.items())
         raise UsageError("\n".join(_problems(error, shown, {}))) from None
 
 
@@ -97,11 +101,13 @@ def _settings(kind: type[SettingsT], name: str, text: str, overrides: Sequence[s
         raise UsageError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{name}: expected a mapping of config sections at the top level")
+    _rename_fields(values, name)
     origin: dict[str, str] = {}
     for override in overrides:
         key, value = _parse_override(override)
-        _set_dotted(values, key, value, override)
         origin[key] = f"override {override!r}"
+        _set_dotted(values, key, value, override)
+    _rename_fields(values, name)  # an override may hold a whole section
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -119,13 +125,38 @@ def _parse_override(override: str) -> tuple[str, object]:
 
 
 def _set_dotted(values: dict[str, Any], key: str, value: object, override: str) -> None:
-    *sections, last = key.split(".")
+    if key in RENAMED:
+        _report_former_names(f"override {override!r}", (key,))
+    *sections, last = RENAMED.get(key, key).split(".")
     target = values
     for section in sections:
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
             raise UsageError(f"override {override!r}: {section!r} is a value, not a section")
     target[last] = value
+
+
+def _rename_fields(values: dict[str, Any], source: str) -> None:
+    """Give fields that have a former name their name of today, and report it once unless they have their default."""
+    found = []
+    for former, name in RENAMED.items():
+        section, _, old = former.partition(".")
+        fields = values.get(section)
+        if not isinstance(fields, dict) or old not in fields:
+            continue
+        value = fields.pop(old)
+        if fields.setdefault(name.removeprefix(f"{section}."), value) is not value:
+            raise UsageError(f"{source}: {former} is the former name of {name}: give {name} only")
+        if value not in (None, list(get_args(ReusableModels))):
+            found.append(former)
+    if found:
+        _report_former_names(source, tuple(found))
+
+
+@cache
+def _report_former_names(source: str, names: tuple[str, ...]) -> None:
+    renamed = ", ".join(f"{name} is now {RENAMED[name]}" for name in names)
+    _logger.warning("%s: %s; the former name is accepted until version 0.3.0", source, renamed)
 
 
 def _problems(error: ValidationError, name: str, origin: Mapping[str, str]) -> list[str]:
@@ -142,6 +173,8 @@ def _problems(error: ValidationError, name: str, origin: Mapping[str, str]) -> l
             given = problem.get("input")
             shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
             message = message[0].lower() + message[1:] + shown
-        source = next((text for key, text in origin.items() if f"{field}.".startswith(f"{key}.")), name)
+        source = next(
+            (text for key, text in origin.items() if f"{field}.".startswith(f"{RENAMED.get(key, key)}.")), name
+        )
         sentences.append(f"{source}: {field}: {message}")
     return sentences

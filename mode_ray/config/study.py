@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mode_ray.config.base import Seed, Settings
+from mode_ray.config.base import Seed, Settings, with_current_names
 from mode_ray.config.load import read_settings
 from mode_ray.storage import Location
 
@@ -50,8 +50,8 @@ class StudyConfig(Settings):
         if not self.seeds:
             raise ValueError("seeds: is empty")
         for fields in (self.changes, *self.changes_by_label.values()):
-            for name in ("run", "train.standing", "train.standing_models", *self.seeded_fields):
-                if name in fields:
+            for name in ("run", "train.reuse", "train.reuse_models", *self.seeded_fields):
+                if name in with_current_names(fields):
                     raise ValueError(f"{name} is set by the study")
         return self
 

@@ -11,7 +11,7 @@ from mode_ray.config.train import TrainConfig
 Scalar = bool | int | float | str
 # Which models there are is no matter of how well they train.
 _NOT_SWEPT = frozenset(
-    {"train.experts", "train.standing", "train.standing_models", "train.controls", "train.model.pretrained"}
+    {"train.experts", "train.reuse", "train.reuse_models", "train.controls", "train.model.pretrained"}
 )
 
 

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from mode_ray.config.base import Placement, PositiveFloat, PositiveInt, Seed, Settings, Share
 
 Control = Literal["dense", "dense_equal_total", "full", "random"]
-StandingModels = Literal["seed", "dense", "experts"]
+ReusableModels = Literal["seed", "dense", "experts"]
 
 
 class ModelConfig(Settings):
@@ -133,10 +133,10 @@ class TrainConfig(Settings):
     """Samples the dense baseline sees; the paper's 32 epochs of the data."""
     seed_share: Share = 27 / 32
     """Share of `dense_samples` (and of the schedule) that the common seed model takes."""
-    standing: str | None = None
+    reuse: str | None = None
     """Another run's directory: its seed, dense baseline and experts are taken over, unchanged, where they are models
     of this config; only what it does not have is trained (`mode-ray train add`)."""
-    standing_models: Annotated[tuple[StandingModels, ...], Field(strict=False)] = ("seed", "dense", "experts")
+    reuse_models: Annotated[tuple[ReusableModels, ...], Field(strict=False)] = ("seed", "dense", "experts")
     """Which of its models may be taken over. Without `experts`, all experts are trained anew: for example with another
     `expert_budget`."""
     expert_budget: Literal["shared", "full"] = "shared"
@@ -164,7 +164,7 @@ class TrainConfig(Settings):
         asked = [before[name] for name in before if values.get(name, name == "dense")]
         raise ValueError(f"{' and '.join(given)}: now one list; write controls: [{', '.join(asked)}] instead")
 
-    @field_validator("controls", "standing_models")
+    @field_validator("controls", "reuse_models")
     @classmethod
     def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) < len(names):

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from mode_ray.config.run import EncoderConfig, EncoderPlacement
+from mode_ray.config.captions import EncoderConfig, EncoderPlacement
 from mode_ray.errors import DataError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from mode_ray.config.run import EncoderConfig, EncoderPlacement
+from mode_ray.config.captions import EncoderConfig, EncoderPlacement
 from mode_ray.embed.encoder import encoder_name, pick_device, unit_rows
 from mode_ray.errors import UsageError
 from mode_ray.util.packages import resolve_folder

@@ -13,7 +13,7 @@ from mode_ray.captions.clean import CaptionTable
 from mode_ray.captions.count import count_all_captions
 from mode_ray.captions.read import read_captions
 from mode_ray.config.base import fingerprint_fields
-from mode_ray.config.run import CaptionsConfig, EncoderConfig, EncoderPlacement
+from mode_ray.config.captions import CaptionsConfig, EncoderConfig, EncoderPlacement
 from mode_ray.embed.encoder import load_encoder
 from mode_ray.embed.table import EMBEDDING, embedding_column, place_columns, split_usable
 from mode_ray.errors import DataError
@@ -95,7 +95,7 @@ def embed_fields(run: Run) -> dict[str, object]:
     # By name alone: a file that was fixed, and may now be split otherwise, does not make another run.
     files = sorted({work_unit.uri for work_unit in run.work_units})
     sampling = {}
-    if config.embed.keep == "sample" and not config.fits_nothing:
+    if config.embed.keep == "sample" and not config.reuses_clustering:
         sampling = {"cluster.sample_rows": config.cluster.sample_rows, "cluster.seed": config.cluster.seed}
     return {
         **fingerprint_fields(config.captions, "captions"),
@@ -116,7 +116,7 @@ def run_embed(run: Run, stage: Stage, report: StageReport) -> Manifest:
     if run.embeds_nothing:
         report.say("[embed] nothing to embed: the clustering is reused")
         stage.begin(0)
-        return stage.finish([], {"nothing to embed": "standing clustering"})
+        return stage.finish([], {"nothing to embed": "reused clustering"})
     sample = None
     if config.embed.keep == "sample" and plan_units(stage, run.work_units).left:
         stage.begin(len(run.work_units))

@@ -8,7 +8,7 @@ import tokenizers
 import torch
 from safetensors.torch import load_file
 
-from mode_ray.config.run import EncoderConfig
+from mode_ray.config.captions import EncoderConfig
 from mode_ray.embed.encoder import encoder_name, unit_rows
 from mode_ray.errors import UsageError
 from mode_ray.util.packages import resolve_folder

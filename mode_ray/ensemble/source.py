@@ -9,8 +9,9 @@ from pydantic import Field, ValidationError
 
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.base import PositiveInt, Settings
+from mode_ray.config.captions import EncoderConfig, EncoderPlacement
+from mode_ray.config.evaluate import RoutingConfig
 from mode_ray.config.load import load_config
-from mode_ray.config.run import EncoderConfig, EncoderPlacement, RoutingConfig
 from mode_ray.embed.encoder import encoder_config
 from mode_ray.errors import DataError, UsageError
 from mode_ray.models.architecture import HUB_PREFIX, hub_name

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mode_ray.cluster.reuse import read_standing
+from mode_ray.cluster.reuse import read_reused
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.export.card import CARD_FILE, CLUSTERING_FOLDER, expert_folder, is_license, render_card
@@ -96,5 +96,5 @@ def _copy_model(expert: ExpertFacts, target: Location) -> None:
 
 
 def _copy_clustering(clusters: Location, target: Location) -> None:
-    for name, data in read_standing(clusters).files.items():
+    for name, data in read_reused(clusters).files.items():
         (target / name).write_bytes(data)

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mode_ray.config.run import CaptionsConfig, IndexPlacement
+from mode_ray.config.captions import CaptionsConfig
+from mode_ray.config.evaluate import IndexPlacement
 from mode_ray.errors import DataError
 from mode_ray.index.images import EncodedImage, read_images
 from mode_ray.index.vectors import index_table

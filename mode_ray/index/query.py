@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config.run import RoutingConfig
+from mode_ray.config.evaluate import RoutingConfig
 from mode_ray.embed.encoder import CaptionEncoder
 from mode_ray.errors import DataError
 from mode_ray.models.encode import Expert

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import ray
 
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.cluster.reuse import StandingClustering, read_standing
+from mode_ray.cluster.reuse import ReusedClustering, read_reused
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.new_data.drift import finished_assignments, tally_assignments
@@ -61,8 +61,8 @@ def run_extension(
         raise UsageError(
             f"{request.target}: not empty; a clustering is never changed in place: name another directory"
         )
-    standing = read_standing(clusters)
-    parent = standing.clustering
+    reused = read_reused(clusters)
+    parent = reused.clustering
     if request.new_expert:
         check_new_expert(parent, config.train.experts)
     m, far = len(parent.centers_md), far_distance(parent, request.far_quantile)
@@ -74,7 +74,7 @@ def run_extension(
     collected = collect_far(config, sample, work_units, directories, assigned.content_hash, on_record)
     # max_calls: a process that has fitted a clustering is too large to idle.
     task = ray.remote(num_cpus=cluster.placement.cpus, max_calls=1)(_fit_and_save).options(name="cluster extend")
-    task_result(task.remote(config, request, collected, standing, count))
+    task_result(task.remote(config, request, collected, reused, count))
     return Clustering.load(request.target)
 
 
@@ -82,15 +82,15 @@ def _fit_and_save(
     config: RunConfig,
     request: ExtensionRequest,
     collected: Location,
-    standing: StandingClustering,
+    reused: ReusedClustering,
     count: FarCaptions,
 ) -> None:
-    parent = standing.clustering
+    parent = reused.clustering
     new = fit_new_centers(parent, read_far(collected), count, request.centers, config.cluster)
     beside = config.train.experts if request.new_expert else None
     provenance = {
-        "parent": standing.source.uri,
-        "parent_content_hash": standing.content_hash,
+        "parent": reused.source.uri,
+        "parent_content_hash": reused.content_hash,
         "run": config.directory.uri,
         "first_center": len(parent.centers_md),
         "centers": request.centers,

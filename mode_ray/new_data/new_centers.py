@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.search.nearest import Float32Array, Int32Array, NearestCenters
-from mode_ray.config.run import ClusterConfig
+from mode_ray.config.cluster import ClusterConfig
 from mode_ray.errors import DataError, UsageError
 
 EXTENSIONS_KEY = "extensions"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from mode_ray.config.run import CaptionsConfig
+from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.pairs.index import PairIndex, index_columns, index_rows
 from mode_ray.pairs.order import SampleOrder

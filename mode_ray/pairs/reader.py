@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from mode_ray.captions.parquet import DEFAULT_CAPTION_FIELD, open_parquet
 from mode_ray.captions.webdataset import json_captions
-from mode_ray.config.run import CaptionsConfig
+from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.pairs.byte_ranges import merge_ranges
 from mode_ray.pairs.index import SHARD, PairIndex

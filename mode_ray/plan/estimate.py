@@ -115,7 +115,7 @@ def _stages(basis: Basis, train_samples_per_second: float | None) -> list[StageP
     rates, config = basis.rates, basis.config
     needed = {
         "embed": rates.embed,
-        "cluster": rates.cluster if not config.fits_nothing else None,
+        "cluster": rates.cluster if not config.reuses_clustering else None,
         "assign": rates.assign,
         "train": rates.train if train_samples_per_second is None else None,
         "evaluate": rates.evaluate if config.evaluate.tasks else None,
@@ -124,7 +124,7 @@ def _stages(basis: Basis, train_samples_per_second: float | None) -> list[StageP
     stages = []
     if rates.embed:
         stages.append(embed_stage(basis, rates.embed))
-    if rates.cluster or config.fits_nothing:
+    if rates.cluster or config.reuses_clustering:
         stages.append(cluster_stage(basis, rates.cluster))
     if rates.assign:
         stages.append(assign_stage(basis, rates.assign))
@@ -159,7 +159,7 @@ def _assumptions(basis: Basis, planned: Sequence[str], train_samples_per_second:
         f"times are linear in the rows; the actors of the cluster reach {basis.efficiency:.0%} of the measured "
         "speed (--efficiency); retries, waiting for machines and starting Ray are not counted",
     ]
-    if config.fits_nothing:
+    if config.reuses_clustering:
         lines.append("the clustering of another run is reused, so no clustering is fitted")
     else:
         placement = config.cluster.placement

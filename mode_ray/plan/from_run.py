@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 
 from mode_ray.cluster.fit_clock import SECONDS_BY_PART
 from mode_ray.cluster.fit_size import seeding_rows_at_most
+from mode_ray.config.base import ActorPool
 from mode_ray.config.load import load_config
-from mode_ray.config.run import ActorPool, RunConfig
+from mode_ray.config.run import RunConfig
 from mode_ray.embed.table import EMBEDDING
 from mode_ray.errors import UsageError
 from mode_ray.plan.rates import ClusterRates, EvaluateRates, Rates, ShardRates, TrainRates, measured_settings

@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 
 from mode_ray.cluster.fit_size import sample_row_bytes, seeding_rows_at_most
-from mode_ray.config.run import ActorPool, RunConfig
+from mode_ray.config.base import ActorPool
+from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.plan.machines import ClusterShape, Prices, Reserved, StagePlan, room_for, stage_plan
 from mode_ray.plan.rates import ClusterRates, EvaluateRates, Rates, ShardRates
@@ -67,7 +68,7 @@ class Basis:
 
         With `embed.keep: sample`, the sample is drawn from all captions, and its refused captions are lost.
         """
-        if self.config.fits_nothing:
+        if self.config.reuses_clustering:
             return 0.0
         drawn_from = self.usable_rows if self.keeps_all else self.inventory.rows
         return min(drawn_from, float(self.config.cluster.sample_rows)) * (self.usable_rows / drawn_from)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config.run import RoutingConfig, RoutingRule
+from mode_ray.config.evaluate import RoutingConfig, RoutingRule
 from mode_ray.embed.encoder import CaptionEncoder
 from mode_ray.errors import DataError
 from mode_ray.routing.weights import RoutingWeights, mean_direction, per_query_weights, routing_weights

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import entr, softmax
 
-from mode_ray.config.run import RoutingConfig, RoutingRule
+from mode_ray.config.evaluate import RoutingConfig, RoutingRule
 from mode_ray.errors import DataError, UsageError
 
 _DISTANCES_AT_ONCE = 1 << 22

@@ -15,7 +15,7 @@ import ray
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
-from mode_ray.config.run import ActorPool
+from mode_ray.config.base import ActorPool
 from mode_ray.errors import ModeRayError, WorkerError
 from mode_ray.stages.actor import UnitActor, UnitWorker
 from mode_ray.stages.ledger import UnitLedger

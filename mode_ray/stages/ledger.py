@@ -6,7 +6,7 @@ with a clock of its own.
 
 from collections.abc import Callable, Sequence
 
-from mode_ray.config.run import ActorPool
+from mode_ray.config.base import ActorPool
 from mode_ray.stages.actor import quarantined
 from mode_ray.stages.manifest import UnitRecord, record_book
 from mode_ray.stages.packed import PackedMapping

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from mode_ray.config.base import config_hash
+from mode_ray.config.base import config_hash, with_current_names
 from mode_ray.errors import DataError, UsageError
 from mode_ray.run_directory import MANIFEST, STARTED, UNITS, is_unit_output, unit_output
 from mode_ray.stages.packed import PackedMapping
@@ -241,7 +241,7 @@ class Stage:
     def _refuse_other_fields(self, earlier: Mapping[str, object]) -> None:
         before, now = (
             {name: value for name, value in fields.items() if name not in self._free}
-            for fields in (earlier, self.fields)
+            for fields in (with_current_names(earlier), self.fields)
         )
         if config_hash(before) == config_hash(now):
             return
@@ -274,8 +274,9 @@ def read_manifest(directory: Location) -> Manifest | None:
     if not location.exists():
         return None
     try:
-        return Manifest(**json.loads(location.read_text()))
-    except (ValueError, TypeError) as error:
+        values = json.loads(location.read_text())
+        return Manifest(**{**values, "fields": with_current_names(values["fields"])})
+    except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{location}: not a manifest ({error}); delete it and run the stage again") from None
 
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mode_ray.config.run import ActorPool, LimitsConfig
+from mode_ray.config.base import ActorPool
+from mode_ray.config.captions import LimitsConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.run_directory import MANIFEST, QUARANTINE, UNITS
 from mode_ray.stages.actor import UnitWorker

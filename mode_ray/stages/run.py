@@ -64,7 +64,7 @@ class Run:
     @property
     def embeds_nothing(self) -> bool:
         """Whether the clustering is reused and `assign` encodes the captions itself: `embed` has nothing to do."""
-        return self.config.fits_nothing and self.config.embed.keep == "sample"
+        return self.config.reuses_clustering and self.config.embed.keep == "sample"
 
 
 class StageReport(Protocol):

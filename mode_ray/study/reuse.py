@@ -21,8 +21,8 @@ _EXPERTS_ONLY = frozenset(
         "train.expert_budget",
         "train.out_of_cluster_share",
         "train.controls",
-        "train.standing",
-        "train.standing_models",
+        "train.reuse",
+        "train.reuse_models",
     }
 )
 
@@ -37,16 +37,16 @@ def seed_fields(config: RunConfig) -> dict[str, object]:
 def with_shared_seeds(configs: Sequence[RunConfig]) -> list[RunConfig]:
     """The same runs; each reuses the seed and dense models of the first run whose models are equal.
 
-    That first run is not changed, and neither is a run that reuses another one's models (`train.standing`) already.
+    That first run is not changed, and neither is a run that reuses another one's models (`train.reuse`) already.
     """
     first: dict[str, str] = {}
     shared = []
     for config in configs:
         source = first.setdefault(config_hash(seed_fields(config)), config.run)
-        if config.train.standing is not None or source == config.run:
+        if config.train.reuse is not None or source == config.run:
             shared.append(config)
         else:
-            changes = {"train.standing": source, "train.standing_models": ["seed", "dense"]}
+            changes = {"train.reuse": source, "train.reuse_models": ["seed", "dense"]}
             shared.append(with_values(config, changes))
     return shared
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mode_ray.config.run import CaptionsConfig, RunConfig
+from mode_ray.config.captions import CaptionsConfig
+from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.models.clip import ClipModel
 from mode_ray.models.fast_tokens import fast_tokenizer

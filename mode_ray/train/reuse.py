@@ -50,7 +50,7 @@ class Takeover:
 def plan_takeover(
     config: TrainConfig, trials: Sequence[Trial], clustering: Clustering, experts: Location, clusters: Location
 ) -> Takeover:
-    """Find what `train.standing` has of a run's models; nothing is written.
+    """Find what `train.reuse` has of a run's models; nothing is written.
 
     Args:
         config: The run's.
@@ -63,17 +63,17 @@ def plan_takeover(
         UsageError: The other run is this one or not trained to its end, or its models are no models of this config.
         DataError: A file of the other run is missing or damaged.
     """
-    if config.standing is None:
+    if config.reuse is None:
         return Takeover(trials)
-    other = Location.parse(config.standing)
+    other = Location.parse(config.reuse)
     source = other / experts.name
     manifest = _finished(other, source, experts)
     _require_shared_fields(other, manifest.fields, fingerprint_fields(config, "train"))
     before = {trial.name: trial for trial in trials_of(manifest)}
     n_before = int(str(manifest.fields["train.experts"]))
     known = Clustering.load(other / clusters.name)
-    expert_before: dict[str, str] = {name: name for name in (SEED, DENSE) if name in config.standing_models}
-    if "experts" in config.standing_models and extends(known, clustering):
+    expert_before: dict[str, str] = {name: name for name in (SEED, DENSE) if name in config.reuse_models}
+    if "experts" in config.reuse_models and extends(known, clustering):
         matched = matching_experts(known.experts_of(n_before), clustering.experts_of(config.experts))
         expert_before |= {
             expert_name(config.experts, expert): expert_name(n_before, old) for expert, old in matched.items()
@@ -164,11 +164,11 @@ def _copy_model(source: Location, target: Location) -> None:
 
 def _finished(other: Location, source: Location, experts: Location) -> Manifest:
     if source.uri == experts.uri:
-        raise UsageError(f"train.standing: {other} is this run itself; name another run's directory")
+        raise UsageError(f"train.reuse: {other} is this run itself; name another run's directory")
     manifest = read_manifest(source)
     if manifest is None:
         raise UsageError(
-            f"train.standing: {other}: its train stage is not done: name a run's directory, and finish that run first"
+            f"train.reuse: {other}: its train stage is not done: name a run's directory, and finish that run first"
         )
     return manifest
 
@@ -185,7 +185,7 @@ def _as_trained(trial: Trial, before: Trial) -> Trial:
 
 def _differing(before: Mapping[str, object], now: Mapping[str, object]) -> dict[str, list[object]]:
     """Training fields of the two runs that are not equal, old and new value."""
-    names = [name for name in sorted({*before, *now}) if name.startswith("train.") and name != "train.standing"]
+    names = [name for name in sorted({*before, *now}) if name.startswith("train.") and name != "train.reuse"]
     return {name: [before.get(name), now.get(name)] for name in names if before.get(name) != now.get(name)}
 
 
@@ -193,7 +193,7 @@ def _require_shared_fields(other: Location, before: Mapping[str, object], now: M
     for name in _SHARED_FIELDS:
         if before.get(name) != now.get(name):
             raise UsageError(
-                f"train.standing: {other}: {name} was {before.get(name)!r} there and is {now.get(name)!r} here, but "
+                f"train.reuse: {other}: {name} was {before.get(name)!r} there and is {now.get(name)!r} here, but "
                 "experts of one ensemble start alike: use the same"
             )
 
@@ -211,6 +211,6 @@ def _require_architecture(other: Location, folder: Location, config: TrainConfig
     if differing:
         name = differing[0]
         raise UsageError(
-            f"train.standing: {other}: its models are of another architecture: {name} is {theirs.get(name)!r} there "
-            f"and {ours.get(name)!r} here; set train.model to theirs, or leave out train.standing"
+            f"train.reuse: {other}: its models are of another architecture: {name} is {theirs.get(name)!r} there "
+            f"and {ours.get(name)!r} here; set train.model to theirs, or leave out train.reuse"
         )

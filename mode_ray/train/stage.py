@@ -39,7 +39,7 @@ def run_train(run: Run, stage: Stage, report: StageReport) -> Manifest:
 
     Raises:
         UsageError: The architecture or checkpoint does not exist, shards hold captions only, or the run that
-            `train.standing` names has no models for this one.
+            `train.reuse` names has no models for this one.
         TrainingError: A trial failed permanently; the others were finished. Or another driver trains this run.
     """
     training = _begin(run, stage)
@@ -147,7 +147,7 @@ class _Training:
             "trials": [asdict(trial) for trial in self.trials],
             "pairs_by_expert": self.pairs_n.tolist(),
             "budget": asdict(budget_statement(self.of.config.train, self.trials)),
-            "standing": self.takeover.summary,
+            "reuse": self.takeover.summary,
         }
 
 

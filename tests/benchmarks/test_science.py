@@ -117,20 +117,20 @@ class TestTheStudy:
 
     def test_settings_that_differ_in_the_experts_alone_share_seed_and_dense(self, plan: Any) -> None:  # noqa: ANN401
         runs = plan("--explore --seeds 0 1")
-        assert runs["base, seed 1"].train.standing is None
+        assert runs["base, seed 1"].train.reuse is None
         for title in ("m 64", "n 8", "full budget", "word vectors"):
-            assert runs[f"{title}, seed 1"].train.standing == runs["base, seed 1"].run
+            assert runs[f"{title}, seed 1"].train.reuse == runs["base, seed 1"].run
 
     def test_a_setting_of_the_seed_has_its_own(self, plan: Any) -> None:  # noqa: ANN401
         own = plan("--explore --seeds 1")["seed share 0.3, seed 1"]
-        assert (own.train.seed_share, own.train.experts, own.train.standing) == (0.3, 4, None)
+        assert (own.train.seed_share, own.train.experts, own.train.reuse) == (0.3, 4, None)
         assert own.cluster.seed == own.train.seed == 1
 
     def test_all_runs_of_a_seed_continue_from_the_first_ones_seed_model(self, plan: Any) -> None:  # noqa: ANN401
         runs = plan("--seeds 10")
         first, *others = runs.values()
         assert first.train.controls == ("dense", "full", "random")
-        assert {config.train.standing for config in others} == {first.run}
+        assert {config.train.reuse for config in others} == {first.run}
         assert runs["mode4-full, seed 10"].train.controls == ("dense", "dense_equal_total")
         assert [config.train.experts for config in runs.values()] == [4, 4, 2, 8]
 

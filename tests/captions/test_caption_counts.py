@@ -10,7 +10,8 @@ import pytest
 from mode_ray.captions.count import count_all_captions
 from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.read import count_captions, read_captions
-from mode_ray.config.run import ActorPool, CaptionsConfig
+from mode_ray.config.base import ActorPool
+from mode_ray.config.captions import CaptionsConfig
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 

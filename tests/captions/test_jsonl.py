@@ -11,7 +11,7 @@ from mode_ray.captions.clean import BAD_KEY, BAD_LINE, BIG_LINE, INVALID_UTF8, M
 from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.read import count_captions, read_captions
 from mode_ray.captions.text_lines import MAX_LINE_BYTES
-from mode_ray.config.run import CaptionsConfig
+from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.storage import Location
 

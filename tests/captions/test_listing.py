@@ -10,7 +10,7 @@ import pytest
 
 from mode_ray.captions.listing import list_work_units, read_listing, write_listing
 from mode_ray.captions.read import read_captions
-from mode_ray.config.run import CaptionsConfig
+from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.stages.work_unit import PAIR_FORMATS, WorkUnit, WorkUnitTable, unit_name
 from mode_ray.storage import Location

@@ -23,7 +23,7 @@ from mode_ray.captions.clean import (
 )
 from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.read import count_captions, read_captions
-from mode_ray.config.run import CaptionsConfig
+from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.storage import Location
 

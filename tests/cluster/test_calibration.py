@@ -18,7 +18,7 @@ from mode_ray.cluster.calibration import (
 )
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.fit.sample_rows import LocalRows
-from mode_ray.config.run import ClusterConfig
+from mode_ray.config.cluster import ClusterConfig
 from mode_ray.errors import DataError
 from mode_ray.storage import Location
 

@@ -3,7 +3,7 @@ import pytest
 
 from mode_ray.cluster import coarse
 from mode_ray.cluster.coarse import group_centers
-from mode_ray.config.run import CoarseConfig
+from mode_ray.config.cluster import CoarseConfig
 
 
 def random_centers(m: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import pytest
 from mode_ray.cluster.both_steps import fit_clustering
 from mode_ray.cluster.fit.sample_rows import LocalRows
 from mode_ray.cluster.fit_clock import FitClock
-from mode_ray.config.run import ClusterConfig, CoarseConfig, FineConfig
+from mode_ray.config.cluster import ClusterConfig, CoarseConfig, FineConfig
 from mode_ray.storage import Location
 
 

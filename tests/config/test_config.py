@@ -8,8 +8,10 @@ import yaml
 from pydantic import ValidationError
 
 from mode_ray.config.base import Settings, config_hash, fingerprint_fields
+from mode_ray.config.captions import EmbedConfig, EncoderConfig
+from mode_ray.config.cluster import ClusterConfig
 from mode_ray.config.load import dump_config, load_config
-from mode_ray.config.run import ClusterConfig, EmbedConfig, EncoderConfig, RunConfig
+from mode_ray.config.run import RunConfig
 from mode_ray.config.train import TrainConfig
 from mode_ray.errors import UsageError
 from mode_ray.storage import Location

@@ -107,14 +107,14 @@ def story(
 
 
 def write_run(folder: Path) -> Path:
-    """A config with a standing clustering, so that `assign` alone reads and encodes the captions."""
-    captions, standing = Location(str(folder / "captions")), Location(str(folder / "standing"))
+    """A config with a reused clustering, so that `assign` alone reads and encodes the captions."""
+    captions, reused = Location(str(folder / "captions")), Location(str(folder / "reused"))
     for unit in range(UNITS):
         texts = [f"{THINGS[row % len(THINGS)]} number {row} of {unit}" for row in range(CAPTIONS_PER_UNIT)]
         (captions / f"{unit:04d}.parquet").write_table(pa.table({"caption": texts}))
     changes: dict[str, Any] = {
         "embed": {"keep": "sample"},
-        "cluster": {"standing": standing.uri},
+        "cluster": {"reuse": reused.uri},
         "assign": {"pool": {"min_actors": WORKERS, "max_actors": WORKERS}},
     }
     file = write_config(folder / "config.yaml", captions, **changes)
@@ -129,7 +129,7 @@ def write_run(folder: Path) -> Path:
         encoder_name=encoder_name(config.encoder),
         coarse={2: (np.arange(m) % 2).astype(np.int32)},
         training={"squared_distance_quantiles": {"0.5": 1.0, "0.99": 1.5}},
-    ).save(standing)
+    ).save(reused)
     return file
 
 

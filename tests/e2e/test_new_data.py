@@ -1,4 +1,4 @@
-"""New captions for a finished run, by the command line: a standing clustering, its drift report, its extension.
+"""New captions for a finished run, by the command line: a reused clustering, its drift report, its extension.
 
 Run A is fitted on captions of animals. Run B takes A's clustering for captions of which half are of another kind. Its
 far captions extend the clustering, and run C assigns with that.
@@ -24,8 +24,9 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.coarse import group_centers
 from mode_ray.cluster.fit.kmeans import fit_fine
 from mode_ray.cluster.search.nearest import NearestCenters
+from mode_ray.config.captions import EncoderConfig, EncoderPlacement
+from mode_ray.config.cluster import CoarseConfig, FineConfig
 from mode_ray.config.load import load_config
-from mode_ray.config.run import CoarseConfig, EncoderConfig, EncoderPlacement, FineConfig
 from mode_ray.embed.encoder import encoder_name, load_encoder
 from mode_ray.embed.table import as_stored
 from mode_ray.storage import Location
@@ -115,7 +116,7 @@ def runs(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A's clustering, runs B and C, and the extension between them."""
     folder = tmp_path_factory.mktemp("new-data")
     fit_in_process(folder / "A/clusters")
-    config = write_run(folder, "B", NEW, cluster={"standing": str(folder / "A/clusters")})
+    config = write_run(folder, "B", NEW, cluster={"reuse": str(folder / "A/clusters")})
     run_stages(config)
     before = contents(folder / "B/assignments")
     extended = folder / "extended"
@@ -123,17 +124,17 @@ def runs(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     assert main(["cluster", "extend", *arguments]) == 0
     assert contents(folder / "B/assignments") == before
     train = {"experts": 3, "dense_samples": 1}
-    run_stages(write_run(folder, "C", NEW, cluster={"standing": str(extended)}, train=train))
+    run_stages(write_run(folder, "C", NEW, cluster={"reuse": str(extended)}, train=train))
     return Runs(folder)
 
 
-def test_a_standing_clustering_is_copied_byte_by_byte_and_its_source_named(runs: Runs) -> None:
+def test_a_reused_clustering_is_copied_byte_by_byte_and_its_source_named(runs: Runs) -> None:
     source, copy = (contents(runs.folder / run / "clusters") for run in ("A", "B"))
     for name in ("fine.safetensors", "coarse-n2.safetensors", "coarse-n4.safetensors"):
         assert copy[name][0] == source[name][0]
     manifest = json.loads((runs.folder / "B/clusters/manifest.json").read_text())
-    assert manifest["summary"]["standing"] == str(runs.folder / "A/clusters")
-    assert manifest["fields"]["cluster.standing (content)"] == manifest["summary"]["content_hash"]
+    assert manifest["summary"]["reuse"] == str(runs.folder / "A/clusters")
+    assert manifest["fields"]["cluster.reuse (content)"] == manifest["summary"]["content_hash"]
 
 
 @pytest.mark.parametrize("run", ["B", "C"])
@@ -218,7 +219,7 @@ def test_the_whole_way_with_a_fitted_run_and_kept_embeddings(
     assert main(["drift", "--config", first]) == 0
     assert "the centers still cover them" in capsys.readouterr().out
 
-    cluster, embed = {"standing": str(tmp_path / "first/clusters")}, {"keep": "all"}
+    cluster, embed = {"reuse": str(tmp_path / "first/clusters")}, {"keep": "all"}
     second = write_run(tmp_path, "second", NEW, cluster=cluster, embed=embed)
     run_stages(second)
     summaries = [(tmp_path / run / "clusters/summary.json").read_bytes() for run in ("first", "second")]
@@ -263,7 +264,7 @@ class TestRefusals:
         fitted = runs.clustering("A/clusters")
         short = replace(fitted, centers_md=fitted.centers_md[:, :100])
         short.save(Location(str(runs.folder / "short")))
-        config = write_run(runs.folder, "D", NEW, cluster={"standing": str(runs.folder / "short")})
+        config = write_run(runs.folder, "D", NEW, cluster={"reuse": str(runs.folder / "short")})
         assert main(["embed", "--config", config]) == 0
         assert main(["cluster", "--config", config]) == 1
         said = capsys.readouterr().err
@@ -275,7 +276,7 @@ class TestRefusals:
         self, runs: Runs, capsys: pytest.CaptureFixture[str]
     ) -> None:
         replace(runs.clustering("A/clusters"), training={}).save(Location(str(runs.folder / "mute")))
-        config = write_run(runs.folder, "E", NEW, cluster={"standing": str(runs.folder / "mute")})
+        config = write_run(runs.folder, "E", NEW, cluster={"reuse": str(runs.folder / "mute")})
         assert main(["embed", "--config", config]) == 0
         assert main(["cluster", "--config", config]) == 1
         assert "fit it again with this version of mode-ray" in capsys.readouterr().err
@@ -291,7 +292,7 @@ class TestRefusals:
         assert "the assign stage is not done: run `mode-ray assign` first" in capsys.readouterr().err
 
 
-class TestStandingSourceChanges:
+class TestReusedSourceChanges:
     """B's fingerprint holds the content of A's clustering, not its place; B's copy outlives A."""
 
     @pytest.fixture
@@ -302,7 +303,7 @@ class TestStandingSourceChanges:
         for file in (runs.folder / "A/clusters").glob("*.safetensors"):
             (target / file.name).write_bytes(file.read_bytes())
         values = yaml.safe_load((runs.folder / "B.yaml").read_text())
-        values["cluster"]["standing"] = str(target)
+        values["cluster"]["reuse"] = str(target)
         config = runs.folder / "B-moved.yaml"
         config.write_text(yaml.safe_dump(values))
         return str(config)
@@ -317,7 +318,7 @@ class TestStandingSourceChanges:
         for file in (runs.folder / "extended").iterdir():
             (runs.folder / "elsewhere" / file.name).write_bytes(file.read_bytes())
         assert main(["assign", "--config", moved]) == 2
-        assert "begun with another config: cluster.standing (content) was" in capsys.readouterr().err
+        assert "begun with another config: cluster.reuse (content) was" in capsys.readouterr().err
 
     def test_one_that_is_gone_is_stood_in_for_by_the_copy(
         self, runs: Runs, moved: str, capsys: pytest.CaptureFixture[str]

@@ -109,18 +109,18 @@ def runs(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     assert main(["run", "--until", "train", "--config", write_run(folder, "A", OLD, 2)]) == 0
 
     new = OLD[:60] + FOREIGN
-    b = write_run(folder, "B", new, 2, cluster={"standing": str(folder / "A/clusters")})
+    b = write_run(folder, "B", new, 2, cluster={"reuse": str(folder / "A/clusters")})
     for stage in ("embed", "cluster", "assign"):
         assert main([stage, "--config", b]) == 0
     extended = str(folder / "extended")
     assert main(["cluster", "extend", "--config", b, "--centers", "3", "--to", extended, "--new-expert"]) == 0
 
-    c = write_run(folder, "C", new, 3, cluster={"standing": extended})
+    c = write_run(folder, "C", new, 3, cluster={"reuse": extended})
     for stage in ("embed", "cluster", "assign"):
         assert main([stage, "--config", c]) == 0
     before = contents(folder / "A")
     assert main(["train", "add", "--config", c, "--from", str(folder / "A")]) == 0
-    assert main(["evaluate", "--config", c, f"train.standing={folder / 'A'}"]) == 0
+    assert main(["evaluate", "--config", c, f"train.reuse={folder / 'A'}"]) == 0
     return Runs(folder, before)
 
 
@@ -162,7 +162,7 @@ def distance_to_seed(folder: Path) -> float:
 
 
 def test_the_manifest_says_what_was_taken_over(runs: Runs) -> None:
-    summary = json.loads((runs.folder / "C/experts/manifest.json").read_text())["summary"]["standing"]
+    summary = json.loads((runs.folder / "C/experts/manifest.json").read_text())["summary"]["reuse"]
     assert summary["run"] == str(runs.folder / "A")
     assert sorted(summary["taken"]) == ["dense", "n3/00", "n3/01", "seed"]
     assert summary["trained"] == ["n3/02"]

@@ -15,8 +15,9 @@ from mode_ray.atlas.sample import summarise
 from mode_ray.atlas.summary import MapData, write_summary
 from mode_ray.cli import main
 from mode_ray.cluster.clustering import Clustering
+from mode_ray.config.evaluate import RoutingConfig
 from mode_ray.config.load import dump_config
-from mode_ray.config.run import RoutingConfig, RunConfig
+from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.export import run as export_run
 from mode_ray.export.run import ExportRequest, run_export

@@ -5,7 +5,7 @@ import pytest
 
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.search.nearest import NearestCenters
-from mode_ray.config.run import ClusterConfig
+from mode_ray.config.cluster import ClusterConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.new_data.new_centers import FarCaptions, NewCenters, check_new_expert, extended, fit_new_centers
 from mode_ray.storage import Location

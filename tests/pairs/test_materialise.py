@@ -17,7 +17,7 @@ from PIL import Image
 
 from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.read import read_captions
-from mode_ray.config.run import CaptionsConfig
+from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.pairs.index import PairIndex, index_columns, index_rows
 from mode_ray.pairs.materialise import (

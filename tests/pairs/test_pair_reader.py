@@ -15,7 +15,7 @@ import pytest
 
 from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.read import read_captions
-from mode_ray.config.run import CaptionsConfig
+from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.pairs.index import SHARD, PairIndex
 from mode_ray.pairs.order import SampleOrder

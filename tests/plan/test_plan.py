@@ -187,8 +187,8 @@ class TestClustering:
         plan = make_plan(plain, rates_of(plain), inventory_of(1e6))
         assert plan.clustering_memory_bytes == pytest.approx(10_000 * row)
 
-    def test_with_a_standing_clustering_nothing_is_fitted_nor_embedded_for_it(self) -> None:
-        config = config_of(embed={"keep": "sample"}, cluster={"standing": "/other/clusters"})
+    def test_with_a_reused_clustering_nothing_is_fitted_nor_embedded_for_it(self) -> None:
+        config = config_of(embed={"keep": "sample"}, cluster={"reuse": "/other/clusters"})
         plan = make_plan(config, rates_of(config), inventory_of(1e6))
         embed, cluster, _ = plan.stages
         assert embed.written_bytes == 0.0

@@ -1,6 +1,6 @@
 """Which units are handed out together, which are tried alone, and which are given up: decided without Ray."""
 
-from mode_ray.config.run import ActorPool
+from mode_ray.config.base import ActorPool
 from mode_ray.stages.ledger import UnitLedger
 from mode_ray.stages.manifest import UnitRecord
 from mode_ray.stages.work_unit import WorkUnit

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mode_ray.captions.listing import list_work_units
-from mode_ray.config.run import ActorPool, CaptionsConfig, EncoderConfig, EncoderPlacement
+from mode_ray.config.base import ActorPool
+from mode_ray.config.captions import CaptionsConfig, EncoderConfig, EncoderPlacement
 from mode_ray.embed.stage import EmbedWorker
 from mode_ray.errors import DataError, UsageError, WriteError
 from mode_ray.stages.actor import UnitActor

@@ -6,7 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from mode_ray.config.run import CaptionsConfig, LimitsConfig, RunConfig
+from mode_ray.config.captions import CaptionsConfig, LimitsConfig
+from mode_ray.config.run import RunConfig
 from mode_ray.config.train import TrainConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.run_directory import QUARANTINE

@@ -42,17 +42,17 @@ class TestPlanning:
 
     def test_points_of_one_seed_share_the_seed_model(self) -> None:
         points = plan(field="train.experts", values=[2, 4, 8], seeds=[0, 1])
-        assert [point.config.train.standing for point in points] == [
+        assert [point.config.train.reuse for point in points] == [
             None,
             *["/studies/n/points/2-seed0"] * 2,
             None,
             *["/studies/n/points/2-seed1"] * 2,
         ]
-        assert points[1].config.train.standing_models == ("seed", "dense")
+        assert points[1].config.train.reuse_models == ("seed", "dense")
 
     def test_a_study_of_the_seeds_share_trains_each_of_them(self) -> None:
         points = plan(field="train.seed_share", values=[0.3, 0.5])
-        assert [point.config.train.standing for point in points] == [None, None]
+        assert [point.config.train.reuse for point in points] == [None, None]
 
     @pytest.mark.parametrize(("seed_clustering", "clusterings"), [(False, [0, 0]), (True, [3, 4])])
     def test_the_clustering_can_take_the_seed_too(self, seed_clustering: bool, clusterings: list[int]) -> None:
@@ -103,5 +103,5 @@ class TestSharedSeeds:
         assert seed_fields(demo(**change)) != seed_fields(demo())
 
     def test_a_run_that_names_another_is_left_alone(self) -> None:
-        first, second = demo(), demo(run="/runs/b", train__standing="/runs/mine")
+        first, second = demo(), demo(run="/runs/b", train__reuse="/runs/mine")
         assert with_shared_seeds([first, second]) == [first, second]

@@ -12,7 +12,7 @@ from mode_ray.cluster.fit.sample import SamplePart, deal_sample, read_sample
 from mode_ray.cluster.fit.sample_rows import CandidateSearch, Hashes, LocalRows
 from mode_ray.cluster.fit.sums import Float64Array, PartialSums
 from mode_ray.cluster.search.nearest import Float32Array
-from mode_ray.config.run import ClusterPlacement
+from mode_ray.config.cluster import ClusterPlacement
 from mode_ray.storage import Location
 
 # A lost actor comes back, reads its part again, and answers the request anew: requests depend on nothing before them.

@@ -12,7 +12,7 @@ from mode_ray.cluster.fit.seeding import MAX_CENTERS_OF_PLUS_PLUS, InitMethod, i
 from mode_ray.cluster.fit.sizes import balance_score, imbalance_factor, max_over_mean
 from mode_ray.cluster.fit.sums import Float64Array, PartialSums, update_centers
 from mode_ray.cluster.search.nearest import Float32Array
-from mode_ray.config.run import FineConfig
+from mode_ray.config.cluster import FineConfig
 from mode_ray.errors import DataError
 
 _POLISH_ROUNDS = 2

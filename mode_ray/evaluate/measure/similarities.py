@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from mode_ray.config.run import EvaluatePlacement
+from mode_ray.config.evaluate import EvaluatePlacement
 from mode_ray.embed.encoder import CaptionEncoder
 from mode_ray.errors import DataError
 from mode_ray.evaluate.measure.measurements import TaskSummary, save_array

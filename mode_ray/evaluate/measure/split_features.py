@@ -8,7 +8,8 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from mode_ray.config.run import EvaluatePlacement, LimitsConfig
+from mode_ray.config.captions import LimitsConfig
+from mode_ray.config.evaluate import EvaluatePlacement
 from mode_ray.evaluate.measure.measurements import load_array, save_array
 from mode_ray.evaluate.tasks.samples import Split, read_samples
 from mode_ray.evaluate.tasks.task import Task

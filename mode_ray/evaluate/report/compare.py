@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from mode_ray.config.run import RoutingConfig, RoutingRule
+from mode_ray.config.evaluate import RoutingConfig, RoutingRule
 from mode_ray.evaluate.measure.measurements import TaskCosines
 from mode_ray.evaluate.metrics.curves import Floats
 from mode_ray.evaluate.metrics.intervals import task_draws

@@ -8,7 +8,7 @@ from mode_ray.captions.json_text import json_object
 from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.parquet import open_parquet, row_group_range
 from mode_ray.captions.webdataset import IMAGE_SUFFIXES, JSON_SUFFIX, TEXT_SUFFIX, read_tar_samples
-from mode_ray.config.run import CaptionsConfig
+from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.evaluate.tasks.benchmark_layout import MEMBERS, BenchmarkLayout, present_classes
 from mode_ray.evaluate.tasks.task import BENCHMARK_FORMAT, FOLDER_FORMAT, Task, class_folders, label_key

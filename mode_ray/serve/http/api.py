@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from mode_ray import __version__
-from mode_ray.config.run import RoutingRule
+from mode_ray.config.evaluate import RoutingRule
 from mode_ray.config.serve import ServeConfig
 from mode_ray.serve.http.answers import (
     about_answer,

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
-from mode_ray.config.run import RoutingRule
+from mode_ray.config.evaluate import RoutingRule
 
 # A red and a blue pixel, so that the examples are real requests.
 EXAMPLE_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAABCAIAAAB7QOjdAAAADUlEQVR42mP4zwAE/wEHAAH/PX2MSQAAAABJRU5ErkJggg=="

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mode_ray.config.run import RoutingRule
+from mode_ray.config.evaluate import RoutingRule
 from mode_ray.config.serve import ServeConfig
 from mode_ray.errors import DataError
 from mode_ray.models.preprocess import ImageInput

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict
 
-from mode_ray.config.run import RoutingRule
+from mode_ray.config.evaluate import RoutingRule
 from mode_ray.config.serve import ServeLimits
 from mode_ray.serve.service.errors import ServiceError, over_limit
 

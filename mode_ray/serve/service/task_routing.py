@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mode_ray.config.run import RoutingRule
+from mode_ray.config.evaluate import RoutingRule
 from mode_ray.embed.encoder import CaptionEncoder
 from mode_ray.errors import DataError
 from mode_ray.routing.weights import mean_direction, per_query_weights, routing_weights

@@ -5,7 +5,7 @@ from typing import Any
 
 import ray
 
-from mode_ray.config.run import ActorPool
+from mode_ray.config.base import ActorPool
 from mode_ray.config.train import TrainPlacement
 from mode_ray.errors import DataError, WorkerError
 from mode_ray.pairs.materialise import MaterialiseWorker

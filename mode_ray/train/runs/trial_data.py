@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config.run import CaptionsConfig
+from mode_ray.config.captions import CaptionsConfig
 from mode_ray.pairs.index import PairIndex
 from mode_ray.pairs.materialise import MaterialisedSet, SourceIndex, captions_of_tars
 from mode_ray.pairs.training_set import open_training_set, provenance, write_training_set

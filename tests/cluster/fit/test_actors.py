@@ -19,7 +19,8 @@ from mode_ray.cluster.fit.kmeans import FineFit, FitState, fit_rows
 from mode_ray.cluster.fit.sample import SamplePart, plan_sample, read_sample
 from mode_ray.cluster.fit.sample_rows import LocalRows
 from mode_ray.cluster.stage import run_cluster
-from mode_ray.config.run import ClusterPlacement, FineConfig, RunConfig
+from mode_ray.config.cluster import ClusterPlacement, FineConfig
+from mode_ray.config.run import RunConfig
 from mode_ray.embed.encoder import encoder_name
 from mode_ray.embed.table import embedding_column
 from mode_ray.errors import DataError

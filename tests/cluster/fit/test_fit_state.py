@@ -11,7 +11,7 @@ from mode_ray.cluster.both_steps import fit_clustering
 from mode_ray.cluster.fit.kmeans import FitState, IterationReport
 from mode_ray.cluster.fit.sample_rows import LocalRows
 from mode_ray.cluster.fit.state import delete_fit_state, read_fit_state, write_fit_state
-from mode_ray.config.run import ClusterConfig, CoarseConfig, FineConfig
+from mode_ray.config.cluster import ClusterConfig, CoarseConfig, FineConfig
 from mode_ray.errors import DataError
 from mode_ray.run_directory import FIT_PROGRESS, FIT_STATE
 from mode_ray.storage import Location

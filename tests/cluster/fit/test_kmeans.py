@@ -11,7 +11,7 @@ from mode_ray.cluster.fit.seeding import InitMethod, initial_centers
 from mode_ray.cluster.fit.sizes import imbalance_factor, max_over_mean
 from mode_ray.cluster.fit.sums import PartialSums, update_centers
 from mode_ray.cluster.search.nearest import Float32Array, NearestCenters
-from mode_ray.config.run import FineConfig
+from mode_ray.config.cluster import FineConfig
 from mode_ray.errors import DataError
 
 

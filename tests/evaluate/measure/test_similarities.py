@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mode_ray.config.run import EvaluatePlacement
+from mode_ray.config.evaluate import EvaluatePlacement
 from mode_ray.config.train import ModelConfig
 from mode_ray.errors import DataError
 from mode_ray.evaluate.measure.measurements import load_cosines, load_summary

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mode_ray.config.run import EvaluatePlacement
+from mode_ray.config.evaluate import EvaluatePlacement
 from mode_ray.errors import DataError
 from mode_ray.evaluate.measure.split_features import encode_part, encode_split, merge_parts
 from mode_ray.evaluate.tasks.task import Task

@@ -6,7 +6,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from mode_ray.config.run import RoutingConfig, RoutingRule
+from mode_ray.config.evaluate import RoutingConfig, RoutingRule
 from mode_ray.evaluate.measure.measurements import TaskCosines, TaskSummary
 from mode_ray.evaluate.report.compare import Router, TaskResults, compare, pruning_counts
 from mode_ray.evaluate.tasks.task import Task

@@ -8,7 +8,7 @@ import pytest
 import torch
 from serving import EXPERTS, MakeService, picture, with_failing
 
-from mode_ray.config.run import RoutingConfig
+from mode_ray.config.evaluate import RoutingConfig
 from mode_ray.embed.encoder import CaptionEncoder
 from mode_ray.evaluate.measure.similarities import zero_shot_classifier
 from mode_ray.models.encode import Expert

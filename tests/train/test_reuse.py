@@ -15,7 +15,7 @@ from mode_ray.config.train import TrainConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.stages.manifest import Stage
 from mode_ray.storage import Location
-from mode_ray.train import reuse as standing
+from mode_ray.train import reuse
 from mode_ray.train.plan import DENSE, SEED, Trial, plan_trials
 from mode_ray.train.reuse import Takeover, copy_models, matching_experts, plan_takeover
 from mode_ray.train.runs.status import initial_statuses, read_status
@@ -55,7 +55,7 @@ def make_train(model_folder: Path, tmp_path: Path) -> Callable[..., TrainConfig]
                 "seed_share": 0.5,
                 "batch_size": 8,
                 "experts": 3,
-                "standing": str(tmp_path / "old"),
+                "reuse": str(tmp_path / "old"),
                 **fields,
             }
         )
@@ -71,7 +71,7 @@ def planned(config: TrainConfig) -> list[Trial]:
 def old(tmp_path: Path, make_train: Callable[..., TrainConfig]) -> Path:
     """A finished run of two experts, as far as it matters."""
     run = Location.parse(str(tmp_path / "old"))
-    config = make_train(experts=2, standing=None, dense_samples=128)
+    config = make_train(experts=2, reuse=None, dense_samples=128)
     clustering(OLD_MAP, 2).save(run / "clusters")
     trials = planned(config)
     for trial in trials:
@@ -145,8 +145,8 @@ class TestPlan:
         assert summary["fields_that_differ"] == {"train.dense_samples": [128, 64], "train.experts": [2, 3]}
         json.dumps(summary)
 
-    def test_without_standing_nothing_is_taken(self, plan: Callable[..., Takeover]) -> None:
-        assert plan(standing=None).sources == {}
+    def test_without_reuse_nothing_is_taken(self, plan: Callable[..., Takeover]) -> None:
+        assert plan(reuse=None).sources == {}
 
     def test_the_same_clustering_with_another_n_shares_what_it_can(self, plan: Callable[..., Takeover]) -> None:
         takeover = plan(clustering([0, 1, 2, 2], 3))
@@ -161,8 +161,8 @@ class TestPlan:
         assert not [name for name in takeover.sources if name.startswith("random")]
 
     def test_only_what_may_be_taken_is_taken(self, plan: Callable[..., Takeover]) -> None:
-        assert sorted(plan(standing_models=["seed"]).sources) == [SEED]
-        assert sorted(plan(standing_models=["seed", "dense"]).sources) == [DENSE, SEED]
+        assert sorted(plan(reuse_models=["seed"]).sources) == [SEED]
+        assert sorted(plan(reuse_models=["seed", "dense"]).sources) == [DENSE, SEED]
 
     def test_a_dense_run_that_is_not_wanted_is_not_taken(self, plan: Callable[..., Takeover]) -> None:
         assert DENSE not in plan(controls=[]).sources
@@ -234,7 +234,7 @@ class TestCopies:
         self, plan: Callable[..., Takeover], experts: Location, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         takeover, copied = plan(), []
-        copy = standing._copy_model
+        copy = reuse._copy_model
 
         def die_at_third(source: Location, target: Location) -> None:
             copied.append(target.name)
@@ -242,7 +242,7 @@ class TestCopies:
             if len(copied) == 3:
                 raise ConnectionError("killed")
 
-        monkeypatch.setattr(standing, "_copy_model", die_at_third)
+        monkeypatch.setattr(reuse, "_copy_model", die_at_third)
         with pytest.raises(ConnectionError):
             copy_models(takeover, experts)
         first = len(copied)
