@@ -13,7 +13,8 @@ import safetensors.numpy
 
 from mode_ray.cluster.search.nearest import Float32Array, Int32Array, NearestCenters
 from mode_ray.config.run import EncoderPlacement
-from mode_ray.embed.encoder import CaptionEncoder, encoder_config, load_encoder
+from mode_ray.embed.encoder import CaptionEncoder, encoder_config
+from mode_ray.embed.load import load_encoder
 from mode_ray.errors import DataError, UsageError
 from mode_ray.run_directory import FINE_FILE, coarse_file
 from mode_ray.storage import Location

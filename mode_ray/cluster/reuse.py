@@ -11,7 +11,8 @@ import ray
 
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import EncoderPlacement, RunConfig
-from mode_ray.embed.encoder import encoder_name, load_encoder
+from mode_ray.embed.encoder import encoder_name
+from mode_ray.embed.load import load_encoder
 from mode_ray.errors import UsageError
 from mode_ray.run_directory import FINE_FILE, SUMMARY_FILE, coarse_file
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, combined_hash

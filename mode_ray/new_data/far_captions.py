@@ -13,7 +13,7 @@ from mode_ray.captions.read import read_captions
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.base import config_hash
 from mode_ray.config.run import RunConfig
-from mode_ray.embed.encoder import load_encoder
+from mode_ray.embed.load import load_encoder
 from mode_ray.embed.stage import unit_record
 from mode_ray.embed.table import EMBEDDING, embedding_column, embedding_vectors, place_columns
 from mode_ray.errors import DataError

@@ -26,7 +26,8 @@ from mode_ray.cluster.fit.kmeans import fit_fine
 from mode_ray.cluster.search.nearest import NearestCenters
 from mode_ray.config.load import load_config
 from mode_ray.config.run import CoarseConfig, EncoderConfig, EncoderPlacement, FineConfig
-from mode_ray.embed.encoder import encoder_name, load_encoder
+from mode_ray.embed.encoder import encoder_name
+from mode_ray.embed.load import load_encoder
 from mode_ray.embed.table import as_stored
 from mode_ray.storage import Location
 

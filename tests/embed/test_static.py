@@ -11,7 +11,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from mode_ray.config.run import EncoderConfig, EncoderPlacement
-from mode_ray.embed.encoder import CaptionEncoder, load_encoder
+from mode_ray.embed.encoder import CaptionEncoder
+from mode_ray.embed.load import load_encoder
 from mode_ray.errors import UsageError
 from mode_ray.util.packages import resolve_folder
 

@@ -12,7 +12,8 @@ from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.read import read_captions
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
-from mode_ray.embed.encoder import encoder_name, load_encoder
+from mode_ray.embed.encoder import encoder_name
+from mode_ray.embed.load import load_encoder
 from mode_ray.embed.table import as_stored, embedding_column, embedding_vectors, place_columns
 from mode_ray.errors import DataError
 from mode_ray.new_data.far_captions import FarSample, FarWorker

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mode_ray.config.run import EncoderConfig, EncoderPlacement, RoutingConfig, RoutingRule
-from mode_ray.embed.encoder import load_encoder
+from mode_ray.embed.load import load_encoder
 from mode_ray.errors import DataError, UsageError
 from mode_ray.routing.weights import (
     mean_direction,
