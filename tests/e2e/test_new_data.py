@@ -142,7 +142,7 @@ def test_a_clustering_without_an_atlas_gets_one_after_assignment(runs: Runs, run
     clusters = Location.parse(str(runs.folder / run / "clusters"))
     summary = read_summary(clusters, len(Clustering.load(clusters).centers_md))
     assert summary is not None
-    assert "as assigned" in summary["facts"]["Looked at for this page"]
+    assert "as assigned" in summary["facts"]["Sampled for this page"]
     assert summary["facts"]["Usable captions"] == str(len(NEW[0]) + len(NEW[1]))
 
 
@@ -217,7 +217,7 @@ def test_the_whole_way_with_a_fitted_run_and_kept_embeddings(
     first = write_run(tmp_path, "first", [OLD[0::2], OLD[1::2]], cluster=fitted)
     run_stages(first)
     assert main(["drift", "--config", first]) == 0
-    assert "the centers still cover them" in capsys.readouterr().out
+    assert "The centers still cover the new captions" in capsys.readouterr().out
 
     cluster, embed = {"standing": str(tmp_path / "first/clusters")}, {"keep": "all"}
     second = write_run(tmp_path, "second", NEW, cluster=cluster, embed=embed)

@@ -97,7 +97,7 @@ class TestRefused:
 
     def test_two_matrices_in_one_table(self, folder: Path) -> None:
         save_file({"a": torch.zeros(2, 2), "b": torch.zeros(2, 2)}, folder / "model.safetensors")
-        with pytest.raises(UsageError, match=r"model\.safetensors: holds 2 matrices"):
+        with pytest.raises(UsageError, match=r"model\.safetensors: contains 2 matrices"):
             load(folder)
 
     def test_no_tokenizer(self, folder: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_seeded_part_of_them_the_same_by_both_ways(assigned: Assigned) -> None
 
 def test_a_source_that_lost_captions_is_named(assigned: Assigned) -> None:
     pq.write_table(pa.table({"caption": CAPTIONS[:2]}), assigned.folder / "captions/a.parquet")
-    with pytest.raises(DataError, match=r"a.parquet: 1 of its assigned captions are not there any more"):
+    with pytest.raises(DataError, match=r"a.parquet: 1 of its assigned captions are missing"):
         assigned.far("sample")
 
 
