@@ -28,7 +28,7 @@ from mode_ray.config.base import ActorPool
 from mode_ray.config.captions import CaptionsConfig, EmbedConfig, EncoderConfig, EncoderPlacement
 from mode_ray.config.run import RayConfig, RunConfig
 from mode_ray.config.train import TrainConfig
-from mode_ray.embed.encoder import load_encoder
+from mode_ray.embed.load import load_encoder
 from mode_ray.embed.stage import EmbedWorker, run_embed
 from mode_ray.embed.static import StaticEncoder
 from mode_ray.stages.manifest import Stage, read_units, write_unit

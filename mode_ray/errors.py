@@ -1,4 +1,4 @@
-"""What can go wrong by the user's hand: every such error is one sentence that names the place and the mend."""
+"""Errors for the user: each message is one sentence that says where it failed and how to fix it."""
 
 from typing import ClassVar
 
@@ -22,18 +22,18 @@ class DataError(ModeRayError):
 
 
 class WriteError(ModeRayError, OSError):
-    """Output that cannot be written: exit code 1. An OSError too, which may pass when tried again."""
+    """Output that cannot be written: exit code 1. Also an OSError, because a retry may succeed."""
 
     exit_code: ClassVar[int] = 1
 
 
 class WorkerError(ModeRayError):
-    """Workers that cannot go on, for no fault of the data: exit code 1."""
+    """Workers that fail for reasons other than the data: exit code 1."""
 
     exit_code: ClassVar[int] = 1
 
 
 class TrainingError(ModeRayError):
-    """A training run that cannot go on, or runs that failed for good: exit code 1."""
+    """A training run that cannot continue, or that failed permanently: exit code 1."""
 
     exit_code: ClassVar[int] = 1

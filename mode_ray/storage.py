@@ -1,7 +1,7 @@
 """Local, S3 and GCS paths behind one URI type; every write is atomic.
 
-pyarrow's filesystems do the work: they read AWS_ENDPOINT_URL and the usual credentials, and Ray Data and
-parquet are native to them.
+It uses pyarrow's filesystems. They read AWS_ENDPOINT_URL and the usual credentials, and Ray Data and parquet support
+them directly.
 """
 
 import contextlib
@@ -37,12 +37,13 @@ _Read = TypeVar("_Read")
 
 @functools.lru_cache(maxsize=32)
 def _filesystem(scheme: str, bucket: str) -> pyarrow.fs.FileSystem:
-    """One filesystem client a bucket and process: building one costs a region lookup."""
+    """The filesystem client of a bucket, cached per process: building one costs a region lookup."""
     if scheme == "file":
         return pyarrow.fs.LocalFileSystem()
-    # Delayed open: a small object takes one request, not the three of a multipart upload. Arrow's retries are left as
-    # they are: built from a URI, its S3 client tries an operation for six seconds (31 times, also after 500, 503 and
-    # cut connections) and gives up a connection that is silent for three; on Linux its timeouts cannot be changed.
+    # With delayed open, a small object takes one request instead of the three of a multipart upload. Arrow's retries
+    # keep their defaults: an S3 client built from a URI retries an operation for six seconds (31 times, also after
+    # 500, 503 and broken connections) and drops a connection after three silent seconds. On Linux these timeouts
+    # cannot be changed.
     options = "?allow_delayed_open=true" if scheme == "s3" else ""
     filesystem, _ = pyarrow.fs.FileSystem.from_uri(f"{scheme}://{bucket}{options}")
     return filesystem
@@ -52,7 +53,7 @@ def _filesystem(scheme: str, bucket: str) -> pyarrow.fs.FileSystem:
 class Location:
     """A file or directory by URI: `/data/run`, `file:///data/run`, `s3://bucket/run` or `gs://bucket/run`.
 
-    Build it with `Location.parse`; only the URI crosses process borders.
+    Build it with `Location.parse`. Only the URI is pickled.
 
     Attributes:
         uri: Absolute local path, or `scheme://bucket/path`, without a trailing slash.
@@ -62,22 +63,22 @@ class Location:
 
     @classmethod
     def parse(cls, text: str) -> "Location":
-        """Make a location of a path or URI; relative paths count from the working directory.
+        """Make a location from a path or URI; relative paths are relative to the working directory.
 
         Raises:
-            UsageError: The scheme is unknown, a remote URI names no bucket, a file URI names a host.
+            UsageError: The scheme is unknown, a remote URI has no bucket, or a file URI has a host.
         """
         if "://" not in text:
             return cls(str(Path(text).expanduser().absolute()))
         parts = urlsplit(text)
         if parts.scheme == "file":
             if parts.netloc not in ("", "localhost"):
-                raise UsageError(f"{text}: {parts.netloc!r} stands where a host belongs; write file:///PATH")
+                raise UsageError(f"{text}: {parts.netloc!r} is read as a host; write file:///PATH")
             return cls(str(Path(parts.path).absolute()))
         if parts.scheme not in REMOTE_SCHEMES:
             raise UsageError(f"{text}: unknown scheme {parts.scheme!r}; use a local path, s3://… or gs://…")
         if not parts.netloc:
-            raise UsageError(f"{text}: no bucket named; write {parts.scheme}://BUCKET/PATH")
+            raise UsageError(f"{text}: the bucket is missing; write {parts.scheme}://BUCKET/PATH")
         return cls(text.rstrip("/"))
 
     def __str__(self) -> str:
@@ -88,7 +89,7 @@ class Location:
 
     @property
     def is_local(self) -> bool:
-        """Whether this lies on this machine's own filesystem."""
+        """Whether this is a path of this machine's filesystem."""
         return "://" not in self.uri
 
     @property
@@ -98,13 +99,13 @@ class Location:
 
     @property
     def parent(self) -> "Location":
-        """The directory that holds this; a bucket, like the root, is its own parent."""
+        """The parent directory; a bucket and the root are their own parents."""
         above = self.uri.rsplit("/", 1)[0]
         return self if above.endswith(":/") else Location(above or "/")
 
     @property
     def filesystem(self) -> pyarrow.fs.FileSystem:
-        """The pyarrow filesystem that serves `path`."""
+        """The pyarrow filesystem for `path`."""
         if self.is_local:
             return _filesystem("file", "")
         parts = urlsplit(self.uri)
@@ -112,15 +113,15 @@ class Location:
 
     @property
     def path(self) -> str:
-        """The path as `filesystem` wants it: no scheme, the bucket first."""
+        """The path for `filesystem`: without the scheme, the bucket first."""
         return self.uri if self.is_local else self.uri.split("://", 1)[1]
 
     def exists(self) -> bool:
-        """Whether a file or directory is there."""
+        """Whether a file or directory exists."""
         return bool(self._info().type != pyarrow.fs.FileType.NotFound)
 
     def is_directory(self) -> bool:
-        """Whether a directory (or an S3 prefix with objects below it) is there."""
+        """Whether this is an existing directory (or an S3 prefix with objects below it)."""
         return bool(self._info().type == pyarrow.fs.FileType.Directory)
 
     def size_bytes(self) -> int:
@@ -131,14 +132,14 @@ class Location:
         return self.filesystem.get_file_info(self.path)
 
     def files(self, *, recursive: bool = False) -> list["Location"]:
-        """Files in this directory, sorted; none where it does not exist.
+        """Files in this directory, sorted; none if it does not exist.
 
-        Files and directories below it whose names start with a dot are left out.
+        Files and directories whose names start with a dot are skipped.
         """
         return [entry.location for entry in self.entries(recursive=recursive)]
 
     def entries(self, *, recursive: bool = False) -> list["FileEntry"]:
-        """The same files with their sizes and times, as the one listing tells them."""
+        """The same files with their sizes and times, from a single listing."""
         selector = pyarrow.fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         infos = self.filesystem.get_file_info(selector)
         return sorted(
@@ -148,7 +149,7 @@ class Location:
         )
 
     def directories(self) -> list["Location"]:
-        """Directories in this directory, sorted, as `files`."""
+        """Directories in this directory, sorted; with the rules of `files`."""
         infos = self.filesystem.get_file_info(pyarrow.fs.FileSelector(self.path, allow_not_found=True))
         found = [self._sibling(info.path.rstrip("/")) for info in infos if info.type == pyarrow.fs.FileType.Directory]
         return sorted(location for location in found if not location.name.startswith("."))
@@ -159,11 +160,11 @@ class Location:
 
     @property
     def has_wildcards(self) -> bool:
-        """Whether `glob` would look for more than this one name."""
+        """Whether the URI contains wildcards for `glob`."""
         return bool(_GLOB_CHARACTERS & set(self.uri))
 
     def glob_entries(self) -> list["FileEntry"]:
-        """What `glob` finds, with sizes and times."""
+        """The files of `glob` with their sizes and times."""
         if not self.has_wildcards:
             return [FileEntry.of(self, self._info())] if self.exists() else []
         parts = self.uri.split("/")
@@ -180,13 +181,13 @@ class Location:
         return self.filesystem.open_input_file(self.path)
 
     def complete(self, read: Callable[[], _Read]) -> _Read:
-        """Do what reads this file, again where the connection breaks amid the answer.
+        """Call a function that reads this file; retry if the connection breaks during the response.
 
-        Arrow tries a request again until an answer begins; what breaks after that it reports. Errors that say what is
-        wrong with the file or the right to it are raised at once, and so is every error of a local file.
+        Arrow retries a request only until the response begins. Errors of a local file, and errors of a missing file or
+        permission, are raised at once.
 
         Args:
-            read: Opens and reads; it leaves nothing behind where it raises.
+            read: Opens and reads the file; has no side effects if it raises.
         """
         for _ in range(_READS_IN_ALL - 1):
             try:
@@ -199,16 +200,16 @@ class Location:
         return read()
 
     def read_bytes(self) -> bytes:
-        """The whole file, as it stood at one time."""
+        """The whole file; never a mixture of two versions of it."""
         return self.complete(self._read_bytes)
 
     def _read_bytes(self) -> bytes:
         while True:
-            # As a file, not as a stream: a stream's read() asks an object store for a quarter of a megabyte at a time.
+            # Opened as a file: the read() of a stream requests only 256 KiB at a time from an object store.
             with self.open_input() as source:
                 data, version = bytes(source.read(source.size())), source.metadata()
-            # An object store is asked for the size first, then for that many bytes: of an object replaced in between
-            # they are the head. A local file stays the one that was opened.
+            # Size and bytes are two requests to an object store. If the object is replaced between them, the bytes are
+            # truncated, so the version is compared. A local file remains the one that was opened.
             if self.is_local or version == self._version():
                 return data
 
@@ -223,13 +224,13 @@ class Location:
 
     @contextlib.contextmanager
     def open_atomic(self) -> Iterator[IO[bytes]]:
-        """Write a file that appears whole or not at all.
+        """Write a file atomically; nothing is written if the block raises.
 
-        Local: a temporary name in the same directory, flushed to disk, then renamed. Remote: collected in memory, or
-        where it is large on the local disk, then one upload. Nothing appears where the block raises.
+        Local: written to a temporary file in the same directory, flushed to disk, then renamed. Remote: buffered in
+        memory, or on the local disk if large, then uploaded at once.
 
         Raises:
-            WriteError: The disk is full, the storage refuses, or does not answer.
+            WriteError: The disk is full, or the storage denies the write or does not respond.
         """
         try:
             with self._open_local() if self.is_local else self._open_remote() as stream:
@@ -263,21 +264,21 @@ class Location:
 
     def _write_error(self, error: OSError) -> WriteError:
         if error.errno in _NO_SPACE:
-            full = self.parent if self.is_local else tempfile.gettempdir()  # where an upload is collected
+            full = self.parent if self.is_local else tempfile.gettempdir()  # where an upload is buffered
             reason = f"no space left on {full} (writing {self.name}): free space and run again"
         else:
-            reason = f"{self}: cannot be written ({' '.join(str(error).split())}): mend that and run again"
-        return WriteError(f"{reason}; what is finished stays")
+            reason = f"{self}: cannot be written ({' '.join(str(error).split())}): fix this and run again"
+        return WriteError(f"{reason}; finished work is kept")
 
     def remove_temporaries(self) -> None:
-        """Remove, below a local directory, what writers that were killed left of files they had not finished."""
+        """Remove the temporary files of killed writers below a local directory."""
         if self.is_local:
             for file in Path(self.path).rglob(".*.tmp"):
                 if _TEMPORARY.fullmatch(file.name):
                     file.unlink(missing_ok=True)
 
     def copy_to(self, target: "Location") -> None:
-        """Copy this file; the copy appears whole or not at all."""
+        """Copy this file, atomically."""
         with self.open_input() as source, target.open_atomic() as stream:
             size = source.size()
             for start in range(0, size, _COPIED_AT_ONCE_BYTES):
@@ -294,7 +295,7 @@ class Location:
         self.write_bytes(text.encode())
 
     def write_table(self, table: pa.Table) -> int:
-        """Write a parquet file (zstd, with a checksum of every page), atomically.
+        """Write a parquet file (zstd, page checksums), atomically.
 
         Returns:
             Its size in bytes.
@@ -304,9 +305,9 @@ class Location:
             return stream.tell()
 
     def write_tables(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-        """The same of a table that comes in parts, each a row group.
+        """Write a parquet file from tables, one row group each, atomically.
 
-        Such tables are large: what arrow's allocator keeps of them for later is given back.
+        Such tables are large, so the memory that Arrow's allocator would keep is released.
         """
         with self.open_atomic() as stream:
             options = {"compression": "zstd", "write_page_checksum": True, **_encodings(schema)}
@@ -316,10 +317,10 @@ class Location:
         pa.default_memory_pool().release_unused()
 
     def read_table(self, columns: list[str] | None = None) -> pa.Table:
-        """Read one parquet file; where pages carry checksums, they are verified.
+        """Read one parquet file; page checksums are verified if present.
 
         Raises:
-            OSError: A page is damaged, or as the filesystem raises.
+            OSError: A page is damaged, or the filesystem fails.
         """
         return self.complete(lambda: self._read_table(columns))
 
@@ -328,10 +329,10 @@ class Location:
             return pq.ParquetFile(source, page_checksum_verification=True).read(columns=columns)
 
     def read_parquet_footer(self) -> pq.FileMetaData:
-        """Read the footer of a parquet file alone.
+        """Read only the footer of a parquet file.
 
         Raises:
-            OSError: It is no whole parquet file, or as the filesystem raises.
+            OSError: It is not a complete parquet file, or the filesystem fails.
         """
         return self.complete(self._read_parquet_footer)
 
@@ -340,7 +341,7 @@ class Location:
             return pq.read_metadata(source)
 
     def delete(self) -> None:
-        """Remove a file or a whole directory; nothing where it is not there."""
+        """Delete a file or a whole directory, if it exists."""
         kind = self._info().type
         if kind == pyarrow.fs.FileType.Directory:
             self.filesystem.delete_dir(self.path)
@@ -350,13 +351,13 @@ class Location:
 
 @dataclass(frozen=True, order=True, slots=True)
 class FileEntry:
-    """A file as a listing tells it.
+    """A file of a listing.
 
     Attributes:
         location: The file.
         size_bytes: Its size.
-        modified_unix_seconds: When it was last written; 0 where the filesystem does not tell. Remote times are whole
-            seconds: some object stores tell fractions when listing and none when asked for one file.
+        modified_unix_seconds: Time of the last write; 0 if the filesystem does not report it. Remote times are whole
+            seconds: some object stores report fractions in listings only.
     """
 
     location: Location
@@ -365,32 +366,32 @@ class FileEntry:
 
     @classmethod
     def of(cls, location: Location, info: pyarrow.fs.FileInfo) -> "FileEntry":
-        """From arrow's description of it."""
+        """Convert Arrow's description of a file."""
         modified = (info.mtime_ns or 0) / 1e9
         return cls(location, int(info.size or 0), modified if location.is_local else float(int(modified)))
 
 
 def is_damage(error: Exception, location: Location) -> bool:
-    """Whether an error of arrow's parquet reader is about the bytes themselves, so that trying again is of no use.
+    """Whether an error of Arrow's parquet reader means damaged data, so that a retry would not help.
 
-    Arrow raises OSError for undecodable bytes too, then without an errno; remote errors never carry one.
+    Arrow also raises OSError for undecodable bytes, without an errno. Remote errors never have an errno.
     """
     return not isinstance(error, OSError) or (location.is_local and error.errno is None)
 
 
 def _encodings(schema: pa.Schema) -> dict[str, list[str]]:
-    """Encodings by column: numbers with a fraction hardly repeat, so that a dictionary of them only costs time."""
+    """Encodings by column. Floats rarely repeat, so a dictionary of them would only cost time."""
     leaves: dict[bool, list[str]] = {False: [], True: []}
     for field in schema:
         nested = pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
         kind = field.type.value_type if nested else field.type
-        # As parquet names the one leaf of a list.
+        # Parquet's name for the values of a list.
         leaves[pa.types.is_floating(kind)].append(f"{field.name}.list.element" if nested else field.name)
     return {"use_dictionary": leaves[False], "use_byte_stream_split": leaves[True]}
 
 
 def _matches(parts: list[str], pattern: list[str]) -> bool:
-    """Whether path parts match pattern parts; `**` stands for any number of directories."""
+    """Whether path parts match pattern parts; `**` matches any number of directories."""
     if not pattern:
         return not parts
     if pattern[0] == "**":

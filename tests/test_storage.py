@@ -340,8 +340,8 @@ class TestParsing:
         [
             ("ftp://host/x", "unknown scheme 'ftp'"),
             ("http://host/x.yaml", "unknown scheme 'http'"),
-            ("s3://", "no bucket named"),
-            ("s3:///run", "no bucket named"),
+            ("s3://", "the bucket is missing"),
+            ("s3:///run", "the bucket is missing"),
             ("file://data/run", "write file:///PATH"),
         ],
     )

@@ -13,7 +13,7 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.search.nearest import FlatSearch, Float32Array, NearestCenters
 from mode_ray.config.base import fingerprint_fields
 from mode_ray.config.run import RunConfig
-from mode_ray.embed.encoder import load_encoder
+from mode_ray.embed.load import load_encoder
 from mode_ray.embed.stage import unit_record
 from mode_ray.embed.table import as_stored, embedding_vectors, place_columns, split_usable
 from mode_ray.errors import DataError

@@ -1,4 +1,4 @@
-"""Compute the atlas summary from a clustering and a sample of captions; pure."""
+"""Computes the atlas summary from a clustering and a sample of captions, without I/O."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,15 +38,15 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class AtlasFacts:
-    """Where a summary comes from.
+    """Origin and limits of a summary.
 
     Attributes:
-        about: Shown as name and value.
-        slack: Of the coarse maps: an expert holds at most (1 + slack)/n.
+        about: Facts to show, by name.
+        slack: Slack of the coarse maps: an expert has at most (1 + slack)/n of the captions.
         first_map: The n to show first.
         refused: Captions refused before clustering, by reason.
-        versions: Of packages.
-        count_sample: Take cluster sizes from the sample, not from the fit: where assignments are priced.
+        versions: Versions of packages.
+        count_sample: Count cluster sizes in the sample instead of the fit; set if assignments are priced.
     """
 
     about: Mapping[str, str]
@@ -62,7 +62,7 @@ def atlas_data(clustering: Clustering, sample: CaptionSample, facts: AtlasFacts)
 
     Args:
         clustering: Centers, masses and coarse maps.
-        sample: Captions of it; may be few, or none of some clusters.
+        sample: Captions of the clustering; clusters may have few or none.
         facts: Origin and limits.
     """
     m = len(clustering.centers_md)
@@ -152,7 +152,7 @@ def _clusters(
 
 
 def _ends(sample: CaptionSample, m: int) -> list[tuple[list[tuple[str, float]], list[tuple[str, float]]]]:
-    """For every cluster the captions nearest to its center, nearest first, and the farthest, farthest first."""
+    """For every cluster, its captions nearest to the center, nearest first, and its farthest, farthest first."""
     found: list[list[tuple[str, float]]] = [[] for _ in range(m)]
     columns = (sample.ends[name].to_pylist() for name in ("fine", "caption", "squared_distance"))
     for fine, caption, distance in zip(*columns, strict=True):
@@ -168,8 +168,8 @@ def nearest_neighbours(centers_md: npt.NDArray[np.floating], count: int) -> tupl
     """The nearest other centers of every center.
 
     Returns:
-        neighbours_mk: [m, k], nearest first; k is `count`, or m - 1 where that is less.
-        squared_distance_m: float64 [m], to the nearest; infinite where there is no other.
+        neighbours_mk: [m, k], nearest first; k is the smaller of `count` and m - 1.
+        squared_distance_m: float64 [m], to the nearest other center; infinite if there is none.
     """
     centers_md = np.asarray(centers_md, np.float64)
     m, k = len(centers_md), min(count, len(centers_md) - 1)
@@ -186,10 +186,10 @@ def nearest_neighbours(centers_md: npt.NDArray[np.floating], count: int) -> tupl
 
 
 def _findings(clusters: ClusterColumns, maps: Sequence[MapData], rows_m: npt.NDArray[np.integer]) -> list[Finding]:
-    """What a reader should know first."""
+    """The most important findings, for the top of the page."""
     ratio = max_over_mean(rows_m)
     sizes = (
-        f"The largest fine cluster holds {ratio:.1f} times the mean; "
+        f"The largest fine cluster has {ratio:.1f} times the mean size; "
         f"the imbalance factor is {imbalance_factor(rows_m):.2f} (1 is perfect)."
     )
     uneven = ratio > _UNEVEN_ABOVE
@@ -198,13 +198,13 @@ def _findings(clusters: ClusterColumns, maps: Sequence[MapData], rows_m: npt.NDA
         fullest, over = max(chosen["load"]), max(chosen["load"]) / chosen["capacity"]
         held = over <= 1 + 1e-5  # loads are rounded
         limit = f"within its capacity of {_percent(chosen['capacity'])}" if held else f"{over:.2f} times its capacity"
-        sentence = f"n = {chosen['n']}: the fullest expert holds {_percent(fullest)} of the captions, {limit}."
+        sentence = f"n = {chosen['n']}: the largest expert has {_percent(fullest)} of the captions, {limit}."
         found.append(Finding(good=held, sentence=sentence, clusters=[]))
     return found + _odd_clusters(clusters, rows_m)
 
 
 def _odd_clusters(clusters: ClusterColumns, rows_m: npt.NDArray[np.integer]) -> list[Finding]:
-    """Clusters that are empty, repeated, diffuse, or have a twin; a few of the latter three are normal."""
+    """Clusters that are empty, repetitive, diffuse, or near-duplicates; a few of the last two are normal."""
     m = len(rows_m)
     means = {
         fine: mean
@@ -218,26 +218,26 @@ def _odd_clusters(clusters: ClusterColumns, rows_m: npt.NDArray[np.integer]) -> 
             np.flatnonzero(rows_m == 0).tolist(),
             0.0,
             "No fine cluster is empty",
-            "hold no caption: they take part in routing, not in training",
+            "have no caption: they are used for routing, but not for training",
         ),
         (
             [fine for fine in means if (clusters["distinct"][fine] or 0.0) < _REPEATED_BELOW],
             0.0,
-            "No fine cluster is mostly repeated captions",
-            "are mostly repeated captions (fewer than half are distinct): boilerplate, which deduplication removes",
+            "No fine cluster consists mostly of repeated captions",
+            "consist mostly of repeated captions (fewer than half are distinct), which deduplication removes",
         ),
         (
             [fine for fine, mean in means.items() if mean > _DIFFUSE_ABOVE * typical],
             _TOLERATED_SHARE,
-            "No fine cluster is much wider than the others",
-            f"are diffuse: their mean squared distance is above {_DIFFUSE_ABOVE:g} times the typical {typical:.2f}",
+            "No fine cluster is much more diffuse than the others",
+            f"are diffuse: their mean squared distance exceeds {_DIFFUSE_ABOVE:g} times the typical {typical:.2f}",
         ),
         (
             [fine for fine, gap in enumerate(gaps) if gap is not None and gap < _TWIN_SHARE * typical],
             _TOLERATED_SHARE,
             "No two fine centers nearly coincide",
-            f"have a twin: a center nearer than {_TWIN_SHARE:g} of the typical squared distance. Two of equal size "
-            f"would be only {_percent(_TWIN_SHARE / 4)} wider as one",
+            f"are near-duplicates: another center is nearer than {_TWIN_SHARE:g} of the typical squared distance. "
+            f"Merging two of equal size would raise their mean squared distance by only {_percent(_TWIN_SHARE / 4)}",
         ),
     ]
     return [
@@ -251,7 +251,7 @@ def _odd_clusters(clusters: ClusterColumns, rows_m: npt.NDArray[np.integer]) -> 
 
 
 def _edges(squared_distance_b: npt.NDArray[np.floating]) -> FloatArray:
-    """Common bins; the last one takes all beyond it, so that single outliers do not flatten the rest."""
+    """Bins for all histograms; the last bin includes all larger values, so that outliers do not flatten the others."""
     high = float(np.quantile(squared_distance_b, 0.998)) if len(squared_distance_b) else 1.0
     return np.linspace(0.0, max(high, 1e-6), HISTOGRAM_BINS + 1)
 

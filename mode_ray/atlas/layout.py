@@ -1,4 +1,4 @@
-"""A flat map of the fine centers: t-SNE of the largest, the others beside their nearest, discs pushed apart."""
+"""A two-dimensional map of the fine centers: t-SNE of the largest, others near them, without overlapping discs."""
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ _SEPARATION_ROUNDS = 120
 def layout_map(
     centers_md: npt.NDArray[np.floating], share_m: npt.NDArray[np.floating]
 ) -> tuple[Float64Array, Float64Array]:
-    """Places and radii of discs whose area is the cluster's share; near centers tend to lie near each other.
+    """Positions and radii of discs whose area is the cluster's share; similar centers tend to be near each other.
 
     Args:
         centers_md: [m, d].
@@ -28,7 +28,7 @@ def layout_map(
 
     Returns:
         places_m2: float64 [m, 2] in the unit square, the wider extent along x; deterministic.
-        radius_m: float64 [m], in the same unit.
+        radius_m: float64 [m], in the same units.
     """
     landmarks = np.sort(np.argsort(-np.asarray(share_m), kind="stable")[:MAX_LANDMARKS])
     landmarks_kd: Float64Array = np.asarray(centers_md[landmarks], np.float64)
@@ -40,21 +40,21 @@ def layout_map(
         weights = 1.0 / (np.asarray(distances) + 1e-9)
         weights /= weights.sum(axis=1, keepdims=True)
         places_m2[others] = np.einsum("ok,okx->ox", weights, places_m2[landmarks][near])
-    places_m2 = _principal(places_m2)  # turned: the longer axis along x
+    places_m2 = _principal(places_m2)  # rotated: the longer axis along x
     radius_m = np.sqrt(np.maximum(share_m, 0.05 / len(share_m)) * DISC_AREA_SHARE / np.pi)
     return _within_square(_separate(_within_square(places_m2, radius_m)[0], radius_m), radius_m)
 
 
 def tsne(points_kd: Float64Array) -> Float64Array:
-    """Exact t-SNE from a PCA start (van der Maaten and Hinton 2008), float64 [k, 2]; deterministic.
+    """Exact t-SNE initialised by PCA (van der Maaten and Hinton 2008), float64 [k, 2]; deterministic.
 
-    scikit-learn would be a dependency for this alone.
+    This avoids a dependency on scikit-learn.
     """
     k = len(points_kd)
     start_k2 = _principal(points_kd)
     if k < 4:
         return start_k2
-    # As many neighbours as a topic may have: more would tie small topics together.
+    # About the number of neighbours in a topic: a higher perplexity would merge small topics.
     perplexity = float(np.clip(k * _PERPLEXITY_SHARE, *_PERPLEXITY_BOUNDS))
     affinity_kk = _affinities(points_kd, min(perplexity, (k - 1) / 3)).astype(np.float32)
     places_k2 = (start_k2 / max(float(start_k2.std()), 1e-12) * 1e-4).astype(np.float32)
@@ -95,7 +95,7 @@ def _affinities(points_kd: Float64Array, perplexity: float) -> Float64Array:
 
 
 def _principal(points_kd: Float64Array) -> Float64Array:
-    """The first two principal components [k, 2], signs fixed; zeros where there are fewer."""
+    """The first two principal components [k, 2], with fixed signs; zeros if there are fewer."""
     centred_kd = points_kd - points_kd.mean(axis=0)
     left, scale, _ = np.linalg.svd(centred_kd, full_matrices=False)
     axes = min(2, len(scale))
@@ -106,12 +106,12 @@ def _principal(points_kd: Float64Array) -> Float64Array:
 
 
 def _separate(places_m2: Float64Array, radius_m: Float64Array) -> Float64Array:
-    """Push overlapping discs apart, a little in each round."""
+    """Push overlapping discs apart, in small steps."""
     places_m2 = places_m2.copy()
-    # Equal places have no direction to part in: a golden-angle spiral gives each its own.
+    # Discs at equal positions have no direction to separate in; a golden-angle spiral gives each disc one.
     angle_m = np.arange(len(places_m2)) * 2.399963
     places_m2 += 1e-6 * np.column_stack([np.cos(angle_m), np.sin(angle_m)])
-    # Bounded, so that one huge disc among many small ones does not make all of them pairs.
+    # Bounded, so that one huge disc does not make pairs with all small ones.
     reach = min(2 * float(radius_m.max()), 8 * float(np.median(radius_m)))
     for _ in range(_SEPARATION_ROUNDS):
         pairs = scipy.spatial.cKDTree(places_m2).query_pairs(reach, output_type="ndarray")
@@ -131,7 +131,7 @@ def _separate(places_m2: Float64Array, radius_m: Float64Array) -> Float64Array:
 
 
 def _within_square(places_m2: Float64Array, radius_m: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Places and radii scaled alike, so that all discs lie in the unit square."""
+    """Scale positions and radii so that all discs are in the unit square."""
     low_2 = (places_m2 - radius_m[:, None]).min(axis=0)
     high_2 = (places_m2 + radius_m[:, None]).max(axis=0)
     extent_2 = high_2 - low_2

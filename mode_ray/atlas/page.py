@@ -1,4 +1,4 @@
-"""Render the atlas: one self-contained HTML page, its data in a JSON island, its script allowed by hash alone."""
+"""Renders the atlas as one self-contained HTML page with embedded JSON; only its script, by hash, may run."""
 
 import base64
 import functools
@@ -12,7 +12,7 @@ from mode_ray.atlas.sample import clipped
 from mode_ray.atlas.summary import CAPTIONS_PER_END, AtlasSummary, ClusterColumns
 
 MAX_DATA_BYTES = 5_000_000
-# Chosen far apart in OKLab by farthest-point search at lightness 0.40 to 0.78; groups are told by number too.
+# Chosen by farthest-point search in OKLab at lightness 0.40 to 0.78. The page shows the expert's number too.
 # fmt: off
 EXPERT_COLORS = (
     "#336ccc", "#73d41d", "#fd4835", "#3b5001", "#f173f9", "#7d0d5b", "#17d0d8", "#b3986a",
@@ -21,15 +21,14 @@ EXPERT_COLORS = (
     "#8fc990", "#7e7120", "#bd1f37", "#673743", "#cb6c4a", "#8870c7", "#dc8fd5", "#316d5a",
 )
 # fmt: on
-# Captions at either end of a cluster, their characters, and terms: the first that fits is taken.
+# Captions at each end of a cluster, characters per caption, terms per cluster; the first that fits is used.
 _DETAIL_STEPS = ((5, 150, 8), (4, 120, 8), (3, 100, 8), (2, 80, 6), (1, 60, 5), (0, 0, 4), (0, 0, 2))
 
 
 def render_atlas(summary: AtlasSummary) -> str:
-    """The page of a summary; every text in it is untrusted and escaped.
+    """Render the page of a summary; all text in it is untrusted and escaped.
 
-    The page shows shorter captions, then fewer, so that its data take at most `MAX_DATA_BYTES` where that is possible.
-    The summary itself keeps all of them.
+    The page shows fewer and shorter captions if its data would exceed `MAX_DATA_BYTES`. The summary keeps all of them.
     """
     shown, captions_each = fit_to_bytes(summary, MAX_DATA_BYTES)
     environment = _environment()
@@ -40,16 +39,16 @@ def render_atlas(summary: AtlasSummary) -> str:
         colors=EXPERT_COLORS,
         captions_each=captions_each,
         captions_kept=CAPTIONS_PER_END,
-        script=Markup(script),  # noqa: S704 - the package's own
+        script=Markup(script),  # noqa: S704 - a template of this package
         script_hash=digest,
     )
 
 
 def fit_to_bytes(data: AtlasSummary, max_bytes: int) -> tuple[AtlasSummary, int]:
-    """The data with as many and as long captions as fit.
+    """Shorten the data to fit, with as many and as long captions as possible.
 
     Returns:
-        The data, and how many captions there are at most at either end of a cluster.
+        The data, and the largest number of captions at each end of a cluster.
     """
     for captions, characters, terms in _DETAIL_STEPS:
         shortened: AtlasSummary = {**data, "clusters": _shortened(data["clusters"], captions, characters, terms)}
@@ -86,7 +85,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    # `tojson` escapes <, >, & and ' whatever else is set; text of other scripts stays at its own size.
+    # `tojson` always escapes <, >, & and '. Without ensure_ascii, other scripts are not escaped and stay small.
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
     environment.policies["json.dumps_function"] = json.dumps
     return environment

@@ -1,7 +1,6 @@
-"""Read the data inside an atlas page of version 0.1.0, which wrote no `summary.json`.
+"""Reads the data of an atlas page of version 0.1.0, which wrote no `summary.json`.
 
-To be removed after one release, with its one use in `summary`: by then a run either has a summary, or `mode-ray atlas`
-writes one.
+To be removed after one release, with its use in `summary`.
 """
 
 import html.parser
@@ -10,9 +9,9 @@ from typing import Any
 
 
 def data_of_page(page: str) -> dict[str, Any] | None:
-    """The data of an atlas page in the form of a summary; None where the text is no such page.
+    """The data of an atlas page in the form of a summary; None if the text is not such a page.
 
-    The page has no masses of its own; its sizes are the masses, except where assignments are priced. Captions that the
+    The page has no masses. Its sizes are used instead; they are equal unless assignments are priced. Captions that the
     page dropped to stay small are missing.
     """
     island = _Island()

@@ -1,4 +1,4 @@
-"""What the atlas keeps of sampled captions: numbers of each, term counts, and texts at both ends of a cluster."""
+"""Summarises sampled captions for the atlas: figures of each, term counts, and texts at both ends of a cluster."""
 
 import hashlib
 import unicodedata
@@ -13,7 +13,7 @@ from mode_ray.atlas.summary import MAX_CAPTION_CHARACTERS
 from mode_ray.atlas.terms import count_terms
 from mode_ray.cluster.search.nearest import Float32Array, Int32Array
 
-# Joiners shape emoji and Indic letters; all other format characters could reorder or hide text.
+# Joiners shape emoji and Indic letters. Other format characters could reorder or hide text.
 _JOINERS = "\u200c\u200d"
 
 
@@ -24,11 +24,11 @@ class CaptionSample:
     Attributes:
         fine_b: int32 [b], cluster of every sampled caption.
         squared_distance_b: float32 [b], squared distance to its center.
-        text_hash_b: uint64 [b], to tell distinct captions.
-        terms: As `atlas_terms.count_terms` returns.
+        text_hash_b: uint64 [b], to count distinct captions.
+        terms: As `count_terms` returns.
         ends: The captions nearest to and farthest from each center: fine int32, squared_distance float32,
             text_hash uint64, caption string (shortened).
-        missing: Sampled rows whose caption is no longer found in the source.
+        missing: Number of sampled rows whose caption is no longer in the source.
     """
 
     fine_b: Int32Array
@@ -45,14 +45,14 @@ class CaptionSample:
 def summarise(
     fine_b: Int32Array, squared_distance_b: Float32Array, captions: Sequence[str], per_end: int, missing: int = 0
 ) -> CaptionSample:
-    """Summarise captions so that little travels: per row 16 bytes, and `per_end` texts at either end of a cluster.
+    """Summarise captions compactly: 16 bytes per row, and `per_end` texts at each end of a cluster.
 
     Args:
         fine_b: int32 [b].
         squared_distance_b: float32 [b].
         captions: Texts, b of them.
-        per_end: Distinct captions kept nearest to a center, and as many farthest from it.
-        missing: Passed on.
+        per_end: Number of distinct captions to keep nearest to each center, and farthest from it.
+        missing: See `CaptionSample`.
     """
     hashes = [hashlib.blake2b(caption.encode(), digest_size=8).digest() for caption in captions]
     text_hash_b = np.frombuffer(b"".join(hashes), np.uint64)
@@ -69,7 +69,7 @@ def summarise(
 
 
 def merge(samples: Sequence[CaptionSample], per_end: int) -> CaptionSample:
-    """One sample of several; the result does not depend on how captions were dealt to them."""
+    """Merge samples; the result does not depend on how captions were distributed to them."""
     terms = pa.concat_tables([sample.terms for sample in samples])
     terms = terms.group_by(["term", "fine"]).aggregate([("captions", "sum")]).rename_columns(terms.column_names)
     ends = pa.concat_tables([sample.ends for sample in samples]).combine_chunks()
@@ -91,9 +91,9 @@ def end_positions(
     text_hash_b: npt.NDArray[np.uint64],
     per_end: int,
 ) -> npt.NDArray[np.intp]:
-    """Positions of the distinct captions nearest to and farthest from each center.
+    """Positions of the distinct captions nearest to and farthest from each center, up to `per_end` each.
 
-    Up to `per_end` at either end and each caption once, in order of cluster, distance and hash.
+    They are in order of cluster, distance and hash.
     """
     order = np.lexsort((text_hash_b, squared_distance_b, fine_b))
     pairs = np.rec.fromarrays([fine_b[order], text_hash_b[order]])
@@ -107,7 +107,7 @@ def end_positions(
 
 
 def shown(caption: str) -> str:
-    """A caption as it may stand on a page: one line without control or direction characters, cut where it is long."""
+    """A caption safe to show on a page: one line without control or direction characters, cut if it is long."""
     plain = caption[: 4 * MAX_CAPTION_CHARACTERS]
     if not plain.isprintable():
         plain = "".join(
@@ -118,5 +118,5 @@ def shown(caption: str) -> str:
 
 
 def clipped(text: str, characters: int) -> str:
-    """A text of at most `characters`, its end replaced by an ellipsis where it is longer."""
+    """A text cut to at most `characters`, with an ellipsis at its end."""
     return text if len(text) <= characters else text[: characters - 1].rstrip() + "…"

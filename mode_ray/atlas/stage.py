@@ -1,4 +1,4 @@
-"""The atlas of a run, on Ray: sample stored rows, read their captions again, summarise in parallel, write it."""
+"""Makes the atlas of a run on Ray: samples rows, reads their captions again, and summarises them in parallel."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,24 +37,24 @@ def make_atlas(
     directories: Mapping[str, Location],
     sample_captions: int | None = None,
 ) -> Location:
-    """Write `summary.json`, then `atlas.html`, into the clustering's directory; needs a running Ray.
+    """Write `summary.json`, then `atlas.html`, to the clustering's directory; needs a running Ray.
 
-    Rows come from the assignments where that stage is done. Else they come from the embeddings, and their nearest
-    centers are found here. Units are drawn at random until they hold enough rows and are at least `MIN_UNITS`. Rows
-    are then drawn uniformly over them. A unit whose source can no longer be read is left out, and the page says so.
+    Rows come from the assignments if the assign stage is done; else from the embeddings, with their nearest centers.
+    Units are drawn at random until there are enough rows and at least `MIN_UNITS` units. Rows are then drawn uniformly
+    from them. A unit whose source can no longer be read is skipped, and the page reports it.
 
     Args:
         config: The run's config.
         work_units: The run's input.
-        directories: Of all stages, by name; embed must be done and the clustering written.
-        sample_captions: Captions to look at. By default `MIN_SAMPLE_CAPTIONS`, or `SAMPLE_CAPTIONS_PER_CENTER` for
-            each fine center where that is more, so that clusters have captions however many there are.
+        directories: Directories of all stages, by name. The embed and cluster stages must be done.
+        sample_captions: Number of captions to sample. The default is the larger of `MIN_SAMPLE_CAPTIONS` and
+            `SAMPLE_CAPTIONS_PER_CENTER` per fine center, so that every cluster has captions.
 
     Returns:
         The page.
 
     Raises:
-        DataError: There is no clustering, or no caption of it can be read.
+        DataError: There is no clustering, or none of its captions can be read.
     """
     assigned = read_manifest(directories["assign"]) is not None
     rows = directories["assign"] if assigned else directories["embed"]
@@ -66,14 +66,14 @@ def make_atlas(
     samples = [
         sample_one.remote(config, by_unit[unit], count, directories["cluster"], rows) for unit, count in wanted.items()
     ]
-    # max_calls: the map of many centers leaves a process that is too large to idle.
+    # max_calls: after the map of many centers, the process holds too much memory to stay idle.
     write = ray.remote(num_cpus=1, max_calls=1)(_write).options(name="atlas")
     page: Location = task_result(write.remote(config, dict(directories), assigned, *samples))
     return page
 
 
 def _centers(config: RunConfig, directories: Mapping[str, Location]) -> int:
-    """Fine centers of the run's clustering."""
+    """Number of fine centers of the run's clustering."""
     return (
         len(Clustering.load(directories["cluster"]).centers_md)
         if config.reuses_clustering
@@ -82,24 +82,22 @@ def _centers(config: RunConfig, directories: Mapping[str, Location]) -> int:
 
 
 def choose_rows(rows: Location, work_units: Sequence[WorkUnit], sample_captions: int, seed: int) -> dict[str, int]:
-    """Rows to sample from each chosen unit, by unit.
+    """Number of rows to sample from each chosen unit.
 
     Args:
-        rows: Directory of embedding or assignment shards.
+        rows: Directory of embeddings or assignments.
         work_units: The run's input.
-        sample_captions: Rows wanted in all.
-        seed: Of the draw.
+        sample_captions: Number of rows in total.
+        seed: Seed of the sample.
 
     Raises:
-        DataError: There is no row.
+        DataError: There are no rows.
     """
     known = {work_unit.unit for work_unit in work_units}
     rows_by_unit = {record.unit: record.rows_out for record in read_units(rows) if record.unit in known}
     units = sorted(unit for unit, count in rows_by_unit.items() if count)
     if not units:
-        raise DataError(
-            f"{rows}: no row of the given captions to make an atlas of; run the embed or the assign stage first"
-        )
+        raise DataError(f"{rows}: no rows of the given captions for an atlas; run the embed or the assign stage first")
     shuffled = [units[position] for position in np.random.default_rng(seed).permutation(len(units))]
     enough = int(np.searchsorted(np.cumsum([rows_by_unit[unit] for unit in shuffled]), sample_captions)) + 1
     chosen = {unit: rows_by_unit[unit] for unit in shuffled[: max(enough, MIN_UNITS)]}
@@ -109,14 +107,14 @@ def choose_rows(rows: Location, work_units: Sequence[WorkUnit], sample_captions:
 def sample_unit(
     config: RunConfig, work_unit: WorkUnit, count: int, clusters: Location, rows: Location
 ) -> CaptionSample:
-    """Summarise `count` captions of one shard.
+    """Summarise a sample of the captions of one unit.
 
     Args:
         config: The run's config.
-        work_unit: Whose captions are read again.
-        count: How many of its stored rows to take.
+        work_unit: The unit; its captions are read again.
+        count: Number of stored rows to sample.
         clusters: Directory of the clustering.
-        rows: Directory of embedding shards (the nearest center is then found here) or assignment shards.
+        rows: Directory of assignments, or of embeddings, whose nearest centers are then computed.
 
     Raises:
         DataError: The source cannot be read.
@@ -140,14 +138,14 @@ def sample_unit(
 
 
 def _identities(table: pa.Table) -> Iterator[tuple[int, int]]:
-    """(row, caption index) of every row."""
+    """Pairs of row and caption index."""
     return zip(table["row"].to_pylist(), table["caption_index"].to_pylist(), strict=True)
 
 
 def _sample_unit(
     config: RunConfig, work_unit: WorkUnit, count: int, clusters: Location, rows: Location
 ) -> CaptionSample | str:
-    """The sample, or the reason why its source cannot be read: an atlas of the others is still of use."""
+    """The sample, or the error if the source cannot be read; the atlas then shows the other units."""
     try:
         return sample_unit(config, work_unit, count, clusters, rows)
     except DataError as error:
@@ -165,10 +163,10 @@ def _write(
     sample = merge(samples, CAPTIONS_PER_END)
     clustering = Clustering.load(directories["cluster"])
     counted = read_manifest(directories["embed"])
-    if assigned and (counted is None or not counted.rows_in):  # where nothing is fitted, captions may not be embedded
+    if assigned and (counted is None or not counted.rows_in):  # with `cluster.standing`, captions may not be embedded
         counted = read_manifest(directories["assign"])
     usable = 0 if counted is None else counted.rows_in - sum(counted.refused.values())
-    left_out = {
+    skipped = {
         "units that cannot be read": len(unreadable),
         "sampled captions no longer found in their source": sample.missing,
     }
@@ -178,12 +176,12 @@ def _write(
         "Made": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
         "Encoder": f"{clustering.encoder_name}, {clustering.dimension} dimensions",
         "Usable captions": f"{usable:,}",
-        "Sizes and shares": "counted in the captions looked at (assignments are priced)"
+        "Sizes and shares": "counted in the sampled captions (assignments are priced)"
         if priced
         else f"from the {int(clustering.mass_m.sum()):,} captions of the fit",
-        "Looked at for this page": f"{len(sample):,} captions of {len(samples):,} units, "
+        "Sampled for this page": f"{len(sample):,} captions of {len(samples):,} units, "
         + ("as assigned" if assigned else "by nearest center, before assignment"),
-        **{f"Left out: {what}": f"{count:,}" for what, count in left_out.items() if count},
+        **{f"Skipped: {what}": f"{count:,}" for what, count in skipped.items() if count},
     }
     facts = AtlasFacts(
         about=about,

@@ -1,10 +1,10 @@
-"""`clusters/summary.json`: what is known of every fine cluster, computed once from the fit and a sample of captions.
+"""The schema, reader and writer of `clusters/summary.json`: figures, terms and captions of every fine cluster.
 
-The atlas page, the evaluation report, the model card and the service read it from here and count nothing again.
+It is computed once, from the fit and a sample of captions. The atlas page, the evaluation report, the model card and
+the service read it.
 
-Its size is bounded: a cluster has at most `CAPTIONS_PER_END` captions nearest to its center and as many farthest from
-it, of at most `MAX_CAPTION_CHARACTERS` characters each, and `TERMS_PER_CLUSTER` terms. No caption is dropped to keep
-the file small, however many clusters there are.
+A cluster has at most `CAPTIONS_PER_END` captions nearest to its center and as many farthest from it, of at most
+`MAX_CAPTION_CHARACTERS` characters each, and `TERMS_PER_CLUSTER` terms.
 """
 
 import json
@@ -47,7 +47,7 @@ class MapData(TypedDict):
 
     n: Annotated[int, Field(gt=0)]
     slack: Figure
-    capacity: Figure  # share of the captions an expert may hold
+    capacity: Figure  # largest share of the captions that an expert may have
     load: list[Figure]  # share of the captions, by expert
     spread: list[Figure]  # mean squared distance of its captions to its centroid
     centers: list[Count]
@@ -56,12 +56,12 @@ class MapData(TypedDict):
 
 
 class ClusterColumns(TypedDict):
-    """The fine clusters, one entry each in every list."""
+    """The fine clusters; every list has one entry per cluster."""
 
     x: list[Figure]  # position and radius on the map, in the unit square
     y: list[Figure]
     radius: list[Figure]
-    rows: list[Count]  # what the shares are of: the mass, or where assignments are priced, the sampled captions
+    rows: list[Count]  # basis of the shares: the mass, or the sampled captions if assignments are priced
     mass: list[Count]  # captions of the fit by nearest center
     sampled: list[Count]
     distinct: list[Figure | None]  # share of distinct captions among the sampled
@@ -79,7 +79,7 @@ class ClusterColumns(TypedDict):
 
 
 class Finding(TypedDict):
-    """One sentence on the clustering; `clusters` are those it is about."""
+    """One sentence about the clustering, and the clusters that it refers to."""
 
     good: bool
     sentence: str
@@ -87,12 +87,12 @@ class Finding(TypedDict):
 
 
 class AtlasSummary(TypedDict):
-    """All that is known of a clustering's content."""
+    """The contents of a clustering."""
 
     schema_version: int
-    facts: dict[str, str]  # where it comes from, as it is to be shown
+    facts: dict[str, str]  # origin of the clustering, to be shown
     findings: list[Finding]
-    maps: list[MapData]  # the one to show first leads
+    maps: list[MapData]  # in the order to show
     clusters: ClusterColumns
     edges: Annotated[list[Figure], Field(max_length=HISTOGRAM_BINS + 1)]  # of the histograms
     histogram: Histogram  # over all sampled captions
@@ -110,7 +110,7 @@ _SCHEMA = TypeAdapter(AtlasSummary)
 
 
 def write_summary(clusters: Location, summary: AtlasSummary) -> None:
-    """Write `summary.json` into the directory of a clustering."""
+    """Write `summary.json` to the directory of a clustering."""
     text = json.dumps(summary, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     (clusters / SUMMARY_FILE).write_text(text)
 
@@ -118,17 +118,17 @@ def write_summary(clusters: Location, summary: AtlasSummary) -> None:
 def read_summary(clusters: Location, centers: int) -> AtlasSummary | None:
     """Read the summary of a clustering.
 
-    A run that version 0.1.0 made has no `summary.json`: its atlas page is read instead.
+    A run of version 0.1.0 has no `summary.json`, so its atlas page is read instead.
 
     Args:
         clusters: Directory of the clustering.
-        centers: Fine centers m that the clustering has.
+        centers: Number of fine centers m of the clustering.
 
     Returns:
-        The summary, or None where no atlas was made.
+        The summary, or None if no atlas was made.
 
     Raises:
-        DataError: The file is damaged, too large, of another schema, or of another clustering; names file and field.
+        DataError: The file is damaged, too large, or belongs to another schema or clustering; names file and field.
     """
     file = clusters / SUMMARY_FILE
     if file.exists():
@@ -138,34 +138,34 @@ def read_summary(clusters: Location, centers: int) -> AtlasSummary | None:
         return None
     data = data_of_page(_read_text(page))
     if data is None:
-        raise DataError(f"{page}: holds no data of an atlas; {_REMEDY}, or delete it")
+        raise DataError(f"{page}: contains no data of an atlas; {_REMEDY}, or delete it")
     return _checked(page, json.dumps(data), centers)
 
 
 def terms_by_expert(summary: AtlasSummary | None, n: int) -> Sequence[Sequence[str]]:
-    """Typical words of every expert in the map of n; empty where there is no summary, or it has no such map."""
+    """Terms of every expert in the map of n; empty if there is no summary or no such map."""
     maps = () if summary is None else summary["maps"]
     return next((one["terms"] for one in maps if one["n"] == n), [[] for _ in range(n)])
 
 
 def near_captions(summary: AtlasSummary | None, centers: int) -> Sequence[Sequence[str]]:
-    """Captions near each of m centers, nearest first; empty where there is no summary."""
+    """Captions nearest to each of m centers, nearest first; empty if there is no summary."""
     return [[] for _ in range(centers)] if summary is None else summary["clusters"]["near"]
 
 
 def terms_by_cluster(summary: AtlasSummary | None, centers: int) -> Sequence[Sequence[str]]:
-    """Typical words of each of m fine clusters; empty where there is no summary."""
+    """Terms of each of m fine clusters; empty if there is no summary."""
     return [[] for _ in range(centers)] if summary is None else summary["clusters"]["terms"]
 
 
 def _read_text(file: Location) -> str:
     size = file.size_bytes()
     if size > MAX_BYTES:
-        raise DataError(f"{file}: {size:,} bytes, more than the {MAX_BYTES:,} that a summary may have; {_REMEDY}")
+        raise DataError(f"{file}: {size:,} bytes exceed the limit of {MAX_BYTES:,}; {_REMEDY}")
     try:
         return file.read_text()
     except UnicodeDecodeError:
-        raise DataError(f"{file}: is not UTF-8 text; {_REMEDY}") from None
+        raise DataError(f"{file}: not UTF-8 text; {_REMEDY}") from None
 
 
 def _checked(file: Location, text: str, centers: int) -> AtlasSummary:
@@ -186,10 +186,10 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _inconsistency(summary: AtlasSummary, centers: int) -> str | None:
-    """What does not fit the schema's version, the clustering or the other fields, or None."""
+    """The first inconsistency with the schema version, the clustering or other fields, or None."""
     version = summary["schema_version"]
     if version != SCHEMA_VERSION:
-        return f"schema_version is {version}, and this version of mode_ray reads {SCHEMA_VERSION}"
+        return f"schema_version is {version}, but this version of mode_ray reads {SCHEMA_VERSION}"
     problem = _wrong_length("clusters", summary["clusters"], centers)
     for number, one in enumerate(summary["maps"]):
         n = one["n"]

@@ -1,4 +1,4 @@
-"""Terms that tell clusters apart: words of any script, weighed by class-based TF-IDF."""
+"""Terms that distinguish clusters: words of any script, weighted by class-based TF-IDF."""
 
 import functools
 import re
@@ -18,7 +18,7 @@ _WORTH_COUNTING_SHARE = 0.02
 _COMMON_CLUSTER_SHARE = 0.25
 _STRIKING_LIFT = 3.0
 _FEW_CLUSTERS = 8
-# Scripts that write no spaces: Thai, Lao, Myanmar, Khmer, kana, Han.
+# Scripts without spaces: Thai, Lao, Myanmar, Khmer, kana, Han.
 _UNSPACED = (
     "\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
@@ -27,10 +27,10 @@ _LAST_MARK = 0x1F000
 
 
 def terms_of(caption: str) -> list[str]:
-    """The distinct terms of a caption, in order: lowercase words, and character bigrams where no spaces are written.
+    """The first `MAX_TERMS_PER_CAPTION` distinct terms of a caption: lowercase words, or character bigrams.
 
-    A word is a run of letters, digits and their combining marks; numbers below 100 and single letters are left out.
-    Of a longer caption the first `MAX_TERMS_PER_CAPTION` terms count.
+    A word is a run of letters, digits and their combining marks. Numbers below 100 and single letters are excluded.
+    Character bigrams are used for scripts without spaces.
     """
     terms: dict[str, None] = {}
     for match in _pattern().finditer(unicodedata.normalize("NFKC", caption).lower()):
@@ -49,7 +49,7 @@ def terms_of(caption: str) -> list[str]:
 
 @functools.cache
 def _pattern() -> re.Pattern[str]:
-    # `\w` knows no combining marks, without which the words of many Indic scripts fall to pieces.
+    # `\w` excludes combining marks, which would split the words of many Indic scripts.
     marks = "".join(chr(code) for code in range(0x300, _LAST_MARK) if unicodedata.category(chr(code))[0] == "M")
     letter = rf"(?:(?![{_UNSPACED}])[^\W_])"
     return re.compile(
@@ -58,16 +58,14 @@ def _pattern() -> re.Pattern[str]:
 
 
 def count_terms(captions: Sequence[str], fine_b: npt.NDArray[np.integer]) -> pa.Table:
-    """In how many captions of each cluster a term stands.
-
-    A repeat inside a caption does not count, so that no single caption can make a term.
+    """The number of captions of each cluster that contain a term; repeats within a caption are ignored.
 
     Args:
         captions: Texts.
-        fine_b: Cluster of each, [b].
+        fine_b: Cluster of each caption, [b].
 
     Returns:
-        Columns term string, fine int32, captions int64; one row a pair that occurs.
+        Columns term string, fine int32, captions int64; one row per pair of term and cluster.
     """
     counts: Counter[tuple[str, int]] = Counter()
     for caption, fine in zip(captions, fine_b.tolist(), strict=True):
@@ -82,11 +80,11 @@ def count_terms(captions: Sequence[str], fine_b: npt.NDArray[np.integer]) -> pa.
 
 
 class TermCounts:
-    """Term counts of all fine clusters, ready to be ranked by cluster or by expert.
+    """Term counts of all fine clusters, to rank terms by cluster or by expert.
 
     Args:
         counts: As `count_terms` returns; several such tables may be concatenated.
-        captions_m: Captions counted of each cluster, [m].
+        captions_m: Number of counted captions of each cluster, [m].
     """
 
     def __init__(self, counts: pa.Table, captions_m: npt.NDArray[np.integer]) -> None:
@@ -105,17 +103,17 @@ class TermCounts:
         return [self._names[t] for t in sorted(np.flatnonzero(self._common_t), key=lambda t: (-spread_t[t], t))]
 
     def top(self, group_m: npt.NDArray[np.integer], groups: int, count: int) -> list[list[str]]:
-        """The `count` terms of highest class-based TF-IDF of every group of clusters, best first.
+        """The `count` terms with the highest class-based TF-IDF of every group of clusters, best first.
 
-        The weight of term t in class c is tf(t, c) log(1 + A / f(t)): tf counts the captions of c with t, f those of
-        all classes, A is the average number of words a class (Grootendorst 2022, BERTopic, section 3.3). A stop word
-        counts only in a class whose captions have it `_STRIKING_LIFT` times as often as all captions. Terms of one
-        single caption of a class are named only where there is nothing else.
+        The weight of term t in class c is tf(t, c) log(1 + A / f(t)), where tf is the number of captions of c with t,
+        f that of all classes, and A the average number of words per class (Grootendorst 2022, BERTopic, section 3.3).
+        A stop word is included only in a class whose captions contain it `_STRIKING_LIFT` times as often as all
+        captions. Terms of a single caption are used only if there are not enough others.
 
         Args:
             group_m: Group of every fine cluster; `np.arange(m)` for the clusters themselves.
             groups: Number of groups.
-            count: Terms a group.
+            count: Number of terms per group.
         """
         members = scipy.sparse.coo_array(
             (np.ones(len(group_m)), (group_m, np.arange(len(group_m)))), shape=(groups, len(group_m))
@@ -138,9 +136,9 @@ class TermCounts:
 
 
 def _common_terms(counts_mt: scipy.sparse.csr_array, captions_m: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-    """Stop words of whatever language: terms in a good share of the captions of many clusters.
+    """Mask of the stop words of any language: terms in a notable share of the captions of many clusters.
 
-    Few clusters cannot tell a stop word from a topic; then there are none.
+    With few clusters, stop words cannot be distinguished from topics; the mask is then empty.
     """
     clusters, terms = counts_mt.shape
     if clusters < _FEW_CLUSTERS:

@@ -1,1 +1,1 @@
-"""Captions from the user's shards: listing, reading, cleaning; every caption is kept or counted with its reason."""
+"""Lists, reads and cleans captions from the user's files. Every refused caption is counted with its reason."""

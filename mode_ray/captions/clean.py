@@ -1,4 +1,4 @@
-"""Caption cleaning, vectorised: what is refused is counted by reason, with the place of the first one."""
+"""Vectorised caption cleaning. Refused captions are counted by reason, with the row of the first one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ BIG_LINE = "line too long"
 BAD_KEY = "key neither text nor number"
 COLUMN_COUNT = "wrong number of columns"
 BAD_RECORD = "CSV row cannot be read (unclosed quote, or too long)"
-# What `str.split` takes for white space; `\s` of arrow's regular expressions is ASCII only.
+# The white space of `str.split`; `\s` of Arrow's regular expressions is ASCII only.
 _WHITE_SPACE = r"[\t-\r\x1c-\x1f\x{85}\p{Z}]+"
 
 
@@ -31,11 +31,10 @@ class CaptionTable:
     Attributes:
         table: row int64, caption_index int32, key string, caption string; for tars also image_offset, image_bytes,
             caption_offset, caption_bytes int64 (of the members' contents in the tar).
-        rows_in: Captions found, refused ones included; a pair without any counts as one.
-        refused: Captions left out, by reason.
-        examples: For each reason, the row of the first caption that was refused for it.
-        ordinals: For each row of `table`, which of the `rows_in` captions it is, int64; None where nobody
-            counted them.
+        rows_in: Captions found, including refused ones; a pair without captions counts as one.
+        refused: Number of refused captions, by reason.
+        examples: For each reason, the row of the first caption refused for it.
+        ordinals: For each row of `table`, its position among the `rows_in` captions, int64; None if unknown.
     """
 
     table: pa.Table
@@ -45,13 +44,13 @@ class CaptionTable:
     ordinals: np.ndarray | None = None
 
     def take(self, ordinals: np.ndarray) -> "CaptionTable":
-        """Of the usable captions, those that stand at these places among all captions that were found.
+        """The usable captions at some positions among all captions found.
 
         Args:
-            ordinals: Places below `rows_in`, int64.
+            ordinals: Positions below `rows_in`, int64.
         """
         if self.ordinals is None:
-            raise ValueError("these captions were not counted when they were read")
+            raise ValueError("the positions of these captions are unknown")
         chosen = np.isin(self.ordinals, ordinals)
         return replace(self, table=self.table.filter(pa.array(chosen)), ordinals=self.ordinals[chosen])
 
@@ -64,14 +63,14 @@ def clean(
 ) -> CaptionTable:
     """Keep the usable captions; count the others.
 
-    White space (Unicode's, as `str.split` knows it) is trimmed and runs of it become one space. Of several samples
-    with one key only the first is kept.
+    Unicode white space (as in `str.split`) is trimmed, and runs of it become one space. If several samples have the
+    same key, only the first is kept.
 
     Args:
         columns: `row`, `caption_index`, `key`, and any further columns to carry along, all of one length.
-        raw_captions: Binary array of undecoded captions, null where there is none.
+        raw_captions: Binary array of undecoded captions; null for a missing caption.
         max_caption_bytes: Longer captions are refused.
-        found_reasons: String array of reasons the reader already found, null where there is none.
+        found_reasons: String array of the reader's reasons to refuse a caption; null for none.
     """
     text, invalid = _decode(raw_captions)
     text = pc.utf8_trim(pc.replace_substring_regex(text, _WHITE_SPACE, " "), " ")
@@ -80,7 +79,7 @@ def clean(
         (_first_key_differs(columns), DUPLICATE_KEY),
         (_true(pc.equal(pc.binary_length(text), 0)), EMPTY),
         (invalid, INVALID_UTF8),
-        # After UTF-8: readers cut a long caption where they stop reading, maybe inside a character.
+        # Overrides INVALID_UTF8: readers cut long captions, possibly inside a character.
         (_true(pc.greater(pc.binary_length(raw_captions), max_caption_bytes)), TOO_LONG),
         (raw_captions.is_null().to_numpy(zero_copy_only=False), MISSING),
     ):
@@ -98,13 +97,13 @@ def clean(
 
 
 def _true(mask: pa.Array) -> np.ndarray:
-    """A boolean array with null as false."""
+    """A boolean array; null becomes false."""
     filled: np.ndarray = pc.fill_null(mask, False).to_numpy(zero_copy_only=False)
     return filled
 
 
 def _decode(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """UTF-8 strings (null where undecodable) and the mask of undecodable ones."""
+    """UTF-8 strings (null if undecodable) and the mask of undecodable ones."""
     try:
         return raw.cast(pa.string()), np.zeros(len(raw), dtype=bool)
     except pa.ArrowInvalid:
@@ -122,7 +121,7 @@ def _decode_one(value: bytes | None) -> str | None:
 
 
 def _first_key_differs(columns: Mapping[str, pa.Array]) -> np.ndarray:
-    """Mask of captions whose key already stood at an earlier row."""
+    """Mask of captions whose key occurs in an earlier row."""
     numbers = columns["key"].dictionary_encode().indices.to_numpy()
     _, first_index, inverse = np.unique(numbers, return_index=True, return_inverse=True)
     rows = columns["row"].to_numpy()

@@ -1,4 +1,4 @@
-"""Captions of every unit, counted by Ray tasks and kept in the stage's directory; samples are allotted by them."""
+"""Counts the captions of every unit in Ray tasks, for drawing samples. The stage's directory caches the counts."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,17 +28,17 @@ def count_all_captions(
     location: Location,
     on_counted: Callable[[int, int], None] | None = None,
 ) -> dict[str, int]:
-    """Captions of every unit, refused ones included.
+    """The number of captions of every unit, including refused ones.
 
     Args:
         work_units: The units.
-        config: What counts as a caption.
-        pool: CPUs of a task, and retries after an I/O error.
-        location: Where counts are kept; those of unchanged sources are taken from there.
-        on_counted: Called with the units counted so far and all units.
+        config: How to read captions.
+        pool: CPUs per task, and retries after an I/O error.
+        location: File for the counts; counts of unchanged sources are reused.
+        on_counted: Called with the number of units counted so far and the number of all units.
 
     Returns:
-        By unit; units whose source cannot be read are left out.
+        Counts by unit; units whose source cannot be read are missing.
     """
     counts = _read_counts(location, work_units)
     left = WorkUnitTable.of(work_unit for work_unit in work_units if work_unit.unit not in counts)
@@ -68,7 +68,7 @@ def count_all_captions(
 def _count_batch(
     batch: pa.Table, work_units: "ray.ObjectRef[WorkUnitTable]", config: CaptionsConfig, retries: int
 ) -> pa.Table:
-    """Count the captions of shards (by their places, column `item`); null where a shard cannot be read."""
+    """Count the captions of the units at some positions (column `item`); null if a unit cannot be read."""
     table: WorkUnitTable = ray.get(work_units)
     own = [table[place] for place in batch["item"].to_pylist()]
     with ThreadPoolExecutor(_COUNTERS_PER_TASK) as counters:
@@ -77,7 +77,7 @@ def _count_batch(
 
 
 def _count(work_unit: WorkUnit, config: CaptionsConfig, retries: int) -> int | None:
-    """None where the shard cannot be read: the unit that reads it is quarantined, with the reason."""
+    """None if the unit cannot be read; the embed stage then quarantines it with the reason."""
     pause = _FIRST_RETRY_SECONDS
     for attempts_left in range(retries, -1, -1):
         try:
@@ -109,7 +109,7 @@ def _write_counts(location: Location, work_units: Sequence[WorkUnit], counts: Ma
 
 
 def _read_counts(location: Location, work_units: Sequence[WorkUnit]) -> dict[str, int]:
-    """The counts that are kept of sources which have not changed since."""
+    """The stored counts of sources that have not changed."""
     if not location.exists():
         return {}
     kept = {tuple(row[:3]): row[3] for row in zip(*(c.to_pylist() for c in location.read_table()), strict=True)}

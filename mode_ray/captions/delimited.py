@@ -1,7 +1,7 @@
-"""Captions from CSV and TSV files with a header line; fields may be quoted, and quoted fields may hold line ends.
+"""Captions from CSV and TSV files with a header line; fields may be quoted, and quoted fields may contain newlines.
 
-The standard library parses the rows. arrow's CSV reader can leave out rows with a wrong number of columns, but tells
-their place only when it holds the whole file, and gives up the file for an unclosed quote or a row above its block.
+The standard library parses the rows. Arrow's CSV reader can skip rows with a wrong number of columns, but it reports
+their positions only for a file in memory, and an unclosed quote or a very long row makes it fail for the whole file.
 """
 
 import csv
@@ -21,14 +21,14 @@ _NAME_CHARACTERS = 60
 
 
 class _RecordLines:
-    """The lines of a file for `csv.reader`; a record of too many bytes is an error, which the reader survives."""
+    """The lines of a file for `csv.reader`. A record with too many bytes raises an error; reading can continue."""
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
         self._record_bytes = 0
 
     def begin_record(self) -> int:
-        """A record begins; returns its line."""
+        """Start a record, and return the number of its first line."""
         self._record_bytes = 0
         return self._lines.count
 
@@ -45,9 +45,9 @@ class _RecordLines:
 
 
 def _records(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str] | None]]:
-    """The line at which each record begins, and its fields, or None where it cannot be read.
+    """The first line of each record, and its fields, or None if it cannot be read.
 
-    Every line that such a record took counts as a row, so that an unclosed quote hides nothing.
+    Every line of an unreadable record counts as a row, so that the rows after an unclosed quote are counted.
     """
     source = _RecordLines(lines)
     reader = csv.reader(source, delimiter=delimiter)
@@ -67,11 +67,11 @@ def _records(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str] | No
 def read_csv_captions(work_unit: WorkUnit, config: CaptionsConfig) -> CaptionTable:
     """Read and clean the captions of a CSV or TSV shard.
 
-    A row is numbered by the line at which it begins, the header being line 0; empty lines are none. Rows with another
-    number of columns than the header are refused.
+    A row's number is that of its first line; the header is line 0. Empty lines are skipped. Rows whose number of
+    columns differs from the header's are refused.
 
     Raises:
-        DataError: Not such a file, or a column is missing; names file and column.
+        DataError: Not a CSV or TSV file, or a column is missing; names file and column.
     """
     rows = CaptionRows(work_unit, config)
     with open_lines(work_unit) as lines:
@@ -91,10 +91,10 @@ def read_csv_captions(work_unit: WorkUnit, config: CaptionsConfig) -> CaptionTab
 
 
 def count_csv_rows(work_unit: WorkUnit) -> int:
-    """Rows of a CSV or TSV shard, refused ones included.
+    """Number of rows of a CSV or TSV shard, including refused ones.
 
     Raises:
-        DataError: Not such a file.
+        DataError: Not a CSV or TSV file.
     """
     with open_lines(work_unit) as lines:
         records = _records(lines, _DELIMITERS[work_unit.format])
@@ -111,7 +111,7 @@ def _header(work_unit: WorkUnit, records: Iterator[tuple[int, list[str] | None]]
 
 def _column(work_unit: WorkUnit, header: list[str], name: str, setting: str) -> int:
     if header.count(name) > 1:
-        raise DataError(f"{work_unit.uri}: column {name!r} stands {header.count(name)} times in the header")
+        raise DataError(f"{work_unit.uri}: column {name!r} occurs {header.count(name)} times in the header")
     if name not in header:
         names = [column[:_NAME_CHARACTERS] for column in header[:_COLUMNS_NAMED]]
         raise DataError(f"{work_unit.uri}: no column {name!r}; set captions.{setting} to one of {names}")

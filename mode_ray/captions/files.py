@@ -1,7 +1,7 @@
-"""Which files the paths of a config name: files, directories, wildcards, and listings of any of these.
+"""Finds the files of a config's paths: files, directories, wildcards, and listings of these.
 
-A directory or wildcard is listed once, and that tells sizes and times; files are asked for one by one only where few
-of a directory are named.
+A directory or wildcard is listed once, which also gives sizes and times. Files are looked up one by one only if few
+files of a directory are named.
 """
 
 import posixpath
@@ -23,7 +23,7 @@ _LISTERS = 16
 
 @dataclass(frozen=True)
 class _Named:
-    """A path that was named, and where: `captions.paths`, or a line of a listing."""
+    """A path, and where it is named: `captions.paths`, or a line of a listing."""
 
     text: str
     place: str
@@ -31,17 +31,17 @@ class _Named:
 
 
 def find_files(paths: Sequence[str], belongs: Callable[[str], bool]) -> list[FileEntry]:
-    """The files that paths name, with their sizes and times, in the order of the paths.
+    """Find the files of paths, with their sizes and times, in the order of the paths.
 
-    A path that ends in `.txt` or `.list` is a listing: one path, URI or wildcard a line, `#` comments and empty lines
-    skipped; relative lines count from the listing's folder.
+    A path that ends in `.txt` or `.list` is a listing with one path, URI or wildcard per line. `#` comments and empty
+    lines are skipped. Relative lines are relative to the listing's folder.
 
     Args:
         paths: As in `captions.paths`.
-        belongs: By its name, whether a file in a directory is one to take; files named outright always are.
+        belongs: Whether to include a file of a directory, by its name. Files named directly are always included.
 
     Raises:
-        DataError: A path that does not exist or matches nothing, a listing that cannot be read; names path or line.
+        DataError: A path does not exist or matches nothing, or a listing cannot be read; names the path or line.
     """
     named = [one for path in paths for one in _read_paths(path)]
     plain = [one.location for one in named if not one.location.has_wildcards]
@@ -64,8 +64,8 @@ def _found(
                 inside = [file for file in one.location.entries(recursive=True) if belongs(file.location.name)]
                 if not inside:
                     raise DataError(
-                        f"{one.place}: {one.text}: no .parquet or .tar file in this directory, nor captions as "
-                        ".jsonl or .csv"
+                        f"{one.place}: {one.text}: this directory contains no .parquet, .tar, .jsonl, .csv or .tsv "
+                        "file"
                     )
                 return inside
             is_file = info is not None and info.type == pyarrow.fs.FileType.File
@@ -78,7 +78,7 @@ def _found(
 
 
 def _describe(locations: Sequence[Location]) -> dict[Location, pyarrow.fs.FileInfo]:
-    """What lies at each location; where many of one directory are asked for, from one listing of it."""
+    """File information by location; many locations of a directory are looked up in one listing of it."""
     by_parent = defaultdict(list)
     for location in locations:
         by_parent[location.parent].append(location)
@@ -100,7 +100,7 @@ def _describe(locations: Sequence[Location]) -> dict[Location, pyarrow.fs.FileIn
 
 
 def _read_paths(path: str) -> list[_Named]:
-    """The path itself, or the lines of the listing that it names."""
+    """The path itself, or the lines of the listing at the path."""
     location = Location.parse(path)
     if not _is_listing(path):
         return [_Named(path, "captions.paths", location)]
@@ -112,25 +112,25 @@ def _read_paths(path: str) -> list[_Named]:
             continue
         place = f"{location}: line {number}"
         if _is_listing(text):
-            raise DataError(f"{place}: {text}: a listing in a listing; name it in captions.paths")
+            raise DataError(f"{place}: {text}: a listing cannot name another listing; add it to captions.paths")
         try:
             named.append(_Named(text, place, _beside(location, text)))
         except UsageError as error:
             raise DataError(f"{place}: {error}") from None
     if not named:
-        raise DataError(f"captions.paths: {path}: the listing names no file")
+        raise DataError(f"captions.paths: {path}: the listing contains no path")
     return named
 
 
 def _listing_text(path: str, location: Location) -> str:
     try:
         if location.size_bytes() > MAX_LISTING_BYTES:
-            raise DataError(f"captions.paths: {path}: a listing of more than {MAX_LISTING_BYTES} bytes; split it")
+            raise DataError(f"captions.paths: {path}: the listing has more than {MAX_LISTING_BYTES} bytes; split it")
         return location.read_text()
     except FileNotFoundError:
-        raise DataError(f"captions.paths: {path}: no such file; it should be a listing of paths") from None
+        raise DataError(f"captions.paths: {path}: no such file; expected a listing of paths") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"captions.paths: {path}: a listing is UTF-8 text (byte {error.start} is not)") from None
+        raise DataError(f"captions.paths: {path}: the listing is not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise DataError(f"captions.paths: {path}: the listing cannot be read ({error})") from None
 
@@ -140,7 +140,7 @@ def _is_listing(path: str) -> bool:
 
 
 def _beside(listing: Location, text: str) -> Location:
-    """A line's location; relative ones count from the listing's folder."""
+    """The location of a line; relative paths are relative to the listing's folder."""
     if "://" in text or text.startswith("/"):
         return Location.parse(text)
     if listing.is_local:

@@ -1,4 +1,4 @@
-"""Captions inside JSON objects, as tars and JSON Lines hold them; the text is untrusted."""
+"""Captions from JSON objects, in tars and JSON Lines; the text is untrusted."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ def json_object(content: bytes) -> dict[str, Any]:
     """Parse one JSON object.
 
     Raises:
-        ValueError: It is something else, or nested too deeply.
+        ValueError: Not a JSON object, or nested too deeply.
     """
     try:
         values = json.loads(content)
@@ -21,9 +21,9 @@ def json_object(content: bytes) -> dict[str, Any]:
 
 
 def field_captions(values: Mapping[str, Any], field_name: str) -> list[bytes | None]:
-    """The captions in a field: a string or a list of strings; one None where it holds none.
+    """The captions in a field, a string or a list of strings; a single None if there is no caption.
 
-    Lone surrogates stay in the bytes, so that `clean` finds them not to be UTF-8.
+    Lone surrogates are kept in the bytes, so that `clean` refuses them as invalid UTF-8.
     """
     found = values.get(field_name)
     texts = found if isinstance(found, list) and found else [found]

@@ -1,6 +1,6 @@
-"""Captions from JSON Lines: one object a line, a caption or a list of captions in one of its fields.
+"""Captions from JSON Lines: one object per line, with a caption or a list of captions in one of its fields.
 
-The standard library parses each line: arrow's JSON reader gives up a whole file for one bad line.
+The standard library parses each line, because one bad line makes Arrow's JSON reader fail for the whole file.
 """
 
 from typing import Any
@@ -20,11 +20,11 @@ _FIELDS_NAMED = 20
 def read_jsonl_captions(work_unit: WorkUnit, config: CaptionsConfig) -> CaptionTable:
     """Read and clean the captions of a JSON Lines shard.
 
-    A row is a line, numbered from 0; empty lines are none. Lines that are no JSON object, are too long or have a key
-    that is neither text nor number are refused.
+    A row's number is that of its line, from 0; empty lines are skipped. Lines are refused if they are not a JSON
+    object, are too long, or have a key that is neither text nor a number.
 
     Raises:
-        DataError: Not such a file, or no line has the field; names file and field.
+        DataError: Not a JSON Lines file, or no line has the field; names file and field.
     """
     field_name = config.caption_field or DEFAULT_CAPTION_FIELD
     rows = CaptionRows(work_unit, config)
@@ -63,17 +63,17 @@ def read_jsonl_captions(work_unit: WorkUnit, config: CaptionsConfig) -> CaptionT
 
 
 def count_jsonl_rows(work_unit: WorkUnit) -> int:
-    """Rows of a JSON Lines shard, refused ones included.
+    """Number of rows of a JSON Lines shard, including refused ones.
 
     Raises:
-        DataError: Not such a file.
+        DataError: The file cannot be read as text.
     """
     with open_lines(work_unit) as lines:
         return sum(1 for line in lines if lines.cut or line.strip())
 
 
 def _key(values: dict[str, Any], key_field: str | None, row: int) -> str | None:
-    """The row's key, its number where there is none, None where it is no name."""
+    """The row's key; its number if there is no key, and None if the key is neither text nor a number."""
     value = None if key_field is None else values.get(key_field)
     if value is None:
         return str(row)

@@ -1,4 +1,4 @@
-"""What a run reads: the files at its paths, as a table of work units that the run directory keeps."""
+"""Lists the input files of a run as work units. The run directory stores the listing."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -35,16 +35,16 @@ def list_work_units(
 
     Args:
         config: The paths, and the size of a unit.
-        known: An earlier listing with the same config; files that still have that size and time are not opened again.
-        formats: What to look for in directories.
+        known: An earlier listing with the same config. Files with unchanged size and time are not opened again.
+        formats: File formats to include from directories.
 
     Raises:
-        DataError: A path that does not exist or matches nothing, a file of no known format, a file named twice.
+        DataError: A path does not exist or matches nothing, or a file has an unknown format or is named twice.
     """
     files = find_files(config.paths, lambda name: suffix_format(name) in formats)
     twice = [uri for uri, count in Counter(file.location.uri for file in files).items() if count > 1]
     if twice:
-        raise DataError(f"captions.paths: {twice[0]} is named twice; every pair would count double")
+        raise DataError(f"captions.paths: {twice[0]} is named twice; its pairs would be counted twice")
     files.sort()
     before = _KnownFiles(known)
 
@@ -76,18 +76,14 @@ def _whole(file: FileEntry, config: CaptionsConfig) -> WorkUnit:
 
 
 class _KnownFiles:
-    """The units of an earlier listing by file; to be asked for in order of the URIs, as they lie there.
-
-    Args:
-        work_units: The earlier listing.
-    """
+    """The units of an earlier listing by file; the listing and the lookups are in order of URIs."""
 
     def __init__(self, work_units: Sequence[WorkUnit]) -> None:
         self._files = ((uri, list(units)) for uri, units in groupby(work_units, key=lambda work_unit: work_unit.uri))
         self._next = next(self._files, None)
 
     def units_of(self, whole: WorkUnit) -> Sequence[WorkUnit]:
-        """The units of a file that has still the size and time of then; none of one that was not listed as it is."""
+        """The units of a file if its size and time are unchanged; else none."""
         while self._next is not None and self._next[0] < whole.uri:
             self._next = next(self._files, None)
         if self._next is None or self._next[0] != whole.uri or whole.modified_unix_seconds == 0.0:
@@ -98,17 +94,17 @@ class _KnownFiles:
 
 
 def _split(whole: WorkUnit, known: Sequence[WorkUnit], max_rows: int) -> Sequence[WorkUnit]:
-    """The units of a file: those known from before, or by its footer where it may hold too many rows."""
+    """The units of a file: the known ones, or those from its footer if it may have too many rows."""
     if known:
         return known
-    # A caption takes more than a byte: only files with more bytes than that can hold too many rows.
+    # A row takes more than one byte, so a file with at most `max_rows` bytes has no more rows than that.
     if whole.format != "parquet" or whole.size_bytes <= max_rows:
         return [whole]
     try:
         metadata = whole.location.read_parquet_footer()
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         if is_damage(error, whole.location):
-            return [whole]  # the unit that reads it is quarantined, with the reason
+            return [whole]  # the embed stage quarantines it with the reason
         raise DataError(f"{whole.uri}: cannot be read ({error})") from None
     if metadata.num_rows <= max_rows:
         return [replace(whole, rows=metadata.num_rows)]
@@ -133,15 +129,15 @@ def _part(whole: WorkUnit, groups: tuple[int, int], first_row: int, end_row: int
 
 
 def write_listing(location: Location, work_units: Sequence[WorkUnit], config: CaptionsConfig) -> None:
-    """Keep a listing in the run directory for the next invocation; see `read_listing`."""
+    """Store a listing in the run directory for the next invocation."""
     write_work_units(location, work_units, {_SPLIT_BY: str(config.max_rows_per_unit)})
 
 
 def read_listing(location: Location, config: CaptionsConfig) -> WorkUnitTable:
-    """The listing of an earlier invocation; none where there is none, or where units were of another size.
+    """The listing of an earlier invocation; empty if there is none, or if the size of units has changed.
 
     Raises:
-        UsageError: The file is something else.
+        UsageError: The file is not a listing.
     """
     if not location.exists():
         return WorkUnitTable.of([])

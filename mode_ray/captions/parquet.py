@@ -1,4 +1,4 @@
-"""Captions from parquet shards; only the columns that are needed are read."""
+"""Captions from parquet shards; only the needed columns are read."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ DEFAULT_CAPTION_FIELD = "caption"
 
 
 def open_parquet(work_unit: WorkUnit) -> pq.ParquetFile:
-    """Open a shard for reading; where pages carry checksums, they are verified.
+    """Open a shard for reading; page checksums are verified if present.
 
     Raises:
         DataError: Not a readable parquet file.
@@ -36,7 +36,7 @@ def open_parquet(work_unit: WorkUnit) -> pq.ParquetFile:
 
 
 def row_group_range(work_unit: WorkUnit, file: pq.ParquetFile) -> range:
-    """The row groups that belong to a shard."""
+    """The row groups of a work unit."""
     return range(*(work_unit.row_groups or (0, file.num_row_groups)))
 
 
@@ -44,7 +44,7 @@ def read_parquet_captions(work_unit: WorkUnit, config: CaptionsConfig) -> Captio
     """Read and clean a shard's captions: a column of strings (or UTF-8 bytes), or of lists of strings.
 
     Raises:
-        DataError: Unreadable file, or a column that is missing or of another type; names file and column.
+        DataError: The file cannot be read, or a column is missing or has another type; names file and column.
     """
     file = open_parquet(work_unit)
     field = config.caption_field or DEFAULT_CAPTION_FIELD
@@ -58,21 +58,27 @@ def read_parquet_captions(work_unit: WorkUnit, config: CaptionsConfig) -> Captio
         table = file.read_row_groups(list(row_group_range(work_unit, file)), columns=names)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         if not is_damage(error, work_unit.location):
-            raise  # may succeed when tried again
+            raise  # a retry may succeed
         reason = " ".join(str(error).split())
         raise DataError(f"{work_unit.uri}: damaged parquet data ({reason}); replace or remove it") from None
     rows = np.arange(work_unit.first_row, work_unit.first_row + table.num_rows)
     keys = _keys(table, config.key_field, rows, work_unit)
     captions = table[field].combine_chunks()
-    columns, raw = _one_a_caption(captions, rows, keys, config, work_unit, field)
+    if pa.types.is_dictionary(captions.type):
+        captions = captions.dictionary_decode()
+    if not _is_text(captions.type.value_type if _is_list(captions.type) else captions.type):
+        raise DataError(
+            f"{work_unit.uri}: column {field!r} has type {captions.type}, but captions are strings or lists of strings"
+        )
+    columns, raw = _one_a_caption(captions, rows, keys, first_only=config.select == "first")
     return clean(columns, raw, config.max_caption_bytes)
 
 
 def count_parquet_rows(work_unit: WorkUnit, config: CaptionsConfig) -> int | None:
-    """Captions of a shard by the file's footer; None where its pairs have several that all count.
+    """Number of captions from the file's footer; None if a pair may have several captions and all are selected.
 
     Raises:
-        DataError: Unreadable file.
+        DataError: The file cannot be read.
     """
     if config.select == "first" and work_unit.rows is not None:
         return work_unit.rows
@@ -93,39 +99,25 @@ def _keys(table: pa.Table, key_field: str | None, rows: np.ndarray, work_unit: W
         return pc.coalesce(keys.cast(pa.string()), row_names)
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
         raise DataError(
-            f"{work_unit.uri}: column {key_field!r} holds {keys.type}, not names as UTF-8 text or numbers ({error}); "
-            "set captions.key_field to another column"
+            f"{work_unit.uri}: column {key_field!r} has type {keys.type}, but keys are UTF-8 text or numbers "
+            f"({error}); set captions.key_field to another column"
         ) from None
 
 
 def _one_a_caption(
-    captions: pa.Array, rows: np.ndarray, keys: pa.Array, config: CaptionsConfig, work_unit: WorkUnit, field: str
+    captions: pa.Array, rows: np.ndarray, keys: pa.Array, *, first_only: bool
 ) -> tuple[Mapping[str, pa.Array], pa.Array]:
-    """Columns with one entry a caption, and the undecoded captions."""
-    if pa.types.is_dictionary(captions.type):
-        captions = captions.dictionary_decode()
-    if pa.types.is_list(captions.type) or pa.types.is_large_list(captions.type):
-        if not _is_text(captions.type.value_type):
-            raise DataError(
-                f"{work_unit.uri}: column {field!r} holds {captions.type}; captions are strings or lists of them"
-            )
-        return _explode(captions, rows, keys, first_only=config.select == "first")
-    if not _is_text(captions.type):
-        raise DataError(
-            f"{work_unit.uri}: column {field!r} holds {captions.type}; captions are strings or lists of them"
-        )
-    columns = {
-        "row": pa.array(rows),
-        "caption_index": pa.array(np.zeros(len(rows), np.int32)),
-        "key": keys,
-    }
-    return columns, captions.cast(pa.binary())
+    """Columns with one entry per caption, and the undecoded captions."""
+    if _is_list(captions.type):
+        return _explode(captions, rows, keys, first_only=first_only)
+    index = pa.array(np.zeros(len(rows), np.int32))
+    return {"row": pa.array(rows), "caption_index": index, "key": keys}, captions.cast(pa.binary())
 
 
 def _explode(
     captions: pa.Array, rows: np.ndarray, keys: pa.Array, *, first_only: bool
 ) -> tuple[Mapping[str, pa.Array], pa.Array]:
-    """One entry a list element; a pair with an empty list or none keeps one entry, without caption."""
+    """One entry per list element; a pair with an empty or missing list keeps one entry without a caption."""
     lengths = pc.fill_null(pc.list_value_length(captions), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     taken = np.minimum(lengths, 1) if first_only else lengths
     entries = np.maximum(taken, 1)
@@ -133,7 +125,7 @@ def _explode(
     caption_index = np.arange(len(parent)) - np.repeat(np.cumsum(entries) - entries, entries)
     starts = np.cumsum(lengths) - lengths
     position = np.where(lengths[parent] > 0, starts[parent] + caption_index, -1)
-    # flatten() leaves out what hides behind null lists, so positions count over the valid ones only.
+    # flatten() skips null lists, so positions are among the elements of valid lists.
     values = captions.flatten().cast(pa.binary())
     indices = pa.array(position, mask=position < 0)
     columns = {
@@ -144,12 +136,9 @@ def _explode(
     return columns, values.take(indices)
 
 
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
 def _is_text(kind: pa.DataType) -> bool:
-    tests = (
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-        pa.types.is_null,
-    )
-    return any(test(kind) for test in tests)
+    return kind in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.null())

@@ -1,4 +1,4 @@
-"""One entry to all caption formats."""
+"""Reads and counts captions in any supported format."""
 
 from mode_ray.captions.clean import CaptionTable
 from mode_ray.captions.delimited import count_csv_rows, read_csv_captions
@@ -10,10 +10,10 @@ from mode_ray.stages.work_unit import WorkUnit
 
 
 def read_captions(work_unit: WorkUnit, config: CaptionsConfig) -> CaptionTable:
-    """Read and clean the captions of one shard.
+    """Read and clean the captions of one unit.
 
     Raises:
-        DataError: The shard cannot be read; names the file, and the column or sample.
+        DataError: The file cannot be read; names the file, and the column or sample.
     """
     match work_unit.format:
         case "parquet":
@@ -27,13 +27,13 @@ def read_captions(work_unit: WorkUnit, config: CaptionsConfig) -> CaptionTable:
 
 
 def count_captions(work_unit: WorkUnit, config: CaptionsConfig) -> int:
-    """Captions of a shard, refused ones included: `rows_in` of `read_captions`, mostly without reading them.
+    """Count the captions of a unit, including refused ones: `rows_in` of `read_captions`.
 
-    Parquet is counted by its footer, tars by their headers, text by its lines; the captions are read only where a pair
-    may have several that all count.
+    The count comes from the footer of parquet files, the headers of tars, and the lines of text files. The captions
+    are read only if a pair may have several and all are selected.
 
     Raises:
-        DataError: The shard cannot be read.
+        DataError: The file cannot be read.
     """
     one_a_row = config.select == "first"
     match work_unit.format:

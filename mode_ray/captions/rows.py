@@ -1,4 +1,4 @@
-"""Captions that come row by row, gathered in blocks of Arrow arrays until they are cleaned."""
+"""Collects captions that are read row by row into Arrow arrays, and cleans them."""
 
 import pyarrow as pa
 
@@ -19,11 +19,11 @@ _KINDS = {
 
 
 class CaptionRows:
-    """Gathers the captions of one text shard.
+    """Collects the captions of one text shard.
 
     Args:
-        work_unit: The shard, for messages.
-        config: Its bounds on rows and captions.
+        work_unit: The shard, for error messages.
+        config: Limits on rows and captions.
     """
 
     def __init__(self, work_unit: WorkUnit, config: CaptionsConfig) -> None:
@@ -34,15 +34,15 @@ class CaptionRows:
         self._rows = self._bytes = 0
 
     def add(self, row: int, key: str, captions: list[bytes | None]) -> None:
-        """Add one row's captions, of which there is at least one entry."""
+        """Add one row's captions, at least one entry."""
         for index, caption in enumerate(captions):
-            # One byte beyond the limit is enough to be refused for.
+            # One byte beyond the limit is enough to refuse a caption.
             text = None if caption is None else caption[: self._config.max_caption_bytes + 1]
             self._append((row, index, key, text, None))
 
     def refuse(self, row: int, reason: str) -> None:
-        """Count a row that holds no captions because it cannot be read."""
-        # A key of its own: row numbers stand in for keys that are missing elsewhere.
+        """Count an unreadable row as refused."""
+        # A unique key: row numbers are already used as the keys of rows without one.
         self._append((row, 0, f"refused row {row}", None, reason))
 
     def _append(self, entry: tuple[int, int, str, bytes | None, str | None]) -> None:
@@ -52,11 +52,11 @@ class CaptionRows:
         if self._rows > limit:
             raise DataError(
                 f"{self._work_unit.uri}: more than captions.max_rows_per_unit={limit} captions, and text files are "
-                "not split into units; deal them to several files, or raise that setting"
+                "not split into units; distribute them over several files, or raise that setting"
             )
         if self._bytes > MAX_TEXT_BYTES:
             raise DataError(
-                f"{self._work_unit.uri}: more than {MAX_TEXT_BYTES} bytes of text; deal it to several files"
+                f"{self._work_unit.uri}: more than {MAX_TEXT_BYTES} bytes of text; distribute it over several files"
             )
         self._block.append(entry)
         if len(self._block) >= _BLOCK_ROWS:
@@ -69,7 +69,7 @@ class CaptionRows:
         self._block = []
 
     def cleaned(self) -> CaptionTable:
-        """All of them, cleaned and counted."""
+        """The collected captions, cleaned and counted."""
         self._flush()
         table = pa.concat_tables(self._blocks).combine_chunks()
         columns = {name: table[name].combine_chunks() for name in table.column_names}
@@ -78,5 +78,5 @@ class CaptionRows:
 
 
 def text_key(value: str) -> str:
-    """A key with what is not UTF-8 (lone surrogates) written as escapes."""
+    """A key whose invalid UTF-8 (lone surrogates) is written as escapes."""
     return value.encode(errors="backslashreplace").decode()

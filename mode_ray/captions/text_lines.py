@@ -16,15 +16,15 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 class Lines:
-    """The lines of a stream, one after the other.
+    """Iterates over the lines of a stream.
 
     Args:
-        stream: Buffered, at its beginning.
-        max_bytes: Longer lines are cut there.
+        stream: A buffered stream at its beginning.
+        max_bytes: Longer lines are cut to this length.
 
     Attributes:
-        cut: Whether the line that came last was cut.
-        count: Lines that came.
+        cut: Whether the last line was cut.
+        count: Number of lines read.
     """
 
     def __init__(self, stream: io.BufferedIOBase, max_bytes: int) -> None:
@@ -53,10 +53,10 @@ class Lines:
 
 @contextlib.contextmanager
 def open_lines(work_unit: WorkUnit) -> Iterator[Lines]:
-    """Open a text shard; whether it is gzipped is told by its first bytes.
+    """Open a text shard; gzip is detected by its first bytes.
 
     Raises:
-        DataError: No such file, binary data, truncated or damaged gzip; also while its lines are read.
+        DataError: The file does not exist, is binary, or is truncated or damaged gzip. Reading lines raises it too.
     """
     location = work_unit.location
     try:
@@ -67,7 +67,7 @@ def open_lines(work_unit: WorkUnit) -> Iterator[Lines]:
                 stream = stack.enter_context(gzip.GzipFile(fileobj=stream))
             if b"\0" in stream.peek(_LOOKED_AT_BYTES)[:_LOOKED_AT_BYTES]:
                 raise DataError(
-                    f"{work_unit.uri}: binary data, not UTF-8 text as a {work_unit.format} shard; replace or remove it"
+                    f"{work_unit.uri}: binary data; a {work_unit.format} file must be UTF-8 text; replace or remove it"
                 )
             yield Lines(stream, MAX_LINE_BYTES)
     except FileNotFoundError:

@@ -1,7 +1,6 @@
 """Captions from WebDataset tars, with the byte offsets of the members so that training can fetch single pairs.
 
-The standard library reads the tar headers: the webdataset package streams samples, but does not tell where in the file
-their members lie.
+The standard library reads the tar headers, because the webdataset package does not report the offsets of members.
 """
 
 import contextlib
@@ -27,12 +26,12 @@ MAX_JSON_BYTES = 1 << 20
 
 @dataclass
 class TarSample:
-    """Members of one sample: they follow one another and share the name up to the first dot.
+    """Members of one sample: consecutive members with the same name up to the first dot.
 
     Attributes:
         key: That name.
         members: Offset and size of the contents, by suffix.
-        contents: Contents of the members that hold text, by suffix.
+        contents: Contents of the requested members, by suffix.
     """
 
     key: str
@@ -45,12 +44,12 @@ class TarSample:
 
 
 def read_tar_samples(work_unit: WorkUnit, wanted: frozenset[str], max_bytes: int) -> Iterator[TarSample]:
-    """Go through a tar's samples in order.
+    """Iterate over the samples of a tar.
 
     Args:
         work_unit: The tar.
-        wanted: Suffixes whose contents are read.
-        max_bytes: Contents that are longer are cut one byte beyond, so that the caller sees that they are too long.
+        wanted: Suffixes of the members to read.
+        max_bytes: Longer contents are cut to one byte more than this, so that the caller can detect them.
 
     Raises:
         DataError: Not a tar, or a truncated one.
@@ -74,7 +73,7 @@ def read_tar_samples(work_unit: WorkUnit, wanted: frozenset[str], max_bytes: int
                     sample.contents[suffix] = source.read(max_bytes + 1) if source else b""
         except tarfile.ReadError as error:
             raise DataError(f"{work_unit.uri}: truncated or damaged tar ({error}); replace or remove it") from None
-        # tarfile takes a damaged header for the end of the archive, and so it does a missing one.
+        # tarfile treats a damaged or missing header as the end of the archive.
         with work_unit.location.open_input() as file:
             if bytes(file.read_at(tarfile.BLOCKSIZE, archive.offset)) != bytes(tarfile.BLOCKSIZE):
                 raise DataError(
@@ -105,18 +104,18 @@ def _open_tar(work_unit: WorkUnit) -> Iterator[tarfile.TarFile]:
 
 
 def _as_utf8(name: str) -> str:
-    """A member's name with bytes that are not UTF-8 (tarfile's surrogates) written as escapes."""
+    """A member's name whose invalid UTF-8 (tarfile's surrogates) is written as escapes."""
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def read_tar_captions(work_unit: WorkUnit, config: CaptionsConfig) -> CaptionTable:
     """Read and clean a tar's captions.
 
-    They come from the `.txt` member or, if `captions.caption_field` is set, from that field of the `.json` member (a
-    string or a list of strings).
+    Captions come from the `.txt` member or, if `captions.caption_field` is set, from that field of the `.json` member
+    (a string or a list of strings).
 
     Raises:
-        DataError: Not a tar, or a truncated tar; names the file.
+        DataError: Not a tar, or a truncated one; names the file.
     """
     suffix = TEXT_SUFFIX if config.caption_field is None else JSON_SUFFIX
     limit = config.max_caption_bytes if config.caption_field is None else MAX_JSON_BYTES
@@ -140,7 +139,7 @@ def read_tar_captions(work_unit: WorkUnit, config: CaptionsConfig) -> CaptionTab
 
 
 def count_tar_rows(work_unit: WorkUnit) -> int:
-    """Samples of a tar, by its headers alone; a remote tar is streamed whole.
+    """Number of samples of a tar, from its headers; a remote tar is streamed whole.
 
     Raises:
         DataError: Not a tar, or a truncated one.
@@ -149,7 +148,7 @@ def count_tar_rows(work_unit: WorkUnit) -> int:
 
 
 def json_captions(content: bytes, field_name: str) -> list[bytes | None]:
-    """The captions in one `.json` member; one None where the field holds none.
+    """The captions in one `.json` member; a single None if there is no caption.
 
     Raises:
         ValueError: Not a JSON object.
@@ -158,7 +157,7 @@ def json_captions(content: bytes, field_name: str) -> list[bytes | None]:
 
 
 def _captions_of(sample: TarSample, suffix: str, config: CaptionsConfig) -> tuple[list[bytes | None], str | None]:
-    """A sample's captions, at least one entry, and the reason to refuse them all, if there is one."""
+    """A sample's captions, at least one entry, and the reason to refuse all of them, or None."""
     content = sample.contents.get(suffix)
     if content is None:
         return [None], None

@@ -1,4 +1,4 @@
-"""Both clustering steps on the stored embeddings: the fine centers, and a coarse map for every n."""
+"""Both clustering steps: the fine centers, and a coarse map for every n."""
 
 from dataclasses import asdict
 from typing import Any
@@ -35,17 +35,17 @@ def fit_clustering(
 ) -> dict[str, Any]:
     """Fit a clustering on a sample, and save it.
 
-    The state after every iteration is saved, so that an interrupted fit resumes there, with the same result.
+    The state is saved after every iteration. An interrupted fit resumes from it with the same result.
 
     Args:
         sample: Caption embeddings.
-        config: Both steps.
+        config: Settings of both steps.
         encoder_name: The encoder that made the embeddings.
-        directory: Where the clustering belongs.
+        directory: Directory for the clustering.
         clock: Measures the parts of the fit.
 
     Returns:
-        Figures of the fit, as the clustering keeps them too.
+        Figures of the fit; the clustering stores them too.
 
     Raises:
         DataError: Fewer distinct embeddings than centers.
@@ -95,7 +95,7 @@ def fit_clustering(
 def histogram_quantiles(
     histogram_b: npt.NDArray[np.int64], shares: tuple[float, ...] = DISTANCE_QUANTILES
 ) -> npt.NDArray[np.float64]:
-    """Quantiles of the squared distances in equal bins from 0 to 4, linear within a bin."""
+    """Quantiles of a histogram with equal bins from 0 to 4, linear within a bin."""
     cumulative = np.concatenate([[0.0], np.cumsum(histogram_b, dtype=np.float64)])
     wanted = np.asarray(shares) * cumulative[-1]
     after = np.clip(np.searchsorted(cumulative, wanted, side="left"), 1, len(histogram_b))

@@ -1,24 +1,24 @@
-"""The temperature of routing, fitted to the caption encoder without a label.
+"""The temperature of routing, fitted to the caption encoder without labels.
 
-Routing spreads a text over the fine centers by softmax(-d2 / temperature). The right temperature depends on how far
-apart the encoder puts texts, and on how well near centers agree on the expert. What can be asked without labels: hide
-a caption's own fine center, so that it lies between clusters as the texts of a new task do, and predict the expert of
-the hidden center from the distances to all others. The temperature with the largest mean log probability of that
-expert is taken (leave-one-out likelihood, as in Neighbourhood Components Analysis, Goldberger et al. 2004):
+Routing distributes a text over the fine centers by softmax(-d2 / temperature). The right temperature depends on the
+distances between the encoder's texts, and on how often near centers belong to the same expert. The fit hides a
+caption's own fine center, so that the caption is between clusters as the texts of a new task are, and predicts the
+expert of the hidden center from the distances to all others. It chooses the temperature with the largest mean log
+probability of that expert (leave-one-out likelihood, as in Neighbourhood Components Analysis, Goldberger et al. 2004):
 
     max over t of the mean over captions x of
         log [ sum over s' != s(x) with c(s') = c(s(x)) of softmax over all s' != s(x) of -d2(x, s') / t ]
 
-Without hiding there is nothing to fit: the nearest center decides the expert by definition, and the likelihood would
-grow without end as t goes to 0. With it the extremes come out right: where near centers always agree on the expert t
-goes to its lower end (one expert answers), and where they say nothing of it, as when centers are dealt at random, to
-the upper end (all answer). The rows are captions of the clustering's own sample. Its centers cannot stand for them:
-they are means, without the spread that captions have around them, and give half the temperature.
+Without hiding, the nearest center determines the expert by definition, and the likelihood would have no maximum for
+t > 0. With hiding, t goes to its lower bound if near centers always have the same expert (one expert answers), and to
+its upper bound if the experts of centers are random (all answer). The rows are captions of the clustering's sample.
+Its centers could not replace them: centers are means without the spread of their captions, and give half the
+temperature.
 
 Measured with a static table (wordllama, 256 dimensions) on 23,000 mixed captions, m = 128: 0.038, 0.045 and 0.047 for
-n = 2, 4 and 8. As a check that takes no part in the fit, the experts' shares among the 50 nearest captions of 1,000
-held-out ones: the weights diverge from these by 0.085, 0.297 and 0.328 nats, with `soft` at 0.1 by 0.139, 0.299 and
-0.375, at the best fixed temperature (0.05 to 0.07) by 0.063, 0.226 and 0.264; at 0.3 by 0.34 to 0.87.
+n = 2, 4 and 8. As an independent check, the weights were compared with the experts' shares among the 50 nearest
+captions of 1,000 held-out ones. They diverge by 0.085, 0.297 and 0.328 nats; with `soft` at 0.1 by 0.139, 0.299 and
+0.375; at the best fixed temperature (0.05 to 0.07) by 0.063, 0.226 and 0.264; at 0.3 by 0.34 to 0.87.
 """
 
 import math
@@ -43,13 +43,13 @@ _FEWEST_ROWS, _MOST_ROWS = 256, 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """A fitted temperature and what it rests on.
+    """A fitted temperature and the figures of its fit.
 
     Attributes:
-        temperature: The temperature; None where there is none.
-        rows: Captions that it was fitted on.
+        temperature: The temperature; None if none was fitted.
+        rows: Number of captions in the fit.
         log_loss: Mean of -log p(right expert) at that temperature, in nats.
-        share_log_loss: The same for one who always answers with the experts' shares of the captions.
+        share_log_loss: The same if the experts' shares of the captions are always the answer.
     """
 
     temperature: float | None
@@ -62,14 +62,13 @@ class Calibration:
         """One sentence for reports."""
         if self.temperature is None:
             return (
-                "The clustering has no fitted temperature (it was made before there was one, or nothing could be "
-                "fitted: one expert, or one fine center an expert): the rule calibrated uses routing.temperature, as "
-                "soft does."
+                "The clustering has no fitted temperature (an older version made it, or there is one expert, or one "
+                "fine center per expert). The rule calibrated therefore uses routing.temperature, as soft does."
             )
         return (
-            f"Temperature {self.temperature:g} of the rule calibrated, fitted without labels on {self.rows:,} "
-            f"captions of the clustering's sample: log loss {self.log_loss:.3f} for the expert of a hidden center, "
-            f"{self.share_log_loss:.3f} by the experts' shares alone."
+            f"The rule calibrated uses temperature {self.temperature:g}, fitted without labels on {self.rows:,} "
+            f"captions of the clustering's sample. Log loss for the expert of a hidden center: {self.log_loss:.3f}, "
+            f"compared with {self.share_log_loss:.3f} for the experts' shares."
         )
 
 
@@ -128,10 +127,10 @@ def fit_temperature(
 
 
 def calibration_of(clustering: Clustering, n: int) -> Calibration:
-    """The calibration that a clustering stores for its map of n experts; `NOT_FITTED` where it stores none.
+    """The calibration that a clustering stores for its map of n experts, or `NOT_FITTED`.
 
     Raises:
-        DataError: What is stored is not a calibration.
+        DataError: The stored calibration is damaged.
     """
     stored = clustering.training.get(CALIBRATION_KEY, {})
     if isinstance(stored, Mapping) and str(n) not in stored:
@@ -150,12 +149,12 @@ def calibration_of(clustering: Clustering, n: int) -> Calibration:
 
 
 def stored_form(by_n: Mapping[int, Calibration]) -> dict[str, Any]:
-    """Calibrations as a clustering's training figures keep them, by n."""
+    """Calibrations by n, as a clustering's training figures store them."""
     return {str(n): asdict(calibration) for n, calibration in by_n.items()}
 
 
 def calibration_rows(m: int) -> int:
-    """How many captions a fit over m centers takes: more would cost time and change the temperature little."""
+    """Number of captions for a fit over m centers; more would cost time and change the temperature little."""
     return int(np.clip(_DISTANCES_AT_MOST // m, _FEWEST_ROWS, _MOST_ROWS))
 
 

@@ -1,4 +1,4 @@
-"""The clustering artefact: fine centers and the coarse maps made of them, as safetensors files."""
+"""The clustering artefact: fine centers and coarse maps, as safetensors files."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,8 @@ import safetensors.numpy
 
 from mode_ray.cluster.search.nearest import Float32Array, Int32Array, NearestCenters
 from mode_ray.config.captions import EncoderPlacement
-from mode_ray.embed.encoder import CaptionEncoder, encoder_config, load_encoder
+from mode_ray.embed.encoder import CaptionEncoder, encoder_config
+from mode_ray.embed.load import load_encoder
 from mode_ray.errors import DataError, UsageError
 from mode_ray.run_directory import FINE_FILE, coarse_file
 from mode_ray.storage import Location
@@ -36,7 +37,7 @@ class Clustering:
     Attributes:
         centers_md: float32 [m, d].
         prices_m: float64 [m], balancing prices; all 0 for plain k-means.
-        mass_m: int64 [m], rows of the sample by nearest center.
+        mass_m: int64 [m], rows of the sample by nearest center, prices ignored.
         squared_distance_m: float64 [m], sum of squared distances of those rows.
         encoder_name: The encoder that made the embeddings.
         coarse: For each n, int32 [m], the expert of each fine center.
@@ -57,7 +58,7 @@ class Clustering:
         return int(self.centers_md.shape[1])
 
     def save(self, directory: Location) -> None:
-        """Write one `coarse-n<n>.safetensors` a map, then `fine.safetensors`, which names the maps."""
+        """Write `coarse-n<n>.safetensors` for every map, then `fine.safetensors`, which names the maps."""
         for n, group_m in self.coarse.items():
             (directory / coarse_file(n)).write_bytes(
                 safetensors.numpy.save({"group_m": np.ascontiguousarray(group_m, np.int32)})
@@ -65,7 +66,7 @@ class Clustering:
         tensors = {
             name: np.ascontiguousarray(getattr(self, name), dtype) for name, (dtype, _) in _FINE_TENSORS.items()
         }
-        # One key only: the order of several is not fixed, and equal clusterings shall be equal bytes.
+        # A single key: the order of several keys is not fixed, and equal clusterings must have equal bytes.
         about = {
             "encoder_name": self.encoder_name,
             "coarse": sorted(int(n) for n in self.coarse),
@@ -92,8 +93,8 @@ class Clustering:
         for name, values in tensors.items():
             if len(values) != m or not np.isfinite(values).all():
                 raise DataError(
-                    f"{file}: {name} of shape {values.shape} is not one finite entry for each of {m} "
-                    "centers; run the cluster stage again"
+                    f"{file}: {name} of shape {values.shape} must have one finite entry for each of {m} centers; "
+                    "run the cluster stage again"
                 )
         encoder_name, counts, training = _about(file, data)
         coarse = {n: _load_map(directory / coarse_file(n), n, m) for n in counts}
@@ -101,10 +102,10 @@ class Clustering:
 
     @classmethod
     def load_for(cls, directory: Location, encoder_name: str) -> Self:
-        """As `load`, for embeddings of an encoder.
+        """`load` for embeddings of an encoder.
 
         Raises:
-            DataError: As `load`; or the clustering is of another encoder: the message names the file.
+            DataError: As `load`, or the clustering was made with another encoder; the message names the file.
         """
         clustering = cls.load(directory)
         try:
@@ -173,7 +174,7 @@ class Clustering:
         return experts_b
 
     def _encoder(self, device: str, threads: int) -> CaptionEncoder:
-        """The clustering's own encoder; loaded once for each device."""
+        """The clustering's encoder, loaded once per device and number of threads."""
         encoders = self.__dict__.setdefault("_encoders", {})
         if (device, threads) not in encoders:
             placement = EncoderPlacement(device=device)
@@ -191,9 +192,9 @@ class Clustering:
     def spread(self, n: int) -> npt.NDArray[np.float64]:
         """Mean squared distance of each expert's rows to the expert's centroid, float64 [n].
 
-        The centroid is the mass-weighted mean of the expert's centers. The distance splits into that of the
-        rows to their centers and that of the centers to the centroid: exact where centers are the means of
-        their rows. An expert without rows has spread 0.
+        The centroid is the mass-weighted mean of the expert's centers. The squared distance is that of the rows to
+        their centers plus that of the centers to the centroid, which is exact if centers are the means of their rows.
+        An expert without rows has spread 0.
         """
         group_m, mass_n = self.experts_of(n), self.masses(n)
         divisor_n = np.maximum(mass_n, 1)
@@ -204,7 +205,7 @@ class Clustering:
         return np.bincount(group_m, weights=self.squared_distance_m + between_m, minlength=n) / divisor_n
 
     def widest_first(self, n: int) -> list[int]:
-        """Experts in the order to train them when compute is short: by falling spread, size, then number."""
+        """Experts in the order of training: by descending spread, then descending size, then number."""
         spread_n, mass_n = self.spread(n), self.masses(n)
         return sorted(range(n), key=lambda expert: (-spread_n[expert], -mass_n[expert], expert))
 
@@ -212,13 +213,13 @@ class Clustering:
         """Check that embeddings belong to this clustering.
 
         Raises:
-            DataError: They are of another encoder or dimension; the message names both.
+            DataError: The encoder or the dimension differs; the message names both.
         """
         if (encoder_name, dimension) != (self.encoder_name, self.dimension):
             raise DataError(
                 f"the clustering was made with encoder {self.encoder_name!r} ({self.dimension} dimensions), "
-                f"the embeddings with {encoder_name!r} ({dimension} dimensions): "
-                "use the same encoder or cluster again"
+                f"but the embeddings with {encoder_name!r} ({dimension} dimensions): "
+                "use the same encoder, or run the cluster stage again"
             )
 
 
@@ -247,21 +248,21 @@ def _tensors(file: Location, data: bytes, expected: Mapping[str, tuple[str, int]
 
 
 def _about(file: Location, data: bytes) -> tuple[str, list[int], dict[str, Any]]:
-    """Encoder name, coarse counts and training statistics: `__metadata__` of the safetensors JSON header."""
+    """Encoder name, numbers of experts and training statistics, from `__metadata__` of the safetensors header."""
     header_bytes = int.from_bytes(data[:8], "little")
     try:
         header = json.loads(data[8 : 8 + header_bytes])
         about = json.loads(header["__metadata__"][_METADATA_KEY])
         encoder_name, counts, training = about["encoder_name"], about["coarse"], about["training"]
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{file}: its metadata is not a clustering's; run the cluster stage again") from None
+        raise DataError(f"{file}: the metadata is not that of a clustering; run the cluster stage again") from None
     if not (
         isinstance(encoder_name, str)
         and isinstance(training, dict)
         and isinstance(counts, list)
         and all(type(n) is int and n >= 1 for n in counts)
     ):
-        raise DataError(f"{file}: its metadata has a wrong type; run the cluster stage again")
+        raise DataError(f"{file}: the metadata has a wrong type; run the cluster stage again")
     return encoder_name, counts, training
 
 

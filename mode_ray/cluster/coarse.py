@@ -24,13 +24,13 @@ Groups = npt.NDArray[np.intp]
 
 @dataclass(frozen=True)
 class CoarseMap:
-    """A partition of the fine centers; groups are numbered by falling load, ties by their lowest center.
+    """A partition of the fine centers. Groups are numbered by descending load, ties by their lowest center.
 
     Attributes:
         group_m: int32 [m], group of each center.
         load_n: float64 [n], share of the rows in each group; sums to 1.
-        slack_used: The loads keep a capacity of (1 + slack_used)/n: the configured slack, or more where a
-            center is heavier than the capacity or the centers cannot be packed into it.
+        slack_used: No load exceeds (1 + slack_used)/n. This is the configured slack, or more if a center is heavier
+            than the capacity or the centers cannot be packed into it.
         cost: Mass-weighted mean squared distance of the centers to their group's centroid.
     """
 
@@ -45,25 +45,25 @@ def group_centers(
 ) -> CoarseMap:
     """Group m centers into n experts of at most (1 + slack)/n of the rows each.
 
-    Several greedy k-means runs give starts; the best go on with the exact assignment step, the linear
-    relaxation of the transport problem, whose few split centers are rounded to the nearest group with room.
+    Several greedy k-means runs give starting points. The best ones continue with the exact assignment step, the linear
+    relaxation of the transport problem. Its few split centers are rounded to the nearest group with room.
 
     Args:
         centers_md: float32 [m, d].
-        mass_m: Rows of each center, [m]; all centers count alike where all are 0.
+        mass_m: Rows of each center, [m]; if all are 0, all centers have the same weight.
         n: Number of groups, 1 to m.
         config: Slack, restarts, iterations.
         seed: The same seed gives the same map.
 
     Raises:
-        ValueError: n is not in 1..m, or masses do not fit the centers.
+        ValueError: n is not in 1..m, or the masses do not fit the centers.
     """
     m = len(centers_md)
     if not 1 <= n <= m:
         raise ValueError(f"{m} centers cannot make n={n} groups")
     weights_m = np.asarray(mass_m, np.float64)
     if weights_m.shape != (m,) or not np.isfinite(weights_m).all() or (weights_m < 0).any():
-        raise ValueError(f"mass must be {m} finite numbers of at least 0, one a center")
+        raise ValueError(f"mass must be {m} finite numbers of at least 0, one per center")
     weights_m = weights_m / weights_m.sum() if weights_m.any() else np.full(m, 1.0 / m)
     problem = _Problem(np.asarray(centers_md, np.float64), weights_m, n, (1.0 + config.slack) / n)
     if n in (1, m):
@@ -104,7 +104,7 @@ class _Problem:
         return self.centers_md[chosen]
 
     def lloyd(self, centroids_nd: Float64Array, iterations: int, exact: bool) -> Groups:
-        """Alternate capacitated assignment and centroids until nothing moves, then take overload away."""
+        """Alternate capacitated assignment and centroids until nothing changes, then repair overloads."""
         group_m = np.zeros(len(self.weights_m), np.intp)
         for _ in range(iterations):
             distance_mn = _squared_distances(self.centers_md, centroids_nd)
@@ -127,7 +127,7 @@ class _Problem:
         return float((self.weights_m * np.square(residual_md).sum(axis=1)).sum())
 
     def centroids(self, group_m: Groups) -> Float64Array:
-        """Mass-weighted centroids [n, d]; the plain mean where a group has no mass."""
+        """Mass-weighted centroids [n, d]; the plain mean for groups without mass."""
         member_nm = scipy.sparse.csr_array(
             (np.ones(len(group_m)), (group_m, np.arange(len(group_m)))), shape=(self.n, len(group_m))
         )
@@ -156,7 +156,7 @@ class _Problem:
         return np.asarray(load_n + weight <= self.capacity + _ROUNDING)
 
     def _place(self, group_m: Groups, waiting: npt.NDArray[np.intp], distance_mn: Float64Array) -> Groups:
-        """Put waiting centers, in order, into the nearest group with room, else into that with most room."""
+        """Put waiting centers, in order, into the nearest group with room, else into the group with the most room."""
         placed_m = np.ones(len(group_m), bool)
         placed_m[waiting] = False
         load_n = np.bincount(group_m[placed_m], self.weights_m[placed_m], self.n).astype(np.float64)
@@ -174,18 +174,18 @@ class _Problem:
         return group_m
 
     def _greedy(self, distance_mn: Float64Array) -> Groups:
-        """Centers with the most to lose by their second choice go first."""
+        """Assign the centers whose second choice costs the most first."""
         best_two_m2 = np.partition(distance_mn, 1, axis=1)[:, :2]
         regret_m = self.weights_m * (best_two_m2[:, 1] - best_two_m2[:, 0])
         order = np.argsort(-regret_m, kind="stable")
         return self._place(np.zeros(len(order), np.intp), order, distance_mn)
 
     def _transport(self, distance_mn: Float64Array) -> Groups:
-        """Linear program over each center's share in each group; split centers, fewer than n, are rounded."""
+        """Solve the linear program over each center's share in each group; round the split centers (fewer than n)."""
         heavy = np.flatnonzero(self.weights_m > 0.0)
         weights_h, distance_hn = self.weights_m[heavy], distance_mn[heavy]
         capacity = max(self.capacity, float(weights_h.max()))
-        # Masses in units of their mean keep the program's numbers near 1.
+        # Masses in units of their mean keep the coefficients near 1.
         scaled_h = weights_h * len(heavy)
         each = scipy.sparse.kron(scipy.sparse.eye_array(len(heavy)), np.ones((1, self.n)), format="csr")
         load = scipy.sparse.kron(scaled_h[None, :], scipy.sparse.eye_array(self.n), format="csr")
@@ -207,7 +207,7 @@ class _Problem:
         return self._place(group_m, split[np.argsort(-self.weights_m[split], kind="stable")], distance_mn)
 
     def _improved(self, group_m: Groups, distance_mn: Float64Array) -> Groups:
-        """Move centers to their nearest groups, or swap them with a center there, where it costs less."""
+        """Move centers to their nearest groups, or swap them with a center there, if that lowers the cost."""
         group_m = group_m.copy()
         load_n = self._loads(group_m)
         own_m = np.take_along_axis(distance_mn, group_m[:, None], axis=1)[:, 0]
@@ -221,7 +221,7 @@ class _Problem:
         weight = self.weights_m[center]
         gain = weight * (distance_mn[center, here] - distance_mn[center, there])
         others = np.flatnonzero(group_m == there)
-        # The last candidate stands for a plain move, without a center that comes back.
+        # The last candidate is a move without a swap.
         weight_o = np.append(self.weights_m[others], 0.0)
         loss_o = np.append(self.weights_m[others] * (distance_mn[others, here] - distance_mn[others, there]), 0.0)
         limit = self.capacity + _ROUNDING
@@ -237,7 +237,7 @@ class _Problem:
         load_n[here] -= weight - weight_o[best]
 
     def _repaired(self, group_m: Groups, distance_mn: Float64Array) -> Groups:
-        """Take overload away by the moves and swaps that cost least for what they take away."""
+        """Remove overload by the moves and swaps with the lowest cost per removed load."""
         group_m = group_m.copy()
         for _ in range(len(group_m)):
             load_n = self._loads(group_m)
@@ -254,13 +254,13 @@ class _Problem:
         others = np.flatnonzero(group_m != full)[:_SWAP_CENTERS]
         weight_i = self.weights_m[members]
         leaving_in = weight_i[:, None] * (distance_mn[members] - distance_mn[members, full][:, None])
-        # Columns: a plain move into each group, then a swap with each center of another group.
+        # Columns: a move into each group, then a swap with each center of another group.
         target = np.concatenate([np.arange(self.n), group_m[others]])
         weight_back = np.concatenate([np.zeros(self.n), self.weights_m[others]])
         returning = self.weights_m[others] * (distance_mn[others, full] - distance_mn[others, group_m[others]])
         cost_it = leaving_in[:, target] + np.concatenate([np.zeros(self.n), returning])
         relief_it = weight_i[:, None] - weight_back
-        # Where nothing fits, it is enough that the receiving group ends up below what the full one held.
+        # If nothing fits, the receiving group may exceed the capacity but must stay below the load of the full one.
         allowed_it = (relief_it > _ROUNDING) & (load_n[target] + relief_it <= self.capacity + _ROUNDING)
         allowed_it[:, full] = False
         if not allowed_it.any():
@@ -268,7 +268,7 @@ class _Problem:
             allowed_it[:, full] = False
         if not allowed_it.any():
             return False
-        # Steps of at least half the excess where there are any: tiny swaps would be the cheapest.
+        # Prefer steps of at least half the excess: otherwise tiny swaps would be the cheapest.
         large_it = allowed_it & (relief_it >= excess / 2.0)
         if large_it.any():
             allowed_it = large_it
@@ -280,7 +280,7 @@ class _Problem:
         return True
 
     def _filled(self, group_m: Groups, distance_mn: Float64Array) -> Groups:
-        """Give each empty group the costliest center of a group that keeps another."""
+        """Give each empty group the costliest center of a group with more than one."""
         group_m = group_m.copy()
         for empty in np.flatnonzero(np.bincount(group_m, minlength=self.n) == 0):
             count_n = np.bincount(group_m, minlength=self.n)

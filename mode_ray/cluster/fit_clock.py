@@ -1,4 +1,4 @@
-"""How long the parts of a fit take; the cluster stage's manifest keeps the figures for `mode-ray plan`."""
+"""Measures the parts of a fit. The cluster stage's manifest stores the figures for `mode-ray plan`."""
 
 import time
 from typing import Literal
@@ -13,11 +13,11 @@ class FitClock:
     """Adds up the time of each part of a fit.
 
     Attributes:
-        seconds: Wall time by part. `read`: reading the sample; missing where actors hold and read it. `start`:
-            duplicates, the first centers and the first iteration; 0 where a resumed fit had no iteration left.
-            `iterations`: the further ones. `last_prices`: the passes over all rows after the last iteration. `coarse`:
-            the coarse maps and the fit of the temperatures.
-        iterations: How many iterations are counted in `iterations`.
+        seconds: Wall time by part. `read`: reading the sample; missing if actors read it. `start`: duplicates, the
+            first centers and the first iteration; 0 if a resumed fit had no iteration left. `iterations`: the other
+            iterations. `last_prices`: the passes over all rows after the last iteration. `coarse`: the coarse maps and
+            the fit of the temperatures.
+        iterations: Number of iterations in the time of `iterations`.
     """
 
     def __init__(self) -> None:
@@ -27,13 +27,13 @@ class FitClock:
         self._last = time.monotonic()
 
     def ended(self, part: FitPart) -> None:
-        """Count the time since the last call as time of this part."""
+        """Add the time since the last call to this part."""
         now = time.monotonic()
         self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
         self._last = now
 
     def iteration_ended(self) -> None:
-        """Count the time since the last call as an iteration, or as the start where it is the first one."""
+        """Add the time since the last call to the iterations, or to the start if it is the first iteration."""
         if not self._started:
             self._started = True
             self.ended("start")
@@ -42,5 +42,5 @@ class FitClock:
         self.iterations += 1
 
     def figures(self) -> dict[str, float]:
-        """Seconds by part, and the number of iterations behind `iterations`, for the manifest."""
+        """Seconds by part, and the number of timed iterations, for the manifest."""
         return {**{part: round(seconds, 4) for part, seconds in self.seconds.items()}, "timed": self.iterations}

@@ -9,10 +9,10 @@ QUANTILES_KEY = "squared_distance_quantiles"
 
 
 def training_quantiles(clustering: Clustering) -> dict[float, float]:
-    """Squared distance of the fitted sample by quantile.
+    """Quantiles of the squared distance in the fitted sample, by share.
 
     Raises:
-        DataError: The clustering does not hold them.
+        DataError: The clustering does not have them.
     """
     stored = clustering.training.get(QUANTILES_KEY)
     try:
@@ -21,7 +21,7 @@ def training_quantiles(clustering: Clustering) -> dict[float, float]:
         quantiles = {}
     if not quantiles or not np.isfinite(list(quantiles.values())).all():
         raise DataError(
-            f"the clustering does not say how far its own sample lay from the centers (no {QUANTILES_KEY} among its "
-            "training figures): fit it again with this version of mode-ray"
+            f"the clustering has no {QUANTILES_KEY} of its sample: run the cluster stage again with this version of "
+            "mode-ray"
         )
     return dict(sorted(quantiles.items()))

@@ -1,6 +1,6 @@
-"""A reused clustering: one that another run fitted, taken over as it is instead of fitting a new one.
+"""Reuse of another run's clustering (`cluster.reuse`) instead of fitting a new one.
 
-New captions get the same centers and ids as those of the run before, so that experts trained there go on serving them.
+New captions get the same centers and ids as those of the other run, so that its experts can serve them.
 """
 
 import hashlib
@@ -12,7 +12,8 @@ import ray
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.captions import EncoderPlacement
 from mode_ray.config.run import RunConfig
-from mode_ray.embed.encoder import encoder_name, load_encoder
+from mode_ray.embed.encoder import encoder_name
+from mode_ray.embed.load import load_encoder
 from mode_ray.errors import UsageError
 from mode_ray.run_directory import FINE_FILE, SUMMARY_FILE, coarse_file
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, combined_hash
@@ -24,12 +25,12 @@ CONTENT_FIELD = "cluster.reuse (content)"
 
 @dataclass(frozen=True)
 class ReusedClustering:
-    """A clustering to take over.
+    """A clustering to reuse.
 
     Attributes:
-        source: Where it lies.
-        files: Contents of its files by name, in the order to write them: the one that names the others last.
-        clustering: The same, read.
+        source: Its directory.
+        files: Contents of its files by name, in the order to write them; the file that names the others is the last.
+        clustering: The parsed clustering.
     """
 
     source: Location
@@ -38,15 +39,15 @@ class ReusedClustering:
 
     @property
     def content_hash(self) -> str:
-        """Hash of the files, whatever directory they lie in."""
+        """Hash of the files, independent of their directory."""
         return combined_hash(f"{name} {hashlib.sha256(data).hexdigest()}" for name, data in self.files.items())
 
 
 def read_reused(source: Location) -> ReusedClustering:
-    """Read a clustering with its files as they are.
+    """Read a clustering and the bytes of its files.
 
     Raises:
-        DataError: There is none, or it is damaged; names the file.
+        DataError: It is missing or damaged; names the file.
     """
     clustering = Clustering.load(source)
     names = [*(coarse_file(n) for n in sorted(clustering.coarse)), FINE_FILE]
@@ -54,21 +55,21 @@ def read_reused(source: Location) -> ReusedClustering:
 
 
 def find_reused(config: RunConfig, copy: Location) -> ReusedClustering:
-    """The clustering that `cluster.reuse` names; once it is gone, the run's own copy stands in for it.
+    """The clustering that `cluster.reuse` names, or the run's own copy if the original no longer exists.
 
     Args:
         config: The run's config.
         copy: Directory of the run's own clustering.
 
     Raises:
-        UsageError: None is named, it is the run's own, or it has no map for `train.experts`.
-        DataError: It is absent or damaged, or was made with another encoder.
+        UsageError: `cluster.standing` is not set, is the run's own clustering, or has no map for `train.experts`.
+        DataError: The clustering is missing or damaged, or was made with another encoder.
     """
     if config.cluster.reuse is None:
-        raise UsageError("cluster.reuse is not set: it names the clustering to take over")
+        raise UsageError("cluster.reuse is not set: set it to the clustering to reuse")
     source = Location.parse(config.cluster.reuse)
     if source.uri == copy.uri:
-        raise UsageError(f"cluster.reuse: {source} is this run's own; name the clusters of another run")
+        raise UsageError(f"cluster.reuse: {source} belongs to this run; name the clusters of another run")
     gone = not (source / FINE_FILE).exists() and (copy / FINE_FILE).exists()
     reused = read_reused(copy if gone else source)
     clustering = reused.clustering
@@ -84,18 +85,18 @@ def find_reused(config: RunConfig, copy: Location) -> ReusedClustering:
 def run_reuse(
     config: RunConfig, stage: Stage, reused: ReusedClustering, on_record: Callable[[UnitRecord], None]
 ) -> Manifest:
-    """The cluster stage with a reused clustering: check that it fits the encoder itself, then copy it.
+    """Run the cluster stage with another run's clustering: check it against the encoder, then copy it.
 
-    Its atlas summary is copied too, where it has one. The summary is no part of the content hash.
+    Its atlas summary is copied too, if there is one. The summary is not part of the content hash.
 
     Raises:
-        DataError: The encoder's embeddings have another dimension than the centers.
-        UsageError: The clustering is not the one that this stage was begun with.
+        DataError: The encoder's embeddings and the centers differ in dimension.
+        UsageError: The clustering has changed since the stage began.
     """
     if reused.content_hash != stage.fields[CONTENT_FIELD]:
         raise UsageError(f"{reused.source}: changed while this run worked; run again")
     stage.begin(1)
-    # An encoder's folder may have changed behind its name: only loading it tells. In a task: the driver has no torch.
+    # The encoder's folder may have changed, so the encoder is loaded; in a task, because the driver imports no torch.
     task_result(ray.remote(max_calls=1)(_check_encoder).remote(config, reused.source))
     for name, data in reused.files.items():
         (stage.directory / name).write_bytes(data)

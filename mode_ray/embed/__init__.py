@@ -1,1 +1,1 @@
-"""Caption encoders and the stage that writes one shard of embeddings per work unit."""
+"""Caption encoders, and the stage that writes one file of embeddings per work unit."""

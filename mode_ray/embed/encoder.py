@@ -1,10 +1,10 @@
-"""What every caption encoder is, and how one is made from the config."""
+"""The interface of caption encoders, the names of their embedding spaces, and helpers that encoders share."""
 
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from mode_ray.config.captions import EncoderConfig, EncoderPlacement
+from mode_ray.config.captions import EncoderConfig
 from mode_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ class CaptionEncoder(Protocol):
     """A frozen language model.
 
     Attributes:
-        name: Identity of the embedding space; a clustering only serves embeddings of the same name.
+        name: Identity of the embedding space. A clustering accepts only embeddings of the same name.
         dimension: d.
     """
 
@@ -26,26 +26,9 @@ class CaptionEncoder(Protocol):
         """Embed captions.
 
         Returns:
-            float32 [len(captions), d]; rows of unit norm, except all-zero rows where the encoder knows no word of the
-            caption.
+            float32 [len(captions), d]. Rows have unit norm; a caption without a known word gives an all-zero row.
         """
         ...
-
-
-def load_encoder(config: EncoderConfig, placement: EncoderPlacement, threads: int = 1) -> CaptionEncoder:
-    """Load the encoder of a config.
-
-    Raises:
-        UsageError: The model cannot be found or does not fit its kind or pooling.
-    """
-    # Each kind pulls in a library of its own, which only its users need to load.
-    if config.kind == "static":
-        from mode_ray.embed.static import StaticEncoder
-
-        return StaticEncoder(config)
-    from mode_ray.embed.huggingface import HuggingFaceEncoder
-
-    return HuggingFaceEncoder(config, placement, threads)
 
 
 def encoder_name(config: EncoderConfig) -> str:
@@ -54,7 +37,7 @@ def encoder_name(config: EncoderConfig) -> str:
 
 
 def encoder_config(name: str) -> EncoderConfig:
-    """The config that `encoder_name` made a name of; fields that do not decide the embedding space have defaults.
+    """The inverse of `encoder_name`; fields that do not affect the embedding space have their defaults.
 
     Raises:
         DataError: The name has another form.
@@ -66,7 +49,7 @@ def encoder_config(name: str) -> EncoderConfig:
             {"kind": kind, "model": model, "pooling": pooling, "max_tokens": int(max_tokens)}
         )
     except ValueError:
-        raise DataError(f"{name!r}: not the name of a caption encoder, as KIND:MODEL:POOLING:TOKENS") from None
+        raise DataError(f"{name!r}: not the name of a caption encoder (KIND:MODEL:POOLING:TOKENS)") from None
 
 
 def unit_rows(vectors_bd: np.ndarray) -> np.ndarray:
@@ -77,7 +60,7 @@ def unit_rows(vectors_bd: np.ndarray) -> np.ndarray:
 
 
 def pick_device(name: str) -> "torch.device":
-    """`auto` is CUDA where there is one."""
+    """The named torch device; `auto` is CUDA if available, else the CPU."""
     import torch
 
     if name == "auto":

@@ -1,7 +1,7 @@
-"""Transformer encoders from a Hugging Face id or folder, sentence-transformers folders included.
+"""Transformer encoders from a Hugging Face id or folder, including sentence-transformers folders.
 
-transformers does the work rather than sentence-transformers: the paper's SimCSE model needs the pooler output, which
-sentence-transformers would silently replace by a mean for that folder.
+This uses transformers, because the paper's SimCSE model needs the pooler output. sentence-transformers would silently
+replace it by a mean for that model's folder.
 """
 
 import json
@@ -31,7 +31,7 @@ class HuggingFaceEncoder:
         threads: CPU threads of the forward pass.
 
     Raises:
-        UsageError: The model cannot be loaded, or has no weights for the pooling asked for.
+        UsageError: The model cannot be loaded, or has no weights for the configured pooling.
     """
 
     def __init__(self, config: EncoderConfig, placement: EncoderPlacement, threads: int = 1) -> None:
@@ -56,14 +56,14 @@ class HuggingFaceEncoder:
             )
         self._model = model.eval().to(self._device)
         if self._dtype != torch.float32:
-            # Autocast would convert these for every batch; what it leaves in float32 stays so.
+            # Autocast would convert these weights for every batch. All others stay in float32, as under autocast.
             for module in self._model.modules():
                 if isinstance(module, torch.nn.Linear):
                     module.to(self._dtype)
         self.dimension = int(model.config.hidden_size)
 
     def encode(self, captions: list[str]) -> np.ndarray:
-        """Embed captions, batches sorted by length so that little is padded."""
+        """Embed captions, sorted by length into batches to reduce padding."""
         if not captions:
             return np.empty((0, self.dimension), np.float32)
         tokens = self._tokenizer(captions, truncation=True, max_length=self._max_tokens)
@@ -83,7 +83,7 @@ class HuggingFaceEncoder:
             embeddings_bd[chosen] = self._pool(output, batch["attention_mask"]).float().cpu().numpy()
 
         starts = range(0, len(captions), self._batch_size)
-        # On CPUs threads go over batches, not into each product: for texts so short they would mostly wait there.
+        # On CPUs, threads process different batches: within one product of so short texts they would mostly wait.
         with (
             limited_threads(1),
             ThreadPoolExecutor(self._streams, initializer=torch.set_num_threads, initargs=(1,)) as streams,
@@ -104,7 +104,7 @@ class HuggingFaceEncoder:
 
 
 def _pooling(config: EncoderConfig, path: str) -> Pooling:
-    """The pooling asked for; `auto` follows the sentence-transformers folder, else takes the pooler."""
+    """The configured pooling; `auto` is that of a sentence-transformers folder, else the pooler."""
     if config.pooling != "auto":
         return config.pooling
     asked = Path(path) / "1_Pooling" / "config.json"
@@ -115,4 +115,4 @@ def _pooling(config: EncoderConfig, path: str) -> Pooling:
         return "mean"
     if modes.get("pooling_mode_cls_token"):
         return "cls"
-    raise UsageError(f"{asked}: only mean and first-token pooling are known; set encoder.pooling")
+    raise UsageError(f"{asked}: only mean and first-token pooling are supported; set encoder.pooling")

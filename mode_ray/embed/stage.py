@@ -14,7 +14,7 @@ from mode_ray.captions.count import count_all_captions
 from mode_ray.captions.read import read_captions
 from mode_ray.config.base import fingerprint_fields
 from mode_ray.config.captions import CaptionsConfig, EncoderConfig, EncoderPlacement
-from mode_ray.embed.encoder import load_encoder
+from mode_ray.embed.load import load_encoder
 from mode_ray.embed.table import EMBEDDING, embedding_column, place_columns, split_usable
 from mode_ray.errors import DataError
 from mode_ray.run_directory import CAPTION_COUNTS

@@ -1,4 +1,4 @@
-"""Static word tables: the mean of token vectors; far cheaper than a transformer, for drafts and drills."""
+"""Static word tables: the mean of token vectors. Much cheaper than a transformer, for drafts and tests."""
 
 from itertools import chain
 from pathlib import Path
@@ -19,11 +19,11 @@ _CAPTIONS_AT_ONCE = 8192
 class StaticEncoder:
     """Mean of the token vectors of a table; see `CaptionEncoder`.
 
-    The folder holds one `*.safetensors` with one matrix [vocabulary, d] and one `tokenizer.json` or
-    `*tokenizer*.json` (model2vec's and wordllama's layouts alike).
+    The folder contains one `*.safetensors` with one matrix [vocabulary, d], and one `tokenizer.json` or
+    `*tokenizer*.json` (the layouts of model2vec and wordllama).
 
     Raises:
-        UsageError: The folder does not hold exactly that.
+        UsageError: The folder has other contents.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -32,18 +32,18 @@ class StaticEncoder:
         self._tokenizer = tokenizers.Tokenizer.from_file(
             str(_only(folder, ("tokenizer.json", "*tokenizer*.json"), config))
         )
-        # wordllama's file comes with padding to its training length: a mean wants the real tokens alone.
+        # wordllama's tokenizer pads to its training length; the mean must exclude padding.
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(config.max_tokens)
         weights = _only(folder, ("*.safetensors",), config)
         matrices = [tensor for tensor in load_file(weights).values() if tensor.ndim == 2]
         if len(matrices) != 1:
-            raise UsageError(f"{weights}: holds {len(matrices)} matrices, a static encoder is exactly one")
+            raise UsageError(f"{weights}: contains {len(matrices)} matrices; a static encoder has exactly one")
         self._table_vd = matrices[0].float()
         self.dimension = int(self._table_vd.shape[1])
 
     def encode(self, captions: list[str]) -> np.ndarray:
-        """Embed captions; one without any known token gives a zero row."""
+        """Embed captions; a caption without a known token gives a zero row."""
         parts = [
             self._encode_some(captions[start : start + _CAPTIONS_AT_ONCE])
             for start in range(0, len(captions), _CAPTIONS_AT_ONCE)

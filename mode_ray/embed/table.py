@@ -1,4 +1,4 @@
-"""Embedding shards: their columns, and how vectors go into and out of Arrow without copies."""
+"""The schema of embedding files, and conversion of vectors to and from Arrow without copies."""
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +19,12 @@ _PLACE_COLUMNS = (
 
 
 def place_columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
-    """The columns that say which caption a row belongs to and where its members lie."""
+    """The columns that identify a row's caption and the position of its members in the tar."""
     return {name: table[name] for name in _PLACE_COLUMNS if name in table.column_names}
 
 
 def as_stored(vectors_bd: np.ndarray) -> np.ndarray:
-    """Vectors [b, d] as they come back from an embedding shard: float16."""
+    """Vectors [b, d] with the precision of stored embeddings: float16."""
     return vectors_bd.astype(np.float16)
 
 
@@ -35,14 +35,14 @@ def embedding_column(vectors_bd: np.ndarray) -> pa.FixedSizeListArray:
 
 
 def embedding_vectors(table: pa.Table) -> np.ndarray:
-    """The embedding column of a table as float16 [b, d]; without a copy where it is one chunk."""
+    """The embedding column of a table as float16 [b, d]; without a copy if it is one chunk."""
     column = table[EMBEDDING].combine_chunks()
     flat: np.ndarray = column.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(len(column), column.type.list_size)
 
 
 def split_usable(captions: CaptionTable, vectors_bd: np.ndarray) -> tuple[CaptionTable, np.ndarray]:
-    """Refuse captions whose embedding is zero or not finite, and count them."""
+    """Refuse and count captions whose embedding is zero or not finite."""
     usable = np.isfinite(vectors_bd).all(axis=1) & (np.abs(vectors_bd) > 0).any(axis=1)
     if usable.all():
         return captions, vectors_bd

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mode_ray.atlas.summary import near_captions, read_summary
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.evaluate import RoutingRule
-from mode_ray.embed.encoder import load_encoder
+from mode_ray.embed.load import load_encoder
 from mode_ray.ensemble.images import ImageInput, as_pil
 from mode_ray.ensemble.source import EnsembleSource, find_source
 from mode_ray.ensemble.task import NearestCluster, Task, Template, class_texts_of

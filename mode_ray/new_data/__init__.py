@@ -1,1 +1,1 @@
-"""New captions for a finished run: drift, far captions, further centers."""
+"""New captions for a finished run: drift, far captions, additional centers."""

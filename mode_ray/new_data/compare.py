@@ -1,4 +1,4 @@
-"""How newly assigned captions differ from the sample that their clustering was fitted on, in figures and in words."""
+"""Compares newly assigned captions with the sample that their clustering was fitted on."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ _NOTABLE_GROWTH = 1.5
 
 @dataclass(frozen=True)
 class Growth:
-    """Sizes of clusters or experts now and when the clustering was fitted; one entry each.
+    """Sizes of clusters or experts now and in the fitted sample; one entry per cluster or expert.
 
     Attributes:
         training_rows: Rows of the fitted sample.
         rows: New captions.
-        growth: Share of the new captions over share of the fitted sample; None where there was no row.
-        z: How sure the difference of the shares is, in standard errors, if captions came independently: the difference
-            of arcsin sqrt(share), whose error 0.5 sqrt(1/rows + 1/training_rows), over all clusters, does not depend
-            on the share (Cohen's h), so that small clusters do not shout.
+        growth: Share of the new captions divided by the share of the fitted sample; None if that share is 0.
+        z: Difference of the shares in standard errors, assuming independent captions. It is computed from
+            arcsin sqrt(share) (Cohen's h), whose standard error 0.5 sqrt(1/rows + 1/training_rows), with the totals of
+            all clusters, does not depend on the share, so that small clusters are not over-reported.
     """
 
     training_rows: list[int]
@@ -35,30 +35,30 @@ class Growth:
     z: list[float]
 
     def certain(self) -> list[int]:
-        """Those whose share has surely changed, the strongest growth first."""
+        """Those whose share has changed significantly, the strongest growth first."""
         found = [number for number, z in enumerate(self.z) if abs(z) >= CERTAIN_Z]
         return sorted(found, key=lambda number: (-(self.growth[number] or np.inf), number))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriftReport:
-    """New captions against the sample that the clustering was fitted on.
+    """A comparison of new captions with the sample that the clustering was fitted on.
 
     Attributes:
         training_rows: Rows of that sample.
         rows: New captions.
         far_quantile: Quantile of the sample's squared distances above which a caption is far.
-        far_squared_distance: Its value.
+        far_squared_distance: The value of that quantile.
         far_rows: Far captions.
-        far_share: Their share of the new captions; of the sample it was 1 - far_quantile.
+        far_share: Share of far captions among the new captions; in the sample it is 1 - far_quantile.
         training_quantiles: Squared distance by quantile, in the sample.
         quantiles: The same quantiles of the new captions.
-        training_imbalance_factor: m * sum(n^2) / N^2 of the sample's rows by center; 1 is even.
-        imbalance_factor: The same of the new captions.
-        clusters: By fine cluster.
+        training_imbalance_factor: m * sum(n^2) / N^2 of the sample's rows by center; 1 if all are equal.
+        imbalance_factor: The same for the new captions.
+        clusters: Sizes by fine cluster.
         far_rows_by_cluster: Far captions by fine cluster.
-        experts: For each n, by expert.
-        verdict: What it comes to, in sentences.
+        experts: Sizes by expert, for each n.
+        verdict: Conclusions, as sentences.
     """
 
     training_rows: int
@@ -78,7 +78,7 @@ class DriftReport:
 
 
 def growth(training_rows: Iterable[int], rows: Iterable[int]) -> Growth:
-    """Compare sizes with those in the fitted sample; shares are of the respective totals."""
+    """Compare sizes with those in the fitted sample."""
     before, now = np.array(list(training_rows), np.float64), np.array(list(rows), np.float64)
     before_total, now_total = max(1.0, before.sum()), max(1.0, now.sum())
     share_before, share_now = before / before_total, now / now_total
@@ -94,19 +94,19 @@ def growth(training_rows: Iterable[int], rows: Iterable[int]) -> Growth:
 
 
 def compare(clustering: Clustering, tally: AssignmentTally, far_quantile: float, priced: bool = False) -> DriftReport:
-    """Compare assigned captions with what the clustering was fitted on.
+    """Compare assigned captions with the sample that the clustering was fitted on.
 
     Args:
         clustering: The clustering.
-        tally: Of all captions, counted with `far_distance(clustering, far_quantile)`.
+        tally: Tally of all captions, counted with `far_distance(clustering, far_quantile)`.
         far_quantile: See `far_distance`.
-        priced: Whether captions were assigned with prices; the fitted sample is counted without.
+        priced: Whether captions were assigned with prices; the fitted sample is counted without prices.
 
     Raises:
-        DataError: No caption was assigned, or the clustering holds no quantiles.
+        DataError: No caption was assigned, or the clustering has no quantiles.
     """
     if tally.rows == 0:
-        raise DataError("no caption is assigned: there is nothing to compare with the clustering")
+        raise DataError("no caption is assigned, so there is nothing to compare with the clustering")
     quantiles = training_quantiles(clustering)
     experts = {
         n: growth(clustering.masses(n).tolist(), np.bincount(group_m, tally.rows_m, n).astype(int).tolist())
@@ -131,36 +131,38 @@ def compare(clustering: Clustering, tally: AssignmentTally, far_quantile: float,
     report.verdict.extend(_verdict(report))
     if priced:
         report.verdict.append(
-            "Captions were assigned with prices, the fitted sample is counted by nearest center: a part of the growth."
+            "Captions were assigned with prices, but the fitted sample is counted by nearest center. This explains "
+            "some of the growth."
         )
     return report
 
 
 def _verdict(report: DriftReport) -> list[str]:
-    """What a person should know and may do."""
+    """Conclusions and recommendations, as sentences."""
     fitted_share = 1.0 - report.far_quantile
     far = (
-        f"{report.far_share:.1%} of the new captions are far from every center ({fitted_share:.1%} when it was fitted)"
+        f"{report.far_share:.1%} of the new captions are far from every center "
+        f"({fitted_share:.1%} of the fitted sample)"
     )
     excess = growth(
         [round(fitted_share * report.training_rows), round(report.far_quantile * report.training_rows)],
         [report.far_rows, report.rows - report.far_rows],
     ).z[0]
     if report.far_share >= _NOTABLE_FAR_RATIO * fitted_share and excess >= CERTAIN_Z:
-        sentences = [f"{far}: consider `mode-ray cluster extend`."]
+        sentences = [f"{far}. Consider `mode-ray cluster extend`."]
     else:
-        sentences = [f"{far}: the centers still cover them."]
+        sentences = [f"{far}. The centers still cover the new captions."]
     for n, sizes in report.experts.items():
         changed = [expert for expert in sizes.certain() if _notable(sizes.growth[expert])]
         sentences += [
-            f"Expert {expert} of {n} takes {sizes.rows[expert] / report.rows:.1%} of the new captions "
-            f"({sizes.training_rows[expert] / max(1, report.training_rows):.1%} when it was fitted)."
+            f"Expert {expert} of {n} receives {sizes.rows[expert] / report.rows:.1%} of the new captions "
+            f"({sizes.training_rows[expert] / max(1, report.training_rows):.1%} of the fitted sample)."
             for expert in changed
         ]
     if report.imbalance_factor >= _NOTABLE_GROWTH * report.training_imbalance_factor:
         sentences.append(
             f"The clusters are less even: imbalance factor {report.imbalance_factor:.2f} "
-            f"({report.training_imbalance_factor:.2f} when it was fitted)."
+            f"({report.training_imbalance_factor:.2f} in the fitted sample)."
         )
     return sentences
 

@@ -1,4 +1,4 @@
-"""The drift report of a run: Ray tasks tally the assignment shards, the driver adds up and compares."""
+"""The drift report of a run: Ray tasks tally the assignments, and the driver compares the sums."""
 
 import json
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ _MOST_TASKS = 1024
 
 
 def run_drift(config: RunConfig, clusters: Location, assignments: Location) -> DriftReport:
-    """Compare a run's assigned captions with what its clustering was fitted on, and write `drift.json` beside them.
+    """Compare a run's assigned captions with the fitted sample, and write `drift.json` to the assignments' directory.
 
     Raises:
-        UsageError: The assign stage is not done, or the clustering holds no such quantile.
-        DataError: The clustering holds no quantiles at all, or an assignment shard is damaged.
+        UsageError: The assign stage is not done, or the clustering does not have the configured quantile.
+        DataError: The clustering has no quantiles, or an assignment file is damaged.
     """
     manifest = finished_assignments(assignments)
     clustering = Clustering.load(clusters)
@@ -51,7 +51,7 @@ def finished_assignments(assignments: Location) -> Manifest:
 
 
 def tally_assignments(assignments: Location, m: int, far: float) -> tuple[AssignmentTally, dict[str, int]]:
-    """Tally all assigned captions; each Ray task takes some shards and reads two columns of them.
+    """Tally all assigned captions. Each Ray task reads two columns of some units.
 
     Args:
         assignments: Directory of a finished assign stage.
@@ -59,10 +59,10 @@ def tally_assignments(assignments: Location, m: int, far: float) -> tuple[Assign
         far: Squared distance above which a caption is far.
 
     Returns:
-        The tally, and the far captions of each unit that has any.
+        The tally, and the number of far captions of each unit that has any.
 
     Raises:
-        DataError: A shard is gone, damaged, or of another clustering.
+        DataError: An assignment file is missing, damaged, or from another clustering.
     """
     rows_by_unit = {record.unit: record.rows_out for record in read_units(assignments) if record.error is None}
     units = sorted(rows_by_unit)
@@ -84,10 +84,10 @@ def tally_assignments(assignments: Location, m: int, far: float) -> tuple[Assign
 
 
 def read_assignments(assignments: Location, unit: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one assignment shard.
+    """Read the assignments of one unit.
 
     Raises:
-        DataError: It is gone or damaged.
+        DataError: The file is missing or damaged.
     """
     try:
         return read_output(assignments, unit, columns)
@@ -105,7 +105,7 @@ def _tally_units(
     for unit, rows in rows_by_unit.items():
         table = read_assignments(assignments, unit, [FINE, DISTANCE])
         if table.num_rows != rows:
-            raise DataError(f"{assignments}/{unit}.parquet: {table.num_rows} rows where {rows} were assigned")
+            raise DataError(f"{assignments}/{unit}.parquet: {table.num_rows} rows, but {rows} were assigned")
         distance_b = table[DISTANCE].to_numpy()
         tally += AssignmentTally.count(unit, table[FINE].to_numpy(), distance_b, m, far)
         far_rows = int(far_mask(distance_b, far).sum())

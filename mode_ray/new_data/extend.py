@@ -1,4 +1,4 @@
-"""Extending a run's clustering by new centers for its far captions; the run's own is left as it is."""
+"""Extends a copy of a run's clustering by new centers for its far captions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,13 +22,13 @@ from mode_ray.util.sampling import allocate_sample
 
 @dataclass(frozen=True, kw_only=True)
 class ExtensionRequest:
-    """What to make.
+    """The requested extension.
 
     Attributes:
         centers: Number of new centers, k.
-        target: Directory of the new clustering; absent or empty.
+        target: Directory of the new clustering; it must be empty or not exist.
         far_quantile: See `DriftConfig.far_quantile`.
-        new_expert: Whether the new centers make an expert of their own beside those of `train.experts`.
+        new_expert: Whether to create a map with one more expert than `train.experts`, which owns the new centers.
     """
 
     centers: int
@@ -44,22 +44,22 @@ def run_extension(
     directories: Mapping[str, Location],
     on_record: Callable[[UnitRecord], None],
 ) -> Clustering:
-    """Write a clustering with new centers for a run's far captions; the run's own is left as it is.
+    """Write a clustering with new centers for a run's far captions; the run's clustering is not changed.
 
-    The far captions' embeddings are collected into `far_captions/` of the run, shard by shard, so that after a failure
-    only the rest is encoded.
+    The embeddings of the far captions are collected unit by unit in `far_captions/` of the run, so that an interrupted
+    extension resumes there.
 
     Raises:
-        UsageError: The assign stage is not done, the target is not empty, or the maps cannot gain an expert.
-        DataError: Too few far captions, or shards that have changed since they were assigned.
+        UsageError: The assign stage is not done, the target is not empty, or no expert can be added.
+        DataError: There are too few far captions, or files have changed since they were assigned.
     """
     assignments, clusters = directories["assign"], directories["cluster"]
     assigned = finished_assignments(assignments)
     if request.centers < 1:
-        raise UsageError(f"--centers {request.centers}: at least one new center")
+        raise UsageError(f"--centers {request.centers}: must be at least 1")
     if request.target.files(recursive=True):
         raise UsageError(
-            f"{request.target}: not empty; a clustering is never changed in place: name another directory"
+            f"{request.target}: not empty; a clustering is never changed in place: choose another directory"
         )
     reused = read_reused(clusters)
     parent = reused.clustering
@@ -72,7 +72,7 @@ def run_extension(
     cluster = config.cluster
     sample = FarSample(far, allocate_sample(far_by_unit, cluster.sample_rows, cluster.seed), cluster.seed)
     collected = collect_far(config, sample, work_units, directories, assigned.content_hash, on_record)
-    # max_calls: a process that has fitted a clustering is too large to idle.
+    # max_calls: after a fit, the process holds too much memory to stay idle.
     task = ray.remote(num_cpus=cluster.placement.cpus, max_calls=1)(_fit_and_save).options(name="cluster extend")
     task_result(task.remote(config, request, collected, reused, count))
     return Clustering.load(request.target)

@@ -1,4 +1,4 @@
-"""The far captions of a run: a uniform sample of them with their embeddings, collected shard by shard."""
+"""Collects a uniform sample of a run's far captions with their embeddings, unit by unit."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ from mode_ray.captions.read import read_captions
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.base import config_hash
 from mode_ray.config.run import RunConfig
-from mode_ray.embed.encoder import load_encoder
+from mode_ray.embed.load import load_encoder
 from mode_ray.embed.stage import unit_record
 from mode_ray.embed.table import EMBEDDING, embedding_column, embedding_vectors, place_columns
 from mode_ray.errors import DataError
@@ -31,12 +31,12 @@ _SHARD_READERS = 8
 
 @dataclass(frozen=True)
 class FarSample:
-    """Which captions to take from each unit.
+    """The sample of far captions.
 
     Attributes:
         far: Squared distance above which a caption is far.
-        rows_by_unit: How many of its far captions each unit gives.
-        seed: Of the choice.
+        rows_by_unit: Number of far captions to sample from each unit.
+        seed: Seed of the sample.
     """
 
     far: float
@@ -45,14 +45,14 @@ class FarSample:
 
 
 class FarWorker:
-    """Collects the embeddings of a shard's far captions; see `UnitWorker`.
+    """Collects the embeddings of a unit's far captions; see `UnitWorker`.
 
-    They are read where the run kept them; else the captions are encoded again.
+    Embeddings are read if the run kept them; else the captions are encoded again.
 
     Args:
         config: The run's config.
-        directories: The directories of its stages, by name.
-        sample: Which captions.
+        directories: The directories of the run's stages, by name.
+        sample: The sample.
     """
 
     def __init__(self, config: RunConfig, directories: Mapping[str, Location], sample: FarSample) -> None:
@@ -66,7 +66,7 @@ class FarWorker:
             clustering.compatible_with(self._encoder.name, self._encoder.dimension)
 
     def read(self, work_unit: WorkUnit) -> CaptionTable:
-        """Choose among the shard's far captions, and find their embeddings or texts."""
+        """Sample the unit's far captions, and read their embeddings or texts."""
         assigned = read_assignments(self._assignments, work_unit.unit)
         far = np.flatnonzero(far_mask(assigned[DISTANCE].to_numpy(), self._sample.far))
         count = self._sample.rows_by_unit[work_unit.unit]
@@ -78,13 +78,13 @@ class FarWorker:
         found = source.filter(pa.array(_is_among(source, chosen)))
         if found.num_rows != chosen.num_rows:
             raise DataError(
-                f"{work_unit.uri}: {chosen.num_rows - found.num_rows} of its assigned captions are not there any more"
-                ": the file has changed since it was assigned; delete its assignments and run the assign stage again"
+                f"{work_unit.uri}: {chosen.num_rows - found.num_rows} of its assigned captions are missing: the file "
+                "has changed since it was assigned; delete its assignments and run the assign stage again"
             )
         return CaptionTable(found, found.num_rows, {}, {})
 
     def compute(self, work_unit: WorkUnit, source: CaptionTable) -> tuple[pa.Table, UnitRecord]:
-        """Encode where no embeddings were kept."""
+        """Encode the captions, unless their embeddings were read."""
         table = source.table
         if self._embeddings is None:
             column = embedding_column(self._encoder.encode(table["caption"].to_pylist()))
@@ -101,21 +101,21 @@ def collect_far(
     assigned_hash: str,
     on_record: Callable[[UnitRecord], None],
 ) -> Location:
-    """Collect the far captions' embeddings, or what is left of them.
+    """Collect the embeddings of the sampled far captions, or the rest of them after an interruption.
 
     Args:
         config: The run's config.
-        sample: Which captions.
-        work_units: The run's shards.
-        directories: The directories of its stages, by name.
-        assigned_hash: Content of its assignments.
-        on_record: Called with every shard's record.
+        sample: The sample.
+        work_units: The run's units.
+        directories: The directories of the run's stages, by name.
+        assigned_hash: Content hash of the assignments.
+        on_record: Called with every new record.
 
     Returns:
-        Directory of the embedding shards of the far captions.
+        Directory of the embedding files of the far captions.
 
     Raises:
-        DataError: Shards that have changed since they were assigned, or cannot be read any more.
+        DataError: Files have changed since they were assigned, or can no longer be read.
     """
     fields = {
         "far_squared_distance": sample.far,
@@ -123,7 +123,7 @@ def collect_far(
         "cluster.seed": sample.seed,
         "inputs.assign": assigned_hash,
     }
-    # Each choice of captions has a directory of its own: another quantile must not disturb what stands.
+    # Each sample has its own directory, so that another quantile does not overwrite finished units.
     stage = Stage("cluster extend", config.directory / FAR_DIRECTORY / config_hash(fields), fields)
     if stage.state() != "done":
         wanted = [work_unit for work_unit in work_units if sample.rows_by_unit.get(work_unit.unit, 0) > 0]
@@ -141,7 +141,7 @@ def read_far(collected: Location) -> np.ndarray:
 
 
 def _is_among(table: pa.Table, chosen: pa.Table) -> np.ndarray:
-    """Mask of the rows of a table whose (row, caption_index) is among the chosen ones."""
+    """Mask of the rows of a table whose (row, caption_index) is in another table."""
     width = 1 + max((int(t["caption_index"].to_numpy().max()) for t in (table, chosen) if t.num_rows), default=0)
     numbers, wanted = (t["row"].to_numpy() * width + t["caption_index"].to_numpy() for t in (table, chosen))
     mask: np.ndarray = np.isin(numbers, wanted)

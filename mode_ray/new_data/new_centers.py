@@ -1,7 +1,7 @@
-"""Extending a clustering: new fine centers for captions that are far from all it has; nothing of it changes.
+"""Extends a clustering by fine centers for captions that are far from all its centers.
 
-Centers, prices, sizes and maps of the parent come first and stay as they are, so a caption that is not nearer to a new
-center keeps its fine cluster, and an expert keeps the centers that it was trained on.
+The centers, prices, sizes and maps of the parent come first, unchanged. A caption that is not nearer to a new center
+keeps its fine cluster, and an expert keeps the centers that it was trained on.
 """
 
 from collections.abc import Mapping
@@ -21,13 +21,13 @@ EXTENSIONS_KEY = "extensions"
 
 @dataclass(frozen=True)
 class FarCaptions:
-    """How many captions are far from every center.
+    """The number of captions that are far from every center.
 
     Attributes:
-        assigned_rows: All captions.
-        far_rows: The far ones.
+        assigned_rows: Number of all captions.
+        far_rows: Number of far captions.
         far_quantile: Quantile of the fitted sample's squared distances above which a caption is far.
-        far_squared_distance: Its value.
+        far_squared_distance: The value of that quantile.
     """
 
     assigned_rows: int
@@ -36,16 +36,16 @@ class FarCaptions:
     far_squared_distance: float
 
     def check_enough(self, distinct: int, k: int) -> None:
-        """Check that k centers can be fitted on the far captions, of which so many at most are distinct.
+        """Check that k centers can be fitted on the far captions, at most `distinct` of which are unique.
 
         Raises:
-            DataError: There are fewer.
+            DataError: There are too few.
         """
         if distinct < k:
             raise DataError(
                 f"{self.far_rows:,} of {self.assigned_rows:,} captions are far (squared distance above "
                 f"{self.far_squared_distance:.4f}), at most {distinct:,} of them distinct: too few for {k} new "
-                "centers. Lower --centers or --far-quantile, or extend when more captions have come"
+                "centers. Lower --centers or --far-quantile, or extend after adding captions"
             )
 
 
@@ -55,12 +55,12 @@ class NewCenters:
 
     Attributes:
         centers_kd: float32 [k, d].
-        prices_k: float64 [k], of their own fit: mean 0, as the parent's.
-        mass_k: int64 [k], the far rows used for the fit by nearest center among old and new ones.
+        prices_k: float64 [k], from their own fit, with mean 0.
+        mass_k: int64 [k], rows of the fit by nearest center, among old and new centers.
         squared_distance_k: float64 [k], sum of the squared distances of those rows.
-        fitted_rows: Far rows used for the fit.
-        distinct_rows: Distinct ones among them.
-        rows_nearer_to_old: Far rows that even so have an old center nearest; they count nowhere.
+        fitted_rows: Far rows in the fit.
+        distinct_rows: Distinct rows among them.
+        rows_nearer_to_old: Far rows whose nearest center is an old one; no center counts them.
     """
 
     centers_kd: Float32Array
@@ -79,15 +79,15 @@ def fit_new_centers(
 
     Args:
         parent: The clustering to extend.
-        far_nd: Embeddings of far captions, floats [n, d], all or a uniform sample.
-        count: How many there are.
+        far_nd: Embeddings of all far captions or a uniform sample, floats [n, d].
+        count: Number of far captions.
         k: Number of new centers.
-        config: Settings of the fit; `fine.centers` counts for nothing.
+        config: Settings of the fit; `fine.centers` is ignored.
 
     Raises:
         DataError: Fewer distinct rows than k.
     """
-    from mode_ray.cluster.fit.balance import row_multiplicity  # these need torch, which the driver has no use for
+    from mode_ray.cluster.fit.balance import row_multiplicity  # these import torch, which the driver does not need
     from mode_ray.cluster.fit.kmeans import fit_fine
 
     distinct = len(row_multiplicity(far_nd)[0])
@@ -110,33 +110,33 @@ def fit_new_centers(
 
 
 def check_new_expert(parent: Clustering, n: int) -> None:
-    """Check that the map of n experts can gain one.
+    """Check that an expert can be added to the map of n experts.
 
     Raises:
-        UsageError: There is no map for n, or one for n + 1 stands already.
+        UsageError: There is no map for n, or one for n + 1 exists.
     """
     parent.experts_of(n)
     if n + 1 in parent.coarse:
         raise UsageError(
-            f"the clustering has a map for {n + 1} experts already, so that of train.experts={n} cannot gain one: "
-            f"set train.experts to {max(parent.coarse)}, its largest, or leave out --new-expert"
+            f"the clustering already has a map for {n + 1} experts, so no expert can be added to train.experts={n}: "
+            f"set train.experts to {max(parent.coarse)}, its largest map, or omit --new-expert"
         )
 
 
 def extended(
     parent: Clustering, new: NewCenters, expert_beside: int | None, provenance: Mapping[str, Any]
 ) -> Clustering:
-    """A clustering with further centers, of ids m to m + k - 1.
+    """A clustering with additional centers, of ids m to m + k - 1.
 
-    In every map the new centers go to the expert whose centroid is nearest. The training figures stay the parent's,
-    its quantiles among them: far goes on to mean far from what was first fitted.
+    In every map, each new center joins the expert with the nearest centroid. The training figures, including the
+    quantiles, are those of the parent: "far" still refers to the first fit.
 
     Args:
         parent: The clustering to extend; unchanged.
-        new: The centers.
-        expert_beside: Where set, this n gets a second map, of n + 1 experts: the last is made of exactly the new
-            centers, the others are those of n without them.
-        provenance: What to remember of this extension, JSON values.
+        new: The new centers.
+        expert_beside: If set, add a map of `expert_beside` + 1 experts: the last expert owns exactly the new centers,
+            and the others own the parent's.
+        provenance: Record of this extension, JSON values.
 
     Raises:
         UsageError: As `check_new_expert`.
@@ -167,7 +167,7 @@ def _nearest_experts(parent: Clustering, n: int, new: NewCenters) -> Int32Array:
     for expert in range(n):
         members = group_m == expert
         mass_s = parent.mass_m[members]
-        # An expert whose centers have no row at all still has a place: their plain mean.
+        # The centroid of an expert without rows is the plain mean of its centers.
         centroids.append(np.average(parent.centers_md[members], axis=0, weights=mass_s if mass_s.any() else None))
     distance_kn = np.square(new.centers_kd[:, None] - np.stack(centroids)[None]).sum(axis=2)
     return np.asarray(distance_kn.argmin(axis=1), np.int32)

@@ -1,4 +1,4 @@
-"""A drift report for people: tables and a verdict."""
+"""Renders a drift report as tables and sentences."""
 
 from rich.console import Group
 from rich.text import Text
@@ -10,14 +10,14 @@ _CLUSTERS_SHOWN = 10
 
 
 def drift_view(report: DriftReport) -> Group:
-    """Distances and balance, experts of every n, the clusters that changed most, and what it comes to."""
+    """Distances and balance, the experts of every n, the clusters that changed most, and the conclusions."""
     parts: list[WideTable | Text] = [_overview(report)]
     for n, sizes in report.experts.items():
         parts.append(_sizes(f"{n} experts", "expert", sizes, range(len(sizes.rows))))
     certain = report.clusters.certain()
     if certain:
         most = certain if len(certain) <= _CLUSTERS_SHOWN else _both_ends(certain)
-        title = f"{len(most)} of {len(certain)} fine clusters whose share has surely changed"
+        title = f"{len(most)} of {len(certain)} fine clusters whose share has changed significantly"
         parts.append(_sizes(title, "cluster", report.clusters, most))
     return Group(*parts, *(Text(sentence) for sentence in report.verdict))
 
@@ -28,7 +28,7 @@ def _both_ends(ordered: list[int]) -> list[int]:
 
 
 def _overview(report: DriftReport) -> WideTable:
-    table = WideTable("drift", "", "when fitted", "new captions")
+    table = WideTable("drift", "", "fitted sample", "new captions")
     table.add_row("captions", f"{report.training_rows:,}", f"{report.rows:,}")
     table.add_row(
         f"far (squared distance above {report.far_squared_distance:.4f})",
@@ -44,7 +44,7 @@ def _overview(report: DriftReport) -> WideTable:
 
 
 def _sizes(title: str, kind: str, sizes: Growth, numbers: range | list[int]) -> WideTable:
-    table = WideTable(title, kind, "when fitted", "new captions", "share", "growth", "z")
+    table = WideTable(title, kind, "fitted sample", "new captions", "share", "growth", "z")
     total = max(1, sum(sizes.rows))
     for number in numbers:
         growth = sizes.growth[number]

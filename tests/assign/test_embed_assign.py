@@ -20,7 +20,7 @@ from mode_ray.captions.read import read_captions
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.stage import run_cluster
 from mode_ray.config.run import RunConfig
-from mode_ray.embed.encoder import load_encoder
+from mode_ray.embed.load import load_encoder
 from mode_ray.embed.stage import run_embed
 from mode_ray.embed.table import as_stored, embedding_vectors
 from mode_ray.errors import DataError

@@ -69,7 +69,9 @@ def test_figures_of_a_cluster(data: AtlasSummary) -> None:
 
 def test_balance_and_capacity_are_judged(data: AtlasSummary) -> None:
     sentences = {finding["sentence"]: finding["good"] for finding in data["findings"]}
-    assert sentences["The largest fine cluster holds 1.6 times the mean; the imbalance factor is 1.12 (1 is perfect)."]
+    assert sentences[
+        "The largest fine cluster has 1.6 times the mean size; the imbalance factor is 1.12 (1 is perfect)."
+    ]
     over = next(sentence for sentence in sentences if sentence.startswith("n = 2"))
     assert "60\N{NO-BREAK SPACE}%" in over
     assert "1.09 times its capacity" in over
@@ -94,7 +96,7 @@ def test_odd_clusters_are_named() -> None:
     assert found(shown_data, "no caption") == [[3]]
     assert found(shown_data, "repeated") == [[1]]
     assert found(shown_data, "diffuse") == [[2]]
-    assert found(shown_data, "twin") == [[0, 3]]
+    assert found(shown_data, "near-duplicates") == [[0, 3]]
     assert shown_data["clusters"]["near"][1] == ["buy now"]
     assert shown_data["clusters"]["distinct"][1] == 0.05
 

@@ -69,13 +69,13 @@ def test_before_and_after_assignment_the_same_captions_are_shown(config: RunConf
     usable = SHARDS * (ROWS_PER_SHARD - 1)
     assert sum(before["clusters"]["sampled"]) == sum(before["clusters"]["rows"]) == usable
     assert before["facts"]["Usable captions"] == f"{usable:,}"
-    assert "before assignment" in before["facts"]["Looked at for this page"]
+    assert "before assignment" in before["facts"]["Sampled for this page"]
     assert before["refused"] == {"missing caption": SHARDS}
     assert [chosen["n"] for chosen in before["maps"]] == [3, 2]
     assert all(len(near) == 5 for near in before["clusters"]["near"])
     pipeline.run(("assign",))
     after = held_beside(pipeline.atlas())
-    assert "as assigned" in after["facts"]["Looked at for this page"]
+    assert "as assigned" in after["facts"]["Sampled for this page"]
     assert after["clusters"] == before["clusters"]
 
 
@@ -106,8 +106,8 @@ def test_sources_that_are_gone_are_counted(config: RunConfig, pipeline: Pipeline
         original = Path(work_units[1].uri).read_bytes()
         pq.write_table(shorter, work_units[1].uri)
         facts = held_beside(make_atlas(config, work_units, places))["facts"]
-        assert facts["Left out: units that cannot be read"] == "1"
-        assert facts["Left out: sampled captions no longer found in their source"] == "20"
+        assert facts["Skipped: units that cannot be read"] == "1"
+        assert facts["Skipped: sampled captions no longer found in their source"] == "20"
         with pytest.raises(DataError, match="no such file"):
             make_atlas(config, work_units[:1], places)
     finally:
@@ -122,5 +122,5 @@ def test_samples_are_bounded_seeded_and_of_several_units(config: RunConfig, pipe
     assert len(wanted) == min(MIN_UNITS, SHARDS)
     assert wanted == choose_rows(rows, work_units, 50, 0)
     assert wanted != choose_rows(rows, work_units, 50, 1)
-    with pytest.raises(DataError, match="no row of the given captions"):
+    with pytest.raises(DataError, match="no rows of the given captions"):
         choose_rows(rows, [], 50, 0)

@@ -109,7 +109,7 @@ class TestDamage:
             (damaged("clusters.mass", ["many"] * 8), r"clusters\.mass\.0: Input should be a valid integer"),
             (damaged("maps.0.expert", [2] * 8), r"maps\.0\.expert: has expert 2, but n is 2"),
             (damaged("maps.0.terms", [[]]), r"maps\.0\.terms: has 1 entries instead of 2"),
-            (damaged("schema_version", 2), "schema_version is 2, and this version of mode_ray reads 1"),
+            (damaged("schema_version", 2), "schema_version is 2, but this version of mode_ray reads 1"),
             (lambda data: data.pop("clusters"), "clusters: Field required"),
         ],
     )
@@ -157,7 +157,7 @@ class TestRunsOfVersion010:
     @pytest.mark.parametrize("page", ["<title>Other</title>", '<script id="data">{}</script>', "<script id='data'>["])
     def test_a_page_without_data_is_refused(self, folder: Location, page: str) -> None:
         (folder / ATLAS_HTML).write_text(page)
-        with pytest.raises(DataError, match=r"atlas\.html: holds no data of an atlas; .*mode-ray atlas"):
+        with pytest.raises(DataError, match=r"atlas\.html: contains no data of an atlas; .*mode-ray atlas"):
             read_summary(folder, 8)
 
 

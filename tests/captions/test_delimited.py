@@ -99,10 +99,10 @@ class TestNoSuchFile:
         ("content", "said"),
         [
             (b"", "no header line"),
-            (bytes(range(256)) * 10, "binary data, not UTF-8 text as a csv shard"),
+            (bytes(range(256)) * 10, "binary data; a csv file must be UTF-8 text"),
             (b"<html>\n404\n", r"no column 'caption'; set captions\.caption_field to one of \['<html>'\]"),
             (b"text,url\na,b\n", r"no column 'caption'; set captions\.caption_field to one of \['text', 'url'\]"),
-            (b"caption,caption\na,b\n", "column 'caption' stands 2 times in the header"),
+            (b"caption,caption\na,b\n", "column 'caption' occurs 2 times in the header"),
             (gzip.compress(b"caption\n" + bytes(range(32, 127)) * 99)[:-9], "truncated or damaged gzip"),
         ],
         ids=["empty", "bytes", "html", "other columns", "twice", "gzip"],

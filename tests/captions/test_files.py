@@ -55,9 +55,9 @@ class TestListings:
             (b"1.tar\nabsent.tar\n", r"all\.txt: line 2: absent\.tar: no such file"),
             (b"# one\n\n*.zip\n", r"all\.txt: line 3: \*\.zip: no such file, and nothing matches"),
             (b"ftp://host/x.tar\n", r"all\.txt: line 1: ftp://host/x\.tar: unknown scheme"),
-            (b"other.txt\n", r"all\.txt: line 1: other\.txt: a listing in a listing"),
-            (b"# nothing\n", r"all\.txt: the listing names no file"),
-            (b"caf\xe9.tar\n", r"all\.txt: a listing is UTF-8 text \(byte 3"),
+            (b"other.txt\n", r"all\.txt: line 1: other\.txt: a listing cannot name another listing"),
+            (b"# nothing\n", r"all\.txt: the listing contains no path"),
+            (b"caf\xe9.tar\n", r"all\.txt: the listing is not UTF-8 text \(byte 3"),
         ],
         ids=["absent", "wildcard", "scheme", "nested", "empty", "latin-1"],
     )
@@ -67,5 +67,5 @@ class TestListings:
             found(f"{folder}/data/all.txt")
 
     def test_a_listing_that_is_not_there(self, folder: Location) -> None:
-        with pytest.raises(DataError, match=r"captions\.paths: .*absent\.txt: no such file; it should be a listing"):
+        with pytest.raises(DataError, match=r"captions\.paths: .*absent\.txt: no such file; expected a listing"):
             found(f"{folder}/absent.txt")

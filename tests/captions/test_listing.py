@@ -99,7 +99,7 @@ class TestRefused:
 
     def test_a_directory_without_shards(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("nothing to see")
-        with pytest.raises(DataError, match=r"captions\.paths: .*: no \.parquet or \.tar file in this directory"):
+        with pytest.raises(DataError, match=r"captions\.paths: .*: this directory contains no \.parquet, \.tar"):
             listed(tmp_path)
 
     def test_an_unknown_suffix(self, tmp_path: Path) -> None:

@@ -137,13 +137,13 @@ class TestRefused:
     )
     def test_a_column_that_holds_no_text(self, tmp_path: Path, values: list[object]) -> None:
         with pytest.raises(
-            DataError, match=r"shard\.parquet: column 'caption' holds .*; captions are strings or lists"
+            DataError, match=r"shard\.parquet: column 'caption' has type .*, but captions are strings or lists"
         ):
             read(write(tmp_path, {"caption": values}))
 
     @pytest.mark.parametrize("values", [[{"a": 1}], [["x"]], [b"\xff"]], ids=str)
     def test_keys_that_are_no_names(self, tmp_path: Path, values: list[object]) -> None:
-        with pytest.raises(DataError, match=r"shard\.parquet: column 'id' holds .*captions\.key_field"):
+        with pytest.raises(DataError, match=r"shard\.parquet: column 'id' has type .*captions\.key_field"):
             read(write(tmp_path, {"caption": ["a cat"], "id": values}), key_field="id")
 
     @pytest.mark.parametrize("damage", ["garbage", "empty", "cut", "html"])

@@ -19,7 +19,8 @@ from local_cluster import OBJECT_STORE_BYTES, free_ports, local_cluster
 
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.load import load_config
-from mode_ray.embed.encoder import encoder_name, load_encoder
+from mode_ray.embed.encoder import encoder_name
+from mode_ray.embed.load import load_encoder
 from mode_ray.storage import Location
 
 pytestmark = [pytest.mark.drill, pytest.mark.slow]

@@ -27,7 +27,8 @@ from mode_ray.cluster.search.nearest import NearestCenters
 from mode_ray.config.captions import EncoderConfig, EncoderPlacement
 from mode_ray.config.cluster import CoarseConfig, FineConfig
 from mode_ray.config.load import load_config
-from mode_ray.embed.encoder import encoder_name, load_encoder
+from mode_ray.embed.encoder import encoder_name
+from mode_ray.embed.load import load_encoder
 from mode_ray.embed.table import as_stored
 from mode_ray.storage import Location
 
@@ -142,7 +143,7 @@ def test_a_clustering_without_an_atlas_gets_one_after_assignment(runs: Runs, run
     clusters = Location.parse(str(runs.folder / run / "clusters"))
     summary = read_summary(clusters, len(Clustering.load(clusters).centers_md))
     assert summary is not None
-    assert "as assigned" in summary["facts"]["Looked at for this page"]
+    assert "as assigned" in summary["facts"]["Sampled for this page"]
     assert summary["facts"]["Usable captions"] == str(len(NEW[0]) + len(NEW[1]))
 
 
@@ -217,7 +218,7 @@ def test_the_whole_way_with_a_fitted_run_and_kept_embeddings(
     first = write_run(tmp_path, "first", [OLD[0::2], OLD[1::2]], cluster=fitted)
     run_stages(first)
     assert main(["drift", "--config", first]) == 0
-    assert "the centers still cover them" in capsys.readouterr().out
+    assert "The centers still cover the new captions" in capsys.readouterr().out
 
     cluster, embed = {"reuse": str(tmp_path / "first/clusters")}, {"keep": "all"}
     second = write_run(tmp_path, "second", NEW, cluster=cluster, embed=embed)

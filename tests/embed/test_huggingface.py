@@ -12,7 +12,8 @@ import transformers
 from sentence_transformers import SentenceTransformer
 
 from mode_ray.config.captions import EncoderConfig, EncoderPlacement
-from mode_ray.embed.encoder import CaptionEncoder, load_encoder
+from mode_ray.embed.encoder import CaptionEncoder
+from mode_ray.embed.load import load_encoder
 from mode_ray.errors import UsageError
 from mode_ray.util.packages import resolve_folder
 

@@ -11,7 +11,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from mode_ray.config.captions import EncoderConfig, EncoderPlacement
-from mode_ray.embed.encoder import CaptionEncoder, load_encoder
+from mode_ray.embed.encoder import CaptionEncoder
+from mode_ray.embed.load import load_encoder
 from mode_ray.errors import UsageError
 from mode_ray.util.packages import resolve_folder
 
@@ -96,7 +97,7 @@ class TestRefused:
 
     def test_two_matrices_in_one_table(self, folder: Path) -> None:
         save_file({"a": torch.zeros(2, 2), "b": torch.zeros(2, 2)}, folder / "model.safetensors")
-        with pytest.raises(UsageError, match=r"model\.safetensors: holds 2 matrices"):
+        with pytest.raises(UsageError, match=r"model\.safetensors: contains 2 matrices"):
             load(folder)
 
     def test_no_tokenizer(self, folder: Path) -> None:

@@ -15,7 +15,7 @@ from mode_ray.captions.listing import list_work_units
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
 from mode_ray.config.train import ModelConfig
-from mode_ray.embed.encoder import load_encoder
+from mode_ray.embed.load import load_encoder
 from mode_ray.models.clip import build_clip, save_clip
 from mode_ray.pipeline import build_stages
 from mode_ray.run_directory import stage_directories

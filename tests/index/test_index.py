@@ -9,7 +9,7 @@ import torch
 from mode_ray.captions.listing import list_work_units
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
-from mode_ray.embed.encoder import load_encoder
+from mode_ray.embed.load import load_encoder
 from mode_ray.errors import DataError, UsageError
 from mode_ray.index.embed import BAD_IMAGE, NO_IMAGE, IndexWorker
 from mode_ray.index.images import read_images

@@ -77,8 +77,8 @@ class TestCompare:
     def test_captions_as_the_fitted_ones_are_covered(self, clustering: Clustering) -> None:
         made = report(clustering, [250, 250, 250, 250], 0.012)
         assert made.verdict == [
-            "1.2% of the new captions are far from every center (1.0% when it was fitted): "
-            "the centers still cover them."
+            "1.2% of the new captions are far from every center (1.0% of the fitted sample). "
+            "The centers still cover the new captions."
         ]
         assert made.imbalance_factor == made.training_imbalance_factor == 1.0
         assert all(value == 1.0 for value in made.experts["2"].growth)
@@ -87,7 +87,7 @@ class TestCompare:
         made = report(clustering, [1000, 1000, 1000, 1000], 0.083)
         assert made.far_rows == 4 * 83
         assert made.verdict == [
-            "8.3% of the new captions are far from every center (1.0% when it was fitted): "
+            "8.3% of the new captions are far from every center (1.0% of the fitted sample). "
             "consider `mode-ray cluster extend`."
         ]
 
@@ -97,10 +97,10 @@ class TestCompare:
     def test_an_expert_that_grew_and_uneven_clusters_are_said(self, clustering: Clustering) -> None:
         made = report(clustering, [100, 100, 100, 1700], 0.01)
         assert made.experts["2"].growth == [0.2, 1.8]
-        assert "Expert 0 of 2 takes 10.0% of the new captions (50.0% when it was fitted)." in made.verdict
-        assert "Expert 1 of 2 takes 90.0% of the new captions (50.0% when it was fitted)." in made.verdict
+        assert "Expert 0 of 2 receives 10.0% of the new captions (50.0% of the fitted sample)." in made.verdict
+        assert "Expert 1 of 2 receives 90.0% of the new captions (50.0% of the fitted sample)." in made.verdict
         assert made.imbalance_factor == pytest.approx(4 * (3 * 0.05**2 + 0.85**2))
-        assert "The clusters are less even: imbalance factor 2.92 (1.00 when it was fitted)." in made.verdict
+        assert "The clusters are less even: imbalance factor 2.92 (1.00 in the fitted sample)." in made.verdict
 
     def test_prices_are_named_where_they_count(self, clustering: Clustering) -> None:
         assert "assigned with prices" in report(clustering, [9, 9, 9, 9], 0.0, priced=True).verdict[-1]

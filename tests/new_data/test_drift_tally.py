@@ -58,7 +58,7 @@ def test_distances_a_little_beyond_the_range_count_in_the_last_bin() -> None:
 
 @pytest.mark.parametrize(("fine", "distance"), [([3], [0.1]), ([-1], [0.1]), ([0], [float("nan")])])
 def test_assignments_of_another_clustering_are_refused_by_their_unit(fine: list[int], distance: list[float]) -> None:
-    with pytest.raises(DataError, match=r"unit u: its assignments are not of the run's 3 centers"):
+    with pytest.raises(DataError, match=r"unit u: its assignments do not fit the run's 3 centers"):
         tally(fine, distance)
 
 
@@ -66,7 +66,7 @@ def test_far_is_above_the_stored_quantile() -> None:
     made = clustering({"squared_distance_quantiles": {"0.99": 0.8, "0.5": 0.3}})
     assert training_quantiles(made) == {0.5: 0.3, 0.99: 0.8}
     assert far_distance(made, 0.99) == 0.8
-    with pytest.raises(UsageError, match=r"drift.far_quantile=0.97: the clustering holds the quantiles 0.5, 0.99"):
+    with pytest.raises(UsageError, match=r"drift.far_quantile=0.97: the clustering has the quantiles 0.5, 0.99"):
         far_distance(made, 0.97)
 
 
@@ -75,5 +75,5 @@ def test_far_is_above_the_stored_quantile() -> None:
     [{}, {"squared_distance_quantiles": {}}, {"squared_distance_quantiles": [0.5]}, {"squared_distance_quantiles": 3}],
 )
 def test_a_clustering_without_quantiles_says_what_to_do(training: dict[str, object]) -> None:
-    with pytest.raises(DataError, match="fit it again with this version"):
+    with pytest.raises(DataError, match="run the cluster stage again with this version"):
         training_quantiles(clustering(training))

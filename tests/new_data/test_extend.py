@@ -97,7 +97,7 @@ def test_a_map_that_stands_is_not_replaced(parent: Clustering) -> None:
         parent.centers_md, parent.prices_m, parent.mass_m, parent.squared_distance_m, "e",
         {1: parent.coarse[1], 2: parent.coarse[2]},
     )  # fmt: skip
-    with pytest.raises(UsageError, match=r"a map for 2 experts already.*set train.experts to 2"):
+    with pytest.raises(UsageError, match=r"already has a map for 2 experts.*set train.experts to 2"):
         check_new_expert(tight, 1)
     with pytest.raises(UsageError, match="no coarse map for n=8"):
         check_new_expert(parent, 8)

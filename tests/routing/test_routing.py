@@ -7,7 +7,7 @@ import pytest
 
 from mode_ray.config.captions import EncoderConfig, EncoderPlacement
 from mode_ray.config.evaluate import RoutingConfig, RoutingRule
-from mode_ray.embed.encoder import load_encoder
+from mode_ray.embed.load import load_encoder
 from mode_ray.errors import DataError, UsageError
 from mode_ray.routing.weights import (
     mean_direction,

@@ -10,7 +10,7 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.load import dump_config
 from mode_ray.config.run import RunConfig
 from mode_ray.config.train import ModelConfig
-from mode_ray.embed.encoder import load_encoder
+from mode_ray.embed.load import load_encoder
 from mode_ray.models.clip import build_clip, save_clip
 from mode_ray.run_directory import stage_directories
 from mode_ray.stages.manifest import Stage

@@ -1,6 +1,6 @@
-"""The rows of a fit, dealt to Ray actors; see `SampleRows`."""
+"""`SampleRows` distributed over Ray actors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,14 +15,14 @@ from mode_ray.cluster.search.nearest import Float32Array
 from mode_ray.config.cluster import ClusterPlacement
 from mode_ray.storage import Location
 
-# A lost actor comes back, reads its part again, and answers the request anew: requests depend on nothing before them.
+# A restarted actor reads its part again and repeats the call: calls do not depend on earlier ones.
 _MAX_RESTARTS = 16
 
 
 class _RowsActor:
-    """Holds a part of the sample.
+    """Holds one part of the sample; each method is that of `LocalRows`.
 
-    It is read at the first request: what fails while an actor is made reaches nobody as itself.
+    The part is read by the first call, because Ray does not pass on the type of an error in an actor's constructor.
     """
 
     def __init__(self, embeddings: Location, parts: Sequence[SamplePart], seed: int, threads: int) -> None:
@@ -32,31 +32,44 @@ class _RowsActor:
     def _rows(self) -> LocalRows:
         return LocalRows(read_sample(self._embeddings, self._parts, self._seed), self._threads)
 
-    def ask(self, what: str, *arguments: object) -> Any:  # noqa: ANN401 - each request's own
-        """Answer one of the requests of `SampleRows`."""
-        return getattr(self._rows, what)(*arguments)
+    def hashes(self) -> Hashes:
+        return self._rows.hashes()
+
+    def take(self, positions: npt.NDArray[np.integer]) -> Float32Array:
+        return self._rows.take(positions)
+
+    def nearest_sums(self, centers_md: Float32Array) -> PartialSums:
+        return self._rows.nearest_sums(centers_md)
+
+    def priced_sums(self, search: CandidateSearch, prices_m: Float64Array) -> PartialSums:
+        return self._rows.priced_sums(search, prices_m)
+
+    def sizes(self, search: CandidateSearch, prices_m: Float64Array) -> Float64Array:
+        return self._rows.sizes(search, prices_m)
+
+    def distance_histogram(self, centers_md: Float32Array) -> npt.NDArray[np.int64]:
+        return self._rows.distance_histogram(centers_md)
 
 
 class ActorRows:
-    """Rows of a sample over Ray actors; only centers, prices and sums travel.
+    """A sample held by Ray actors; only centers, prices and sums cross the network. See `SampleRows`.
 
     Args:
         embeddings: The embedding shards.
         parts: The sample.
-        seed: With which it was drawn.
+        seed: Seed that the sample was drawn with.
         placement: Number and resources of the actors.
     """
 
     def __init__(
         self, embeddings: Location, parts: Sequence[SamplePart], seed: int, placement: ClusterPlacement
     ) -> None:
-        dealt = [own for own in deal_sample(parts, placement.workers) if own]
+        shares = [own for own in deal_sample(parts, placement.workers) if own]
         actor: Any = ray.remote(
             num_cpus=placement.cpus, max_restarts=_MAX_RESTARTS, max_task_retries=_MAX_RESTARTS
         )(_RowsActor)  # fmt: skip
-        self._actors: list[Any] = [actor.remote(embeddings, own, seed, placement.threads) for own in dealt]
-        counts = [sum(part.end - part.begin for part in own) for own in dealt]
-        self._ends = np.cumsum(counts)
+        self._actors: list[Any] = [actor.remote(embeddings, own, seed, placement.threads) for own in shares]
+        self._ends = np.cumsum([sum(part.end - part.begin for part in own) for own in shares])
         self._search: tuple[int, Any] | None = None
 
     @property
@@ -66,7 +79,7 @@ class ActorRows:
 
     def hashes(self) -> Hashes:
         """See `SampleRows`."""
-        return np.concatenate(ray.get(self._ask("hashes")))
+        return np.concatenate(ray.get([actor.hashes.remote() for actor in self._actors]))
 
     def take(self, positions: npt.NDArray[np.integer]) -> Float32Array:
         """See `SampleRows`."""
@@ -74,34 +87,36 @@ class ActorRows:
         begins = np.concatenate([[0], self._ends[:-1]])
         own = [part - begin for part, begin in zip(np.split(positions, cuts[:-1]), begins, strict=True)]
         return np.concatenate(
-            ray.get([actor.ask.remote("take", some) for actor, some in zip(self._actors, own, strict=True)])
+            ray.get([actor.take.remote(some) for actor, some in zip(self._actors, own, strict=True)])
         )
 
     def nearest_sums(self, centers_md: Float32Array) -> PartialSums:
         """See `SampleRows`."""
-        return self._merged(PartialSums.merge, "nearest_sums", ray.put(centers_md))
+        centers = ray.put(centers_md)
+        return _merged([actor.nearest_sums.remote(centers) for actor in self._actors])
 
     def priced_sums(self, search: CandidateSearch, prices_m: Float64Array) -> PartialSums:
         """See `SampleRows`."""
-        return self._merged(PartialSums.merge, "priced_sums", self._stored(search), prices_m)
+        stored = self._stored(search)
+        return _merged([actor.priced_sums.remote(stored, prices_m) for actor in self._actors])
 
     def sizes(self, search: CandidateSearch, prices_m: Float64Array) -> Float64Array:
         """See `SampleRows`."""
-        sizes_am: list[Float64Array] = ray.get(self._ask("sizes", self._stored(search), prices_m))
-        return np.asarray(np.sum(sizes_am, axis=0))
+        stored = self._stored(search)
+        return np.asarray(np.sum(ray.get([actor.sizes.remote(stored, prices_m) for actor in self._actors]), axis=0))
 
     def distance_histogram(self, centers_md: Float32Array) -> npt.NDArray[np.int64]:
         """See `SampleRows`."""
-        return np.asarray(np.sum(ray.get(self._ask("distance_histogram", ray.put(centers_md))), axis=0))
-
-    def _ask(self, what: str, *arguments: object) -> list[Any]:
-        return [actor.ask.remote(what, *arguments) for actor in self._actors]
-
-    def _merged(self, merge: Callable[[Any], PartialSums], what: str, *arguments: object) -> PartialSums:
-        # One after the other: the sums of all actors at once would be large where m is.
-        return merge(ray.get(answer) for answer in self._ask(what, *arguments))
+        centers = ray.put(centers_md)
+        counts = ray.get([actor.distance_histogram.remote(centers) for actor in self._actors])
+        return np.asarray(np.sum(counts, axis=0))
 
     def _stored(self, search: CandidateSearch) -> Any:  # noqa: ANN401 - an ObjectRef
         if self._search is None or self._search[0] != search.number:
             self._search = (search.number, ray.put(search))
         return self._search[1]
+
+
+def _merged(answers: Iterable[Any]) -> PartialSums:
+    # Fetched one at a time: the sums of all actors together are large for many centers.
+    return PartialSums.merge(ray.get(answer) for answer in answers)

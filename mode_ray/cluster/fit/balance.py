@@ -1,9 +1,9 @@
 """Capacity prices: balanced assignment as semi-discrete optimal transport.
 
-Every center gets one price, added to the squared distances of the rows; a center above its fair share becomes
-dearer, one below cheaper. That is gradient ascent on the concave dual of the transport problem in which every
-center takes an equal share of the rows: its gradient is the difference of shares. The balanced assignment
-of a new row needs nothing but the prices, so it works in streaming batches.
+Every center has one price, which is added to the squared distances of the rows. The price of a center above its fair
+share rises, the price of a center below it falls. This is gradient ascent on the concave dual of the transport problem
+in which every center takes an equal share of the rows; the gradient is the difference of the shares. The balanced
+assignment of a new row needs only the prices, so it works in streaming batches.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,8 @@ Float64Array = npt.NDArray[np.float64]
 def row_hashes(vectors_nd: npt.NDArray[np.floating]) -> npt.NDArray[np.uint64]:
     """A 64-bit hash of every row, equal for equal rows: uint64 [n].
 
-    The sum of the float32 bits times random odd numbers: two different rows collide with a chance of about 2^-60.
+    The hash is the sum of the float32 bits times random odd numbers. Two different rows collide with a probability of
+    about 2^-60.
     """
     import torch
 
@@ -34,7 +35,7 @@ def row_hashes(vectors_nd: npt.NDArray[np.floating]) -> npt.NDArray[np.uint64]:
     hash_n = np.empty(len(vectors_nd), np.uint64)
     for start in range(0, len(vectors_nd), _ROWS_PER_BATCH):
         rows = slice(start, start + _ROWS_PER_BATCH)
-        # By torch: numpy takes four times as long from float16. Adding 0.0 turns -0.0 into 0.0.
+        # numpy's conversion from float16 takes four times as long as torch's. Adding 0.0 turns -0.0 into 0.0.
         singles_bd = torch.from_numpy(np.array(vectors_nd[rows])).float() + 0.0
         kernels.hash_rows(singles_bd.numpy().view(np.uint32), factors_d, hash_n[rows])
     return hash_n
@@ -43,7 +44,7 @@ def row_hashes(vectors_nd: npt.NDArray[np.floating]) -> npt.NDArray[np.uint64]:
 def row_multiplicity(
     vectors_nd: npt.NDArray[np.floating],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Which rows are first of their kind, and how often each row's vector occurs.
+    """The first row of each distinct vector, and how often each row's vector occurs.
 
     Returns:
         first_u: int64 [u], index of the first row of each distinct vector, ascending.
@@ -53,31 +54,30 @@ def row_multiplicity(
 
 
 def multiplicity(hash_n: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """As `row_multiplicity`, from `row_hashes`."""
+    """`row_multiplicity` from `row_hashes`."""
     _, first_u, inverse_n, count_u = np.unique(hash_n, return_index=True, return_inverse=True, return_counts=True)
     return np.sort(first_u).astype(np.int64), count_u[inverse_n].astype(np.int64)
 
 
 def capped_weights(multiplicity_n: npt.NDArray[np.int64], m: int) -> Float32Array:
-    """Row weights for balancing in which equal rows together count at most as one fair share of the total.
+    """Row weights for balancing, float32 [n]: equal rows together weigh at most one fair share of the total.
 
-    Equal rows cannot be told apart, so a caption that is repeated more often than a cluster's fair share
-    could not be balanced at any price: its cluster would become ever dearer until all copies jump to the
-    next one.
+    All copies of a caption always go to the same cluster. A caption with more copies than a cluster's fair share could
+    therefore not be balanced: the price of its cluster would rise until all copies move to the next one.
 
     Args:
         multiplicity_n: How many rows are equal to each row, itself included.
         m: Number of clusters.
     """
     weights_n = np.ones(len(multiplicity_n))
-    # Each cap lowers the total and with it the fair share; a few rounds come to rest.
+    # Each cap lowers the total and thereby the fair share; this converges in a few rounds.
     for _ in range(20):
         share = weights_n.sum() / m
         capped_n = np.minimum(1.0, share / multiplicity_n)
         if np.array_equal(capped_n, weights_n):
             break
         weights_n = capped_n
-    # In steps of 2^-20 sums of weights are exact in float64, in whatever order they are added.
+    # Sums of multiples of 2^-20 are exact in float64, in any order.
     return (np.round(weights_n * 2**20) / 2**20).astype(np.float32)
 
 
@@ -88,23 +88,23 @@ def balance_prices(
     updates: int,
     limit: float,
 ) -> Float64Array:
-    """Price updates for fixed centers; the best prices seen are returned.
+    """Update the prices of fixed centers, and return the best prices seen.
 
-    Each update adds step_j * (min(size_j/mean, 4) - 1) to the price of center j: linear and clamped, because an update
-    by the logarithm overshoots near balance. Where one price moves few rows and another, of a center amid rows much
-    alike, a thousand, no one step fits both: a center's own step is halved whenever its size crosses the mean, and
-    grows by a tenth while it does not (as in Rprop, Riedmiller and Braun 1993).
+    Each update adds step_j * (min(size_j/mean, 4) - 1) to the price of center j. The update is linear and clamped,
+    because a logarithmic one overshoots near balance. The same price change may move a few rows or a thousand, so each
+    center has its own step: it is halved when the center's size crosses the mean, and grows by a tenth otherwise (as
+    in Rprop, Riedmiller and Braun 1993).
 
     Args:
-        prices_m: float64 [m], where to start.
-        sizes_of: Cluster sizes [m] under given prices; added up over all actors that hold rows.
+        prices_m: float64 [m], the first prices.
+        sizes_of: Returns the cluster sizes [m] under given prices, over all rows.
         step: First and largest step, in units of squared distance.
         updates: Number of updates.
-        limit: No price falls by more: a center that becomes cheaper than the rows' candidates reach would draw rows
-            that are not counted. One that becomes dearer only loses rows.
+        limit: The most that a price may fall. Below that, a center would attract rows that do not have it among their
+            candidates. A price that rises only loses rows.
 
     Returns:
-        The prices with the lowest `balance_score`, the given ones among them; their mean is 0.
+        The prices with the lowest `balance_score`, including the first ones; their mean is 0.
     """
     start_m, best_m, best_score = prices_m, prices_m, float("inf")
     steps_m, before_m = np.full(len(prices_m), step), np.zeros(len(prices_m))

@@ -18,21 +18,22 @@ from mode_ray.errors import DataError
 _POLISH_ROUNDS = 2
 _POLISH_UPDATES = 50
 _LAST_RATE_SHARE = 0.25
-# How far candidates reach, in first steps of a price. More costs time, and lets prices run ahead of the centers.
+# Reach of candidates, in multiples of the first price step. A longer reach costs time, and lets prices change faster
+# than the centers follow.
 _REACH_STEPS = 5.0
 
 
 @dataclass(frozen=True)
 class IterationReport:
-    """The assignment that one Lloyd step found, before the centers moved.
+    """The assignment of one Lloyd step, before the centers move.
 
     Attributes:
         iteration: From 1.
         inertia: Sum of unpriced squared distances of the rows to their centers.
         max_over_mean: Size of the largest cluster over the mean size.
         imbalance_factor: m * sum(n^2) / N^2.
-        balance_score: At most 1 where both figures meet their targets.
-        empty_clusters: Clusters without a row; each then takes half of a large one.
+        balance_score: At most 1 if both figures meet their targets.
+        empty_clusters: Clusters without a row; each of them is then given half of a large one.
     """
 
     iteration: int
@@ -54,7 +55,7 @@ class FineFit:
         fitted_mass_m: int64 [m], rows of the sample under the prices; equals `mass_m` for plain k-means.
         squared_distance_m: float64 [m], sum of squared distances of the rows counted in `mass_m`.
         fitted_inertia: Sum of squared distances of all rows under the prices.
-        history: One report a Lloyd step.
+        history: One report per Lloyd step.
         rows: Rows of the sample.
         distinct_rows: Distinct vectors among them.
         init: How the first centers were chosen.
@@ -79,12 +80,12 @@ class FineFit:
 
 @dataclass(frozen=True, eq=False)
 class FitState:
-    """A fit between two iterations: with the rows and the config all that it takes to go on.
+    """A fit between two iterations. With the rows and the config, it is all that is needed to resume.
 
     Attributes:
         centers_md: float32 [m, d].
         prices_m: float64 [m].
-        history: One report an iteration so far.
+        history: One report per iteration so far.
         init: How the first centers were chosen.
     """
 
@@ -101,7 +102,7 @@ def fit_fine(
     threads: int,
     on_iteration: Callable[[IterationReport], None] | None = None,
 ) -> FineFit:
-    """`fit_rows` for rows at hand: floats [n, d], taken as float16."""
+    """`fit_rows` for an array of rows: floats [n, d], converted to float16."""
 
     def report(state: FitState) -> None:
         if on_iteration:
@@ -119,17 +120,16 @@ def fit_rows(
 ) -> FineFit:
     """Fit the fine centers on a sample of caption embeddings.
 
-    Balanced fits update the prices on each Lloyd step's candidates, from the second step on, at a rate that falls to a
-    quarter over the iterations, and polish them at the end for the centers as they are. The same sample, config and
-    seed give the same fit to the last bit, however the rows are dealt to processes and wherever the fit is broken off
-    and gone on with.
+    A balanced fit updates the prices in every Lloyd step after the first, at a rate that falls to a quarter over the
+    iterations. At the end it updates them once more for the final centers. The same sample, config and seed give the
+    same bits, even if the rows are distributed to other processes, or the fit is interrupted and resumed.
 
     Args:
-        sample: The rows; equal ones stay, as weight.
+        sample: The rows; repeated rows count each time.
         config: m, iterations and balancing.
-        seed: Of the first centers.
-        on_iteration: Called after each Lloyd step, with all that is needed to go on from there.
-        state: Go on from here.
+        seed: Seed for the first centers.
+        on_iteration: Called after each Lloyd step with the state to resume from.
+        state: State to resume from.
 
     Raises:
         DataError: Fewer distinct rows than centers.
@@ -141,7 +141,7 @@ def fit_rows(
     if len(first_u) < m:
         raise DataError(
             f"the sample has {len(first_u)} distinct embeddings ({len(hash_n)} rows) for {m} fine "
-            f"centers: lower cluster.fine.centers to at most {len(first_u)}, or bring more captions"
+            f"centers: lower cluster.fine.centers to at most {len(first_u)}, or add more captions"
         )
     if state is None:
         init: InitMethod = config.init if m <= MAX_CENTERS_OF_PLUS_PLUS else "random"
@@ -149,7 +149,7 @@ def fit_rows(
         state = FitState(centers_md, np.zeros(m), (), init)
     fit = _BalancedFit(sample, config, *_heavy_rows(hash_n, multiplicity_n, m)) if config.balanced else None
     while len(state.history) < config.iterations and not _settled(state, config):
-        # Prices begin with the second step: their size goes by the objective, and k-means++ centers move far at first.
+        # The first step has no prices: their step size depends on the objective, and the centers still move far.
         if fit is None or not state.history:
             sums, prices_m = sample.nearest_sums(state.centers_md), state.prices_m
         else:
@@ -185,7 +185,7 @@ class _BalancedFit:
     heavy_weights: Float32Array
 
     def step(self, state: FitState) -> tuple[PartialSums, Float64Array]:
-        """Move the prices for the centers as they are; the sums of the rows under them."""
+        """Update the prices for the current centers, and return the sums of the rows under them, then the prices."""
         done = len(state.history)
         rate = self.config.price_rate * (1.0 - (1.0 - _LAST_RATE_SHARE) * done / self.config.iterations)
         search, step = self._search(done, state, state.prices_m, rate)
@@ -193,9 +193,9 @@ class _BalancedFit:
         return self.sample.priced_sums(search, prices_m), prices_m
 
     def polished(self, state: FitState) -> tuple[Float64Array, npt.NDArray[np.int64], float]:
-        """Prices for these centers by exact assignments, with the masses and the inertia under them.
+        """Prices for the final centers, with the masses and the inertia under them.
 
-        Moved on until both balance figures meet their targets, or else the best of some rounds.
+        The rounds end early if both balance figures meet their targets; else the best round is returned.
         """
         rate, updates = self.config.price_rate / 2.0, max(self.config.price_updates, _POLISH_UPDATES)
         best_score, prices_m = float("inf"), state.prices_m
@@ -215,7 +215,7 @@ class _BalancedFit:
     def _search(
         self, number: int, state: FitState, prices_m: Float64Array, rate: float
     ) -> tuple[CandidateSearch, float]:
-        """The candidates to move prices on, and the size of a step: a share of the mean squared distance."""
+        """The search for candidates, and the price step: a share of the mean squared distance."""
         step = rate * state.history[-1].inertia / self.sample.rows
         reach = _REACH_STEPS * step
         search = CandidateSearch(number, state.centers_md, prices_m, reach, self.heavy_hashes, self.heavy_weights)
@@ -229,7 +229,7 @@ class _BalancedFit:
 
 
 def _heavy_rows(hash_n: Hashes, multiplicity_n: npt.NDArray[np.int64], m: int) -> tuple[Hashes, Float32Array]:
-    """Rows that weigh less than 1 each because they are repeated beyond a fair share: hashes ascending, weights."""
+    """Ascending hashes and weights of the rows that weigh less than 1; see `capped_weights`."""
     weights_n = capped_weights(multiplicity_n, m)
     heavy = np.flatnonzero(weights_n < 1.0)
     hashes, first = np.unique(hash_n[heavy], return_index=True)
@@ -237,7 +237,7 @@ def _heavy_rows(hash_n: Hashes, multiplicity_n: npt.NDArray[np.int64], m: int) -
 
 
 def _settled(state: FitState, config: FineConfig) -> bool:
-    """Whether the objective has come to rest, and the sizes with it where they are to be balanced."""
+    """Whether the objective has converged, and in a balanced fit the sizes too."""
     if len(state.history) < 2:
         return False
     before, now = state.history[-2:]

@@ -1,4 +1,4 @@
-"""The sample that the fine centers are fitted on: which rows of which embedding shards, and who reads them."""
+"""The sample that the fine centers are fitted on: which rows of which embedding shards each worker reads."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +19,13 @@ _SHARD_READERS = 4
 
 @dataclass(frozen=True)
 class SamplePart:
-    """Some of the rows that one embedding shard gives to the sample.
+    """A range of the rows that one unit contributes to the sample.
 
     Attributes:
-        unit: The shard.
-        rows: Rows of the sample that come from it.
-        begin: First of them that this part holds.
-        end: The one after its last.
+        unit: The unit.
+        rows: Rows of the sample that come from this unit.
+        begin: First of those rows in this part.
+        end: The row after the last one in this part.
     """
 
     unit: str
@@ -38,7 +38,7 @@ def plan_sample(embeddings: Location, sample_rows: int, seed: int) -> list[Sampl
     """A uniform sample of all embedded rows, in order of units.
 
     Raises:
-        DataError: There is no embedding at all.
+        DataError: There are no embeddings.
     """
     rows_by_unit = {record.unit: record.rows_out for record in read_units(embeddings) if record.error is None}
     if sum(rows_by_unit.values()) == 0:
@@ -48,22 +48,22 @@ def plan_sample(embeddings: Location, sample_rows: int, seed: int) -> list[Sampl
 
 
 def deal_sample(parts: Sequence[SamplePart], workers: int) -> list[list[SamplePart]]:
-    """Deal a sample to workers in its order, each one as many rows as the others, give or take one."""
+    """Distribute a sample to workers, in order; their numbers of rows differ by at most one."""
     bounds = [sum(part.end - part.begin for part in parts) * worker // workers for worker in range(workers + 1)]
-    dealt: list[list[SamplePart]] = [[] for _ in range(workers)]
+    by_worker: list[list[SamplePart]] = [[] for _ in range(workers)]
     first = 0
     for part in parts:
-        for worker, own in enumerate(dealt):
+        for worker, own in enumerate(by_worker):
             begin = max(first, bounds[worker]) - first + part.begin
             end = min(first + part.end - part.begin, bounds[worker + 1]) - first + part.begin
             if begin < end:
                 own.append(SamplePart(part.unit, part.rows, begin, end))
         first += part.end - part.begin
-    return dealt
+    return by_worker
 
 
 def read_sample(embeddings: Location, parts: Sequence[SamplePart], seed: int) -> np.ndarray:
-    """Read parts of a sample, float16 [rows, d], in their order.
+    """Read parts of a sample, in order: float16 [rows, d].
 
     Raises:
         DataError: An embedding shard is damaged.

@@ -21,15 +21,15 @@ def initial_centers(
 ) -> Float32Array:
     """Choose m distinct rows as first centers.
 
-    `kmeans++` is the greedy variant (several draws in proportion to the squared distance, the best is kept), on a
-    uniform sub-sample of 16 rows a center, 16,384 at least.
+    `kmeans++` is the greedy variant: it draws several rows in proportion to the squared distance, and keeps the best.
+    It works on a uniform sub-sample of 16 rows per center, at least 16,384.
 
     Args:
         sample: The rows.
         hash_n: Their `row_hashes`.
         m: Number of centers.
-        method: How to choose them.
-        rng: For the draws.
+        method: How to choose the centers.
+        rng: Random generator.
 
     Returns:
         float32 [m, d].
@@ -63,7 +63,7 @@ def _greedy_plus_plus(rows_ud: Float32Array, m: int, rng: np.random.Generator) -
     for position in range(m):
         drawn = torch.from_numpy(draws)
         to_drawn_ut = torch.addmm(norms_u[:, None] + norms_u[drawn], rows, rows[drawn].T, alpha=-2.0)
-        # Distinct rows keep a chance even where float32 sees no distance between them.
+        # Distinct rows keep a positive probability even if their distance is 0 in float32.
         reduced_ut = torch.minimum(to_drawn_ut.clamp_(min=1e-12), distance_u[:, None])
         best = int(reduced_ut.sum(dim=0).argmin())
         chosen[position] = draws[best]

@@ -14,7 +14,7 @@ Counts = npt.NDArray[np.integer[Any]] | npt.NDArray[np.floating[Any]]
 def imbalance_factor(counts: Counts) -> float:
     """The factor m * sum(n_j^2) / (sum n_j)^2.
 
-    It is 1 where all sizes are equal, m where one cluster has all rows, and 1 for no rows at all.
+    It is 1 if all sizes are equal or there are no rows, and m if one cluster has all rows.
     """
     sizes = np.asarray(counts, np.float64)
     total = sizes.sum()
@@ -22,7 +22,7 @@ def imbalance_factor(counts: Counts) -> float:
 
 
 def max_over_mean(counts: Counts) -> float:
-    """Size of the largest cluster over the mean size; 1 for no rows at all."""
+    """Size of the largest cluster over the mean size; 1 if there are no rows."""
     sizes = np.asarray(counts, np.float64)
     return float(sizes.max() / sizes.mean()) if sizes.any() else 1.0
 

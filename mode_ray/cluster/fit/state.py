@@ -1,4 +1,4 @@
-"""A fit between two iterations, on disk: where a broken-off clustering goes on."""
+"""The state of a fit on disk, from which an interrupted clustering resumes."""
 
 import json
 from dataclasses import asdict
@@ -15,7 +15,7 @@ from mode_ray.storage import Location
 
 
 def write_fit_state(directory: Location, state: FitState) -> None:
-    """Write a state, then its newest report for those who watch, both atomically."""
+    """Write a state, then its newest report for progress displays, both atomically."""
     about = {"init": state.init, "history": json.dumps([asdict(report) for report in state.history])}
     tensors: Tensors = {"centers_md": state.centers_md, "prices_m": state.prices_m}
     (directory / FIT_STATE).write_bytes(safetensors.numpy.save(tensors, about))
@@ -23,10 +23,10 @@ def write_fit_state(directory: Location, state: FitState) -> None:
 
 
 def read_fit_state(directory: Location) -> FitState | None:
-    """The state that a broken-off fit left behind, or None.
+    """The state of an interrupted fit, or None.
 
     Raises:
-        DataError: It is damaged.
+        DataError: The file is damaged.
     """
     file = directory / FIT_STATE
     if not file.exists():
@@ -40,10 +40,10 @@ def read_fit_state(directory: Location) -> FitState | None:
             tensors["centers_md"].astype(np.float32), tensors["prices_m"].astype(np.float64), history, header["init"]
         )
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: damaged ({error}); remove it, and the fit begins anew") from None
+        raise DataError(f"{file}: damaged ({error}); remove it to start the fit again") from None
 
 
 def delete_fit_state(directory: Location) -> None:
-    """Remove both files."""
+    """Delete the state and the report."""
     (directory / FIT_STATE).delete()
     (directory / FIT_PROGRESS).delete()

@@ -1,4 +1,4 @@
-"""What one Lloyd step needs to know of rows, and the centers that follow from it (paper section 3.2, step 1)."""
+"""Sums of rows by center, and the centers that follow from them (paper section 3.2, step 1)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,11 +16,10 @@ Float64Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PartialSums:
-    """What one Lloyd step needs to know of some rows.
+    """Sums of some rows by center, for one Lloyd step.
 
-    All three are exact for embeddings: float16 values are multiples of 2^-24, distances are rounded to such, and
-    float64 adds multiples of 2^-24 without error up to 2^29. So the sums of all rows do not depend on how they were
-    dealt to shards, nor on the order in which those are added.
+    All three are exact: float16 values and the rounded distances are multiples of 2^-24, and float64 adds such numbers
+    without error up to 2^29. The sums therefore do not depend on how rows are distributed, nor on the order of adding.
 
     Attributes:
         sums_md: float64 [m, d], sum of the rows of each center.
@@ -34,10 +33,10 @@ class PartialSums:
 
     @classmethod
     def merge(cls, parts: Iterable[Self]) -> Self:
-        """Add the sums of shards.
+        """Add partial sums.
 
         Raises:
-            ValueError: No parts.
+            ValueError: There are none.
         """
         sums: Self | None = None
         for part in parts:
@@ -62,12 +61,12 @@ def update_centers(
 ) -> tuple[Float32Array, npt.NDArray[np.int64]]:
     """Move the centers to the means of their rows.
 
-    An empty cluster takes half of the largest one: both get its mean, moved apart by 1/1024 of each
+    An empty cluster is given half of the largest one: both get its mean, shifted by +1/1024 and -1/1024 of each
     coordinate.
 
     Returns:
         centers_md: float32 [m, d].
-        donor_m: int64 [m], the cluster whose rows each center stands for: itself, or the one that was split.
+        donor_m: int64 [m], the cluster whose rows each center represents: itself, or the one that was split.
     """
     filled_m = sums.counts_m > 0
     means_md = centers_md.astype(np.float64)

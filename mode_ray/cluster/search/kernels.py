@@ -1,11 +1,11 @@
 """Compiled inner loops of the nearest-center search and of Lloyd's sums.
 
-A matrix product in few dimensions gives lower bounds of all distances; these loops do the rest: the exact distances
-of the few centers that the bounds leave. Each row's result is computed from that row and the centers alone, in one
+A matrix product in few dimensions gives lower bounds of all distances. These loops compute the exact distances of
+the few centers that the bounds do not exclude. Each row's result is computed from that row and the centers only, in a
 fixed order, so it does not depend on batches, threads, hints or processes.
 
-numba rather than faiss: faiss computes every distance in full (its SuperKMeans prunes too, but by chance, and only
-inside a whole fit); benchmarks/kmeans.py has both beside this.
+faiss would compute every distance in full (its SuperKMeans prunes too, but only probabilistically and inside a whole
+fit); benchmarks/kmeans.py compares them.
 """
 
 import os
@@ -18,21 +18,25 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-# What a search knows of its vectors and centers:
-#   bounds_bm   float32 [b, m], lower bounds of distance plus price by the heads of the projections, less a number
-#               of the row's own
+# The vectors, the centers and the bounds of a search:
+#   bounds_bm   float32 [b, m], lower bounds of distance plus price from the heads of the projections, minus a
+#               constant of each row
 #   lengths_b   float32 [b], last coordinates of the vectors' heads; lengths_m float32 [m], those of the centers' heads
 #   tails_bt    float32 [b, t], tails of the vectors' projections; tails_mt float32 [m, t], those of the centers'
 #   vectors_bd  float32 [b, d]
 #   centers_md  float32 [m, d]
 #   prices_m    float32 [m]
-#   slack_b     float32 [b]; a center can only be best where its bound is below best + slack
+#   slack_b     float32 [b]; a center can be best only if its bound is below best + slack
 Bounded = tuple[Array, Array, Array, Array, Array, Array, Array, Array, Array]
 
-# Bounds are first looked at a block at a time, by the block's lowest, which compiles to a few vector instructions.
+# The candidates of b rows: fine_bk int32 [b, k], squared_distance_bk float32 [b, k] without prices, count_b int32 [b].
+# Each row is filled up to its count, the best candidate first.
+Candidates = tuple[Array, Array, Array]
+
+# The lowest bound of each block is tested first; computing it compiles to a few vector instructions.
 _BLOCK = 32
 
-# Compiled once a machine where the package's folder can be written, else once a process.
+# Compiled once per machine if the package's folder is writable, else once per process.
 _compiled = numba.njit(
     nogil=True, fastmath={"reassoc", "contract", "nsz", "nnan"}, cache=os.access(Path(__file__).parent, os.W_OK)
 )
@@ -40,7 +44,7 @@ _compiled = numba.njit(
 
 @_compiled
 def squared_distance(left_d: Array, right_d: Array) -> np.float32:
-    """Squared L2 distance of two float32 vectors; 0 exactly for equal ones."""
+    """Squared L2 distance of two float32 vectors; exactly 0 for equal vectors."""
     total = np.float32(0.0)
     for k in range(left_d.shape[0]):
         difference = left_d[k] - right_d[k]
@@ -50,7 +54,7 @@ def squared_distance(left_d: Array, right_d: Array) -> np.float32:
 
 @_compiled
 def lowest_of_blocks(bounds_m: Array, lowest_q: Array) -> None:
-    """The lowest of every 32 bounds; the last block may be shorter."""
+    """The lowest bound of every block of 32; the last block may be shorter."""
     for q in range(lowest_q.shape[0]):
         lowest = np.float32(np.inf)
         for j in range(q * _BLOCK, min((q + 1) * _BLOCK, bounds_m.shape[0])):
@@ -62,7 +66,7 @@ def lowest_of_blocks(bounds_m: Array, lowest_q: Array) -> None:
 def closer_bound(
     bound: np.float32, left_length: np.float32, right_length: np.float32, left_t: Array, right_t: Array
 ) -> np.float32:
-    """A bound by heads made one by whole projections: the tails' distance in place of that of their lengths."""
+    """Tighten a bound from heads to one from whole projections, using the tails instead of their lengths."""
     gap = left_length - right_length
     closer = bound - gap * gap
     for k in range(left_t.shape[0]):
@@ -82,7 +86,7 @@ def nearest(
 
     Args:
         bounded: The vectors, the centers and the bounds.
-        hint_b: int32 [b], a center to begin with, or -1 for the one with the lowest bound.
+        hint_b: int32 [b], the center to test first, or -1 for the one with the lowest bound.
         fine_b: int32 [b], filled.
         squared_distance_b: float32 [b], filled, without price.
     """
@@ -121,21 +125,18 @@ def candidates(
     fine_b: Array,
     squared_distance_b: Array,
     reach: float,
-    fine_bk: Array,
-    squared_distance_bk: Array,
-    count_b: Array,
+    found: Candidates,
 ) -> None:
-    """Centers whose squared distance plus price is within `reach` of the best, the best first, at most k of them.
+    """Find the centers whose squared distance plus price is within `reach` of the best.
 
     Args:
         bounded: As in `nearest`.
-        fine_b: int32 [b], the best, as `nearest` found it.
+        fine_b: int32 [b], the best center from `nearest`.
         squared_distance_b: float32 [b], its distance.
         reach: In units of squared distance.
-        fine_bk: int32 [b, k], filled up to `count_b`; where more than k are in reach the k best stay; k is at least 2.
-        squared_distance_bk: float32 [b, k], filled, without prices.
-        count_b: int32 [b], filled.
+        found: Filled. If more than k centers are in reach, the k best are kept; k is at least 2.
     """
+    fine_bk, squared_distance_bk, count_b = found
     bounds_bm, lengths_b, lengths_m, tails_bt, tails_mt, vectors_bd, centers_md, prices_m, slack_b = bounded
     m, width = centers_md.shape[0], fine_bk.shape[1]
     lowest_q = np.empty(-(-m // _BLOCK), np.float32)
@@ -171,15 +172,9 @@ def candidates(
 
 
 @_compiled
-def best_candidates(
-    fine_bk: Array,
-    squared_distance_bk: Array,
-    count_b: Array,
-    prices_m: Array,
-    fine_b: Array,
-    squared_distance_b: Array,
-) -> None:
-    """The best candidate of every row under other prices; arrays as in `candidates`."""
+def best_candidates(found: Candidates, prices_m: Array, fine_b: Array, squared_distance_b: Array) -> None:
+    """The best candidate of every row under other prices; outputs as in `nearest`."""
+    fine_bk, squared_distance_bk, count_b = found
     for b in range(fine_bk.shape[0]):
         fine, distance = fine_bk[b, 0], squared_distance_bk[b, 0]
         best = distance + prices_m[fine]
@@ -193,14 +188,14 @@ def best_candidates(
 
 @_compiled
 def move_rows(vectors_bc: Array, before_b: Array, after_b: Array, first: int, sums_md: Array) -> None:
-    """Take rows out of the sums of their centers of before (none where -1) and add them to those of now, in place.
+    """Subtract rows from the sums of their previous centers and add them to those of their new centers, in place.
 
     Args:
-        vectors_bc: float32 [b, c], c columns of the rows, float16 values: their sums in float64 are exact, so that
-            nothing is left of a row that was taken out.
-        before_b: int32 [b].
-        after_b: int32 [b].
-        first: The first of these columns in the sums.
+        vectors_bc: float32 [b, c], c columns of the rows. The values are float16, so their sums in float64 are exact
+            and subtracting a row leaves no remainder.
+        before_b: int32 [b], previous centers; -1 for none.
+        after_b: int32 [b], new centers.
+        first: Position of the first of these columns in the sums.
         sums_md: float64 [m, d].
     """
     for b in range(vectors_bc.shape[0]):
@@ -216,7 +211,7 @@ def move_rows(vectors_bc: Array, before_b: Array, after_b: Array, first: int, su
 
 @_compiled
 def hash_rows(bits_bd: Array, factors_d: Array, hash_b: Array) -> None:
-    """Sums of bits times odd factors, each product mixed, modulo 2^64.
+    """Hash rows: the sum modulo 2^64 of bits times odd factors, each product mixed.
 
     Args:
         bits_bd: uint32 [b, d].
@@ -227,6 +222,6 @@ def hash_rows(bits_bd: Array, factors_d: Array, hash_b: Array) -> None:
         total = np.uint64(0)
         for k in range(bits_bd.shape[1]):
             product = np.uint64(bits_bd[b, k]) * factors_d[k]
-            # An odd factor alone leaves the low bits of a sum to the low bits of the values.
+            # Without mixing, the low bits of the sum would depend only on the low bits of the values.
             total += product ^ (product >> np.uint64(29))
         hash_b[b] = total

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from mode_ray.cluster.search import kernels
     from mode_ray.cluster.search.projection import Projection
 
-# Two MB of bounds: what the matrix product wrote is still in the cache when the compiled loops read it.
+# 2 MB of bounds: the result of the matrix product is still in the cache when the compiled loops read it.
 _BOUNDS_PER_BATCH = 524_288
 _MIN_ROWS_PER_BATCH = 128
 _TASKS_PER_THREAD = 32
 _FLAT_ROWS_PER_BATCH = 32_768
-# Far above what float32 can err by in a bound (some 1e-6), far below the gaps between distances.
+# Far above the float32 error of a bound (about 1e-6), far below the gaps between distances.
 _SLACK = 1e-5
 
 Float32Array = npt.NDArray[np.float32]
@@ -48,13 +48,13 @@ def import_faiss() -> ModuleType:
 class NearestCenters:
     """Exact search for the center with the smallest squared L2 distance plus price; ties go to the lowest id.
 
-    A result depends on its own vector and the centers alone, to the last bit: not on batches, threads or hints.
+    A result depends only on its vector and the centers, to the last bit; not on batches, threads or hints.
 
     Args:
         centers_md: float32 [m, d].
         prices_m: [m], in units of squared distance; None for the plain nearest center.
         threads: CPU threads of a search.
-        projection: For the lower bounds; by default fitted to the centers.
+        projection: Projection for the lower bounds; by default fitted to the centers.
 
     Raises:
         ValueError: A center or price is not finite, or shapes do not fit.
@@ -94,8 +94,8 @@ class NearestCenters:
 
         Args:
             vectors_bd: Floats [b, d].
-            parts_b: Their projections, where they are at hand.
-            hint_b: int32 [b], a likely best center of each vector, which makes the search faster; -1 for none.
+            parts_b: Their projections, if already computed.
+            hint_b: int32 [b], a likely best center of each vector, to speed up the search; -1 for none.
 
         Returns:
             fine_b: int32 [b], ids of centers by squared distance plus price.
@@ -124,17 +124,18 @@ class NearestCenters:
         parts_b: Parts | None = None,
         hint_b: Int32Array | None = None,
     ) -> tuple[Int32Array, Float32Array, Int32Array]:
-        """The centers whose squared distance plus price is within `reach` of the best one's, the best first.
+        """The centers whose squared distance plus price is within `reach` of the best, the best first.
 
         Args:
             vectors_bd: Floats [b, d].
             reach: In units of squared distance.
-            width: k, the most candidates of a vector; where more are in reach the best k are kept.
+            width: k, the most candidates per vector; the best k are kept.
             parts_b: As in `search`.
             hint_b: As in `search`.
 
         Returns:
-            fine_bk: int32 [b, k], and squared_distance_bk: float32 [b, k], without prices, both filled up to
+            fine_bk: int32 [b, k], filled up to count_b.
+            squared_distance_bk: float32 [b, k], without prices, filled up to count_b.
             count_b: int32 [b].
 
         Raises:
@@ -151,7 +152,7 @@ class NearestCenters:
         def find_some(rows: slice, bounded: "kernels.Bounded") -> None:
             kernels.nearest(bounded, hints[rows], fine_b[rows], squared_distance_b[rows])
             best = (fine_b[rows], squared_distance_b[rows])
-            kernels.candidates(bounded, *best, reach, fine_bk[rows], squared_distance_bk[rows], count_b[rows])
+            kernels.candidates(bounded, *best, reach, (fine_bk[rows], squared_distance_bk[rows], count_b[rows]))
 
         self._each_batch(vectors_bd, parts_b, find_some)
         return fine_bk, squared_distance_bk, count_b
@@ -162,7 +163,7 @@ class NearestCenters:
         parts_b: Parts | None,
         work: "Callable[[slice, kernels.Bounded], None]",
     ) -> None:
-        """Call `work` with a range of rows, and with what is known of them."""
+        """Call `work` with each range of rows and its bounds."""
         import torch
 
         if vectors_bd.ndim != 2 or vectors_bd.shape[1] != self._centers_md.shape[1]:
@@ -197,12 +198,12 @@ class NearestCenters:
                 bound(start)
 
         starts = range(0, len(vectors_bd), self._rows_per_batch)
-        # Threads over batches, each with single-threaded arithmetic: compiled loops run beside matrix products.
+        # Threads process batches with single-threaded arithmetic, so compiled loops and matrix products overlap.
         with limited_threads(1):
             if self._threads == 1 or len(starts) < 2:
                 bound_each(starts)
                 return
-            # Several a task, since handing one over costs time too; few enough that the threads end together.
+            # Several batches per task, because each task has a cost; few enough that the threads finish together.
             per_task = max(1, len(starts) // (self._threads * _TASKS_PER_THREAD))
             tasks = [starts[first : first + per_task] for first in range(0, len(starts), per_task)]
             with ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,)) as threads:
@@ -211,10 +212,10 @@ class NearestCenters:
 
 
 class FlatSearch:
-    """The same search by computing every distance, with faiss: for GPUs, where that is the fastest way.
+    """The same search with faiss, which computes every distance: the fastest way on GPUs.
 
-    A price is one more coordinate: sqrt(price - lowest price) on the center's side and 0 on the vector's adds exactly
-    the price, up to a constant, to the squared distance. Between equal distances faiss decides.
+    A price becomes an additional coordinate: sqrt(price - lowest price) for the center and 0 for the vector add the
+    price, up to a constant, to the squared distance. faiss breaks ties.
 
     Args:
         centers_md: float32 [m, d].
@@ -223,7 +224,7 @@ class FlatSearch:
 
     Raises:
         ValueError: A center or price is not finite, or shapes do not fit.
-        UsageError: faiss is not installed, or knows no GPU.
+        UsageError: faiss is not installed, or does not support the GPU.
     """
 
     def __init__(
@@ -237,7 +238,7 @@ class FlatSearch:
         if gpu:
             if not getattr(faiss, "get_num_gpus", lambda: 0)():
                 raise UsageError(
-                    "a GPU is asked for the nearest-center search, but faiss sees none: "
+                    "the nearest-center search is configured for a GPU, but faiss finds none: "
                     "install 'mode_ray[gpu]', or set assign.pool.gpus_per_actor=0"
                 )
             self._index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._index)
@@ -270,7 +271,7 @@ class FlatSearch:
 def checked_centers(
     centers_md: Float32Array, prices_m: npt.NDArray[np.floating] | None
 ) -> tuple[Float32Array, Float32Array]:
-    """Centers and prices as contiguous float32 arrays; prices are all 0 where there are none.
+    """Centers and prices as contiguous float32 arrays; prices default to 0.
 
     Raises:
         ValueError: A center or price is not finite, or shapes do not fit.

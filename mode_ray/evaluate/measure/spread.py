@@ -7,7 +7,7 @@ import ray
 
 from mode_ray.config.evaluate import EvaluatePlacement
 from mode_ray.config.run import RunConfig
-from mode_ray.embed.encoder import load_encoder
+from mode_ray.embed.load import load_encoder
 from mode_ray.evaluate.measure.measurements import TaskSummary
 from mode_ray.evaluate.tasks.samples import Split
 from mode_ray.evaluate.tasks.task import Task

@@ -10,7 +10,8 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.load import load_config
 from mode_ray.config.run import RunConfig
 from mode_ray.config.serve import ServeConfig
-from mode_ray.embed.encoder import CaptionEncoder, load_encoder
+from mode_ray.embed.encoder import CaptionEncoder
+from mode_ray.embed.load import load_encoder
 from mode_ray.errors import DataError, UsageError
 from mode_ray.models.files import find_problem
 from mode_ray.models.preprocess import ImageGeometry, read_model_config

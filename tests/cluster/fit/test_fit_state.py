@@ -78,7 +78,7 @@ def test_a_damaged_state_is_one_sentence_with_the_mend(directory: Location, dama
             "another report": whole.replace(b"max_over_mean", b"max_over_meen"),
         }[damage]
     )
-    with pytest.raises(DataError, match=rf"{FIT_STATE}: damaged \(.*\); remove it, and the fit begins anew$"):
+    with pytest.raises(DataError, match=rf"{FIT_STATE}: damaged \(.*\); remove it to start the fit again$"):
         read_fit_state(directory)
 
 
