@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 import ray.data
@@ -31,7 +32,7 @@ def quiet_ray() -> Iterator[None]:
     with error_output_without(_ACTOR_ARGUMENTS):
         _print_actor_warning()
     # The same as the variable RAY_DEDUP_LOGS_SKIP_REGEX, which is read when Ray is imported.
-    deduplicator = ray_logging.stdout_deduplicator
+    deduplicator: Any = ray_logging.stdout_deduplicator
     before = deduplicator.skip_re
     if before is None:
         deduplicator.skip_re = _MANY_PROCESSES
@@ -43,8 +44,8 @@ def quiet_ray() -> Iterator[None]:
 
 def _print_actor_warning() -> None:
     """Make Ray print the warning now, by an actor that is never started."""
-    options = {"num_cpus": 0, "max_restarts": 1, "resources": {"mode_ray_none": 1}}
-    ray.kill(ray.remote(_Unused).options(**options).remote(ray.put(None)))
+    unused: Any = ray.remote(_Unused)
+    ray.kill(unused.options(num_cpus=0, max_restarts=1, resources={"mode_ray_none": 1}).remote(ray.put(None)))
 
 
 class _Unused:

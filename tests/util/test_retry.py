@@ -19,6 +19,10 @@ def failing(*errors: Exception) -> Callable[[], str]:
     return step
 
 
+def no_pause(seconds: float) -> None:
+    pytest.fail(f"paused for {seconds} s")
+
+
 def test_pauses_double_until_the_step_returns() -> None:
     pauses: list[float] = []
     assert retry(failing(OSError(), TimeoutError()), 5, sleep=pauses.append) == "done"
@@ -26,7 +30,7 @@ def test_pauses_double_until_the_step_returns() -> None:
 
 
 def test_a_step_that_returns_at_once_waits_for_nothing() -> None:
-    assert retry(failing(), 0, sleep=pytest.fail) == "done"
+    assert retry(failing(), 0, sleep=no_pause) == "done"
 
 
 def test_the_last_error_is_raised() -> None:
@@ -44,4 +48,4 @@ def test_the_last_error_is_raised() -> None:
 @pytest.mark.parametrize("error", [ValueError("a defect"), FileNotFoundError("a defect")])
 def test_other_errors_are_raised_at_once(error: Exception) -> None:
     with pytest.raises(type(error), match="a defect"):
-        retry(failing(error), 3, never_on=(FileNotFoundError,), sleep=pytest.fail)
+        retry(failing(error), 3, never_on=(FileNotFoundError,), sleep=no_pause)
