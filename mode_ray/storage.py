@@ -24,6 +24,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from mode_ray.errors import UsageError, WriteError
+from mode_ray.util.retry import retry
 
 REMOTE_SCHEMES = ("s3", "gs", "gcs")
 _GLOB_CHARACTERS = frozenset("*?[")
@@ -31,7 +32,7 @@ _REMOTE_BUFFER_BYTES = 64 << 20
 _COPIED_AT_ONCE_BYTES = 16 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
-_READS_IN_ALL = 4
+_READ_RETRIES = 3
 _Read = TypeVar("_Read")
 
 
@@ -189,15 +190,8 @@ class Location:
         Args:
             read: Opens and reads the file; has no side effects if it raises.
         """
-        for _ in range(_READS_IN_ALL - 1):
-            try:
-                return read()
-            except (FileNotFoundError, PermissionError):
-                raise
-            except OSError:
-                if self.is_local:
-                    raise
-        return read()
+        retries = 0 if self.is_local else _READ_RETRIES
+        return retry(read, retries, never_on=(FileNotFoundError, PermissionError), first_pause_seconds=0.0)
 
     def read_bytes(self) -> bytes:
         """The whole file; never a mixture of two versions of it."""

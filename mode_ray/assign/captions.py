@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mode_ray.assign.stage import DISTANCE, FINE
+from mode_ray.assign.table import DISTANCE, FINE
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.errors import UsageError
 

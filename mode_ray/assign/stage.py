@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from mode_ray.assign.table import assignment_table
 from mode_ray.captions.clean import CaptionTable
 from mode_ray.captions.read import read_captions
 from mode_ray.cluster.clustering import Clustering
@@ -15,16 +16,13 @@ from mode_ray.config.base import fingerprint_fields
 from mode_ray.config.run import RunConfig
 from mode_ray.embed.load import load_encoder
 from mode_ray.embed.stage import unit_record
-from mode_ray.embed.table import as_stored, embedding_vectors, place_columns, split_usable
+from mode_ray.embed.table import as_stored, embedding_vectors, split_usable
 from mode_ray.errors import DataError
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, read_output
 from mode_ray.stages.resume import UnitWork, run_work_unit_stage
 from mode_ray.stages.run import Run, StageReport
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
-
-FINE = "fine"
-DISTANCE = "distance"
 
 
 class AssignWorker:
@@ -69,9 +67,7 @@ class AssignWorker:
         else:
             vectors_bd = embedding_vectors(source.table)
         fine_b, squared_distance_b = self._nearest.search(vectors_bd)
-        table = pa.table(
-            {**place_columns(source.table), FINE: pa.array(fine_b), DISTANCE: pa.array(squared_distance_b)}
-        )
+        table = assignment_table(source.table, fine_b, squared_distance_b)
         return table, unit_record(work_unit, source)
 
 

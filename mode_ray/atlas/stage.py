@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from mode_ray.assign.stage import DISTANCE, FINE
+from mode_ray.assign.table import DISTANCE, FINE
 from mode_ray.atlas.data import AtlasFacts, atlas_data
 from mode_ray.atlas.page import render_atlas
 from mode_ray.atlas.sample import CaptionSample, merge, summarise

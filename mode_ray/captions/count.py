@@ -14,11 +14,11 @@ from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.stages.work_unit import WorkUnit, WorkUnitTable
 from mode_ray.storage import Location
+from mode_ray.util.retry import retry
 
 _UNITS_PER_TASK = 64
 _COUNTERS_PER_TASK = 8
 _WRITE_INTERVAL_SECONDS = 30.0
-_FIRST_RETRY_SECONDS = 0.5
 
 
 def count_all_captions(
@@ -78,18 +78,10 @@ def _count_batch(
 
 def _count(work_unit: WorkUnit, config: CaptionsConfig, retries: int) -> int | None:
     """None if the unit cannot be read; the embed stage then quarantines it with the reason."""
-    pause = _FIRST_RETRY_SECONDS
-    for attempts_left in range(retries, -1, -1):
-        try:
-            return count_captions(work_unit, config)
-        except DataError:
-            return None
-        except OSError:
-            if attempts_left == 0:
-                return None
-            time.sleep(pause)
-            pause *= 2
-    return None
+    try:
+        return retry(partial(count_captions, work_unit, config), retries)
+    except (DataError, OSError):
+        return None
 
 
 def _write_counts(location: Location, work_units: Sequence[WorkUnit], counts: Mapping[str, int]) -> None:

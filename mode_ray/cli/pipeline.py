@@ -97,8 +97,9 @@ def demo(
     folder = Location.parse(directory)
     say(f"[demo] data: emoji and icons from Python packages, in {folder / 'data'}")
     data = build_demo_data(folder / "data", on_progress=Progress(console()).work)
+    name = "run-controls" if controls else "run"
     settings = [
-        f"run={folder / ('run-controls' if controls else 'run')}",
+        f"run={folder / name}",
         f"captions.paths={[work_unit.uri for work_unit in data.train_shards]}",
         f"evaluate.tasks={[file.uri for file in data.task_files]}",
         *(["train.controls=[dense, full, random]"] if controls else []),
@@ -106,8 +107,14 @@ def demo(
     ]
     config = load("demo", settings)
     run_stages(config, STAGE_NAMES, console())
-    if sys.stdout.isatty():
-        webbrowser.open(Path(report_page(config.directory).path).as_uri())
+    page = report_page(config.directory)
+    # As the user wrote it, unless an override names another run directory.
+    shown = f"{directory.rstrip('/')}/{name}" if config.directory == folder / name else config.directory.uri
+    say(f"Read the report:    {shown}{page.uri.removeprefix(config.directory.uri)}")
+    say(f'Use it in Python:   mode_ray.load("{shown}")')
+    say(f"Serve it over HTTP: mode-ray serve {shown}")
+    if sys.stdout.isatty() and page.is_local:
+        webbrowser.open(Path(page.path).as_uri())
 
 
 @cluster.command()

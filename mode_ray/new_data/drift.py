@@ -1,20 +1,18 @@
 """The drift report of a run: Ray tasks tally the assignments, and the driver compares the sums."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 
-import pyarrow as pa
 import ray
 
-from mode_ray.assign.stage import DISTANCE, FINE
+from mode_ray.assign.table import DISTANCE, FINE, read_assignments
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.new_data.compare import DriftReport, compare
 from mode_ray.new_data.tally import AssignmentTally, far_distance, far_mask
-from mode_ray.run_directory import DRIFT_FILE, MANIFEST
-from mode_ray.stages.manifest import Manifest, read_manifest, read_output, read_units
+from mode_ray.run_directory import DRIFT_FILE
+from mode_ray.stages.manifest import Manifest, read_manifest, read_units
 from mode_ray.storage import Location
 from mode_ray.util.ray_tasks import task_result
 
@@ -81,21 +79,6 @@ def tally_assignments(assignments: Location, m: int, far: float) -> tuple[Assign
         tally += part
         far_by_unit |= far_part
     return tally, far_by_unit
-
-
-def read_assignments(assignments: Location, unit: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read the assignments of one unit.
-
-    Raises:
-        DataError: The file is missing or damaged.
-    """
-    try:
-        return read_output(assignments, unit, columns)
-    except FileNotFoundError:
-        raise DataError(
-            f"{assignments}/{unit}.parquet: no such file; delete {assignments / MANIFEST} and run `mode-ray assign` "
-            "again"
-        ) from None
 
 
 def _tally_units(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from mode_ray.assign.stage import DISTANCE
+from mode_ray.assign.table import DISTANCE, read_assignments
 from mode_ray.captions.clean import CaptionTable
 from mode_ray.captions.read import read_captions
 from mode_ray.cluster.clustering import Clustering
@@ -17,7 +17,6 @@ from mode_ray.embed.load import load_encoder
 from mode_ray.embed.stage import unit_record
 from mode_ray.embed.table import EMBEDDING, embedding_column, embedding_vectors, place_columns
 from mode_ray.errors import DataError
-from mode_ray.new_data.drift import read_assignments
 from mode_ray.new_data.tally import far_mask
 from mode_ray.run_directory import FAR_DIRECTORY
 from mode_ray.stages.manifest import Stage, UnitRecord, read_output, read_units

@@ -3,7 +3,7 @@
 It may lie in a file that is larger than memory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mode_ray.assign.stage import DISTANCE, FINE
-from mode_ray.errors import DataError
-from mode_ray.stages.manifest import read_output
+from mode_ray.assign.table import DISTANCE, FINE, assigned_units, stream_assignments
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
-from mode_ray.util.read_ahead import read_ahead
 
 SHARD = "shard"
 MEMBER_COLUMNS = ("image_offset", "image_bytes", "caption_offset", "caption_bytes")
 _PLACE_COLUMNS = {"row": pa.int64(), "caption_index": pa.int32(), **dict.fromkeys(MEMBER_COLUMNS, pa.int64())}
-_READERS = 8
 
 
 class PairIndex:
@@ -122,37 +118,6 @@ def index_rows(assigned: pa.Table, number: int, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def assigned_units(assignments: Location, work_units: Sequence[WorkUnit]) -> list[tuple[int, WorkUnit]]:
-    """Shards that have an assignment, with their positions; those without one were quarantined.
-
-    Raises:
-        DataError: There is none at all.
-    """
-    present = {file.name.removesuffix(".parquet") for file in assignments.files()}
-    numbered = [(number, work_unit) for number, work_unit in enumerate(work_units) if work_unit.unit in present]
-    if not numbered:
-        raise DataError(f"{assignments}: no assignment of the given shards; run `mode-ray assign` first")
-    return numbered
-
-
-def stream_assignments(
-    assignments: Location, numbered: Sequence[tuple[int, WorkUnit]], columns: Sequence[str] | None = None
-) -> Iterator[tuple[int, WorkUnit, pa.Table]]:
-    """The assignment shards in order, a few of them in memory at a time.
-
-    Args:
-        assignments: Their directory.
-        numbered: Which of them, as `assigned_shards` gives them.
-        columns: Those to read, or None for all.
-    """
-
-    def read(item: tuple[int, WorkUnit]) -> tuple[int, WorkUnit, pa.Table]:
-        number, work_unit = item
-        return number, work_unit, read_output(assignments, work_unit.unit, columns)
-
-    return read_ahead(read, numbered, ahead=_READERS, threads=_READERS)
-
-
 def load_index(assignments: Location, work_units: Sequence[WorkUnit]) -> PairIndex:
     """The index of all pairs of some shards in memory, with `fine` and `distance`; for reports, of few shards.
 
@@ -167,18 +132,6 @@ def load_index(assignments: Location, work_units: Sequence[WorkUnit]) -> PairInd
         for number, _, assigned in stream_assignments(assignments, assigned_units(assignments, work_units))
     ]
     return PairIndex(work_units, pa.concat_tables(tables).combine_chunks())
-
-
-def fine_counts(assignments: Location, work_units: Sequence[WorkUnit], centers: int) -> npt.NDArray[np.int64]:
-    """Captions of each fine cluster, int64 [m].
-
-    Raises:
-        DataError: There is no assignment at all.
-    """
-    counts_m = np.zeros(centers, np.int64)
-    for _, _, assigned in stream_assignments(assignments, assigned_units(assignments, work_units), [FINE]):
-        counts_m += np.bincount(assigned[FINE].to_numpy(), minlength=centers)
-    return counts_m
 
 
 def nearest_rows(index: PairIndex, centers: int, per_center: int) -> np.ndarray:

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mode_ray.assign.stage import FINE
+from mode_ray.assign.table import FINE, assigned_units, stream_assignments
 from mode_ray.errors import DataError
 from mode_ray.pairs.held_out import is_kept
-from mode_ray.pairs.index import SHARD, assigned_units, index_columns, index_rows, stream_assignments
+from mode_ray.pairs.index import SHARD, index_columns, index_rows
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.util.sampling import allocate_sample, sample_positions

@@ -5,12 +5,12 @@ stage ends. Anything that fails in between is a defect, and ends the stage too.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -19,10 +19,7 @@ from mode_ray.run_directory import unit_output
 from mode_ray.stages.manifest import UnitRecord, read_record, write_unit
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
-
-_FIRST_RETRY_SECONDS = 0.5
-
-_Result = TypeVar("_Result")
+from mode_ray.util.retry import retry
 
 
 class UnitWorker(Protocol):
@@ -96,7 +93,7 @@ class UnitActor:
         if standing is not None:
             return standing
         try:
-            return self._attempts(partial(self._worker.read, work_unit))
+            return retry(partial(self._worker.read, work_unit), self._retries)
         except DataError as error:
             return quarantined(work_unit, str(error), self._attempt)
         except OSError as error:
@@ -114,7 +111,7 @@ class UnitActor:
                 return None
 
         try:
-            record = self._attempts(look)
+            record = retry(look, self._retries)
         except OSError as error:
             reason = " ".join(str(error).split())
             raise WriteError(f"{output}: cannot be looked at ({reason}): mend that and run again") from error
@@ -141,21 +138,10 @@ class UnitActor:
             timed = replace(record, seconds=round(time.monotonic() - began, 3))
             return write_unit(self._output(work_unit), table, timed)
 
-        return self._attempts(write)
+        return retry(write, self._retries)
 
     def _output(self, work_unit: WorkUnit) -> Location:
         return unit_output(self._directory, work_unit.unit)
-
-    def _attempts(self, step: Callable[[], _Result]) -> _Result:
-        """The result of a step that is tried again, after growing pauses, where I/O fails."""
-        pause = _FIRST_RETRY_SECONDS
-        for _ in range(self._retries):
-            try:
-                return step()
-            except OSError:
-                time.sleep(pause)
-                pause *= 2
-        return step()
 
 
 def quarantined(work_unit: WorkUnit, reason: str, attempt: str) -> UnitRecord:

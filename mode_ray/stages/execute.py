@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data.context import AutoscalingConfig
 from ray.util.annotations import RayDeprecationWarning
 
 from mode_ray.config.base import ActorPool
@@ -27,6 +28,7 @@ from mode_ray.storage import Location
 # Losing a starting actor with its node ends a Ray Data execution at once by default.
 _LOST_STARTS = 8
 _REASON_CHARACTERS = 300
+_GROW_ABOVE_TASKS = 0.75  # an actor
 
 
 def run_units(
@@ -113,6 +115,8 @@ def _run_tasks(
     # Only tasks that were lost count here: what fails inside an actor comes back as a row.
     results.context.max_errored_blocks = -1
     results.context.max_consecutive_actor_init_deaths = _LOST_STARTS
+    # By default a pool grows when 1.75 tasks wait for each actor: never, where an actor is given one task at a time.
+    results.context.autoscaling_config = AutoscalingConfig(actor_pool_util_upscaling_threshold=_GROW_ABOVE_TASKS)
     try:
         for row in results.iter_rows():
             if row["failure"] is not None:

@@ -3,18 +3,18 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import ray
-import ray.data
 from ray import _raylet
 from ray._private import ray_constants
-from ray.util.debug import log_once
 
 from mode_ray.config.run import RayConfig
+from mode_ray.errors import WorkerError
 from mode_ray.stages.access_token import AUTH_MODE, TOKEN_PATH, new_token_file, publish
+from mode_ray.stages.quiet import quiet_ray
 
 # Read by Ray when it starts its processes; set only for clusters that are started here, and while they run.
 _LOCAL_ENVIRONMENT = {
@@ -28,6 +28,10 @@ _LOCAL_ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "MALLOC_ARENA_MAX": "2",  # Ray runs some thirty processes with many threads each: glibc's arenas add up
 }
+
+# By `ray.init`, and left behind by `ray.shutdown`.
+_SET_BY_RAY = ("PYTHONBREAKPOINT",)
+_TIMED_OUT = "timed out during startup"
 
 
 @contextmanager
@@ -44,17 +48,14 @@ def ray_session(config: RayConfig) -> Iterator[str]:
 
     Raises:
         UsageError: The access token cannot be stored.
+        WorkerError: Ray does not start in time.
     """
     if ray.is_initialized():
         yield ray.init(ignore_reinit_error=True).dashboard_url or ""
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
-    with _joined(address, config) if address else _started(config) as dashboard:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        log_once("ray_data_progress_manager_disabled")  # Ray would remind of it, once a process
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
+    session = _joined(address, config) if address else _started(config)
+    with _restored(_SET_BY_RAY), session as dashboard, quiet_ray():
         yield dashboard
 
 
@@ -73,15 +74,16 @@ def _started(config: RayConfig) -> Iterator[str]:
         token = {} if token_file is None else {TOKEN_PATH: str(token_file)}
         with _environment({**_LOCAL_ENVIRONMENT, **token}), _loopback_only():
             try:
-                cluster = ray.init(
-                    address="local",  # without it Ray joins whatever cluster `ray start` last began on this machine
-                    num_cpus=config.num_cpus,
-                    object_store_memory=config.object_store_bytes,
-                    include_dashboard=config.dashboard,
-                    dashboard_host="127.0.0.1",
-                    log_to_driver=config.log_to_driver,
-                    logging_level=logging.WARNING,
-                )
+                with _start_errors():
+                    cluster = ray.init(
+                        address="local",  # the default would join a cluster that `ray start` began on this machine
+                        num_cpus=config.num_cpus,
+                        object_store_memory=config.object_store_bytes,
+                        include_dashboard=config.dashboard,
+                        dashboard_host="127.0.0.1",
+                        log_to_driver=config.log_to_driver,
+                        logging_level=logging.WARNING,
+                    )
                 dashboard: str = cluster.dashboard_url or ""
                 if token_file is not None and dashboard:
                     publish(token_file, dashboard)
@@ -91,12 +93,39 @@ def _started(config: RayConfig) -> Iterator[str]:
 
 
 @contextmanager
+def _start_errors() -> Iterator[None]:
+    """Explain the time limit of a start: 30 seconds, which no setting of Ray 2.60 changes.
+
+    There is no second try here: what was started stays until this process ends, and takes memory.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _TIMED_OUT not in str(error):
+            raise
+        raise WorkerError(
+            "Ray did not start within 30 seconds: this machine is busy, or short of memory. Run the command again "
+            "when it is less busy; finished work is kept"
+        ) from error
+
+
+@contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set the variables that the user has not set, for a while."""
+    """Set the variables that the user has not set, and undo it at the end."""
     added = {name: value for name, value in values.items() if not os.environ.get(name)}
-    before = {name: os.environ.get(name) for name in added}
-    os.environ.update(added)
-    _read_environment_again()
+    try:
+        with _restored(added):
+            os.environ.update(added)
+            _read_environment_again()
+            yield
+    finally:
+        _read_environment_again()
+
+
+@contextmanager
+def _restored(names: Iterable[str]) -> Iterator[None]:
+    """Give variables the values at the end that they have now."""
+    before = {name: os.environ.get(name) for name in names}
     try:
         yield
     finally:
@@ -105,7 +134,6 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        _read_environment_again()
 
 
 def _read_environment_again() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from mode_ray.assign.stage import FINE
+from mode_ray.assign.table import FINE, assigned_units, stream_assignments
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, TrainingError, UsageError
@@ -17,7 +17,7 @@ from mode_ray.pairs.images import decode_image
 from mode_ray.pairs.index import load_index
 from mode_ray.pairs.reader import PairReader
 from mode_ray.run_directory import SWEEP_RESULT, WORK_UNITS_FILE, sweep_directory, sweep_held_out, sweep_storage
-from mode_ray.stages.manifest import combined_hash, read_manifest, read_output, read_units
+from mode_ray.stages.manifest import combined_hash, read_manifest
 from mode_ray.stages.work_unit import WorkUnit, require_images, write_work_units
 from mode_ray.storage import Location
 from mode_ray.sweep.plan import SweepInputs, SweepTrial, plan_sweep, swept_expert
@@ -122,17 +122,15 @@ def _prepare(
     """Choose the held-out pairs, and write them to a file."""
     folder = sweep_directory(config.directory)
     group_m = Clustering.load(clusters).experts_of(config.train.experts)
-    units = {record.unit for record in read_units(assignments)}
     pairs_n = np.zeros(config.train.experts, np.int64)
 
     def rows() -> Any:  # noqa: ANN401
-        for work_unit in work_units:
-            if work_unit.unit in units:
-                table = read_output(assignments, work_unit.unit, ["row", "caption_index", FINE])
-                expert_p = group_m[table[FINE].to_numpy()]
-                pairs_n[:] += np.bincount(expert_p, minlength=len(pairs_n))
-                own_p = np.ones(len(expert_p), np.bool_) if expert is None else expert_p == expert
-                yield work_unit.unit, table["row"].to_numpy()[own_p], table["caption_index"].to_numpy()[own_p]
+        numbered = assigned_units(assignments, work_units)
+        for _, work_unit, table in stream_assignments(assignments, numbered, ["row", "caption_index", FINE]):
+            expert_p = group_m[table[FINE].to_numpy()]
+            pairs_n[:] += np.bincount(expert_p, minlength=len(pairs_n))
+            own_p = np.ones(len(expert_p), np.bool_) if expert is None else expert_p == expert
+            yield work_unit.unit, table["row"].to_numpy()[own_p], table["caption_index"].to_numpy()[own_p]
 
     held_out = choose_held_out(rows(), config.sweep.held_out_pairs)
     file = sweep_held_out(folder, combined_hash(map(repr, held_out.places)))

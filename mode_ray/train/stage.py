@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import ray
 
+from mode_ray.assign.table import fine_counts
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.base import fingerprint_fields
 from mode_ray.errors import TrainingError, UsageError
 from mode_ray.models.architecture import check_architecture
-from mode_ray.pairs.index import fine_counts
 from mode_ray.run_directory import PLAN_FILE, WORK_UNITS_FILE
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
 from mode_ray.stages.run import Run, StageReport

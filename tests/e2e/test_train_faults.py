@@ -23,7 +23,7 @@ import pytest
 from expert_runs import DEADLINE_SECONDS, EXPERTS, SEED, SLOTS, assigned_run, command, ended
 from fault_runs import Invocation
 
-from mode_ray.assign.stage import FINE
+from mode_ray.assign.table import FINE
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.load import load_config
 from mode_ray.run_directory import CHECKPOINT_FOLDER

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from report_example import example_report
 
-from mode_ray.assign.stage import DISTANCE, FINE
+from mode_ray.assign.table import DISTANCE, FINE
 from mode_ray.atlas.data import AtlasFacts, atlas_data
 from mode_ray.atlas.sample import summarise
 from mode_ray.atlas.summary import write_summary

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mode_ray.assign.table import fine_counts
 from mode_ray.errors import DataError
-from mode_ray.pairs.index import PairIndex, fine_counts, index_columns, index_rows, load_index, nearest_rows
+from mode_ray.pairs.index import PairIndex, index_columns, index_rows, load_index, nearest_rows
 from mode_ray.pairs.training_set import write_index
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from mode_ray.assign.table import fine_counts
 from mode_ray.evaluate.measure.measurements import TaskCosines
 from mode_ray.evaluate.metrics.intervals import interval_rows
 from mode_ray.evaluate.metrics.score import group_means
@@ -29,7 +30,6 @@ from mode_ray.evaluate.report.schema import (
 )
 from mode_ray.evaluate.report.sources import ReportSources
 from mode_ray.evaluate.tasks.task import Task
-from mode_ray.pairs.index import fine_counts
 from mode_ray.routing.weights import RoutingWeights, nearest_centers, top_centers
 from mode_ray.stages.manifest import package_versions, read_manifest
 from mode_ray.stages.work_unit import WorkUnit

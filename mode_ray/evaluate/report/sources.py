@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mode_ray.assign.stage import FINE
+from mode_ray.assign.table import FINE
 from mode_ray.cluster.calibration import Calibration
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
