@@ -72,6 +72,10 @@ SWEEP_RESULTS = "results.json"
 SWEEP_BEST = "best.yaml"
 SWEEP_RESULT = "result.json"
 
+# In a folder that `mode-ray export` wrote.
+ENSEMBLE_FILE = "mode_ray.json"
+CLUSTERING_FOLDER = "clustering"
+
 
 def stage_directories(run: Location) -> dict[str, Location]:
     """The directory of every stage of a run."""
@@ -91,6 +95,11 @@ def is_unit_output(file_name: str) -> bool:
 def coarse_file(n: int) -> str:
     """Name of the file in `clusters/` with the map of the fine centers to n experts."""
     return f"coarse-n{n}.safetensors"
+
+
+def expert_folder(number: int) -> str:
+    """Name of the folder of an expert in an exported ensemble."""
+    return f"expert-{number:02d}"
 
 
 def training_set_file(training_sets: Location, name: str) -> Location:

@@ -1,4 +1,4 @@
-"""Assigning captions inside anybody's Ray Data pipeline."""
+"""Assign captions inside a Ray Data pipeline of the user's own."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ class AssignCaptions:
     Args:
         clusters: Directory of the clustering, a path or URI that every worker can read.
         column: The column with the captions.
-        device: Of the caption encoder.
+        device: Device of the caption encoder: `auto`, `cpu`, `cuda`, ….
         threads: CPU threads of the encoder and the search.
 
     Raises:
@@ -49,7 +49,7 @@ class AssignCaptions:
             raise UsageError(f"AssignCaptions: no column {self._column!r}; the batch has {sorted(batch)}")
         captions = ["" if caption is None else str(caption) for caption in batch[self._column]]
         fine_b, squared_distance_b = self._clustering.assign(captions, device=self._device, threads=self._threads)
-        # Of a caption that is empty some encoders make a vector; it has no meaning.
+        # Some encoders embed an empty caption; the result has no meaning.
         empty_b = np.array([not caption.strip() for caption in captions], np.bool_)
         fine_b[empty_b], squared_distance_b[empty_b] = -1, np.nan
         experts = {f"expert_n{n}": self._clustering.expert_of(fine_b, n) for n in sorted(self._clustering.coarse)}

@@ -1,7 +1,7 @@
 """The clustering artefact: fine centers and coarse maps, as safetensors files."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +19,7 @@ from mode_ray.errors import DataError, UsageError
 from mode_ray.run_directory import FINE_FILE, coarse_file
 from mode_ray.storage import Location
 
+_NORM_TOLERANCE = 0.01  # float16 embeddings have a length of 1 to three digits
 _METADATA_KEY = "mode_ray"
 _FINE_TENSORS = {
     "centers_md": ("float32", 2),
@@ -134,32 +135,29 @@ class Clustering:
 
         Args:
             captions: Texts, which the clustering's own encoder embeds, or unit embeddings [b, d] of that encoder.
-            device: Of the encoder.
+            device: Device of the encoder: `auto`, `cpu`, `cuda`, ….
             threads: CPU threads of the encoder and the search.
 
         Returns:
             fine int32 [b] and squared_distance float32 [b]; -1 and NaN for a text without a word that the encoder
-            knows.
+            knows, and for an embedding of zeros.
 
         Raises:
-            UsageError: The encoder cannot be found.
-            DataError: The embeddings have another dimension.
+            UsageError: A caption is not a text, or the encoder cannot be found.
+            DataError: The embeddings have another dimension, or a row is not of unit length.
         """
         if isinstance(captions, np.ndarray) and captions.dtype.kind == "f":
             vectors_bd = np.asarray(captions, np.float32)
+            self._check_vectors(vectors_bd)
         else:
-            vectors_bd = self._encoder(device, threads).encode([str(caption) for caption in captions])
-        if vectors_bd.ndim != 2 or vectors_bd.shape[1] != self.dimension:
-            raise DataError(
-                f"embeddings of shape {vectors_bd.shape}, but the centers have {self.dimension} dimensions"
-            )
+            vectors_bd = self._encoder(device, threads).encode(_texts(captions))
         known_b = vectors_bd.any(axis=1)
         fine_b = np.full(len(vectors_bd), -1, np.int32)
         squared_distance_b = np.full(len(vectors_bd), np.nan, np.float32)
         # Embeddings are stored as float16; texts are rounded alike, so that both ways give the same assignment.
         rounded_bd = vectors_bd[known_b].astype(np.float16).astype(np.float32)
         if len(rounded_bd):
-            search = NearestCenters(self.centers_md, None, threads)
+            search = self._kept(("search", threads), lambda: NearestCenters(self.centers_md, None, threads))
             fine_b[known_b], squared_distance_b[known_b] = search.search(rounded_bd)
         return fine_b, squared_distance_b
 
@@ -167,21 +165,46 @@ class Clustering:
         """The expert of fine clusters in the map of n experts, int32; -1 stays -1.
 
         Raises:
-            UsageError: There is no map for this n.
+            UsageError: There is no map for this n, or no such fine cluster.
         """
         fine_b = np.asarray(fine, np.int32)
+        if fine_b.size and fine_b.max() >= len(self.centers_md):
+            raise UsageError(f"fine cluster {fine_b.max()}: they are numbered 0 to {len(self.centers_md) - 1}")
         experts_b: Int32Array = np.where(fine_b < 0, np.int32(-1), self.experts_of(n)[fine_b])
         return experts_b
 
+    def __getstate__(self) -> dict[str, Any]:
+        # An encoder or a search is made again in another process: Ray and multiprocessing copy a clustering as data.
+        return {name: value for name, value in self.__dict__.items() if name != "_made"}
+
+    def _kept(self, key: tuple[str | int, ...], make: Callable[[], Any]) -> Any:  # noqa: ANN401
+        made: dict[tuple[str | int, ...], Any] = self.__dict__.setdefault("_made", {})
+        if key not in made:
+            made[key] = make()
+        return made[key]
+
     def _encoder(self, device: str, threads: int) -> CaptionEncoder:
-        """The clustering's encoder, loaded once per device and number of threads."""
-        encoders = self.__dict__.setdefault("_encoders", {})
-        if (device, threads) not in encoders:
+        """The clustering's own encoder; loaded once for each device and number of threads."""
+
+        def make() -> CaptionEncoder:
             placement = EncoderPlacement(device=device)
-            encoders[device, threads] = load_encoder(encoder_config(self.encoder_name), placement, threads)
-        encoder: CaptionEncoder = encoders[device, threads]
-        self.compatible_with(encoder.name, encoder.dimension)
+            encoder = load_encoder(encoder_config(self.encoder_name), placement, threads)
+            self.compatible_with(encoder.name, encoder.dimension)
+            return encoder
+
+        encoder: CaptionEncoder = self._kept(("encoder", device, threads), make)
         return encoder
+
+    def _check_vectors(self, vectors_bd: Float32Array) -> None:
+        if vectors_bd.ndim != 2 or vectors_bd.shape[1] != self.dimension:
+            raise DataError(
+                f"embeddings of shape {vectors_bd.shape}, but the centers have {self.dimension} dimensions: "
+                f"embed captions by {self.encoder_name}"
+            )
+        norms_b = np.linalg.norm(vectors_bd, axis=1)
+        wrong = np.flatnonzero(~((np.abs(norms_b - 1.0) <= _NORM_TOLERANCE) | (norms_b == 0.0)))
+        if len(wrong):
+            raise DataError(f"embedding {wrong[0]} has length {norms_b[wrong[0]]:g}: expected rows of unit length")
 
     def masses(self, n: int) -> npt.NDArray[np.int64]:
         """Rows of the sample that belong to each expert, int64 [n]."""
@@ -221,6 +244,15 @@ class Clustering:
                 f"but the embeddings with {encoder_name!r} ({dimension} dimensions): "
                 "use the same encoder, or run the cluster stage again"
             )
+
+
+def _texts(captions: Sequence[str] | npt.NDArray[Any]) -> list[str]:
+    if isinstance(captions, str):
+        raise UsageError("captions are a list of texts: write [text] for a single one")
+    for position, caption in enumerate(captions):
+        if not isinstance(caption, str):
+            raise UsageError(f"caption {position} is of type {type(caption).__name__}, not a text")
+    return [str(caption) for caption in captions]
 
 
 def _read(file: Location) -> bytes:

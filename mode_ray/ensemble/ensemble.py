@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +13,16 @@ from mode_ray.atlas.summary import near_captions, read_summary
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.evaluate import RoutingRule
 from mode_ray.embed.load import load_encoder
-from mode_ray.ensemble.images import ImageInput, as_pil
+from mode_ray.ensemble.expert import Embeddings, EnsembleExpert, prepared_batches, text_list
+from mode_ray.ensemble.images import ImageInput
 from mode_ray.ensemble.source import EnsembleSource, find_source
 from mode_ray.ensemble.task import NearestCluster, Task, Template, class_texts_of
 from mode_ray.errors import UsageError
-from mode_ray.models.encode import Expert, Precision
+from mode_ray.models.encode import Expert, Precision, checked_device
 from mode_ray.routing.mix import (
     concatenated_images,
     concatenated_texts,
+    ensemble_scores,
     keep_top,
     probabilities,
     without_experts,
@@ -30,10 +32,9 @@ from mode_ray.routing.weights import mean_direction
 from mode_ray.storage import Location
 
 if TYPE_CHECKING:
-    from mode_ray.ensemble.open_clip_model import EnsembleModel, EnsembleTokenizer
+    import torch
 
-Embeddings = npt.NDArray[np.float32]
-_IMAGES_AT_ONCE = 64
+    from mode_ray.ensemble.open_clip_model import EnsembleModel, EnsembleTokenizer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,8 +45,8 @@ class Classification:
         labels: The best label of every image.
         scores: Weighted mean of the experts' cosines, float32 [images, labels].
         probabilities: softmax over the labels, float64 [images, labels].
-        weights: The experts' weights, float64 [n].
-        task: The task, with its labels in the order of the columns.
+        weights: The experts' weights for the task, float64 [n].
+        task: The task; `task.labels` names the columns.
     """
 
     labels: list[str]
@@ -55,7 +56,7 @@ class Classification:
     task: Task
 
     def to_list(self) -> list[list[dict[str, Any]]]:
-        """For every image its labels with `score`, best first, as Hugging Face's zero-shot pipelines return them."""
+        """For every image a list of `{"score", "label"}`, best first, in the format of Hugging Face's pipelines."""
         names = self.task.labels
         order = np.argsort(-self.probabilities, axis=1, kind="stable")
         return [
@@ -65,62 +66,42 @@ class Classification:
 
 
 class Ensemble:
-    """Experts that are mixed by routing weights. Models and encoder are loaded when they are first used.
+    """The experts of a run, mixed by routing weights. `mode_ray.load` makes one.
 
-    An ensemble is not safe to use from several threads at once.
+    Models and caption encoder are loaded when they are first used. Use an ensemble from one thread at a time.
 
     Args:
         source: What it is read from.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, ….
-        dtype: Arithmetic of the experts: `float32`, `bfloat16` or `float16`.
+        device: Device of the experts and of the caption encoder: `auto`, `cpu`, `cuda`, `cuda:1`, ….
+        dtype: Arithmetic of the experts: `float32`, `bfloat16` or `float16`. Results are float32 in any case.
     """
 
     def __init__(self, source: EnsembleSource, device: str = "auto", dtype: Precision = "float32") -> None:
         self._source = source
         self._device = device
         self._dtype = dtype
+        self._loaded: dict[int, Expert] = {}
 
-    @classmethod
-    def load(
-        cls,
-        source: str | Path | Location,
-        *,
-        device: str = "auto",
-        dtype: Precision = "float32",
-        leave_out: Sequence[int] = (),
-    ) -> Self:
-        """Load an ensemble.
-
-        Args:
-            source: A run directory, a folder that `mode-ray export` wrote, local, `s3://…` or `gs://…`, or a model of
-                the Hugging Face hub, `hf-hub:ORG/NAME`.
-            device: `auto`, `cpu`, `cuda`, `cuda:1`, ….
-            dtype: Arithmetic of the experts: `float32`, `bfloat16` or `float16`.
-            leave_out: Ids of experts to do without; their weight goes to the others.
-
-        Raises:
-            UsageError: No ensemble exists there, a stage of the run is not done, or an argument is wrong.
-            DataError: A file is missing or damaged; the message names it.
-        """
-        if dtype not in ("float32", "bfloat16", "float16"):
-            raise UsageError(f"dtype={dtype!r}: use float32, bfloat16 or float16")
-        return cls(find_source(source, leave_out), device, dtype)
+    def __repr__(self) -> str:
+        left_out = [number for number in range(self.n) if number not in self.present]
+        return f"Ensemble({self._source.place}, n={self.n}{f', leave_out={left_out}' if left_out else ''})"
 
     @property
     def n(self) -> int:
-        """Number of experts, those that are left out too."""
+        """Number of experts, including those that are left out."""
         return len(self._source.experts)
 
     @property
     def clustering(self) -> Clustering:
-        """The clustering that routes."""
+        """The clustering whose centers route a task."""
         return self._source.clustering
 
     @cached_property
-    def experts(self) -> list[Expert | None]:
-        """The experts by id; None for an expert that is left out."""
+    def experts(self) -> list[EnsembleExpert | None]:
+        """All experts by id; None for an expert that is left out. The first access loads them."""
         return [
-            None if folder is None else Expert(folder, self._device, self._dtype) for folder in self._source.experts
+            EnsembleExpert(number=number, model=self.model(number)) if number in self.present else None
+            for number in range(self.n)
         ]
 
     def task(
@@ -131,26 +112,26 @@ class Ensemble:
         rule: RoutingRule | None = None,
         top: int | None = None,
     ) -> Task:
-        """Route a task once, to use it many times.
+        """Compute the experts' weights for a task once, to use the task many times.
 
         Args:
             labels: Class names, or texts.
             templates: Prompts with `{}` where the label belongs, or functions from label to text.
-            rule: Another routing rule than the run's.
-            top: Use only the `top` experts of largest weight; the others then cost nothing.
+            rule: A routing rule; by default the run's.
+            top: Use only the `top` experts of largest weight. The others are not loaded and not run.
 
         Raises:
-            UsageError: There are no labels, or a template has no place for the label.
+            UsageError: There are no labels, a template has no place for the label, or there is no such rule.
             DataError: The caption encoder knows no word of any label.
         """
         texts = class_texts_of(labels, templates)
-        routed = self._router.classes(texts, rule)
-        weights_c = self._present(routed.weights.weights_c)
+        if top is not None and top < 1:
+            raise UsageError(f"top={top}: use at least one expert")
+        routed = self._router.classes(texts, _checked_rule(rule))
+        weights_c = self._without_missing(routed.weights.weights_c)
         if top is not None:
-            if top < 1:
-                raise UsageError(f"top={top}: at least one expert has to answer")
             weights_c = np.asarray(keep_top(weights_c, min(top, self.n)), np.float64)
-        group_m = self.clustering.experts_of(self.n)
+        group_m, known = self.clustering.experts_of(self.n), set(routed.known)
         nearest = zip(
             routed.known, routed.weights.nearest_fine_l, routed.weights.nearest_squared_distance_l, strict=True
         )
@@ -169,7 +150,7 @@ class Ensemble:
                 )
                 for position, fine, squared_distance in nearest
             ),
-            unknown=tuple(label for position, label in enumerate(labels) if position not in set(routed.known)),
+            unknown=tuple(label for position, label in enumerate(labels) if position not in known),
             _routing=routed.weights,
             _group_m=group_m,
             _captions=lambda fine: self._near_captions[fine],
@@ -189,30 +170,40 @@ class Ensemble:
         """Zero-shot classification.
 
         Args:
-            images: One image or several: PIL images, uint8 arrays, encoded bytes, paths or URIs.
-            labels: Class names, or a task that was routed before.
-            templates: As for `task`.
-            rule: As for `task`.
+            images: One image or several: PIL images, uint8 arrays, encoded bytes, paths or URIs. A generator is
+                read a batch at a time.
+            labels: Class names, or a task that `task` returned.
+            templates: As for `task`; leave it out with a task.
+            rule: As for `task`; leave it out with a task.
 
         Raises:
             UsageError: As `task`, or an image is of a type that is not supported.
             DataError: As `task`, or an image cannot be read.
         """
-        task = labels if isinstance(labels, Task) else self.task(labels, templates, rule=rule)
-        pictures = _several(images)
-        scores_il = np.zeros((len(pictures), len(task.labels)), np.float32)
-        active = [(expert, rows) for expert, rows in enumerate(task.classifiers) if rows is not None]
-        for start in range(0, len(pictures), _IMAGES_AT_ONCE):
-            rows = slice(start, start + _IMAGES_AT_ONCE)
-            prepared = self._prepare(pictures[rows], start)
-            for expert, classifier_ld in active:
-                cosines_il = self._expert(expert).encode_images(prepared) @ classifier_ld.T
-                scores_il[rows] += np.float32(task.weights[expert]) * cosines_il
-        scales_c = np.array([0.0 if expert is None else expert.logit_scale for expert in self.experts])
+        if isinstance(labels, Task):
+            if rule is not None or tuple(templates) != ("{}",):
+                raise UsageError("classify: a task has its own templates and rule: give them to ensemble.task")
+            task = labels
+        else:
+            task = self.task(labels, templates, rule=rule)
+        active = np.flatnonzero(task.weights).tolist()
+        classifiers = [classifier for classifier in task.classifiers if classifier is not None]
+        scores = [
+            ensemble_scores(
+                [
+                    self.model(expert).encode_images(batch) @ classifier_ld.T
+                    for expert, classifier_ld in zip(active, classifiers, strict=True)
+                ],
+                task.weights[active],
+            )
+            for batch in prepared_batches(images, self._first)
+        ]
+        scores_il = np.concatenate(scores) if scores else np.zeros((0, len(task.labels)), np.float32)
+        scales_c = np.array([self.model(expert).logit_scale for expert in active])
         return Classification(
-            labels=[task.labels[column] for column in scores_il.argmax(axis=1)] if len(pictures) else [],
+            labels=[task.labels[column] for column in scores_il.argmax(axis=1)],
             scores=scores_il,
-            probabilities=np.asarray(probabilities(scores_il, task.weights, scales_c), np.float64),
+            probabilities=np.asarray(probabilities(scores_il, task.weights[active], scales_c), np.float64),
             weights=task.weights,
             task=task,
         )
@@ -220,56 +211,68 @@ class Ensemble:
     def encode_image(self, images: ImageInput | Iterable[ImageInput]) -> Embeddings:
         """The experts' unit embeddings of images side by side, float32 [images, sum of dimensions].
 
-        They do not depend on a task: index them once. The inner product with `encode_text` is the ensemble's score.
+        They do not depend on a task, so an index of them serves any task. The inner product with a row of
+        `encode_text` is the ensemble's score. The columns of an expert that is left out are 0.
+
+        Args:
+            images: As for `classify`.
+
+        Raises:
+            UsageError: An image is of a type that is not supported.
+            DataError: An image cannot be read.
         """
-        pictures = _several(images)
-        batches = []
-        for start in range(0, len(pictures), _IMAGES_AT_ONCE):
-            prepared = self._prepare(pictures[start : start + _IMAGES_AT_ONCE], start)
-            sides = [
-                np.zeros((len(prepared), self._first.dimension), np.float32)
-                if expert is None
-                else expert.encode_images(prepared)
-                for expert in self.experts
-            ]
-            batches.append(concatenated_images(sides))
-        return np.concatenate(batches) if batches else np.zeros((0, self.n * self._first.dimension), np.float32)
+        rows = [
+            concatenated_images([self._sides(number, batch) for number in range(self.n)])
+            for batch in prepared_batches(images, self._first)
+        ]
+        return np.concatenate(rows) if rows else np.zeros((0, self.n * self._first.dimension), np.float32)
 
     def encode_text(self, texts: str | Sequence[str], task: Task | None = None) -> Embeddings:
         """The experts' embeddings of texts side by side, each times its weight, float32 [texts, sum of dimensions].
 
         Args:
             texts: The texts.
-            task: Whose weights to use; by default every text is a task of its own.
+            task: The task whose weights to use. By default every text is a task of its own.
 
         Raises:
-            UsageError: There are no texts.
+            UsageError: An entry is not a text.
             DataError: The caption encoder knows no word of any text.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if not texts:
-            raise UsageError("encode_text: no texts")
-        weights = self.weights_of_each(texts) if task is None else task.weights
-        sides = [
-            np.zeros((len(texts), self._first.dimension), np.float32) if expert is None else expert.encode_texts(texts)
-            for expert in self.experts
-        ]
+        listed = text_list(texts, "encode_text")
+        if not listed:
+            return np.zeros((0, self.n * self._first.dimension), np.float32)
+        weights = self.weights_of_each(listed) if task is None else task.weights
+        used = weights.reshape(-1, self.n).max(axis=0) > 0.0
+        nothing = np.zeros((len(listed), self._first.dimension), np.float32)
+        sides = [self.model(number).encode_texts(listed) if used[number] else nothing for number in range(self.n)]
         return concatenated_texts(sides, weights).astype(np.float32)
 
     def weights_of_each(self, texts: Sequence[str], rule: RoutingRule | None = None) -> npt.NDArray[np.float64]:
-        """Routing weights of every text as a task of its own, float64 [texts, n]."""
-        return self._present(self._router.each(texts, rule))
+        """Routing weights of every text as a task of its own, float64 [texts, n].
 
-    def create_model_and_transforms(self, task: Task | None = None) -> "tuple[EnsembleModel, Any, Any]":
-        """The ensemble with the interface of an open_clip model, for code that expects one.
+        A text without a word that the caption encoder knows gets the mean weights of the other texts.
 
         Args:
-            task: The task whose weights are used, for classification and text retrieval. Its prompts are encoded as
-                the ensemble's classifier. By default every text is a task of its own, as for image retrieval.
+            texts: The texts.
+            rule: A routing rule; by default the run's.
+
+        Raises:
+            UsageError: There is no such rule.
+            DataError: The caption encoder knows no word of any text.
+        """
+        return self._without_missing(self._router.each(texts, _checked_rule(rule)))
+
+    def create_model_and_transforms(self, task: Task | None = None) -> "tuple[EnsembleModel, Any, Any]":
+        """The ensemble as an open_clip model, for code that expects one, such as clip_benchmark.
+
+        Args:
+            task: The task whose weights are used: give one for classification (labels and templates) and to retrieve
+                texts for images (the captions as labels). Prompts of the task are encoded as the ensemble's
+                classifier. Leave it out to retrieve images for texts: then every text is a task of its own.
 
         Returns:
-            (model, preprocess, preprocess), as `open_clip.create_model_and_transforms`. Texts for `encode_text` are
-            tokenized by `get_tokenizer()`.
+            (model, preprocess, preprocess), as `open_clip.create_model_and_transforms`. Tokenize the texts for
+            `model.encode_text` by `get_tokenizer()`.
         """
         from mode_ray.ensemble.open_clip_model import EnsembleModel
 
@@ -289,7 +292,8 @@ class Ensemble:
     @cached_property
     def _router(self) -> Router:
         source = self._source
-        encoder = load_encoder(source.encoder, source.encoder_placement)
+        placement = source.encoder_placement.model_copy(update={"device": self._device})
+        encoder = load_encoder(source.encoder, placement)
         return Router(encoder, source.clustering, self.n, source.routing)
 
     @cached_property
@@ -297,18 +301,37 @@ class Ensemble:
         m = len(self.clustering.centers_md)
         return near_captions(read_summary(self._source.clusters, m), m)
 
+    @cached_property
+    def present(self) -> list[int]:
+        """Ids of the experts that are not left out, ascending."""
+        return sorted(number for number, folder in enumerate(self._source.experts) if folder is not None)
+
     @property
     def _first(self) -> Expert:
-        return next(expert for expert in self.experts if expert is not None)
+        """A model that prepares images and tokenizes; all experts of a run do both alike."""
+        return self.model(min(self._loaded, default=self.present[0]))
 
-    def _expert(self, number: int) -> Expert:
-        expert = self.experts[number]
-        if expert is None:
-            raise UsageError(f"expert {number} is left out of this ensemble")
-        return expert
+    def model(self, number: int) -> Expert:
+        """The loaded model of an expert.
 
-    def _present(self, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        missing = [number for number, folder in enumerate(self._source.experts) if folder is None]
+        Raises:
+            UsageError: The expert is left out.
+            DataError: Its folder is damaged.
+        """
+        if number not in self._loaded:
+            folder = self._source.experts[number]
+            if folder is None:
+                raise UsageError(f"expert {number} is left out of this ensemble")
+            self._loaded[number] = Expert(folder, self._device, self._dtype)
+        return self._loaded[number]
+
+    def _sides(self, number: int, batch: "torch.Tensor") -> Embeddings:
+        if number in self.present:
+            return self.model(number).encode_images(batch)
+        return np.zeros((len(batch), self._first.dimension), np.float32)
+
+    def _without_missing(self, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        missing = sorted(set(range(self.n)) - set(self.present))
         return np.asarray(without_experts(weights, missing) if missing else weights, np.float64)
 
     def _classifiers(self, task: Task) -> list[Embeddings | None]:
@@ -316,27 +339,16 @@ class Ensemble:
         ends = np.cumsum([len(texts) for texts in task.class_texts])[:-1]
 
         def classifier(expert: int) -> Embeddings:
-            rows_td = self._expert(expert).encode_texts(flat)
+            rows_td = self.model(expert).encode_texts(flat)
             return np.stack([mean_direction(rows) for rows in np.split(rows_td, ends)])
 
         return [classifier(expert) if weight > 0.0 else None for expert, weight in enumerate(task.weights)]
 
-    def _prepare(self, pictures: Sequence[ImageInput], start: int) -> Any:  # noqa: ANN401
-        import torch
 
-        return torch.stack(
-            [self._first.prepare(as_pil(image, f"image {start + place}")) for place, image in enumerate(pictures)]
-        )
-
-
-def _several(images: ImageInput | Iterable[ImageInput]) -> list[ImageInput]:
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        return list(images)
-    if isinstance(images, (str, Path, bytes, np.ndarray)) or hasattr(images, "convert"):
-        return [images]  # type: ignore[list-item]
-    if not isinstance(images, Iterable):
-        raise UsageError(f"expected an image or several, got {type(images).__name__}")
-    return list(images)
+def _checked_rule(rule: RoutingRule | None) -> RoutingRule | None:
+    if rule is not None and rule not in get_args(RoutingRule):
+        raise UsageError(f"rule={rule!r}: use one of {', '.join(get_args(RoutingRule))}")
+    return rule
 
 
 def load(
@@ -346,5 +358,20 @@ def load(
     dtype: Precision = "float32",
     leave_out: Sequence[int] = (),
 ) -> Ensemble:
-    """Load the ensemble of a run, of an exported folder or of the Hugging Face hub; see `Ensemble.load`."""
-    return Ensemble.load(source, device=device, dtype=dtype, leave_out=leave_out)
+    """Load the ensemble of a run, of an exported folder or of the Hugging Face hub.
+
+    Args:
+        source: A run directory, a folder that `mode-ray export` wrote, local, `s3://…` or `gs://…`, or a model of the
+            Hugging Face hub, `hf-hub:ORG/NAME`.
+        device: Device of the experts and of the caption encoder: `auto`, `cpu`, `cuda`, `cuda:1`, …. `auto` is CUDA
+            if there is a GPU.
+        dtype: Arithmetic of the experts: `float32`, `bfloat16` or `float16`.
+        leave_out: Ids of experts not to use. Their weight is distributed over the others.
+
+    Raises:
+        UsageError: No ensemble exists there, a stage of the run is not done, or an argument is wrong.
+        DataError: A file is missing or damaged; the message names it.
+    """
+    if dtype not in get_args(Precision):
+        raise UsageError(f"dtype={dtype!r}: use one of {', '.join(get_args(Precision))}")
+    return Ensemble(find_source(source, leave_out), checked_device(device), dtype)

@@ -1,5 +1,7 @@
 """The images that the Python API takes: PIL images, arrays, encoded bytes and files."""
 
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
@@ -12,23 +14,40 @@ from mode_ray.pairs.images import decode_image
 from mode_ray.storage import Location
 
 ImageInput: TypeAlias = Image.Image | npt.NDArray[np.uint8] | bytes | str | Path
-"""A PIL image, uint8 [h, w, 3] or [h, w], an encoded image, or the path or URI of one."""
+"""A PIL image, a uint8 array [h, w], [h, w, 3] or [h, w, 4], an encoded image, or the path or URI of one."""
 
 MAX_IMAGE_PIXELS = 64_000_000
 _MAX_FILE_BYTES = 256 << 20
+_CHANNELS = (3, 4)
 
 
-def as_pil(image: ImageInput, place: str) -> Image.Image:
-    """Convert an image to PIL, RGB.
+def pil_batches(images: ImageInput | Iterable[ImageInput], size: int) -> Iterator[list[Image.Image]]:
+    """Convert images to PIL, RGB, a batch at a time, so that a generator of any length fits in memory.
 
     Args:
-        image: The image.
-        place: Which one it is, for the message.
+        images: One image, several, a generator, or a uint8 array [images, h, w, 3].
+        size: Images in a batch.
 
     Raises:
-        UsageError: The type, dtype or shape is not one of `ImageInput`.
+        UsageError: The type, dtype or shape of an image is not one of `ImageInput`.
         DataError: A file is missing, or is not an image of a known format and bounded size.
     """
+    remaining = enumerate(_each(images))
+    while batch := [_as_pil(image, f"image {number}") for number, image in islice(remaining, size)]:
+        yield batch
+
+
+def _each(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
+    if isinstance(images, np.ndarray):
+        return list(images) if images.ndim == 4 else [images]
+    if isinstance(images, Image.Image | str | Path | bytes):
+        return [images]
+    if _is_tensor(images) or not isinstance(images, Iterable):
+        raise UsageError(f"expected an image or several images, got {_described(images)}")
+    return images
+
+
+def _as_pil(image: ImageInput, place: str) -> Image.Image:
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     if isinstance(image, bytes):
@@ -37,12 +56,23 @@ def as_pil(image: ImageInput, place: str) -> Image.Image:
         return _read(Location.parse(str(image)))
     if not isinstance(image, np.ndarray):
         raise UsageError(
-            f"{place}: expected a PIL image, a uint8 array, encoded bytes or a path, got {type(image).__name__}"
+            f"{place}: expected a PIL image, a uint8 array, encoded bytes or a path, got {_described(image)}"
         )
-    gray, rgb = image.ndim == 2, image.ndim == 3 and image.shape[2] == 3
-    if image.dtype != np.uint8 or not (gray or rgb) or not image.size:
-        raise UsageError(f"{place}: expected a uint8 array [h, w, 3] or [h, w], got {image.dtype}{list(image.shape)}")
+    gray, color = image.ndim == 2, image.ndim == 3 and image.shape[2] in _CHANNELS
+    if image.dtype != np.uint8 or not (gray or color) or not image.size:
+        raise UsageError(
+            f"{place}: expected a uint8 array [h, w, 3], [h, w, 4] or [h, w], got {image.dtype}{list(image.shape)}"
+        )
     return Image.fromarray(image).convert("RGB")
+
+
+def _is_tensor(value: object) -> bool:
+    return type(value).__module__.split(".")[0] == "torch"
+
+
+def _described(value: object) -> str:
+    hint = ": call tensor.permute(1, 2, 0).numpy(), with uint8 values" if _is_tensor(value) else ""
+    return f"{type(value).__name__}{hint}"
 
 
 def _read(file: Location) -> Image.Image:

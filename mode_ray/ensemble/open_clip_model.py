@@ -2,11 +2,13 @@
 
 Such code normalises both sides, so both sides have to be unit vectors. With the weights p_c of one task, sqrt(p_c) on
 each side gives unit vectors whose inner product is the ensemble's score: sum over c of p_c cos(f_c(x), g_c(l)).
-Without a task every text has weights of its own, which the image side cannot know: the image side carries 1 / sqrt(n),
-and the text side p_c(l), normalised. The inner product is then the ensemble's score times a positive factor of the
-text. That keeps the order of the images for each text (image retrieval), not the order of the texts for an image.
+Without a task every text has weights of its own, which the image side cannot know: the image side has the factor
+1 / sqrt(n), and the text side p_c(l), normalised. The inner product is then the ensemble's score times a positive
+factor of the text. That keeps the order of the images for each text (image retrieval), but not the order of the texts
+for an image.
 """
 
+import hashlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -21,15 +23,16 @@ from mode_ray.models.fast_tokens import TextTokenizer
 if TYPE_CHECKING:
     from mode_ray.ensemble.ensemble import Ensemble
 
-_REMEMBERED_TEXTS = 1 << 20
+_REMEMBERED_TEXTS = 1 << 20  # about 200 MB
+_KEY_BYTES = 16
 
 
 class EnsembleTokenizer:
-    """Texts to int64 [b, context]; remembers which text a row of tokens came from, which routing needs.
+    """Texts to int64 [b, context]; remembers the text of each row of tokens, which routing needs.
 
     Args:
-        tokenizer: Of the experts.
-        context_length: Tokens of a text at most.
+        tokenizer: The experts' tokenizer.
+        context_length: The most tokens of a text.
     """
 
     def __init__(self, tokenizer: TextTokenizer, context_length: int) -> None:
@@ -49,65 +52,79 @@ class EnsembleTokenizer:
         tokens_bt = self._tokenizer(texts)
         for row, text in zip(_keys(tokens_bt), texts, strict=True):
             self._texts[row] = text
+            self._texts.move_to_end(row)
         while len(self._texts) > _REMEMBERED_TEXTS:
             self._texts.popitem(last=False)
         return tokens_bt
 
     def text_of(self, row: bytes) -> str | None:
-        """The text that a row of tokens was made of."""
+        """The text that a row of tokens was made of; the latest, if several texts have the same tokens."""
         return self._texts.get(row)
 
 
 class EnsembleModel(torch.nn.Module):
-    """All experts as one model with `encode_image`, `encode_text` and `logit_scale`; for inference only.
+    """All experts as one model with open_clip's `encode_image`, `encode_text` and `logit_scale`, for inference.
+
+    `to(device)` moves the experts of the ensemble. The arithmetic is that of the ensemble's `dtype`, whatever autocast
+    context the caller has.
 
     Args:
         ensemble: The experts and the router.
-        tokenizer: The tokenizer that `encode_text` gets its rows from.
+        tokenizer: The tokenizer that makes the rows for `encode_text`.
         task: The task, or None where every text is a task of its own.
     """
 
     logit_scale: torch.Tensor
+    logit_bias = None
 
     def __init__(self, ensemble: "Ensemble", tokenizer: EnsembleTokenizer, task: Task | None) -> None:
         super().__init__()
+        self.context_length = tokenizer.context_length
         self._ensemble, self._tokenizer, self._task = ensemble, tokenizer, task
-        self._experts = [
-            (number, expert)
-            for number, expert in enumerate(ensemble.experts)
-            if expert is not None and (task is None or task.weights[number] > 0.0)
-        ]
-        weights_c = np.full(ensemble.n, 1.0 / len(self._experts)) if task is None else task.weights
-        self._image_weights = np.sqrt([weights_c[number] for number, _ in self._experts]).astype(np.float32)
-        scale = sum(weights_c[number] * expert.logit_scale for number, expert in self._experts)
+        weights_c = np.ones(ensemble.n) if task is None else task.weights
+        self._numbers = [number for number in ensemble.present if weights_c[number] > 0.0]
+        self._models = [ensemble.model(number) for number in self._numbers]
+        # Registered, so that `to(device)` moves them.
+        self.experts = torch.nn.ModuleList(model.module for model in self._models)
+        weights_a = weights_c[self._numbers] / weights_c[self._numbers].sum()
+        self._roots_a = np.sqrt(weights_a).astype(np.float32)
+        scale = float(weights_a @ [model.logit_scale for model in self._models])
         self.register_buffer("logit_scale", torch.tensor(float(np.log(scale))))
         self._classes = {} if task is None else self._class_of_rows(task)
         self.eval()
 
-    @torch.inference_mode()
     def encode_image(self, image: torch.Tensor, normalize: bool = False) -> torch.Tensor:  # noqa: ARG002
-        """Unit rows of prepared images, float32 [b, sum of dimensions], whether `normalize` is set or not."""
-        sides = [
-            weight * expert.encode_images(image)
-            for weight, (_, expert) in zip(self._image_weights, self._experts, strict=True)
-        ]
+        """Embed prepared images.
+
+        Args:
+            image: Images as `preprocess` makes them, [b, 3, h, w].
+            normalize: Accepted as open_clip has it. The rows are unit vectors in either case.
+
+        Returns:
+            float32 [b, sum of dimensions], on the device of `image`.
+        """
+        sides = [root * model.encode_images(image) for root, model in zip(self._roots_a, self._models, strict=True)]
         return torch.from_numpy(np.concatenate(sides, axis=1)).to(image.device)
 
-    @torch.inference_mode()
     def encode_text(self, text: torch.Tensor, normalize: bool = False) -> torch.Tensor:  # noqa: ARG002
-        """Unit rows of tokenized texts, float32 [b, sum of dimensions], whether `normalize` is set or not.
+        """Embed tokenized texts.
 
         With a task, a prompt of one of its classes is encoded as the class: every expert's mean direction over all
-        prompts of that class, as the ensemble's own classifier has it.
+        prompts of that class, as in the ensemble's own classifier.
+
+        Args:
+            text: Rows of the ensemble's tokenizer, [b, context].
+            normalize: Accepted as open_clip has it. The rows are unit vectors in either case.
+
+        Returns:
+            float32 [b, sum of dimensions], on the device of `text`.
 
         Raises:
-            UsageError: Without a task, the rows are not of this ensemble's tokenizer.
+            UsageError: Without a task, the rows were not made by the ensemble's tokenizer in this process.
         """
         rows = _keys(text)
-        weights_bc = self._text_weights(rows)
-        sides = [
-            weights_bc[:, place, None] * expert.encode_tokens(text) for place, (_, expert) in enumerate(self._experts)
-        ]
+        weights_ba = self._text_weights(rows)
+        sides = [weights_ba[:, place, None] * model.encode_tokens(text) for place, model in enumerate(self._models)]
         result = torch.from_numpy(np.concatenate(sides, axis=1).astype(np.float32))
         for place, row in enumerate(rows):
             if row in self._classes:
@@ -125,32 +142,36 @@ class EnsembleModel(torch.nn.Module):
         )
 
     def _text_weights(self, rows: list[bytes]) -> np.ndarray:
+        """Weights of the used experts for each text, float32 [b, used experts]."""
         if self._task is not None:
-            return np.tile(self._image_weights, (len(rows), 1))
+            return np.tile(self._roots_a, (len(rows), 1))
         texts = [self._tokenizer.text_of(row) for row in rows]
         known = [text for text in texts if text is not None]
         if len(known) < len(texts):
-            raise UsageError("encode_text: unknown tokens: tokenize with ensemble.get_tokenizer()")
-        weights_bc = self._ensemble.weights_of_each(known)
-        return weights_bc[:, [number for number, _ in self._experts]].astype(np.float32)
+            raise UsageError(
+                "encode_text: unknown tokens: tokenize by ensemble.get_tokenizer(), in this process, so that the "
+                "texts can be routed"
+            )
+        return self._ensemble.weights_of_each(known)[:, self._numbers].astype(np.float32)
 
     def _class_of_rows(self, task: Task) -> dict[bytes, torch.Tensor]:
-        """The classifier's row by the tokens of each prompt; prompts that two classes share are left out."""
+        """The classifier's row by the tokens of each prompt, without prompts that two different classes share."""
         sides = [
-            weight * classifier
-            for weight, (number, _) in zip(self._image_weights, self._experts, strict=True)
+            root * classifier
+            for root, number in zip(self._roots_a, self._numbers, strict=True)
             if (classifier := task.classifiers[number]) is not None
         ]
         rows_ld = torch.from_numpy(np.concatenate(sides, axis=1))
         found: dict[bytes, torch.Tensor] = {}
         shared: set[bytes] = set()
         for texts, row_d in zip(task.class_texts, rows_ld, strict=True):
-            keys = set(_keys(self._tokenizer(list(texts))))
-            shared |= keys & set(found)
-            found |= dict.fromkeys(keys, row_d)
+            for key in _keys(self._tokenizer(list(texts))):
+                if not torch.equal(found.setdefault(key, row_d), row_d):
+                    shared.add(key)
         return {key: row_d for key, row_d in found.items() if key not in shared}
 
 
 def _keys(tokens_bt: torch.Tensor) -> list[bytes]:
-    rows = tokens_bt.detach().cpu().numpy().astype(np.int64)
-    return [row.tobytes() for row in np.ascontiguousarray(rows)]
+    """A short hash of every row."""
+    rows_bt = np.ascontiguousarray(tokens_bt.detach().cpu().numpy().astype(np.int64))
+    return [hashlib.blake2b(row_t.tobytes(), digest_size=_KEY_BYTES).digest() for row_t in rows_bt]

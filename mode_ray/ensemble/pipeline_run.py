@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mode_ray.config.load import load_config
 from mode_ray.config.run import RunConfig
-from mode_ray.ensemble.ensemble import Ensemble
+from mode_ray.ensemble.ensemble import Ensemble, load
 from mode_ray.errors import UsageError
 from mode_ray.evaluate.report.schema import ReportData
 from mode_ray.evaluate.stage import load_report
@@ -54,7 +54,7 @@ class PipelineRun:
 
     def ensemble(self, **options: Any) -> Ensemble:  # noqa: ANN401 - those of mode_ray.load
         """The run's ensemble; takes the options of `mode_ray.load`."""
-        return Ensemble.load(self.config.directory, **options)
+        return load(self.config.directory, **options)
 
     def __repr__(self) -> str:
         return f"PipelineRun({self.directory!r})"

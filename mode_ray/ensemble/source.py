@@ -1,41 +1,32 @@
 """The files of an ensemble: a run directory, an exported folder, or a model of the Hugging Face hub."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field, ValidationError
-
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config.base import PositiveInt, Settings
 from mode_ray.config.captions import EncoderConfig, EncoderPlacement
 from mode_ray.config.evaluate import RoutingConfig
 from mode_ray.config.load import load_config
 from mode_ray.embed.encoder import encoder_config
 from mode_ray.errors import DataError, UsageError
+from mode_ray.export.description import EnsembleDescription, read_description
 from mode_ray.models.architecture import HUB_PREFIX, hub_name
 from mode_ray.models.files import find_problem
-from mode_ray.run_directory import FINE_FILE
+from mode_ray.run_directory import (
+    CLUSTERING_FOLDER,
+    ENSEMBLE_FILE,
+    FINE_FILE,
+    RUN_CONFIG,
+    expert_folder,
+    stage_directories,
+)
 from mode_ray.stages.manifest import read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.plan import expert_name
 
-RUN_CONFIG = "config.yaml"
-ENSEMBLE_FILE = "mode_ray.json"
-CLUSTERING_FOLDER = "clustering"
+# Read from the hub: what the ensemble needs, and nothing else of the repository.
 _HUB_PATTERNS = (ENSEMBLE_FILE, f"{CLUSTERING_FOLDER}/*", "expert-*/*")
-
-
-class EnsembleDescription(Settings):
-    """What an exported folder says of its ensemble; `mode_ray.json`."""
-
-    experts: PositiveInt
-    """Number of experts; their folders are `expert-00`, `expert-01`, …"""
-    encoder: EncoderConfig = Field(default_factory=EncoderConfig)
-    """The caption encoder that the clustering was made with."""
-    routing: RoutingConfig = RoutingConfig()
-    """The routing rule and its parameters."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,11 +50,6 @@ class EnsembleSource:
     encoder_placement: EncoderPlacement
     routing: RoutingConfig
     experts: Sequence[Location | None]
-
-
-def expert_folder(number: int) -> str:
-    """Name of an expert's folder in an exported ensemble."""
-    return f"expert-{number:02d}"
 
 
 def find_source(source: str | Path | Location, leave_out: Sequence[int]) -> EnsembleSource:
@@ -100,12 +86,13 @@ def _fetched(source: str) -> Location:
     try:
         return Location.parse(snapshot_download(hub_name(source), allow_patterns=list(_HUB_PATTERNS)))
     except (OSError, HFValidationError) as error:
-        raise UsageError(f"{source}: cannot be fetched from the hub: {_one_line(error)}") from None
+        raise UsageError(f"{source}: cannot be read from the Hugging Face hub: {_one_line(error)}") from None
 
 
 def _of_run(run: Location, leave_out: Sequence[int]) -> EnsembleSource:
     config = load_config((run / RUN_CONFIG).uri, [f"run={run.uri}"])
-    clusters, n = run / "clusters", config.train.experts
+    directories, n = stage_directories(run), config.train.experts
+    clusters = directories["cluster"]
     if read_manifest(clusters) is None:
         raise UsageError(f"{clusters}: the cluster stage is not done: run `mode-ray cluster` first")
     names = {expert: expert_name(n, expert) for expert in range(n)}
@@ -116,7 +103,7 @@ def _of_run(run: Location, leave_out: Sequence[int]) -> EnsembleSource:
         encoder=config.encoder,
         encoder_placement=config.embed.encoder,
         routing=config.routing,
-        experts=_folders(run / "experts", names, [*config.evaluate.leave_out_experts, *leave_out]),
+        experts=_folders(directories["train"], names, [*config.evaluate.leave_out_experts, *leave_out]),
     )
 
 
@@ -137,17 +124,22 @@ def _of_export(folder: Location, leave_out: Sequence[int]) -> EnsembleSource:
 
 
 def _described(folder: Location, clustering: Clustering) -> EnsembleDescription:
-    file = folder / ENSEMBLE_FILE
-    if file.exists():
-        try:
-            return EnsembleDescription.model_validate(json.loads(file.read_text()))
-        except (ValueError, ValidationError) as error:
-            raise DataError(f"{file}: no description of an ensemble ({_one_line(error)}); export again") from None
-    # Version 0.1.0 exported no such file. The name of the encoder says which one it was.
-    n = sum((folder / expert_folder(number)).exists() for number in range(max(clustering.coarse, default=0)))
-    if n == 0:
-        raise UsageError(f"{folder}: holds no expert-00: a single model is loaded by open_clip: local-dir:{folder}")
-    return EnsembleDescription(experts=n, encoder=encoder_config(clustering.encoder_name))
+    description = read_description(folder)
+    if description is None:
+        # Version 0.1.0 exported no description. The clustering names its encoder.
+        n = sum((folder / expert_folder(number)).exists() for number in range(max(clustering.coarse, default=0)))
+        if n == 0:
+            raise UsageError(
+                f"{folder}: a single expert, not an ensemble (no {expert_folder(0)}): "
+                f"open_clip loads it as local-dir:{folder}"
+            )
+        description = EnsembleDescription(experts=n, encoder=encoder_config(clustering.encoder_name))
+    if description.experts not in clustering.coarse:
+        raise DataError(
+            f"{folder}: {description.experts} experts, but its clustering has maps for {sorted(clustering.coarse)} "
+            "experts: copy or export it again"
+        )
+    return description
 
 
 def _folders(parent: Location, names: Mapping[int, str], leave_out: Sequence[int]) -> list[Location | None]:

@@ -8,9 +8,9 @@ import jinja2
 
 from mode_ray.cluster.calibration import calibration_of
 from mode_ray.export.facts import ExpertFacts, RunFacts
+from mode_ray.run_directory import CLUSTERING_FOLDER, expert_folder
 
 CARD_FILE = "README.md"
-CLUSTERING_FOLDER = "clustering"
 _SHOWN_PATHS = 5
 _SHOWN_TERMS = 10
 _LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
@@ -21,11 +21,6 @@ CardKind = Literal["expert", "average", "ensemble"]
 def is_license(text: str) -> bool:
     """Whether a text can stand in the front matter as a licence id, such as `apache-2.0`."""
     return _LICENSE.fullmatch(text) is not None
-
-
-def expert_folder(number: int) -> str:
-    """Name of an expert's folder in an export of all."""
-    return f"expert-{number:02d}"
 
 
 def render_card(

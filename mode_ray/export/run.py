@@ -1,4 +1,4 @@
-"""The `export` command: folders that open_clip and the Hugging Face hub take as they are."""
+"""The `export` command: folders that open_clip, `mode_ray.load` and the Hugging Face hub accept as they are."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,10 +8,12 @@ import numpy as np
 from mode_ray.cluster.reuse import read_reused
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
-from mode_ray.export.card import CARD_FILE, CLUSTERING_FOLDER, expert_folder, is_license, render_card
+from mode_ray.export.card import CARD_FILE, is_license, render_card
+from mode_ray.export.description import EnsembleDescription, write_description
 from mode_ray.export.facts import ExpertFacts, RunFacts, collect_facts
 from mode_ray.export.target import new_directory
 from mode_ray.models.architecture import WEIGHTS_FILE, model_files
+from mode_ray.run_directory import CLUSTERING_FOLDER, expert_folder
 from mode_ray.storage import Location
 
 
@@ -22,9 +24,9 @@ class ExportRequest:
     Attributes:
         target: Directory to write; absent or empty.
         expert: One expert alone; by default all of them.
-        average: The mean of the experts' weights in place of the experts.
-        uniform: All experts alike in that mean, rather than by their pairs.
-        license_id: For the card, or None to leave it to whoever publishes the model.
+        average: Write the mean of the experts' weights in place of the experts.
+        uniform: Weight all experts equally in that mean, rather than by their pairs.
+        license_id: Licence for the card; None leaves the choice to whoever publishes the model.
     """
 
     target: Location
@@ -59,6 +61,8 @@ def run_export(config: RunConfig, request: ExportRequest, directories: Mapping[s
                 _copy_model(expert, own)
                 _copy_clustering(directories["cluster"], own / CLUSTERING_FOLDER)
                 (own / CARD_FILE).write_text(render_card(facts, "expert", request.license_id, expert))
+            n, encoder, routing = len(facts.experts), config.encoder, config.routing
+            write_description(folder, EnsembleDescription(experts=n, encoder=encoder, routing=routing))
             card = render_card(facts, "ensemble", request.license_id)
         (folder / CARD_FILE).write_text(card)
 

@@ -11,10 +11,10 @@ from mode_ray.storage import Location
 
 @contextmanager
 def new_directory(target: Location) -> Iterator[Location]:
-    """Give a directory to write to, which becomes the target where the block ends well.
+    """Yield a directory to write to. It becomes the target when the block ends without an error.
 
-    Locally it is a hidden one beside the target, renamed at the end; what a killed export left of it is removed by the
-    next. Object stores cannot rename: there the target itself is written, and removed where the block raises.
+    Locally it is a hidden directory next to the target, which is renamed at the end. The next export removes what a
+    killed one left. Object stores cannot rename: there the target itself is written, and deleted if the block raises.
 
     Raises:
         UsageError: The target is a file, or not empty.

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from mode_ray.embed.encoder import pick_device, unit_rows
+from mode_ray.errors import UsageError
 from mode_ray.models.clip import load_clip
 from mode_ray.models.fast_tokens import fast_tokenizer
 from mode_ray.models.preprocess import ImageGeometry
@@ -17,7 +18,7 @@ from mode_ray.storage import Location
 Precision = Literal["float32", "bfloat16", "float16"]
 _TEXTS_AT_ONCE = 256
 _CONTEXT_LENGTH = 77  # open_clip's, where a config states none
-# open_clip's own, for a config that states none.
+# open_clip's defaults, for a config that states none.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -49,10 +50,9 @@ class Expert:
         clip = load_clip(folder)
         self.folder = folder
         self._threads = threads
-        self._device = pick_device(device)
         self._dtype: torch.dtype = getattr(torch, precision)
-        self._module = cast(Any, clip.module.eval().to(self._device))
-        # The same tokens; open_clip keeps every word that it ever met, and a service meets words without end.
+        self._module = cast(Any, clip.module.eval().to(pick_device(device)))
+        # The same tokens, without open_clip's cache of words, which grows without bound in a service.
         self.tokenizer = fast_tokenizer(clip.tokenizer)
         self._transform = clip.eval_transform
         self.context_length = int(clip.config["model_cfg"]["text_cfg"].get("context_length", _CONTEXT_LENGTH))
@@ -62,6 +62,18 @@ class Expert:
         self._std_311 = self._channels(preprocess.get("std", _STD))
         self.logit_scale = float(self._module.logit_scale.detach().exp())
         self.dimension = int(self.encode_texts([""]).shape[1])
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The open_clip model. The expert works on the device that it is moved to."""
+        module: torch.nn.Module = self._module
+        return module
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self._module.logit_scale.device
+        return device
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -77,7 +89,7 @@ class Expert:
         """Unit-norm embeddings of prepared images, float32 [b, d]."""
         self._take_threads()
         with self._arithmetic():
-            return self._rows(self._module.encode_image(images_b3hw.to(self._device), normalize=True))
+            return self._rows(self._module.encode_image(images_b3hw.to(self.device), normalize=True))
 
     @torch.inference_mode()
     def encode_pixels(self, images_bhw3: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -87,9 +99,10 @@ class Expert:
         those of `encode_images`.
         """
         self._take_threads()
-        # Arrays from shared memory are read-only, which torch would warn of.
-        pixels_b3hw = torch.from_numpy(np.require(images_bhw3, requirements="W")).to(self._device).permute(0, 3, 1, 2)
-        prepared_b3hw = pixels_b3hw.contiguous().float().div_(255).sub_(self._mean_311).div_(self._std_311)
+        # Arrays from shared memory are read-only; torch would warn about that.
+        pixels_b3hw = torch.from_numpy(np.require(images_bhw3, requirements="W")).to(self.device).permute(0, 3, 1, 2)
+        mean_311, std_311 = self._mean_311.to(self.device), self._std_311.to(self.device)
+        prepared_b3hw = pixels_b3hw.contiguous().float().div_(255).sub_(mean_311).div_(std_311)
         return self.encode_images(prepared_b3hw)
 
     def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -104,19 +117,32 @@ class Expert:
         """Unit-norm embeddings of tokenized texts, float32 [b, d]."""
         self._take_threads()
         with self._arithmetic():
-            return self._rows(self._module.encode_text(tokens_bt.to(self._device), normalize=True))
+            return self._rows(self._module.encode_text(tokens_bt.to(self.device), normalize=True))
 
     def _channels(self, values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self._device).view(3, 1, 1)
+        return torch.tensor(values, dtype=torch.float32, device=self.device).view(3, 1, 1)
 
     def _arithmetic(self) -> torch.autocast:
-        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
+        return torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32)
 
     def _rows(self, features_bd: torch.Tensor) -> npt.NDArray[np.float32]:
-        """Features as numpy; rows of short floats have a norm of 1 to one to three digits only, and are rescaled."""
+        """Features as numpy; rows computed in 16 bits have a length of 1 to few digits, and are scaled again."""
         rows_bd: npt.NDArray[np.float32] = features_bd.float().cpu().numpy()
         return rows_bd if self._dtype == torch.float32 else unit_rows(rows_bd)
 
     def _take_threads(self) -> None:
         if self._threads is not None and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
+
+
+def checked_device(name: str) -> str:
+    """A device's name, checked before anything is loaded.
+
+    Raises:
+        UsageError: torch has no such device, or none on this machine.
+    """
+    try:
+        torch.empty(0, device=pick_device(name))
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device={name!r}: {str(error).splitlines()[0]}") from None
+    return name

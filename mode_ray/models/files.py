@@ -1,4 +1,4 @@
-"""Whether the files of a model's folder are whole, found out without loading the model."""
+"""Check that the files of a model's folder are complete, without loading the model."""
 
 import hashlib
 import json
@@ -8,13 +8,13 @@ from mode_ray.storage import Location
 
 _LENGTH_BYTES = 8
 _MARKED_BYTES = 1 << 16
-_MAX_HEADER_BYTES = 100_000_000  # as safetensors has it
+_MAX_HEADER_BYTES = 100_000_000  # the limit of safetensors
 
 
 def weights_mark(folder: Location) -> str:
-    """What tells an expert's weights from others: a hash (16 hex digits) of the file's size and last bytes.
+    """Identity of an expert's weights: a hash (16 hex digits) of the file's size and last bytes.
 
-    Training moves every tensor, so that a small part of them shows another model without reading all of it.
+    Training changes every tensor, so a small part of the file is enough to tell two models apart.
     """
     with (folder / WEIGHTS_FILE).open_input() as source:
         size = source.size()
@@ -23,7 +23,7 @@ def weights_mark(folder: Location) -> str:
 
 
 def find_problem(folder: Location) -> str | None:
-    """What is wrong with an expert folder, the file named; None where nothing is."""
+    """What is wrong with an expert folder, in a sentence that names the file; None if nothing is."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).exists():
             return f"{folder / name}: missing"
@@ -37,7 +37,7 @@ def find_problem(folder: Location) -> str | None:
 
 
 def _expected_bytes(weights: Location) -> int | None:
-    """The file's size as its header has it: 8 bytes of length, the header, and the tensors behind it."""
+    """The file's size by its header: 8 bytes of length, the header, and the tensors after it."""
     with weights.open_input() as source:
         header_bytes = int.from_bytes(source.read_at(_LENGTH_BYTES, 0), "little")
         if not 0 < header_bytes <= _MAX_HEADER_BYTES:

@@ -1,8 +1,7 @@
 """Mix the experts' outputs (paper section 3.3): cosines, not logits, are averaged with the routing weights.
 
-score(x, l) = sum over c of p_c cos(f_c(x), g_c(l)). The same number is one inner product of concatenated embeddings,
-with the
-weights on the text side: images can be embedded and indexed once, whatever the task.
+score(x, l) = sum over c of p_c cos(f_c(x), g_c(l)). The same number is one inner product of concatenated embeddings
+with the weights on the text side. So images are embedded and indexed once, for any task.
 """
 
 from collections.abc import Sequence
@@ -20,14 +19,14 @@ def ensemble_scores(cosines: Sequence[Floats] | Floats, weights_c: Floats) -> Fl
 
     Args:
         cosines: Every expert's cosine of every image with every text, [images, texts] each. They are read once, in
-            order and a block of rows at a time, so that they may lie in mapped files.
+            order and a block of rows at a time, so that they can be memory-mapped files.
         weights_c: Routing weights of the task; sum to 1. An expert of weight 0 is not read.
     """
     return _weighted_sum(cosines, np.asarray(weights_c)[:, None])
 
 
 def per_query_scores(cosines: Sequence[Floats] | Floats, weights_lc: Floats) -> Floats:
-    """As `ensemble_scores`, with weights of its own for every text (image retrieval)."""
+    """As `ensemble_scores`, but every text has its own weights (image retrieval)."""
     return _weighted_sum(cosines, np.asarray(weights_lc).T)
 
 
@@ -61,7 +60,7 @@ def concatenated_texts(features: Sequence[Floats], weights: Floats) -> Floats:
 
 def probabilities(scores_il: Floats, weights_c: Floats, logit_scales_c: Floats) -> Floats:
     """softmax(s * score) over the texts, with s the weighted mean of the experts' logit scales."""
-    # In double precision: of a user's many texts they shall sum to 1.
+    # In double precision, so that the probabilities of many texts sum to 1.
     result: Floats = softmax(float(weights_c @ logit_scales_c) * scores_il.astype(np.float64), axis=1)
     return result
 
@@ -88,7 +87,7 @@ def keep_share(weights: Floats, share: float) -> Floats:
 
 
 def without_experts(weights: Floats, missing: Sequence[int]) -> Floats:
-    """Weights with some experts left out, scaled to sum to 1; of a task that only those would answer, uniform.
+    """Weights without some experts, scaled to sum to 1; uniform if only those experts had weight.
 
     Args:
         weights: [experts], or [texts, experts].

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.evaluate import RoutingConfig, RoutingRule
 from mode_ray.embed.encoder import CaptionEncoder
-from mode_ray.errors import DataError
+from mode_ray.errors import DataError, UsageError
 from mode_ray.routing.weights import RoutingWeights, mean_direction, per_query_weights, routing_weights
 
 Floats = npt.NDArray[np.float64]
@@ -22,7 +23,8 @@ class ClassRouting:
 
     Attributes:
         weights: The routing weights of the task. Its arrays over texts have one row per known class.
-        known: Positions of the classes that the caption encoder knows a word of; the others have no say.
+        known: Positions of the classes that the caption encoder knows a word of. The others do not influence the
+            weights.
     """
 
     weights: RoutingWeights
@@ -126,7 +128,7 @@ def routing_weights_of(
     rule: RoutingRule = "calibrated",
     config: RoutingConfig | None = None,
 ) -> RoutingWeights:
-    """Routing weights from embeddings, for those who embed texts themselves.
+    """Routing weights from embeddings of a task's texts.
 
     Args:
         text_embeddings: Unit rows [l, d] of the clustering's encoder, one per text of the task.
@@ -136,9 +138,11 @@ def routing_weights_of(
         config: Parameters of the rules; by default mode_ray's.
 
     Raises:
-        UsageError: There are no texts, or the clustering has no map for n experts.
+        UsageError: There are no texts, no such rule, or the clustering has no map for n experts.
         DataError: Shapes do not fit, a row is not of unit length, or a number is not finite.
     """
+    if rule not in get_args(RoutingRule):
+        raise UsageError(f"rule={rule!r}: use one of {', '.join(get_args(RoutingRule))}")
     return routing_weights(
         text_embeddings,
         clustering.centers_md,
