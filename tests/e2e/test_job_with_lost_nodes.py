@@ -133,7 +133,7 @@ def test_without_the_token_nothing_is_submitted(story: Story) -> None:
 def test_ctrl_c_leaves_the_job_alone_and_says_how_to_follow_and_stop_it(story: Story) -> None:
     printed, code = story.interrupted
     assert code == 130
-    assert f"{JOB} goes on without you" in printed
+    assert f"{JOB} continues to run" in printed
     assert f"--follow {JOB}" in printed
     assert "ray job stop" in printed
     assert "Traceback" not in printed

@@ -101,7 +101,7 @@ class Cluster(NamedTuple):
         )
 
     def mode_ray(self, *arguments: str, **further: str) -> "subprocess.CompletedProcess[str]":
-        return self.run("-m", "mode_ray.cli", *arguments, **further)
+        return self.run("-m", "mode_ray", *arguments, **further)
 
 
 @pytest.fixture(scope="module")
