@@ -322,11 +322,9 @@ class Location:
         Raises:
             OSError: A page is damaged, or the filesystem fails.
         """
-        return self.complete(lambda: self._read_table(columns))
-
-    def _read_table(self, columns: list[str] | None) -> pa.Table:
-        with self.open_input() as source:
-            return pq.ParquetFile(source, page_checksum_verification=True).read(columns=columns)
+        return self._read_with(
+            lambda source: pq.ParquetFile(source, page_checksum_verification=True).read(columns=columns)
+        )
 
     def read_parquet_footer(self) -> pq.FileMetaData:
         """Read only the footer of a parquet file.
@@ -334,11 +332,14 @@ class Location:
         Raises:
             OSError: It is not a complete parquet file, or the filesystem fails.
         """
-        return self.complete(self._read_parquet_footer)
+        return self._read_with(pq.read_metadata)
 
-    def _read_parquet_footer(self) -> pq.FileMetaData:
-        with self.open_input() as source:
-            return pq.read_metadata(source)
+    def _read_with(self, read: Callable[[pa.NativeFile], _Read]) -> _Read:
+        def read_once() -> _Read:
+            with self.open_input() as source:
+                return read(source)
+
+        return self.complete(read_once)
 
     def delete(self) -> None:
         """Delete a file or a whole directory, if it exists."""

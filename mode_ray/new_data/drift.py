@@ -53,11 +53,6 @@ def finished_assignments(assignments: Location) -> Manifest:
 def tally_assignments(assignments: Location, m: int, far: float) -> tuple[AssignmentTally, dict[str, int]]:
     """Tally all assigned captions. Each Ray task reads two columns of some units.
 
-    Args:
-        assignments: Directory of a finished assign stage.
-        m: Number of fine clusters.
-        far: Squared distance above which a caption is far.
-
     Returns:
         The tally, and the number of far captions of each unit that has any.
 
@@ -84,10 +79,10 @@ def tally_assignments(assignments: Location, m: int, far: float) -> tuple[Assign
 
 
 def read_assignments(assignments: Location, unit: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read the assignments of one unit.
+    """Read one assignment shard.
 
     Raises:
-        DataError: The file is missing or damaged.
+        DataError: It is gone or damaged.
     """
     try:
         return read_output(assignments, unit, columns)

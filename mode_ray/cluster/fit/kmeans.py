@@ -72,11 +72,6 @@ class FineFit:
     distinct_rows: int
     init: InitMethod
 
-    @property
-    def duplicate_rows(self) -> int:
-        """Rows that repeat another row."""
-        return self.rows - self.distinct_rows
-
 
 @dataclass(frozen=True, eq=False)
 class FitState:

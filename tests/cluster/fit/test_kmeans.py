@@ -138,7 +138,7 @@ def test_prices_stay_bounded_where_one_caption_is_repeated_beyond_a_fair_share()
     vectors, _ = sphere_mixture(2000)
     vectors = np.concatenate([vectors, np.repeat(vectors[:1], 1000, axis=0)])
     fit = fit_fine(vectors, FineConfig(centers=16), 0, 1)
-    assert fit.duplicate_rows == 1000
+    assert fit.rows - fit.distinct_rows == 1000
     others = np.sort(fit.fitted_mass_m)[:-1]
     assert max_over_mean(others) <= 1.25
     assert np.abs(fit.prices_m).max() < 4.0
