@@ -106,7 +106,7 @@ class TestReadingAndWriting:
 def broken_answers(
     bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Location, FaultProxy]]:
-    """A bucket reached through a proxy, which can break off amid its answers."""
+    """A bucket reached through a proxy, which can break connections during responses."""
     with fault_proxy(s3_server) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         storage._filesystem.cache_clear()
@@ -185,7 +185,7 @@ class TestAtomicWrites:
 
 
 class TestWhatCannotBeWritten:
-    def test_a_full_disk_is_one_sentence_that_names_the_directory_and_the_mend(
+    def test_a_full_disk_is_one_sentence_that_names_the_directory_and_the_fix(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def no_space(*_: object) -> NoReturn:
@@ -199,7 +199,7 @@ class TestWhatCannotBeWritten:
         assert isinstance(caught.value, OSError), "it is tried again as such"
         assert list((tmp_path / "out").iterdir()) == []
 
-    def test_any_other_reason_is_told(self, tmp_path: Path) -> None:
+    def test_any_other_reason_is_reported(self, tmp_path: Path) -> None:
         (tmp_path / "file").mkdir()
         with pytest.raises(WriteError, match=f"{tmp_path}/file: cannot be written .*Is a directory"):
             Location.parse(f"{tmp_path}/file").write_text("x")
@@ -261,7 +261,7 @@ class TestLooking:
         assert (root / "absent").files() == []
         assert (root / "absent").files(recursive=True) == []
 
-    def test_dot_files_and_what_lies_in_dot_directories_are_hidden(self, root: Location) -> None:
+    def test_dot_files_and_files_in_dot_directories_are_hidden(self, root: Location) -> None:
         fill(root, "a", ".hidden", "sub/.hidden", ".cache/a", "sub/.cache/deep/a")
         assert below(root, root.files(recursive=True)) == ["a"]
         assert below(root, (root / "**/*").glob()) == ["a"]

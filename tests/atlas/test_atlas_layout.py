@@ -1,4 +1,4 @@
-"""The map: discs in the unit square that do not overlap, like beside like, the same every time."""
+"""The map: discs in the unit square that do not overlap, similar clusters near each other, the same every time."""
 
 import numpy as np
 import pytest

@@ -79,7 +79,7 @@ def test_before_and_after_assignment_the_same_captions_are_shown(config: RunConf
     assert after["clusters"] == before["clusters"]
 
 
-def test_the_command_says_where_the_page_lies(
+def test_the_command_prints_the_path_of_the_page(
     config: RunConfig, pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run.yaml").write_text(dump_config(config))

@@ -76,7 +76,7 @@ class TestRefusedRows:
         result = read(tmp_path, content)
         kept = result.table["caption"].to_pylist()
         assert kept[:10] == before
-        assert kept[-1] == after[-1], "reading goes on behind the quote"
+        assert kept[-1] == after[-1], "reading continues after the quote"
         assert list(result.refused) == [BAD_RECORD]
         assert result.examples == {BAD_RECORD: "row 11"}
         assert result.rows_in == 10 + 1 + 20_000

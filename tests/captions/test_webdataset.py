@@ -116,7 +116,7 @@ class TestSamples:
 
 
 class TestRefusedCaptions:
-    def test_each_with_its_reason_and_the_sample_it_stands_in(self, folder: Location) -> None:
+    def test_each_with_its_reason_and_its_sample(self, folder: Location) -> None:
         content = tar_bytes(
             *pair("0", "a cat"),
             *pair("1", ""),

@@ -137,7 +137,7 @@ class TestOfAClustering:
         assert "240 captions" in again.note
 
     @pytest.mark.parametrize("stored", [{"2": 3}, ["x"], {"2": {"temperature": "hot"}}, {"2": {"temperature": -1.0}}])
-    def test_a_damaged_one_is_refused_with_the_mend(self, stored: object) -> None:
+    def test_a_damaged_one_is_refused_and_the_error_says_how_to_fix_it(self, stored: object) -> None:
         with pytest.raises(DataError, match=r"stored calibration for n=2 is damaged.*routing.rule=soft"):
             calibration_of(clustering(**{CALIBRATION_KEY: stored}), 2)
 

@@ -31,7 +31,7 @@ def test_values_all_alike_lie_in_their_bin() -> None:
     assert (np.diff(found) > 0.0).all()
 
 
-def test_what_lies_beyond_the_last_bin_is_counted_in_it() -> None:
+def test_larger_distances_are_counted_in_the_last_bin() -> None:
     centers = np.zeros((1, 2), np.float32)
     histogram = LocalRows(np.array([[0.0, 0.5], [30.0, 40.0]])).distance_histogram(centers)
     assert (histogram.sum(), histogram[-1]) == (2, 1)

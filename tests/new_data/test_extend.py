@@ -63,7 +63,7 @@ def test_new_centers_go_to_the_expert_with_the_nearest_centroid(parent: Clusteri
 
 
 def test_the_centroid_is_weighted_by_mass() -> None:
-    # Expert 0 lies at 0.04 by mass, where 5.5 is nearer to 10, and at 2 by plain mean, where it would not be.
+    # The centroid of expert 0 is 0.04 by mass, so 5.5 is nearer to 10. By plain mean it would be 2, and nearer to 5.5.
     heavy = Clustering(
         centers_md=np.array([[0, 0], [4, 0], [10, 0]], np.float32),
         prices_m=np.zeros(3),
@@ -92,7 +92,7 @@ def test_a_new_expert_has_exactly_the_new_centers_and_the_old_keep_their_numbers
     assert made.masses(3).tolist() == [20, 100, 10]
 
 
-def test_a_map_that_stands_is_not_replaced(parent: Clustering) -> None:
+def test_an_existing_map_is_not_replaced(parent: Clustering) -> None:
     tight = Clustering(
         parent.centers_md, parent.prices_m, parent.mass_m, parent.squared_distance_m, "e",
         {1: parent.coarse[1], 2: parent.coarse[2]},
@@ -158,7 +158,9 @@ class TestFit:
         np.testing.assert_array_equal(after_distance[~moved], before_distance[~moved])
         assert (after_distance[moved] <= before_distance[moved]).all()
 
-    def test_too_few_distinct_captions_are_said_with_the_mend(self, parent: Clustering, config: ClusterConfig) -> None:
+    def test_too_few_distinct_captions_are_an_error_with_the_fix(
+        self, parent: Clustering, config: ClusterConfig
+    ) -> None:
         same = np.tile(np.array([[0, 50], [50, 0], [50, 50]], np.float32), (10, 1))
         with pytest.raises(DataError) as caught:
             fit_new_centers(parent, same, FarCaptions(1000, 30, 0.99, 0.5), 4, config)

@@ -73,7 +73,7 @@ def assert_same_bits(one: FineFit, other: FineFit) -> None:
 
 @pytest.fixture(scope="module")
 def three(embeddings: Location, parts: list[SamplePart]) -> ActorRows:
-    """The sample over three actors: to start them takes longer than all they do."""
+    """The sample over three actors, shared by the tests because starting actors is slow."""
     return ActorRows(embeddings, parts, SEED, ClusterPlacement(workers=3, cpus=0.5, threads=1))
 
 
@@ -103,7 +103,7 @@ def test_so_do_one_and_two(
     assert_same_bits(fit_rows(sample, config_of(balanced), SEED), local[balanced])
 
 
-def test_rows_are_taken_by_position_whoever_holds_them(
+def test_rows_are_taken_by_position_from_any_actor(
     three: ActorRows, embeddings: Location, parts: list[SamplePart]
 ) -> None:
     whole = read_sample(embeddings, parts, SEED).astype(np.float32)
@@ -118,7 +118,7 @@ def test_rows_are_taken_by_position_whoever_holds_them(
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_an_actor_that_is_killed_amid_the_fit_comes_back_to_the_same_bits(
+def test_the_fit_has_the_same_bits_if_an_actor_is_killed(
     three: ActorRows, local: Mapping[bool, FineFit], balanced: bool
 ) -> None:
     killed: list[int] = []
@@ -189,7 +189,7 @@ def test_the_stage_says_how_far_it_is_and_two_actors_give_the_same_bytes_as_one_
     assert iterations == sorted(set(iterations))
     manifest = read_manifest(directory)
     assert manifest is not None
-    assert iterations[-1] == manifest.summary["iterations"], "the last is told, however fast it came"
+    assert iterations[-1] == manifest.summary["iterations"], "the last iteration is reported"
     alone = Location(str(tmp_path / "alone"))
     sample = LocalRows(read_sample(embeddings, parts, SEED))
     fit_clustering(sample, config.cluster, encoder_name(config.encoder), alone)

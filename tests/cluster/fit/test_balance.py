@@ -66,7 +66,7 @@ def test_copies_together_weigh_at_most_one_fair_share() -> None:
     np.testing.assert_array_equal(capped_weights(np.ones(10, np.int64), m=5), np.ones(10))
 
 
-def test_multiplicity_tells_copies_and_signed_zeros() -> None:
+def test_multiplicity_counts_copies_and_ignores_the_sign_of_zeros() -> None:
     rows = np.array([[1, 0], [2, 3], [1, -0.0], [3, 2], [1, 0]], np.float32)
     first, counts = multiplicity(row_hashes(rows))
     np.testing.assert_array_equal(first, [0, 1, 3])

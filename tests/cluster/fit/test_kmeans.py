@@ -47,7 +47,7 @@ def test_two_points_a_side_have_known_means() -> None:
     np.testing.assert_array_equal(donors, [0, 1])
 
 
-def test_sums_are_the_same_bits_however_the_rows_are_dealt_to_shards() -> None:
+def test_sums_have_the_same_bits_for_any_distribution_of_the_rows() -> None:
     rows, _ = sphere_mixture(1000)
     centers = rows[:20]
     whole = lloyd_step(rows, centers)
@@ -60,14 +60,14 @@ def test_sums_are_the_same_bits_however_the_rows_are_dealt_to_shards() -> None:
         PartialSums.merge([])
 
 
-def test_sums_of_moved_rows_are_those_of_all_rows_anew() -> None:
+def test_updated_sums_equal_sums_of_all_rows() -> None:
     rows, _ = sphere_mixture(2000)
     sample = LocalRows(rows)
     for first in (0, 20, 40, 0):
         centers = rows[first : first + 20]
-        kept, anew = sample.nearest_sums(centers), lloyd_step(rows, centers)
-        np.testing.assert_array_equal(kept.sums_md, anew.sums_md)
-        np.testing.assert_array_equal(kept.counts_m, anew.counts_m)
+        kept, recomputed = sample.nearest_sums(centers), lloyd_step(rows, centers)
+        np.testing.assert_array_equal(kept.sums_md, recomputed.sums_md)
+        np.testing.assert_array_equal(kept.counts_m, recomputed.counts_m)
 
 
 def test_objective_equals_faiss_kmeans_from_the_same_start() -> None:
@@ -188,7 +188,7 @@ def test_iterations_are_reported_as_they_happen() -> None:
     assert fit.rows == fit.mass_m.sum() == fit.fitted_mass_m.sum() == 400
 
 
-def test_too_few_distinct_captions_name_both_numbers_and_the_mend() -> None:
+def test_too_few_distinct_captions_name_both_numbers_and_the_fix() -> None:
     rows = np.repeat(np.eye(5, dtype=np.float32), 100, axis=0)
     with pytest.raises(DataError, match=r"5 distinct embeddings \(500 rows\) for 6 fine centers.*fine.centers"):
         fit_fine(rows, FineConfig(centers=6), 0, 1)
