@@ -154,17 +154,13 @@ class Location:
         found = [self._sibling(info.path.rstrip("/")) for info in infos if info.type == pyarrow.fs.FileType.Directory]
         return sorted(location for location in found if not location.name.startswith("."))
 
-    def glob(self) -> list["Location"]:
-        """Files that match this location's wildcards (`*`, `?`, `[…]`; `**` spans directories), sorted."""
-        return [entry.location for entry in self.glob_entries()]
-
     @property
     def has_wildcards(self) -> bool:
-        """Whether the URI contains wildcards for `glob`."""
+        """Whether the URI contains wildcards."""
         return bool(_GLOB_CHARACTERS & set(self.uri))
 
     def glob_entries(self) -> list["FileEntry"]:
-        """The files of `glob` with their sizes and times."""
+        """Files that match this location's wildcards (`*`, `?`, `[…]`; `**` spans directories), sorted."""
         if not self.has_wildcards:
             return [FileEntry.of(self, self._info())] if self.exists() else []
         parts = self.uri.split("/")

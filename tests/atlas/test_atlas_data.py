@@ -109,7 +109,7 @@ def test_clusters_without_sampled_captions_are_shown_as_such() -> None:
     assert clusters["quantiles"][2] == []
 
 
-def test_sizes_are_counted_in_the_sample_where_assignments_are_priced() -> None:
+def test_sizes_are_counted_in_the_sample_if_assignments_are_priced() -> None:
     facts = AtlasFacts(about={}, slack=0.1, first_map=2, refused={}, versions={}, count_sample=True)
     assert atlas_data(clustering_of(), sample_of(), facts)["clusters"]["rows"] == [10, 10, 10, 10]
 

@@ -69,7 +69,7 @@ class TestRefusedRows:
         result = read(tmp_path, b"caption,n\none,1\ncaf\xe9,2\n")
         assert (result.refused, result.examples) == ({INVALID_UTF8: 1}, {INVALID_UTF8: "row 2"})
 
-    def test_every_line_behind_an_unclosed_quote_is_counted(self, tmp_path: Path) -> None:
+    def test_every_line_after_an_unclosed_quote_is_counted(self, tmp_path: Path) -> None:
         before = [f"caption {row}" for row in range(1, 11)]
         after = [f"and caption {row}" for row in range(20_000)]
         content = "\n".join(["caption", *before, '"no end', *after]).encode()

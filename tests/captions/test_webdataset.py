@@ -64,7 +64,7 @@ def read(folder: Location, content: bytes, **settings: Any) -> CaptionTable:  # 
 
 
 class TestSamples:
-    def test_keys_captions_and_where_the_members_lie(self, folder: Location) -> None:
+    def test_keys_captions_and_positions_of_members(self, folder: Location) -> None:
         content = tar_bytes(*pair("0001", " a  cat\n"), ("0001.json", b"{}"), *pair("deep/0002", "ein Hündchen"))
         table = read(folder, content).table
         assert table["row"].to_pylist() == [0, 1]

@@ -55,7 +55,7 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def save_bert(folder: Path, *, pooler: bool = True) -> Path:
-    """A tiny random BERT, laid out like SimCSE's folder."""
+    """A tiny random BERT in the layout of SimCSE's folder."""
     torch.manual_seed(0)
     transformers.BertModel(transformers.BertConfig(**TINY), add_pooling_layer=pooler).save_pretrained(folder)
     save_tokenizer(folder)

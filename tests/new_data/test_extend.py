@@ -1,4 +1,4 @@
-"""New centers are appended; whatever the parent holds stays as it is."""
+"""New centers are appended; the parent is unchanged."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from mode_ray.storage import Location
 
 @pytest.fixture
 def parent() -> Clustering:
-    """Four centers; expert 0 of 2 sits at (0, 0.5), expert 1 at (10, 0.1), where mass draws it."""
+    """Four centers; the centroid of expert 0 of 2 is (0, 0.5), that of expert 1, weighted by mass, (10, 0.1)."""
     return Clustering(
         centers_md=np.array([[0, 0], [0, 1], [10, 0], [10, 1]], np.float32),
         prices_m=np.array([0.1, -0.1, 0.2, -0.2]),
@@ -38,7 +38,7 @@ def new() -> NewCenters:
     )
 
 
-def test_the_parent_is_a_prefix_and_ids_go_on(parent: Clustering, new: NewCenters) -> None:
+def test_the_parent_is_a_prefix_and_ids_continue(parent: Clustering, new: NewCenters) -> None:
     made = extended(parent, new, None, {})
     for name, appended in (
         ("centers_md", new.centers_kd),
@@ -103,7 +103,7 @@ def test_an_existing_map_is_not_replaced(parent: Clustering) -> None:
         check_new_expert(parent, 8)
 
 
-def test_extensions_are_remembered_in_order_beside_the_parents_figures(parent: Clustering, new: NewCenters) -> None:
+def test_extensions_are_recorded_in_order_with_the_parents_figures(parent: Clustering, new: NewCenters) -> None:
     once = extended(parent, new, None, {"run": "B"})
     twice = extended(once, new, None, {"run": "C"})
     assert twice.training["extensions"] == [{"run": "B"}, {"run": "C"}]

@@ -1,4 +1,4 @@
-"""Rows over Ray actors: the same fit to the last bit, however many hold them and whichever is lost."""
+"""Rows over Ray actors: the fit has the same bits for any number of actors, also if one is killed."""
 
 import os
 import signal
@@ -172,7 +172,7 @@ def clustering_files(directory: Location) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in directory.files() if file.name.endswith(".safetensors")}
 
 
-def test_the_stage_says_how_far_it_is_and_two_actors_give_the_same_bytes_as_one_process(
+def test_the_stage_reports_progress_and_two_actors_give_the_same_bytes_as_one_process(
     embeddings: Location, parts: list[SamplePart], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mode_ray.cluster.stage._LOOK_SECONDS", 0.02)
@@ -197,7 +197,7 @@ def test_the_stage_says_how_far_it_is_and_two_actors_give_the_same_bytes_as_one_
     assert set(clustering_files(alone)) == {"fine.safetensors", "coarse-n2.safetensors", "coarse-n4.safetensors"}
 
 
-def test_more_workers_than_cpus_are_said_and_not_waited_for_in_silence(
+def test_more_workers_than_cpus_are_reported_before_waiting(
     embeddings: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run_config(tmp_path, 1)

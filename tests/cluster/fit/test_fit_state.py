@@ -1,4 +1,4 @@
-"""A fit on disk between two iterations: what goes in comes out, and a broken-off fit ends like an undisturbed one."""
+"""The state of a fit on disk: it is read as it was written, and an interrupted fit ends like an undisturbed one."""
 
 import json
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_a_damaged_state_is_one_sentence_that_says_how_to_fix_it(directory: Loca
 
 
 @pytest.mark.parametrize("iterations", [1, 3, 5])
-def test_a_fit_that_was_broken_off_ends_with_the_same_bytes_and_leaves_no_state(
+def test_an_interrupted_fit_ends_with_the_same_bytes_and_leaves_no_state(
     directory: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iterations: int
 ) -> None:
     def write_and_break(where: Location, state: FitState) -> None:

@@ -127,14 +127,14 @@ def test_balanced_fit_reaches_the_targets(rows: int, m: int) -> None:
     assert max_over_mean(balanced.fitted_mass_m) <= 1.25
     assert imbalance_factor(balanced.fitted_mass_m) <= 1.02
     assert balanced.fitted_inertia <= 1.05 * plain.fitted_inertia
-    # What the fit says of itself is what its centers and prices do.
+    # The figures of the fit equal those computed from its centers and prices.
     halves = vectors.astype(np.float16)
     for prices, mass in ((balanced.prices_m, balanced.fitted_mass_m), (None, balanced.mass_m)):
         fine, _ = NearestCenters(balanced.centers_md, prices).search(halves)
         np.testing.assert_array_equal(np.bincount(fine, minlength=m), mass)
 
 
-def test_prices_stay_bounded_where_one_caption_is_repeated_beyond_a_fair_share() -> None:
+def test_prices_stay_bounded_if_one_caption_exceeds_a_fair_share() -> None:
     vectors, _ = sphere_mixture(2000)
     vectors = np.concatenate([vectors, np.repeat(vectors[:1], 1000, axis=0)])
     fit = fit_fine(vectors, FineConfig(centers=16), 0, 1)
@@ -160,7 +160,7 @@ def test_the_same_seed_gives_the_same_fit() -> None:
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_a_fit_that_was_broken_off_goes_on_to_the_same_bits(balanced: bool) -> None:
+def test_an_interrupted_fit_resumes_to_the_same_bits(balanced: bool) -> None:
     vectors, _ = sphere_mixture(1500)
     config = FineConfig(centers=24, iterations=6, balanced=balanced, tolerance=0.0)
     states: list[FitState] = []
@@ -182,7 +182,8 @@ def test_threads_do_not_change_a_fit() -> None:
 
 def test_iterations_are_reported_as_they_happen() -> None:
     seen: list[Any] = []
-    fit = fit_fine(sphere_mixture(400)[0], FineConfig(centers=8, iterations=3, tolerance=0.0), 0, 1, seen.append)
+    config = FineConfig(centers=8, iterations=3, tolerance=0.0)
+    fit = fit_rows(LocalRows(sphere_mixture(400)[0]), config, 0, lambda state: seen.append(state.history[-1]))
     assert seen == list(fit.history)
     assert [report.iteration for report in seen] == [1, 2, 3]
     assert fit.rows == fit.mass_m.sum() == fit.fitted_mass_m.sum() == 400

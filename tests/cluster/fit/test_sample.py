@@ -37,7 +37,7 @@ def embeddings(tmp_path: Path) -> Stage:
     return made
 
 
-def test_all_rows_in_order_where_there_are_not_more(embeddings: Stage) -> None:
+def test_all_rows_in_order_if_the_sample_is_large_enough(embeddings: Stage) -> None:
     assert sampled(embeddings, 100, 0) == list(range(40))
 
 

@@ -1,4 +1,4 @@
-"""Projected distances are lower bounds of the true ones, whatever the vectors are."""
+"""Projected distances are lower bounds of the true ones, for any vectors."""
 
 import numpy as np
 import pytest
