@@ -81,7 +81,7 @@ def _count_batch(
 
 
 def _count(work_unit: WorkUnit, config: CaptionsConfig, retries: int) -> int | None:
-    """None where the shard cannot be read: the unit that reads it is quarantined, with the reason."""
+    """None if the unit cannot be read; the embed stage then quarantines it with the reason."""
     pause = _FIRST_RETRY_SECONDS
     for attempts_left in range(retries, -1, -1):
         try:

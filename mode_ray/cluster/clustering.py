@@ -174,7 +174,7 @@ class Clustering:
         return experts_b
 
     def _encoder(self, device: str, threads: int) -> CaptionEncoder:
-        """The clustering's own encoder; loaded once for each device."""
+        """The clustering's encoder, loaded once per device and number of threads."""
         encoders = self.__dict__.setdefault("_encoders", {})
         if (device, threads) not in encoders:
             placement = EncoderPlacement(device=device)

@@ -79,10 +79,10 @@ def tally_assignments(assignments: Location, m: int, far: float) -> tuple[Assign
 
 
 def read_assignments(assignments: Location, unit: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one assignment shard.
+    """Read the assignments of one unit.
 
     Raises:
-        DataError: It is gone or damaged.
+        DataError: The file is missing or damaged.
     """
     try:
         return read_output(assignments, unit, columns)
