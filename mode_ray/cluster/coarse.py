@@ -171,7 +171,7 @@ class _Problem:
         return group_m
 
     def _greedy(self, distance_mn: Float64Array) -> Groups:
-        """Assign the centers whose second choice costs the most first."""
+        """Assign the centers in order of what their second choice would cost, the highest first."""
         best_two_m2 = np.partition(distance_mn, 1, axis=1)[:, :2]
         regret_m = self.weights_m * (best_two_m2[:, 1] - best_two_m2[:, 0])
         order = np.argsort(-regret_m, kind="stable")
