@@ -18,22 +18,14 @@ class UsageError(ModeRayError):
 class DataError(ModeRayError):
     """Input data that cannot be used: exit code 1. The message names the file, and the row or field."""
 
-    exit_code: ClassVar[int] = 1
-
 
 class WriteError(ModeRayError, OSError):
     """Output that cannot be written: exit code 1. Also an OSError, because a retry may succeed."""
-
-    exit_code: ClassVar[int] = 1
 
 
 class WorkerError(ModeRayError):
     """Workers that fail for reasons other than the data: exit code 1."""
 
-    exit_code: ClassVar[int] = 1
-
 
 class TrainingError(ModeRayError):
     """A training run that cannot continue, or that failed permanently: exit code 1."""
-
-    exit_code: ClassVar[int] = 1

@@ -155,17 +155,13 @@ class Location:
         found = [self._sibling(info.path.rstrip("/")) for info in infos if info.type == pyarrow.fs.FileType.Directory]
         return sorted(location for location in found if not location.name.startswith("."))
 
-    def glob(self) -> list["Location"]:
-        """Files that match this location's wildcards (`*`, `?`, `[…]`; `**` spans directories), sorted."""
-        return [entry.location for entry in self.glob_entries()]
-
     @property
     def has_wildcards(self) -> bool:
-        """Whether the URI contains wildcards for `glob`."""
+        """Whether the URI contains wildcards."""
         return bool(_GLOB_CHARACTERS & set(self.uri))
 
     def glob_entries(self) -> list["FileEntry"]:
-        """The files of `glob` with their sizes and times."""
+        """Files that match this location's wildcards (`*`, `?`, `[…]`; `**` spans directories), sorted."""
         if not self.has_wildcards:
             return [FileEntry.of(self, self._info())] if self.exists() else []
         parts = self.uri.split("/")
@@ -316,11 +312,9 @@ class Location:
         Raises:
             OSError: A page is damaged, or the filesystem fails.
         """
-        return self.complete(lambda: self._read_table(columns))
-
-    def _read_table(self, columns: list[str] | None) -> pa.Table:
-        with self.open_input() as source:
-            return pq.ParquetFile(source, page_checksum_verification=True).read(columns=columns)
+        return self._read_with(
+            lambda source: pq.ParquetFile(source, page_checksum_verification=True).read(columns=columns)
+        )
 
     def read_parquet_footer(self) -> pq.FileMetaData:
         """Read only the footer of a parquet file.
@@ -328,11 +322,14 @@ class Location:
         Raises:
             OSError: It is not a complete parquet file, or the filesystem fails.
         """
-        return self.complete(self._read_parquet_footer)
+        return self._read_with(pq.read_metadata)
 
-    def _read_parquet_footer(self) -> pq.FileMetaData:
-        with self.open_input() as source:
-            return pq.read_metadata(source)
+    def _read_with(self, read: Callable[[pa.NativeFile], _Read]) -> _Read:
+        def read_once() -> _Read:
+            with self.open_input() as source:
+                return read(source)
+
+        return self.complete(read_once)
 
     def delete(self) -> None:
         """Delete a file or a whole directory, if it exists."""

@@ -27,6 +27,10 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     return Location.parse(request.getfixturevalue("bucket")) / "run"
 
 
+def globbed(pattern: Location) -> list[Location]:
+    return [entry.location for entry in pattern.glob_entries()]
+
+
 def below(root: Location, files: list[Location]) -> list[str]:
     """The files' paths, relative to the root."""
     return [file.uri.removeprefix(f"{root.uri}/") for file in files]
@@ -106,7 +110,7 @@ class TestReadingAndWriting:
 def broken_answers(
     bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Location, FaultProxy]]:
-    """A bucket reached through a proxy, which can break off amid its answers."""
+    """A bucket reached through a proxy, which can break connections during responses."""
     with fault_proxy(s3_server) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         storage._filesystem.cache_clear()
@@ -131,7 +135,7 @@ class TestAnswersThatBreakOff:
         assert (root / "part.parquet").read_table() == table
         assert proxy.met["half"] >= 3
 
-    def test_it_ends_where_none_arrives_whole(self) -> None:
+    def test_it_fails_after_the_last_retry(self) -> None:
         reads = []
 
         def broken() -> None:
@@ -185,7 +189,7 @@ class TestAtomicWrites:
 
 
 class TestWhatCannotBeWritten:
-    def test_a_full_disk_is_one_sentence_that_names_the_directory_and_the_mend(
+    def test_a_full_disk_is_one_sentence_that_names_the_directory_and_the_fix(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def no_space(*_: object) -> NoReturn:
@@ -199,7 +203,7 @@ class TestWhatCannotBeWritten:
         assert isinstance(caught.value, OSError), "it is tried again as such"
         assert list((tmp_path / "out").iterdir()) == []
 
-    def test_any_other_reason_is_told(self, tmp_path: Path) -> None:
+    def test_any_other_reason_is_reported(self, tmp_path: Path) -> None:
         (tmp_path / "file").mkdir()
         with pytest.raises(WriteError, match=f"{tmp_path}/file: cannot be written .*Is a directory"):
             Location.parse(f"{tmp_path}/file").write_text("x")
@@ -261,10 +265,10 @@ class TestLooking:
         assert (root / "absent").files() == []
         assert (root / "absent").files(recursive=True) == []
 
-    def test_dot_files_and_what_lies_in_dot_directories_are_hidden(self, root: Location) -> None:
+    def test_dot_files_and_files_in_dot_directories_are_hidden(self, root: Location) -> None:
         fill(root, "a", ".hidden", "sub/.hidden", ".cache/a", "sub/.cache/deep/a")
         assert below(root, root.files(recursive=True)) == ["a"]
-        assert below(root, (root / "**/*").glob()) == ["a"]
+        assert below(root, globbed(root / "**/*")) == ["a"]
 
     def test_a_dot_directory_that_is_named_is_listed(self, root: Location) -> None:
         fill(root, ".cache/a")
@@ -289,7 +293,7 @@ class TestLooking:
     )
     def test_glob(self, root: Location, pattern: str, found: list[str]) -> None:
         fill(root, "1.parquet", "2.parquet", "3.txt", "x/4.parquet", "x/y/5.parquet")
-        assert below(root, (root / pattern).glob()) == found
+        assert below(root, globbed(root / pattern)) == found
 
 
 class TestDeleting:

@@ -58,13 +58,7 @@ class AtlasFacts:
 
 
 def atlas_data(clustering: Clustering, sample: CaptionSample, facts: AtlasFacts) -> AtlasSummary:
-    """Compute the summary of a clustering.
-
-    Args:
-        clustering: Centers, masses and coarse maps.
-        sample: Captions of the clustering; clusters may have few or none.
-        facts: Origin and limits.
-    """
+    """Compute the summary of a clustering; its clusters may have few sampled captions, or none."""
     m = len(clustering.centers_md)
     sampled_m = np.bincount(sample.fine_b, minlength=m)
     rows_m = sampled_m if facts.count_sample else clustering.mass_m
@@ -72,7 +66,8 @@ def atlas_data(clustering: Clustering, sample: CaptionSample, facts: AtlasFacts)
     terms = TermCounts(sample.terms, sampled_m)
     edges = _edges(sample.squared_distance_b)
     clusters = _clusters(clustering, sample, terms, rows_m, edges)
-    maps = [_map(clustering, n, share_m, terms, facts.slack) for n in _order(clustering, facts.first_map)]
+    shown_first = sorted(clustering.coarse, key=lambda n: (n != facts.first_map, -n))
+    maps = [_map(clustering, n, share_m, terms, facts.slack) for n in shown_first]
     return AtlasSummary(
         schema_version=SCHEMA_VERSION,
         facts=dict(facts.about),
@@ -92,10 +87,6 @@ def atlas_data(clustering: Clustering, sample: CaptionSample, facts: AtlasFacts)
         },
         versions=dict(facts.versions),
     )
-
-
-def _order(clustering: Clustering, first: int) -> list[int]:
-    return sorted(clustering.coarse, key=lambda n: (n != first, -n))
 
 
 def _map(clustering: Clustering, n: int, share_m: FloatArray, terms: TermCounts, slack: float) -> MapData:

@@ -45,14 +45,11 @@ def render_atlas(summary: AtlasSummary) -> str:
 
 
 def fit_to_bytes(data: AtlasSummary, max_bytes: int) -> tuple[AtlasSummary, int]:
-    """Shorten the data to fit, with as many and as long captions as possible.
-
-    Returns:
-        The data, and the largest number of captions at each end of a cluster.
-    """
+    """The data with as many and as long captions as fit, and the largest number of captions at each end."""
     for captions, characters, terms in _DETAIL_STEPS:
         shortened: AtlasSummary = {**data, "clusters": _shortened(data["clusters"], captions, characters, terms)}
-        if _escaped_bytes(shortened) <= max_bytes:
+        text = _environment().from_string("{{ data | tojson }}").render(data=shortened)
+        if len(text.encode()) <= max_bytes:
             break
     return shortened, captions
 
@@ -69,11 +66,6 @@ def _shortened(clusters: ClusterColumns, captions: int, characters: int, terms: 
         "far_distance": [own[:captions] for own in clusters["far_distance"]],
         "terms": [own[:terms] for own in clusters["terms"]],
     }
-
-
-def _escaped_bytes(data: AtlasSummary) -> int:
-    text: str = _environment().from_string("{{ data | tojson }}").render(data=data)
-    return len(text.encode())
 
 
 @functools.cache

@@ -45,15 +45,7 @@ class CaptionSample:
 def summarise(
     fine_b: Int32Array, squared_distance_b: Float32Array, captions: Sequence[str], per_end: int, missing: int = 0
 ) -> CaptionSample:
-    """Summarise captions compactly: 16 bytes per row, and `per_end` texts at each end of a cluster.
-
-    Args:
-        fine_b: int32 [b].
-        squared_distance_b: float32 [b].
-        captions: Texts, b of them.
-        per_end: Number of distinct captions to keep nearest to each center, and farthest from it.
-        missing: See `CaptionSample`.
-    """
+    """Summarise captions: 16 bytes per row, and `per_end` texts nearest to each center and farthest from it."""
     hashes = [hashlib.blake2b(caption.encode(), digest_size=8).digest() for caption in captions]
     text_hash_b = np.frombuffer(b"".join(hashes), np.uint64)
     kept = end_positions(fine_b, squared_distance_b, text_hash_b, per_end)

@@ -82,13 +82,7 @@ def _centers(config: RunConfig, directories: Mapping[str, Location]) -> int:
 
 
 def choose_rows(rows: Location, work_units: Sequence[WorkUnit], sample_captions: int, seed: int) -> dict[str, int]:
-    """Number of rows to sample from each chosen unit.
-
-    Args:
-        rows: Directory of embeddings or assignments.
-        work_units: The run's input.
-        sample_captions: Number of rows in total.
-        seed: Seed of the sample.
+    """Number of rows to sample from each chosen unit of a directory of embeddings or assignments.
 
     Raises:
         DataError: There are no rows.
@@ -107,14 +101,9 @@ def choose_rows(rows: Location, work_units: Sequence[WorkUnit], sample_captions:
 def sample_unit(
     config: RunConfig, work_unit: WorkUnit, count: int, clusters: Location, rows: Location
 ) -> CaptionSample:
-    """Summarise a sample of the captions of one unit.
+    """Sample stored rows of one unit, read their captions again, and summarise them.
 
-    Args:
-        config: The run's config.
-        work_unit: The unit; its captions are read again.
-        count: Number of stored rows to sample.
-        clusters: Directory of the clustering.
-        rows: Directory of assignments, or of embeddings, whose nearest centers are then computed.
+    If `rows` are embeddings rather than assignments, their nearest centers are computed.
 
     Raises:
         DataError: The source cannot be read.

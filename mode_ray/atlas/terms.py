@@ -60,10 +60,6 @@ def _pattern() -> re.Pattern[str]:
 def count_terms(captions: Sequence[str], fine_b: npt.NDArray[np.integer]) -> pa.Table:
     """The number of captions of each cluster that contain a term; repeats within a caption are ignored.
 
-    Args:
-        captions: Texts.
-        fine_b: Cluster of each caption, [b].
-
     Returns:
         Columns term string, fine int32, captions int64; one row per pair of term and cluster.
     """
@@ -83,7 +79,7 @@ class TermCounts:
     """Term counts of all fine clusters, to rank terms by cluster or by expert.
 
     Args:
-        counts: As `count_terms` returns; several such tables may be concatenated.
+        counts: One or several concatenated tables of `count_terms`.
         captions_m: Number of counted captions of each cluster, [m].
     """
 
@@ -113,7 +109,7 @@ class TermCounts:
         Args:
             group_m: Group of every fine cluster; `np.arange(m)` for the clusters themselves.
             groups: Number of groups.
-            count: Number of terms per group.
+            count: Most terms per group.
         """
         members = scipy.sparse.coo_array(
             (np.ones(len(group_m)), (group_m, np.arange(len(group_m)))), shape=(groups, len(group_m))

@@ -16,6 +16,14 @@ from mode_ray.stages.work_unit import WorkUnit, WorkUnitTable
 from mode_ray.storage import Location
 from mode_ray.util.retry import retry
 
+_SCHEMA = pa.schema(
+    {
+        "unit": pa.string(),
+        "source_bytes": pa.int64(),
+        "source_modified_unix_seconds": pa.float64(),
+        "captions": pa.int64(),
+    }
+)
 _UNITS_PER_TASK = 64
 _COUNTERS_PER_TASK = 8
 _WRITE_INTERVAL_SECONDS = 30.0
@@ -28,7 +36,7 @@ def count_all_captions(
     location: Location,
     on_counted: Callable[[int, int], None] | None = None,
 ) -> dict[str, int]:
-    """The number of captions of every unit, including refused ones.
+    """The number of captions by unit, including refused ones; units whose source cannot be read are missing.
 
     Args:
         work_units: The units.
@@ -36,9 +44,6 @@ def count_all_captions(
         pool: CPUs per task, and retries after an I/O error.
         location: File for the counts; counts of unchanged sources are reused.
         on_counted: Called with the number of units counted so far and the number of all units.
-
-    Returns:
-        Counts by unit; units whose source cannot be read are missing.
     """
     counts = _read_counts(location, work_units)
     left = WorkUnitTable.of(work_unit for work_unit in work_units if work_unit.unit not in counts)
@@ -85,19 +90,10 @@ def _count(work_unit: WorkUnit, config: CaptionsConfig, retries: int) -> int | N
 
 
 def _write_counts(location: Location, work_units: Sequence[WorkUnit], counts: Mapping[str, int]) -> None:
-    counted = [work_unit for work_unit in work_units if work_unit.unit in counts]
-    location.write_table(
-        pa.table(
-            {
-                "unit": pa.array([work_unit.unit for work_unit in counted], pa.string()),
-                "source_bytes": pa.array([work_unit.size_bytes for work_unit in counted], pa.int64()),
-                "source_modified_unix_seconds": pa.array(
-                    [work_unit.modified_unix_seconds for work_unit in counted], pa.float64()
-                ),
-                "captions": pa.array([counts[work_unit.unit] for work_unit in counted], pa.int64()),
-            }
-        )
-    )
+    rows = [(u.unit, u.size_bytes, u.modified_unix_seconds, counts[u.unit]) for u in work_units if u.unit in counts]
+    columns = zip(*rows, strict=True) if rows else ((),) * len(_SCHEMA)
+    arrays = [pa.array(values, kind) for values, kind in zip(columns, _SCHEMA.types, strict=True)]
+    location.write_table(pa.table(arrays, schema=_SCHEMA))
 
 
 def _read_counts(location: Location, work_units: Sequence[WorkUnit]) -> dict[str, int]:

@@ -35,7 +35,7 @@ def list_work_units(
 
     Args:
         config: The paths, and the size of a unit.
-        known: An earlier listing with the same config. Files with unchanged size and time are not opened again.
+        known: An earlier listing. Files with unchanged size and time are not opened again.
         formats: File formats to include from directories.
 
     Raises:
@@ -119,13 +119,8 @@ def _split(whole: WorkUnit, known: Sequence[WorkUnit], max_rows: int) -> Sequenc
 
 
 def _part(whole: WorkUnit, groups: tuple[int, int], first_row: int, end_row: int) -> WorkUnit:
-    return replace(
-        whole,
-        unit=f"{whole.unit}-g{groups[0]:05d}",
-        row_groups=groups,
-        first_row=first_row,
-        rows=end_row - first_row,
-    )
+    unit = f"{whole.unit}-g{groups[0]:05d}"
+    return replace(whole, unit=unit, row_groups=groups, first_row=first_row, rows=end_row - first_row)
 
 
 def write_listing(location: Location, work_units: Sequence[WorkUnit], config: CaptionsConfig) -> None:

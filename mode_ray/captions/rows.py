@@ -19,12 +19,7 @@ _KINDS = {
 
 
 class CaptionRows:
-    """Collects the captions of one text shard.
-
-    Args:
-        work_unit: The shard, for error messages.
-        config: Limits on rows and captions.
-    """
+    """Collects the captions of one text shard, within the config's limits on rows and captions."""
 
     def __init__(self, work_unit: WorkUnit, config: CaptionsConfig) -> None:
         self._work_unit = work_unit

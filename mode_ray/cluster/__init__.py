@@ -1,1 +1,1 @@
-"""Fine k-means with capacity prices, the coarse grouping into experts, and the artefact that holds both."""
+"""Fine k-means with capacity prices, the coarse grouping into experts, and the artefact that stores both."""

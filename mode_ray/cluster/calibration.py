@@ -83,18 +83,18 @@ def fit_temperature(
     """Fit the temperature; see the module.
 
     Args:
-        captions_pd: Embeddings of captions, as many as `calibration_rows` says.
+        captions_pd: Embeddings of `calibration_rows` captions.
         centers_md: Fine centers.
         group_m: Expert of every fine center.
 
     Returns:
-        The calibration, the temperature rounded to four digits; `NOT_FITTED` where all centers belong to one expert,
-        or no caption's center has another one of its own expert.
+        The calibration, with the temperature rounded to four digits; `NOT_FITTED` if all centers belong to one expert,
+        or if no caption's center shares its expert with another center.
     """
     if len(np.unique(group_m)) < 2:
         return NOT_FITTED
     captions, centers = captions_pd.astype(np.float64), centers_md.astype(np.float64)
-    # |x|^2 is the same for all centers of a caption, so the softmax does not see it.
+    # |x|^2 is the same for all centers of a caption and cancels in the softmax.
     excess_pm = np.square(centers).sum(axis=1) - 2.0 * (captions @ centers.T)
     hidden_p = excess_pm.argmin(axis=1)
     usable_p = np.bincount(group_m)[group_m[hidden_p]] > 1

@@ -152,9 +152,6 @@ class _Problem:
     def _loads(self, group_m: Groups) -> Float64Array:
         return np.bincount(group_m, weights=self.weights_m, minlength=self.n).astype(np.float64)
 
-    def _has_room(self, load_n: Float64Array, weight: float) -> npt.NDArray[np.bool_]:
-        return np.asarray(load_n + weight <= self.capacity + _ROUNDING)
-
     def _place(self, group_m: Groups, waiting: npt.NDArray[np.intp], distance_mn: Float64Array) -> Groups:
         """Put waiting centers, in order, into the nearest group with room, else into the group with the most room."""
         placed_m = np.ones(len(group_m), bool)
@@ -167,14 +164,14 @@ class _Problem:
                 group_m[center] = nearest
                 load_n[nearest] += self.weights_m[center]
                 continue
-            room_n = self._has_room(load_n, self.weights_m[center])
+            room_n = load_n + self.weights_m[center] <= self.capacity + _ROUNDING
             group = np.where(room_n, distance_mn[center], np.inf).argmin() if room_n.any() else load_n.argmin()
             group_m[center] = group
             load_n[group] += self.weights_m[center]
         return group_m
 
     def _greedy(self, distance_mn: Float64Array) -> Groups:
-        """Assign the centers whose second choice costs the most first."""
+        """Assign the centers in order of what their second choice would cost, the highest first."""
         best_two_m2 = np.partition(distance_mn, 1, axis=1)[:, :2]
         regret_m = self.weights_m * (best_two_m2[:, 1] - best_two_m2[:, 0])
         order = np.argsort(-regret_m, kind="stable")

@@ -51,11 +51,6 @@ def finished_assignments(assignments: Location) -> Manifest:
 def tally_assignments(assignments: Location, m: int, far: float) -> tuple[AssignmentTally, dict[str, int]]:
     """Tally all assigned captions. Each Ray task reads two columns of some units.
 
-    Args:
-        assignments: Directory of a finished assign stage.
-        m: Number of fine clusters.
-        far: Squared distance above which a caption is far.
-
     Returns:
         The tally, and the number of far captions of each unit that has any.
 

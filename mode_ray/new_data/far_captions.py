@@ -47,11 +47,6 @@ class FarWorker:
     """Collects the embeddings of a unit's far captions; see `UnitWorker`.
 
     Embeddings are read if the run kept them; else the captions are encoded again.
-
-    Args:
-        config: The run's config.
-        directories: The directories of the run's stages, by name.
-        sample: The sample.
     """
 
     def __init__(self, config: RunConfig, directories: Mapping[str, Location], sample: FarSample) -> None:
@@ -101,14 +96,6 @@ def collect_far(
     on_record: Callable[[UnitRecord], None],
 ) -> Location:
     """Collect the embeddings of the sampled far captions, or the rest of them after an interruption.
-
-    Args:
-        config: The run's config.
-        sample: The sample.
-        work_units: The run's units.
-        directories: The directories of the run's stages, by name.
-        assigned_hash: Content hash of the assignments.
-        on_record: Called with every new record.
 
     Returns:
         Directory of the embedding files of the far captions.

@@ -87,10 +87,13 @@ def fit_new_centers(
     Raises:
         DataError: Fewer distinct rows than k.
     """
-    from mode_ray.cluster.fit.balance import row_multiplicity  # these import torch, which the driver does not need
+    from mode_ray.cluster.fit.balance import (
+        multiplicity,
+        row_hashes,
+    )  # these import torch, which the driver does not need
     from mode_ray.cluster.fit.kmeans import fit_fine
 
-    distinct = len(row_multiplicity(far_nd)[0])
+    distinct = len(multiplicity(row_hashes(far_nd))[0])
     count.check_enough(distinct, k)
     threads = config.placement.threads
     fit = fit_fine(far_nd, config.fine.model_copy(update={"centers": k}), config.seed, threads)

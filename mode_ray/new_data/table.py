@@ -6,7 +6,7 @@ from rich.text import Text
 from mode_ray.new_data.compare import DriftReport, Growth
 from mode_ray.util.tables import WideTable
 
-_CLUSTERS_SHOWN = 10
+_SHOWN_AT_EACH_END = 5
 
 
 def drift_view(report: DriftReport) -> Group:
@@ -16,15 +16,11 @@ def drift_view(report: DriftReport) -> Group:
         parts.append(_sizes(f"{n} experts", "expert", sizes, range(len(sizes.rows))))
     certain = report.clusters.certain()
     if certain:
-        most = certain if len(certain) <= _CLUSTERS_SHOWN else _both_ends(certain)
+        both_ends = [*certain[:_SHOWN_AT_EACH_END], *certain[-_SHOWN_AT_EACH_END:]]
+        most = certain if len(certain) <= len(both_ends) else both_ends
         title = f"{len(most)} of {len(certain)} fine clusters whose share has changed significantly"
         parts.append(_sizes(title, "cluster", report.clusters, most))
     return Group(*parts, *(Text(sentence) for sentence in report.verdict))
-
-
-def _both_ends(ordered: list[int]) -> list[int]:
-    half = _CLUSTERS_SHOWN // 2
-    return [*ordered[:half], *ordered[-half:]]
 
 
 def _overview(report: DriftReport) -> WideTable:

@@ -40,14 +40,7 @@ class AssignmentTally:
     def count(
         cls, unit: str, fine_b: npt.NDArray[np.integer[Any]], distance_b: npt.NDArray[np.float32], m: int, far: float
     ) -> Self:
-        """Tally the captions of one unit.
-
-        Args:
-            unit: Name of the unit.
-            fine_b: Fine cluster of each caption, [b].
-            distance_b: Squared distance of each caption, float32 [b].
-            m: Number of fine clusters.
-            far: See `far_mask`.
+        """Tally the captions of one unit from their fine clusters [b] and squared distances float32 [b].
 
         Raises:
             DataError: A fine cluster or distance is impossible for m centers.

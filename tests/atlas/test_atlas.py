@@ -118,7 +118,7 @@ def test_what_the_page_holds_is_what_was_computed(page: Path, data: AtlasSummary
 
 
 @pytest.mark.parametrize("text", ["<&'" * 60, "水" * 190, "\U0001f600" * 190])
-def test_size_is_bounded_whatever_the_captions_are(text: str, data: AtlasSummary) -> None:
+def test_size_is_bounded_for_any_captions(text: str, data: AtlasSummary) -> None:
     captions = [[f"{number} {text}" for number in range(5)] for _ in range(CENTERS)]
     rendered = render_atlas({**data, "clusters": {**data["clusters"], "near": captions, "far": captions}})
     assert len(rendered.encode()) < 6_000_000

@@ -109,23 +109,23 @@ def test_clusters_without_sampled_captions_are_shown_as_such() -> None:
     assert clusters["quantiles"][2] == []
 
 
-def test_sizes_are_counted_in_the_sample_where_assignments_are_priced() -> None:
+def test_sizes_are_counted_in_the_sample_if_assignments_are_priced() -> None:
     facts = AtlasFacts(about={}, slack=0.1, first_map=2, refused={}, versions={}, count_sample=True)
     assert atlas_data(clustering_of(), sample_of(), facts)["clusters"]["rows"] == [10, 10, 10, 10]
 
 
-def test_merging_does_not_depend_on_how_captions_were_dealt() -> None:
+def test_merging_does_not_depend_on_the_distribution_of_captions() -> None:
     generator = np.random.default_rng(3)
     fine = generator.integers(0, 6, 600).astype(np.int32)
     words = generator.integers(0, 20, (600, 2))
     captions = [f"word{first} word{second}" for first, second in words]
-    distance = (words @ [0.05, 0.0025]).astype(np.float32)  # equal texts lie at equal distances
+    distance = (words @ [0.05, 0.0025]).astype(np.float32)  # equal texts have equal distances
 
-    def dealt(parts: int) -> CaptionSample:
+    def merged(parts: int) -> CaptionSample:
         pieces = [slice(part, None, parts) for part in range(parts)]
         return merge([summarise(fine[own], distance[own], captions[own], 4) for own in pieces], 4)
 
-    whole, split = dealt(1), dealt(7)
+    whole, split = merged(1), merged(7)
     assert whole.ends.equals(split.ends)
     assert whole.terms.equals(split.terms)
     assert len(split) == 600

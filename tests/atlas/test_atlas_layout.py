@@ -1,4 +1,4 @@
-"""The map: discs in the unit square that do not overlap, like beside like, the same every time."""
+"""The map: discs in the unit square that do not overlap, similar clusters near each other, the same every time."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_neighbours_on_the_map_are_of_the_same_group() -> None:
     assert agreement(places, 16) > 0.9
 
 
-def test_discs_lie_in_the_square_and_hardly_overlap() -> None:
+def test_discs_are_in_the_square_and_hardly_overlap() -> None:
     share = np.random.default_rng(1).gamma(2.0, size=200)
     share /= share.sum()
     places, radius = layout_map(blobs(10, 20), share)
@@ -51,7 +51,7 @@ def test_few_or_equal_centers_have_places_too(m: int) -> None:
         assert len(np.unique(places.round(4), axis=0)) == m
 
 
-def test_centers_beyond_the_landmarks_lie_beside_their_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_centers_are_near_their_nearest_landmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_LANDMARKS >= 1024
     monkeypatch.setattr("mode_ray.atlas.layout.MAX_LANDMARKS", 120)
     share = np.tile([1.5, 0.5], 120) / 240

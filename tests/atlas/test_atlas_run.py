@@ -1,4 +1,4 @@
-"""The atlas of a real small run: from embeddings, from assignments, and with sources that are gone."""
+"""The atlas of a real small run: from embeddings, from assignments, and with missing sources."""
 
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def test_before_and_after_assignment_the_same_captions_are_shown(config: RunConf
     assert after["clusters"] == before["clusters"]
 
 
-def test_the_command_says_where_the_page_lies(
+def test_the_command_prints_the_path_of_the_page(
     config: RunConfig, pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run.yaml").write_text(dump_config(config))
@@ -96,7 +96,7 @@ def test_captions_are_joined_to_their_own_rows(config: RunConfig, pipeline: Pipe
     assert {caption.split(" and ")[0].rsplit(" ", 1)[1] for caption in sample.ends["caption"].to_pylist()} == {"2"}
 
 
-def test_sources_that_are_gone_are_counted(config: RunConfig, pipeline: Pipeline, tmp_path: Path) -> None:
+def test_missing_sources_are_counted(config: RunConfig, pipeline: Pipeline, tmp_path: Path) -> None:
     places = stage_directories(config.directory)
     work_units = list_work_units(config.captions)
     kept = Path(work_units[0].uri).read_bytes()

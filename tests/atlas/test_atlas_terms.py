@@ -70,7 +70,7 @@ def test_a_stop_word_names_the_cluster_it_is_striking_in() -> None:
     assert terms.top(np.arange(16), 16, 2)[0] == ["topic0"]
 
 
-def test_single_captions_do_not_name_a_cluster_where_others_do() -> None:
+def test_terms_of_single_captions_are_used_last() -> None:
     terms = counts_of([["boat zyx", "boat qrs", "boat"], ["car"] * 3])
     assert terms.top(np.arange(2), 2, 1)[0] == ["boat"]
 

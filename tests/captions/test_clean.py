@@ -14,7 +14,7 @@ LIMIT = 100
 def cleaned(
     *captions: bytes | str | None, keys: list[str] | None = None, rows: list[int] | None = None
 ) -> CaptionTable:
-    """Clean captions, one a row unless told otherwise."""
+    """Clean captions, by default one per row."""
     raw = [caption.encode() if isinstance(caption, str) else caption for caption in captions]
     numbers = np.arange(len(raw), dtype=np.int64) if rows is None else np.array(rows, np.int64)
     columns = {

@@ -69,14 +69,14 @@ class TestRefusedRows:
         result = read(tmp_path, b"caption,n\none,1\ncaf\xe9,2\n")
         assert (result.refused, result.examples) == ({INVALID_UTF8: 1}, {INVALID_UTF8: "row 2"})
 
-    def test_every_line_behind_an_unclosed_quote_is_counted(self, tmp_path: Path) -> None:
+    def test_every_line_after_an_unclosed_quote_is_counted(self, tmp_path: Path) -> None:
         before = [f"caption {row}" for row in range(1, 11)]
         after = [f"and caption {row}" for row in range(20_000)]
         content = "\n".join(["caption", *before, '"no end', *after]).encode()
         result = read(tmp_path, content)
         kept = result.table["caption"].to_pylist()
         assert kept[:10] == before
-        assert kept[-1] == after[-1], "reading goes on behind the quote"
+        assert kept[-1] == after[-1], "reading continues after the quote"
         assert list(result.refused) == [BAD_RECORD]
         assert result.examples == {BAD_RECORD: "row 11"}
         assert result.rows_in == 10 + 1 + 20_000

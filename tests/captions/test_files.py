@@ -61,7 +61,7 @@ class TestListings:
         ],
         ids=["absent", "wildcard", "scheme", "nested", "empty", "latin-1"],
     )
-    def test_mistakes_are_told_with_listing_and_line(self, folder: Location, content: bytes, said: str) -> None:
+    def test_errors_name_the_listing_and_the_line(self, folder: Location, content: bytes, said: str) -> None:
         (folder / "data/all.txt").write_bytes(content)
         with pytest.raises(DataError, match=said):
             found(f"{folder}/data/all.txt")

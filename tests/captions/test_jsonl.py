@@ -1,4 +1,4 @@
-"""Captions from JSON Lines: every line is read or counted, and a file that is none of the kind is told as such."""
+"""Captions from JSON Lines: every line is read or counted, and a file of another kind is an error."""
 
 import gzip
 import json

@@ -50,7 +50,7 @@ class TestFinding:
             "z.parquet",
         ]
 
-    def test_the_format_may_be_told_where_the_suffix_does_not(self, tmp_path: Path) -> None:
+    def test_the_config_sets_the_format_of_unknown_suffixes(self, tmp_path: Path) -> None:
         file = write_parquet(tmp_path / "captions.data")
         work_units = list_work_units(CaptionsConfig(paths=(str(file),), format="parquet"))
         assert [work_unit.format for work_unit in work_units] == ["parquet"]
@@ -121,7 +121,7 @@ class TestNames:
         assert len(set(units)) == 3
         assert all(unit.startswith("00000-") for unit in units), "the file is still to be recognised"
 
-    def test_a_file_keeps_its_name_whatever_stands_beside_it(self, tmp_path: Path) -> None:
+    def test_the_name_of_a_file_does_not_depend_on_other_files(self, tmp_path: Path) -> None:
         file = write_parquet(tmp_path / "b.parquet")
         before = listed(tmp_path)[0].unit
         write_parquet(tmp_path / "a.parquet")

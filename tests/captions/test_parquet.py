@@ -162,7 +162,7 @@ class TestRefused:
             read(file)
 
     @pytest.mark.parametrize("checksums", [True, False])
-    def test_a_flipped_bit_is_seen_where_pages_carry_checksums(self, tmp_path: Path, checksums: bool) -> None:
+    def test_a_flipped_bit_is_detected_by_page_checksums(self, tmp_path: Path, checksums: bool) -> None:
         file = tmp_path / "shard.parquet"
         pq.write_table(
             pa.table({"caption": ["a photo"]}),
@@ -188,7 +188,7 @@ class TestRefused:
         with pytest.raises(DataError, match=r"shard\.parquet: no such file"):
             read_captions(work_unit, config)
 
-    def test_flipped_bytes_anywhere_are_a_data_error_or_go_unseen(self, tmp_path: Path) -> None:
+    def test_flipped_bytes_anywhere_are_a_data_error_or_undetected(self, tmp_path: Path) -> None:
         file = write(tmp_path, {"caption": [f"a photo of {row}" for row in range(60)]}, row_group_size=20)
         content = file.read_bytes()
         generator = np.random.default_rng(0)

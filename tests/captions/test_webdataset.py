@@ -64,7 +64,7 @@ def read(folder: Location, content: bytes, **settings: Any) -> CaptionTable:  # 
 
 
 class TestSamples:
-    def test_keys_captions_and_where_the_members_lie(self, folder: Location) -> None:
+    def test_keys_captions_and_positions_of_members(self, folder: Location) -> None:
         content = tar_bytes(*pair("0001", " a  cat\n"), ("0001.json", b"{}"), *pair("deep/0002", "ein Hündchen"))
         table = read(folder, content).table
         assert table["row"].to_pylist() == [0, 1]
@@ -116,7 +116,7 @@ class TestSamples:
 
 
 class TestRefusedCaptions:
-    def test_each_with_its_reason_and_the_sample_it_stands_in(self, folder: Location) -> None:
+    def test_each_with_its_reason_and_its_sample(self, folder: Location) -> None:
         content = tar_bytes(
             *pair("0", "a cat"),
             *pair("1", ""),

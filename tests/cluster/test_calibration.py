@@ -1,4 +1,4 @@
-"""The fitted temperature: what the likelihood of a hidden center's expert says, at the scale of the encoder."""
+"""The temperature that maximises the likelihood of a hidden center's expert."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def hidden_log_loss(captions: np.ndarray, centers: np.ndarray, group: np.ndarray
     return float(np.mean(losses))
 
 
-def test_it_is_where_the_loss_is_least() -> None:
+def test_it_minimises_the_loss() -> None:
     captions, centers, group = overlapping()
     found = fit_temperature(captions, centers, group)
     assert found.temperature is not None
@@ -63,7 +63,7 @@ def test_it_grows_with_the_encoders_distances() -> None:
     assert large == pytest.approx(4.0 * small, rel=0.01)
 
 
-def test_where_near_centers_always_agree_one_expert_answers() -> None:
+def test_one_expert_answers_if_near_centers_always_agree() -> None:
     captions, centers, group = overlapping()
     shift = np.array([3.0, 0.0, 0.0])
     found = fit_temperature(captions + np.repeat(group, 4)[:, None] * shift, centers + group[:, None] * shift, group)
@@ -72,7 +72,7 @@ def test_where_near_centers_always_agree_one_expert_answers() -> None:
     assert found.log_loss == 0.0
 
 
-def test_where_they_say_nothing_all_answer() -> None:
+def test_all_answer_if_near_centers_are_random() -> None:
     generator = np.random.default_rng(1)
     centers = generator.normal(size=(600, 32))
     centers /= np.linalg.norm(centers, axis=1, keepdims=True)
@@ -125,7 +125,7 @@ def clustering(**training: object) -> Clustering:
 
 
 class TestOfAClustering:
-    def test_an_old_one_has_none_and_the_note_says_what_is_done_then(self) -> None:
+    def test_an_old_one_has_none_and_the_note_names_the_fallback(self) -> None:
         assert calibration_of(clustering(), 2) == NOT_FITTED
         assert calibration_of(clustering(**{CALIBRATION_KEY: {}}), 2) == NOT_FITTED
         assert "uses routing.temperature, as soft does" in NOT_FITTED.note
@@ -137,7 +137,7 @@ class TestOfAClustering:
         assert "240 captions" in again.note
 
     @pytest.mark.parametrize("stored", [{"2": 3}, ["x"], {"2": {"temperature": "hot"}}, {"2": {"temperature": -1.0}}])
-    def test_a_damaged_one_is_refused_with_the_mend(self, stored: object) -> None:
+    def test_a_damaged_one_is_refused_and_the_error_says_how_to_fix_it(self, stored: object) -> None:
         with pytest.raises(DataError, match=r"stored calibration for n=2 is damaged.*routing.rule=soft"):
             calibration_of(clustering(**{CALIBRATION_KEY: stored}), 2)
 

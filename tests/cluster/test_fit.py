@@ -25,13 +25,13 @@ def test_quantiles_are_numpy_s_to_within_a_bin_and_a_row(rows: int) -> None:
     np.testing.assert_allclose(found, np.quantile(values, DISTANCE_QUANTILES), atol=0.02)
 
 
-def test_values_all_alike_lie_in_their_bin() -> None:
+def test_equal_values_are_in_one_bin() -> None:
     found = histogram_quantiles(counted(np.full(500, 0.7)))
     assert (np.abs(found - 0.7) <= BIN).all()
     assert (np.diff(found) > 0.0).all()
 
 
-def test_what_lies_beyond_the_last_bin_is_counted_in_it() -> None:
+def test_larger_distances_are_counted_in_the_last_bin() -> None:
     centers = np.zeros((1, 2), np.float32)
     histogram = LocalRows(np.array([[0.0, 0.5], [30.0, 40.0]])).distance_histogram(centers)
     assert (histogram.sum(), histogram[-1]) == (2, 1)

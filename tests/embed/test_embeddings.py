@@ -1,4 +1,4 @@
-"""Embedding columns: what goes in comes back in float16 steps, and unusable vectors are counted."""
+"""Embedding columns: vectors are stored as float16, and unusable vectors are counted."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ class TestColumns:
             embedding_vectors(pa.table({EMBEDDING: embedding_column(vectors_bd)})), as_stored(vectors_bd)
         )
 
-    def test_places_go_along_but_not_the_captions(self) -> None:
+    def test_positions_are_kept_but_captions_are_not(self) -> None:
         table = pa.table({"caption": ["x"], "row": [0], "key": ["k"], "caption_index": [0], "image_offset": [512]})
         assert set(place_columns(table)) == {"row", "key", "caption_index", "image_offset"}
 
@@ -73,7 +73,7 @@ class TestUnusable:
         assert kept.examples == {"empty": "row 0", NO_EMBEDDING: "row 11"}
         assert kept.rows_in == 6 == kept.table.num_rows + sum(kept.refused.values())
 
-    def test_where_all_are_usable_nothing_changes(self) -> None:
+    def test_nothing_changes_if_all_are_usable(self) -> None:
         captions = CaptionTable(self.TABLE, 4, {}, {})
         kept, _ = split_usable(captions, unit_vectors(4))
         assert kept is captions

@@ -55,7 +55,7 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def save_bert(folder: Path, *, pooler: bool = True) -> Path:
-    """A tiny random BERT, laid out like SimCSE's folder."""
+    """A tiny random BERT in the layout of SimCSE's folder."""
     torch.manual_seed(0)
     transformers.BertModel(transformers.BertConfig(**TINY), add_pooling_layer=pooler).save_pretrained(folder)
     save_tokenizer(folder)
@@ -173,7 +173,7 @@ class TestSettings:
         assert half.dtype == np.float32
         assert (half * load(folder).encode(captions)).sum(axis=1).min() > 0.99
 
-    def test_the_name_tells_embedding_spaces_apart(self, tmp_path: Path) -> None:
+    def test_different_embedding_spaces_have_different_names(self, tmp_path: Path) -> None:
         folder = save_bert(tmp_path)
         names = {load(folder, pooling=pooling).name for pooling in ("pooler", "mean", "cls")}
         assert len(names | {load(folder, max_tokens=8).name}) == 4

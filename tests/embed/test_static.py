@@ -1,4 +1,4 @@
-"""Static word tables: the mean of the tokens' vectors, zero where no token is known."""
+"""Static word tables: the mean of the tokens' vectors, or zero without a known token."""
 
 from pathlib import Path
 

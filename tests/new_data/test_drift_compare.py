@@ -1,4 +1,4 @@
-"""What a drift report says: growth with its certainty, and a verdict in plain words."""
+"""The drift report: growth with its significance, and conclusions as sentences."""
 
 import json
 from dataclasses import asdict
@@ -44,7 +44,7 @@ class TestGrowth:
         made = growth([10, 30], [60, 20])
         assert made.growth == [3.0, 0.3333]
 
-    def test_z_is_near_the_two_proportion_test_where_shares_are_large(self) -> None:
+    def test_z_is_near_the_two_proportion_test_for_large_shares(self) -> None:
         made = growth([250, 750], [300, 700])
         pooled = 550 / 2000
         assert made.z[0] == pytest.approx(0.05 / np.sqrt(pooled * (1 - pooled) * 2 / 1000), rel=0.01)
@@ -102,10 +102,10 @@ class TestCompare:
         assert made.imbalance_factor == pytest.approx(4 * (3 * 0.05**2 + 0.85**2))
         assert "The clusters are less even: imbalance factor 2.92 (1.00 in the fitted sample)." in made.verdict
 
-    def test_prices_are_named_where_they_count(self, clustering: Clustering) -> None:
+    def test_the_verdict_mentions_prices(self, clustering: Clustering) -> None:
         assert "assigned with prices" in report(clustering, [9, 9, 9, 9], 0.0, priced=True).verdict[-1]
 
-    def test_quantiles_stand_beside_those_of_the_sample(self, clustering: Clustering) -> None:
+    def test_quantiles_are_compared_with_those_of_the_sample(self, clustering: Clustering) -> None:
         made = report(clustering, [100, 0, 0, 0], 0.0)
         assert made.training_quantiles == QUANTILES
         assert made.quantiles["0.5"] == pytest.approx(0.4, abs=3e-4)

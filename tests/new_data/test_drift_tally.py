@@ -74,6 +74,6 @@ def test_far_is_above_the_stored_quantile() -> None:
     "training",
     [{}, {"squared_distance_quantiles": {}}, {"squared_distance_quantiles": [0.5]}, {"squared_distance_quantiles": 3}],
 )
-def test_a_clustering_without_quantiles_says_what_to_do(training: dict[str, object]) -> None:
+def test_the_error_for_missing_quantiles_names_the_fix(training: dict[str, object]) -> None:
     with pytest.raises(DataError, match="run the cluster stage again with this version"):
         training_quantiles(clustering(training))

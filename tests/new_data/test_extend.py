@@ -1,4 +1,4 @@
-"""New centers are appended; whatever the parent holds stays as it is."""
+"""New centers are appended; the parent is unchanged."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from mode_ray.storage import Location
 
 @pytest.fixture
 def parent() -> Clustering:
-    """Four centers; expert 0 of 2 sits at (0, 0.5), expert 1 at (10, 0.1), where mass draws it."""
+    """Four centers; the centroid of expert 0 of 2 is (0, 0.5), that of expert 1, weighted by mass, (10, 0.1)."""
     return Clustering(
         centers_md=np.array([[0, 0], [0, 1], [10, 0], [10, 1]], np.float32),
         prices_m=np.array([0.1, -0.1, 0.2, -0.2]),
@@ -38,7 +38,7 @@ def new() -> NewCenters:
     )
 
 
-def test_the_parent_is_a_prefix_and_ids_go_on(parent: Clustering, new: NewCenters) -> None:
+def test_the_parent_is_a_prefix_and_ids_continue(parent: Clustering, new: NewCenters) -> None:
     made = extended(parent, new, None, {})
     for name, appended in (
         ("centers_md", new.centers_kd),
@@ -63,7 +63,7 @@ def test_new_centers_go_to_the_expert_with_the_nearest_centroid(parent: Clusteri
 
 
 def test_the_centroid_is_weighted_by_mass() -> None:
-    # Expert 0 lies at 0.04 by mass, where 5.5 is nearer to 10, and at 2 by plain mean, where it would not be.
+    # The centroid of expert 0 is 0.04 by mass, so 5.5 is nearer to 10. By plain mean it would be 2, and nearer to 5.5.
     heavy = Clustering(
         centers_md=np.array([[0, 0], [4, 0], [10, 0]], np.float32),
         prices_m=np.zeros(3),
@@ -92,7 +92,7 @@ def test_a_new_expert_has_exactly_the_new_centers_and_the_old_keep_their_numbers
     assert made.masses(3).tolist() == [20, 100, 10]
 
 
-def test_a_map_that_stands_is_not_replaced(parent: Clustering) -> None:
+def test_an_existing_map_is_not_replaced(parent: Clustering) -> None:
     tight = Clustering(
         parent.centers_md, parent.prices_m, parent.mass_m, parent.squared_distance_m, "e",
         {1: parent.coarse[1], 2: parent.coarse[2]},
@@ -103,7 +103,7 @@ def test_a_map_that_stands_is_not_replaced(parent: Clustering) -> None:
         check_new_expert(parent, 8)
 
 
-def test_extensions_are_remembered_in_order_beside_the_parents_figures(parent: Clustering, new: NewCenters) -> None:
+def test_extensions_are_recorded_in_order_with_the_parents_figures(parent: Clustering, new: NewCenters) -> None:
     once = extended(parent, new, None, {"run": "B"})
     twice = extended(once, new, None, {"run": "C"})
     assert twice.training["extensions"] == [{"run": "B"}, {"run": "C"}]
@@ -158,7 +158,9 @@ class TestFit:
         np.testing.assert_array_equal(after_distance[~moved], before_distance[~moved])
         assert (after_distance[moved] <= before_distance[moved]).all()
 
-    def test_too_few_distinct_captions_are_said_with_the_mend(self, parent: Clustering, config: ClusterConfig) -> None:
+    def test_too_few_distinct_captions_are_an_error_with_the_fix(
+        self, parent: Clustering, config: ClusterConfig
+    ) -> None:
         same = np.tile(np.array([[0, 50], [50, 0], [50, 50]], np.float32), (10, 1))
         with pytest.raises(DataError) as caught:
             fit_new_centers(parent, same, FarCaptions(1000, 30, 0.99, 0.5), 4, config)

@@ -107,7 +107,7 @@ def test_a_source_that_lost_captions_is_named(assigned: Assigned) -> None:
         assigned.far("sample")
 
 
-def test_assignments_that_are_gone_or_damaged_are_named_with_the_mend(assigned: Assigned) -> None:
+def test_missing_or_damaged_assignments_are_named_with_the_fix(assigned: Assigned) -> None:
     output = Path((assigned.directories["assign"] / assigned.name).path)
     output.write_bytes(output.read_bytes()[:100])
     with pytest.raises(DataError, match=r"damaged .*delete it and .*manifest\.json, and run `mode-ray .*` again"):

@@ -1,1 +1,1 @@
-"""Balanced k-means over a sample that Ray actors hold in parts."""
+"""Balanced k-means over a sample, in one process or distributed over Ray actors."""

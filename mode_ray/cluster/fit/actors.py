@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
-from mode_ray.cluster.fit.sample import SamplePart, deal_sample, read_sample
+from mode_ray.cluster.fit.sample import SamplePart, distribute_sample, read_sample
 from mode_ray.cluster.fit.sample_rows import CandidateSearch, Hashes, LocalRows
 from mode_ray.cluster.fit.sums import Float64Array, PartialSums
 from mode_ray.cluster.search.nearest import Float32Array
@@ -64,7 +64,7 @@ class ActorRows:
     def __init__(
         self, embeddings: Location, parts: Sequence[SamplePart], seed: int, placement: ClusterPlacement
     ) -> None:
-        shares = [own for own in deal_sample(parts, placement.workers) if own]
+        shares = [own for own in distribute_sample(parts, placement.workers) if own]
         actor: Any = ray.remote(
             num_cpus=placement.cpus, max_restarts=_MAX_RESTARTS, max_task_retries=_MAX_RESTARTS
         )(_RowsActor)  # fmt: skip

@@ -41,20 +41,13 @@ def row_hashes(vectors_nd: npt.NDArray[np.floating]) -> npt.NDArray[np.uint64]:
     return hash_n
 
 
-def row_multiplicity(
-    vectors_nd: npt.NDArray[np.floating],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The first row of each distinct vector, and how often each row's vector occurs.
+def multiplicity(hash_n: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The first row of each distinct vector, and how often each row's vector occurs, from `row_hashes`.
 
     Returns:
         first_u: int64 [u], index of the first row of each distinct vector, ascending.
         multiplicity_n: int64 [n].
     """
-    return multiplicity(row_hashes(vectors_nd))
-
-
-def multiplicity(hash_n: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """`row_multiplicity` from `row_hashes`."""
     _, first_u, inverse_n, count_u = np.unique(hash_n, return_index=True, return_inverse=True, return_counts=True)
     return np.sort(first_u).astype(np.int64), count_u[inverse_n].astype(np.int64)
 

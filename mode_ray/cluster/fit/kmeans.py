@@ -72,11 +72,6 @@ class FineFit:
     distinct_rows: int
     init: InitMethod
 
-    @property
-    def duplicate_rows(self) -> int:
-        """Rows that repeat another row."""
-        return self.rows - self.distinct_rows
-
 
 @dataclass(frozen=True, eq=False)
 class FitState:
@@ -95,20 +90,9 @@ class FitState:
     init: InitMethod
 
 
-def fit_fine(
-    sample_nd: Vectors,
-    config: FineConfig,
-    seed: int,
-    threads: int,
-    on_iteration: Callable[[IterationReport], None] | None = None,
-) -> FineFit:
+def fit_fine(sample_nd: Vectors, config: FineConfig, seed: int, threads: int) -> FineFit:
     """`fit_rows` for an array of rows: floats [n, d], converted to float16."""
-
-    def report(state: FitState) -> None:
-        if on_iteration:
-            on_iteration(state.history[-1])
-
-    return fit_rows(LocalRows(sample_nd, threads), config, seed, report)
+    return fit_rows(LocalRows(sample_nd, threads), config, seed)
 
 
 def fit_rows(

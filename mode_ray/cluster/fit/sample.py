@@ -47,7 +47,7 @@ def plan_sample(embeddings: Location, sample_rows: int, seed: int) -> list[Sampl
     return [SamplePart(unit, rows, 0, rows) for unit, rows in sorted(wanted.items()) if rows > 0]
 
 
-def deal_sample(parts: Sequence[SamplePart], workers: int) -> list[list[SamplePart]]:
+def distribute_sample(parts: Sequence[SamplePart], workers: int) -> list[list[SamplePart]]:
     """Distribute a sample to workers, in order; their numbers of rows differ by at most one."""
     bounds = [sum(part.end - part.begin for part in parts) * worker // workers for worker in range(workers + 1)]
     by_worker: list[list[SamplePart]] = [[] for _ in range(workers)]

@@ -24,13 +24,6 @@ def initial_centers(
     `kmeans++` is the greedy variant: it draws several rows in proportion to the squared distance, and keeps the best.
     It works on a uniform sub-sample of 16 rows per center, at least 16,384.
 
-    Args:
-        sample: The rows.
-        hash_n: Their `row_hashes`.
-        m: Number of centers.
-        method: How to choose the centers.
-        rng: Random generator.
-
     Returns:
         float32 [m, d].
 

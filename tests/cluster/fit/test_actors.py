@@ -1,4 +1,4 @@
-"""Rows over Ray actors: the same fit to the last bit, however many hold them and whichever is lost."""
+"""Rows over Ray actors: the fit has the same bits for any number of actors, also if one is killed."""
 
 import os
 import signal
@@ -75,7 +75,7 @@ def assert_same_bits(one: FineFit, other: FineFit) -> None:
 
 @pytest.fixture(scope="module")
 def three(embeddings: Location, parts: list[SamplePart]) -> ActorRows:
-    """The sample over three actors: to start them takes longer than all they do."""
+    """The sample over three actors, shared by the tests because starting actors is slow."""
     return ActorRows(embeddings, parts, SEED, ClusterPlacement(workers=3, cpus=0.5, threads=1))
 
 
@@ -105,7 +105,7 @@ def test_so_do_one_and_two(
     assert_same_bits(fit_rows(sample, config_of(balanced), SEED), local[balanced])
 
 
-def test_rows_are_taken_by_position_whoever_holds_them(
+def test_rows_are_taken_by_position_from_any_actor(
     three: ActorRows, embeddings: Location, parts: list[SamplePart]
 ) -> None:
     whole = read_sample(embeddings, parts, SEED).astype(np.float32)
@@ -120,7 +120,7 @@ def test_rows_are_taken_by_position_whoever_holds_them(
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_an_actor_that_is_killed_amid_the_fit_comes_back_to_the_same_bits(
+def test_the_fit_has_the_same_bits_if_an_actor_is_killed(
     three: ActorRows, local: Mapping[bool, FineFit], balanced: bool
 ) -> None:
     killed: list[int] = []
@@ -174,7 +174,7 @@ def clustering_files(directory: Location) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in directory.files() if file.name.endswith(".safetensors")}
 
 
-def test_the_stage_says_how_far_it_is_and_two_actors_give_the_same_bytes_as_one_process(
+def test_the_stage_reports_progress_and_two_actors_give_the_same_bytes_as_one_process(
     embeddings: Location, parts: list[SamplePart], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mode_ray.cluster.stage._LOOK_SECONDS", 0.02)
@@ -194,7 +194,7 @@ def test_the_stage_says_how_far_it_is_and_two_actors_give_the_same_bytes_as_one_
     assert iterations == sorted(set(iterations))
     manifest = read_manifest(directory)
     assert manifest is not None
-    assert iterations[-1] == manifest.summary["iterations"], "the last is told, however fast it came"
+    assert iterations[-1] == manifest.summary["iterations"], "the last iteration is reported"
     alone = Location(str(tmp_path / "alone"))
     sample = LocalRows(read_sample(embeddings, parts, SEED))
     fit_clustering(sample, config.cluster, encoder_name(config.encoder), alone)
@@ -202,7 +202,7 @@ def test_the_stage_says_how_far_it_is_and_two_actors_give_the_same_bytes_as_one_
     assert set(clustering_files(alone)) == {"fine.safetensors", "coarse-n2.safetensors", "coarse-n4.safetensors"}
 
 
-def test_more_workers_than_cpus_are_said_and_not_waited_for_in_silence(
+def test_more_workers_than_cpus_are_reported_before_waiting(
     embeddings: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     placement = run_config(tmp_path, 1).cluster.placement.model_copy(update={"workers": 500})

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mode_ray.cluster.fit.balance import balance_prices, capped_weights, row_multiplicity
+from mode_ray.cluster.fit.balance import balance_prices, capped_weights, multiplicity, row_hashes
 from mode_ray.cluster.fit.sample_rows import CandidateSearch, LocalRows
 from mode_ray.cluster.fit.sizes import balance_score, imbalance_factor, max_over_mean
 
@@ -66,8 +66,8 @@ def test_copies_together_weigh_at_most_one_fair_share() -> None:
     np.testing.assert_array_equal(capped_weights(np.ones(10, np.int64), m=5), np.ones(10))
 
 
-def test_multiplicity_tells_copies_and_signed_zeros() -> None:
+def test_multiplicity_counts_copies_and_ignores_the_sign_of_zeros() -> None:
     rows = np.array([[1, 0], [2, 3], [1, -0.0], [3, 2], [1, 0]], np.float32)
-    first, multiplicity = row_multiplicity(rows)
+    first, counts = multiplicity(row_hashes(rows))
     np.testing.assert_array_equal(first, [0, 1, 3])
-    np.testing.assert_array_equal(multiplicity, [3, 1, 3, 1, 3])
+    np.testing.assert_array_equal(counts, [3, 1, 3, 1, 3])

@@ -1,4 +1,4 @@
-"""A fit on disk between two iterations: what goes in comes out, and a broken-off fit ends like an undisturbed one."""
+"""The state of a fit on disk: it is read as it was written, and an interrupted fit ends like an undisturbed one."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_what_was_written_is_read_to_the_last_bit(directory: Location) -> None:
     assert (read.history, read.init) == (state.history, state.init)
 
 
-def test_the_newest_report_lies_beside_it_for_those_who_watch(directory: Location) -> None:
+def test_the_newest_report_is_written_too(directory: Location) -> None:
     write_fit_state(directory, state_of())
     assert json.loads((directory / FIT_PROGRESS).read_text())["iteration"] == 2
     delete_fit_state(directory)
@@ -65,7 +65,7 @@ def test_the_newest_report_lies_beside_it_for_those_who_watch(directory: Locatio
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "no history", "another report"])
-def test_a_damaged_state_is_one_sentence_with_the_mend(directory: Location, damage: str) -> None:
+def test_a_damaged_state_is_one_sentence_that_says_how_to_fix_it(directory: Location, damage: str) -> None:
     write_fit_state(directory, state_of())
     file = directory / FIT_STATE
     whole = file.read_bytes()
@@ -83,7 +83,7 @@ def test_a_damaged_state_is_one_sentence_with_the_mend(directory: Location, dama
 
 
 @pytest.mark.parametrize("iterations", [1, 3, 5])
-def test_a_fit_that_was_broken_off_ends_with_the_same_bytes_and_leaves_no_state(
+def test_an_interrupted_fit_ends_with_the_same_bytes_and_leaves_no_state(
     directory: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iterations: int
 ) -> None:
     def write_and_break(where: Location, state: FitState) -> None:

@@ -47,7 +47,7 @@ def test_two_points_a_side_have_known_means() -> None:
     np.testing.assert_array_equal(donors, [0, 1])
 
 
-def test_sums_are_the_same_bits_however_the_rows_are_dealt_to_shards() -> None:
+def test_sums_have_the_same_bits_for_any_distribution_of_the_rows() -> None:
     rows, _ = sphere_mixture(1000)
     centers = rows[:20]
     whole = lloyd_step(rows, centers)
@@ -60,14 +60,14 @@ def test_sums_are_the_same_bits_however_the_rows_are_dealt_to_shards() -> None:
         PartialSums.merge([])
 
 
-def test_sums_of_moved_rows_are_those_of_all_rows_anew() -> None:
+def test_updated_sums_equal_sums_of_all_rows() -> None:
     rows, _ = sphere_mixture(2000)
     sample = LocalRows(rows)
     for first in (0, 20, 40, 0):
         centers = rows[first : first + 20]
-        kept, anew = sample.nearest_sums(centers), lloyd_step(rows, centers)
-        np.testing.assert_array_equal(kept.sums_md, anew.sums_md)
-        np.testing.assert_array_equal(kept.counts_m, anew.counts_m)
+        kept, recomputed = sample.nearest_sums(centers), lloyd_step(rows, centers)
+        np.testing.assert_array_equal(kept.sums_md, recomputed.sums_md)
+        np.testing.assert_array_equal(kept.counts_m, recomputed.counts_m)
 
 
 def test_objective_equals_faiss_kmeans_from_the_same_start() -> None:
@@ -127,18 +127,18 @@ def test_balanced_fit_reaches_the_targets(rows: int, m: int) -> None:
     assert max_over_mean(balanced.fitted_mass_m) <= 1.25
     assert imbalance_factor(balanced.fitted_mass_m) <= 1.02
     assert balanced.fitted_inertia <= 1.05 * plain.fitted_inertia
-    # What the fit says of itself is what its centers and prices do.
+    # The figures of the fit equal those computed from its centers and prices.
     halves = vectors.astype(np.float16)
     for prices, mass in ((balanced.prices_m, balanced.fitted_mass_m), (None, balanced.mass_m)):
         fine, _ = NearestCenters(balanced.centers_md, prices).search(halves)
         np.testing.assert_array_equal(np.bincount(fine, minlength=m), mass)
 
 
-def test_prices_stay_bounded_where_one_caption_is_repeated_beyond_a_fair_share() -> None:
+def test_prices_stay_bounded_if_one_caption_exceeds_a_fair_share() -> None:
     vectors, _ = sphere_mixture(2000)
     vectors = np.concatenate([vectors, np.repeat(vectors[:1], 1000, axis=0)])
     fit = fit_fine(vectors, FineConfig(centers=16), 0, 1)
-    assert fit.duplicate_rows == 1000
+    assert fit.rows - fit.distinct_rows == 1000
     others = np.sort(fit.fitted_mass_m)[:-1]
     assert max_over_mean(others) <= 1.25
     assert np.abs(fit.prices_m).max() < 4.0
@@ -160,7 +160,7 @@ def test_the_same_seed_gives_the_same_fit() -> None:
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_a_fit_that_was_broken_off_goes_on_to_the_same_bits(balanced: bool) -> None:
+def test_an_interrupted_fit_resumes_to_the_same_bits(balanced: bool) -> None:
     vectors, _ = sphere_mixture(1500)
     config = FineConfig(centers=24, iterations=6, balanced=balanced, tolerance=0.0)
     states: list[FitState] = []
@@ -182,13 +182,14 @@ def test_threads_do_not_change_a_fit() -> None:
 
 def test_iterations_are_reported_as_they_happen() -> None:
     seen: list[Any] = []
-    fit = fit_fine(sphere_mixture(400)[0], FineConfig(centers=8, iterations=3, tolerance=0.0), 0, 1, seen.append)
+    config = FineConfig(centers=8, iterations=3, tolerance=0.0)
+    fit = fit_rows(LocalRows(sphere_mixture(400)[0]), config, 0, lambda state: seen.append(state.history[-1]))
     assert seen == list(fit.history)
     assert [report.iteration for report in seen] == [1, 2, 3]
     assert fit.rows == fit.mass_m.sum() == fit.fitted_mass_m.sum() == 400
 
 
-def test_too_few_distinct_captions_name_both_numbers_and_the_mend() -> None:
+def test_too_few_distinct_captions_name_both_numbers_and_the_fix() -> None:
     rows = np.repeat(np.eye(5, dtype=np.float32), 100, axis=0)
     with pytest.raises(DataError, match=r"5 distinct embeddings \(500 rows\) for 6 fine centers.*fine.centers"):
         fit_fine(rows, FineConfig(centers=6), 0, 1)

@@ -1,4 +1,4 @@
-"""The sample of a fit: uniform over all rows, the same for the same seed, dealt whole."""
+"""The sample of a fit: uniform over all rows, the same for the same seed, completely distributed."""
 
 from itertools import chain
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mode_ray.cluster.fit.sample import SamplePart, deal_sample, plan_sample, read_sample
+from mode_ray.cluster.fit.sample import SamplePart, distribute_sample, plan_sample, read_sample
 from mode_ray.embed.table import embedding_column
 from mode_ray.errors import DataError
 from mode_ray.stages.manifest import Stage, UnitRecord
@@ -23,7 +23,7 @@ def sampled(embeddings: Stage, rows: int, seed: int) -> list[float]:
 
 @pytest.fixture
 def embeddings(tmp_path: Path) -> Stage:
-    """Three units of 10, 0 and 30 vectors; the first component tells the row."""
+    """Three units of 10, 0 and 30 vectors; the first component is the row."""
     made = Stage("embed", Location(str(tmp_path)), {})
     made.begin(3)
     records, first = [], 0
@@ -37,7 +37,7 @@ def embeddings(tmp_path: Path) -> Stage:
     return made
 
 
-def test_all_rows_in_order_where_there_are_not_more(embeddings: Stage) -> None:
+def test_all_rows_in_order_if_the_sample_is_large_enough(embeddings: Stage) -> None:
     assert sampled(embeddings, 100, 0) == list(range(40))
 
 
@@ -52,24 +52,24 @@ def test_distinct_rows_of_all_units_the_same_for_the_same_seed(embeddings: Stage
 @pytest.mark.parametrize("workers", [1, 2, 3, 7, 25])
 def test_workers_together_read_every_row_of_the_sample_once_and_in_its_order(embeddings: Stage, workers: int) -> None:
     parts = plan_sample(embeddings.directory, 23, 0)
-    dealt = deal_sample(parts, workers)
-    read = [read_sample(embeddings.directory, own, 0)[:, 0].tolist() for own in dealt if own]
+    by_worker = distribute_sample(parts, workers)
+    read = [read_sample(embeddings.directory, own, 0)[:, 0].tolist() for own in by_worker if own]
     assert list(chain.from_iterable(read)) == sampled(embeddings, 23, 0)
-    counts = [sum(part.end - part.begin for part in own) for own in dealt]
-    assert len(dealt) == workers
+    counts = [sum(part.end - part.begin for part in own) for own in by_worker]
+    assert len(by_worker) == workers
     assert max(counts) - min(counts) <= 1
 
 
 def test_odd_parts_are_cut_and_keep_what_they_are_of() -> None:
     parts = [SamplePart("a", 5, 0, 5), SamplePart("b", 3, 0, 3), SamplePart("c", 9, 0, 9)]
-    assert deal_sample(parts, 2) == [
+    assert distribute_sample(parts, 2) == [
         [SamplePart("a", 5, 0, 5), SamplePart("b", 3, 0, 3)],
         [SamplePart("c", 9, 0, 9)],
     ]
-    thirds = deal_sample(parts, 3)
+    thirds = distribute_sample(parts, 3)
     assert thirds[1] == [SamplePart("b", 3, 0, 3), SamplePart("c", 9, 0, 3)]
     assert thirds[0] == [SamplePart("a", 5, 0, 5)]
-    assert deal_sample(thirds[1], 2) == [[SamplePart("b", 3, 0, 3)], [SamplePart("c", 9, 0, 3)]]
+    assert distribute_sample(thirds[1], 2) == [[SamplePart("b", 3, 0, 3)], [SamplePart("c", 9, 0, 3)]]
 
 
 def test_no_embedding_at_all(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_no_embedding_at_all(tmp_path: Path) -> None:
         plan_sample(made.directory, 10, 0)
 
 
-def test_a_damaged_shard_is_named_with_the_mend(embeddings: Stage) -> None:
+def test_a_damaged_file_is_named_with_the_fix(embeddings: Stage) -> None:
     file = Path(embeddings.output("c").path)
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(DataError, match=r"/c\.parquet: damaged .*mode-ray embed"):

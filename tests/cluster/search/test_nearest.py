@@ -123,7 +123,7 @@ def test_no_rows_give_no_rows() -> None:
     assert fine.shape == squared.shape == (0,)
 
 
-def test_missing_faiss_is_one_sentence_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_faiss_is_one_sentence_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UsageError, match=r"pip install 'mode_ray\[cpu\]'"):
         nearest.import_faiss()

@@ -1,4 +1,4 @@
-"""Projected distances are lower bounds of the true ones, whatever the vectors are."""
+"""Projected distances are lower bounds of the true ones, for any vectors."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ TOLERANCE = 1e-5
 
 
 def unit_rows(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
-    """Unit vectors most of whose variance lies on few axes, off the origin."""
+    """Unit vectors with most of their variance on few axes, and a mean other than 0."""
     generator = np.random.default_rng(seed)
     scale = 1.0 / np.arange(1, dimension + 1)
     vectors = 0.3 + generator.standard_normal((rows, dimension)) * scale
