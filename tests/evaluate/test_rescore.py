@@ -98,7 +98,7 @@ def test_an_expert_that_was_left_out_is_told_in_the_report(run: ReportSources) -
     assert data["missing_experts"] == [0]
     assert [row["name"] for row in data["models"] if row["kind"] == "single"] == ["expert 1 alone"]
     assert [row["weights"] for row in data["routing"]] == [[0.0, 1.0], [0.0, 1.0]]
-    assert "Left out on request: expert 0" in (target / "report.html").read_text()
+    assert "Experts left out by the config: 0" in (target / "report.html").read_text()
 
 
 def test_an_expert_may_be_left_out_after_the_evaluation_and_come_back(
@@ -134,7 +134,7 @@ def test_an_expert_that_failed_to_train_needs_no_manifest_to_be_left_out(run: Re
 @pytest.mark.parametrize("left_out", [(2,), (-1,), (0, 1)])
 def test_only_some_of_the_experts_can_be_left_out(run: ReportSources, left_out: tuple[int, ...]) -> None:
     config = changed(run.config, "evaluate", leave_out_experts=left_out)
-    with pytest.raises(UsageError, match="the experts are 0 to 1, and one must be left"):
+    with pytest.raises(UsageError, match="the experts are 0 to 1, and at least one must remain"):
         write_report(config, run.work_units, run.directories, run.directories["evaluate"])
 
 

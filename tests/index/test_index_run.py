@@ -119,7 +119,7 @@ class TestMistakes:
         folder.delete()
         with pytest.raises(
             DataError,
-            match=f"{folder}/open_clip_config.json: missing.*or do without it: evaluate.leave_out_experts=\\[1\\]",
+            match=f"{folder}/open_clip_config.json: missing.*or leave it out: evaluate.leave_out_experts=\\[1\\]",
         ):
             index_stages(config)
 

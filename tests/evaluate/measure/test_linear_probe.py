@@ -131,8 +131,8 @@ def test_concatenated_features_see_what_each_model_alone_does_not() -> None:
         (np.eye(3), np.array([0, 1, 5]), "labels run from 0 to 5, outside 0 to 2"),
         (np.eye(3), np.array([1, 1, 1]), "two classes; there are 1"),
         (np.eye(3), np.array([0, 1, 2]), "no class has two images"),
-        (np.full((4, 2), np.nan), np.array([0, 0, 1, 1]), "not a finite number"),
-        (np.ones((4, 2)), np.array([0, 0, 1, 1]), "all features are alike"),
+        (np.full((4, 2), np.nan), np.array([0, 0, 1, 1]), "not finite"),
+        (np.ones((4, 2)), np.array([0, 0, 1, 1]), "all features are equal"),
     ],
 )
 def test_what_it_cannot_learn_from_is_refused(features: np.ndarray, labels: np.ndarray, message: str) -> None:

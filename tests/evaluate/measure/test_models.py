@@ -91,7 +91,7 @@ class TestAnUnfinishedTraining:
         with pytest.raises(
             UsageError,
             match=rf"{directory}/n3/02: failed \(its loss is not finite\): .* run `mode-ray train`, or evaluate "
-            r"without what failed: evaluate.leave_out_experts=\[2\]",
+            r"without the failed experts: evaluate.leave_out_experts=\[2\]",
         ):
             find_trained(3, (), directory)
 

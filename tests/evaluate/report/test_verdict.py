@@ -27,13 +27,13 @@ def test_verdict_of_a_loss_says_so(report: dict[str, Any]) -> None:
     result = verdict(check_report(report))
     assert result.outcome == "loss"
     assert result.sentence.startswith(
-        "MoDE-4 (soft) does not win: it stays 3.0 points below the dense model, for 2.50"
+        "MoDE-4 (soft) does not win: it is 3.0 points below the dense model, for 2.50"
     )
     assert "ahead in 0 of 5" in result.sentence
     remarks = " ".join(result.remarks)
     assert "Routing does not help" in remarks
     assert "Clustering does not help" in remarks
-    assert "MoDE-4 (paper) reaches more (32.0 %), but is not the rule that was chosen beforehand." in remarks
+    assert "MoDE-4 (paper) is better (32.0 %), but this rule was not chosen in advance." in remarks
 
 
 @pytest.mark.parametrize(("points", "side"), [(0.3, "above"), (-0.3, "below")])
@@ -67,7 +67,7 @@ class TestResampledImages:
     def test_a_small_gain_is_a_win_where_the_interval_says_so(self, report: dict[str, Any]) -> None:
         result = verdict(check_report(self.with_interval(report, 0.3, 0.1, 0.5)))
         assert result.outcome == "win"
-        expected = "On resampled test images the difference lies between +0.1 and +0.5 points (95 %)."
+        expected = "On resampled test images the difference is between +0.1 and +0.5 points (95 %)."
         assert result.remarks[0].startswith(expected)
 
     def test_a_large_one_is_a_tie_where_the_interval_holds_zero(self, report: dict[str, Any]) -> None:

@@ -240,7 +240,7 @@ class TestBenchmarkLayout:
     def test_a_missing_shard_is_noticed(self, tmp_path: Path) -> None:
         self.write(tmp_path, "test", [[{"jpg": b"1", "cls": 0}], [{"jpg": b"2", "cls": 1}]])
         (tmp_path / "test" / "1.tar").unlink()
-        with pytest.raises(DataError, match=r"test/nshards\.txt: says '2', but 1 tars lie there"):
+        with pytest.raises(DataError, match=r"test/nshards\.txt: says '2', but there are 1 tars"):
             list(read_samples(self.task(tmp_path)))
 
     def test_splits_lie_in_their_own_folders_and_a_missing_one_is_named(self, tmp_path: Path) -> None:
