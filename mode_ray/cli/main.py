@@ -86,9 +86,6 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    Args:
-        arguments: The words of the command line; by default those of this process.
-
     Returns:
         The exit code.
     """

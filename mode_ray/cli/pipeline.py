@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 
 
 def run_stages(config: "RunConfig", names: Sequence[str], to: Console) -> None:
-    """Run stages of a config on Ray, and print the results if `evaluate` is one of them.
-
-    Args:
-        config: The config of the run.
-        names: The stages, in order.
-        to: Where progress and results are printed.
-    """
+    """Run stages of a config on Ray, and print the results if `evaluate` is one of them."""
     from mode_ray.observe.progress import Progress
     from mode_ray.pipeline import Pipeline
     from mode_ray.run_directory import report_page

@@ -66,13 +66,7 @@ class TaskCosines:
         return replace(self, cosines={})
 
     def scored(self, task: Task, scores_il: np.ndarray, text_to_image_scores_il: np.ndarray | None = None) -> Scored:
-        """Scores of a model or an ensemble with the labels of this task, for metrics.
-
-        Args:
-            task: The measured task.
-            scores_il: Scores of a model or an ensemble.
-            text_to_image_scores_il: Scores for retrieving images, if they differ.
-        """
+        """Scores of a model or an ensemble with the labels of this task, for metrics."""
         merge = task.kind == "retrieval" and task.equal_captions == "one"
         captions = self.summary.texts if merge else None
         return Scored(

@@ -31,11 +31,6 @@ class Trained:
 def find_trained(n: int, left_out: Sequence[int], directory: Location) -> Trained:
     """The trials to evaluate. All must be finished, except those of left-out experts.
 
-    Args:
-        n: Number of experts.
-        left_out: Ids of experts to leave out.
-        directory: Directory of the train stage; it may have no manifest.
-
     Raises:
         UsageError: A left-out expert does not exist, or a trial is not finished; the message says how to continue.
     """
@@ -74,10 +69,6 @@ def _not_trained(n: int, left_out: Sequence[int], directory: Location, unfinishe
 
 def check_models(n: int, models: Mapping[str, Location]) -> None:
     """Check the files of every model without loading them.
-
-    Args:
-        n: Number of experts.
-        models: Folders of models by name.
 
     Raises:
         DataError: A file is missing or incomplete; the message names it and says how to continue without the expert.

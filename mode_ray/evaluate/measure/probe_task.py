@@ -38,12 +38,6 @@ def probe_task(
 ) -> TaskProbes:
     """Fit on the training split and measure on the test split.
 
-    Args:
-        task: A task with a training split.
-        test_features_id: Embeddings of the test images, by model.
-        test_labels_i: Classes of the test images.
-        encode: Returns the samples and embeddings of a split.
-
     Raises:
         DataError: A file cannot be read, or the training split is too small.
     """

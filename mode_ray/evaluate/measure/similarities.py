@@ -40,15 +40,9 @@ def measure_task(
     placement: EvaluatePlacement,
     parts: Mapping[Split, Sequence[EncodedPart]] | None = None,
 ) -> TaskSummary:
-    """Measure a task with all models. Every image is decoded once.
+    """Measure a task with all models, and write its files to a directory. Every image is decoded once.
 
-    Args:
-        task: The task.
-        models: Folders of models by name.
-        encoder: The caption encoder for routing.
-        directory: Output directory of the task.
-        placement: Batch size, threads and size limit of images.
-        parts: Images that several workers have encoded, by split. By default the images are encoded here.
+    `parts` are the images that several workers have encoded, by split. By default the images are encoded here.
 
     Raises:
         DataError: A model or file cannot be read, no sample is usable, a class name has no embedding, or the metric is
@@ -97,10 +91,6 @@ def measure_task(
 
 def zero_shot_classifier(class_texts: Sequence[Sequence[str]], encode: Encode) -> np.ndarray:
     """One unit row per class: the mean direction of the embeddings of its texts.
-
-    Args:
-        class_texts: For every class, its name in every template.
-        encode: Encodes texts to unit rows.
 
     Raises:
         DataError: A text has no embedding, or the embeddings of a class cancel out; the message names the class.

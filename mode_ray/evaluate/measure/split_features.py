@@ -42,12 +42,6 @@ def encode_split(
 ) -> tuple[UsableSamples, Features]:
     """Embed the usable images of a split.
 
-    Args:
-        task: The task.
-        split: The split.
-        experts: Models by name, which share the preprocessing of images.
-        placement: Batch size and size limit of images.
-
     Raises:
         DataError: A file cannot be read, or no sample is usable.
     """
@@ -66,14 +60,6 @@ def encode_part(
 ) -> EncodedPart:
     """Embed the share of one worker: one of every `workers_per_task` batches of samples. Others are not decoded.
 
-    Args:
-        task: The task.
-        split: The split.
-        experts: Models by name.
-        placement: Batch size, size limit of images and number of workers.
-        worker: Index of the worker.
-        folder: Output folder of the embeddings.
-
     Raises:
         DataError: A file cannot be read.
     """
@@ -84,11 +70,7 @@ def encode_part(
 
 
 def merge_parts(models: Sequence[str], parts: Sequence[EncodedPart]) -> tuple[UsableSamples, Features]:
-    """The result that `encode_split` would return, with images in the same order.
-
-    Args:
-        models: Names of the models, in the order of `experts`.
-        parts: The parts of all workers.
+    """The result of `encode_split` from the parts of all workers; `models` are in the order of `experts`.
 
     Raises:
         DataError: No sample is usable.

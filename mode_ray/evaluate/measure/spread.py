@@ -26,13 +26,7 @@ def measure_tasks(
     models: Mapping[str, Location],
     on_summary: Callable[[TaskSummary], None],
 ) -> None:
-    """Measure tasks with all models, and report each when it is finished.
-
-    Args:
-        config: Config of the run.
-        tasks: Tasks by their output directory.
-        models: Folders of models by name.
-        on_summary: Called for every finished task.
+    """Measure tasks, given by their output directory, with all models; `on_summary` is called for each when finished.
 
     Raises:
         ModeRayError: As `measure_task`.

@@ -24,16 +24,7 @@ def measure(scored: Scored) -> dict[str, float]:
 
 
 def metric_draws(scored: Scored, name: str, *, resamples: int = 1000, seed: int = 0) -> Floats:
-    """A metric on resamples of the images, for an interval or for the difference of two models.
-
-    Args:
-        scored: The scores and the labels.
-        name: Name of the metric.
-        resamples: Number of draws.
-        seed: Seed of the draws.
-
-    Returns:
-        As `bootstrap.bootstrap_draws`.
+    """Draws of a metric on resamples of the images, float64 [resamples]; see `bootstrap_draws`.
 
     Raises:
         DataError: The metric is not defined on these images; the message says why.

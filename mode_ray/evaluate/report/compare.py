@@ -1,9 +1,9 @@
 """Results of every model, routing rule, pruning step and control on a task, computed from the stored cosines."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ _DENSE_RUNS = (DENSE, DENSE_EQUAL_TOTAL)
 
 Metrics = Mapping[str, float]
 Keep = Literal["top", "share"]
+_Weights = TypeVar("_Weights", RoutingWeights, np.ndarray)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,40 +88,22 @@ class Router:
 
     def task_weights(self, texts_ld: np.ndarray, rule: RoutingRule, n: int) -> RoutingWeights:
         """Weights of the whole task; see `routing_weights`. `fine_weight_m` includes missing experts."""
-        weights = routing_weights(
-            texts_ld,
-            self.centers_md,
-            self.group_m,
-            self.config,
-            rule,
-            n_experts=n,
-            fitted_temperature=self.fitted_temperature,
-        )
+        weights = self._route(routing_weights, texts_ld, rule, n)
         if not self.missing:
             return weights
         weights_c = without_experts(weights.weights_c, self.missing).astype(np.float64)
-        return RoutingWeights(
-            weights_c=weights_c,
-            rule=weights.rule,
-            normalised_entropy=normalised_entropy(weights_c),
-            nearest_fine_l=weights.nearest_fine_l,
-            nearest_squared_distance_l=weights.nearest_squared_distance_l,
-            fine_weight_m=weights.fine_weight_m,
-            temperature=weights.temperature,
-        )
+        return replace(weights, weights_c=weights_c, normalised_entropy=normalised_entropy(weights_c))
 
     def query_weights(self, texts_ld: np.ndarray, rule: RoutingRule, n: int) -> np.ndarray:
         """Weights of every text as a separate task, [texts, experts]; see `per_query_weights`."""
-        weights_lc = per_query_weights(
-            texts_ld,
-            self.centers_md,
-            self.group_m,
-            self.config,
-            rule,
-            n_experts=n,
-            fitted_temperature=self.fitted_temperature,
-        )
+        weights_lc = self._route(per_query_weights, texts_ld, rule, n)
         return np.asarray(without_experts(weights_lc, self.missing)) if self.missing else weights_lc
+
+    def _route(self, route: Callable[..., _Weights], texts_ld: np.ndarray, rule: RoutingRule, n: int) -> _Weights:
+        fitted = self.fitted_temperature
+        return route(
+            texts_ld, self.centers_md, self.group_m, self.config, rule, n_experts=n, fitted_temperature=fitted
+        )
 
 
 def compare(

@@ -251,20 +251,15 @@ def _nearest(sources: ReportSources, measured: TaskCosines) -> list[NearestRow]:
     fine_lk, squared_lk = nearest_centers(
         measured.routing_texts_ld[: len(texts)], sources.clustering.centers_md, _NEAREST_PER_TEXT
     )
-    rows = []
-    for text, fine_k, squared_k in zip(texts, fine_lk, squared_lk, strict=True):
-        clusters = []
-        for fine, squared in zip(fine_k.tolist(), squared_k.tolist(), strict=True):
-            clusters.append(
-                NearCluster(
-                    fine=fine,
-                    expert=int(sources.group_m[fine]),
-                    squared_distance=squared,
-                    caption=_nearest_caption(sources, fine),
-                )
-            )
-        rows.append(NearestRow(text=text, clusters=clusters))
-    return rows
+
+    def near(fine: int, squared: float) -> NearCluster:
+        caption, expert = _nearest_caption(sources, fine), int(sources.group_m[fine])
+        return NearCluster(fine=fine, expert=expert, squared_distance=squared, caption=caption)
+
+    return [
+        NearestRow(text=text, clusters=list(map(near, fine_k.tolist(), squared_k.tolist())))
+        for text, fine_k, squared_k in zip(texts, fine_lk, squared_lk, strict=True)
+    ]
 
 
 def _experts(sources: ReportSources) -> list[ExpertRow]:

@@ -18,11 +18,7 @@ _OPEN_CLIP = {
 
 
 def builtin_texts(texts: Texts, name: str) -> tuple[str, ...]:
-    """Class names in the order of their numbers, or templates with {} for the name.
-
-    Args:
-        texts: Which of the two.
-        name: Name with the prefix `builtin:`.
+    """Class names in the order of their numbers, or templates with {}, for a name that begins with `builtin:`.
 
     Raises:
         ValueError: The name is unknown, or its package is not installed; the message says what to do.

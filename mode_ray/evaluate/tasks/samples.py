@@ -43,10 +43,6 @@ class Sample:
 def read_samples(task: Task, split: Split = "test") -> Iterator[Sample]:
     """The samples of a task in order.
 
-    Args:
-        task: The task.
-        split: The split to measure, or the one to train a linear probe on.
-
     Raises:
         DataError: A file is missing or damaged, or a column does not exist; the message names file and field.
     """

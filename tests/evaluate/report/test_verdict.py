@@ -26,9 +26,7 @@ def test_verdict_of_a_loss_says_so(report: dict[str, Any]) -> None:
     report["models"][1]["samples_total"] = 1_280_000
     result = verdict(check_report(report))
     assert result.outcome == "loss"
-    assert result.sentence.startswith(
-        "MoDE-4 (soft) does not win: it is 3.0 points below the dense model, for 2.50"
-    )
+    assert result.sentence.startswith("MoDE-4 (soft) does not win: it is 3.0 points below the dense model, for 2.50")
     assert "ahead in 0 of 5" in result.sentence
     remarks = " ".join(result.remarks)
     assert "Routing does not help" in remarks
