@@ -1,4 +1,4 @@
-"""Another routing rule on a finished evaluation: from its files alone, beside its own report."""
+"""A second report under another routing rule, computed from the files of a finished evaluation."""
 
 import gc
 import json
@@ -29,7 +29,7 @@ from mode_ray.train.runs.trial import training_summary
 
 @pytest.fixture
 def run(sources: ReportSources) -> ReportSources:
-    """The small run with its clustering, training and evaluation on disk as their stages leave them."""
+    """The small run with its clustering, training and evaluation stored as by their stages."""
     places = sources.directories
     sources.clustering.save(places["cluster"])
     stages = build_stages(sources.config, list_work_units(sources.config.captions))

@@ -1,4 +1,4 @@
-"""A run's lines as JSON: every line an object, with what it is about."""
+"""The log lines of a run as JSON objects with their context."""
 
 import io
 import json

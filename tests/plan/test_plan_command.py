@@ -1,4 +1,4 @@
-"""`mode-ray plan`: its tables, and a user's mistakes."""
+"""`mode-ray plan`: its tables and its usage errors."""
 
 import io
 from dataclasses import replace

@@ -127,7 +127,7 @@ class Task(Settings):
     def _consistent(self) -> Self:
         if self.kind == "retrieval":
             if self.format == FOLDER_FORMAT:
-                raise ValueError("format: a folder tells classes, no captions: kind must be classification")
+                raise ValueError("format: folders have classes but no captions, so kind must be classification")
             if self.linear_probe:
                 raise ValueError("linear_probe: only classification tasks have one")
             return self

@@ -1,4 +1,4 @@
-"""One pass over a task's images for all models; what is left out is counted; what is stored suffices for any rule."""
+"""One pass over the images for all models, counts of samples left out, and files that suffice for any rule."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def png(seed: int, side: int = 24) -> bytes:
 
 @pytest.fixture
 def measure(tmp_path: Path, models: dict[str, Location]) -> Callable[..., Location]:
-    """Writes rows of (image, text) as a task, measures it, and gives the directory of the result."""
+    """Writes rows of (image, text) as a task, measures it, and returns the directory of the result."""
 
     def run(rows: list[tuple[bytes | None, str | list[str] | None]], **fields: Any) -> Location:  # noqa: ANN401
         column = "caption" if fields.get("kind") == "retrieval" else "label"

@@ -1,4 +1,4 @@
-"""Intervals against scipy's bootstrap; seeds, blocks, pairs, and draws that define nothing."""
+"""Intervals compared with scipy's bootstrap; seeds, blocks, pairs, and draws without a defined metric."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The report as a page and as a table: complete, escaped, small, and the same whatever its data hold."""
+"""The report as a page and as a table: complete, escaped, small and deterministic."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""What the report says is what the run's files hold: budgets, results by task, captions and pictures by cluster."""
+"""The data of the report agree with the files of the run: budgets, results, captions and pictures."""
 
 import io
 import json

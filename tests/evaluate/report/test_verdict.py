@@ -1,4 +1,4 @@
-"""What the report's first sentence claims: a win only beyond what finite test sets leave open."""
+"""The first sentence of the report claims a win only beyond the sampling error of the test sets."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ def test_the_verdict_is_about_the_rule_of_the_config(report: dict[str, Any]) -> 
 
 
 class TestResampledImages:
-    """With intervals in the report, they decide in place of the binomial bound."""
+    """Intervals in the report replace the binomial bound."""
 
     def with_interval(self, report: dict[str, Any], points: float, low: float, high: float) -> dict[str, Any]:
         changed = shifted(report, points)

@@ -1,4 +1,4 @@
-"""Class names and templates that packages bring along: open_clip's as they are there, clip-benchmark's as files."""
+"""Class names and templates of the packages open_clip and clip-benchmark."""
 
 import importlib.util
 import json

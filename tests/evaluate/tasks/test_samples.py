@@ -1,4 +1,4 @@
-"""Which samples come out of every layout of a task's data, and how damage is said."""
+"""The samples of every layout of the data, and the messages about damaged data."""
 
 import io
 import json
@@ -177,7 +177,7 @@ class TestFolders:
 
 
 class TestBenchmarkLayout:
-    """Sets as clip-benchmark publishes them, written with the webdataset package as its own tool does."""
+    """Sets as clip-benchmark publishes them, written with the webdataset package, as by its own tool."""
 
     def write(self, root: Path, split: str, work_units: list[list[dict[str, Any]]]) -> None:
         (root / split).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Task files: what may stand in one, how a mistake is said, and what the data themselves tell."""
+"""Task files: their fields, the messages about mistakes, and the defaults from the data."""
 
 from pathlib import Path
 from typing import Any
