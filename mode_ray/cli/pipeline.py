@@ -47,13 +47,13 @@ def _stage(name: Stage, help_text: str) -> Callable[..., None]:
     def command(config: Config, overrides: Overrides) -> None:
         run_stages(load(config, overrides), (name,), console())
 
-    command.__doc__ = help_text
+    command.__name__, command.__doc__ = name, help_text
     return command
 
 
 def _stage_group(name: Stage, help_text: str) -> typer.Typer:
     """The command that runs one stage, as a group that has subcommands."""
-    group = command_group()
+    group = command_group(name)
     group.callback()(_stage(name, help_text))
     return group
 

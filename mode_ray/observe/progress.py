@@ -29,27 +29,21 @@ class ProgressObserver(Protocol):
 
     def begin(self, stage: str, units: int, done: int, actors: int) -> None:
         """A stage begins."""
-        ...
 
     def unit(self, record: UnitRecord) -> None:
         """A unit was finished or quarantined."""
-        ...
 
     def iteration(self, report: FitReport) -> None:
         """The fine clustering finished an iteration."""
-        ...
 
     def trials(self, statuses: Mapping[str, TrialStatus]) -> None:
         """The current state of all training runs; called repeatedly."""
-        ...
 
     def routing(self, entropy_by_task: Mapping[str, float]) -> None:
         """The entropy of the routing weights of each evaluated task."""
-        ...
 
     def end(self, manifest: Manifest) -> None:
         """A stage is done."""
-        ...
 
 
 class Progress:
