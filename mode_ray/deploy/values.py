@@ -105,7 +105,7 @@ class KubernetesValues(Settings):
     namespace: Name = "mode-ray"
     service_account: Name = "mode-ray"
     service_account_annotations: dict[str, str] = Field(default_factory=dict)
-    """Annotations for access to the bucket: `iam.gke.io/gcp-service-account` or `eks.amazonaws.com/role-arn`."""
+    """For access to the bucket: `iam.gke.io/gcp-service-account` (GKE), `eks.amazonaws.com/role-arn` (EKS)."""
     token_secret: Name = "mode-ray-token"  # noqa: S105 - the name of a secret, not one
     """Secret with Ray's token under the key `auth_token`."""
     environment_secret: Name | None = None

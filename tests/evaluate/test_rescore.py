@@ -29,7 +29,7 @@ from mode_ray.train.runs.trial import training_summary
 
 @pytest.fixture
 def run(sources: ReportSources) -> ReportSources:
-    """The small run with its clustering, training and evaluation stored as by their stages."""
+    """The small run with its clustering, training and evaluation on disk as their stages leave them."""
     places = sources.directories
     sources.clustering.save(places["cluster"])
     stages = build_stages(sources.config, list_work_units(sources.config.captions))

@@ -1,4 +1,4 @@
-"""The events that a pipeline sends to its metrics, with replaced stages."""
+"""What a pipeline tells its metrics: the stages are stand-ins, what passes their events on is the pipeline's own."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ Unit = Callable[[UnitRecord], None]
 
 
 class Recorded:
-    """Records the calls of the hooks of the metrics in order."""
+    """Stands in for the metrics: the calls that each of its hooks gets, in order."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
@@ -99,7 +99,7 @@ def evaluate(
 
 @pytest.fixture(params=[False, True], ids=["plain lines", "live table"])
 def told(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """The events of a run of all stages."""
+    """What was told of a run of all stages."""
     table = pa.table({"caption": ["a cat"], "image": pa.array([b"no matter"], pa.binary())})
     pq.write_table(table, tmp_path / "a.parquet")
     config = RunConfig.model_validate(
