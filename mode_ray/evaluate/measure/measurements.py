@@ -109,17 +109,13 @@ def save_array(location: Location, array: np.ndarray) -> None:
 
 def _mapped(location: Location) -> np.ndarray:
     """The memory-mapped array of a file."""
-    if location.is_local:
-        return _map(Path(location.path))
     with tempfile.TemporaryDirectory() as folder:
-        copy = Location.parse(folder) / location.name
-        location.copy_to(copy)
-        return _map(Path(copy.path))  # a deleted file exists until its mapping is freed
-
-
-def _map(file: Path) -> np.ndarray:
-    mapped: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
-    return mapped
+        file = location
+        if not location.is_local:
+            file = Location.parse(folder) / location.name
+            location.copy_to(file)
+        mapped: np.ndarray = np.load(Path(file.path), mmap_mode="r", allow_pickle=False)
+        return mapped  # a deleted file exists until its mapping is freed
 
 
 def load_array(location: Location) -> np.ndarray:

@@ -7,7 +7,6 @@ their mean.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,23 +14,6 @@ from mode_ray.errors import DataError
 from mode_ray.evaluate.metrics.curves import Floats
 
 _COUNTS_AT_ONCE = 1 << 22
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A confidence interval.
-
-    Attributes:
-        low: Lower end.
-        high: Upper end.
-        level: Confidence level under the assumptions of the bootstrap.
-        resamples: Number of draws used.
-    """
-
-    low: float
-    high: float
-    level: float
-    resamples: int
 
 
 def bootstrap_draws(
@@ -51,24 +33,25 @@ def bootstrap_draws(
     return np.concatenate([values(counts_bi) for counts_bi in _resamples(images, resamples, seed)])
 
 
-def percentile_interval(draws_b: Floats, level: float = 0.95) -> Interval:
+def percentile_interval(draws_b: Floats, level: float = 0.95) -> tuple[float, float]:
     """The interval between the outer percentiles of bootstrap draws (Efron and Tibshirani 1993, section 13.3).
 
     Args:
         draws_b: Draws of a metric, or of the difference of two models on the same images. NaN draws (a class without
-            images) are left out and are not counted in `resamples`.
+            images) are left out.
         level: Confidence level.
+
+    Returns:
+        Lower and upper end.
 
     Raises:
         DataError: The metric is not defined on any draw.
     """
     defined = draws_b[np.isfinite(draws_b)]
     if len(defined) == 0:
-        raise DataError(
-            "the metric is not defined on any resample of the images: there are too few images for an interval"
-        )
+        raise DataError("the metric is not defined on any resample of the images: there are too few for an interval")
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), level, len(defined))
+    return float(low), float(high)
 
 
 def _resamples(images: int, resamples: int, seed: int) -> Iterator[Floats]:

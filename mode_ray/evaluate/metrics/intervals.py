@@ -16,7 +16,6 @@ from mode_ray.evaluate.metrics.scored import Scored
 from mode_ray.evaluate.report.schema import DifferenceRow, IntervalRow
 
 RESAMPLES = 1000
-LEVEL = 0.95
 
 
 def task_draws(scored: Scored, task: str, metric: str) -> Floats:
@@ -37,10 +36,10 @@ def interval_rows(
     rows = []
     for line, by_task in draws.items():
         for task in (*by_task, None):
-            low, high = _interval(_draws(by_task, task))
+            low, high = percentile_interval(_draws(by_task, task))
             row = IntervalRow(model=line, task=task, score=_score(scores[line], task), low=low, high=high)
             if baseline is not None and line != baseline:
-                low, high = _interval(_draws(by_task, task) - _draws(draws[baseline], task))
+                low, high = percentile_interval(_draws(by_task, task) - _draws(draws[baseline], task))
                 change = row["score"] - _score(scores[baseline], task)
                 row["against_dense"] = DifferenceRow(change=change, low=low, high=high)
             rows.append(row)
@@ -61,8 +60,3 @@ def _draws(by_task: Mapping[str, Floats], task: str | None) -> Floats:
 
 def _score(by_task: Mapping[str, float], task: str | None) -> float:
     return sum(by_task.values()) / len(by_task) if task is None else by_task[task]
-
-
-def _interval(draws_b: Floats) -> tuple[float, float]:
-    interval = percentile_interval(draws_b, LEVEL)
-    return interval.low, interval.high

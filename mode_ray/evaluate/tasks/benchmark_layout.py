@@ -41,19 +41,11 @@ class BenchmarkLayout:
         """
         if not (self.root / TYPE_FILE).exists():
             return "classification"
-        stated = " ".join(_lines(self.root / TYPE_FILE)).strip()
+        stated = " ".join(text_lines(self.root / TYPE_FILE)).strip()
         kind = next((kind for kind in MEMBERS if kind == stated), None)
         if kind is None:
             raise UsageError(f"{self.root / TYPE_FILE}: {stated!r} is not one of {', '.join(MEMBERS)}")
         return kind
-
-    def class_names(self) -> list[str]:
-        """Names in the order of the class numbers; raises `UsageError` if the file cannot be read."""
-        return _lines(self.root / CLASS_NAMES_FILE)
-
-    def templates(self) -> list[str]:
-        """Prompt templates with {c} for the name; raises `UsageError` if the file cannot be read."""
-        return _lines(self.root / TEMPLATES_FILE)
 
     def work_units(self, split: str) -> list[WorkUnit]:
         """The tars of a split in order.
@@ -66,7 +58,7 @@ class BenchmarkLayout:
         if not tars:
             raise DataError(f"{folder}: no tar named 0.tar, 1.tar, …: not a {split} split of this layout")
         if (folder / SHARD_COUNT_FILE).exists():
-            stated = " ".join(_lines(folder / SHARD_COUNT_FILE)).strip()
+            stated = " ".join(text_lines(folder / SHARD_COUNT_FILE)).strip()
             if stated != str(len(tars)):
                 raise DataError(
                     f"{folder / SHARD_COUNT_FILE}: says {stated[:20]!r}, but there are {len(tars)} tars: copy again"
@@ -86,7 +78,8 @@ def present_classes(content: bytes) -> tuple[int, ...] | None:
     return tuple(np.flatnonzero(vector).tolist())
 
 
-def _lines(file: Location) -> list[str]:
+def text_lines(file: Location) -> list[str]:
+    """The lines of a file of the layout; raises `UsageError` if it cannot be read."""
     try:
         if file.size_bytes() > _MAX_TEXT_BYTES:
             raise UsageError(f"{file}: more than {_MAX_TEXT_BYTES:,} bytes")
