@@ -120,7 +120,7 @@ def verdict(data: ReportData) -> Verdict:
     if not pairs:
         return _undecided(f"{mode.model['name']} and the dense model have no measured task in common.")
     outcome, sentence, noise = _gain(mode, pairs, _resampled(data, mode))
-    noise += " With one training seed, the noise between seeds is not measured. It may be larger."
+    noise += " One training seed: the noise between seeds is not measured. It may be larger."
     return Verdict(outcome=outcome, sentence=sentence, remarks=(noise, *_left_out(data), *_comparisons(rows, mode)))
 
 

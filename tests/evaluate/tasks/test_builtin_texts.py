@@ -58,7 +58,7 @@ def test_open_clips_templates_make_the_same_texts(name: str, source: tuple) -> N
 
 
 def test_classes_are_no_templates() -> None:
-    with pytest.raises(ValueError, match="builtin:imagenet1k: no such templates; there are builtin:openai-imagenet, "):
+    with pytest.raises(ValueError, match="builtin:imagenet1k: unknown templates; there are builtin:openai-imagenet, "):
         builtin_texts("templates", "builtin:imagenet1k")
 
 
