@@ -1,4 +1,4 @@
-"""All stages of a run, or what is left of them, as a Ray job.
+"""All unfinished stages of a run as a Ray job.
 
 ray job submit --working-dir . -- python jobs/pipeline.py --config my.yaml [key=value …]
 """

@@ -88,16 +88,12 @@ def cluster_config(
     elif VALUES_FILE not in starters:
         values = (folder / VALUES_FILE).uri
     files = {**starters, **render_all(read_values(values, overrides))}
-    if check:
-        stale = stale_files(files, folder)
-        for name in stale:
-            say(f"not up to date: {folder / name}")
-        return 1 if stale else 0
-    changed = write_all(files, folder)
+    changed = stale_files(files, folder) if check else write_all(files, folder)
     for name in changed:
-        say(f"written: {folder / name}")
-    say(f"{len(changed)} of {len(files)} files changed in {folder}")
-    return 0
+        say(f"{'not up to date' if check else 'written'}: {folder / name}")
+    if not check:
+        say(f"{len(changed)} of {len(files)} files changed in {folder}")
+    return int(check and bool(changed))
 
 
 def submit(

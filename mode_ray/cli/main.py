@@ -15,36 +15,25 @@ from mode_ray import __version__
 from mode_ray.cli import clusters, pipeline, results, serve
 from mode_ray.errors import ModeRayError
 
-_PANELS: dict[str, dict[str, Any]] = {
-    "Pipeline": {
-        "run": pipeline.run,
-        "embed": pipeline.embed,
-        "cluster": pipeline.cluster,
-        "assign": pipeline.assign,
-        "train": pipeline.train,
-        "evaluate": pipeline.evaluate,
-        "demo": pipeline.demo,
-    },
-    "Results": {
-        "status": results.status,
-        "atlas": results.atlas,
-        "drift": results.drift,
-        "index": results.index,
-        "search": results.search,
-        "export": results.export,
-        "sweep": results.sweep,
-        "study": results.study,
-    },
-    "Serving": {"serve": serve.group},
-    "Clusters": {"plan": clusters.plan, "cluster-config": clusters.cluster_config, "submit": clusters.submit},
+# The commands in the order of the help. Their names are those of the functions and groups.
+_PANELS: dict[str, tuple[Any, ...]] = {
+    "Pipeline": (
+        *(pipeline.run, pipeline.embed, pipeline.cluster, pipeline.assign, pipeline.train, pipeline.evaluate),
+        pipeline.demo,
+    ),
+    "Results": (
+        *(results.status, results.atlas, results.drift, results.index, results.search, results.export),
+        *(results.sweep, results.study),
+    ),
+    "Serving": (serve.group,),
+    "Clusters": (clusters.plan, clusters.cluster_config, clusters.submit),
 }
-_ORDER = [name for commands in _PANELS.values() for name in commands]
 _INTERRUPTED = 130
 
 
 class _Root(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002 - its class is private
-        return _ORDER
+        return [_name_of(command) for commands in _PANELS.values() for command in commands]
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - its class is private
         try:
@@ -58,14 +47,19 @@ class _Root(TyperGroup):
 
 app = typer.Typer(cls=_Root, context_settings={"help_option_names": ["-h", "--help"]})
 
+
+def _name_of(command: Any) -> str:  # noqa: ANN401 - a function or a group
+    return str(command.info.name if isinstance(command, typer.Typer) else command.__name__.replace("_", "-"))
+
+
 for _panel, _commands in _PANELS.items():
-    for _name, _command in _commands.items():
+    for _command in _commands:
         if isinstance(_command, typer.Typer):
-            app.add_typer(_command, name=_name, rich_help_panel=_panel)
+            app.add_typer(_command, rich_help_panel=_panel)
         else:
             # The words after `submit` are a separate command line.
             _settings = {"allow_interspersed_args": _command is not clusters.submit}
-            app.command(_name, rich_help_panel=_panel, context_settings=_settings)(_command)
+            app.command(_name_of(_command), rich_help_panel=_panel, context_settings=_settings)(_command)
 
 
 def _print_version(asked: bool) -> None:
@@ -85,9 +79,6 @@ def _root(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
-
-    Args:
-        arguments: The words of the command line; by default those of this process.
 
     Returns:
         The exit code.

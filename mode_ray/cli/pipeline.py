@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 
 
 def run_stages(config: "RunConfig", names: Sequence[str], to: Console) -> None:
-    """Run stages of a config on Ray, and print the results if `evaluate` is one of them.
-
-    Args:
-        config: The config of the run.
-        names: The stages, in order.
-        to: Where progress and results are printed.
-    """
+    """Run stages of a config on Ray, and print the results if `evaluate` is one of them."""
     from mode_ray.observe.progress import Progress
     from mode_ray.pipeline import Pipeline
     from mode_ray.run_directory import report_page
@@ -53,13 +47,13 @@ def _stage(name: Stage, help_text: str) -> Callable[..., None]:
     def command(config: Config, overrides: Overrides) -> None:
         run_stages(load(config, overrides), (name,), console())
 
-    command.__doc__ = help_text
+    command.__name__, command.__doc__ = name, help_text
     return command
 
 
 def _stage_group(name: Stage, help_text: str) -> typer.Typer:
     """The command that runs one stage, as a group that has subcommands."""
-    group = command_group()
+    group = command_group(name)
     group.callback()(_stage(name, help_text))
     return group
 

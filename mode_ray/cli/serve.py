@@ -24,7 +24,7 @@ Address = Annotated[
 ]
 Router = Annotated[str | None, typer.Option(help="The router application, if several are served.")]
 
-group = command_group()
+group = command_group("serve")
 
 
 @group.callback()

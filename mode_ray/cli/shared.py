@@ -70,9 +70,9 @@ def optional(help_text: str, *names: str, **settings: Any) -> Any:  # noqa: ANN4
     return typer.Option(*names, help=help_text, show_default=False, **settings)
 
 
-def command_group() -> typer.Typer:
+def command_group(name: str) -> typer.Typer:
     """A group whose callback is a command, and which may have subcommands."""
-    return typer.Typer(cls=CommandGroup, invoke_without_command=True, subcommand_metavar="| COMMAND ...")
+    return typer.Typer(name=name, cls=CommandGroup, invoke_without_command=True, subcommand_metavar="| COMMAND ...")
 
 
 def console() -> Console:

@@ -15,11 +15,6 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 def check_command(command: str, parameters: Mapping[str, Any], working_dir: Path) -> None:
     """Check a command and its config.
 
-    Args:
-        command: First word of the command.
-        parameters: Its options and arguments by name.
-        working_dir: Folder that is copied to the job.
-
     Raises:
         UsageError: The command cannot run as a job, a file does not exist, or the config is wrong.
     """

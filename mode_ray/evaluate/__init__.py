@@ -1,1 +1,1 @@
-"""Zero-shot tasks over dense, expert and ensemble models: scores, metrics, and the report that shows them."""
+"""Evaluation of dense, expert and ensemble models on zero-shot tasks: scores, metrics and the report."""

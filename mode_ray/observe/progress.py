@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mode_ray.stages.manifest import Manifest, UnitRecord
 from mode_ray.train.runs.status import TrialStatus
-from mode_ray.util.tables import WideTable, short_count
+from mode_ray.util.tables import WideTable, duration, short_count
 
 _INTERVAL_SECONDS = 3.0
 _TRIALS_INTERVAL_SECONDS = 10.0
@@ -29,27 +29,21 @@ class ProgressObserver(Protocol):
 
     def begin(self, stage: str, units: int, done: int, actors: int) -> None:
         """A stage begins."""
-        ...
 
     def unit(self, record: UnitRecord) -> None:
         """A unit was finished or quarantined."""
-        ...
 
     def iteration(self, report: FitReport) -> None:
         """The fine clustering finished an iteration."""
-        ...
 
     def trials(self, statuses: Mapping[str, TrialStatus]) -> None:
         """The current state of all training runs; called repeatedly."""
-        ...
 
     def routing(self, entropy_by_task: Mapping[str, float]) -> None:
         """The entropy of the routing weights of each evaluated task."""
-        ...
 
     def end(self, manifest: Manifest) -> None:
         """A stage is done."""
-        ...
 
 
 class Progress:
@@ -73,12 +67,9 @@ class Progress:
     def follow(
         self, run: str, logger: logging.Logger | None = None, observe: Callable[[], ProgressObserver] | None = None
     ) -> None:
-        """Set the run that is reported.
+        """Set the run that is reported. A logger receives the lines instead of the console.
 
-        Args:
-            run: URI of the run directory.
-            logger: Receives the lines with run, stage, shard and expert; by default they go to the console.
-            observe: Creates the observer when the first stage begins.
+        `observe` creates the observer when the first stage begins.
         """
         self._run, self._logger, self._observe = run, logger, observe
 
@@ -214,10 +205,3 @@ def _trial_cells(status: TrialStatus, now_unix_seconds: float) -> tuple[str, ...
         "" if saved is None or status.state == "finished" else f"{duration(now_unix_seconds - saved)} ago",
         f"{duration(status.eta_seconds or 0.0)} left" if left else duration(status.seconds) if status.seconds else "",
     )
-
-
-def duration(seconds: float) -> str:
-    """A time in seconds, minutes or hours."""
-    if seconds < 100:
-        return f"{max(0.0, seconds):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -10,7 +10,7 @@ import yaml
 from rich.console import Group
 
 from mode_ray.errors import DataError, UsageError
-from mode_ray.observe.progress import duration, trials_table
+from mode_ray.observe.progress import trials_table
 from mode_ray.run_directory import (
     FIT_PROGRESS,
     LEASE_FILE,
@@ -24,7 +24,7 @@ from mode_ray.run_directory import (
 from mode_ray.stages.manifest import Manifest, StageState, read_manifest
 from mode_ray.storage import FileEntry, Location
 from mode_ray.train.runs.status import TrialStatus, read_status
-from mode_ray.util.tables import WideTable, short_count
+from mode_ray.util.tables import WideTable, duration, short_count
 
 _RATE_WINDOW_SECONDS = 600.0
 

@@ -8,11 +8,12 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from mode_ray.observe.progress import duration, trials_table
+from mode_ray.observe.progress import trials_table
 from mode_ray.observe.status import StageView, look_at_stage, require_run, stages_table
 from mode_ray.run_directory import MANIFEST, RUN_CONFIG, STAGE_DIRECTORIES, STAGE_NAMES
 from mode_ray.storage import Location
 from mode_ray.train.runs.lease import EXPIRY_SECONDS, lease_holder
+from mode_ray.util.tables import duration
 
 # Listing 250,000 outputs takes long, so listings take at most a tenth of the time.
 _PAUSE_PER_LOOK = 9.0

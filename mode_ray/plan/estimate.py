@@ -71,12 +71,6 @@ class PlanOptions:
 def make_plan(config: RunConfig, rates: Rates, inventory: Inventory, options: PlanOptions | None = None) -> Plan:
     """Plan the stages of a run.
 
-    Args:
-        config: Config of the planned run.
-        rates: Rates of another run.
-        inventory: Rows and units.
-        options: Machines, prices and speeds.
-
     Raises:
         UsageError: A number is out of range, the rates belong to another config, or GPUs are planned and the other
             run used none.

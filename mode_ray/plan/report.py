@@ -12,6 +12,7 @@ from rich.table import Table
 from mode_ray.plan.estimate import Plan
 from mode_ray.plan.machines import SECONDS_PER_HOUR
 from mode_ray.plan.rates import Rates
+from mode_ray.util.tables import duration
 
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -33,7 +34,7 @@ def plan_tables(plan: Plan) -> RenderableType:
             f"{stage.actors:,}",
             _hours(stage.core_hours),
             _hours(stage.gpu_hours) if stage.gpu_hours else "",
-            duration(stage.wall_hours),
+            duration(SECONDS_PER_HOUR * stage.wall_hours),
             size(stage.read_bytes),
             size(stage.written_bytes),
             f"{stage.cost:,.2f}" if stage.cost else "",
@@ -44,7 +45,7 @@ def plan_tables(plan: Plan) -> RenderableType:
         "",
         _hours(sum(stage.core_hours for stage in plan.stages)),
         _hours(gpu_hours) if (gpu_hours := sum(stage.gpu_hours for stage in plan.stages)) else "",
-        duration(sum(stage.wall_hours for stage in plan.stages)),
+        duration(SECONDS_PER_HOUR * sum(stage.wall_hours for stage in plan.stages)),
         size(sum(stage.read_bytes for stage in plan.stages)),
         size(plan.stored_bytes),
         f"{cost:,.2f}" if (cost := sum(stage.cost for stage in plan.stages)) else "",
@@ -96,16 +97,6 @@ def size(count: float) -> str:
     while count >= 1000 and power < len(_SIZES) - 1:
         count, power = count / 1000, power + 1
     return f"{count:.3g} {_SIZES[power]}"
-
-
-def duration(hours: float) -> str:
-    """Hours, or minutes or seconds for short times."""
-    seconds = hours * SECONDS_PER_HOUR
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{hours:,.1f} h"
 
 
 def _hours(hours: float) -> str:

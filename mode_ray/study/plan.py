@@ -1,4 +1,4 @@
-"""The runs of a study: every point with every seed, each in a directory of its own."""
+"""The runs of a study: every point with every seed, each in a separate directory."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def plan_study(study: StudyConfig) -> list[StudyPoint]:
     """
     folders = {label: _folder(label) for label in study.labels}
     if len(set(folders.values())) < len(folders):
-        raise UsageError("points: two labels differ only in punctuation: use letters and digits to tell them apart")
+        raise UsageError("points: two labels differ only in punctuation: give them different letters or digits")
     keys, configs = [], []
     for seed in study.seeds:
         for label, own in study.changes_by_label.items():

@@ -42,7 +42,9 @@ def study_png(
     axes = figure.add_subplot()
     axes.set_prop_cycle(color=[colormaps["tab20"](number) for number in range(20)])
     numbers = numbers_of(labels)
-    named = against == "value" and numbers is None  # nothing is between two names: no lines, and no common place
+    named = (
+        against == "value" and numbers is None
+    )  # names have no values between them, so there are no connecting lines
     ticks = dict(zip(labels, numbers or range(len(labels)), strict=True))
     all_places: list[float] = []
     for number, (name, points) in enumerate(lines.items()):

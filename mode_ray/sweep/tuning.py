@@ -38,11 +38,6 @@ def asha(measurements: int, grace_share: float, reduction_factor: float) -> ASHA
 def tune_trials(config: RunConfig, trials: Sequence[SweepTrial], storage: Location) -> dict[str, str]:
     """Run the trials, at most `train.placement.concurrent_runs` at a time.
 
-    Args:
-        config: Config of the run.
-        trials: All trials of the sweep, including finished ones.
-        storage: Directory of Tune's records and of the notes.
-
     Returns:
         The reasons of the trials that failed outside training, by name.
     """

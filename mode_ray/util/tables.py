@@ -1,4 +1,4 @@
-"""Tables for the terminal that lose nothing where it is narrow: the columns that do not fit continue below."""
+"""Tables for narrow terminals, in which the columns that do not fit continue below, and short forms of figures."""
 
 from collections.abc import Iterator
 
@@ -13,13 +13,13 @@ _GAP = 2
 class WideTable:
     """A table whose first column names the rows; the other columns are numbers or short words.
 
-    The columns that do not fit in the width follow in further blocks, each with the first column again.
+    Columns that do not fit in the width follow in more blocks, which repeat the first column.
 
     Args:
-        title: Printed above; not read as markup.
-        headings: Of all columns; a heading may have several lines.
-        words: How many of the first columns are words, which begin at the left; numbers end at the right.
-        caption: Printed below.
+        title: Printed above the table, without markup.
+        headings: Headings of all columns, of one or several lines.
+        words: Number of first columns with words, which are aligned left. Other columns are aligned right.
+        caption: Printed below the table.
     """
 
     def __init__(self, title: str, *headings: str, words: int = 1, caption: str = "") -> None:
@@ -31,7 +31,7 @@ class WideTable:
         self._sections: set[int] = set()
 
     def add_row(self, *cells: str | Text, style: str = "") -> None:
-        """Add a row: a cell for each column; strings are not read as markup."""
+        """Add a row with one cell per column. Strings have no markup."""
         self.rows.append([Text(cell) if isinstance(cell, str) else cell for cell in cells])
         for cell in self.rows[-1]:
             cell.stylize_before(style)
@@ -41,7 +41,7 @@ class WideTable:
         self._sections.add(len(self.rows) - 1)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        """What rich prints: title, blocks and caption."""
+        """Render title, blocks and caption."""
         if self._title:
             yield Text(self._title, style="bold")
         for number, columns in enumerate(self._blocks(options.max_width)):
@@ -74,8 +74,15 @@ class WideTable:
 
 
 def short_count(number: float) -> str:
-    """A count in full, or with three digits from a million: 1,500 and 12.8 M."""
+    """A count, with three digits from a million on: 1,500 and 12.8 M."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """A time in seconds, minutes or hours."""
+    if seconds < 100:
+        return f"{max(0.0, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"

@@ -1,4 +1,4 @@
-"""How the command line ends: with errors that are nobody's sentence, with wrong usage, and when it is interrupted."""
+"""The command line with unexpected errors, wrong usage and interrupts, and its help."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def test_the_error_of_a_worker_is_printed_without_its_stack_trace(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class WrappedError(OSError):
-        """As Ray wraps what a task raised."""
+        """An error of a task, wrapped as by Ray."""
 
         cause = OSError("the disk\nis gone")
 
@@ -64,7 +64,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
 
 
 class TestCommandsWithSubcommands:
-    """Their first word takes overrides, and their second may be a command."""
+    """Groups that take overrides and have subcommands."""
 
     def test_options_of_the_group_may_come_before_and_after_overrides(
         self, capsys: pytest.CaptureFixture[str]
@@ -130,7 +130,7 @@ def test_completion_knows_commands_options_and_subcommands() -> None:
 
 
 class TestTheEnd:
-    """Of a command that is interrupted, or whose reader is gone."""
+    """A command is interrupted, or the reader of its output has exited."""
 
     @pytest.fixture
     def watching(self, tmp_path: Path) -> "Iterator[subprocess.Popen[str]]":

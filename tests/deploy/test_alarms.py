@@ -1,4 +1,4 @@
-"""When the alarms of progress are on and when not: series with a scrape a minute, judged by Prometheus' promtool."""
+"""The conditions of the alarms, tested by Prometheus' promtool on series with one scrape per minute."""
 
 import json
 import os
@@ -18,7 +18,7 @@ STOPPED, PENDING = "autoscaler_stopped_nodes_total", "autoscaler_pending_nodes"
 
 
 class Case(NamedTuple):
-    """What was scraped (`value+step x times`, as promtool has it), and whether an alarm is on in some minute."""
+    """Scraped values (`value+step x times`, as in promtool), and whether an alarm is on in a given minute."""
 
     said: str
     alarm: str
@@ -76,7 +76,7 @@ def test_prometheus_can_read_all_of_them(promtool: str) -> None:
 
 @pytest.fixture(scope="module")
 def promtool() -> str:
-    """Prometheus' checker; the test is skipped where it is not there."""
+    """Prometheus' checker; the test is skipped without it."""
     found = os.environ.get("MODE_RAY_PROMTOOL") or shutil.which("promtool")
     if found is None:
         pytest.skip("no promtool on PATH: install Prometheus, or set MODE_RAY_PROMTOOL")

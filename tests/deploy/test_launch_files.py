@@ -1,4 +1,4 @@
-"""Launch files as rendered: each is accepted, unknown fields refused, by the schema of what will read it."""
+"""Every rendered launch file is valid under the schema of its reader, which refuses unknown fields."""
 
 import os
 import re
@@ -308,7 +308,7 @@ def cluster_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def crd_schema(kind: str) -> dict[str, Any]:
-    """KubeRay's schema of a kind, in which unknown fields are errors; the test is skipped where it is not there."""
+    """KubeRay's schema of a kind, in which unknown fields are errors; the test is skipped without it."""
     named = os.environ.get("MODE_RAY_KUBERAY_CRDS")
     folder = Path(named) if named else REPOSITORY.parent / "shared" / "kuberay-crds"
     file = folder / f"ray.io_{kind.lower()}s.yaml"
@@ -321,7 +321,7 @@ def crd_schema(kind: str) -> dict[str, Any]:
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """A Kubernetes schema as JSON Schema has it, without room for unknown fields."""
+    """A Kubernetes schema as JSON Schema, without unknown fields."""
     if schema.get("x-kubernetes-int-or-string"):
         return {"anyOf": [{"type": "integer"}, {"type": "string"}]}
     made = {key: value for key, value in schema.items() if not key.startswith("x-kubernetes")}

@@ -1,4 +1,4 @@
-"""`mode-ray submit`: what is refused on the operator's own machine, before anything goes to a cluster."""
+"""`mode-ray submit` reports mistakes before anything is sent to a cluster."""
 
 from pathlib import Path
 

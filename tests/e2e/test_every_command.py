@@ -1,6 +1,6 @@
-"""Commands as their users run them: each in a process of its own, on one tiny run that is shared.
+"""Every command in a separate process, on one shared tiny run.
 
-Other modules run the commands that are not here in processes of their own: `demo` (test_demo_job), `submit`
+Other modules run the missing commands in the same way: `demo` (test_demo_job), `submit`
 (test_jobs), `serve` (tests/serve/test_serve_drills and test_serve_command).
 """
 
@@ -30,7 +30,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def command(ray_session: None) -> Command:
-    """Runs the installed command to its end; it joins the session's Ray, and must succeed."""
+    """Runs the installed command in the Ray of the session; it must succeed."""
     environment = {**os.environ, "RAY_ADDRESS": str(ray.get_runtime_context().gcs_address)}
 
     def run(*words: str) -> "CompletedProcess[str]":
@@ -60,7 +60,7 @@ def finished(assigned: Command, config: Path) -> Command:
 
 
 def test_sweep_trains_its_trials_and_writes_the_best_config(assigned: Command, config: Path) -> None:
-    """Its trials run under Ray Tune, which pickles what it is given: nothing of the console may be among it."""
+    """Ray Tune pickles the trials, so they must not refer to the console."""
     printed = assigned("sweep", "--config", str(config)).stdout
     folder = config.parent / "run/sweep"
     results = json.loads((folder / "results.json").read_text())

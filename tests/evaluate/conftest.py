@@ -1,4 +1,4 @@
-"""A finished small run, its parts written as the stages write them, and two untrained models."""
+"""A small finished run, written as by its stages, and two untrained models."""
 
 import io
 import json
@@ -46,7 +46,7 @@ def png(number: int) -> bytes:
 
 @pytest.fixture
 def report() -> dict[str, Any]:
-    """The data of a report with everything in it."""
+    """The data of a report with all optional fields."""
     return example_report()
 
 
@@ -66,7 +66,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Location]:
 
 @pytest.fixture
 def sources(tmp_path: Path) -> ReportSources:
-    """A finished small run, its parts written as the stages write them."""
+    """A small finished run, written as by its stages."""
     data, root = tmp_path / "data", Location.parse(str(tmp_path / "run"))
     data.mkdir()
     (data / "LICENSE.txt").write_text("Drawings\n by nobody\n")

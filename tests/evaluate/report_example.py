@@ -1,4 +1,4 @@
-"""The data of a report, as an example that tests change, and what its scores are."""
+"""Example data of a report, which tests change."""
 
 import copy
 from typing import Any
@@ -43,7 +43,7 @@ def caption(generator: np.random.Generator) -> str:
 
 
 def example_report() -> dict[str, Any]:
-    """The data of a report with everything in it."""
+    """The data of a report with all optional fields."""
     generator = np.random.default_rng(7)
     samples = {"samples_seen": 256_000, "samples_total": 512_000}
     clusters: list[dict[str, Any]] = [

@@ -1,4 +1,4 @@
-"""Another routing rule on a finished evaluation: from its files alone, beside its own report."""
+"""A second report under another routing rule, computed from the files of a finished evaluation."""
 
 import gc
 import json
@@ -104,7 +104,7 @@ def test_an_expert_that_was_left_out_is_told_in_the_report(run: ReportSources) -
     assert data["missing_experts"] == [0]
     assert [row["name"] for row in data["models"] if row["kind"] == "single"] == ["expert 1 alone"]
     assert [row["weights"] for row in data["routing"]] == [[0.0, 1.0], [0.0, 1.0]]
-    assert "Left out on request: expert 0" in (target / "report.html").read_text()
+    assert "Experts left out by the config: 0" in (target / "report.html").read_text()
 
 
 def test_an_expert_may_be_left_out_after_the_evaluation_and_come_back(

@@ -125,7 +125,7 @@ class TestMistakes:
         folder.delete()
         with pytest.raises(
             DataError,
-            match=f"{folder}/open_clip_config.json: missing.*or do without it: evaluate.leave_out_experts=\\[1\\]",
+            match=f"{folder}/open_clip_config.json: missing.*or leave it out: evaluate.leave_out_experts=\\[1\\]",
         ):
             stages_of(config)
 

@@ -1,4 +1,4 @@
-"""Gauges of an idle process, in a place of Ray that forgets what it is not told again."""
+"""Gauges of an idle process are set again, because Ray drops gauges that were not set for a while."""
 
 import time
 
@@ -12,7 +12,7 @@ DEADLINE_SECONDS = 20.0
 
 
 class Shown:
-    """A gauge as the metrics page shows it, until it is forgotten."""
+    """A gauge that keeps its value for a limited time, as on the metrics page."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}

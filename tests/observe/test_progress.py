@@ -1,4 +1,4 @@
-"""The lines that a run prints: every event at once, counts now and then, nothing lost to mark-up."""
+"""The lines of a run: events at once, counts every few seconds, and text without markup."""
 
 import io
 import time
@@ -13,7 +13,7 @@ from mode_ray.train.runs.status import TrialState, TrialStatus
 
 
 class Screen:
-    """A progress that prints into memory, under a clock that the test moves."""
+    """A progress that prints into memory, with a clock that the test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0

@@ -1,4 +1,4 @@
-"""A run's lines as JSON: every line an object, with what it is about."""
+"""The log lines of a run as JSON objects with their context."""
 
 import io
 import json
@@ -60,7 +60,7 @@ def test_the_environment_overrides_the_config(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(FORMAT_VARIABLE, "text")
     assert log_format("json") == "text"
     monkeypatch.setenv(FORMAT_VARIABLE, "xml")
-    with pytest.raises(UsageError, match="MODE_RAY_LOG_FORMAT='xml': write text or json"):
+    with pytest.raises(UsageError, match="MODE_RAY_LOG_FORMAT='xml': must be text or json"):
         log_format("text")
 
 

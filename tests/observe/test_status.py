@@ -1,4 +1,4 @@
-"""What `mode-ray status` shows of a run directory that is empty, in the middle of its work, or done."""
+"""`mode-ray status` of a run directory that is empty, in progress, done or damaged."""
 
 import io
 import json

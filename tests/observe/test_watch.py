@@ -1,4 +1,4 @@
-"""What a watch says of a run that works, stands still, or is done, by nothing but the files in its directory."""
+"""A watch reports a run that progresses, stalls or is done, from the files in its directory."""
 
 import io
 import json

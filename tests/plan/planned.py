@@ -1,4 +1,4 @@
-"""A small run, rates as if read from it, and numbers of captions to plan with."""
+"""A small run, its rates, and numbers of captions for plans."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Rates of a real tiny run against its own records, and the plan of that very run against the seconds it took."""
+"""Rates of a real tiny run compared with its records, and the plan of that run compared with its real time."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""How many captions there are to plan for."""
+"""The number of captions of a plan."""
 
 from pathlib import Path
 

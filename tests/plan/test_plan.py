@@ -1,4 +1,4 @@
-"""The planner's arithmetic against numbers worked out by hand, and what it refuses."""
+"""The arithmetic of the plan compared with manual results, and its errors."""
 
 from collections.abc import Mapping
 from dataclasses import replace

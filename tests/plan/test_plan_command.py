@@ -1,4 +1,4 @@
-"""`mode-ray plan`: its tables, and a user's mistakes."""
+"""`mode-ray plan`: its tables and its usage errors."""
 
 import io
 from dataclasses import replace
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from planned import HOUR, config_of, inventory_of, rates_of
+from planned import config_of, inventory_of, rates_of
 from rich.console import Console, RenderableType
 
 from mode_ray.cli import main
 from mode_ray.plan.estimate import PlanOptions, make_plan
 from mode_ray.plan.machines import ClusterShape, Prices
 from mode_ray.plan.rates import EvaluateRates, TrainRates
-from mode_ray.plan.report import duration, plan_tables, rates_table, size
+from mode_ray.plan.report import plan_tables, rates_table, size
 
 COLUMNS = 80
 
@@ -84,6 +84,5 @@ def test_text_from_outside_is_not_taken_for_markup() -> None:
     assert "40,000 rows/s" in shown(rates_table(rates))  # 25 microseconds a row
 
 
-def test_sizes_and_durations_in_fitting_units() -> None:
+def test_sizes_in_fitting_units() -> None:
     assert [size(count) for count in (12, 1.5e6, 2.5e12)] == ["12 B", "1.5 MB", "2.5 TB"]
-    assert [duration(seconds / HOUR) for seconds in (30, 1800, 36_000)] == ["30 s", "30 min", "10.0 h"]

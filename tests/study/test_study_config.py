@@ -1,4 +1,4 @@
-"""The study file: one axis, its values, and a clear message where they do not fit."""
+"""The study file: one axis, its values, and clear messages for wrong ones."""
 
 from pathlib import Path
 from typing import Any

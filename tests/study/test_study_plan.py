@@ -1,4 +1,4 @@
-"""The runs of a study: one a point and seed, sharing seed models where these would be equal."""
+"""The runs of a study: one per point and seed, which share equal seed models."""
 
 from typing import Any
 

@@ -17,7 +17,7 @@ from mode_ray.study.reuse import copy_finished_stages
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
-    """A run over one shard, nothing done yet."""
+    """A run over one shard without finished stages."""
     (tmp_path / "data").mkdir()
     pq.write_table(pa.table({"image": [b"x"], "caption": ["a"]}), tmp_path / "data/a.parquet")
     return RunConfig.model_validate(

@@ -1,4 +1,4 @@
-"""Points are drawn once and for all by the seed, inside their bounds, and no two are equal."""
+"""Points depend only on the seed, are inside their bounds, and are distinct."""
 
 from typing import Any
 

@@ -81,7 +81,7 @@ def test_an_expert_that_fails_is_retried_alone_and_completes_the_stage(
     }
     assert not (stage.directory / LEASE_FILE).exists()
     assert stage.manifest() is None
-    with pytest.raises(UsageError, match=r"n2/01: failed .*or evaluate without what failed: .*=\[1\]"):
+    with pytest.raises(UsageError, match=r"n2/01: failed .*or evaluate without the failed experts: .*=\[1\]"):
         find_trained(2, (), stage.directory)
     assert [trial.name for trial in find_trained(2, (1,), stage.directory).trials] == ["seed", "dense", "n2/00"]
 

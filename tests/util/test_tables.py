@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console, RenderableType
 
-from mode_ray.util.tables import WideTable, short_count
+from mode_ray.util.tables import WideTable, duration, short_count
 
 
 def lines(renderable: RenderableType, width: int) -> list[str]:
@@ -59,3 +59,7 @@ def test_counts_are_exact_below_a_million() -> None:
         "12.8 M",
         "2.5 B",
     ]
+
+
+def test_durations_in_fitting_units() -> None:
+    assert [duration(seconds) for seconds in (-1, 30, 1800, 36_000)] == ["0 s", "30 s", "30 min", "10.0 h"]

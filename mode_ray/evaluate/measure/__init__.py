@@ -1,1 +1,1 @@
-"""Cosines of every model on every task, computed once and stored."""
+"""Cosines of every model on every task, which are computed once and stored."""

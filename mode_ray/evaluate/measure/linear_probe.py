@@ -1,4 +1,4 @@
-"""Linear probe: multinomial logistic regression on frozen embeddings, the penalty chosen on held-out images."""
+"""Linear probe: multinomial logistic regression on frozen embeddings, with the penalty chosen on held-out images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class LinearProbe:
     """A fitted linear classifier.
 
     Attributes:
-        weights_dl: One column a class, float32.
-        bias_l: One number a class, float32.
+        weights_dl: One column per class, float32.
+        bias_l: One number per class, float32.
         penalty: The chosen weight of the squared norm in the loss.
-        held_out_accuracy: Of the fit without the held-out images, on them, at that penalty.
+        held_out_accuracy: Accuracy on the held-out images of the fit without them, at that penalty.
     """
 
     weights_dl: npt.NDArray[np.float32]
@@ -49,31 +49,31 @@ def fit_linear_probe(
 ) -> LinearProbe:
     """Fit on the training split.
 
-    The loss is the mean cross-entropy plus half the penalty times the squared norm of the weights (not of the bias),
-    on features that are centred and scaled by one number to a mean squared norm of d; L-BFGS minimises it. The
-    penalty that classifies most of the held-out images is taken, of equally good ones the largest, and all images are
-    fitted with it.
+    The loss is the mean cross-entropy plus half the penalty times the squared norm of the weights (without the bias).
+    The features are centred and scaled by one number to a mean squared norm of d. L-BFGS minimises the loss. A fifth
+    of the images of each class is held out, and each class keeps at least one image. The penalty with the highest
+    accuracy on the held-out images is chosen (of equal ones the largest), and all images are fitted with it.
 
     Args:
-        features_id: One row an image; unit embeddings, or several models' side by side.
+        features_id: One row per image: unit embeddings, or the concatenated embeddings of several models.
         labels_i: Class of every image.
         n_classes: Number of classes.
-        penalties: To choose among.
-        seed: Of the choice of held-out images.
+        penalties: The penalties to choose from.
+        seed: Seed for the choice of held-out images.
         device: `auto`, `cpu`, `cuda`, ….
 
     Raises:
-        DataError: Shapes do not fit, a label is out of range, a feature is not finite, fewer than two classes occur,
-            or no class has an image to hold out.
+        DataError: Shapes do not match, a label is out of range, a feature is not finite, fewer than two classes occur,
+            or no class has two images.
     """
     _check(features_id, labels_i, n_classes)
     held_out_i = _held_out(labels_i, seed)
     if not held_out_i.any():
-        raise DataError("no class has two images: none can be held out to choose the penalty of a linear probe")
+        raise DataError("no class has two images: no image can be held out to choose the penalty of a linear probe")
     mean_d = features_id.mean(axis=0, dtype=np.float64)
     scale = np.sqrt(np.square(features_id - mean_d).sum(axis=1).mean() / features_id.shape[1])
     if scale == 0:
-        raise DataError("all features are alike: a linear probe has nothing to learn from")
+        raise DataError("all features are equal: a linear probe cannot learn from them")
     standard_id = torch.tensor((features_id - mean_d) / scale, dtype=torch.float32, device=pick_device(device))
     labels = torch.tensor(labels_i, dtype=torch.int64, device=standard_id.device)
     held_out = torch.tensor(held_out_i, device=standard_id.device)
@@ -96,13 +96,13 @@ def fit_linear_probe(
 
 
 def concatenated(features_by_model: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The features of the models of each ensemble side by side.
+    """Concatenate the features of the members of each ensemble.
 
     Args:
-        features_by_model: By name; `ENSEMBLE/MEMBER` is one of an ensemble.
+        features_by_model: Features by name. The members of an ensemble are called `ENSEMBLE/MEMBER`.
 
     Returns:
-        By name of the ensemble, members in order of their names; none for an ensemble of one.
+        Features by name of the ensemble, with members in order of their names. Ensembles of one member are left out.
     """
     members: dict[str, list[str]] = {}
     for name in sorted(features_by_model):
@@ -118,18 +118,20 @@ def concatenated(features_by_model: Mapping[str, np.ndarray]) -> dict[str, np.nd
 
 def _check(features_id: npt.NDArray[np.floating], labels_i: npt.NDArray[np.integer], n_classes: int) -> None:
     if features_id.ndim != 2 or labels_i.shape != (len(features_id),):
-        raise DataError(f"features have shape {features_id.shape} and labels {labels_i.shape}: no row for each label")
+        raise DataError(
+            f"features have shape {features_id.shape} and labels {labels_i.shape}: expected one row per label"
+        )
     present = np.unique(labels_i)
     if len(present) < 2:
         raise DataError(f"a linear probe needs training images of two classes; there are {len(present)}")
     if present[0] < 0 or present[-1] >= n_classes:
         raise DataError(f"labels run from {present[0]} to {present[-1]}, outside 0 to {n_classes - 1}")
     if not np.isfinite(features_id).all():
-        raise DataError("features hold a value that is not a finite number: the model's output is broken")
+        raise DataError("features contain a value that is not finite: the output of the model is broken")
 
 
 def _held_out(labels_i: npt.NDArray[np.integer], seed: int) -> npt.NDArray[np.bool_]:
-    """Which images to hold out: the share of every class's, rounded, but at least one of each that has two."""
+    """Which images to hold out: a share of each class, rounded, and at least one of each class with two images."""
     generator = np.random.default_rng(seed)
     held_out_i = np.zeros(len(labels_i), bool)
     for label in np.unique(labels_i):
@@ -140,7 +142,7 @@ def _held_out(labels_i: npt.NDArray[np.integer], seed: int) -> npt.NDArray[np.bo
 
 
 def _fit(features_id: torch.Tensor, labels_i: torch.Tensor, start_dl: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Weights, with the bias as their last row."""
+    """Fit the weights; the last row is the bias."""
     weights_dl = start_dl.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [weights_dl], max_iter=_STEPS, tolerance_grad=_GRADIENT_TOLERANCE, line_search_fn="strong_wolfe"

@@ -1,4 +1,4 @@
-"""The stored measurements of a task: every model's cosines, labels, and the texts' caption embeddings."""
+"""The stored measurements of a task: cosines of every model, labels, and caption embeddings of the texts."""
 
 import io
 import json
@@ -18,17 +18,17 @@ from mode_ray.storage import Location
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSummary:
-    """What stands beside a task's cosines; `task.json`, written last.
+    """The summary of a measured task; `task.json`, written last.
 
     Attributes:
-        task: Its name.
-        models: Names of the models, each with a file `cosines/<name>.npy` ('/' written as '_').
-        logit_scales: By model.
-        images: Images used.
-        texts: What the task's texts say: class names or captions, in order of the columns.
-        skipped: Samples left out, by reason.
-        examples: Where the first of each stands.
-        linear_probe: Metrics of linear probes by model, and by ensemble for all its members' embeddings together.
+        task: Name of the task.
+        models: Names of the models, each with a file `cosines/<name>.npy` ('/' is written as '_').
+        logit_scales: Logit scale by model.
+        images: Number of used images.
+        texts: Class names or captions, in order of the columns.
+        skipped: Number of samples left out, by reason.
+        examples: Place of the first sample left out, by reason.
+        linear_probe: Metrics of linear probes by model, and by ensemble for the embeddings of all its members.
     """
 
     task: str
@@ -41,7 +41,7 @@ class TaskSummary:
     linear_probe: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def covers(self, models: Iterable[str]) -> bool:
-        """Whether the task was measured with all of these; an expert may have been left out at the time."""
+        """Whether the task was measured with all of these models."""
         return set(models) <= set(self.models)
 
 
@@ -50,9 +50,9 @@ class TaskCosines:
     """A task's stored measurements.
 
     Attributes:
-        summary: What they are of.
-        cosines: By model, float32 [images, texts]; mapped files where they were loaded.
-        labels: What is right, as `scored.Scored` has it for the task's kind.
+        summary: Summary of the task.
+        cosines: Cosines by model, float32 [images, texts]; memory-mapped when loaded.
+        labels: The labels, as described in `scored.Scored` for the kind of the task.
         routing_texts_ld: Caption embeddings of the task's texts, float32.
     """
 
@@ -62,19 +62,13 @@ class TaskCosines:
     routing_texts_ld: np.ndarray
 
     def without_cosines(self) -> "TaskCosines":
-        """What a report still says of the task once it is compared; the cosines of many tasks fit no memory."""
+        """The same without cosines, because those of many tasks do not fit into memory."""
         return replace(self, cosines={})
 
     def scored(self, task: Task, scores_il: np.ndarray, text_to_image_scores_il: np.ndarray | None = None) -> Scored:
-        """Scores of this task's images beside what is right, for metrics.
-
-        Args:
-            task: Whose measurements these are: its kind, and how equal captions count.
-            scores_il: Of a model or an ensemble.
-            text_to_image_scores_il: For retrieving images, where they differ.
-        """
-        told_apart = task.kind != "retrieval" or task.equal_captions == "apart"
-        captions = None if told_apart else self.summary.texts
+        """Scores of a model or an ensemble with the labels of this task, for metrics."""
+        merge = task.kind == "retrieval" and task.equal_captions == "one"
+        captions = self.summary.texts if merge else None
         return Scored(
             kind=task.kind,
             scores_il=scores_il,
@@ -85,7 +79,7 @@ class TaskCosines:
 
 
 def load_summary(directory: Location) -> TaskSummary | None:
-    """The summary of a measured task, or None where it is not measured."""
+    """The summary of a measured task, or None if it is not measured."""
     location = directory / TASK_SUMMARY
     if not location.exists():
         return None
@@ -94,7 +88,7 @@ def load_summary(directory: Location) -> TaskSummary | None:
 
 
 def load_cosines(directory: Location) -> TaskCosines:
-    """Map what `measure_task` wrote; of a remote directory copies on this machine's disk, gone with the arrays.
+    """Memory-map the output of `measure_task`. Remote files are copied to disk until the arrays are freed.
 
     Raises:
         DataError: The task is not measured.
@@ -114,18 +108,14 @@ def save_array(location: Location, array: np.ndarray) -> None:
 
 
 def _mapped(location: Location) -> np.ndarray:
-    """The array of a file, in pages that the system reads, and takes back, as it likes."""
-    if location.is_local:
-        return _map(Path(location.path))
+    """The memory-mapped array of a file."""
     with tempfile.TemporaryDirectory() as folder:
-        copy = Location.parse(folder) / location.name
-        location.copy_to(copy)
-        return _map(Path(copy.path))  # a mapped file stays until the array goes, without a name
-
-
-def _map(file: Path) -> np.ndarray:
-    mapped: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
-    return mapped
+        file = location
+        if not location.is_local:
+            file = Location.parse(folder) / location.name
+            location.copy_to(file)
+        mapped: np.ndarray = np.load(Path(file.path), mmap_mode="r", allow_pickle=False)
+        return mapped  # a deleted file exists until its mapping is freed
 
 
 def load_array(location: Location) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Whether the models that an evaluation needs are trained, there and whole, before anything is measured."""
+"""Checks that the models of an evaluation are trained and complete, before anything is measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from mode_ray.train.runs.trial import planned_trials_of, training_summary
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What a train stage left to evaluate.
+    """The output of a train stage that is evaluated.
 
     Attributes:
-        trials: As they were trained (those of another run had other budgets than this one plans), without those of
-            experts that are left out.
-        pairs_n: Pairs of every expert.
+        trials: The training runs as they were trained, without those of left-out experts. Reused runs may have other
+            budgets than this run plans.
+        pairs_n: Number of pairs of every expert.
     """
 
     trials: Sequence[Trial]
@@ -29,20 +29,15 @@ class Trained:
 
 
 def find_trained(n: int, left_out: Sequence[int], directory: Location) -> Trained:
-    """The trials to evaluate; all must be finished, but for experts that are left out.
-
-    Args:
-        n: Number of experts.
-        left_out: Ids of experts to do without.
-        directory: Of the train stage, whose manifest need not stand.
+    """The trials to evaluate. All must be finished, except those of left-out experts.
 
     Raises:
-        UsageError: An expert that is left out does not exist, or a trial is not finished; names it, and how to go on.
+        UsageError: A left-out expert does not exist, or a trial is not finished; the message says how to continue.
     """
     unknown = [expert for expert in left_out if not 0 <= expert < n]
     if unknown or len(set(left_out)) >= n:
         raise UsageError(
-            f"evaluate.leave_out_experts={list(left_out)}: the experts are 0 to {n - 1}, and one must be left"
+            f"evaluate.leave_out_experts={list(left_out)}: the experts are 0 to {n - 1}, and at least one must remain"
         )
     summary = training_summary(directory)
     if summary is None:
@@ -69,25 +64,21 @@ def _not_trained(n: int, left_out: Sequence[int], directory: Location, unfinishe
     without = sorted({*left_out, *(number for number in failed if number is not None)})
     if None in failed or len(failed) < len(unfinished) or len(without) >= n:
         return f"{text} first"
-    return f"{text}, or evaluate without what failed: evaluate.leave_out_experts={without}"
+    return f"{text}, or evaluate without the failed experts: evaluate.leave_out_experts={without}"
 
 
 def check_models(n: int, models: Mapping[str, Location]) -> None:
-    """Check every model's files without loading one.
-
-    Args:
-        n: Number of experts.
-        models: Expert folders by name.
+    """Check the files of every model without loading them.
 
     Raises:
-        DataError: A file is missing or half-written; names it, and how to go on without an expert.
+        DataError: A file is missing or incomplete; the message names it and says how to continue without the expert.
     """
     experts = {expert_name(n, expert): expert for expert in range(n)}
     for name, folder in models.items():
         problem = find_problem(folder)
         if problem is None:
             continue
-        mend = "copy or train it again (`mode-ray train retry`)"
+        fix = "copy or train it again (`mode-ray train retry`)"
         if name in experts:
-            mend += f", or do without it: evaluate.leave_out_experts=[{experts[name]}]"
-        raise DataError(f"{problem}: {mend}")
+            fix += f", or leave it out: evaluate.leave_out_experts=[{experts[name]}]"
+        raise DataError(f"{problem}: {fix}")

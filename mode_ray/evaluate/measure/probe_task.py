@@ -1,4 +1,4 @@
-"""Linear probes of a task's models, on each one's embeddings and on those of an ensemble's members side by side."""
+"""Linear probes of a task, on the embeddings of each model and on those of all members of an ensemble."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ import numpy as np
 from mode_ray.errors import DataError
 from mode_ray.evaluate.measure.linear_probe import concatenated, fit_linear_probe
 from mode_ray.evaluate.measure.split_features import Features
-from mode_ray.evaluate.metrics.score import classification_metrics
+from mode_ray.evaluate.metrics.score import measure
+from mode_ray.evaluate.metrics.scored import Scored
 from mode_ray.evaluate.tasks.samples import Split
 from mode_ray.evaluate.tasks.task import Task
 from mode_ray.evaluate.tasks.usable_samples import UsableSamples
@@ -16,12 +17,12 @@ from mode_ray.evaluate.tasks.usable_samples import UsableSamples
 
 @dataclass(frozen=True)
 class TaskProbes:
-    """What linear probes reach on a task.
+    """The results of linear probes on a task.
 
     Attributes:
-        metrics: On the test split, by model, and by ensemble for all its members together.
-        skipped: Samples of the training split that were left out, by reason.
-        examples: Where the first of each stands.
+        metrics: Metrics on the test split, by model, and by ensemble for all its members together.
+        skipped: Number of samples of the training split left out, by reason.
+        examples: Place of the first one, by reason.
     """
 
     metrics: Mapping[str, Mapping[str, float]]
@@ -35,16 +36,10 @@ def probe_task(
     test_labels_i: np.ndarray,
     encode: Callable[[Split], tuple[UsableSamples, Features]],
 ) -> TaskProbes:
-    """Fit on the training split, measure on the test split.
-
-    Args:
-        task: With a training split.
-        test_features_id: Embeddings of the test images, by model.
-        test_labels_i: Their classes.
-        encode: Gives a split's samples and embeddings.
+    """Fit on the training split and measure on the test split.
 
     Raises:
-        DataError: A file cannot be read, or the training split is too small to learn from.
+        DataError: A file cannot be read, or the training split is too small.
     """
     usable, train_id = encode("train")
     tested = {**test_features_id, **concatenated(test_features_id)}
@@ -55,5 +50,6 @@ def probe_task(
             probe = fit_linear_probe(learned_id, labels_i, classes)
         except DataError as error:
             raise DataError(f"{task.place}: train_paths: {error}") from None
-        metrics[name] = classification_metrics(probe.scores(tested[name]), test_labels_i, classes)
+        scored = Scored(kind="classification", scores_il=probe.scores(tested[name]), labels=test_labels_i)
+        metrics[name] = measure(scored)
     return TaskProbes(metrics, usable.skipped, usable.examples)

@@ -1,6 +1,6 @@
-"""Cosines of every image with every text, for every model, in one pass over the images; stored for all routing rules.
+"""Cosines of every image with every text for every model, computed in one pass over the images and stored.
 
-A new routing rule is evaluated from these files without running a model again.
+Any routing rule is evaluated from these files without running a model again.
 """
 
 import json
@@ -28,7 +28,7 @@ from mode_ray.run_directory import LABELS_FILE, ROUTING_FILE, TASK_SUMMARY, cosi
 from mode_ray.storage import Location
 
 Encode = Callable[[list[str]], np.ndarray]
-_Sides = tuple[Mapping[str, np.ndarray], np.ndarray]  # texts by every model, and by the caption encoder
+_Sides = tuple[Mapping[str, np.ndarray], np.ndarray]  # text embeddings by model, and those of the caption encoder
 _Value = TypeVar("_Value")
 
 
@@ -40,23 +40,17 @@ def measure_task(
     placement: EvaluatePlacement,
     parts: Mapping[Split, Sequence[EncodedPart]] | None = None,
 ) -> TaskSummary:
-    """Measure a task with all models, decoding every image once.
+    """Measure a task with all models, and write its files to a directory. Every image is decoded once.
 
-    Args:
-        task: The task.
-        models: Expert folders by name.
-        encoder: The caption encoder that routing uses.
-        directory: Where the task's files belong.
-        placement: Batch size, threads and size limit of images.
-        parts: By split what several workers encoded before; by default the images are encoded here.
+    `parts` are the images that several workers have encoded, by split. By default the images are encoded here.
 
     Raises:
-        DataError: A model or file cannot be read, no sample is usable, a class name has no embedding, or the samples
-            do not define the task's metric.
+        DataError: A model or file cannot be read, no sample is usable, a class name has no embedding, or the metric is
+            not defined on the samples.
     """
     torch.set_num_threads(placement.threads_per_task)
     experts = {name: Expert(folder) for name, folder in models.items()}
-    # Classes before the images: a name that cannot be embedded shows at once.
+    # Classes come before images, so that a name without an embedding is reported at once.
     sides = None if task.kind == "retrieval" else _class_sides(task, experts, encoder)
 
     def encode(split: Split) -> tuple[UsableSamples, Features]:
@@ -73,7 +67,7 @@ def measure_task(
     for name, folder in models.items():
         cosines_il = (features[name] @ texts[name].T).astype(np.float32)
         if not np.isfinite(cosines_il).all():
-            raise DataError(f"{folder}: its embeddings hold a value that is not a finite number: train it again")
+            raise DataError(f"{folder}: its embeddings contain a value that is not finite: train it again")
         _check_metric(task, cosines_il, labels)
         save_array(cosine_file(directory, name), cosines_il)
     save_array(directory / LABELS_FILE, labels)
@@ -96,14 +90,10 @@ def measure_task(
 
 
 def zero_shot_classifier(class_texts: Sequence[Sequence[str]], encode: Encode) -> np.ndarray:
-    """One unit row a class: the mean direction of its texts' embeddings.
-
-    Args:
-        class_texts: For every class its name in every template.
-        encode: Texts to unit rows.
+    """One unit row per class: the mean direction of the embeddings of its texts.
 
     Raises:
-        DataError: A text has no embedding, or those of a class cancel out; says which class.
+        DataError: A text has no embedding, or the embeddings of a class cancel out; the message names the class.
     """
     flat_td = encode([text for texts in class_texts for text in texts])
     parts = np.split(flat_td, np.cumsum([len(texts) for texts in class_texts])[:-1])
@@ -117,7 +107,7 @@ def zero_shot_classifier(class_texts: Sequence[Sequence[str]], encode: Encode) -
 
 
 def _class_sides(task: Task, experts: Mapping[str, Expert], encoder: CaptionEncoder) -> _Sides:
-    """The classifier of every model, and that of the caption encoder."""
+    """The classifiers of all models, and the one of the caption encoder."""
 
     def classifier(encode: Encode, whose: str) -> np.ndarray:
         try:
@@ -132,9 +122,9 @@ def _class_sides(task: Task, experts: Mapping[str, Expert], encoder: CaptionEnco
 def _caption_sides(
     usable: UsableSamples, experts: Mapping[str, Expert], encoder: CaptionEncoder
 ) -> tuple[np.ndarray, _Sides]:
-    """Numbers of the images whose captions can be routed, and these captions by every model and the encoder."""
+    """Indices of the images whose captions can be routed, and these captions encoded by all models and the encoder."""
     routing_ld = encoder.encode(usable.captions)
-    # A zero embedding has no direction: such a query cannot be routed.
+    # A query with a zero embedding has no direction and cannot be routed.
     known_l = np.asarray(routing_ld.any(axis=1))
     kept = usable.keep_known(known_l)
     usable.require_some()

@@ -1,4 +1,4 @@
-"""Image embeddings of a task's split by all models: every image is decoded and prepared once, by one worker."""
+"""Image embeddings of a split by all models. Every image is decoded and preprocessed once, by one worker."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ from mode_ray.storage import Location
 _MAX_PIXELS = LimitsConfig().max_image_pixels
 
 Features: TypeAlias = dict[str, np.ndarray]
-"""By model unit rows, float32 [i, d]."""
+"""Unit rows by model, float32 [i, d]."""
 
 
 @dataclass(frozen=True)
 class EncodedPart:
-    """What one worker made of its share of a split; the embeddings lie in files.
+    """The part of a split that one worker has encoded; the embeddings are stored in files.
 
     Attributes:
-        usable: Its samples.
-        sample_numbers: For every image its sample's number in the whole split.
-        folder: Holds the embeddings of every model.
+        usable: The samples of the part.
+        sample_numbers: Index of the sample of every image in the whole split.
+        folder: Folder with the embeddings of every model.
     """
 
     usable: UsableSamples
@@ -41,13 +41,7 @@ class EncodedPart:
 def encode_split(
     task: Task, split: Split, experts: Mapping[str, Expert], placement: EvaluatePlacement
 ) -> tuple[UsableSamples, Features]:
-    """Embed a split's usable images.
-
-    Args:
-        task: The task.
-        split: Which.
-        experts: Models by name; they share the preparation of images.
-        placement: Batch size and size limit of images.
+    """Embed the usable images of a split.
 
     Raises:
         DataError: A file cannot be read, or no sample is usable.
@@ -65,15 +59,7 @@ def encode_part(
     worker: int,
     folder: Location,
 ) -> EncodedPart:
-    """Embed a worker's share of a split: of every `workers_per_task` batches of samples one. Others are not decoded.
-
-    Args:
-        task: The task.
-        split: Which.
-        experts: Models by name.
-        placement: Batch size, size limit of images and number of workers.
-        worker: Its number, from 0.
-        folder: Where the embeddings belong.
+    """Embed the share of one worker: one of every `workers_per_task` batches of samples. Others are not decoded.
 
     Raises:
         DataError: A file cannot be read.
@@ -85,11 +71,7 @@ def encode_part(
 
 
 def merge_parts(models: Sequence[str], parts: Sequence[EncodedPart]) -> tuple[UsableSamples, Features]:
-    """What `encode_split` would have given in one pass, the order of the images too.
-
-    Args:
-        models: Their names, in the order of `experts`.
-        parts: Of all workers.
+    """The result of `encode_split` from the parts of all workers; `models` are in the order of `experts`.
 
     Raises:
         DataError: No sample is usable.
@@ -97,7 +79,7 @@ def merge_parts(models: Sequence[str], parts: Sequence[EncodedPart]) -> tuple[Us
     places = [
         (number, part, image) for part, one in enumerate(parts) for image, number in enumerate(one.sample_numbers)
     ]
-    # Of the rows of all parts, one part after the other, in which order the samples came.
+    # For the concatenated rows of all parts: the order of their samples.
     row_of_rank = np.argsort([number for number, _, _ in places], kind="stable")
     order = [(part, image) for _, part, image in (places[row] for row in row_of_rank)]
     usable = UsableSamples.merged([one.usable for one in parts], order)

@@ -1,4 +1,4 @@
-"""Evaluation tasks over Ray: each is a Ray task, and a large one several, which share its images."""
+"""Evaluation tasks on Ray. Each is one Ray task; the images of a large one are shared among several."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,7 +14,7 @@ from mode_ray.evaluate.tasks.task import Task
 from mode_ray.storage import Location
 from mode_ray.util.ray_tasks import task_result
 
-if TYPE_CHECKING:  # it needs torch, which the driver has no use for
+if TYPE_CHECKING:  # it imports torch, which the driver does not need
     from mode_ray.evaluate.measure.split_features import EncodedPart
 
 _PARTS = "parts"
@@ -27,20 +27,14 @@ def measure_tasks(
     models: Mapping[str, Location],
     on_summary: Callable[[TaskSummary], None],
 ) -> None:
-    """Measure tasks with all models; the order in which they come is that in which they are done.
-
-    Args:
-        config: The run's config.
-        tasks: By the directory where their files belong.
-        models: Expert folders by name.
-        on_summary: Called for every task as it is measured.
+    """Measure tasks, given by their output directory, with all models; `on_summary` is called for each when finished.
 
     Raises:
         ModeRayError: As `measure_task`.
     """
     placement = config.evaluate.placement
     options = {"num_cpus": placement.cpus_per_task, "num_gpus": placement.gpus_per_task}
-    encode: Any = ray.remote(_encode_part).options(**options)  # what Ray has no types for: arguments that vary
+    encode: Any = ray.remote(_encode_part).options(**options)  # Ray has no types for varying arguments
     measure: Any = ray.remote(_measure).options(**options)
     workers = range(placement.workers_per_task) if placement.workers_per_task > 1 else ()
     pending = []

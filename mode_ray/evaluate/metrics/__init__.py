@@ -1,1 +1,1 @@
-"""Metrics of classification and retrieval, with intervals."""
+"""Metrics of classification and retrieval, with confidence intervals."""

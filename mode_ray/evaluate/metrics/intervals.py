@@ -1,7 +1,7 @@
-"""Intervals of the report's scores: of every line, of its mean over tasks, and of its difference from the dense model.
+"""Intervals of the scores in the report, of their means over tasks, and of the differences from the dense model.
 
-Draws of one task share their resamples, so the difference of two lines is a paired comparison. Every task has
-resamples of its own: the mean of the tasks' draws is a draw of the mean.
+All lines use the same resamples of a task, so the difference of two lines is a paired comparison. Every task has other
+resamples, so the mean of the draws of the tasks is a draw of the mean.
 """
 
 import zlib
@@ -16,31 +16,30 @@ from mode_ray.evaluate.metrics.scored import Scored
 from mode_ray.evaluate.report.schema import DifferenceRow, IntervalRow
 
 RESAMPLES = 1000
-LEVEL = 0.95
 
 
 def task_draws(scored: Scored, task: str, metric: str) -> Floats:
-    """Draws of a task's metric, [RESAMPLES]; the name of the task decides the resamples."""
+    """Draws of the metric of a task, [RESAMPLES], seeded by the name of the task."""
     return metric_draws(scored, metric, resamples=RESAMPLES, seed=zlib.crc32(task.encode()))
 
 
 def interval_rows(
     scores: Mapping[str, Mapping[str, float]], draws: Mapping[str, Mapping[str, Floats]], baseline: str | None
 ) -> list[IntervalRow]:
-    """Every line's intervals, by task and last for the mean over tasks.
+    """The intervals of every line, by task and last for the mean over tasks.
 
     Args:
-        scores: By line, then by task.
-        draws: The same of resamples, [RESAMPLES] each.
-        baseline: The line that the others are compared with, or None.
+        scores: Scores by line, then by task.
+        draws: Draws by line, then by task, [RESAMPLES] each.
+        baseline: The line to compare with, or None.
     """
     rows = []
     for line, by_task in draws.items():
         for task in (*by_task, None):
-            low, high = _interval(_draws(by_task, task))
+            low, high = percentile_interval(_draws(by_task, task))
             row = IntervalRow(model=line, task=task, score=_score(scores[line], task), low=low, high=high)
             if baseline is not None and line != baseline:
-                low, high = _interval(_draws(by_task, task) - _draws(draws[baseline], task))
+                low, high = percentile_interval(_draws(by_task, task) - _draws(draws[baseline], task))
                 change = row["score"] - _score(scores[baseline], task)
                 row["against_dense"] = DifferenceRow(change=change, low=low, high=high)
             rows.append(row)
@@ -48,7 +47,7 @@ def interval_rows(
 
 
 def mean_row(rows: Sequence[IntervalRow], model: str) -> IntervalRow | None:
-    """A line's interval of the mean over tasks, where there is one."""
+    """The interval of a line for the mean over tasks, if there is one."""
     return next((row for row in rows if row["model"] == model and row["task"] is None), None)
 
 
@@ -61,8 +60,3 @@ def _draws(by_task: Mapping[str, Floats], task: str | None) -> Floats:
 
 def _score(by_task: Mapping[str, float], task: str | None) -> float:
     return sum(by_task.values()) / len(by_task) if task is None else by_task[task]
-
-
-def _interval(draws_b: Floats) -> tuple[float, float]:
-    interval = percentile_interval(draws_b, LEVEL)
-    return interval.low, interval.high

@@ -1,7 +1,7 @@
-"""The table of metrics: for every kind of task its metrics by name, what they need, and what chance reaches.
+"""The metrics of every kind of task by name, with their requirements and chance levels.
 
-A metric is a function of how often each image counts. Once each gives the metric itself; the counts of a sample with
-replacement give one draw of the bootstrap (`bootstrap`), so that there is one formula for both.
+A metric is a function of image counts. Counts of 1 give the metric itself. The counts of a sample with replacement
+give one draw of the bootstrap (`bootstrap`), so both use one formula.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,15 +22,15 @@ Direction = Literal["image_to_text", "text_to_image"]
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One number that says how good scores are.
+    """A metric.
 
     Attributes:
-        values: From the scores and how often each image counts, [b, i], the metric of every row, float64 [b]; NaN
-            where the images that count do not define it.
-        chance: What scores at random reach on average.
+        values: Computes the metric of every row, float64 [b], from the scores and the image counts [b, i]; NaN
+            where it is not defined.
+        chance: The expected metric of random scores.
         undefined: Why it cannot be measured, or None.
-        least_classes: It says nothing of fewer.
-        most_classes: It is not defined for more.
+        least_classes: Smallest number of classes for which it is meaningful.
+        most_classes: Largest number of classes for which it is defined.
     """
 
     values: Callable[[Scored, Floats], Floats]
@@ -40,7 +40,7 @@ class Metric:
     most_classes: int | None = None
 
     def class_count_problem(self, classes: int) -> str | None:
-        """Why it does not fit a task with so many classes, or None."""
+        """Why it cannot be used for a task with this number of classes, or None."""
         if classes < self.least_classes:
             return f"needs at least {self.least_classes} classes; this task has {classes}"
         if self.most_classes is not None and classes > self.most_classes:
@@ -67,7 +67,7 @@ def _mean_per_class(scored: Scored, weights_bi: Floats) -> Floats:
 
 
 def _two_class_auc(scored: Scored, weights_bi: Floats) -> Floats:
-    # In place of the softmax probability of the second class: the same order, whatever the logit scale.
+    # This has the same order as the softmax probability of the second class, for any logit scale.
     scores_il = scored.scores_il.astype(np.float64)
     margin_i = scores_il[:, 1] - scores_il[:, 0]
     return roc_auc(margin_i, scored.labels == 1, weights_bi)
@@ -78,7 +78,7 @@ def _mean_over_classes(
     scored: Scored,
     weights_bi: Floats,
 ) -> Floats:
-    """Over the classes for which the area is defined."""
+    """Mean over the classes for which the area is defined."""
     classes = np.flatnonzero(scored.labels.any(axis=0))
     areas_cb = np.stack([area(scored.scores_il[:, c], scored.labels[:, c].astype(bool), weights_bi) for c in classes])
     defined_cb = np.isfinite(areas_cb)
@@ -86,9 +86,9 @@ def _mean_over_classes(
 
 
 def _mean_average_precision(scored: Scored, weights_bi: Floats) -> Floats:
-    """Over all classes; one that no image has counts as 0, as clip-benchmark has it, so that figures are comparable.
+    """Mean over all classes. A class without images counts as 0, as in clip-benchmark, so that results are comparable.
 
-    A class that a resample alone lacks is left out of its mean: as 0 it would pull every interval down.
+    A class that only a resample lacks is left out of its mean, because a 0 would bias the interval.
     """
     return _mean_over_classes(average_precision, scored, weights_bi) * _share_of_classes_present(scored)
 
@@ -103,7 +103,7 @@ def _image_to_text(rank: int, scored: Scored, weights_bi: Floats) -> Floats:
 
 
 def _text_to_image(rank: int, scored: Scored, weights_bi: Floats) -> Floats:
-    # A caption counts as often as its image: the captions of one image are no independent samples.
+    # A caption has the count of its image, because the captions of one image are not independent samples.
     return _share(scored.image_ranks_l < rank, weights_bi[:, scored.labels])
 
 
@@ -112,8 +112,8 @@ def _share(hit_q: npt.NDArray[np.bool_], weights_bq: Floats) -> Floats:
 
 
 def _hit_chance(rank: int, direction: Direction, scored: Scored) -> float:
-    """Chance that at least one of a query's right answers is among `rank` that are drawn."""
-    from scipy.stats import hypergeom  # slow to import, and only the report asks
+    """Probability that at least one right answer of a query is among `rank` random ones."""
+    from scipy.stats import hypergeom  # slow to import, and needed only for the report
 
     axis, answers = (1, scored.texts) if direction == "image_to_text" else (0, scored.images)
     right_q = np.asarray(scored.right_il.sum(axis=axis)).ravel()
@@ -122,16 +122,16 @@ def _hit_chance(rank: int, direction: Direction, scored: Scored) -> float:
 
 def _one_class_only(scored: Scored) -> str | None:
     present = np.unique(scored.labels)
-    return None if len(present) > 1 else f"needs images of both classes; all are of class {present[0]}"
+    return None if len(present) > 1 else f"needs images of both classes; all images are of class {present[0]}"
 
 
 def _no_positive(scored: Scored) -> str | None:
-    return None if scored.labels.any() else "needs an image that has one of the classes; none has"
+    return None if scored.labels.any() else "needs an image with one of the classes; there is none"
 
 
 def _no_contrast(scored: Scored) -> str | None:
     some_c, all_c = scored.labels.any(axis=0), scored.labels.all(axis=0)
-    return None if (some_c & ~all_c).any() else "needs a class that some images have and some have not"
+    return None if (some_c & ~all_c).any() else "needs a class that some images have and others do not have"
 
 
 def _too_few(rank: int, candidates: Literal["images", "texts"], scored: Scored) -> str | None:
@@ -151,8 +151,8 @@ def _recall(rank: int, direction: Direction) -> Metric:
 def _random_precision(scored: Scored) -> float:
     """Expected average precision of a random order, by linearity over ranks: n images, r of them positive.
 
-    At every rank stands a positive one with r/n, and (k - 1)(r - 1)/(n - 1) are to be expected before rank k; so it is
-    (H_n + (n - H_n)(r - 1)/(n - 1)) / n, with the harmonic number H_n.
+    A rank has a positive image with probability r/n, and then (k - 1)(r - 1)/(n - 1) are expected before rank k. So
+    the expectation is (H_n + (n - H_n)(r - 1)/(n - 1)) / n, with the harmonic number H_n.
     """
     images = scored.images
     positive_c = scored.labels.sum(axis=0)
@@ -181,4 +181,4 @@ METRICS: Mapping[TaskKind, Mapping[str, Metric]] = {
         **{f"image_to_text_r{rank}": _recall(rank, "image_to_text") for rank in RECALL_RANKS},
     },
 }
-"""By kind of task, then by name; the first of a kind is its main metric by default."""
+"""Metrics by kind of task, then by name. The first of a kind is its default main metric."""

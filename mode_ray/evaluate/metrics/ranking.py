@@ -1,8 +1,7 @@
-"""Ranks of the right answers among scores, for metrics that count hits among the first few.
+"""Ranks of the right answers, for metrics that count hits among the first few.
 
-Ties go by index everywhere: of equal scores the one with the lower index ranks first, as argmax has it. A
-model whose scores are all equal therefore gets what guessing one fixed answer gets, and the order of equal
-scores never depends on a library's sort.
+Of equal scores, the one with the lower index ranks first, as in argmax. So a model with constant scores gets the
+result of one fixed guess, and the order of equal scores does not depend on the sort of a library.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ Ranks = npt.NDArray[np.int64]
 
 
 def label_ranks(scores_il: npt.NDArray[np.floating], labels_i: npt.NDArray[np.integer]) -> Ranks:
-    """Rank (0 = first) of every image's right class."""
+    """Rank (0 = first) of the right class of every image."""
     label_scores_i = np.take_along_axis(scores_il, labels_i[:, None], axis=1)
     before_il = np.arange(scores_il.shape[1]) < labels_i[:, None]
     ahead_il = (scores_il > label_scores_i) | ((scores_il == label_scores_i) & before_il)
@@ -31,8 +30,8 @@ def right_pairs(
     """Which text is right for which image: boolean, images by texts.
 
     Args:
-        image_of_text: The row of every text's image.
-        captions: The texts: equal ones are right for each other's images; by default all count as different.
+        image_of_text: Row of the image of every text.
+        captions: The texts, if equal ones are right for each other's images. By default all texts are different.
         images: Number of images.
     """
     texts = len(image_of_text)
@@ -47,7 +46,7 @@ def right_pairs(
 
 
 def best_ranks(scores_qa: npt.NDArray[np.floating], right_qa: sparse.csr_array) -> Ranks:
-    """Rank (0 = first) of every query's best right answer; without a right answer, the number of answers."""
+    """Rank (0 = first) of the best right answer of every query, or the number of answers if none is right."""
     queries, answers = scores_qa.shape
     ranks = np.full(queries, answers, dtype=np.int64)
     step = max(1, _SCORES_AT_ONCE // answers)

@@ -1,4 +1,4 @@
-"""Scores of a task's images beside what is right: what every metric is a function of."""
+"""Scores of the images of a task with the labels: the input of every metric."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ TaskKind = Literal["classification", "multilabel", "retrieval"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scored:
-    """The scores of a task's images, and what is right.
+    """The scores of the images of a task, and the labels.
 
     Attributes:
-        kind: Of the task.
-        scores_il: One row an image, one column a class or a caption.
-        labels: Classification: the class of every image, integers [i]. Multi-label: which classes it has, bool [i, l].
-            Retrieval: the image of every caption, integers [l].
-        captions: Retrieval: the captions, to find equal ones; by default all count as different.
-        text_to_image_scores_il: Retrieval: scores for the direction text to image, where they differ because every
-            query text has its own routing weights.
+        kind: Kind of the task.
+        scores_il: One row per image, one column per class or caption.
+        labels: Classification: the class of every image, integers [i]. Multi-label: the classes of every image, bool
+            [i, l]. Retrieval: the image of every caption, integers [l].
+        captions: Retrieval: the captions, if equal ones count as one. By default all captions are different.
+        text_to_image_scores_il: Retrieval: scores for the direction text to image, if they differ because every query
+            text has its own routing weights.
 
     Raises:
-        DataError: Shapes do not fit, there are no scores, a label is out of range or a score is not a number.
+        DataError: Shapes do not match, there are no scores, a label is out of range or a score is not finite.
     """
 
     kind: TaskKind
@@ -69,7 +69,7 @@ class Scored:
 
     @cached_property
     def class_ranks_i(self) -> Ranks:
-        """Classification: rank of every image's class."""
+        """Classification: rank of the class of every image."""
         return label_ranks(self.scores_il, self.labels)
 
     @cached_property
@@ -79,25 +79,21 @@ class Scored:
 
     @cached_property
     def text_ranks_i(self) -> Ranks:
-        """Retrieval: rank of every image's best right caption."""
+        """Retrieval: rank of the best right caption of every image."""
         return best_ranks(self.scores_il, self.right_il)
 
     @cached_property
     def image_ranks_l(self) -> Ranks:
-        """Retrieval: rank of every caption's best right image."""
+        """Retrieval: rank of the best right image of every caption."""
         scores_il = self.scores_il if self.text_to_image_scores_il is None else self.text_to_image_scores_il
         return best_ranks(scores_il.T, self.right_il.T.tocsr())
 
 
 def check_scores(scores: npt.NDArray[np.floating], shape: tuple[int, ...], sides: str) -> None:
-    """Refuse scores of another shape than expected, none at all, and such as are no finite numbers.
-
-    Raises:
-        DataError: Says which.
-    """
+    """Raise `DataError` for scores with a wrong or empty shape, or with a value that is not finite."""
     if scores.shape != shape:
         raise DataError(f"scores have shape {scores.shape}, expected {shape} ({sides})")
     if 0 in shape:
         raise DataError(f"no scores to measure: shape {shape} ({sides})")
     if not np.isfinite(scores).all():
-        raise DataError("scores hold a value that is not a finite number: the model's output is broken")
+        raise DataError("scores contain a value that is not finite: the output of the model is broken")

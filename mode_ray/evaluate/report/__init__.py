@@ -1,1 +1,1 @@
-"""The evaluation report: numbers, plots and the HTML page."""
+"""The evaluation report: figures, plots and the HTML page."""

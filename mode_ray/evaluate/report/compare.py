@@ -1,9 +1,9 @@
-"""Every model, routing rule, pruning and control on every task, from the stored cosines; pure arithmetic."""
+"""Results of every model, routing rule, pruning step and control on a task, computed from the stored cosines."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -25,17 +25,18 @@ _DENSE_RUNS = (DENSE, DENSE_EQUAL_TOTAL)
 
 Metrics = Mapping[str, float]
 Keep = Literal["top", "share"]
+_Weights = TypeVar("_Weights", RoutingWeights, np.ndarray)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedResult:
-    """The ensemble with fewer experts run.
+    """The result of the ensemble with fewer experts.
 
     Attributes:
         keep: `top`: the experts with the largest weights. `share`: the fewest that cover a share of the weight.
-        value: How many, or which share.
-        experts_run: Experts with a weight above 0; where every query has weights of its own, the mean over queries.
-        metrics: The results.
+        value: The number of experts, or the share.
+        experts_run: Number of experts with a weight above 0; the mean over queries if each query has its own weights.
+        metrics: The metrics.
     """
 
     keep: Keep
@@ -49,14 +50,13 @@ class TaskResults:
     """All results of one task.
 
     Attributes:
-        single: Metrics of every model alone, by its name.
-        rules: Metrics of the experts' ensemble, by routing rule.
-        controls: Metrics of the uniform ensemble of each control that has several models, by its name.
+        single: Metrics of every single model, by name.
+        rules: Metrics of the ensemble, by routing rule.
+        controls: Metrics of the uniform ensemble of each control with several models, by name.
         weights: Routing weights by rule.
-        chance: What scores at random reach in the main metric.
-        pruned: The ensemble under the config's own rule with fewer experts run.
-        draws: The main metric on resamples of the images, by name of the rule or control; of the dense models, where
-            there are any, by their names.
+        chance: The main metric of random scores.
+        pruned: The ensemble with fewer experts under the rule of the config.
+        draws: The main metric on resamples of the images, by name of the rule, control or dense model.
     """
 
     single: Mapping[str, Metrics]
@@ -70,14 +70,14 @@ class TaskResults:
 
 @dataclass(frozen=True, kw_only=True)
 class Router:
-    """Where a task's texts are routed.
+    """Computes the routing weights of the texts of a task.
 
     Attributes:
         centers_md: Fine centers.
         group_m: Expert of every fine center.
         config: Parameters of the rules.
-        fitted_temperature: Of the rule `calibrated`; without one it is `soft`.
-        missing: Ids of experts that are left out; the others' weights are scaled to sum to 1.
+        fitted_temperature: Temperature of the rule `calibrated`. Without it the rule is `soft`.
+        missing: Ids of experts that are left out. The weights of the others are scaled to sum to 1.
     """
 
     centers_md: np.ndarray
@@ -87,41 +87,23 @@ class Router:
     missing: Sequence[int] = field(default=())
 
     def task_weights(self, texts_ld: np.ndarray, rule: RoutingRule, n: int) -> RoutingWeights:
-        """Weights of the whole task; see `routing_weights`. `fine_weight_m` tells of missing experts too."""
-        weights = routing_weights(
-            texts_ld,
-            self.centers_md,
-            self.group_m,
-            self.config,
-            rule,
-            n_experts=n,
-            fitted_temperature=self.fitted_temperature,
-        )
+        """Weights of the whole task; see `routing_weights`. `fine_weight_m` includes missing experts."""
+        weights = self._route(routing_weights, texts_ld, rule, n)
         if not self.missing:
             return weights
         weights_c = without_experts(weights.weights_c, self.missing).astype(np.float64)
-        return RoutingWeights(
-            weights_c=weights_c,
-            rule=weights.rule,
-            normalised_entropy=normalised_entropy(weights_c),
-            nearest_fine_l=weights.nearest_fine_l,
-            nearest_squared_distance_l=weights.nearest_squared_distance_l,
-            fine_weight_m=weights.fine_weight_m,
-            temperature=weights.temperature,
-        )
+        return replace(weights, weights_c=weights_c, normalised_entropy=normalised_entropy(weights_c))
 
     def query_weights(self, texts_ld: np.ndarray, rule: RoutingRule, n: int) -> np.ndarray:
-        """Weights of every text as a task of its own, [texts, experts]; see `per_query_weights`."""
-        weights_lc = per_query_weights(
-            texts_ld,
-            self.centers_md,
-            self.group_m,
-            self.config,
-            rule,
-            n_experts=n,
-            fitted_temperature=self.fitted_temperature,
-        )
+        """Weights of every text as a separate task, [texts, experts]; see `per_query_weights`."""
+        weights_lc = self._route(per_query_weights, texts_ld, rule, n)
         return np.asarray(without_experts(weights_lc, self.missing)) if self.missing else weights_lc
+
+    def _route(self, route: Callable[..., _Weights], texts_ld: np.ndarray, rule: RoutingRule, n: int) -> _Weights:
+        fitted = self.fitted_temperature
+        return route(
+            texts_ld, self.centers_md, self.group_m, self.config, rule, n_experts=n, fitted_temperature=fitted
+        )
 
 
 def compare(
@@ -136,11 +118,11 @@ def compare(
 
     Args:
         task: The task.
-        measured: Its cosines; of missing experts there are none.
-        experts: Names of the experts' models, in order of their ids, the missing ones too.
-        controls: Names of the models of each control that has several; may be empty.
-        router: Routes the texts.
-        rules: Which rules.
+        measured: Its cosines, without missing experts.
+        experts: Names of the expert models in order of their ids, including missing ones.
+        controls: Names of the models of each control with several models.
+        router: Computes the weights.
+        rules: The routing rules.
     """
     missing = set(router.missing)
     cosines = [None if number in missing else measured.cosines[name] for number, name in enumerate(experts)]
@@ -157,7 +139,7 @@ def compare(
     pruned: list[PrunedResult] = []
     for rule in rules:
         weights[rule] = router.task_weights(texts_ld, rule, n)
-        # Retrieving images, every query is a task of its own; retrieving texts, all of them are the task.
+        # For image retrieval every query is a separate task. For text retrieval all texts together are the task.
         weights_lc = router.query_weights(texts_ld, rule, n) if task.kind == "retrieval" else None
         by_rule[rule] = drawn(rule, ensemble.scored(weights[rule].weights_c, weights_lc))
         if rule == router.config.rule:
@@ -181,7 +163,7 @@ def _uniform_scores(measured: TaskCosines, models: Sequence[str]) -> np.ndarray:
 
 
 def pruning_counts(n: int) -> list[int]:
-    """The numbers of experts that the pruning curve shows: all up to 8, then powers of 2, and n."""
+    """The numbers of experts in the pruning curve: all up to 8, then powers of 2, and n."""
     few = list(range(1, min(n, _ALL_COUNTS_UP_TO) + 1))
     powers = [1 << power for power in range(4, n.bit_length()) if 1 << power < n]
     return [*few, *powers, *([n] if n > _ALL_COUNTS_UP_TO else [])]
@@ -189,14 +171,14 @@ def pruning_counts(n: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Ensemble:
-    """The experts' cosines of a task; None for an expert that is left out, whose weight is 0."""
+    """The cosines of the experts on a task; None for a left-out expert, whose weight is 0."""
 
     task: Task
     measured: TaskCosines
     cosines: Sequence[np.ndarray | None]
 
     def scored(self, weights_c: np.ndarray, weights_lc: np.ndarray | None = None) -> Scored:
-        """Scores by the task's weights, and retrieving images by those of every text."""
+        """Scores with the weights of the task and, for image retrieval, with those of every text."""
         present = [number for number, cosines_il in enumerate(self.cosines) if cosines_il is not None]
         cosines = [cosines_il for cosines_il in self.cosines if cosines_il is not None]
         per_query_il = None if weights_lc is None else per_query_scores(cosines, weights_lc[:, present])
@@ -204,7 +186,7 @@ class _Ensemble:
 
 
 def _prune(ensemble: _Ensemble, weights_c: np.ndarray, weights_lc: np.ndarray | None) -> list[PrunedResult]:
-    """The curve: what running fewer experts costs; every text's own weights are pruned by themselves."""
+    """The pruning curve. The weights of every text are pruned separately."""
     steps: list[tuple[Keep, float, Callable[[np.ndarray], np.ndarray]]] = []
     steps += [("top", float(count), partial(keep_top, experts=count)) for count in pruning_counts(len(weights_c))]
     steps += [("share", share, partial(keep_share, share=share)) for share in PRUNING_SHARES]

@@ -1,4 +1,4 @@
-"""Fill the report's data from a run's manifests, measurements and source pairs."""
+"""Build the data of the report from manifests, measurements and source pairs."""
 
 import math
 import platform
@@ -48,7 +48,7 @@ _LICENCE_FILES = ("ATTRIBUTION.txt", "LICENCE.txt", "LICENSE.txt")
 
 
 def report_data(sources: ReportSources) -> ReportData:
-    """All that the report shows."""
+    """The data of the report."""
     config = sources.config
     n = config.train.experts
     models = _models(sources)
@@ -111,7 +111,7 @@ def _task_row(sources: ReportSources, task: Task) -> TaskRow:
 
 
 def _models(sources: ReportSources) -> list[ModelRow]:
-    """The dense runs, the ensemble by rule, the experts alone and the best of them, and the controls' ensembles."""
+    """The dense models, the ensemble by rule, the best and all single experts, and the ensembles of the controls."""
     n = sources.config.train.experts
     samples = {trial.name: trial.samples for trial in sources.trials}
     behind = {trial.name: samples[trial.parent] if trial.parent else 0 for trial in sources.trials}
@@ -154,14 +154,14 @@ def _models(sources: ReportSources) -> list[ModelRow]:
 
 
 def _mean(tasks: Sequence[Task], metrics: MetricsByTask) -> float:
-    """Mean of the main metric; a task on which it is not defined counts nothing."""
+    """Mean of the main metric over the tasks on which it is defined."""
     values = [metrics[task.name][task.metric] for task in tasks]
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else -math.inf
 
 
 def _routing_row(sources: ReportSources, task: str, rule: str, weights: RoutingWeights) -> RoutingRow:
-    """The weights of a task; under the config's rule with the fine centers that they come from."""
+    """The weights of a task, and for the rule of the config the fine centers with the largest weights."""
     row = RoutingRow(
         task=task, rule=rule, weights=weights.weights_c.tolist(), normalised_entropy=weights.normalised_entropy
     )
@@ -179,7 +179,7 @@ def _routing_row(sources: ReportSources, task: str, rule: str, weights: RoutingW
 
 
 def _nearest_caption(sources: ReportSources, fine: int) -> str:
-    """The caption nearest to a center, or an empty text where none is known."""
+    """The caption nearest to a center, or an empty text if it is unknown."""
     return next(iter(sources.captions[fine]), "")
 
 
@@ -198,7 +198,7 @@ def _pruning(sources: ReportSources) -> list[PruningRow]:
 
 
 def _intervals(sources: ReportSources, models: Sequence[ModelRow]) -> list[IntervalRow]:
-    """Of the lines that were resampled, under their names in the main table."""
+    """The intervals of the resampled lines, with their names in the main table."""
     drawn = {}
     for model in models:
         kind = model["kind"]
@@ -213,7 +213,7 @@ def _intervals(sources: ReportSources, models: Sequence[ModelRow]) -> list[Inter
 
 
 def _linear_probes(sources: ReportSources) -> dict[str, dict[str, float]]:
-    """Main metric of the linear probes: of every model's features, and of an ensemble's side by side."""
+    """Main metric of the linear probes on the features of each model, and on those of all members of an ensemble."""
     n = sources.config.train.experts
     names = {DENSE: "dense", **{expert_name(n, expert): f"expert {expert} alone" for expert in range(n)}}
     names |= {f"n{n}": "experts side by side"}
@@ -228,7 +228,7 @@ def _linear_probes(sources: ReportSources) -> dict[str, dict[str, float]]:
 
 
 def _probes_of_present(sources: ReportSources, task: Task) -> dict[str, Mapping[str, float]]:
-    """Without experts that were left out after the task was measured, and without what they have a part in."""
+    """The probes without experts that were left out after the measurement, and without ensembles that include them."""
     n, summary = sources.config.train.experts, sources.measured[task.name].summary
     gone = {expert_name(n, expert) for expert in range(n)} - {expert_name(n, expert) for expert in sources.experts}
     stale = {*gone, f"n{n}"} if gone & set(summary.models) else set()
@@ -251,20 +251,15 @@ def _nearest(sources: ReportSources, measured: TaskCosines) -> list[NearestRow]:
     fine_lk, squared_lk = nearest_centers(
         measured.routing_texts_ld[: len(texts)], sources.clustering.centers_md, _NEAREST_PER_TEXT
     )
-    rows = []
-    for text, fine_k, squared_k in zip(texts, fine_lk, squared_lk, strict=True):
-        clusters = []
-        for fine, squared in zip(fine_k.tolist(), squared_k.tolist(), strict=True):
-            clusters.append(
-                NearCluster(
-                    fine=fine,
-                    expert=int(sources.group_m[fine]),
-                    squared_distance=squared,
-                    caption=_nearest_caption(sources, fine),
-                )
-            )
-        rows.append(NearestRow(text=text, clusters=clusters))
-    return rows
+
+    def near(fine: int, squared: float) -> NearCluster:
+        caption, expert = _nearest_caption(sources, fine), int(sources.group_m[fine])
+        return NearCluster(fine=fine, expert=expert, squared_distance=squared, caption=caption)
+
+    return [
+        NearestRow(text=text, clusters=list(map(near, fine_k.tolist(), squared_k.tolist())))
+        for text, fine_k, squared_k in zip(texts, fine_lk, squared_lk, strict=True)
+    ]
 
 
 def _experts(sources: ReportSources) -> list[ExpertRow]:
@@ -304,7 +299,7 @@ def _fine_clusters(sources: ReportSources) -> list[FineClusterRow]:
 
 
 def _losses(sources: ReportSources) -> list[LossRow]:
-    """Loss curves on one axis: the experts' begin where the seed's ends."""
+    """Loss curves on one axis. Those of the experts begin where the one of the seed ends."""
     samples = {trial.name: trial.samples for trial in sources.trials}
     rows = []
     for trial in sources.trials:
@@ -323,7 +318,7 @@ def _losses(sources: ReportSources) -> list[LossRow]:
 
 
 def _licences(work_units: Sequence[WorkUnit]) -> str:
-    """The licence text that lies beside the data, where there is one."""
+    """The licence text stored beside the data, if there is one."""
     folder = work_units[0].location.parent
     for place in (folder, folder.parent):
         for name in _LICENCE_FILES:

@@ -1,6 +1,6 @@
-"""Pictures of the report: figures as inline SVG, and thumbnails as data URIs.
+"""The pictures of the report: figures as inline SVG, and thumbnails as data URIs.
 
-The SVG is deterministic, without dates, and coloured by the page's CSS variables: it follows dark mode.
+The SVG is deterministic and has no dates. Its colours are CSS variables of the page, so it follows dark mode.
 """
 
 import base64
@@ -55,13 +55,13 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """One training loss over samples seen.
+    """A training loss over the number of samples.
 
     Attributes:
-        samples: Samples seen at every point, counted from the start of the whole schedule.
-        loss: The loss there; None and what is not finite are left out.
-        expert: The expert, for its colour; None for the seed and the dense model.
-        dashed: Drawn dashed.
+        samples: Samples at every point, counted from the start of the whole schedule.
+        loss: The loss; None and values that are not finite are left out.
+        expert: The expert, for the colour; None for the seed and the dense model.
+        dashed: Whether the line is dashed.
     """
 
     samples: Sequence[float]
@@ -71,7 +71,7 @@ class Curve:
 
 
 def loss_figure(curves: Sequence[Curve]) -> str:
-    """Loss curves over samples seen, as an SVG element without names: the page has the legend."""
+    """Loss curves as an SVG element. The page has the legend."""
     with mpl.rc_context(_STYLE):
         figure, axes = _canvas(11.0, 3.6)
         for curve in curves:
@@ -88,7 +88,7 @@ def loss_figure(curves: Sequence[Curve]) -> str:
 
 
 def pruning_figure(steps: Sequence[PruningStep]) -> str:
-    """Mean score over experts run, as an SVG element: solid for top k, dashed for shares of the weight."""
+    """Mean score over the number of experts as an SVG element: solid for top k, dashed for shares of the weight."""
     with mpl.rc_context(_STYLE):
         figure, axes = _canvas(11.0, 3.0)
         for keep, color, style in (("top", _ACCENT, "solid"), ("share", _INK, (0, (5, 2)))):
@@ -111,7 +111,7 @@ def pruning_figure(steps: Sequence[PruningStep]) -> str:
 
 
 def difference_figure(differences: Mapping[str, DifferenceRow]) -> str:
-    """Differences from the dense model with their intervals, one below the other; the last is the mean."""
+    """Differences from the dense model with intervals, one per row; the last is the mean."""
     with mpl.rc_context(_STYLE):
         figure, axes = _canvas(11.0, 0.9 + 0.3 * len(differences))
         axes.axvline(0.0, color=_INK, linewidth=1.0)
@@ -129,7 +129,7 @@ def difference_figure(differences: Mapping[str, DifferenceRow]) -> str:
 
 
 def size_histogram(sizes: Sequence[int]) -> str:
-    """Histogram of the fine clusters' sizes with a line at their mean, as an SVG element."""
+    """Histogram of the sizes of the fine clusters, with a line at the mean, as an SVG element."""
     with mpl.rc_context(_STYLE):
         figure, axes = _canvas(11.0, 2.6)
         bins = int(np.clip(np.sqrt(len(sizes)) * 2, 8, 40))
@@ -154,7 +154,7 @@ def size_histogram(sizes: Sequence[int]) -> str:
 
 
 def thumbnail_uris(thumbnails: Mapping[int, Sequence[bytes]]) -> dict[int, list[str]]:
-    """PNG and JPEG files as data URIs, by expert; others, and what is over budget, are left out."""
+    """PNG and JPEG files as data URIs, by expert. Other files and files over the size limit are left out."""
     share = MAX_THUMBNAIL_BYTES // max(1, len(thumbnails))
     uris: dict[int, list[str]] = {}
     for expert, files in thumbnails.items():
@@ -175,7 +175,7 @@ def _canvas(width_inches: float, height_inches: float) -> tuple[Figure, Axes]:
 
 
 def _thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """At most MAX_CURVE_POINTS points, means of equal runs, so that the noise of single steps goes too."""
+    """At most MAX_CURVE_POINTS points, which are means of equal intervals to reduce the noise."""
     points = np.array([curve.samples, curve.loss], dtype=float)
     points = points[:, np.isfinite(points).all(axis=0)]
     if points.shape[1] > MAX_CURVE_POINTS:
@@ -185,7 +185,7 @@ def _thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _svg(figure: Figure, name: str, label: str) -> str:
-    """The figure's <svg> element, its ids made unique on the page and its colours those of the page."""
+    """The <svg> element of a figure, with ids that are unique on the page and colours of the page."""
     buffer = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

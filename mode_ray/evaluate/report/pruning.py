@@ -1,4 +1,4 @@
-"""The pruning curve over all tasks: what running fewer experts costs."""
+"""The pruning curve over all tasks: scores with fewer experts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from mode_ray.evaluate.report.schema import PruningRow
 
 @dataclass(frozen=True, kw_only=True)
 class PruningStep:
-    """One way to prune, over all tasks.
+    """One point of the pruning curve, over all tasks.
 
     Attributes:
         keep: `top`: the experts with the largest weights. `share`: the fewest that cover a share of the weight.
-        value: How many, or which share.
-        experts_run: Mean over tasks.
-        score: Mean of the tasks' main metrics.
-        change: The score minus that of all experts.
+        value: The number of experts, or the share.
+        experts_run: Mean number of experts over tasks.
+        score: Mean of the main metrics of the tasks.
+        change: The score minus the score of all experts.
     """
 
     keep: Literal["top", "share"]
@@ -27,12 +27,12 @@ class PruningStep:
 
     @property
     def name(self) -> str:
-        """As a table shows it."""
+        """Name in a table."""
         return f"top {self.value:.0f}" if self.keep == "top" else f"{self.value:.0%} of the weight"
 
 
 def pruning_steps(rows: Sequence[PruningRow]) -> list[PruningStep]:
-    """The plain means over tasks, in the order of the first task; ways that a task lacks are left out."""
+    """The plain means over tasks, in the order of the first task. Points that a task lacks are left out."""
     tasks = {row["task"] for row in rows}
     by_way: dict[tuple[Literal["top", "share"], float], list[PruningRow]] = {}
     for row in rows:

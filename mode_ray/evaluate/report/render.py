@@ -1,6 +1,6 @@
-"""The evaluation report: one self-contained HTML file and one terminal table, from a JSON-able dict.
+"""The evaluation report as a self-contained HTML file and as a terminal table, from JSON data.
 
-Metrics are fractions between 0 and 1 (shown as per cent); samples are image-text pairs seen in training.
+Metrics are fractions between 0 and 1, shown as per cent. Samples are image-text pairs seen in training.
 """
 
 import functools
@@ -41,15 +41,15 @@ _DASH, _MINUS, _TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN
 
 @dataclass(frozen=True, kw_only=True)
 class ResultRow:
-    """One line of the main table.
+    """One row of the main table.
 
     Attributes:
-        model: What it shows.
-        scores: Main metric of every task, None where it was not measured.
-        mean: Mean over tasks, None where one is missing.
-        change: Mean minus the dense model's mean.
-        best: Per task, and last the mean: whether this is the best of the lines that may compete.
-        cost: Samples in all, relative to the dense model's.
+        model: The model or ensemble.
+        scores: Main metric of every task; None if it was not measured.
+        mean: Mean over tasks; None if a task is missing.
+        change: Mean minus the mean of the dense model.
+        best: Whether this is the best competing row, by task and last for the mean.
+        cost: Total samples relative to those of the dense model.
     """
 
     model: ModelRow
@@ -61,18 +61,18 @@ class ResultRow:
 
     @property
     def competes(self) -> bool:
-        """Whether it could be deployed: what is picked by the test labels could not."""
+        """Whether it could be deployed. A choice by test labels could not."""
         return self.model["kind"] not in _CHOSEN_BY_LABELS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the numbers say of MoDE against the dense model.
+    """The comparison of MoDE with the dense model.
 
     Attributes:
-        outcome: `tie`: the difference of the means is within the sampling error of the test sets.
+        outcome: The outcome. `tie`: the difference of the means is within the sampling error of the test sets.
         sentence: One sentence for the top of the report.
-        remarks: What weakens or explains it.
+        remarks: Limits and explanations of the result.
     """
 
     outcome: Outcome
@@ -105,7 +105,7 @@ def result_rows(data: ReportData) -> list[ResultRow]:
 
 
 def verdict(data: ReportData) -> Verdict:
-    """Whether MoDE under the config's rule beats the dense model, by how much, and how sure that is."""
+    """Whether MoDE under the rule of the config beats the dense model, by how much, and how certain that is."""
     rows = result_rows(data)
     mode = next((r for r in rows if r.model["kind"] == "mode" and r.model.get("rule") == data["rule"]), None)
     dense = next((r for r in rows if r.model["kind"] == "dense"), None)
@@ -113,26 +113,26 @@ def verdict(data: ReportData) -> Verdict:
         return _undecided(f"No MoDE ensemble under the rule {data['rule']} was evaluated.")
     if dense is None:
         level = "" if mode.mean is None else f"; {mode.model['name']} averages {percent(mode.mean)} %"
-        nothing = f"No dense baseline was trained, so nothing can be said about a gain{level}."
+        nothing = f"No dense baseline was trained, so there is no comparison{level}."
         return _undecided(nothing, [*_left_out(data), *_comparisons(rows, mode)])
     columns = zip(mode.scores, dense.scores, data["tasks"], strict=True)
     pairs = [(m, d, task["items"]) for m, d, task in columns if m is not None and d is not None]
     if not pairs:
-        return _undecided(f"{mode.model['name']} and the dense model share no measured task.")
+        return _undecided(f"{mode.model['name']} and the dense model have no measured task in common.")
     outcome, sentence, noise = _gain(mode, pairs, _resampled(data, mode))
-    noise += " One training seed: the noise between seeds is not measured, and may be larger."
+    noise += " One training seed: the noise between seeds is not measured. It may be larger."
     return Verdict(outcome=outcome, sentence=sentence, remarks=(noise, *_left_out(data), *_comparisons(rows, mode)))
 
 
 def render_report(report: Mapping[str, Any], thumbnails: Mapping[int, Sequence[bytes]] | None = None) -> str:
-    """The report as one HTML page that needs no network and no script.
+    """The report as one HTML page without network access and scripts.
 
     Args:
-        report: A `ReportData`; every text in it is untrusted and escaped.
-        thumbnails: For every expert a few small PNG or JPEG files of its training images.
+        report: A `ReportData`. Its texts are untrusted and escaped.
+        thumbnails: A few small PNG or JPEG files of training images of every expert.
 
     Raises:
-        DataError: The report lacks a field, or one is of a wrong type; the message names it.
+        DataError: A field is missing or has a wrong type; the message names it.
     """
     data = check_report(report)
     clusters = data.get("fine_clusters", [])
@@ -204,7 +204,7 @@ def compact(count: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: 4210 as 1 h 10 min."""
+    """A time in seconds, minutes or hours: 4210 as 1 h 10 min."""
     if seconds < 120:
         return f"{seconds:.3g} s"
     minutes = round(seconds / 60)
@@ -212,7 +212,7 @@ def duration(seconds: float) -> str:
 
 
 def clipped(text: str) -> str:
-    """A caption on one line, cut where it is long."""
+    """A caption on one line, truncated if it is long."""
     plain = " ".join(text.split())
     return plain if len(plain) <= MAX_CAPTION_CHARACTERS else plain[: MAX_CAPTION_CHARACTERS - 1] + "…"
 
@@ -225,7 +225,7 @@ def _by_model(rows: Sequence[IntervalRow]) -> dict[str, list[IntervalRow]]:
 
 
 def _chosen_differences(data: ReportData) -> dict[str, DifferenceRow]:
-    """The ensemble under the config's rule against the dense model, by task and last in the mean."""
+    """The ensemble under the rule of the config against the dense model, by task and last for the mean."""
     mode = next((m["name"] for m in data["models"] if m["kind"] == "mode" and m.get("rule") == data["rule"]), None)
     rows = [row for row in data.get("intervals", []) if row["model"] == mode and "against_dense" in row]
     return {row["task"] or "Mean": row["against_dense"] for row in rows}
@@ -236,7 +236,7 @@ def _left_out(data: ReportData) -> list[str]:
     if not missing:
         return []
     numbers = ", ".join(map(str, missing))
-    return [f"Left out on request: expert {numbers}; the weights of the others are scaled to sum to 1."]
+    return [f"Experts left out by the config: {numbers}. The weights of the others are scaled to sum to 1."]
 
 
 def _undecided(sentence: str, remarks: Sequence[str] = ()) -> Verdict:
@@ -251,23 +251,23 @@ def _resampled(data: ReportData, mode: ResultRow) -> DifferenceRow | None:
 def _gain(
     mode: ResultRow, pairs: Sequence[tuple[float, float, int]], resampled: DifferenceRow | None
 ) -> tuple[Outcome, str, str]:
-    """What the difference is, and what finite test sets leave open: by resampling, or else by a binomial bound."""
+    """The outcome, the sentence and the sampling noise, from resampling or else from a binomial bound."""
     mode_mean = sum(m for m, _, _ in pairs) / len(pairs)
     dense_mean = sum(d for _, d, _ in pairs) / len(pairs)
     gain, wins = mode_mean - dense_mean, sum(m > d for m, d, _ in pairs)
     if resampled is None:
         margin = difference_margin(pairs)
         open_ = abs(gain) <= margin
-        noise = f"Finite test sets alone leave up to ±{margin * 100:.1f} points (95 %) on this difference."
+        noise = f"The sampling error of the test sets on this difference is up to ±{margin * 100:.1f} points (95 %)."
     else:
         low, high = resampled["low"], resampled["high"]
         open_ = low <= 0 <= high
-        noise = f"On resampled test images the difference lies between {signed(low)} and {signed(high)} points (95 %)."
+        noise = f"On resampled test images the difference is between {signed(low)} and {signed(high)} points (95 %)."
     outcome: Outcome = "tie" if open_ or abs(gain) <= _SHOWN_AS_NOTHING else "win" if gain > 0 else "loss"
     name, points, side = mode.model["name"], f"{abs(gain) * 100:.1f} points", "above" if gain > 0 else "below"
     claim = {
         "win": f"{name} beats the dense model by {points}",
-        "loss": f"{name} does not win: it stays {points} below the dense model",
+        "loss": f"{name} does not win: it is {points} below the dense model",
         "tie": f"{name} does not win clearly: it is {points} {side} the dense model, within sampling error",
     }[outcome]
     cost = f", for {mode.cost:.2f}{_TIMES} the training samples" if mode.cost is not None else ""
@@ -276,7 +276,7 @@ def _gain(
 
 
 def _comparisons(rows: Sequence[ResultRow], mode: ResultRow) -> list[str]:
-    """What the other lines say about where the gain comes from, as far as they were measured on all tasks."""
+    """Comparisons with the other rows that were measured on all tasks, which explain the gain."""
     remarks = []
     for row in rows:
         if row is mode or row.mean is None or mode.mean is None:
@@ -287,17 +287,17 @@ def _comparisons(rows: Sequence[ResultRow], mode: ResultRow) -> list[str]:
             helps = "Routing" if gain > 0 else "Routing does not help"
             remarks.append(f"{helps}: {signed(gain)} points against the uniform mean of the experts ({level}).")
         elif kind == "mode" and gain < 0:
-            remarks.append(f"{name} reaches more ({level}), but is not the rule that was chosen beforehand.")
+            remarks.append(f"{name} is better ({level}), but this rule was not chosen in advance.")
         elif kind == "random":
             helps = "Clustering" if gain > 0 else "Clustering does not help"
-            remarks.append(f"{helps}: {signed(gain)} points against {name}, rows dealt at random ({level}).")
+            remarks.append(f"{helps}: {signed(gain)} points against {name}, with randomly distributed rows ({level}).")
         elif kind == "dense_equal_total":
             remarks.append(f"At equal total samples: {signed(gain)} points against one dense model ({level}).")
         elif kind == "full":
-            what = f"against {name}, models on all data in other orders ({level})"
-            remarks.append(f"Against a mere ensemble: {signed(gain)} points {what}.")
+            what = f"against {name}, models on all data in different orders ({level})"
+            remarks.append(f"Specialisation: {signed(gain)} points {what}.")
         elif kind == "oracle" and gain < 0:
-            remarks.append(f"Picking the best expert of each task by its test labels would reach {level}.")
+            remarks.append(f"The best expert of each task, chosen by test labels, would reach {level}.")
     return remarks
 
 

@@ -1,4 +1,4 @@
-"""The data of an evaluation report: the fields of report.json, and their check.
+"""The fields of report.json and their validation.
 
 Metrics are fractions between 0 and 1; samples are image-text pairs seen in training.
 """
@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from mode_ray.errors import DataError
 
 ModelKind = Literal["dense", "dense_equal_total", "mode", "best_expert", "oracle", "single", "full", "random", "seed"]
-# What reports of before called them.
+# Names in reports of earlier versions.
 _RENAMED_KINDS = {"best_single": "oracle"}
 
 
@@ -34,26 +34,26 @@ class TaskRow(TypedDict):
     metric: str  # the main metric: a key of every model's metrics[name]
     items: int  # test items, for the sampling error
     texts: NotRequired[int]  # classes or captions that routing saw
-    chance: NotRequired[float]  # what guessing reaches in the main metric
+    chance: NotRequired[float]  # the main metric of random scores
 
 
 class ModelRow(TypedDict):
-    """One line of the results: a model, or an ensemble under one routing rule.
+    """One row of the results: a model, or an ensemble under one routing rule.
 
-    `best_expert` is the one expert with the best mean over the tasks, and `oracle`, for every task, the expert with
-    the best result on that very task: both are chosen by test labels.
+    `best_expert` is the expert with the best mean over the tasks. `oracle` is the best expert of each task. Both are
+    chosen by test labels.
     """
 
     name: str
     kind: ModelKind
     rule: NotRequired[str | None]
     metrics: dict[str, dict[str, float]]  # by task, then by metric
-    samples_seen: NotRequired[int | None]  # after the seed model; of an ensemble: of all its experts together
-    samples_total: NotRequired[int | None]  # all that is behind this line, the seed model's included
+    samples_seen: NotRequired[int | None]  # after the seed model; all experts of an ensemble together
+    samples_total: NotRequired[int | None]  # of all models behind this row, including the seed model
 
 
 class NearCluster(TypedDict):
-    """A fine cluster near to a text of a task, with a caption near its center."""
+    """A fine cluster near a text of a task, with a caption near its center."""
 
     fine: int
     expert: int
@@ -73,22 +73,22 @@ class WhyRow(TypedDict):
 
     fine: int
     expert: int
-    weight: float  # of the task's whole weight
+    weight: float  # as a share of the weight of the task
     caption: NotRequired[str]  # near its center
 
 
 class PruningRow(TypedDict):
-    """One task under the config's rule with fewer experts run."""
+    """One task with fewer experts under the rule of the config."""
 
     task: str
     keep: Literal["top", "share"]
-    value: float  # how many experts, or the share of the weight that they cover
-    experts_run: float  # the mean over queries where each is routed by itself
+    value: float  # the number of experts, or the share of the weight that they cover
+    experts_run: float  # the mean over queries if each is routed separately
     score: float  # in the main metric
 
 
 class DifferenceRow(TypedDict):
-    """A line's score minus the dense model's, with its 95 % interval: both answer the same resampled images."""
+    """The score of a row minus that of the dense model, with its 95 % interval on the same resampled images."""
 
     change: float
     low: float
@@ -96,7 +96,7 @@ class DifferenceRow(TypedDict):
 
 
 class IntervalRow(TypedDict):
-    """The 95 % interval of one line's main metric under resampling of the test images."""
+    """The 95 % interval of the main metric of a row, from resampling of the test images."""
 
     model: str  # a name in models
     task: str | None  # None: the mean over tasks
@@ -146,12 +146,12 @@ class LossRow(TypedDict):
 
 
 class ReportData(TypedDict):
-    """All that the report shows. Whatever is not required and not given is left out of the page."""
+    """The data of the report. The page leaves out missing optional fields."""
 
     title: str
     run: str
-    created: str  # date and time, as it is to be shown
-    rule: str  # the config's routing rule, chosen before the results: the verdict is about it
+    created: str  # date and time as shown
+    rule: str  # the routing rule of the config, which the verdict compares
     tasks: list[TaskRow]
     models: list[ModelRow]
     groups: NotRequired[dict[str, dict[str, float | None]]]  # means over named groups of tasks, by group and model
@@ -159,11 +159,11 @@ class ReportData(TypedDict):
     versions: NotRequired[dict[str, str]]
     stages: NotRequired[list[StageRow]]
     routing: NotRequired[list[RoutingRow]]
-    calibration: NotRequired[str]  # what the temperature of the rule calibrated rests on
+    calibration: NotRequired[str]  # how the temperature of the rule calibrated was fitted
     pruning: NotRequired[list[PruningRow]]
     intervals: NotRequired[list[IntervalRow]]
     linear_probes: NotRequired[dict[str, dict[str, float]]]  # main metric by name of the features, then by task
-    missing_experts: NotRequired[list[int]]  # left out on request
+    missing_experts: NotRequired[list[int]]  # left out by the config
     nearest: NotRequired[dict[str, list[NearestRow]]]  # by task
     experts: NotRequired[list[ExpertRow]]
     fine_clusters: NotRequired[list[FineClusterRow]]
@@ -182,10 +182,10 @@ def _with_kinds_of_now(models: object) -> object:
 
 
 def check_report(report: Mapping[str, Any]) -> ReportData:
-    """The report as its typed dict; unknown keys are left out.
+    """The report as its typed dict, without unknown keys.
 
     Raises:
-        DataError: A field is missing, of a wrong type, or names a task that is not in `tasks`.
+        DataError: A field is missing, has a wrong type, or names a task that is not in `tasks`.
     """
     try:
         data = TypeAdapter(ReportData).validate_python({**report, "models": _with_kinds_of_now(report.get("models"))})

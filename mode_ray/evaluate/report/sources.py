@@ -1,4 +1,4 @@
-"""What a report is made of, loaded once, and small pictures of each expert's training images."""
+"""The inputs of a report, loaded once, and thumbnails of the training images of each expert."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -29,18 +29,18 @@ _THUMBNAIL_PIXELS = 64
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportSources:
-    """What a report is made of.
+    """The inputs of a report.
 
     Attributes:
-        config: The run's config.
-        work_units: The run's input.
-        directories: Of all stages, by name.
-        clustering: The run's clustering.
-        captions: Captions near every fine center, nearest first; empty lists where no atlas was made.
+        config: Config of the run.
+        work_units: Input of the run.
+        directories: Directories of all stages, by name.
+        clustering: Clustering of the run.
+        captions: Captions near every fine center, nearest first; empty lists without an atlas.
         trials: All training runs.
-        pairs_n: Pairs of each expert.
+        pairs_n: Number of pairs of each expert.
         tasks: The tasks.
-        measured: What was measured by task name, without the cosines.
+        measured: Measurements by task name, without the cosines.
         results: Results by task name.
         calibration: The temperature of the rule `calibrated`.
     """
@@ -59,7 +59,7 @@ class ReportSources:
 
     @property
     def experts(self) -> list[int]:
-        """Ids of the experts that were evaluated: all but those left out on request."""
+        """Ids of the evaluated experts: all except those that the config leaves out."""
         left_out = self.config.evaluate.leave_out_experts
         return [expert for expert in range(self.config.train.experts) if expert not in left_out]
 
@@ -70,10 +70,10 @@ class ReportSources:
 
 
 def read_thumbnails(sources: ReportSources) -> dict[int, list[bytes]]:
-    """Read a few images of each expert, from different fine clusters, and shrink them to small PNGs.
+    """Small PNGs of a few images of each expert, from different fine clusters.
 
-    Of each cluster the pairs nearest to its center are candidates, from the first shards. An image that cannot be
-    decoded is left out; training counts those.
+    The candidates are the pairs in the first shards that are nearest to the center of each cluster. An image that
+    cannot be decoded is left out. Training counts those.
     """
     config, group_m = sources.config, sources.group_m
     index = load_index(sources.directories["assign"], sources.work_units[:_SAMPLE_SHARDS])

@@ -1,8 +1,8 @@
 """The layout of the WebDataset evaluation sets that clip-benchmark publishes (`wds_*`).
 
-ROOT/test/0.tar, 1.tar, …    images, each with .cls (class number), .npy (0 or 1 a class) or .txt (captions)
-ROOT/test/nshards.txt        how many tars
-ROOT/train/…                 the same, where there is a training split
+ROOT/test/0.tar, 1.tar, …    images, each with .cls (class number), .npy (0 or 1 per class) or .txt (captions)
+ROOT/test/nshards.txt        number of tars
+ROOT/train/…                 the same for the training split, if there is one
 ROOT/classnames.txt, zeroshot_classification_templates.txt, dataset_type.txt
 """
 
@@ -22,77 +22,53 @@ TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 TYPE_FILE = "dataset_type.txt"
 SHARD_COUNT_FILE = "nshards.txt"
 MEMBERS: dict[TaskKind, str] = {"classification": "cls", "multilabel": "npy", "retrieval": "txt"}
-"""By kind of task, the suffix of the member that tells what an image shows."""
+"""Suffix of the member with the label or the captions of an image, by kind of task."""
 _MAX_TEXT_BYTES = 16 << 20
 _TAR_NAME = re.compile(r"\d+\.tar")
 
 
 @dataclass(frozen=True)
 class BenchmarkLayout:
-    """One evaluation set.
-
-    Attributes:
-        root: Its directory.
-    """
+    """An evaluation set in the directory `root`."""
 
     root: Location
 
     def kind(self) -> TaskKind:
-        """What the set is for.
+        """The kind of task of the set.
 
         Raises:
-            UsageError: Its type is unknown.
+            UsageError: The type of the set is unknown.
         """
         if not (self.root / TYPE_FILE).exists():
             return "classification"
-        told = " ".join(_lines(self.root / TYPE_FILE)).strip()
-        kinds: dict[str, TaskKind] = {
-            "classification": "classification",
-            "multilabel": "multilabel",
-            "retrieval": "retrieval",
-        }
-        if told not in kinds:
-            raise UsageError(f"{self.root / TYPE_FILE}: {told!r} is none of {', '.join(kinds)}")
-        return kinds[told]
-
-    def class_names(self) -> list[str]:
-        """Names in the order of the class numbers.
-
-        Raises:
-            UsageError: The file is missing or no UTF-8 text.
-        """
-        return _lines(self.root / CLASS_NAMES_FILE)
-
-    def templates(self) -> list[str]:
-        """Prompt templates, {c} standing for the name.
-
-        Raises:
-            UsageError: The file is missing or no UTF-8 text.
-        """
-        return _lines(self.root / TEMPLATES_FILE)
+        stated = " ".join(text_lines(self.root / TYPE_FILE)).strip()
+        kind = next((kind for kind in MEMBERS if kind == stated), None)
+        if kind is None:
+            raise UsageError(f"{self.root / TYPE_FILE}: {stated!r} is not one of {', '.join(MEMBERS)}")
+        return kind
 
     def work_units(self, split: str) -> list[WorkUnit]:
         """The tars of a split in order.
 
         Raises:
-            DataError: There are none, or not as many as the split's own count says.
+            DataError: There are no tars, or their number differs from `nshards.txt`.
         """
         folder = self.root / split
         tars = [file for file in folder.files() if _TAR_NAME.fullmatch(file.name)]
         if not tars:
-            raise DataError(f"{folder}: no tar named 0.tar, 1.tar, …: this is no {split} split of the layout")
+            raise DataError(f"{folder}: no tar named 0.tar, 1.tar, …: not a {split} split of this layout")
         if (folder / SHARD_COUNT_FILE).exists():
-            told = " ".join(_lines(folder / SHARD_COUNT_FILE)).strip()
-            if told != str(len(tars)):
+            stated = " ".join(text_lines(folder / SHARD_COUNT_FILE)).strip()
+            if stated != str(len(tars)):
                 raise DataError(
-                    f"{folder / SHARD_COUNT_FILE}: says {told[:20]!r}, but {len(tars)} tars lie there: copy it again"
+                    f"{folder / SHARD_COUNT_FILE}: says {stated[:20]!r}, but there are {len(tars)} tars: copy again"
                 )
         tars.sort(key=lambda file: int(file.name.removesuffix(".tar")))
         return [WorkUnit(unit=unit_name(tar), uri=tar.uri, format="webdataset") for tar in tars]
 
 
 def present_classes(content: bytes) -> tuple[int, ...] | None:
-    """Numbers of the classes that a `.npy` member marks; None where it is no vector of zeros and ones."""
+    """Numbers of the classes that a `.npy` member marks; None if it is not a vector of zeros and ones."""
     try:
         vector = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError):
@@ -102,13 +78,14 @@ def present_classes(content: bytes) -> tuple[int, ...] | None:
     return tuple(np.flatnonzero(vector).tolist())
 
 
-def _lines(file: Location) -> list[str]:
+def text_lines(file: Location) -> list[str]:
+    """The lines of a file of the layout; raises `UsageError` if it cannot be read."""
     try:
         if file.size_bytes() > _MAX_TEXT_BYTES:
-            raise UsageError(f"{file}: more than {_MAX_TEXT_BYTES} bytes for a file of short lines")
+            raise UsageError(f"{file}: more than {_MAX_TEXT_BYTES:,} bytes")
         text = file.read_text()
     except FileNotFoundError:
-        raise UsageError(f"{file}: missing; the layout of clip-benchmark's sets has it") from None
+        raise UsageError(f"{file}: missing; the layout of clip-benchmark requires it") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{file}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:

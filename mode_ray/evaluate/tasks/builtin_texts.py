@@ -1,13 +1,13 @@
-"""Class names and prompt templates of installed packages, by name: open_clip's, and those of clip-benchmark.
+"""Class names and prompt templates of the packages open_clip and clip-benchmark, by name.
 
-`builtin:NAME` is one of open_clip. `builtin:clip-benchmark/DATASET` is one of the optional package clip-benchmark, in
-English; `builtin:clip-benchmark/LANGUAGE/DATASET` in another of its languages.
+`builtin:NAME` comes from open_clip. `builtin:clip-benchmark/DATASET` comes from the optional package clip-benchmark in
+English, `builtin:clip-benchmark/LANGUAGE/DATASET` in another language.
 """
 
 from mode_ray.evaluate.tasks.clip_benchmark_texts import PACKAGE, Texts, clip_benchmark_texts
 
 PREFIX = "builtin:"
-# By name, the name in open_clip.zero_shot_metadata.
+# The variable in open_clip.zero_shot_metadata by name.
 _OPEN_CLIP = {
     "classes": {"imagenet1k": "IMAGENET_CLASSNAMES"},
     "templates": {
@@ -18,14 +18,10 @@ _OPEN_CLIP = {
 
 
 def builtin_texts(texts: Texts, name: str) -> tuple[str, ...]:
-    """Class names in the order of their numbers, or templates with {} for the name.
-
-    Args:
-        texts: Which of the two.
-        name: With `builtin:` before it.
+    """Class names in the order of their numbers, or templates with {}, for a name that begins with `builtin:`.
 
     Raises:
-        ValueError: There is none of this name, or the package that has it is not installed; says what to do.
+        ValueError: The name is unknown, or its package is not installed; the message says what to do.
     """
     given = name.removeprefix(PREFIX)
     source, _, dataset = given.partition("/")
@@ -34,10 +30,10 @@ def builtin_texts(texts: Texts, name: str) -> tuple[str, ...]:
     known = _OPEN_CLIP[texts]
     if given not in known:
         raise ValueError(
-            f"{name}: no such {texts}; there are {', '.join(PREFIX + one for one in known)} and, with that package "
+            f"{name}: unknown {texts}; there are {', '.join(PREFIX + one for one in known)} and, with that package "
             f"installed, {PREFIX}{PACKAGE}/DATASET"
         )
-    # Imported here: it takes torch along, which a driver without such a task has no use for.
+    # Imported here because it imports torch, which a driver without such a task does not need.
     from open_clip import zero_shot_metadata
 
     found = getattr(zero_shot_metadata, known[given])

@@ -1,7 +1,7 @@
-"""Class names and prompt templates that the package clip-benchmark holds, found as its `build_dataset` finds them.
+"""Class names and prompt templates of the package clip-benchmark, found in the same way as by its `build_dataset`.
 
-Sets are called as on its command line: `pets`, `imagenet-r`, `vtab/caltech101`. None of its code runs: its tables are
-JSON, and the lists that it keeps in Python are read from the syntax.
+Sets have the names of its command line: `pets`, `imagenet-r`, `vtab/caltech101`. None of its code runs: its tables are
+JSON, and its lists in Python files are parsed.
 """
 
 import ast
@@ -20,12 +20,12 @@ _COLLECTIONS = ("vtab", "tfds", "wds")
 _IMAGENET, _BABEL = "imagenet1k", "babel_imagenet"
 _IMAGENET_IDS = "all_imagenet_wordnet_ids"
 _IMAGENET_SUBSETS = {f"imagenet-{letter}": f"imagenet_{letter}_wnids" for letter in "aor"}
-"""By set, the list of the package's builder that tells which of ImageNet's classes it has."""
+"""The list in the builder of the package with the ImageNet classes of a set, by set."""
 _CLASS_KEYS = {
     "vtab/caltech101": "caltech101_vtab",
     **dict.fromkeys(("imagenet1k-unverified", "imagenet-w", "imagenetv2", "imagenet_sketch"), _IMAGENET),
 }
-"""By set, the key of its class names, where it is not the set's own name."""
+"""The key of the class names, by set, if it is not the name of the set."""
 _VOC = ("voc2007", "voc2007_multilabel")
 _NAMED_BY_TORCHVISION = (
     *("cifar10", "cifar100", "food101", "sun397", "cars", "fgvc_aircraft", "dtd", "stl10", "renderedsst2"),
@@ -40,17 +40,17 @@ def clip_benchmark_texts(texts: Texts, name: str, dataset: str) -> tuple[str, ..
 
     Args:
         texts: Which of the two.
-        name: What the user wrote, for messages.
-        dataset: A set, or LANGUAGE/SET; by default its language is English.
+        name: The name that the user wrote, for messages.
+        dataset: A set, or LANGUAGE/SET; the default language is English.
 
     Raises:
-        ValueError: The package is not installed, or does not hold them; says what to do.
+        ValueError: The package is not installed, or does not have them; the message says what to do.
     """
     first, _, rest = dataset.partition("/")
     language, dataset = (first, rest) if rest and first not in _COLLECTIONS else ("en", dataset)
     folder = _data_folder(name)
     if dataset.startswith("wds/"):
-        raise ValueError(f"{name}: a wds/ set brings its {texts} along: write format: clip-benchmark and its root")
+        raise ValueError(f"{name}: a wds/ set has its own {texts}: write format: clip-benchmark and its root")
     if dataset == _BABEL:
         found = _of_babel(texts, name, folder, language)
     elif texts == "classes":
@@ -58,18 +58,18 @@ def clip_benchmark_texts(texts: Texts, name: str, dataset: str) -> tuple[str, ..
     else:
         found = _templates(name, folder, language, dataset)
     if not isinstance(found, list):
-        raise ValueError(f"{name}: has {texts} of its own for every class, which a task cannot take")
+        raise ValueError(f"{name}: has different {texts} for every class, which a task does not support")
     return tuple(str(one).replace("{c}", "{}") for one in found)
 
 
-def _classes(name: str, folder: Path, language: str, dataset: str) -> Any:  # noqa: ANN401 - as the JSON has it
+def _classes(name: str, folder: Path, language: str, dataset: str) -> Any:  # noqa: ANN401 - as in the JSON file
     table = _table("classes", name, folder, language)
     short = _short(dataset)
     if _named_elsewhere(dataset):
         source = "torchvision or the data" if dataset in _NAMED_BY_TORCHVISION else "TensorFlow Datasets"
         hint = f" (its own table has names for {short})" if short in table else ""
         raise ValueError(
-            f"{name}: {PACKAGE} holds no class names of {dataset} but takes them from {source}{hint}: write them in "
+            f"{name}: {PACKAGE} has no class names of {dataset} and takes them from {source}{hint}: write them in "
             f"the task's classes, in the order of their numbers, or use a WebDataset set with its classnames.txt"
         )
     if dataset in _VOC:
@@ -85,8 +85,8 @@ def _classes(name: str, folder: Path, language: str, dataset: str) -> Any:  # no
     return table[key]
 
 
-def _templates(name: str, folder: Path, language: str, dataset: str) -> Any:  # noqa: ANN401 - as the JSON has it
-    """Of sets of the suite without templates the package takes ImageNet's."""
+def _templates(name: str, folder: Path, language: str, dataset: str) -> Any:  # noqa: ANN401 - as in the JSON file
+    """The templates of a set. For its sets without templates, the package uses those of ImageNet."""
     table, short = _table("templates", name, folder, language), _short(dataset)
     if short in table:
         return table[short]
@@ -102,8 +102,8 @@ def _named_elsewhere(dataset: str) -> bool:
     return bool(named or _NAMED_BY_TFDS_IN_PARTS.fullmatch(short) or dataset.startswith("tfds/"))
 
 
-def _of_babel(texts: Texts, name: str, folder: Path, language: str) -> Any:  # noqa: ANN401 - as the JSON has it
-    """Babel-ImageNet has some of ImageNet's classes in each language; they are numbered anew."""
+def _of_babel(texts: Texts, name: str, folder: Path, language: str) -> Any:  # noqa: ANN401 - as in the JSON file
+    """Babel-ImageNet has some of the ImageNet classes in each language, with new numbers."""
     file = folder / ("babel_imagenet.json" if texts == "classes" else "nllb_dist13b_prompts.json")
     table = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     found = table.get(language.upper())
@@ -125,17 +125,19 @@ def _table(texts: Texts, name: str, folder: Path, language: str) -> dict[str, An
     return table
 
 
-def _literal(name: str, file: Path, variable: str) -> Any:  # noqa: ANN401 - as the source has it
-    """The value of a variable in a Python file that sets it to a literal."""
+def _literal(name: str, file: Path, variable: str) -> Any:  # noqa: ANN401 - as in the source
+    """The literal that a Python file assigns to a variable."""
     tree = ast.parse(file.read_text(encoding="utf-8")) if file.is_file() else ast.Module([], [])
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [variable]:
             return ast.literal_eval(node.value)
-    raise ValueError(f"{name}: {file}: the installed {PACKAGE} has no list {variable} there: write it in the task")
+    raise ValueError(
+        f"{name}: {file}: the installed {PACKAGE} has no list {variable} in it: write the classes in the task"
+    )
 
 
 def _unknown(texts: Texts, name: str, known: list[str]) -> str:
-    return f"{name}: the installed {PACKAGE} has no such {texts}; it has {', '.join(known)}"
+    return f"{name}: the installed {PACKAGE} does not have these {texts}; it has {', '.join(known)}"
 
 
 def _data_folder(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Where a task's samples come from: one reader a layout, and one kind of sample out of all of them."""
+"""The samples of a task, with one reader per layout of the data."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ class Sample:
     """One image of a task.
 
     Attributes:
-        image: The encoded image; None where there is none.
-        texts: Its labels or its captions; None where the data do not tell, and empty where they tell that it has none.
+        image: The encoded image, or None if it is missing.
+        texts: Its labels or captions; None if they are missing, empty if the data say that it has none.
         place: File and row, for messages.
     """
 
@@ -41,14 +41,10 @@ class Sample:
 
 
 def read_samples(task: Task, split: Split = "test") -> Iterator[Sample]:
-    """Go through a task's samples in order.
-
-    Args:
-        task: The task.
-        split: The one to measure, or the one that a linear probe learns from.
+    """The samples of a task in order.
 
     Raises:
-        DataError: A file is missing or damaged, or a column does not exist; names file and field.
+        DataError: A file is missing or damaged, or a column does not exist; the message names file and field.
     """
     paths = task.paths if split == "test" else task.train_paths
     if task.format == FOLDER_FORMAT:
@@ -71,7 +67,7 @@ def _listed(task: Task, paths: tuple[str, ...], shard_format: _ShardFormat) -> S
 
 
 def _folder_samples(task: Task, roots: list[Location]) -> Iterator[Sample]:
-    """Every file below a root's folders; the folder below the root is its class."""
+    """Every file in the folders below a root; the folder below the root is its class."""
     try:
         names = class_folders(roots)
     except UsageError as error:
@@ -92,7 +88,7 @@ def _folder_samples(task: Task, roots: list[Location]) -> Iterator[Sample]:
 
 
 def _image_of_file(file: FileEntry) -> bytes | None:
-    """A file's content, cut where it is longer than an image may be; None of a file with another suffix."""
+    """The content of an image file, truncated above the size limit; None for files with another suffix."""
     if file.location.name.rpartition(".")[2].lower() not in IMAGE_SUFFIXES:
         return None
     location = file.location
@@ -105,7 +101,7 @@ def _head(location: Location) -> bytes:
 
 
 def _tar_samples(work_unit: WorkUnit, suffix: str, texts_of: Callable[[bytes, str], _Texts]) -> Iterator[Sample]:
-    """A tar's samples; the member with this suffix tells what the image shows."""
+    """The samples of a tar. The member with this suffix has the label or the captions."""
     for row, sample in enumerate(read_tar_samples(work_unit, IMAGE_SUFFIXES | {suffix}, _MAX_IMAGE_BYTES)):
         place = f"{work_unit.uri}: sample {row} ({sample.key})"
         image = next((content for name, content in sample.contents.items() if name != suffix), None)
@@ -129,7 +125,7 @@ def _benchmark_reader(task: Task) -> Callable[[bytes, str], _Texts]:
     def marked(content: bytes, place: str) -> _Texts:
         present = present_classes(content)
         if present is None:
-            raise DataError(f"{place}: its .npy member is no vector of zeros and ones")
+            raise DataError(f"{place}: its .npy member is not a vector of zeros and ones")
         return tuple(str(number) for number in present)
 
     return marked
@@ -150,7 +146,7 @@ def _json_texts(content: bytes, field: str, place: str) -> _Texts:
 
 
 def _rows(task: Task, work_unit: WorkUnit) -> Iterator[Sample]:
-    """A parquet file's rows."""
+    """The rows of a parquet file."""
     file = open_parquet(work_unit)
     field = task.text_field
     for name in (task.image_field, field):
@@ -174,8 +170,8 @@ def _as_texts(value: object) -> _Texts:
 
 
 def _image(value: object, task: Task, place: str) -> bytes | None:
-    if isinstance(value, dict):  # the layout of Hugging Face data sets
+    if isinstance(value, dict):  # the layout of Hugging Face datasets
         value = value.get("bytes")
     if value is not None and not isinstance(value, bytes):
-        raise DataError(f"{place}: column {task.image_field!r} holds no image bytes (task {task.name})")
+        raise DataError(f"{place}: column {task.image_field!r} has no image bytes (task {task.name})")
     return value

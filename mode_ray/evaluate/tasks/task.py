@@ -11,7 +11,13 @@ from mode_ray.config.base import Settings, Strings
 from mode_ray.errors import UsageError
 from mode_ray.evaluate.metrics.metric_table import METRICS
 from mode_ray.evaluate.metrics.scored import TaskKind
-from mode_ray.evaluate.tasks.benchmark_layout import MEMBERS, BenchmarkLayout
+from mode_ray.evaluate.tasks.benchmark_layout import (
+    CLASS_NAMES_FILE,
+    MEMBERS,
+    TEMPLATES_FILE,
+    BenchmarkLayout,
+    text_lines,
+)
 from mode_ray.evaluate.tasks.builtin_texts import PREFIX, builtin_texts
 from mode_ray.evaluate.tasks.clip_benchmark_texts import Texts
 from mode_ray.storage import Location
@@ -22,7 +28,7 @@ _PLACEHOLDER = "{}"
 
 
 class Task(Settings):
-    """One task; docs/tasks.md has examples."""
+    """An evaluation task; docs/tasks.md has examples."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     kind: TaskKind
@@ -38,31 +44,28 @@ class Task(Settings):
     caption_field: str | None = None
     """Retrieval: the column (default `caption`), or the field of the `.json` member (default: the `.txt` member)."""
     equal_captions: Literal["one", "apart"] = "one"
-    """Retrieval: whether equal captions are one text, right for every image that has it, or each is right for its own
-    image alone, as clip-benchmark counts; `apart` is the default for its layout."""
+    """Retrieval: `one`: equal captions are one text, right for every image that has it. `apart`: each caption is right
+    only for its own image, as in clip-benchmark; this is the default for its layout."""
     labels: Literal["name", "index"] = "name"
-    """How the data name an image's class: by one of `classes`, or by its number in them, from 0."""
+    """How the data give the class of an image: as one of `classes`, or as its index in them, from 0."""
     classes: Strings = ()
-    """In order; `builtin:NAME`; of folders by default their names, of a clip-benchmark set its class names."""
+    """Classes in order, or `builtin:NAME`. The default is the names of the folders or of the clip-benchmark set."""
     class_names: Mapping[str, str] = {}
-    """Readable names of classes; by default, where labels are names, the class with spaces for `_` and `-`."""
+    """Readable names of classes. If labels are names, the default is the class with spaces for `_` and `-`."""
     templates: Annotated[tuple[str, ...], Field(strict=False)] = (_PLACEHOLDER,)
-    """With {} for the class name; `builtin:NAME`."""
+    """Prompts with {} for the class name, or `builtin:NAME`."""
     metric: str = Field(default_factory=lambda fields: next(iter(METRICS[fields["kind"]])))
-    """The main one; all others of the kind are measured too."""
+    """The main metric. All other metrics of the kind are measured too."""
     groups: Strings = ()
-    """Names of groups whose mean is reported, such as the variants of one data set."""
+    """Names of groups whose mean is reported, such as the variants of one dataset."""
     linear_probe: bool = False
-    """Fit linear classifiers on the training split's embeddings too."""
+    """Also fit linear classifiers on the embeddings of the training split."""
     _file: str = PrivateAttr("")
 
     @model_validator(mode="before")
     @classmethod
     def _as_elsewhere(cls, values: Any) -> Any:  # noqa: ANN401  (pydantic's own contract)
-        """Lists of class names that come from elsewhere go by number, unless the task says otherwise.
-
-        Likewise the figures of a clip-benchmark set are those that its own tool gives.
-        """
+        """Defaults: class numbers for class names from elsewhere, and clip-benchmark's counting for its sets."""
         if not isinstance(values, dict):
             return values
         benchmark = values.get("format") == BENCHMARK_FORMAT
@@ -78,7 +81,7 @@ class Task(Settings):
             return value
         texts: Texts = "classes" if info.field_name == "classes" else "templates"
         if not value.startswith(PREFIX):
-            raise ValueError(f"is a list, or a name such as {PREFIX}NAME; {value!r} is neither")
+            raise ValueError(f"must be a list or a name such as {PREFIX}NAME, not {value!r}")
         return builtin_texts(texts, value)
 
     @field_validator("paths")
@@ -94,13 +97,13 @@ class Task(Settings):
     @classmethod
     def _by_number_where_the_layout_says_so(cls, labels: str, info: ValidationInfo) -> str:
         if labels == "name" and info.data.get("format") == BENCHMARK_FORMAT:
-            raise ValueError("must be index: a clip-benchmark set tells classes by number")
+            raise ValueError("must be index: a clip-benchmark set has class numbers")
         return labels
 
     @field_validator("classes")
     @classmethod
     def _distinct_classes(cls, classes: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        # By number, two classes may share a name, as in ImageNet's own list; by name nobody could tell them apart.
+        # By number, two classes can share a name, as in ImageNet's list. By name they would be ambiguous.
         twice = _first_twice(label_key(name) for name in classes) if info.data.get("labels") == "name" else None
         if twice is not None:
             raise ValueError(f"names one class twice: {twice!r}")
@@ -111,7 +114,7 @@ class Task(Settings):
     def _with_a_place_for_the_name(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
         if not templates:
             raise ValueError("is empty; {} alone is the name itself")
-        # {c} is clip-benchmark's way to write it.
+        # clip-benchmark writes {c}.
         plain = tuple(template.replace("{c}", _PLACEHOLDER) for template in templates)
         for number, template in enumerate(plain):
             if _PLACEHOLDER not in template:
@@ -123,14 +126,14 @@ class Task(Settings):
     def _known_metric(cls, metric: str, info: ValidationInfo) -> str:
         kind = info.data.get("kind")
         if kind is not None and metric not in METRICS[kind]:
-            raise ValueError(f"{metric!r} is no metric of {kind} tasks; there are {', '.join(METRICS[kind])}")
+            raise ValueError(f"{metric!r} is not a metric of {kind} tasks; there are {', '.join(METRICS[kind])}")
         return metric
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.kind == "retrieval":
             if self.format == FOLDER_FORMAT:
-                raise ValueError("format: a folder tells classes, no captions: kind must be classification")
+                raise ValueError("format: folders have classes but no captions, so kind must be classification")
             if self.linear_probe:
                 raise ValueError("linear_probe: only classification tasks have one")
             return self
@@ -150,9 +153,9 @@ class Task(Settings):
     def _check_names(self) -> None:
         unknown = sorted(set(self.class_names) - set(self.classes))
         if unknown:
-            raise ValueError(f"class_names: {unknown[0]!r} is none of classes")
+            raise ValueError(f"class_names: {unknown[0]!r} is not one of classes")
         names = self.names()
-        # By number, templates may make a text of an empty name, as in a set of clip-benchmark.
+        # By number, a name can be empty if the templates are not, as in a set of clip-benchmark.
         texts = [[name] for name in names] if self.labels == "name" else self.class_texts()
         blank = (number for number, of_class in enumerate(texts) if not all(text.strip() for text in of_class))
         empty = next(blank, None)
@@ -161,7 +164,7 @@ class Task(Settings):
             raise ValueError(f"{field}: class {empty}, {self.classes[empty]!r}, has an empty name")
         twice = _first_twice(names) if self.labels == "name" else None
         if twice is not None:
-            raise ValueError(f"class_names: two classes are called {twice!r}: nobody could tell them apart")
+            raise ValueError(f"class_names: two classes are called {twice!r}: give them different names")
 
     def names(self) -> list[str]:
         """Readable names of the classes, in order."""
@@ -170,17 +173,17 @@ class Task(Settings):
         return [self.class_names.get(label, label.replace("_", " ").replace("-", " ")) for label in self.classes]
 
     def class_texts(self) -> list[list[str]]:
-        """For every class its name in every template."""
+        """For every class, its name in every template."""
         return [[template.replace(_PLACEHOLDER, name) for template in self.templates] for name in self.names()]
 
     @property
     def place(self) -> str:
-        """The task's file, or its name where it has none, for messages."""
+        """The file of the task, or its name if it has none, for messages."""
         return self._file or f"task {self.name}"
 
     @property
     def text_field(self) -> str:
-        """Where the data hold labels or captions, for messages."""
+        """The field of labels or captions in the data, for messages."""
         if self.format == FOLDER_FORMAT:
             return "the folder's name"
         if self.format == BENCHMARK_FORMAT:
@@ -189,30 +192,26 @@ class Task(Settings):
 
 
 def label_key(label: str) -> str:
-    """What two labels are compared by: a letter can be coded in several ways, and file systems differ in theirs."""
+    """The normalised form in which labels are compared, because file systems encode letters differently."""
     return unicodedata.normalize("NFC", label)
 
 
 def class_folders(roots: Iterable[Location]) -> list[str]:
-    """Names of the folders below the roots, sorted: each is a class.
-
-    Raises:
-        UsageError: A root has no folder.
-    """
+    """Sorted names of the folders below the roots, which are the classes; `UsageError` for a root without any."""
     names: set[str] = set()
     for root in roots:
         found = [folder.name for folder in root.directories()]
         if not found:
-            raise UsageError(f"paths: {root}: no folder in it; images lie in one folder a class")
+            raise UsageError(f"paths: {root}: no folder in it; put the images of each class in one folder")
         names.update(found)
     return sorted(names)
 
 
 def load_tasks(paths: Sequence[str]) -> list[Task]:
-    """Read a run's task files.
+    """Read the task files of a run.
 
     Raises:
-        UsageError: As `load_task`; or two of them have the same name, which is their results' directory.
+        UsageError: As `load_task`, or two tasks have the same name, which is the directory of their results.
     """
     tasks: dict[str, Task] = {}
     for path in paths:
@@ -224,10 +223,10 @@ def load_tasks(paths: Sequence[str]) -> list[Task]:
 
 
 def load_task(path: str) -> Task:
-    """Read a task file, and the class names and templates that lie beside its data.
+    """Read a task file, and the class names and templates stored with its data.
 
     Raises:
-        UsageError: No such file, unknown or missing keys, a value that makes no sense; names file and field.
+        UsageError: The file does not exist, or a key or value is wrong; the message names file and field.
     """
     location = Location.parse(path)
     try:
@@ -256,7 +255,7 @@ def load_task(path: str) -> Task:
 
 
 def _completed(values: Mapping[str, Any], task_file: Location) -> dict[str, Any]:
-    """A task's values with absolute paths, and with what its data's layout tells; of the wrong type as they are."""
+    """The values of a task with absolute paths and the defaults from its data. Values of a wrong type are kept."""
     found: dict[str, Any] = dict(values)
     for field in ("paths", "train_paths"):
         given = found.get(field)
@@ -270,14 +269,14 @@ def _completed(values: Mapping[str, Any], task_file: Location) -> dict[str, Any]
     if found.get("format") != BENCHMARK_FORMAT:
         return found
     layout = BenchmarkLayout(Location.parse(paths[0]))
-    told = layout.kind()
-    if told != found.get("kind", told):
-        raise UsageError(f"kind: is {found['kind']}, but the set at {layout.root} is for {told}")
-    if told != "retrieval":
+    kind = layout.kind()
+    if kind != found.get("kind", kind):
+        raise UsageError(f"kind: is {found['kind']}, but the set at {layout.root} is for {kind}")
+    if kind != "retrieval":
         if "classes" not in found:
-            found["classes"] = layout.class_names()
+            found["classes"] = text_lines(layout.root / CLASS_NAMES_FILE)
         if "templates" not in found:
-            found["templates"] = layout.templates()
+            found["templates"] = text_lines(layout.root / TEMPLATES_FILE)
     return found
 
 

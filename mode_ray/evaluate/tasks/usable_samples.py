@@ -1,4 +1,4 @@
-"""Which of a task's samples can be measured: their images decoded once, their labels as numbers, the rest counted."""
+"""The usable samples of a task: images decoded once, labels as numbers, and counts of the rest."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ _NO_IMAGE = "no image"
 _BAD_IMAGE = "undecodable image"
 _NO_TEXT = "no text"
 _EMPTY_CAPTION = "empty caption"
-_OTHER_CLASS = "of no class of the task"
-_UNKNOWN_WORDS = "caption without a word that the caption encoder knows"
+_OTHER_CLASS = "not a class of the task"
+_UNKNOWN_WORDS = "caption without a word known to the caption encoder"
 
 
 class UsableSamples:
-    """Numbers the samples of a task as they come, and counts those that are left out.
+    """Collects the usable samples of a task, and counts those that are left out.
 
     Args:
         task: The task.
         max_pixels: Larger images are left out.
 
     Attributes:
-        captions: Retrieval: the captions of all images taken.
-        skipped: Samples and captions left out, by reason.
-        examples: Where the first of each stands.
+        captions: Retrieval: the captions of all used images.
+        skipped: Number of samples and captions left out, by reason.
+        examples: Place of the first one, by reason.
     """
 
     def __init__(self, task: Task, max_pixels: int) -> None:
@@ -44,11 +44,11 @@ class UsableSamples:
 
     @classmethod
     def merged(cls, parts: "Sequence[UsableSamples]", order: Sequence[tuple[int, int]]) -> "UsableSamples":
-        """The samples of several parts as if they had been taken in one pass.
+        """Merge several parts into the samples of one pass.
 
         Args:
-            parts: Of one task, before `keep_known`.
-            order: For every image its part and its number there, in order of the samples.
+            parts: Parts of one task, before `keep_known`.
+            order: Part and index in the part of every image, in order of the samples.
         """
         whole = cls(parts[0]._task, parts[0]._max_pixels)
         captions = [part._captions_by_image() for part in parts]
@@ -65,14 +65,14 @@ class UsableSamples:
 
     @property
     def images(self) -> int:
-        """Number of images taken."""
+        """Number of used images."""
         return len(self._labels_of_image)
 
     def take(self, sample: Sample) -> Image.Image | None:
-        """The decoded image of a usable sample; None for others, which are counted.
+        """The decoded image of a usable sample. Other samples are counted and return None.
 
         Raises:
-            DataError: A label is no number of a class; names file, row and field.
+            DataError: A label is not a class number; the message names file, row and field.
         """
         texts = [text for text in sample.texts or () if text.strip()]
         numbers = () if self._task.kind == "retrieval" else self._class_numbers(texts, sample.place)
@@ -89,17 +89,13 @@ class UsableSamples:
         return None
 
     def require_some(self) -> None:
-        """Refuse a task of which nothing can be measured.
-
-        Raises:
-            DataError: No image was taken.
-        """
+        """Raise `DataError` if no sample is usable."""
         if not self.images:
             left_out = dict(self.skipped)
-            raise DataError(f"{self._task.place}: no usable sample ({left_out}); look at its paths and fields")
+            raise DataError(f"{self._task.place}: no usable sample ({left_out}); check its paths and fields")
 
     def labels(self) -> np.ndarray:
-        """What is right, as `scored.Scored` has it for the task's kind."""
+        """The labels, as described in `scored.Scored` for the kind of the task."""
         if self._task.kind == "retrieval":
             return np.array(self._image_of_caption, np.int64)
         if self._task.kind == "classification":
@@ -110,13 +106,10 @@ class UsableSamples:
         return labels_il
 
     def keep_known(self, known_l: np.ndarray) -> np.ndarray:
-        """Drop and count the captions that are not marked, and the images that are left without any.
-
-        Args:
-            known_l: Which captions to keep.
+        """Keep the captions marked in `known_l`, and count the others. Images without captions are dropped.
 
         Returns:
-            Numbers of the images that stay, as they were before.
+            Previous indices of the images that are kept.
         """
         for caption in (caption for caption, known in zip(self.captions, known_l, strict=True) if not known):
             self._count(_UNKNOWN_WORDS, repr(caption))
@@ -134,8 +127,8 @@ class UsableSamples:
         return by_image
 
     def _refusal(self, sample: Sample, texts: list[str], numbers: tuple[int, ...]) -> str | None:
-        """Why a sample cannot be used, as far as that shows before its image is decoded."""
-        # Of several labels an image may have none at all, where the data say so.
+        """Why a sample cannot be used, checked before its image is decoded."""
+        # An image of a multi-label task may have no label.
         if sample.texts is None or (not texts and self._task.kind != "multilabel"):
             return _NO_TEXT
         if self._task.kind == "classification" and not numbers:
@@ -143,16 +136,16 @@ class UsableSamples:
         return _NO_IMAGE if sample.image is None else None
 
     def _class_numbers(self, labels: list[str], place: str) -> tuple[int, ...]:
-        """Numbers of an image's classes; of a classification task that of its first label, or none."""
+        """Numbers of the classes of an image. A classification task uses only the first label."""
         taken = labels[:1] if self._task.kind == "classification" else labels
         if self._task.labels == "index":
             return tuple(self._index(label, place) for label in taken)
         numbers = [self._number_of_class.get(label_key(label)) for label in taken]
         if self._task.kind == "multilabel" and None in numbers:
-            # Left out alone, the label would make its image a wrong answer for no class; with its image, a right one.
+            # Without the label, the image would be a wrong negative. Without the image, the score would be biased.
             raise DataError(
-                f"{place}: {self._task.text_field}: {taken[numbers.index(None)]!r} is none of the classes of "
-                f"{self._task.place}: add it to them"
+                f"{place}: {self._task.text_field}: {taken[numbers.index(None)]!r} is not one of the classes of "
+                f"{self._task.place}: add it"
             )
         return tuple(number for number in numbers if number is not None)
 
@@ -163,7 +156,7 @@ class UsableSamples:
             number = int(label)
         except ValueError:
             raise DataError(
-                f"{field} is no number of a class, which {self._task.place} says with labels: index"
+                f"{field} is not a class number, as required by labels: index in {self._task.place}"
             ) from None
         if not 0 <= number < classes:
             raise DataError(f"{field} is outside 0 to {classes - 1}: {self._task.place} has {classes} classes")

@@ -1,4 +1,4 @@
-"""The probe against an independent minimiser of the same loss; how its penalty is chosen; what it refuses."""
+"""The probe compared with an independent minimiser of the same loss, the choice of its penalty, and its errors."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from mode_ray.evaluate.measure.linear_probe import concatenated, fit_linear_prob
 
 
 def blobs(images: int, classes: int, width: int, spread: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unit rows around one direction a class; the directions are the same for every seed."""
+    """Unit rows around one direction per class; the directions are the same for every seed."""
     centers = np.random.default_rng(99).standard_normal((classes, width))
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, classes, images)
@@ -19,7 +19,7 @@ def blobs(images: int, classes: int, width: int, spread: float, seed: int) -> tu
 
 
 def fit_by_scipy(features: np.ndarray, labels: np.ndarray, classes: int, penalty: float) -> np.ndarray:
-    """Class scores of the training images under the minimum that scipy finds of the documented loss."""
+    """Class scores of the training images at the minimum of the documented loss, found by scipy."""
     centred = features - features.mean(axis=0)
     rows = np.c_[centred / np.sqrt((centred**2).sum(axis=1).mean() / features.shape[1]), np.ones(len(features))]
     one_hot = np.eye(classes)[labels]
@@ -131,8 +131,8 @@ def test_concatenated_features_see_what_each_model_alone_does_not() -> None:
         (np.eye(3), np.array([0, 1, 5]), "labels run from 0 to 5, outside 0 to 2"),
         (np.eye(3), np.array([1, 1, 1]), "two classes; there are 1"),
         (np.eye(3), np.array([0, 1, 2]), "no class has two images"),
-        (np.full((4, 2), np.nan), np.array([0, 0, 1, 1]), "not a finite number"),
-        (np.ones((4, 2)), np.array([0, 0, 1, 1]), "all features are alike"),
+        (np.full((4, 2), np.nan), np.array([0, 0, 1, 1]), "not finite"),
+        (np.ones((4, 2)), np.array([0, 0, 1, 1]), "all features are equal"),
     ],
 )
 def test_what_it_cannot_learn_from_is_refused(features: np.ndarray, labels: np.ndarray, message: str) -> None:

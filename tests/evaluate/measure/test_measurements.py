@@ -1,4 +1,4 @@
-"""What is stored of a task is mapped from where it lies, or from a copy that nobody has to clean up."""
+"""Stored cosines are memory-mapped from the file, or from a copy that is deleted automatically."""
 
 import json
 import tempfile

@@ -1,4 +1,4 @@
-"""A model that is not trained, missing or half-written is found before anything is measured, its place named."""
+"""A model that is untrained, missing or incomplete is reported before anything is measured."""
 
 import json
 from dataclasses import asdict
@@ -71,7 +71,7 @@ class TestAnUnfinishedTraining:
     """A train stage of a dense model and three experts that ended without a manifest."""
 
     def leave(self, directory: Location, **states: TrialState) -> Location:
-        """As the stage leaves it: `e0` to `e2` are the experts' states, finished by default."""
+        """Write the stage; `e0` to `e2` are the states of the experts, by default finished."""
         names = {"dense": "dense", **{f"e{expert}": f"n3/{expert:02d}" for expert in range(3)}}
         trials = [Trial(name=name, members=TrainingSet(kind="all"), samples=8) for name in names.values()]
         plan = {"trials": [asdict(trial) for trial in trials], "pairs_by_expert": [5, 4, 3]}
@@ -91,7 +91,7 @@ class TestAnUnfinishedTraining:
         with pytest.raises(
             UsageError,
             match=rf"{directory}/n3/02: failed \(its loss is not finite\): .* run `mode-ray train`, or evaluate "
-            r"without what failed: evaluate.leave_out_experts=\[2\]",
+            r"without the failed experts: evaluate.leave_out_experts=\[2\]",
         ):
             find_trained(3, (), directory)
 

@@ -1,4 +1,4 @@
-"""One pass over a task's images for all models; what is left out is counted; what is stored suffices for any rule."""
+"""One pass over the images for all models, counts of samples left out, and files that suffice for any rule."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def png(seed: int, side: int = 24) -> bytes:
 
 @pytest.fixture
 def measure(tmp_path: Path, models: dict[str, Location]) -> Callable[..., Location]:
-    """Writes rows of (image, text) as a task, measures it, and gives the directory of the result."""
+    """Writes rows of (image, text) as a task, measures it, and returns the directory of the result."""
 
     def run(rows: list[tuple[bytes | None, str | list[str] | None]], **fields: Any) -> Location:  # noqa: ANN401
         column = "caption" if fields.get("kind") == "retrieval" else "label"
@@ -131,10 +131,10 @@ def test_unusable_samples_are_left_out_and_counted(measure: Callable[..., Locati
     ]
     measured = load_cosines(measure(rows, classes=CLASSES))
     summary = measured.summary
-    assert summary.skipped == {"no text": 2, "of no class of the task": 1, "no image": 1, "undecodable image": 2}
+    assert summary.skipped == {"no text": 2, "not a class of the task": 1, "no image": 1, "undecodable image": 2}
     assert {reason: place.split("task.parquet: ")[1][:5] for reason, place in summary.examples.items()} == {
         "no text": "row 1",
-        "of no class of the task": "row 3",
+        "not a class of the task": "row 3",
         "no image": "row 4",
         "undecodable image": "row 5",
     }
@@ -156,13 +156,13 @@ def test_captions_that_the_encoder_does_not_know_are_left_out_of_retrieval(measu
     rows = [(png(0), "red"), (png(1), "123"), (png(2), "blue")]
     measured = load_cosines(measure(rows, kind="retrieval"))
     assert measured.summary.texts == ("red", "blue")
-    assert measured.summary.skipped == {"caption without a word that the caption encoder knows": 1}
+    assert measured.summary.skipped == {"caption without a word known to the caption encoder": 1}
     assert measured.labels.tolist() == [0, 1]
     assert {cosines_il.shape for cosines_il in measured.cosines.values()} == {(2, 2)}
 
 
 def test_a_task_without_a_usable_sample_is_an_error(measure: Callable[..., Location]) -> None:
-    with pytest.raises(DataError, match=r"task colours: no usable sample .*of no class of the task.*2"):
+    with pytest.raises(DataError, match=r"task colours: no usable sample .*not a class of the task.*2"):
         measure([(png(0), "x"), (png(1), "y")], classes=CLASSES)
 
 
@@ -235,10 +235,10 @@ def test_an_image_may_have_several_classes_or_none(measure: Callable[..., Locati
 @pytest.mark.parametrize(
     ("labels", "fields", "message"),
     [
-        ([["red", "pink"]], {"kind": "multilabel"}, r"row 0: label: 'pink' is none of the classes of task colours"),
+        ([["red", "pink"]], {"kind": "multilabel"}, r"row 0: label: 'pink' is not one of the classes of task colours"),
         (["0", "3"], {"labels": "index"}, r"row 1: label: label '3' is outside 0 to 2: task colours has 3 classes"),
         (["-1"], {"labels": "index"}, r"row 0: label: label '-1' is outside 0 to 2"),
-        (["red"], {"labels": "index"}, r"row 0: label: label 'red' is no number of a class, .* labels: index"),
+        (["red"], {"labels": "index"}, r"row 0: label: label 'red' is not a class number, .* labels: index"),
         ([[str(3)]], {"kind": "multilabel", "labels": "index"}, r"label '3' is outside 0 to 2"),
         (["red"], {"classes": ("red", "123")}, r"task colours: classes: the caption encoder letters .* of '123'"),
         (["red"], {"classes": ("red", "blue"), "metric": "roc_auc"}, r"metric: roc_auc needs images of both classes"),
@@ -286,7 +286,7 @@ def test_a_model_with_broken_weights_is_named(tmp_path: Path) -> None:
     save_clip(folder, clip)
     pq.write_table(pa.table({"image": [png(0)], "label": ["red"]}), tmp_path / "task.parquet")
     task = Task(name="t", kind="classification", paths=(str(tmp_path / "task.parquet"),), classes=CLASSES)
-    with pytest.raises(DataError, match=r"/broken: its embeddings hold a value that is not a finite number"):
+    with pytest.raises(DataError, match=r"/broken: its embeddings contain a value that is not finite"):
         measure_task(task, {"n2/00": folder}, Letters(), folder, EvaluatePlacement(max_image_pixels=PIXELS))
 
 

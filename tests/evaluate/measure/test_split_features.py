@@ -1,4 +1,4 @@
-"""A split's images are embedded by one worker or by several: the same samples and rows, every image decoded once."""
+"""One worker and several workers give the same samples and rows, and decode every image once."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Evaluation tasks on Ray: one that several workers share is measured as by one; mistakes are told as themselves."""
+"""Evaluation tasks on Ray: several workers give the result of one, and errors keep their message."""
 
 import io
 from pathlib import Path
@@ -20,7 +20,7 @@ CLASSES = ("red", "green", "blue")
 
 
 def picture(number: int) -> bytes:
-    """Of the colour of class `number % 3`, in a shade of its own."""
+    """An image in the colour of class `number % 3`, with its own shade."""
     buffer = io.BytesIO()
     pixel = tuple(100 + 5 * number if channel == number % 3 else 20 for channel in range(3))
     Image.new("RGB", (20, 20), pixel).save(buffer, "PNG")

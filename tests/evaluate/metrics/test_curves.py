@@ -1,4 +1,4 @@
-"""Areas against definitions written out, in every order of ties and with items that count several times."""
+"""Areas compared with their definitions, for all orders of ties and with repeated items."""
 
 import numpy as np
 import pytest

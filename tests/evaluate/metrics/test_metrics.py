@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -6,45 +7,59 @@ import torch
 
 from mode_ray.errors import DataError
 from mode_ray.evaluate.metrics.metric_table import METRICS
-from mode_ray.evaluate.metrics.score import (
-    classification_metrics,
-    group_means,
-    macro_mean,
-    measure,
-    metric_draws,
-    retrieval_metrics,
-)
+from mode_ray.evaluate.metrics.score import group_means, macro_mean, measure, metric_draws
 from mode_ray.evaluate.metrics.scored import Scored, TaskKind
+
+
+def classification_metrics(scores_il: np.ndarray, labels_i: np.ndarray) -> dict[str, float]:
+    return measure(Scored(kind="classification", scores_il=scores_il, labels=labels_i))
+
+
+def retrieval_metrics(
+    scores_ij: np.ndarray,
+    image_of_text: np.ndarray,
+    captions: Sequence[str] | None = None,
+    text_to_image_scores_il: np.ndarray | None = None,
+) -> dict[str, float]:
+    return measure(
+        Scored(
+            kind="retrieval",
+            scores_il=scores_ij,
+            labels=image_of_text,
+            captions=captions,
+            text_to_image_scores_il=text_to_image_scores_il,
+        )
+    )
 
 
 def test_accuracy_over_images_and_over_classes() -> None:
     # Predictions 0, 0, 1, 0 for labels 0, 0, 1, 2: 3 of 4 right; classes 2/2, 1/1, 0/1 -> mean 2/3.
     scores = np.array([[0.9, 0.1, 0.0], [0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.5]])
-    metrics = classification_metrics(scores, np.array([0, 0, 1, 2]), 3)
+    metrics = classification_metrics(scores, np.array([0, 0, 1, 2]))
     assert metrics == pytest.approx({"top1": 0.75, "mean_per_class": 2 / 3})
 
 
 def test_top5_counts_the_five_highest() -> None:
     # Class c has score -c, so label 4 ranks fifth and label 5 sixth.
     scores = np.tile(-np.arange(7.0), (2, 1))
-    metrics = classification_metrics(scores, np.array([4, 5]), 7)
+    metrics = classification_metrics(scores, np.array([4, 5]))
     assert metrics["top5"] == 0.5
     assert metrics["top1"] == 0.0
 
 
 @pytest.mark.parametrize(("classes", "has_top5"), [(5, False), (6, True)])
 def test_top5_is_left_out_where_it_would_be_one_for_any_model(classes: int, has_top5: bool) -> None:
-    metrics = classification_metrics(np.eye(classes), np.arange(classes), classes)
+    metrics = classification_metrics(np.eye(classes), np.arange(classes))
     assert ("top5" in metrics) is has_top5
 
 
 def test_classes_without_images_do_not_count_in_the_mean_per_class() -> None:
-    metrics = classification_metrics(np.array([[1.0, 0.0, 0.0]]), np.array([0]), 3)
+    metrics = classification_metrics(np.array([[1.0, 0.0, 0.0]]), np.array([0]))
     assert metrics["mean_per_class"] == 1.0
 
 
 def test_equal_scores_rank_by_index() -> None:
-    metrics = classification_metrics(np.zeros((3, 8)), np.array([0, 4, 5]), 8)
+    metrics = classification_metrics(np.zeros((3, 8)), np.array([0, 4, 5]))
     assert metrics["top1"] == pytest.approx(1 / 3)
     assert metrics["top5"] == pytest.approx(2 / 3)
 
@@ -53,7 +68,7 @@ def test_agrees_with_torch_topk_without_ties() -> None:
     generator = np.random.default_rng(0)
     scores, labels = generator.standard_normal((200, 20)), generator.integers(0, 20, 200)
     top = torch.tensor(scores).topk(5, dim=1).indices.numpy() == labels[:, None]
-    metrics = classification_metrics(scores, labels, 20)
+    metrics = classification_metrics(scores, labels)
     assert metrics["top1"] == pytest.approx(top[:, 0].mean())
     assert metrics["top5"] == pytest.approx(top.any(axis=1).mean())
 
@@ -106,7 +121,7 @@ def test_images_without_a_text_are_searched_but_not_asked() -> None:
 
 def test_the_direction_text_to_image_may_have_scores_of_its_own() -> None:
     good, bad = np.eye(3), 1.0 - np.eye(3)
-    metrics = retrieval_metrics(good, np.arange(3), text_to_image_scores_ij=bad)
+    metrics = retrieval_metrics(good, np.arange(3), text_to_image_scores_il=bad)
     assert metrics["image_to_text_r1"] == 1.0
     assert metrics["text_to_image_r1"] == 0.0
 
@@ -134,12 +149,12 @@ def test_agrees_with_a_plain_sort_in_any_block_size(monkeypatch: pytest.MonkeyPa
 
 
 def test_scores_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(DataError, match="expected \\(2, 4\\)"):
-        classification_metrics(np.zeros((2, 3)), np.array([0, 1]), 4)
+    with pytest.raises(DataError, match="expected \\(1, 3\\)"):
+        classification_metrics(np.zeros((2, 3)), np.array([0]))
     with pytest.raises(DataError, match="outside 0 to 2"):
-        classification_metrics(np.zeros((2, 3)), np.array([0, 3]), 3)
-    with pytest.raises(DataError, match="not a finite number"):
-        classification_metrics(np.full((1, 2), np.nan), np.array([0]), 2)
+        classification_metrics(np.zeros((2, 3)), np.array([0, 3]))
+    with pytest.raises(DataError, match="not finite"):
+        classification_metrics(np.full((1, 2), np.nan), np.array([0]))
     with pytest.raises(DataError, match="no scores"):
         retrieval_metrics(np.zeros((3, 0)), np.array([], dtype=int))
     with pytest.raises(DataError, match="outside 0 to 1"):
@@ -165,12 +180,12 @@ class TestRocAucOfTwoClasses:
     def test_it_is_the_share_of_pairs_in_the_right_order(self) -> None:
         # Margins of the second class: positives 0.4, 0.0; negatives 0.2, -0.6. Three of four pairs are in order.
         scores = np.array([[0.3, 0.7], [0.5, 0.5], [0.4, 0.6], [0.8, 0.2]])
-        metrics = classification_metrics(scores, np.array([1, 1, 0, 0]), 2)
+        metrics = classification_metrics(scores, np.array([1, 1, 0, 0]))
         assert metrics["roc_auc"] == 0.75
 
     def test_more_classes_or_images_of_one_class_do_not_define_it(self) -> None:
-        assert "roc_auc" not in classification_metrics(np.eye(3), np.arange(3), 3)
-        assert "roc_auc" not in classification_metrics(np.zeros((2, 2)), np.array([1, 1]), 2)
+        assert "roc_auc" not in classification_metrics(np.eye(3), np.arange(3))
+        assert "roc_auc" not in classification_metrics(np.zeros((2, 2)), np.array([1, 1]))
 
     def test_a_scale_of_the_scores_changes_nothing(self) -> None:
         generator = np.random.default_rng(1)
@@ -178,7 +193,7 @@ class TestRocAucOfTwoClasses:
         logits = torch.tensor(3 * scores)
         by_softmax = logits.softmax(dim=1)[:, 1].numpy()
         pairs = by_softmax[labels == 1][:, None] > by_softmax[labels == 0]
-        assert classification_metrics(scores, labels, 2)["roc_auc"] == pytest.approx(pairs.mean())
+        assert classification_metrics(scores, labels)["roc_auc"] == pytest.approx(pairs.mean())
 
 
 class TestMultilabel:
@@ -216,7 +231,7 @@ class TestMultilabel:
         nothing = Scored(kind="multilabel", scores_il=np.zeros((2, 2)), labels=np.zeros((2, 2), bool))
         assert measure(nothing) == {}
         assert METRICS["multilabel"]["mean_average_precision"].problem(nothing) == (
-            "needs an image that has one of the classes; none has"
+            "needs an image with one of the classes; there is none"
         )
 
     def test_labels_of_another_shape_are_refused(self) -> None:

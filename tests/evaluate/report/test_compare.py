@@ -1,4 +1,4 @@
-"""Every model, rule and control on a task, from stored cosines alone."""
+"""Results of every model, rule and control on a task, computed from stored cosines."""
 
 from dataclasses import replace
 from typing import get_args
@@ -51,7 +51,7 @@ WRONG = np.array([[0.1, 0.9], [0.9, 0.1]], np.float32)
 
 @pytest.fixture
 def classification() -> TaskCosines:
-    """Texts that lie at a center of expert 0, which is right; expert 1 is wrong, and surer."""
+    """Texts at a center of expert 0, which is right. Expert 1 is wrong with higher scores."""
     cosines = {"dense": WRONG, "n2/00": RIGHT, "n2/01": WRONG, RANDOM[0]: WRONG, RANDOM[1]: RIGHT}
     return measured(cosines, [0, 1], CENTERS_MD[[0, 1]])
 

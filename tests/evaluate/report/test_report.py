@@ -1,4 +1,4 @@
-"""The report as a page and as a table: complete, escaped, small, and the same whatever its data hold."""
+"""The report as a page and as a table: complete, escaped, small and deterministic."""
 
 import base64
 import io
@@ -137,7 +137,7 @@ def test_the_other_controls_say_where_the_gain_comes_from(report: dict[str, Any]
     ]
     remarks = " ".join(verdict(check_report(report)).remarks)
     assert "At equal total samples: " in remarks
-    assert "Against a mere ensemble: " in remarks
+    assert "Specialisation: " in remarks
     competing = {row.model["kind"]: row.competes for row in result_rows(check_report(report))}
     assert not competing["best_expert"]
     assert competing["dense_equal_total"]
@@ -150,7 +150,7 @@ def test_without_random_control_dense_or_a_tasks_result(report: dict[str, Any]) 
     assert "Random-4" not in page
     result = verdict(check_report(report))
     assert result.outcome == "unknown"
-    assert result.sentence == "No dense baseline was trained, so nothing can be said about a gain."
+    assert result.sentence == "No dense baseline was trained, so there is no comparison."
 
 
 def test_a_report_with_a_thousand_clusters_and_classes_stays_small(report: dict[str, Any]) -> None:
@@ -298,7 +298,7 @@ class TestIntervals:
 
     def test_without_them_the_page_has_neither(self, report: dict[str, Any]) -> None:
         page = render_report(report)
-        assert "How sure" not in page
+        assert "Confidence intervals" not in page
         assert "Linear probes" not in page
 
     def test_without_a_dense_model_there_is_no_figure(self, intervals: dict[str, Any]) -> None:

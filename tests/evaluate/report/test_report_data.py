@@ -1,4 +1,4 @@
-"""What the report says is what the run's files hold: budgets, results by task, captions and pictures by cluster."""
+"""The data of the report agree with the files of the run: budgets, results, captions and pictures."""
 
 import io
 import json
@@ -75,7 +75,7 @@ def test_clusters_show_their_nearest_captions_and_sizes(data: ReportData) -> Non
 def test_a_run_without_an_atlas_has_a_report_that_says_so(sources: ReportSources) -> None:
     without = report_data(replace(sources, captions=[[] for _ in range(4)]))
     assert [row["captions"] for row in without["fine_clusters"]] == [[], [], [], []]
-    assert "No captions are shown, because the run has no atlas." in render_report(without)
+    assert "No captions are shown because the run has no atlas." in render_report(without)
 
 
 def test_experts_show_size_spread_and_captions(data: ReportData, sources: ReportSources) -> None:

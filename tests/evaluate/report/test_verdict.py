@@ -1,4 +1,4 @@
-"""What the report's first sentence claims: a win only beyond what finite test sets leave open."""
+"""The first sentence of the report claims a win only beyond the sampling error of the test sets."""
 
 from typing import Any
 
@@ -26,14 +26,12 @@ def test_verdict_of_a_loss_says_so(report: dict[str, Any]) -> None:
     report["models"][1]["samples_total"] = 1_280_000
     result = verdict(check_report(report))
     assert result.outcome == "loss"
-    assert result.sentence.startswith(
-        "MoDE-4 (soft) does not win: it stays 3.0 points below the dense model, for 2.50"
-    )
+    assert result.sentence.startswith("MoDE-4 (soft) does not win: it is 3.0 points below the dense model, for 2.50")
     assert "ahead in 0 of 5" in result.sentence
     remarks = " ".join(result.remarks)
     assert "Routing does not help" in remarks
     assert "Clustering does not help" in remarks
-    assert "MoDE-4 (paper) reaches more (32.0 %), but is not the rule that was chosen beforehand." in remarks
+    assert "MoDE-4 (paper) is better (32.0 %), but this rule was not chosen in advance." in remarks
 
 
 @pytest.mark.parametrize(("points", "side"), [(0.3, "above"), (-0.3, "below")])
@@ -56,7 +54,7 @@ def test_the_verdict_is_about_the_rule_of_the_config(report: dict[str, Any]) -> 
 
 
 class TestResampledImages:
-    """With intervals in the report, they decide in place of the binomial bound."""
+    """Intervals in the report replace the binomial bound."""
 
     def with_interval(self, report: dict[str, Any], points: float, low: float, high: float) -> dict[str, Any]:
         changed = shifted(report, points)
@@ -67,7 +65,7 @@ class TestResampledImages:
     def test_a_small_gain_is_a_win_where_the_interval_says_so(self, report: dict[str, Any]) -> None:
         result = verdict(check_report(self.with_interval(report, 0.3, 0.1, 0.5)))
         assert result.outcome == "win"
-        expected = "On resampled test images the difference lies between +0.1 and +0.5 points (95 %)."
+        expected = "On resampled test images the difference is between +0.1 and +0.5 points (95 %)."
         assert result.remarks[0].startswith(expected)
 
     def test_a_large_one_is_a_tie_where_the_interval_holds_zero(self, report: dict[str, Any]) -> None:

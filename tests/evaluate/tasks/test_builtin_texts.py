@@ -1,4 +1,4 @@
-"""Class names and templates that packages bring along: open_clip's as they are there, clip-benchmark's as files."""
+"""Class names and templates of the packages open_clip and clip-benchmark."""
 
 import importlib.util
 import json
@@ -58,7 +58,7 @@ def test_open_clips_templates_make_the_same_texts(name: str, source: tuple) -> N
 
 
 def test_classes_are_no_templates() -> None:
-    with pytest.raises(ValueError, match="builtin:imagenet1k: no such templates; there are builtin:openai-imagenet, "):
+    with pytest.raises(ValueError, match="builtin:imagenet1k: unknown templates; there are builtin:openai-imagenet, "):
         builtin_texts("templates", "builtin:imagenet1k")
 
 
@@ -118,7 +118,7 @@ def test_a_set_without_templates_has_those_of_imagenet(
 def test_a_set_that_the_package_holds_no_names_of_is_told_with_what_to_do(
     package: Path, dataset: str, source: str
 ) -> None:
-    message = f"{dataset} but takes them from {source}.*: write them in the task's classes, .* its classnames.txt"
+    message = f"{dataset} and takes them from {source}.*: write them in the task's classes, .* its classnames.txt"
     with pytest.raises(ValueError, match=message):
         builtin_texts("classes", f"builtin:clip-benchmark/{dataset}")
 
@@ -126,15 +126,15 @@ def test_a_set_that_the_package_holds_no_names_of_is_told_with_what_to_do(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("builtin:clip-benchmark/planes", "no such templates; it has pets, cars, imagenet1k"),
-        ("builtin:clip-benchmark/", "no such templates; it has pets, cars, imagenet1k"),
-        ("builtin:clip-benchmark/cars", "of its own for every class"),
+        ("builtin:clip-benchmark/planes", "does not have these templates; it has pets, cars, imagenet1k"),
+        ("builtin:clip-benchmark/", "does not have these templates; it has pets, cars, imagenet1k"),
+        ("builtin:clip-benchmark/cars", "has different templates for every class"),
         ("builtin:clip-benchmark/jp/pets", "no templates in the language 'jp'"),
         ("builtin:clip-benchmark/../../x/pets", r"no templates in the language '\.\.'"),
         ("builtin:clip-benchmark/it/babel_imagenet", "babel_imagenet has no templates in the language 'it'"),
         (
             "builtin:clip-benchmark/wds/vtab/pets",
-            "a wds/ set brings its templates along: write format: clip-benchmark",
+            "a wds/ set has its own templates: write format: clip-benchmark",
         ),
     ],
 )
@@ -175,7 +175,7 @@ def test_the_installed_package_has_its_suite(dataset: str, classes: int | None, 
     name = f"builtin:clip-benchmark/{dataset}"
     assert len(builtin_texts("templates", name)) == templates
     if classes is None:
-        with pytest.raises(ValueError, match="holds no class names of"):
+        with pytest.raises(ValueError, match="has no class names of"):
             builtin_texts("classes", name)
     else:
         assert len(builtin_texts("classes", name)) == classes

@@ -1,4 +1,4 @@
-"""Which samples come out of every layout of a task's data, and how damage is said."""
+"""The samples of every layout of the data, and the messages about damaged data."""
 
 import io
 import json
@@ -67,7 +67,7 @@ class TestShards:
 
     def test_a_column_without_bytes_is_named(self, tmp_path: Path) -> None:
         write_parquet(tmp_path / "p.parquet", image=["http://example.org/1.png"], label=["cat"])
-        with pytest.raises(DataError, match=r"p\.parquet: row 0: column 'image' holds no image bytes"):
+        with pytest.raises(DataError, match=r"p\.parquet: row 0: column 'image' has no image bytes"):
             self.read(self.task(tmp_path, "p.parquet"))
 
     def test_an_image_may_have_several_captions_or_none(self, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ class TestFolders:
 
 
 class TestBenchmarkLayout:
-    """Sets as clip-benchmark publishes them, written with the webdataset package as its own tool does."""
+    """Sets as clip-benchmark publishes them, written with the webdataset package, as by its own tool."""
 
     def write(self, root: Path, split: str, work_units: list[list[dict[str, Any]]]) -> None:
         (root / split).mkdir(parents=True)
@@ -226,7 +226,7 @@ class TestBenchmarkLayout:
             content = stream.getvalue()
         (tmp_path / "test").mkdir()
         write_tar(tmp_path / "test" / "0.tar", {"a.jpg": b"1", "a.npy": content})
-        with pytest.raises(DataError, match=r"0\.tar: sample 0 \(a\): its \.npy member is no vector"):
+        with pytest.raises(DataError, match=r"0\.tar: sample 0 \(a\): its \.npy member is not a vector"):
             list(read_samples(self.task(tmp_path, "multilabel")))
 
     def test_a_pickled_array_is_not_loaded(self, tmp_path: Path) -> None:
@@ -234,19 +234,19 @@ class TestBenchmarkLayout:
         np.save(stream, np.array([{"a": 1}], dtype=object), allow_pickle=True)
         (tmp_path / "test").mkdir()
         write_tar(tmp_path / "test" / "0.tar", {"a.jpg": b"1", "a.npy": stream.getvalue()})
-        with pytest.raises(DataError, match="no vector of zeros and ones"):
+        with pytest.raises(DataError, match="not a vector of zeros and ones"):
             list(read_samples(self.task(tmp_path, "multilabel")))
 
     def test_a_missing_shard_is_noticed(self, tmp_path: Path) -> None:
         self.write(tmp_path, "test", [[{"jpg": b"1", "cls": 0}], [{"jpg": b"2", "cls": 1}]])
         (tmp_path / "test" / "1.tar").unlink()
-        with pytest.raises(DataError, match=r"test/nshards\.txt: says '2', but 1 tars lie there"):
+        with pytest.raises(DataError, match=r"test/nshards\.txt: says '2', but there are 1 tars"):
             list(read_samples(self.task(tmp_path)))
 
     def test_splits_lie_in_their_own_folders_and_a_missing_one_is_named(self, tmp_path: Path) -> None:
         self.write(tmp_path, "test", [[{"jpg": b"test", "cls": 0}]])
         task = self.task(tmp_path)
-        with pytest.raises(DataError, match=r"/train: no tar named 0\.tar, 1\.tar, …: this is no train split"):
+        with pytest.raises(DataError, match=r"/train: no tar named 0\.tar, 1\.tar, …: not a train split"):
             list(read_samples(task, "train"))
         self.write(tmp_path, "train", [[{"jpg": b"train", "cls": 0}]])
         assert [[sample.image for sample in read_samples(task, split)] for split in ("test", "train")] == [

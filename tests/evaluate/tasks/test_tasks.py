@@ -1,4 +1,4 @@
-"""Task files: what may stand in one, how a mistake is said, and what the data themselves tell."""
+"""Task files: their fields, the messages about mistakes, and the defaults from the data."""
 
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,8 @@ class TestTaskFiles:
         [
             ({"kind": "detection"}, "kind", "'classification', 'multilabel' or 'retrieval'"),
             ({"colour": "red"}, "colour", "not permitted"),
-            ({"metric": "top7"}, "metric", "'top7' is no metric of classification tasks; there are top1, top5, "),
-            ({"metric": "text_to_image_r1"}, "metric", "no metric of classification tasks"),
+            ({"metric": "top7"}, "metric", "'top7' is not a metric of classification tasks; there are top1, top5, "),
+            ({"metric": "text_to_image_r1"}, "metric", "not a metric of classification tasks"),
             ({"metric": "top5"}, "metric", "top5 needs at least 6 classes; this task has 2"),
             ({"metric": "roc_auc", "classes": ["a", "b", "c"]}, "metric", "is defined for 2 classes; this task has 3"),
             ({"classes": []}, "classes", "at least two classes, not 0"),
@@ -55,10 +55,10 @@ class TestTaskFiles:
             ({"classes": ["cat", ""]}, "classes", "class 1, '', has an empty name"),
             ({"classes": ["cat", "_-"]}, "classes", "class 1, '_-', has an empty name"),
             ({"class_names": {"cat": " "}}, "class_names", "class 0, 'cat', has an empty name"),
-            ({"class_names": {"cow": "cow"}}, "class_names", "'cow' is none of classes"),
+            ({"class_names": {"cow": "cow"}}, "class_names", "'cow' is not one of classes"),
             ({"class_names": {"cat": "sea lion"}}, "class_names", "two classes are called 'sea lion'"),
-            ({"classes": "imagenet"}, "classes", "'imagenet' is neither"),
-            ({"classes": "builtin:pets"}, "classes", "no such classes; there are builtin:imagenet1k"),
+            ({"classes": "imagenet"}, "classes", "must be a list or a name such as builtin:NAME, not 'imagenet'"),
+            ({"classes": "builtin:pets"}, "classes", "unknown classes; there are builtin:imagenet1k"),
             ({"templates": "builtin:pets"}, "templates", "there are builtin:openai-imagenet, builtin:simple-imagenet"),
             ({"templates": []}, "templates", "is empty"),
             ({"kind": "retrieval", "format": "folder"}, "format", "kind must be classification"),
@@ -247,7 +247,7 @@ class TestBenchmarkLayout:
                 {},
                 r"task\.yaml: templates: template 1, 'a photo', has no {}",
             ),
-            ({"dataset_type": "captioning"}, {}, r"wds_pets/dataset_type\.txt: 'captioning' is none of "),
+            ({"dataset_type": "captioning"}, {}, r"wds_pets/dataset_type\.txt: 'captioning' is not one of "),
             ({}, {"labels": "name"}, r"task\.yaml: labels: must be index"),
             ({}, {"paths": ["wds_pets", "wds_cars"]}, r"task\.yaml: paths: names 2 places"),
             ({}, {"paths": ["wds_cars"]}, r"task\.yaml: .*/wds_cars/classnames\.txt: missing"),
