@@ -12,17 +12,20 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import mode_ray
-from mode_ray.ensemble.ensemble import Classification, Ensemble
+from mode_ray.assign.captions import AssignCaptions
+from mode_ray.cluster.clustering import Clustering
+from mode_ray.config.load import load_config
+from mode_ray.ensemble.ensemble import Classification, Ensemble, load
 from mode_ray.ensemble.expert import EnsembleExpert
 from mode_ray.ensemble.open_clip_model import EnsembleModel, EnsembleTokenizer
 from mode_ray.ensemble.task import NearestCluster, Task
+from mode_ray.routing.router import routing_weights_of
 from mode_ray.routing.weights import RoutingWeights
 
 HEADING = "## Reference"
 # Name, object, and the methods and properties to show.
 _ENTRIES: Sequence[tuple[str, object, Sequence[str]]] = (
-    ("mode_ray.load", mode_ray.load, ()),
+    ("mode_ray.load", load, ()),
     (
         "Ensemble",
         Ensemble,
@@ -45,11 +48,11 @@ _ENTRIES: Sequence[tuple[str, object, Sequence[str]]] = (
     ("EnsembleExpert", EnsembleExpert, ("encode_image", "encode_text")),
     ("EnsembleModel", EnsembleModel, ("encode_image", "encode_text", "forward")),
     ("EnsembleTokenizer", EnsembleTokenizer, ("__call__",)),
-    ("mode_ray.Clustering", mode_ray.Clustering, ("load", "assign", "expert_of", "experts_of")),
-    ("mode_ray.AssignCaptions", mode_ray.AssignCaptions, ("__call__",)),
-    ("mode_ray.routing_weights", mode_ray.routing_weights, ()),
+    ("mode_ray.Clustering", Clustering, ("load", "assign", "expert_of", "experts_of")),
+    ("mode_ray.AssignCaptions", AssignCaptions, ("__call__",)),
+    ("mode_ray.routing_weights", routing_weights_of, ()),
     ("RoutingWeights", RoutingWeights, ()),
-    ("mode_ray.load_config", mode_ray.load_config, ()),
+    ("mode_ray.load_config", load_config, ()),
 )
 _WIDTH = 90
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):$")

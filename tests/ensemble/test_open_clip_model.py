@@ -83,8 +83,8 @@ def with_distinct_captions(held_out: HeldOut) -> HeldOut:
 
 def own_cosines(ensemble: Ensemble, held_out: HeldOut) -> np.ndarray:
     """Every expert's cosines of images and captions, [n, images, captions]."""
-    present = [expert for expert in ensemble.experts if expert is not None]
-    return np.stack([e.encode_image(held_out.images) @ e.encode_text(held_out.captions).T for e in present])
+    experts = ensemble.experts.values()
+    return np.stack([e.encode_image(held_out.images) @ e.encode_text(held_out.captions).T for e in experts])
 
 
 class TestClassification:
@@ -185,7 +185,7 @@ class TestAsATorchModule:
         assert not model.training
         assert train_preprocess is preprocess
         assert model.logit_bias is None
-        experts = [expert.model for expert in ensemble.experts if expert is not None]
+        experts = [expert.model for expert in ensemble.experts.values()]
         assert float(model.logit_scale.exp()) == pytest.approx(np.mean([e.logit_scale for e in experts]), rel=1e-5)
         assert sum(p.numel() for p in model.parameters()) == sum(
             p.numel() for expert in experts for p in expert.module.parameters()
