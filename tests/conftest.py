@@ -14,6 +14,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from run_of_before import unpack_run_of_before
 
 
 def _free_port() -> int:
@@ -122,6 +123,12 @@ def bucket(s3_server: str) -> str:
     name = f"mode-ray-{secrets.token_hex(4)}"
     boto3.client("s3").create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def run_of_before() -> Path:
+    """The folder of a small finished run of version 0.1.0, `run` in it; read only (tests/fixtures/README.md)."""
+    return unpack_run_of_before()
 
 
 @pytest.fixture(scope="session")

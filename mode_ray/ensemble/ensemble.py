@@ -97,12 +97,9 @@ class Ensemble:
         return self._source.clustering
 
     @cached_property
-    def experts(self) -> list[EnsembleExpert | None]:
-        """All experts by id; None for an expert that is left out. The first access loads them."""
-        return [
-            EnsembleExpert(number=number, model=self.model(number)) if number in self.present else None
-            for number in range(self.n)
-        ]
+    def experts(self) -> dict[int, EnsembleExpert]:
+        """The experts by id, without those that are left out. The first access loads all of them."""
+        return {number: EnsembleExpert(number=number, model=self.model(number)) for number in self.present}
 
     def task(
         self,

@@ -83,4 +83,6 @@ def _read(file: Location) -> Image.Image:
         data = file.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{file}: no such image file") from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
     return decode_image(data, MAX_IMAGE_PIXELS, str(file))

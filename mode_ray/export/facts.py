@@ -22,7 +22,7 @@ class ExpertFacts:
 
     Attributes:
         number: Its id.
-        folder: Where its model lies.
+        folder: The folder of its model.
         pairs: Pairs it was trained on, those of other clusters included.
         centers: Fine centers it owns.
         share: Of all experts' pairs.
@@ -95,7 +95,7 @@ class RunFacts:
 
 
 def collect_facts(config: RunConfig, directories: Mapping[str, Location]) -> RunFacts:
-    """Read what the stages of a run left.
+    """Read what the stages of a run wrote.
 
     Raises:
         UsageError: The train stage is not done, or was done for another number of experts.

@@ -37,18 +37,18 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RoutingWeights:
-    """The experts' weights for one task, and what they rest on.
+    """The experts' weights for one task, with the reasons for them.
 
     Attributes:
         weights_c: p(c | task), float64, sums to 1.
-        rule: The rule that made them.
+        rule: The routing rule.
         normalised_entropy: Entropy of the weights over log n: 0 = one expert, 1 = uniform (also where n = 1).
         nearest_fine_l: Nearest fine center of every text; of equally near ones, the first.
         nearest_squared_distance_l: Squared distance to it, float64.
-        per_text_weights_lc: Every text's own distribution over experts, of which `weights_c` is the mean;
-            only `soft` and `calibrated` have it.
-        fine_weight_m: What each fine center adds to its expert, sum 1: why this expert. None for `uniform`.
-        temperature: Of `soft` and `calibrated`, as it was used.
+        per_text_weights_lc: Every text's own distribution over experts; `weights_c` is their mean. None for rules
+            other than `soft` and `calibrated`.
+        fine_weight_m: The share of the weight that each fine center gives to its expert, sum 1. None for `uniform`.
+        temperature: The temperature that `soft` or `calibrated` used; None for other rules.
     """
 
     weights_c: Floats
@@ -166,14 +166,14 @@ def nearest_centers(
 
 
 def normalised_entropy(weights_c: Floats) -> float:
-    """Entropy of a distribution over log n: 0 for one expert, 1 for all alike; 1 where n = 1."""
+    """Entropy of a distribution over log n: 0 for one expert, 1 for a uniform one; 1 if n = 1."""
     if len(weights_c) == 1:
         return 1.0
     return float(np.clip(entr(weights_c).sum() / math.log(len(weights_c)), 0.0, 1.0))
 
 
 def mean_direction(embeddings_td: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    """One class embedding of its template embeddings: the mean of the unit vectors, made a unit vector again.
+    """The embedding of a class: the mean of the unit vectors of its templates, scaled to unit length.
 
     Raises:
         UsageError: There are no templates.
@@ -210,9 +210,9 @@ def _evidence(squared_l: Floats, texts: int, rule: RoutingRule, config: RoutingC
 
 
 def top_centers(weights: RoutingWeights, count: int) -> list[tuple[int, float]]:
-    """The fine centers that gave most of the weight, with what each gave, largest first; without those that gave none.
+    """The fine centers that gave most of the weight, with their shares, largest first; without those of share 0.
 
-    Of equal ones the lower id comes first.
+    Among equal ones the lower id comes first.
     """
     if weights.fine_weight_m is None:
         return []
