@@ -95,7 +95,7 @@ class TestExperts:
 
 class TestRoutingWeights:
     def test_they_are_the_ensembles(self, run_of_before: Path, clustering: Clustering) -> None:
-        from mode_ray.config.run import EncoderConfig
+        from mode_ray.config.captions import EncoderConfig
         from mode_ray.embed.static import StaticEncoder
 
         texts = ["a picture of a red apple", "a picture of a blue bus"]

@@ -11,7 +11,7 @@ from PIL import Image
 from run_of_before import COLOURS, TEMPLATES, HeldOut
 
 import mode_ray
-from mode_ray.config.run import RoutingRule
+from mode_ray.config.evaluate import RoutingRule
 from mode_ray.ensemble.ensemble import Ensemble
 from mode_ray.ensemble.images import ImageInput
 from mode_ray.errors import DataError, UsageError

@@ -140,7 +140,7 @@ def test_an_expert_that_failed_to_train_needs_no_manifest_to_be_left_out(run: Re
 @pytest.mark.parametrize("left_out", [(2,), (-1,), (0, 1)])
 def test_only_some_of_the_experts_can_be_left_out(run: ReportSources, left_out: tuple[int, ...]) -> None:
     config = changed(run.config, "evaluate", leave_out_experts=left_out)
-    with pytest.raises(UsageError, match="the experts are 0 to 1, and one must be left"):
+    with pytest.raises(UsageError, match="the experts are 0 to 1, and at least one must remain"):
         write_report(Run(config, run.work_units), run.directories["evaluate"])
 
 
