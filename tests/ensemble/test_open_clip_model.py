@@ -19,7 +19,8 @@ from run_of_before import COLOURS, TEMPLATES, HeldOut
 from mode_ray.ensemble.ensemble import Ensemble
 from mode_ray.ensemble.open_clip_model import EnsembleModel
 from mode_ray.errors import UsageError
-from mode_ray.evaluate.metrics.score import classification_metrics, retrieval_metrics
+from mode_ray.evaluate.metrics.score import measure
+from mode_ray.evaluate.metrics.scored import Scored
 
 BATCH = 16
 needs_clip_benchmark = pytest.mark.skipif(
@@ -96,7 +97,7 @@ class TestClassification:
         model, _, _ = ensemble.create_model_and_transforms(task=task)
         logits = protocol_logits(ensemble, model, held_out)
         np.testing.assert_allclose(logits, ensemble.classify(held_out.images, task).scores, atol=1e-5)
-        found = classification_metrics(logits, np.array(held_out.colours), len(COLOURS))
+        found = measure(Scored(kind="classification", scores_il=logits, labels=np.array(held_out.colours)))
         assert found == pytest.approx(evaluated(run, rule), abs=1e-4)
 
     def test_prompts_that_two_classes_share_are_encoded_as_themselves(self, ensemble: Ensemble) -> None:
@@ -156,10 +157,13 @@ class TestRetrieval:
         captions, weights = held_out.captions, ensemble.weights_of_each(held_out.captions)
         task = ensemble.task(captions, rule="released")
         cosines = own_cosines(ensemble, held_out)
-        expected = retrieval_metrics(
-            np.tensordot(task.weights, cosines, 1),
-            np.arange(len(captions)),
-            text_to_image_scores_ij=np.einsum("lc,cil->il", weights, cosines),
+        expected = measure(
+            Scored(
+                kind="retrieval",
+                scores_il=np.tensordot(task.weights, cosines, 1),
+                labels=np.arange(len(captions)),
+                text_to_image_scores_il=np.einsum("lc,cil->il", weights, cosines),
+            )
         )
         figures: dict[str, float] = {}
         for direction, routed in (("image", None), ("text", task)):
