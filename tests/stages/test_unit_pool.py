@@ -214,7 +214,7 @@ class TestDefects:
 
         with pytest.raises(ZeroDivisionError) as caught:
             process(tmp_path, 1, on_compute=fail)
-        assert caught.value.__notes__ == ["while /in/u0.tar was worked on"]
+        assert caught.value.__notes__ == ["while processing /in/u0.tar"]
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -253,7 +253,7 @@ class TestOnRay:
             def compute(self, *_: object) -> tuple[pa.Table, UnitRecord]:
                 raise AssertionError("never reached")
 
-        with pytest.raises(RuntimeError, match=r"a defect at u0\nwhile /in/u0\.tar was read"):
+        with pytest.raises(RuntimeError, match=r"a defect at u0\nwhile reading /in/u0\.tar"):
             run_units(
                 work_units(1), Defective, (), Location(str(folder / "out")), "a", ActorPool(max_actors=1), nothing
             )
@@ -286,7 +286,7 @@ class TestOnRay:
         records = run_units(work_units(16), Killed, (), output, "a", pool, nothing).values()
         assert sorted(record.unit for record in records) == sorted(work_unit.unit for work_unit in work_units(16))
         assert {record.unit: record.error for record in records if record.error is not None} == {
-            "u2": "/in/u2.tar: its worker process died 2 times while it alone was worked on (out of memory?)"
+            "u2": "/in/u2.tar: its worker process died 2 times while processing only this unit (out of memory?)"
         }
         assert len(names(folder / "out")) == 15
 
