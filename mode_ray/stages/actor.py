@@ -5,12 +5,12 @@ error of the computation is a defect, and ends the stage too.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -19,7 +19,9 @@ from mode_ray.run_directory import unit_output
 from mode_ray.stages.manifest import UnitRecord, read_record, write_unit
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
-from mode_ray.util.retry import retry
+from mode_ray.util.retry import FIRST_PAUSE_SECONDS, retry
+
+_Result = TypeVar("_Result")
 
 
 class UnitWorker(Protocol):
@@ -42,13 +44,22 @@ class UnitActor:
         directory: Where the outputs belong.
         attempt: Name of the stage's invocation.
         retries: Further attempts after an I/O error.
+        first_pause_seconds: Pause before the first of them; pauses double.
     """
 
-    def __init__(self, worker: UnitWorker, directory: Location, attempt: str, retries: int) -> None:
+    def __init__(
+        self,
+        worker: UnitWorker,
+        directory: Location,
+        attempt: str,
+        retries: int,
+        first_pause_seconds: float = FIRST_PAUSE_SECONDS,
+    ) -> None:
         self._worker = worker
         self._directory = directory
         self._attempt = attempt
         self._retries = retries
+        self._first_pause_seconds = first_pause_seconds
         self._reader = ThreadPoolExecutor(1, "read")
         self._writer = ThreadPoolExecutor(1, "write")
 
@@ -93,7 +104,7 @@ class UnitActor:
         if finished is not None:
             return finished
         try:
-            return retry(partial(self._worker.read, work_unit), self._retries)
+            return self._retry(partial(self._worker.read, work_unit))
         except DataError as error:
             return quarantined(work_unit, str(error), self._attempt)
         except OSError as error:
@@ -111,7 +122,7 @@ class UnitActor:
                 return None
 
         try:
-            record = retry(look, self._retries)
+            record = self._retry(look)
         except OSError as error:
             reason = " ".join(str(error).split())
             raise WriteError(f"{output}: cannot be read ({reason}): fix this and run again") from error
@@ -138,7 +149,10 @@ class UnitActor:
             timed = replace(record, seconds=round(time.monotonic() - began, 3))
             return write_unit(self._output(work_unit), table, timed)
 
-        return retry(write, self._retries)
+        return self._retry(write)
+
+    def _retry(self, step: Callable[[], _Result]) -> _Result:
+        return retry(step, self._retries, first_pause_seconds=self._first_pause_seconds)
 
     def _output(self, work_unit: WorkUnit) -> Location:
         return unit_output(self._directory, work_unit.unit)

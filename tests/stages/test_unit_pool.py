@@ -69,20 +69,15 @@ def process(
     on_compute: Callable[[str], None] = nothing,
     retries: int = 2,
 ) -> tuple[list[UnitRecord], ScriptedWorker]:
-    """Run an actor over shards, here and without Ray."""
+    """Run an actor over work units, here and without Ray."""
     worker = ScriptedWorker(on_read, on_compute)
-    actor = UnitActor(worker, Location(str(output)), "attempt-1", retries)
+    actor = UnitActor(worker, Location(str(output)), "attempt-1", retries, first_pause_seconds=0.01)
     return list(actor.process(work_units(count))), worker
 
 
 def names(folder: Path) -> list[str]:
     """All files in a folder, hidden ones too."""
     return sorted(file.name for file in folder.iterdir()) if folder.exists() else []
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mode_ray.stages.actor._FIRST_RETRY_SECONDS", 0.01)
 
 
 class TestOrder:
