@@ -26,6 +26,7 @@ from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
 DEADLINE_SECONDS = 10.0
+START_DEADLINE_SECONDS = 120.0
 
 
 class ScriptedWorker:
@@ -261,6 +262,26 @@ class TestOnRay:
         with pytest.raises(UsageError) as caught:
             run_units(work_units(1), refuse, (), Location(str(folder / "out")), "a", ActorPool(max_actors=1), nothing)
         assert str(caught.value) == "no such encoder"
+
+    def test_a_pool_grows_when_units_are_handed_out_one_by_one(self, folder: Path) -> None:
+        class Waiting:
+            """Finishes a unit when two processes work. Local, so that it reaches the workers by value."""
+
+            def read(self, work_unit: WorkUnit) -> str:
+                return work_unit.unit
+
+            def compute(self, work_unit: WorkUnit, source: str) -> tuple[pa.Table, UnitRecord]:
+                (folder / f"{os.getpid()}.pid").touch()
+                deadline = time.monotonic() + START_DEADLINE_SECONDS
+                while len(list(folder.glob("*.pid"))) < 2:
+                    assert time.monotonic() < deadline, "there is no second actor"
+                    time.sleep(0.05)
+                return pa.table({"unit": [source]}), UnitRecord(
+                    unit=source, source=work_unit.uri, rows_in=1, rows_out=1
+                )
+
+        pool = ActorPool(min_actors=1, max_actors=2)
+        assert len(run_units(work_units(4), Waiting, (), Location(str(folder / "out")), "a", pool, nothing)) == 4
 
     def test_a_shard_that_kills_its_worker_is_quarantined_alone(self, folder: Path) -> None:
         class Killed:
