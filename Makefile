@@ -1,7 +1,7 @@
 # `make demo` and `make test` need only Python 3.11 to 3.13 and make: they set up everything else in .venv themselves.
 #   PYTHON=…      the interpreter to make .venv with
 #   EXTRA=gpu     faiss for CUDA in place of faiss for CPU
-#   DEMO_FLAGS=…  handed to `mode-ray demo`; PYTEST_FLAGS=… handed to pytest
+#   DEMO_FLAGS=…  passed to `mode-ray demo`; PYTEST_FLAGS=… passed to pytest
 #   LOCK_FLAGS=…  passed to `uv lock`: --upgrade, or --upgrade-package NAME
 #   TEST_PROCESSES=…  how many test files at the same time (a gigabyte or two of memory each)
 

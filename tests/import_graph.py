@@ -99,6 +99,8 @@ def longest_chain(graph: Mapping[str, Set[str]]) -> list[str]:
 
     @cache
     def below(node: str) -> tuple[str, ...]:
-        return max(((node, *below(other)) for other in graph.get(node, ())), key=len, default=(node,))
+        chains: list[tuple[str, ...]] = [(node, *below(other)) for other in graph.get(node, ())]
+        return max(chains, key=len, default=(node,))
 
-    return list(max(map(below, graph), key=len))
+    longest: tuple[str, ...] = max((below(node) for node in graph), key=len)
+    return list(longest)

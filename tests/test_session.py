@@ -9,6 +9,9 @@ from typing import TypedDict
 
 import pytest
 
+from mode_ray.errors import WorkerError
+from mode_ray.stages.session import start_errors
+
 DRIVER = Path(__file__).with_name("session_driver.py")
 DEADLINE_SECONDS = 300.0
 
@@ -74,3 +77,14 @@ def test_a_token_of_the_user_is_respected(tmp_path: Path) -> None:
     assert {session["token"] for session in found["sessions"]} == {own.read_text()}
     assert {session["mode"] for session in found["sessions"]} == {"token"}
     assert not (tmp_path / "state").exists()
+
+
+def test_a_start_that_takes_too_long_is_explained() -> None:
+    said = "Ray did not start within 30 seconds: this machine is busy, or short of memory"
+    with pytest.raises(WorkerError, match=said), start_errors():
+        raise RuntimeError("The current node timed out during startup. This could happen because …")
+
+
+def test_other_errors_of_a_start_are_raised_as_they_are() -> None:
+    with pytest.raises(ConnectionError, match="no route"), start_errors():
+        raise ConnectionError("no route to host")

@@ -1,6 +1,7 @@
-"""Assign every caption to its nearest fine center: one assignment shard an input shard.
+"""Assign every caption to its nearest fine center; one file for each work unit.
 
-Where embeddings were kept they are read; else captions are read, encoded and assigned in one pass.
+The stage reads the embeddings if the embed stage kept them. Otherwise it reads, encodes and assigns captions in one
+pass.
 """
 
 import numpy as np
@@ -26,12 +27,12 @@ from mode_ray.storage import Location
 
 
 class AssignWorker:
-    """Finds the nearest center of a shard's captions; see `UnitWorker`.
+    """Finds the nearest centers of a unit's captions; see `UnitWorker`.
 
     Args:
         config: The run's config.
         clusters: Directory of the clustering.
-        embeddings: Directory of the embedding shards, or None to encode the captions here.
+        embeddings: Directory of the embed stage, or None to encode the captions here.
     """
 
     def __init__(self, config: RunConfig, clusters: Location, embeddings: Location | None) -> None:
@@ -48,7 +49,7 @@ class AssignWorker:
             clustering.compatible_with(self._encoder.name, self._encoder.dimension)
 
     def read(self, work_unit: WorkUnit) -> CaptionTable:
-        """Read the shard's embeddings, or its captions."""
+        """Read the unit's embeddings, or its captions."""
         if self._embeddings is None:
             return read_captions(work_unit, self._captions)
         try:
@@ -58,7 +59,7 @@ class AssignWorker:
         return CaptionTable(table, table.num_rows, {}, {})
 
     def compute(self, work_unit: WorkUnit, source: CaptionTable) -> tuple[pa.Table, UnitRecord]:
-        """Encode where that was not done yet, and find the nearest centers."""
+        """Encode the captions if there are no embeddings, and find the nearest centers."""
         if self._embeddings is None:
             vectors_bd = self._encoder.encode(source.table["caption"].to_pylist())
             source, vectors_bd = split_usable(source, vectors_bd)
@@ -74,7 +75,7 @@ class AssignWorker:
 def center_search(
     centers_md: Float32Array, prices_m: npt.NDArray[np.floating] | None, threads: int, *, gpu: bool
 ) -> NearestCenters | FlatSearch:
-    """The nearest-center search of the stage: faiss on this process's GPU, or compiled and pruned on CPU threads."""
+    """The search of the stage: faiss on this process's GPU, or compiled code with pruning on CPU threads."""
     return FlatSearch(centers_md, prices_m, gpu=True) if gpu else NearestCenters(centers_md, prices_m, threads)
 
 
@@ -84,7 +85,7 @@ def assign_fields(run: Run) -> dict[str, object]:
 
 
 def run_assign(run: Run, stage: Stage, report: StageReport) -> Manifest:
-    """Run the assign stage, or what is left of it.
+    """Run the assign stage; units that are done are skipped.
 
     Raises:
         DataError: More shards are unreadable, or more captions refused, than the config allows.

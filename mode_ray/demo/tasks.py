@@ -67,19 +67,18 @@ TASK_NAMES = (*(kind.name for kind in _CLASSIFICATIONS), *_RETRIEVALS)
 def write_tasks(
     directory: Location, train: Sequence[Pair], held_out: Sequence[Pair]
 ) -> tuple[list[Location], dict[str, Any]]:
-    """Write a task file for every task that the pairs allow.
+    """Write a task file for every task with at least two classes.
 
-    A class counts where it has training pairs and at least `MIN_HELD_OUT_IMAGES` held-out ones, and a task
-    where it has two classes. Held-out images of other classes are no part of the task.
+    A class needs training pairs and at least `MIN_HELD_OUT_IMAGES` held-out pairs. Held-out images of other classes
+    are left out of the task.
 
     Args:
-        directory: The data set's directory; the files go to `tasks/` in it and name their tars relative to
-            themselves.
+        directory: The data set's directory; the files are written to `tasks/`, with relative paths of their tars.
         train: Training pairs.
         held_out: Held-out pairs.
 
     Returns:
-        The files, and for the manifest what each task holds and leaves out.
+        The files, and for the manifest what each task contains and leaves out.
     """
     files: list[Location] = []
     notes: dict[str, Any] = {}
@@ -96,7 +95,7 @@ def write_tasks(
 
 
 def task_file(directory: Location, name: str) -> Location:
-    """Where a task's file belongs."""
+    """The file of a task."""
     return directory / "tasks" / f"{name}.yaml"
 
 

@@ -122,7 +122,7 @@ class Progress:
         if self._observer is not None:
             self._observer.iteration(report)
         self.say(
-            f"[{self._stage}] iteration {report['iteration']} of at most {most}: "
+            f"[{self._stage}] iteration {report['iteration']}/{most}: "
             f"inertia {report['inertia']:,.1f}, largest cluster {report['max_over_mean']:.2f} x mean"
         )
 

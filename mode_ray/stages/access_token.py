@@ -5,7 +5,7 @@ without it. The token is stored in `$XDG_STATE_HOME/mode_ray/ray/HOST/PID.token`
 only the user can read. A symbolic link beside it is named after the cluster's dashboard, for example `127.0.0.1_8265`:
 commands that are given the dashboard's address find the token there. Both are deleted when the cluster ends.
 
-Home directories may be shared by machines, and 127.0.0.1 is another machine on each of them: hence the folder HOST.
+The folder HOST is needed because machines may share a home directory, and 127.0.0.1 differs on each.
 """
 
 import os
@@ -26,13 +26,10 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 @contextmanager
 def new_token_file(environment: Mapping[str, str]) -> Iterator[Path | None]:
-    """A file with a new token, for the time that a cluster runs; links to it are deleted with it.
-
-    Args:
-        environment: Variables of this process.
+    """Create a file with a new token; delete it, and the links to it, when the block ends.
 
     Yields:
-        The file; None where the user's own RAY_AUTH_MODE, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH decides.
+        The file; None if the user set RAY_AUTH_MODE, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH.
 
     Raises:
         UsageError: The file cannot be written.
@@ -61,7 +58,7 @@ def new_token_file(environment: Mapping[str, str]) -> Iterator[Path | None]:
 
 
 def publish(token_file: Path, dashboard: str) -> None:
-    """Let commands find a token by the address of its cluster's dashboard, `host:port`."""
+    """Create the link by which commands find a token: the address of the cluster's dashboard, `host:port`."""
     link = token_file.with_name(_link_name(f"http://{dashboard}"))
     link.unlink(missing_ok=True)
     link.symlink_to(token_file.name)
@@ -77,16 +74,16 @@ def find_token_file(address: str, environment: Mapping[str, str]) -> Path | None
 
 
 def token_headers(address: str, environment: Mapping[str, str], token_file: Path | None = None) -> dict[str, str]:
-    """HTTP headers by which a client of the dashboard at a URL proves that it may use the cluster.
+    """HTTP headers that authenticate a client of a cluster's dashboard.
 
     Args:
         address: URL of the dashboard.
         environment: Variables of this process.
-        token_file: The token file that the user names.
+        token_file: A token file that the user named.
 
     Returns:
-        The token of `token_file`, else of the local cluster with this address. Empty where there is neither, or where
-        the user's environment decides; Ray's client reads that by itself.
+        The token of `token_file`, or of the local cluster with this address. Empty if there is neither, or if the
+        user's environment sets the authentication: Ray's client reads that itself.
     """
     if token_file is None and not _user_decides(environment):
         token_file = find_token_file(address, environment)
@@ -94,13 +91,13 @@ def token_headers(address: str, environment: Mapping[str, str], token_file: Path
 
 
 def _user_decides(environment: Mapping[str, str]) -> bool:
-    """Whether the user chose a token, or none."""
+    """Whether the environment sets a token, or another way of authentication."""
     mode = environment.get(AUTH_MODE) or "token"
     return mode.lower() != "token" or bool(environment.get(TOKEN) or environment.get(TOKEN_PATH))
 
 
 def _default_token_file() -> Path:
-    """Where Ray looks for a token that no variable names."""
+    """Where Ray looks for a token if no variable names a file."""
     return Path.home() / ".ray" / "auth_token"
 
 

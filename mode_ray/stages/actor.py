@@ -1,16 +1,16 @@
-"""What an actor does with its shards: reading ahead, computing, writing behind; and whose fault an error is.
+"""Runs a worker over work units: reads the next unit and writes the last one while the worker computes.
 
-Reading fails by the shard's fault: after some attempts it is quarantined. Writing does not: after as many attempts the
-stage ends. Anything that fails in between is a defect, and ends the stage too.
+Both I/O steps are retried. A read error that stays quarantines the unit; a write error that stays ends the stage. An
+error of the computation is a defect, and ends the stage too.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -19,14 +19,16 @@ from mode_ray.run_directory import unit_output
 from mode_ray.stages.manifest import UnitRecord, read_record, write_unit
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
-from mode_ray.util.retry import retry
+from mode_ray.util.retry import FIRST_PAUSE_SECONDS, retry
+
+_Result = TypeVar("_Result")
 
 
 class UnitWorker(Protocol):
-    """What a stage does to one shard. A worker lives as long as its actor, so it may hold a model."""
+    """What a stage does to one work unit. A worker lives as long as its actor, so it may hold a model."""
 
     def read(self, work_unit: WorkUnit) -> Any:  # noqa: ANN401 - each worker's own
-        """Read the shard; runs in a thread, ahead of `compute`."""
+        """Read the unit; runs in a thread, ahead of `compute`."""
         ...
 
     def compute(self, work_unit: WorkUnit, source: Any) -> tuple[pa.Table, UnitRecord]:  # noqa: ANN401
@@ -35,32 +37,41 @@ class UnitWorker(Protocol):
 
 
 class UnitActor:
-    """Runs a worker over shards: reads the next and writes the last while it computes.
+    """Runs a worker over work units, with one thread that reads and one that writes.
 
     Args:
-        worker: What to do with a shard.
+        worker: What to do with a unit.
         directory: Where the outputs belong.
         attempt: Name of the stage's invocation.
         retries: Further attempts after an I/O error.
+        first_pause_seconds: Pause before the first of them; pauses double.
     """
 
-    def __init__(self, worker: UnitWorker, directory: Location, attempt: str, retries: int) -> None:
+    def __init__(
+        self,
+        worker: UnitWorker,
+        directory: Location,
+        attempt: str,
+        retries: int,
+        first_pause_seconds: float = FIRST_PAUSE_SECONDS,
+    ) -> None:
         self._worker = worker
         self._directory = directory
         self._attempt = attempt
         self._retries = retries
+        self._first_pause_seconds = first_pause_seconds
         self._reader = ThreadPoolExecutor(1, "read")
         self._writer = ThreadPoolExecutor(1, "write")
 
     def process(self, work_units: Sequence[WorkUnit]) -> Iterator[UnitRecord]:
         """Process shards in order; yields one record each, delayed by one unit.
 
-        Units that this invocation finished before (in an actor that was lost with its records) are not done again.
-        A shard that cannot be read, or keeps failing to be read, becomes a record with `error` set.
+        Units that this invocation has finished already, in an actor that was lost with its records, are skipped. A
+        unit that cannot be read becomes a record with `error` set.
 
         Raises:
             WriteError: An output could not be written in any attempt.
-            Exception: A defect; a note names the shard.
+            Exception: A defect; a note names the source file.
         """
         ahead = self._reader.submit(self._timed_read, work_units[0])
         writing: Future[UnitRecord] | None = None
@@ -88,19 +99,19 @@ class UnitActor:
         return source, time.monotonic() - began
 
     def _read(self, work_unit: WorkUnit) -> Any:  # noqa: ANN401
-        """What the worker reads; a record where the unit stands already, or is quarantined."""
-        standing = self._standing(work_unit)
-        if standing is not None:
-            return standing
+        """What the worker reads; a record if the unit is finished already, or quarantined."""
+        finished = self._finished(work_unit)
+        if finished is not None:
+            return finished
         try:
-            return retry(partial(self._worker.read, work_unit), self._retries)
+            return self._retry(partial(self._worker.read, work_unit))
         except DataError as error:
             return quarantined(work_unit, str(error), self._attempt)
         except OSError as error:
             reason = f"{work_unit.uri}: I/O error after {self._retries} retries: {error}"
             return quarantined(work_unit, reason, self._attempt)
 
-    def _standing(self, work_unit: WorkUnit) -> UnitRecord | None:
+    def _finished(self, work_unit: WorkUnit) -> UnitRecord | None:
         """The record of the unit's output, if this invocation wrote it."""
         output = self._output(work_unit)
 
@@ -111,25 +122,25 @@ class UnitActor:
                 return None
 
         try:
-            record = retry(look, self._retries)
+            record = self._retry(look)
         except OSError as error:
             reason = " ".join(str(error).split())
-            raise WriteError(f"{output}: cannot be looked at ({reason}): mend that and run again") from error
-        # One of an earlier invocation was found wanting, or it would not be asked for again.
+            raise WriteError(f"{output}: cannot be read ({reason}): fix this and run again") from error
+        # An output of an earlier invocation is out of date: otherwise the unit would not be in the list.
         return record if record is not None and record.attempt == self._attempt else None
 
     def _result(self, ahead: "Future[tuple[Any, float]]", work_unit: WorkUnit) -> tuple[Any, float]:
         try:
             return ahead.result()
         except Exception as error:
-            error.add_note(f"while {work_unit.uri} was read")
+            error.add_note(f"while reading {work_unit.uri}")
             raise
 
     def _compute(self, work_unit: WorkUnit, source: Any) -> tuple[pa.Table, UnitRecord]:  # noqa: ANN401
         try:
             table, record = self._worker.compute(work_unit, source)
         except Exception as error:
-            error.add_note(f"while {work_unit.uri} was worked on")
+            error.add_note(f"while processing {work_unit.uri}")
             raise
         return table, replace(with_source(record, work_unit), attempt=self._attempt)
 
@@ -138,7 +149,10 @@ class UnitActor:
             timed = replace(record, seconds=round(time.monotonic() - began, 3))
             return write_unit(self._output(work_unit), table, timed)
 
-        return retry(write, self._retries)
+        return self._retry(write)
+
+    def _retry(self, step: Callable[[], _Result]) -> _Result:
+        return retry(step, self._retries, first_pause_seconds=self._first_pause_seconds)
 
     def _output(self, work_unit: WorkUnit) -> Location:
         return unit_output(self._directory, work_unit.unit)
@@ -157,7 +171,7 @@ def quarantined(work_unit: WorkUnit, reason: str, attempt: str) -> UnitRecord:
 
 
 def with_source(record: UnitRecord, work_unit: WorkUnit) -> UnitRecord:
-    """A record that tells the size and time of its source, so that a replaced one is found out."""
+    """Add the source's size and time to a record, by which a replaced source is detected."""
     return replace(
         record, source_bytes=work_unit.size_bytes, source_modified_unix_seconds=work_unit.modified_unix_seconds
     )

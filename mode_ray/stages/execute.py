@@ -1,7 +1,7 @@
-"""Work units over a pool of Ray actors: the thin adapter between the stages and Ray Data.
+"""Processes work units on a pool of Ray actors: the adapter between the stages and Ray Data.
 
-Only the table of shards, once, and small records cross the object store; reading and writing happen inside the actors,
-where threads overlap them with the computation of the unit in between.
+The object store holds the table of work units, once, and small records. Actors read and write files themselves, in
+threads beside the computation.
 """
 
 import json
@@ -40,29 +40,29 @@ def run_units(
     pool: ActorPool,
     on_record: Callable[[UnitRecord], None],
 ) -> PackedMapping[UnitRecord]:
-    """Process shards over an actor pool; outputs stand when their records arrive.
+    """Process work units on an actor pool; an output is on storage when its record arrives.
 
-    Actors that are killed, with or without their node, are replaced; what they had not finished is done again, by the
-    same budget of `pool.retries_per_unit`. Units whose task was lost that often are tried once more each in a task of
-    its own, so that a shard that kills its worker (by its use of memory, say) is found and quarantined alone.
+    Actors that are lost, with or without their node, are replaced, and their unfinished tasks run again, up to
+    `pool.retries_per_unit` times. Units whose task was lost more often are tried once more, each in a task of its own.
+    So a unit that kills its worker, for example by its use of memory, is quarantined alone.
 
     Args:
-        work_units: What is left to do.
+        work_units: The units to process.
         worker: Makes the worker, in each actor.
         arguments: Its arguments.
-        directory: Where the outputs belong.
+        directory: Where the outputs are written.
         attempt: Name of the stage's invocation.
         pool: Size and resources of the pool.
         on_record: Called with every record as it arrives.
 
     Returns:
-        The records by unit, in the order in which they came.
+        The records by unit, in order of arrival.
 
     Raises:
         WriteError: An output cannot be written.
-        WorkerError: The workers die before they begin.
-        ModeRayError: As the worker raises when it is made, or computes.
-        RuntimeError: A defect, with its traceback and the shard.
+        WorkerError: The workers die while they start.
+        ModeRayError: The worker raised it.
+        RuntimeError: A defect, with its traceback and the source file.
     """
     if not work_units:
         return record_book()
@@ -87,18 +87,18 @@ def cluster_resources() -> dict[str, float]:
 def _run_tasks(
     work_units: Sequence[WorkUnit], actor: tuple[Any, ...], pool: ActorPool, units_per_task: int
 ) -> Iterator[UnitRecord]:
-    """The records of the shards, in the order in which they come; none for those whose tasks were lost too often."""
+    """The records of the units, in order of arrival; none for units whose tasks were lost too often."""
     tasks = -(-len(work_units) // units_per_task)
     table = ray.put(WorkUnitTable.of(work_units))
     strategy = ray.data.ActorPoolStrategy(
         min_size=min(pool.min_actors, tasks),
         max_size=min(pool.max_actors, tasks),
-        # What waits in a lost actor's queue counts as tried: a unit that is tried alone must not wait there.
+        # Tasks that wait in the queue of an actor that is lost count as tried: a unit tried alone must not wait there.
         max_tasks_in_flight_per_actor=1 if units_per_task == 1 else None,
     )
     with warnings.catch_warnings():
-        # By default lost tasks are tried again without end. Ray 2.60 has no other way to bound that than this one, of
-        # which it says that it goes in 2.64.
+        # By default lost tasks are retried for ever. This is the only way to bound that in Ray 2.60, which announces
+        # that 2.64 removes it.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         places = ray.data.from_items(list(range(len(work_units))), override_num_blocks=tasks)
         results = places.map_batches(
@@ -112,7 +112,7 @@ def _run_tasks(
             max_restarts=-1,
             max_task_retries=pool.retries_per_unit,
         )
-    # Only tasks that were lost count here: what fails inside an actor comes back as a row.
+    # This concerns lost tasks only: errors inside an actor come back as rows.
     results.context.max_errored_blocks = -1
     results.context.max_consecutive_actor_init_deaths = _LOST_STARTS
     # By default a pool grows when 1.75 tasks wait for each actor: never, where an actor is given one task at a time.
@@ -125,14 +125,14 @@ def _run_tasks(
     except ray.exceptions.RayActorError as error:
         reason = " ".join(str(error).split())[:_REASON_CHARACTERS]
         raise WorkerError(
-            f"worker processes die while they start ({reason}): give each more memory, or let fewer run on a machine"
+            f"worker processes die while they start ({reason}): give each more memory, or run fewer on a machine"
         ) from error
 
 
 class _PoolActor:
-    """A unit actor as Ray Data calls it: places in the table of shards in, records and failures as JSON out.
+    """A `UnitActor` for Ray Data: places in the table of units in, records and failures as JSON out.
 
-    Failures come back as rows, not as exceptions: Ray Data could not tell those from lost tasks.
+    Failures are rows, not exceptions, because Ray Data treats exceptions like lost tasks.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class _PoolActor:
             self._failure = _failure_to_json(error)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Process shards (by their places, column `item`) into rows of either `record` or `failure`."""
+        """Process the units at places (column `item`) of the table; returns rows of either `record` or `failure`."""
         records: list[str | None] = []
         failures: list[str | None] = []
         if self._actor is None:

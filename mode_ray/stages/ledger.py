@@ -1,7 +1,6 @@
-"""Which units an invocation hands out together, what came of them, and which are tried alone or given up.
+"""Which units of an invocation share a task, which have a record, and which are tried alone or given up.
 
-Nothing here knows how tasks are run: `unit_pool` does it with Ray, and the simulated fleet of `benchmarks/fleet.py`
-with a clock of its own.
+It does not run tasks: `mode_ray.stages.execute` does, with Ray, and so does the simulation of `benchmarks/fleet.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,13 +19,13 @@ class UnitLedger:
     """The units of one invocation.
 
     Args:
-        work_units: What is left to do.
-        pool: The actors that do it.
+        work_units: The units to process.
+        pool: The actors.
         attempt: Name of the stage's invocation.
         on_record: Called with every record as it arrives.
 
     Attributes:
-        records: What came of the units, by unit.
+        records: The records so far, by unit.
     """
 
     def __init__(
@@ -40,23 +39,23 @@ class UnitLedger:
 
     @property
     def units_per_task(self) -> int:
-        """Units that go in a task at first: about four tasks an actor for balance, few enough that progress shows."""
+        """Units of a task at first: at least four tasks for each actor, for balance; at most 8 units, for progress."""
         return max(1, min(_UNITS_PER_TASK, len(self._work_units) // (_TASKS_PER_ACTOR * self._pool.max_actors)))
 
     def take(self, record: UnitRecord) -> None:
-        """A record arrived."""
+        """Store a new record."""
         self._on_record(record)
         self.records[record.unit] = record
 
     def lost(self) -> Sequence[WorkUnit]:
-        """Units without a record: their task was lost as often as it may be; each is tried in a task of its own."""
+        """Units without a record, because their task was lost too often; each is tried in a task of its own."""
         if len(self.records) == len(self._work_units):
             return []
         return [work_unit for work_unit in self._work_units if work_unit.unit not in self.records]
 
     def give_up(self) -> None:
-        """Quarantine what is lost though it was tried alone."""
+        """Quarantine the units that were lost even in a task of their own."""
         tries = self._pool.retries_per_unit + 1
-        reason = f"its worker process died {tries} times while it alone was worked on (out of memory?)"
+        reason = f"its worker process died {tries} times while processing only this unit (out of memory?)"
         for work_unit in self.lost():
             self.take(quarantined(work_unit, f"{work_unit.uri}: {reason}", self._attempt))

@@ -4,14 +4,14 @@ import zlib
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Generic, TypeVar
 
-_LEVEL = 6  # the first text, as a preset dictionary, does most of the work
-_WINDOW_BITS = -11  # 2 kB, several records; negative: without a header and a checksum, which memory does not need
+_LEVEL = 6  # a higher level gains little: most of the saving comes from the preset dictionary, the first text
+_WINDOW_BITS = -11  # 2 kB, several records; negative: no header and no checksum
 
 _Value = TypeVar("_Value")
 
 
 class PackedMapping(MutableMapping[str, _Value], Generic[_Value]):
-    """Values by name; each is built anew whenever it is asked for. What a text shares with the first costs nothing.
+    """Values by name; each access builds a new one. What a text shares with the first text takes no memory.
 
     Args:
         to_text: Turns a value into text.
@@ -44,7 +44,7 @@ class PackedMapping(MutableMapping[str, _Value], Generic[_Value]):
         return isinstance(name, str) and name.encode() in self._packed
 
     def sorted_items(self) -> Iterator[tuple[str, _Value]]:
-        """All of them in order of their names, one built at a time, and no name before its turn."""
+        """All items in order of their names; one value is built at a time."""
         # UTF-8 sorts as its text does.
         return ((name.decode(), self[name.decode()]) for name in sorted(self._packed))
 

@@ -16,7 +16,7 @@ from mode_ray.errors import WorkerError
 from mode_ray.stages.access_token import AUTH_MODE, TOKEN_PATH, new_token_file, publish
 from mode_ray.stages.quiet import quiet_ray
 
-# Read by Ray when it starts its processes; set only for clusters that are started here, and while they run.
+# Read by Ray when it starts its processes; set only while a cluster runs that is started here.
 _LOCAL_ENVIRONMENT = {
     AUTH_MODE: "token",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # see _loopback_only
@@ -26,7 +26,7 @@ _LOCAL_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "MALLOC_ARENA_MAX": "2",  # Ray runs some thirty processes with many threads each: glibc's arenas add up
+    "MALLOC_ARENA_MAX": "2",  # saves memory: Ray runs some thirty processes with many threads each
 }
 
 # By `ray.init`, and left behind by `ray.shutdown`.
@@ -36,15 +36,15 @@ _TIMED_OUT = "timed out during startup"
 
 @contextmanager
 def ray_session(config: RayConfig) -> Iterator[str]:
-    """Use the cluster of the config or of RAY_ADDRESS, else start one here and end it afterwards.
+    """Join the cluster of the config or of RAY_ADDRESS; without one, start a cluster here and end it afterwards.
 
     A cluster that is started here listens on the loopback interface only, and refuses processes without its access
-    token; see mode_ray.stages.access_token. The environment is as before once it has ended.
+    token; see mode_ray.stages.access_token. The environment is restored when it has ended.
 
-    Where Ray is already initialised (a notebook, a test) that session is used and left alone.
+    If Ray is initialised already, for example in a notebook, that session is used and left as it is.
 
     Yields:
-        Where the cluster's dashboard is, `host:port`; empty without one.
+        Address of the cluster's dashboard, `host:port`; empty without one.
 
     Raises:
         UsageError: The access token cannot be stored.
@@ -74,7 +74,7 @@ def _started(config: RayConfig) -> Iterator[str]:
         token = {} if token_file is None else {TOKEN_PATH: str(token_file)}
         with _environment({**_LOCAL_ENVIRONMENT, **token}), _loopback_only():
             try:
-                with _start_errors():
+                with start_errors():
                     cluster = ray.init(
                         address="local",  # the default would join a cluster that `ray start` began on this machine
                         num_cpus=config.num_cpus,
@@ -93,10 +93,10 @@ def _started(config: RayConfig) -> Iterator[str]:
 
 
 @contextmanager
-def _start_errors() -> Iterator[None]:
+def start_errors() -> Iterator[None]:
     """Explain the time limit of a start: 30 seconds, which no setting of Ray 2.60 changes.
 
-    There is no second try here: what was started stays until this process ends, and takes memory.
+    There is no second attempt: Ray's processes of the first one live, and take memory, until this process ends.
     """
     try:
         yield
@@ -145,11 +145,11 @@ def _read_environment_again() -> None:
 
 @contextmanager
 def _loopback_only() -> Iterator[None]:
-    """Have Ray's processes listen on 127.0.0.1 only.
+    """Make Ray's processes listen on 127.0.0.1 only.
 
-    They do so if that is the node's address. Ray replaces it by the machine's address (even the one that `ray.init` is
-    given) unless clusters of several machines are switched off, as they are on macOS and Windows. The switch is read
-    when Ray is imported: the attribute is for this process, the variable for those that it starts.
+    They do if that is the node's address. Ray replaces it by the machine's address, even if `ray.init` is given
+    another, unless clusters of several machines are switched off, as they are on macOS and Windows. Ray reads this
+    switch when it is imported: the attribute changes it in this process, the variable in the processes that it starts.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False

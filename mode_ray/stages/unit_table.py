@@ -1,4 +1,4 @@
-"""The list of a finished stage's units as a table, and what its manifest says of them all."""
+"""The records of a finished stage as a table, and their totals for the manifest."""
 
 import hashlib
 from collections import Counter
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from mode_ray.stages.packed import PackedMapping
 
-if TYPE_CHECKING:  # the stage contract, which writes this table
+if TYPE_CHECKING:  # manifest imports this module
     from mode_ray.stages.manifest import UnitRecord
 
 _UNITS_AT_ONCE = 1024
@@ -32,24 +32,24 @@ UNITS_SCHEMA = pa.schema(
 
 
 class HashOfHashes:
-    """BLAKE2b (16 hex digits) over texts in their order, which need not be there at the same time."""
+    """BLAKE2b (16 hex digits) over texts in order, added one at a time."""
 
     def __init__(self) -> None:
         self._digest = hashlib.blake2b(digest_size=8)
         self._separator = b""
 
     def add(self, text: str) -> None:
-        """Add the next."""
+        """Add the next text."""
         self._digest.update(self._separator + text.encode())
         self._separator = b"\n"
 
     def hexdigest(self) -> str:
-        """The hash of all so far."""
+        """The hash of all texts so far."""
         return self._digest.hexdigest()
 
 
 class UnitTotals:
-    """What a manifest says of its units, added up in one pass."""
+    """The totals of a manifest, added up in one pass."""
 
     def __init__(self) -> None:
         self.rows_in = self.rows_out = 0
@@ -59,7 +59,7 @@ class UnitTotals:
         self.attempts: set[str] = set()
 
     def of_parts(self, book: "PackedMapping[UnitRecord]") -> "Iterator[list[UnitRecord]]":
-        """The records in order of their names, some thousand at a time, each added when it is given."""
+        """Yield the records in order of their names, a thousand at a time, and add them to the totals."""
         left = book.sorted_items()
         while part := [record for _, record in islice(left, _UNITS_AT_ONCE)]:
             for record in part:
@@ -77,7 +77,7 @@ class UnitTotals:
 
 
 def units_table(records: "Sequence[UnitRecord]") -> pa.Table:
-    """Some units' rows of the list: what is often asked for as columns, and the whole record."""
+    """Rows of the table for some records: frequent fields as columns, and the whole record as JSON."""
     fields = [name for name in UNITS_SCHEMA.names if name != "record"]
     columns = {name: [getattr(record, name) for record in records] for name in fields}
     return pa.table({**columns, "record": [record.to_json() for record in records]}, schema=UNITS_SCHEMA)

@@ -1,4 +1,4 @@
-"""Work units and the table of them: one input shard each, large parquet files split by row groups."""
+"""Work units, and a table of them. A unit is one shard of the input; large parquet files are split by row groups."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -46,14 +46,14 @@ class WorkUnit:
     A pair's identity is (unit, row): keys repeat on the web, and file names may repeat between directories.
 
     Attributes:
-        unit: Name that is unique in the run and stable between invocations; outputs are named after it.
+        unit: Name, unique in the run and the same in every invocation; outputs are named after it.
         uri: The file.
         format: How to read it.
-        row_groups: First and last-but-one row group, or None for the whole file.
-        first_row: Row number of the first row, counted over the whole file.
+        row_groups: First row group, and the one after the last; None for the whole file.
+        first_row: Number of the unit's first row in the file.
         size_bytes: Size of the file when it was listed.
-        modified_unix_seconds: When the file was last written, by then; 0 where that is not known.
-        rows: Rows of the unit, where the listing came by them.
+        modified_unix_seconds: When the file was last written, at that time; 0 if unknown.
+        rows: Rows of the unit, if the listing read them.
     """
 
     unit: str
@@ -72,10 +72,10 @@ class WorkUnit:
 
 
 def require_images(work_units: Sequence[WorkUnit]) -> None:
-    """Refuse to train on shards that hold captions only.
+    """Check that all shards hold images, as training needs.
 
     Raises:
-        UsageError: Names the first of them.
+        UsageError: Some hold captions only.
     """
     without = [work_unit for work_unit in work_units if work_unit.format not in PAIR_FORMATS]
     if without:
@@ -87,13 +87,13 @@ def require_images(work_units: Sequence[WorkUnit]) -> None:
 
 
 def unit_name(location: Location) -> str:
-    """A readable name that is unique by URI."""
+    """A readable name for a file; a hash of the URI makes it unique."""
     stem = location.name.rsplit(".", 1)[0]
     return f"{stem}-{hashlib.blake2b(location.uri.encode(), digest_size=8).hexdigest()}"
 
 
 def suffix_format(name: str) -> ShardFormat | None:
-    """The format that a file's name tells, or None; text may be gzipped."""
+    """The format by a file's suffix, or None; text may be gzipped."""
     stem = name.lower()
     packed = stem.endswith(".gz")
     shard_format = SUFFIX_FORMATS.get(stem.removesuffix(".gz").rsplit(".", 1)[-1])
@@ -101,11 +101,11 @@ def suffix_format(name: str) -> ShardFormat | None:
 
 
 class WorkUnitTable(Sequence[WorkUnit]):
-    """Shards as an arrow table, each built when it is asked for: a quarter of a million take 40 megabytes, not 150.
+    """Work units in an Arrow table; each access builds a `WorkUnit`. 250,000 units take 40 MB instead of 150.
 
     Args:
-        table: Of `SHARDS_SCHEMA`, as `write_shards` wrote it.
-        places: Which rows of it, in order; by default all. Parts of a table share it.
+        table: With the columns of `WORK_UNITS_SCHEMA`.
+        places: Which rows, in order; by default all. Parts of a table share its memory.
 
     Raises:
         KeyError: A column is missing.
@@ -120,7 +120,7 @@ class WorkUnitTable(Sequence[WorkUnit]):
 
     @classmethod
     def of(cls, work_units: Iterable[WorkUnit]) -> "WorkUnitTable":
-        """Shards of any kind; those of an iterator are never all built at once."""
+        """A table of work units; those of an iterator are never all in memory at once."""
         if isinstance(work_units, WorkUnitTable):
             return work_units
         batches, left = [], iter(work_units)
@@ -133,7 +133,7 @@ class WorkUnitTable(Sequence[WorkUnit]):
 
     @property
     def table(self) -> pa.Table:
-        """The rows alone; a copy, where these are a part of a table."""
+        """The rows of these units: a copy if they are a part of a table."""
         return self._whole if self._places is None else self._whole.take(self._places)
 
     def __len__(self) -> int:
@@ -148,7 +148,7 @@ class WorkUnitTable(Sequence[WorkUnit]):
     def __getitem__(self, place: int | slice) -> "WorkUnit | WorkUnitTable":
         if isinstance(place, slice):
             return self.chosen(range(len(self))[place])
-        place = range(len(self))[place]  # counts from the end, and refuses what is beyond
+        place = range(len(self))[place]  # negative places count from the end; others raise IndexError
         row = place if self._places is None else self._places[place].as_py()
         return _work_unit(self._whole.slice(row, 1).to_pylist()[0])
 
@@ -168,11 +168,11 @@ class WorkUnitTable(Sequence[WorkUnit]):
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[type["WorkUnitTable"], tuple[pa.Table]]:
-        """A part takes along its own rows alone."""
+        """Pickle a part with its own rows only."""
         return WorkUnitTable, (self.table,)
 
     def chosen(self, places: Iterable[int]) -> "WorkUnitTable":
-        """Those at some places, in the places' order, without a copy of the table."""
+        """The units at some places, in the order of the places, without a copy of the table."""
         chosen = pa.array(places, pa.int64())
         return WorkUnitTable(self._whole, chosen if self._places is None else self._places.take(chosen))
 
@@ -193,19 +193,13 @@ def _work_unit(row: dict[str, Any]) -> WorkUnit:
 def write_work_units(
     location: Location, work_units: Sequence[WorkUnit], note: Mapping[str, str] | None = None
 ) -> None:
-    """Write the table of shards, for workers and invocations that need all of them.
-
-    Args:
-        location: The parquet file.
-        work_units: The shards.
-        note: Kept in the file's metadata.
-    """
+    """Write work units to a parquet file; `note` is stored in its metadata."""
     table = WorkUnitTable.of(work_units).table.replace_schema_metadata(dict(note or {}))
     location.write_tables(table.schema, [table])
 
 
 def read_work_units(location: Location) -> WorkUnitTable:
-    """Read what `write_shards` wrote.
+    """Read what `write_work_units` wrote.
 
     Raises:
         KeyError: A column is missing.
@@ -217,5 +211,5 @@ def read_work_units(location: Location) -> WorkUnitTable:
 
 
 def _give_back() -> None:
-    """Make arrow's allocator give back what it keeps: pieces of odd sizes, and what decompression took."""
+    """Make Arrow's allocator return the memory that it keeps after building tables and decompressing."""
     pa.default_memory_pool().release_unused()

@@ -1,4 +1,4 @@
-"""Random numbers that are a function of a key and a counter: any of them at once, in any order, on any worker."""
+"""Random numbers as a function of a key and a counter: any number can be computed alone, on any worker."""
 
 import hashlib
 
@@ -31,12 +31,12 @@ def uniform_numbers(name: str, counters_b: npt.NDArray[np.int64], draws: int) ->
     """Uniform numbers in [0, 1).
 
     Args:
-        name: What they are drawn for; other names give other numbers.
-        counters_b: Which rows of the endless table, int64 [b], not negative.
-        draws: Numbers a row, c.
+        name: Seed; other names give other numbers.
+        counters_b: Which rows of an endless table, int64 [b], not negative.
+        draws: Numbers in each row, c.
 
     Returns:
-        float64 [b, c]; a row depends on the name and its counter alone, and begins the same for every c.
+        float64 [b, c]. A row depends only on the name and its counter; a larger c adds numbers at its end.
     """
     row_key, column_key = draw_keys(name, 2)
     rows_b = mix(counters_b.astype(np.uint64) ^ row_key)

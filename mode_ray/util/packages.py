@@ -1,4 +1,4 @@
-"""Folders that lie inside installed Python packages: models and model configs that come from a package index."""
+"""Folders inside installed Python packages: models and model configs from a package index."""
 
 import importlib.util
 from pathlib import Path
@@ -13,7 +13,7 @@ def resolve_folder(name: str, field: str) -> str:
 
     Args:
         name: A folder, a hub id, or a packaged folder.
-        field: The config field it stands in, for messages.
+        field: The config field, for messages.
 
     Raises:
         UsageError: No such package is installed, or it has no such folder.

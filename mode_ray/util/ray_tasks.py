@@ -1,4 +1,4 @@
-"""Results of Ray tasks, with a user's mistake as itself rather than wrapped in Ray's error."""
+"""Results of Ray tasks; our own errors are raised as themselves, not wrapped in Ray's."""
 
 from typing import Any
 

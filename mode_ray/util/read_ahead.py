@@ -12,16 +12,16 @@ _Result = TypeVar("_Result")
 def read_ahead(
     read: Callable[[_Item], _Result], items: Iterable[_Item], *, ahead: int, threads: int = 1
 ) -> Iterator[_Result]:
-    """The results of `read` in the order of its items; never more than `ahead` of them wait to be taken.
+    """Yield the results of `read` in the order of the items, and compute the next ones meanwhile.
 
     Args:
-        read: What to do with an item; with one thread, never called twice at a time.
+        read: Called with each item; with one thread, with one at a time.
         items: Iterated over as results are taken.
-        ahead: Results that are computed, or waiting, beyond the one that was taken last.
-        threads: That compute them.
+        ahead: How many results are computed ahead of the one taken last, at most.
+        threads: Number of threads.
 
     Raises:
-        Exception: What `read` raised, when its result is the next.
+        Exception: What `read` raised, at its place in the order.
     """
     with ThreadPoolExecutor(threads, "read-ahead") as executor:
         waiting: deque[Future[_Result]] = deque()

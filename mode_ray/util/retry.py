@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+FIRST_PAUSE_SECONDS = 0.5
 _Result = TypeVar("_Result")
 
 
@@ -13,7 +14,7 @@ def retry(
     *,
     on: type[Exception] = OSError,
     never_on: tuple[type[Exception], ...] = (),
-    first_pause_seconds: float = 0.5,
+    first_pause_seconds: float = FIRST_PAUSE_SECONDS,
     sleep: Callable[[float], None] = time.sleep,
 ) -> _Result:
     """Call a step until it returns; pauses between the calls double each time.

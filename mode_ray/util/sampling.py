@@ -9,14 +9,14 @@ _HYPERGEOMETRIC_LIMIT = 1_000_000_000  # of numpy's generator
 
 
 def allocate_sample(rows_by_unit: Mapping[str, int], sample_rows: int, seed: int) -> dict[str, int]:
-    """How many sampled rows each unit gives, as if rows were drawn from all units at once, without replacement.
+    """How many rows to sample from each unit, so that every set of rows is equally likely.
 
-    The counts of such a draw follow the multivariate hypergeometric distribution; together with `sample_positions`
-    every set of rows is equally likely.
+    The counts of a draw over all units without replacement follow the multivariate hypergeometric distribution.
+    `sample_positions` then chooses the rows of each unit.
 
     Args:
         rows_by_unit: Rows of each unit.
-        sample_rows: Rows wanted; all are taken where there are not more.
+        sample_rows: Rows to sample; all rows if there are not more.
         seed: Of the draw.
     """
     units = sorted(rows_by_unit)
@@ -32,9 +32,9 @@ def allocate_sample(rows_by_unit: Mapping[str, int], sample_rows: int, seed: int
 
 
 def _thin(rows: np.ndarray, sample_rows: int, generator: np.random.Generator) -> np.ndarray:
-    """Keep every row by a coin of its own, biased so that slightly more than `sample_rows` stay.
+    """Keep each row independently, with a probability by which slightly more than `sample_rows` are kept.
 
-    Given how many rows stay, every set of that many is equally likely: a uniform draw from it is one from all rows.
+    Given their number, every set of kept rows is equally likely, so a uniform draw from it is one from all rows.
     """
     share = min(1.0, (sample_rows + 6 * np.sqrt(sample_rows) + 10) / rows.sum())
     while True:

@@ -1,4 +1,4 @@
-"""How many CPU threads torch takes, for the length of a block."""
+"""The number of CPU threads that torch uses, for the length of a block."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def limited_threads(threads: int) -> Iterator[None]:
-    """Let torch use `threads` threads within the block; the old setting comes back after it."""
-    import torch  # the driver imports users of this for their types, and has no use for torch
+    """Let torch use `threads` threads within the block, and restore the old setting after it."""
+    import torch  # not at the top: the driver imports this module without needing torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

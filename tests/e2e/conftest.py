@@ -1,4 +1,4 @@
-"""Killing a process that a test started, with everything it started itself, and nothing else."""
+"""Kills a process that a test started with its descendants, and no other process."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ class _Process(NamedTuple):
 
 
 def _processes() -> dict[int, _Process]:
-    """All processes of this machine by pid, without those that have ended and only wait for their parent."""
+    """All processes of this machine by pid, without zombies."""
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -32,7 +32,7 @@ def _processes() -> dict[int, _Process]:
             text = (entry / "stat").read_text()
         except OSError:
             continue  # it ended meanwhile
-        # The name stands in brackets and may hold blanks and brackets itself.
+        # The name is in brackets, and may contain blanks and brackets itself.
         head, _, tail = text.rpartition(")")
         fields = tail.split()
         if fields[0] != "Z":
@@ -55,7 +55,7 @@ def _below(pid: int) -> list[_Process]:
 
 
 def _still_there(family: list[_Process]) -> list[_Process]:
-    """Those that live; a pid that went to another process meanwhile does not count."""
+    """The processes that still live; a pid that another process has taken meanwhile is ignored."""
     now = _processes()
     return [
         process for process in family if process.pid in now and now[process.pid].started_ticks == process.started_ticks
@@ -64,9 +64,9 @@ def _still_there(family: list[_Process]) -> list[_Process]:
 
 @pytest.fixture(scope="session")
 def kill_tree() -> KillTree:
-    """SIGKILL for a process; its descendants get some seconds to notice, and what outlives it is killed by pid.
+    """Kills a process by SIGKILL; its descendants get some seconds to end, then they are killed too.
 
-    Returns the names of those that had to be killed.
+    Returns the names of the descendants that had to be killed.
     """
 
     def kill(root: "subprocess.Popen[bytes]", patience_seconds: float) -> list[str]:
@@ -85,7 +85,7 @@ def kill_tree() -> KillTree:
 
 @pytest.fixture(scope="session")
 def named_below() -> NamedBelow:
-    """The pids of the processes below one whose names begin so; Linux keeps 15 characters of a name."""
+    """Finds the descendants of a process by how their name begins; Linux keeps 15 characters of a name."""
 
     def find(root: "subprocess.Popen[bytes]", name: str) -> list[int]:
         return sorted(process.pid for process in _below(root.pid) if process.name.startswith(name))
@@ -95,5 +95,5 @@ def named_below() -> NamedBelow:
 
 @pytest.fixture(scope="session")
 def pool_workers(named_below: NamedBelow) -> PoolWorkers:
-    """The pids of the actors that work on units below a process."""
+    """Finds the actors of a process that process work units."""
     return lambda root: named_below(root, "ray::MapWorker")

@@ -9,9 +9,7 @@ import pyarrow as pa
 import pytest
 
 from mode_ray.errors import DataError
-from mode_ray.pairs import index as pair_index
 from mode_ray.pairs.members import TrainingSet, stream_members
-from mode_ray.stages.manifest import read_output
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
@@ -112,23 +110,17 @@ class TestMembers:
         with pytest.raises(DataError, match=r"expert 3 of 4 has no pair; lower train\.experts"):
             select(assignments, TrainingSet(kind="expert", experts=4, expert=3))
 
-    def test_no_more_than_a_few_shards_are_in_memory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_more_than_a_few_shards_are_read_ahead(self, tmp_path: Path) -> None:
         folder = Location(str(tmp_path))
         sizes = (10,) * 60
         write_assignments(folder, FINE, sizes)
         work_units = [WorkUnit(unit=f"s{n}", uri=f"/in/s{n}.parquet", format="parquet") for n in range(60)]
-        read: list[str] = []
-        real = read_output
-
-        def counting(directory: Location, unit: str, columns: list[str] | None) -> pa.Table:
-            read.append(unit)
-            return real(directory, unit, columns)
-
-        monkeypatch.setattr(pair_index, "read_output", counting)
         tables = stream_members(TrainingSet(kind="all"), folder, work_units, GROUPS)
-        for taken in range(1, 61):
-            next(tables)
-            assert len(read) <= taken + 9
+        next(tables)
+        for number in range(10, 60):
+            (tmp_path / f"s{number}.parquet").unlink()
+        with pytest.raises(DataError, match=r"/s10\.parquet: no such file; .* run `mode-ray assign` again"):
+            list(tables)
 
 
 class TestNames:

@@ -38,7 +38,7 @@ def test_units_without_a_record_are_lost_and_given_up_when_that_stays() -> None:
     ledger.take(record("u3"))
     ledger.give_up()
     assert ledger.lost() == []
-    reason = "its worker process died 2 times while it alone was worked on (out of memory?)"
+    reason = "its worker process died 2 times while processing only this unit (out of memory?)"
     assert {unit: one.error for unit, one in ledger.records.items() if one.error} == {
         "u0": f"/in/u0.tar: {reason}",
         "u2": f"/in/u2.tar: {reason}",

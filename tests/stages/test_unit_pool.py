@@ -27,6 +27,7 @@ from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
 DEADLINE_SECONDS = 10.0
+START_DEADLINE_SECONDS = 120.0
 
 
 class ScriptedWorker:
@@ -70,20 +71,15 @@ def process(
     on_compute: Callable[[str], None] = nothing,
     retries: int = 2,
 ) -> tuple[list[UnitRecord], ScriptedWorker]:
-    """Run an actor over shards, here and without Ray."""
+    """Run an actor over work units, here and without Ray."""
     worker = ScriptedWorker(on_read, on_compute)
-    actor = UnitActor(worker, Location(str(output)), "attempt-1", retries)
+    actor = UnitActor(worker, Location(str(output)), "attempt-1", retries, first_pause_seconds=0.01)
     return list(actor.process(work_units(count))), worker
 
 
 def names(folder: Path) -> list[str]:
     """All files in a folder, hidden ones too."""
     return sorted(file.name for file in folder.iterdir()) if folder.exists() else []
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mode_ray.stages.actor._FIRST_RETRY_SECONDS", 0.01)
 
 
 class TestOrder:
@@ -215,7 +211,7 @@ class TestDefects:
 
         with pytest.raises(ZeroDivisionError) as caught:
             process(tmp_path, 1, on_compute=fail)
-        assert caught.value.__notes__ == ["while /in/u0.tar was worked on"]
+        assert caught.value.__notes__ == ["while processing /in/u0.tar"]
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -254,7 +250,7 @@ class TestOnRay:
             def compute(self, *_: object) -> tuple[pa.Table, UnitRecord]:
                 raise AssertionError("never reached")
 
-        with pytest.raises(RuntimeError, match=r"a defect at u0\nwhile /in/u0\.tar was read"):
+        with pytest.raises(RuntimeError, match=r"a defect at u0\nwhile reading /in/u0\.tar"):
             run_units(
                 work_units(1), Defective, (), Location(str(folder / "out")), "a", ActorPool(max_actors=1), nothing
             )
@@ -267,6 +263,26 @@ class TestOnRay:
         with pytest.raises(UsageError) as caught:
             run_units(work_units(1), refuse, (), Location(str(folder / "out")), "a", ActorPool(max_actors=1), nothing)
         assert str(caught.value) == "no such encoder"
+
+    def test_a_pool_grows_when_units_are_handed_out_one_by_one(self, folder: Path) -> None:
+        class Waiting:
+            """Finishes a unit when two processes work. Local, so that it reaches the workers by value."""
+
+            def read(self, work_unit: WorkUnit) -> str:
+                return work_unit.unit
+
+            def compute(self, work_unit: WorkUnit, source: str) -> tuple[pa.Table, UnitRecord]:
+                (folder / f"{os.getpid()}.pid").touch()
+                deadline = time.monotonic() + START_DEADLINE_SECONDS
+                while len(list(folder.glob("*.pid"))) < 2:
+                    assert time.monotonic() < deadline, "there is no second actor"
+                    time.sleep(0.05)
+                return pa.table({"unit": [source]}), UnitRecord(
+                    unit=source, source=work_unit.uri, rows_in=1, rows_out=1
+                )
+
+        pool = ActorPool(min_actors=1, max_actors=2)
+        assert len(run_units(work_units(4), Waiting, (), Location(str(folder / "out")), "a", pool, nothing)) == 4
 
     def test_a_shard_that_kills_its_worker_is_quarantined_alone(self, folder: Path) -> None:
         class Killed:
@@ -287,7 +303,7 @@ class TestOnRay:
         records = run_units(work_units(16), Killed, (), output, "a", pool, nothing).values()
         assert sorted(record.unit for record in records) == sorted(work_unit.unit for work_unit in work_units(16))
         assert {record.unit: record.error for record in records if record.error is not None} == {
-            "u2": "/in/u2.tar: its worker process died 2 times while it alone was worked on (out of memory?)"
+            "u2": "/in/u2.tar: its worker process died 2 times while processing only this unit (out of memory?)"
         }
         assert len(names(folder / "out")) == 15
 
