@@ -109,7 +109,7 @@ class TestMembers:
             assert own_share == pytest.approx(np.mean(number == EXPERT), abs=0.1)
 
     def test_an_expert_without_pairs_is_an_error(self, assignments: Location) -> None:
-        with pytest.raises(DataError, match=r"expert 3 of 4 has no pair; lower train\.experts"):
+        with pytest.raises(DataError, match=r"expert 3 of 4 has no pairs; lower train\.experts"):
             select(assignments, TrainingSet(kind="expert", experts=4, expert=3))
 
     def test_no_more_than_a_few_shards_are_in_memory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -275,8 +275,8 @@ class TestChangedSince:
         [
             (["a cat"], "row 2: the file has fewer rows; it changed"),
             ([], "row 2: the file has fewer rows; it changed"),
-            (["a cat", "a dog", None], "row 2: its caption is gone"),
-            ([["a"], ["b"], []], "row 2: its caption is gone"),
+            (["a cat", "a dog", None], "row 2: the caption is missing"),
+            ([["a"], ["b"], []], "row 2: the caption is missing"),
             ([b"a", b"b", b"\xff"], "row 2: its caption is not UTF-8"),
         ],
         ids=["rows", "no rows", "null", "list", "bytes"],

@@ -20,6 +20,7 @@ from mode_ray.pairs.reader import PairReader
 from mode_ray.pairs.training_set import write_index
 from mode_ray.storage import Location
 from mode_ray.train.data import PairDataset, TrainBatch, train_loader
+from mode_ray.train.step.rank import ONLY_RANK, Rank
 from mode_ray.util.threads import limited_threads
 
 BATCH = 8
@@ -37,7 +38,7 @@ def make_dataset(
 def load(
     dataset: PairDataset, first: int = 0, rank: int = 0, world_size: int = 1, workers: int = 0
 ) -> list[TrainBatch]:
-    return list(train_loader(dataset, first, SAMPLES, BATCH, rank, world_size, workers))
+    return list(train_loader(dataset, range(first, SAMPLES, BATCH), Rank(rank, world_size), workers))
 
 
 def assert_equal(left: list[TrainBatch], right: list[TrainBatch]) -> None:
@@ -111,7 +112,7 @@ class TestBatches:
             return batch
 
         monkeypatch.setattr(PairDataset, "__getitem__", noting)
-        batches = iter(train_loader(make_dataset(0), 0, SAMPLES, BATCH, 0, 1, workers=0))
+        batches = iter(train_loader(make_dataset(0), range(0, SAMPLES, BATCH), ONLY_RANK, workers=0))
         with limited_threads(2):  # of the model's
             next(batches)
             deadline = time.monotonic() + 30

@@ -201,7 +201,7 @@ class TestRefusals:
     def test_a_model_that_is_gone(self, plan: Callable[..., Takeover], old: Path, experts: Location) -> None:
         takeover = plan()
         (old / "experts/n2/01/open_clip_model.safetensors").unlink()
-        with pytest.raises(DataError, match=r"n2/01: not a whole model: open_clip_model\.safetensors is missing"):
+        with pytest.raises(DataError, match=r"n2/01: incomplete model: open_clip_model\.safetensors is missing"):
             copy_models(takeover, experts)
 
 

@@ -1,4 +1,4 @@
-"""What rank 0 alone does while a run trains: it decides what is due, logs points, writes progress and checkpoints."""
+"""The work of rank 0 during training: it decides what is due, logs points, and writes progress and checkpoints."""
 
 import time
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from mode_ray.train.step.loop import Snapshot
 
 
 class RankZero:
-    """Reports a run to people and to storage. Writing happens in background threads: training does not wait for it.
+    """Logs points, and writes progress and checkpoints in background threads: training does not wait for them.
 
     Args:
         schedule: Decides when a checkpoint is due.
@@ -43,19 +43,19 @@ class RankZero:
         self._trackers.log(point)
 
     def after_step(self, samples: int) -> Order:
-        """Write progress if it is due; returns what all ranks should do."""
+        """Write progress if it is due, and return what all ranks should do."""
         now = time.monotonic()
         if self._progress.is_due(now):
             self._progress.write(self._figures(samples), now)
         return self._schedule.order(now, samples, is_writing=self._checkpoints.is_writing())
 
     def write_checkpoint(self, snapshot: Snapshot, samples: int, *, preempted: bool) -> None:
-        """Begin to write a checkpoint, and store what the trackers recorded after it.
+        """Begin to write a checkpoint, and flush the trackers after it.
 
         Args:
-            snapshot: What to write.
+            snapshot: The content.
             samples: Samples seen by the run.
-            preempted: Whether a node of the run is about to be taken away.
+            preempted: Whether a node of the run is about to be preempted.
         """
         if preempted:
             self._schedule.saw_preemption()
@@ -68,7 +68,7 @@ class RankZero:
         self._checkpoints.wait()
 
     def write_last_progress(self, samples: int) -> None:
-        """Write the progress of the trained run, and wait for it."""
+        """Write the final progress, and wait for it."""
         self._progress.write(self._figures(samples), time.monotonic())
         self._progress.wait()
 

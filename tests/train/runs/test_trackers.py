@@ -1,4 +1,4 @@
-"""What the trackers are told: event files read back, and stand-ins for packages that are not installed."""
+"""What the trackers record: event files read back, and stand-ins for packages that are not installed."""
 
 import sys
 from collections.abc import Callable
@@ -120,7 +120,7 @@ class FakeMlflow(ModuleType):
         return self._run(tags["mode_ray.run"])
 
     def _run(self, key: str) -> SimpleNamespace:
-        return SimpleNamespace(info=SimpleNamespace(run_id=key))
+        return SimpleNamespace(info=SimpleNamespace(run_id=key, status=self.runs[key]["status"]))
 
     def log_param(self, run: str, field: str, value: object) -> None:
         self.runs[run]["params"][field] = value

@@ -184,8 +184,8 @@ class TestStrategies:
         for step in range(STEPS):
             whole.step(ranks.batch(step))
         loop, module = ranks.one_process("clip-ddp")
-        loop.load_weights(ranks.tensors(f"clip-{way}"))
-        loop.load_state((ranks.folder / f"clip-{way}.pt").read_bytes(), continues=True)
+        loop.load_weights_on_all_ranks(ranks.tensors(f"clip-{way}"))
+        loop.load_state_on_all_ranks((ranks.folder / f"clip-{way}.pt").read_bytes(), continues=True)
         assert loop.state.samples_seen == 2 * BATCH
         for step in range(2, STEPS):
             loop.step(ranks.batch(step))
