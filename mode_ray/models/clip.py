@@ -167,10 +167,7 @@ def load_clip(folder: Location) -> ClipModel:
 def save_clip(folder: Location, clip: ClipModel, weights: Mapping[str, torch.Tensor] | None = None) -> None:
     """Write an expert folder. The config is written last: a folder that has it is complete.
 
-    Args:
-        folder: The expert folder.
-        clip: The model.
-        weights: The weights, if not those of `clip.module` (for example, because the module is sharded).
+    `weights` replaces the weights of `clip.module`, which may be sharded.
     """
     state = clip.module.state_dict() if weights is None else weights
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}

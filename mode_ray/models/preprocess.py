@@ -70,12 +70,7 @@ def read_model_config(folder: Location) -> dict[str, Any]:
 
 
 class ImageInput:
-    """Decodes and resizes images.
-
-    Args:
-        geometry: The resizing.
-        max_pixels: Larger images are refused.
-    """
+    """Decodes and resizes images."""
 
     def __init__(self, geometry: ImageGeometry, max_pixels: int) -> None:
         self.geometry = geometry
@@ -84,10 +79,6 @@ class ImageInput:
 
     def prepare(self, data: bytes, place: str) -> npt.NDArray[np.uint8]:
         """One image, uint8 [h, w, 3].
-
-        Args:
-            data: The encoded image.
-            place: Name of the image in the request, for the message.
 
         Raises:
             DataError: The image is of an unknown format, damaged, too large or too elongated.

@@ -32,10 +32,6 @@ class PairIndex:
     The table has one row per (pair, caption): `shard` int32 (position in `work_units`), `row` int64, `caption_index`
     int32. If any work unit is a tar, it also has the offsets and sizes of the members, int64; they are 0 for pairs of
     parquet files.
-
-    Args:
-        work_units: The source work units.
-        table: The rows, with any additional columns.
     """
 
     def __init__(self, work_units: Sequence[WorkUnit], table: pa.Table) -> None:
@@ -107,13 +103,7 @@ def index_columns(*, tars: bool) -> pa.Schema:
 
 
 def index_rows(assigned: pa.Table, number: int, schema: pa.Schema) -> pa.Table:
-    """Index rows of assigned captions.
-
-    Args:
-        assigned: The assignments of one work unit, or some of their rows.
-        number: Position of the work unit among all.
-        schema: Schema of the index.
-    """
+    """Index rows of assigned captions."""
     zeros = np.zeros(assigned.num_rows, np.int64)
     columns = [pa.array(np.full(assigned.num_rows, number, np.int32))]
     for field in schema:
@@ -139,13 +129,7 @@ def assigned_units(assignments: Location, work_units: Sequence[WorkUnit]) -> lis
 def stream_assignments(
     assignments: Location, numbered: Sequence[tuple[int, WorkUnit]], columns: Sequence[str] | None = None
 ) -> Iterator[tuple[int, WorkUnit, pa.Table]]:
-    """The assignments of each work unit in order; a few of them are in memory at a time.
-
-    Args:
-        assignments: Directory of the assignments.
-        numbered: Work units, from `assigned_units`.
-        columns: Columns to read, or None for all.
-    """
+    """The assignments of each work unit in order; a few of them are in memory at a time."""
 
     def read(item: tuple[int, WorkUnit]) -> tuple[int, WorkUnit, pa.Table]:
         number, work_unit = item

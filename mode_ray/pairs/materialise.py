@@ -7,7 +7,7 @@ After a kill, finished tars are not written again. Other trainers can read the t
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,13 +32,7 @@ _OTHER_SUFFIX = "jpg"  # images of unknown formats are copied unchanged
 
 @dataclass(frozen=True)
 class SourceIndex:
-    """The arguments with which an actor opens a training set's index over the source shards.
-
-    Attributes:
-        file: The index.
-        work_units: The table of the source work units.
-        made_of: Provenance of the index.
-    """
+    """The arguments with which an actor opens a training set's index over the source shards."""
 
     file: Location
     work_units: Location
@@ -52,11 +46,8 @@ class SourceIndex:
 class MaterialisedSet:
     """The tars of one training set in a folder.
 
-    Args:
-        folder: A folder with nothing else.
-        source: The set's index over the source shards.
-        pairs_per_shard: Maximum number of pairs per tar.
-        block_pairs: Neighbouring pairs that stay together when shuffled, so that one request reads them.
+    The folder has nothing else. Blocks of `block_pairs` neighbouring pairs stay together when the set is shuffled, so
+    that one request reads them.
     """
 
     def __init__(self, folder: Location, source: SourceIndex, pairs_per_shard: int, block_pairs: int) -> None:
@@ -80,10 +71,6 @@ class MaterialisedSet:
 
         A set that was begun keeps its number of tars, so that a run that resumes with other workers sees the same
         samples. A set of another provenance is deleted.
-
-        Args:
-            pairs: Size of the training set.
-            least_shards: Minimum number of tars, if there are enough pairs.
         """
         started = self.folder / STARTED
         if started.exists():
@@ -122,14 +109,7 @@ class MaterialisedSet:
 
 
 class MaterialiseWorker:
-    """Writes tars, one at a time; see `UnitWorker`.
-
-    Args:
-        source: The training set over the source shards.
-        captions: Names of captions and images in the source shards.
-        block_pairs: Neighbouring pairs that stay together when shuffled.
-        count: Number of tars.
-    """
+    """Writes tars, one at a time; see `UnitWorker`."""
 
     def __init__(self, source: SourceIndex, captions: CaptionsConfig, block_pairs: int, count: int) -> None:
         self._index = source.open()
@@ -172,12 +152,7 @@ def tar_units(folder: Location, count: int) -> list[WorkUnit]:
 
 
 def write_pairs(location: Location, pairs: Sequence[Pair], first_key: int) -> pa.Table:
-    """Write a tar of pairs, atomically: `KEY.jpg` (or another suffix, by content) and `KEY.txt`.
-
-    Args:
-        location: The tar.
-        pairs: The pairs in order.
-        first_key: Key of the first pair; keys are consecutive numbers.
+    """Write a tar of pairs, atomically: `KEY.jpg` (or another suffix, by content), `KEY.txt`; keys are consecutive.
 
     Returns:
         Positions of the members: `row`, `caption_index`, `image_offset`, `image_bytes`, `caption_offset`,
@@ -189,7 +164,8 @@ def write_pairs(location: Location, pairs: Sequence[Pair], first_key: int) -> pa
         tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):
         for key, pair in enumerate(pairs, first_key):
-            for kind, suffix, content in _members(pair):
+            image, caption = pair.image, pair.caption.encode()
+            for kind, suffix, content in (("image", image_suffix(image), image), ("caption", "txt", caption)):
                 # TarInfo's defaults (time 0, user 0, no names) make the bytes reproducible.
                 member = tarfile.TarInfo(f"{key:012d}.{suffix}")
                 member.size = len(content)
@@ -200,11 +176,6 @@ def write_pairs(location: Location, pairs: Sequence[Pair], first_key: int) -> pa
     rows = np.arange(len(pairs), dtype=np.int64)
     columns = {name: pa.array(values, pa.int64()) for name, values in places.items()}
     return pa.table({"row": rows, "caption_index": pa.array(rows * 0, pa.int32()), **columns})
-
-
-def _members(pair: Pair) -> Iterator[tuple[str, str, bytes]]:
-    yield "image", image_suffix(pair.image), pair.image
-    yield "caption", "txt", pair.caption.encode()
 
 
 def image_suffix(image: bytes) -> str:

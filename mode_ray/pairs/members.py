@@ -72,12 +72,6 @@ def stream_members(
 
     Only the `random` control holds data of every pair in memory, two bytes each.
 
-    Args:
-        members: The set.
-        assignments: Directory of the assignments.
-        work_units: All source work units.
-        group_m: Coarse map for n experts; unused for `all`.
-
     Raises:
         DataError: The set is empty, or no work unit has assignments.
     """
@@ -140,14 +134,7 @@ def _sample_sizes(members: TrainingSet, own: int, other_rows: Mapping[str, int])
 
 
 def expert_rows(members: TrainingSet, own_p: BoolArray, unit: str, sampled: int) -> Int64Array:
-    """Rows of one work unit that belong to an expert's set, ascending.
-
-    Args:
-        members: The set.
-        own_p: Whether a row belongs to the expert's own clusters.
-        unit: Name of the work unit.
-        sampled: Number of its other rows that belong to the set too.
-    """
+    """Rows of one work unit that belong to an expert's set, ascending: `own_p`, and a sample of the other rows."""
     chosen_p = own_p.copy()
     if sampled:
         others = np.flatnonzero(~own_p)

@@ -59,12 +59,7 @@ class ReadCounters:
 
 
 class PairReader:
-    """Random access to the pairs of an index. Files and parquet row groups stay open between calls.
-
-    Args:
-        index: The pairs.
-        captions: Names of captions and images in the shards.
-    """
+    """Random access to the pairs of an index. Files and parquet row groups stay open between calls."""
 
     def __init__(self, index: PairIndex, captions: CaptionsConfig) -> None:
         self.counters = ReadCounters()

@@ -55,13 +55,6 @@ def write_training_set(
 
     Memory is constant: assignments are streamed, and a remote file is collected on the local disk.
 
-    Args:
-        members: The set.
-        assignments: Directory of the assignments.
-        work_units: All source work units.
-        group_m: Coarse map for n experts; unused for `all`.
-        folder: Directory of training sets.
-
     Raises:
         DataError: The set is empty, or no work unit has assignments.
     """
@@ -136,11 +129,6 @@ def _schema_metadata(file: Location) -> dict[bytes, bytes]:
 
 def open_index(file: Location, work_units: Sequence[WorkUnit], made_of: Provenance) -> PairIndex:
     """Map an index. A remote index is copied to the local disk first, once per node.
-
-    Args:
-        file: The index.
-        work_units: Its source work units.
-        made_of: Its expected provenance.
 
     Raises:
         DataError: It is missing, or has another provenance.

@@ -10,7 +10,6 @@ import multiprocessing
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
@@ -71,12 +70,7 @@ class TrainBatch:
 class PairDataset(Dataset[TrainBatch]):
     """Reads, decodes and tokenizes the samples at given positions of the sequence.
 
-    Args:
-        index: The training set.
-        config: The run's config.
-        clip: Transforms and tokenizer.
-        seed: Seed of the order and of the random crops.
-        captions: Names of captions and images in the index's shards; by default those of the source shards.
+    `captions` gives the names of captions and images in the index's shards; the default is the config's.
     """
 
     def __init__(
@@ -162,8 +156,19 @@ def train_loader(dataset: PairDataset, batches: range, rank: Rank, workers: int)
         )
     positions: Any = _RankPositions(batches, rank)
     pinned = torch.cuda.is_available()
+
+    def load(batch: list[int]) -> TrainBatch:
+        # With more OpenMP threads than cores, libgomp lets the threads of the training step sleep between operations:
+        # small models trained a third slower with a second team of threads here.
+        with limited_threads(1):
+            loaded = dataset[batch]
+        return loaded.pin_memory() if pinned else loaded
+
     if workers == 0:
-        return _ThreadLoader(dataset, positions, pinned=pinned)
+        return read_ahead(load, positions, ahead=_BATCHES_AHEAD)
+    # Loader processes are forked from a server without threads: a fork of Ray's worker may inherit a held lock.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     # batch_size=None: the dataset gets the whole list of a batch, so that it can read the batch shard by shard.
     loader: DataLoader[TrainBatch] = DataLoader(
         dataset,
@@ -172,35 +177,9 @@ def train_loader(dataset: PairDataset, batches: range, rank: Rank, workers: int)
         num_workers=workers,
         prefetch_factor=_PREFETCHED_BATCHES,
         pin_memory=pinned,
-        multiprocessing_context=_loader_context(),
+        multiprocessing_context=context,
     )
     return loader
-
-
-class _ThreadLoader:
-    """Prepares the next batches in one thread while a step is computed."""
-
-    def __init__(self, dataset: PairDataset, positions: Iterable[list[int]], *, pinned: bool) -> None:
-        self._dataset = dataset
-        self._positions = positions
-        self._pinned = pinned
-
-    def __iter__(self) -> Iterator[TrainBatch]:
-        return read_ahead(self._load, self._positions, ahead=_BATCHES_AHEAD)
-
-    def _load(self, positions: list[int]) -> TrainBatch:
-        # With more OpenMP threads than cores, libgomp lets the threads of the training step sleep between operations:
-        # small models trained a third slower with a second team of threads here.
-        with limited_threads(1):
-            batch = self._dataset[positions]
-        return batch.pin_memory() if self._pinned else batch
-
-
-def _loader_context() -> BaseContext:
-    """Loader processes are forked from a server without threads: a fork of Ray's worker may inherit a held lock."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
 
 
 LoaderFactory = Callable[[int], Iterable[TrainBatch]]

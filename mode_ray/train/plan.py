@@ -78,15 +78,15 @@ def plan_trials(config: TrainConfig, pairs_n: np.ndarray, order: Sequence[int]) 
         order: Experts in the order of training (the paper: the widest cluster first).
     """
     n = config.experts
-    has_seed = config.model.pretrained is None and _whole_batches(_seed_samples(config), config.batch_size) > 0
+    seed_samples = _whole_batches(config.dense_samples * config.seed_share, config.batch_size)
+    has_seed = config.model.pretrained is None and seed_samples > 0
     first = config.seed_share if has_seed else 0.0
-    seeds = []
-    if has_seed:
-        samples = _whole_batches(_seed_samples(config), config.batch_size)
-        seeds.append(Trial(name=SEED, members=_everything(config, 0), samples=samples, last_progress=first))
+    seed = Trial(name=SEED, members=_everything(config, 0), samples=seed_samples, last_progress=first)
+    seeds = [seed] if has_seed else []
     rest = config.dense_samples * (1 - first)
     by_size_n = pairs_n / pairs_n.sum() if config.expert_budget == "shared" else np.ones(n)
     evenly_n = np.full(n, 1 / n if config.expert_budget == "shared" else 1.0)
+    dense_samples = _whole_batches(config.dense_samples, config.batch_size)
 
     def continued(name: str, members: TrainingSet, share: float) -> Trial:
         """A trial that continues from the seed."""
@@ -105,13 +105,7 @@ def plan_trials(config: TrainConfig, pairs_n: np.ndarray, order: Sequence[int]) 
     experts = [continued(expert_name(n, expert), subset("expert", expert), by_size_n[expert]) for expert in order]
     total = sum(trial.samples for trial in (*seeds, *experts))
     controls: dict[Control, list[Trial]] = {
-        "dense": [
-            Trial(
-                name=DENSE,
-                members=_everything(config, 1),
-                samples=_whole_batches(config.dense_samples, config.batch_size),
-            )
-        ],
+        "dense": [Trial(name=DENSE, members=_everything(config, 1), samples=dense_samples)],
         "dense_equal_total": [Trial(name=DENSE_EQUAL_TOTAL, members=_everything(config, 2), samples=total)],
         "full": [
             continued(expert_name(n, expert, "full"), _everything(config, _FULL_SEEDS_FROM + expert), evenly_n[expert])
@@ -131,10 +125,6 @@ def plan_trials(config: TrainConfig, pairs_n: np.ndarray, order: Sequence[int]) 
 def _everything(config: TrainConfig, number: int) -> TrainingSet:
     """All pairs, in a different order for each number."""
     return TrainingSet(kind="all", seed=config.seed + number)
-
-
-def _seed_samples(config: TrainConfig) -> float:
-    return config.dense_samples * config.seed_share
 
 
 def _whole_batches(samples: float, batch_size: int) -> int:

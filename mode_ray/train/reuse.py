@@ -23,7 +23,7 @@ from mode_ray.stages.manifest import Manifest, read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.plan import DENSE, SEED, Trial, expert_name
 from mode_ray.train.runs.status import TrialStatus, read_status, write_status
-from mode_ray.train.runs.trial import trials_of
+from mode_ray.train.runs.trial import planned_trials_of
 
 # Copied before the model: a folder that open_clip can load is complete.
 _TRAINING_FILES = (STATE_FILE, PROGRESS_FILE, METRICS_FILE)
@@ -53,12 +53,7 @@ def plan_takeover(
 ) -> Takeover:
     """Find what `train.standing` has of a run's models; nothing is written.
 
-    Args:
-        config: This run's config.
-        trials: This run's trials, as planned.
-        clustering: This run's clustering.
-        experts: Directory of this run's train stage; the other run's has the same name.
-        clusters: Directory of this run's clustering; the other run's has the same name.
+    `experts` and `clusters` are this run's directories; those of the other run have the same names.
 
     Raises:
         UsageError: The other run is this run or is not finished, or its models do not fit this config.
@@ -70,7 +65,7 @@ def plan_takeover(
     source = other / experts.name
     manifest = _finished(other, source, experts)
     _require_shared_fields(other, manifest.fields, fingerprint_fields(config, "train"))
-    before = {trial.name: trial for trial in trials_of(manifest)}
+    before = {trial.name: trial for trial in planned_trials_of(manifest.summary)}
     n_before = int(str(manifest.fields["train.experts"]))
     known = Clustering.load(other / clusters.name)
     expert_before: dict[str, str] = {name: name for name in (SEED, DENSE) if name in config.standing_models}
@@ -84,7 +79,10 @@ def plan_takeover(
     for folder in sources.values():
         _require_architecture(other, folder, config)
     return Takeover(
-        trials=[_as_trained(trial, before[names[trial.name]]) if trial.name in names else trial for trial in trials],
+        trials=[
+            replace(before[names[trial.name]], name=trial.name, parent=trial.parent) if trial.name in names else trial
+            for trial in trials
+        ],
         sources=sources,
         summary={
             "run": other.uri,
@@ -158,16 +156,6 @@ def _finished(other: Location, source: Location, experts: Location) -> Manifest:
             f"train.standing: {other}: its train stage is not done: name a run's directory, and finish that run first"
         )
     return manifest
-
-
-def _as_trained(trial: Trial, before: Trial) -> Trial:
-    return replace(
-        trial,
-        members=before.members,
-        samples=before.samples,
-        first_progress=before.first_progress,
-        last_progress=before.last_progress,
-    )
 
 
 def _differing(before: Mapping[str, object], now: Mapping[str, object]) -> dict[str, list[object]]:

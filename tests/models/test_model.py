@@ -1,4 +1,4 @@
-"""An expert folder is open_clip's own; whatever is wrong with one is said in a sentence that names the file."""
+"""open_clip can load an expert folder; an error in one is reported in a sentence that names the file."""
 
 import json
 import subprocess

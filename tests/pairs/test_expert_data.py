@@ -75,7 +75,7 @@ class TestMembers:
         assert (len(mixed) - len(own)) / len(mixed) == pytest.approx(share, abs=0.5 / len(own))
         assert np.array_equal(mixed, select(assignments, expert(1, share)))
 
-    def test_every_pair_of_the_others_is_equally_likely_whatever_its_shard(self, assignments: Location) -> None:
+    def test_every_pair_of_the_others_is_equally_likely_in_any_shard(self, assignments: Location) -> None:
         seeds = 200
         drawn = np.zeros(1000)
         for seed in range(seeds):

@@ -1,4 +1,4 @@
-"""A materialised set holds the same pairs as its index, dealt evenly, in tars that anyone can read."""
+"""A materialised set holds the same pairs as its index, distributed evenly, in tars that other trainers can read."""
 
 import io
 import json
@@ -157,7 +157,7 @@ class TestTars:
             found[sample[suffixes[0]], sample["txt"].decode()] += 1
         assert found == source.pairs()
 
-    def test_the_suffix_tells_the_content(self) -> None:
+    def test_the_suffix_names_the_format(self) -> None:
         forms = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
         assert {form: image_suffix(encoded(1, form)) for form in forms} == forms
         assert image_suffix(b"") == image_suffix(b"<html>") == "jpg"

@@ -1,4 +1,4 @@
-"""The order of samples is one sequence, whatever the number of ranks, loader processes and restarts."""
+"""The order of samples is one sequence for any number of ranks, loader processes and restarts."""
 
 import io
 import threading
@@ -91,7 +91,7 @@ class TestBatches:
         with pytest.raises(UsageError, match=r"batch_size=8.*3 workers"):
             load(make_dataset(0), world_size=3)
 
-    def test_going_on_at_a_sample_gives_the_rest_bit_for_bit(self, make_dataset: Callable[[int], PairDataset]) -> None:
+    def test_resuming_at_a_sample_gives_the_rest_bit_for_bit(self, make_dataset: Callable[[int], PairDataset]) -> None:
         whole = load(make_dataset(0))
         assert_equal(load(make_dataset(0), first=3 * BATCH), whole[3:])
 
@@ -118,7 +118,7 @@ class TestBatches:
             deadline = time.monotonic() + 30
             while len(loaded) < 4 and time.monotonic() < deadline:
                 time.sleep(0.001)
-        assert len(loaded) == 4, "three more than were taken, while nobody asked for them"
+        assert len(loaded) == 4, "three batches more than were taken are loaded in advance"
         assert threading.current_thread().name not in loaded
         assert set(torch_threads) == {1}, "a team of threads of its own would slow the model's"
 

@@ -16,12 +16,7 @@ _ASYNC = ray.train.CheckpointUploadMode.ASYNC
 
 @dataclass(frozen=True)
 class WrittenCheckpoint:
-    """The newest complete checkpoint of this process.
-
-    Attributes:
-        samples: Samples that the run had seen.
-        unix_seconds: Time at which it was written.
-    """
+    """The newest complete checkpoint of this process."""
 
     samples: int
     unix_seconds: float
@@ -63,10 +58,7 @@ class CheckpointWriter:
     def write(self, snapshot: Snapshot, samples: int, then: Callable[[], None]) -> None:
         """Wait for the previous checkpoint, and begin to write this one.
 
-        Args:
-            snapshot: The content.
-            samples: Samples seen by the run.
-            then: Called in the writing thread once the checkpoint is complete.
+        `then` is called in the writing thread once the checkpoint is complete.
         """
         self.wait()
         if self._under_ray:

@@ -27,11 +27,7 @@ _READS_PER_BEAT = 4
 class Lease:
     """The right to train in a directory, held within a `with` block.
 
-    Args:
-        directory: The stage's directory.
-        say: Called with a line of text before waiting for an old lease to expire.
-        beat_seconds: Time between two renewals.
-        expiry_seconds: A lease expires if it is not renewed for this time.
+    `say` is called with a line of text before waiting for an old lease to expire.
 
     Raises:
         TrainingError: On entering, if another driver holds the lease.

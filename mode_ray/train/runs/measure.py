@@ -20,11 +20,6 @@ def recall_at_1(images_nd: torch.Tensor, texts_nd: torch.Tensor, captions: list[
     """Recall@1 of n pairs, the mean of both directions, in [0, 1].
 
     A match with an equal caption is correct. The measure does not depend on the batch, the temperature or the loss.
-
-    Args:
-        images_nd: Unit-norm image embeddings.
-        texts_nd: Unit-norm text embeddings.
-        captions: The pairs' captions.
     """
     numbers: dict[str, int] = {}
     caption_n = torch.tensor([numbers.setdefault(caption, len(numbers)) for caption in captions])
@@ -36,12 +31,7 @@ def recall_at_1(images_nd: torch.Tensor, texts_nd: torch.Tensor, captions: list[
 class HeldOutMeasure:
     """Measures a run's model, and writes the results to the run's folder.
 
-    Args:
-        job: The pairs.
-        folder: The run's folder.
-        model: Makes a separate copy of the model, to load weights into.
-        max_pixels: Larger images are refused.
-        device: Device to compute on.
+    `model` makes a separate copy of the model, to load weights into.
     """
 
     def __init__(

@@ -14,11 +14,7 @@ _logger = logging.getLogger(__name__)
 class ProgressWriter:
     """Writes the newest figures in a background thread, at most every two seconds.
 
-    A write error is logged as a warning, and training continues.
-
-    Args:
-        file: The progress file.
-        now: The time in seconds, of a monotonic clock.
+    A write error is logged as a warning, and training continues. Times are seconds of a monotonic clock.
     """
 
     def __init__(self, file: Location, now: float) -> None:

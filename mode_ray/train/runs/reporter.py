@@ -55,7 +55,7 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._rank_zero is not None:
-            self._rank_zero.close(failed=kind is not None)
+            self._rank_zero.trackers.close(failed=kind is not None)
 
     def log(self, point: Mapping[str, float]) -> None:
         """Record the newest logged point."""
@@ -75,11 +75,7 @@ class Reporter:
             self.checkpoint_on_all_ranks(preempted=True)
 
     def checkpoint_on_all_ranks(self, *, preempted: bool = False) -> None:
-        """Write a checkpoint now. Collective: every rank calls it after the same step.
-
-        Args:
-            preempted: Whether a node of the run is about to be preempted.
-        """
+        """Write a checkpoint now. Collective: every rank calls it after the same step."""
         samples = self._loop.state.samples_seen
         snapshot = self._loop.gather_snapshot()
         if self._rank_zero is None:
@@ -92,7 +88,7 @@ class Reporter:
         if self._agreement is not None:
             self._agreement.drop_on_all_ranks()
         if self._rank_zero is not None:
-            self._rank_zero.wait()
+            self._rank_zero.checkpoints.wait()
 
     def finish_on_all_ranks(self) -> None:
         """Wait until nothing is being written, and write the final progress. Collective."""
@@ -103,12 +99,6 @@ class Reporter:
 
 def open_reporter_on_all_ranks(job: TrialJob, loop: TrainLoop, checkpoints: Location, rank: Rank) -> Reporter:
     """The reporter of one rank. Collective: every rank creates one at the same time.
-
-    Args:
-        job: The trial.
-        loop: The loop, restored if the run resumes.
-        checkpoints: The run's folder of checkpoints.
-        rank: This process.
 
     Raises:
         UsageError: A tracker is not installed.

@@ -31,12 +31,7 @@ def run_trials(
 ) -> dict[str, TrialStatus]:
     """Run all trials of a queue; returns when none is waiting or running.
 
-    Args:
-        jobs: Jobs by trial name.
-        queue: The trials with their initial statuses.
-        placement: Resources of the runs.
-        on_change: Called once a second with all statuses.
-        check: Called once a second; an exception of it ends all runs that were launched.
+    `on_change` and `check` are called once a second. An exception of `check` ends all runs that were launched.
     """
     launchers: dict[ray.ObjectRef[Any], tuple[Trial, float]] = {}
     files = _StatusFiles(jobs)

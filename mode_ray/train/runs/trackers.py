@@ -127,11 +127,7 @@ class TensorBoardTracker:
 class WandbTracker:
     """A run of Weights & Biases; a restarted worker resumes it.
 
-    Args:
-        project: The project.
-        name: Display name.
-        key: Id of the run, the same for every attempt.
-        config: Shown beside the run.
+    `key` is the same for every attempt.
     """
 
     def __init__(self, project: str, name: str, key: str, config: Mapping[str, Any]) -> None:
@@ -161,11 +157,7 @@ class WandbTracker:
 class MlflowTracker:
     """A run of MLflow; a restarted worker resumes it. MLflow's environment variables name the server.
 
-    Args:
-        experiment: The experiment.
-        name: Display name.
-        key: Value of a tag of the run, the same for every attempt.
-        config: Parameters of the run.
+    `key` is the same for every attempt.
     """
 
     def __init__(self, experiment: str, name: str, key: str, config: Mapping[str, Any]) -> None:
@@ -223,12 +215,6 @@ def check_trackers(names: Sequence[str]) -> None:
 
 def open_trackers(folder: Location, name: str, config: TrainConfig, samples_seen: int) -> Trackers:
     """The trackers of a run, for rank 0.
-
-    Args:
-        folder: The trial's folder.
-        name: The trial's name.
-        config: The trackers, and the fields that they show.
-        samples_seen: Samples at which the run begins or resumes.
 
     Raises:
         UsageError: The package of a tracker is not installed.

@@ -11,7 +11,7 @@ from typing import Any
 from mode_ray.config.run import RunConfig
 from mode_ray.pairs.members import TrainingSet
 from mode_ray.run_directory import ERROR_FILE, METRICS_FILE, PLAN_FILE, PROGRESS_FILE
-from mode_ray.stages.manifest import Manifest, read_manifest
+from mode_ray.stages.manifest import read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial
 from mode_ray.train.runs.measure_job import MeasureJob
@@ -41,11 +41,6 @@ class TrialJob:
     def folder(self) -> Location:
         """The trial's own directory."""
         return self.experts / self.trial.name
-
-
-def trials_of(manifest: Manifest) -> list[Trial]:
-    """The trials of a finished train stage, as they were trained."""
-    return planned_trials_of(manifest.summary)
 
 
 def planned_trials_of(summary: Mapping[str, Any]) -> list[Trial]:

@@ -19,11 +19,7 @@ from mode_ray.train.runs.trial import TrialJob
 
 @dataclass(frozen=True)
 class TrialData:
-    """The training set of a trial, in the source shards or in its own tars.
-
-    Attributes:
-        job: The trial.
-    """
+    """The training set of a trial, in the source shards or in its own tars."""
 
     job: TrialJob
 

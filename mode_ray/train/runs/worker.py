@@ -116,11 +116,7 @@ def _run_with_rollbacks(
 ) -> None:
     """Train to the end, and skip batches whose loss or gradient is not finite.
 
-    Args:
-        job: The trial.
-        loop: The loop.
-        run: Runs the loop from its state to its end.
-        roll_back: Restores the newest checkpoint and returns it, or None if there is none.
+    `roll_back` restores the newest checkpoint and returns it, or None if there is none.
 
     Raises:
         TrainingError: There are more such batches than allowed rollbacks.

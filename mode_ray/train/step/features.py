@@ -18,9 +18,7 @@ _DROP_RATES = ("p", "prob", "drop_prob", "dropout")
 class FeatureModel(torch.nn.Module):
     """Wraps a model without changing it. Its parameters keep their names below `clip`.
 
-    Args:
-        clip: The open_clip model.
-        causal_text: Encodes captions in groups; None to use the model's own `encode_text`.
+    Without `causal_text`, the model's own `encode_text` encodes captions.
     """
 
     def __init__(self, clip: torch.nn.Module, causal_text: CausalText | None) -> None:

@@ -20,15 +20,7 @@ _SEED_BITS = 32
 
 
 class Gradients:
-    """Computes loss and gradients.
-
-    Args:
-        model: The model; gradients are added to those of its parameters.
-        loss: The loss.
-        device: The model's device.
-        precision: Precision of the forward pass.
-        micro_batch_size: Pairs in one forward pass; None for the whole batch.
-    """
+    """Computes loss and gradients."""
 
     def __init__(
         self,

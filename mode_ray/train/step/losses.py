@@ -63,12 +63,7 @@ class ContrastiveLoss:
             self._loss = kind(local_loss=True, gather_with_grad=True, cache_labels=True, **ranks)
 
     def __call__(self, features: Mapping[str, torch.Tensor], caption_ids: torch.Tensor) -> torch.Tensor:
-        """The loss of this rank's part of the batch.
-
-        Args:
-            features: Output of `FeatureModel.forward`.
-            caption_ids: int64 [b].
-        """
+        """The loss of this rank's part of the batch."""
         extra = {"caption_ids": caption_ids} if self._needs_ids else {}
         loss: torch.Tensor = self._loss(**features, **extra)
         return loss

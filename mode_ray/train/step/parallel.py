@@ -33,14 +33,7 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class ParallelModel:
-    """A feature model, wrapped as the config says.
-
-    Args:
-        features: The model, on its device.
-        placement: Strategy, gradient checkpointing, compilation.
-        device: The device of this process.
-        world_size: Number of processes.
-    """
+    """A feature model, wrapped as the config says."""
 
     def __init__(
         self, features: FeatureModel, placement: TrainPlacement, device: torch.device, world_size: int

@@ -19,11 +19,6 @@ _COLOUR_SPACES = frozenset({"YCbCr", "Gray", "RGB"})  # PIL decodes images with 
 def decode_pixels(data: bytes, max_pixels: int, place: str) -> torch.Tensor:
     """Decode to RGB, uint8 [3, h, w].
 
-    Args:
-        data: The encoded image.
-        max_pixels: Larger images are refused before they are decoded.
-        place: File and row, for the message.
-
     Raises:
         DataError: The image is of an unknown format, damaged, or too large.
     """

@@ -61,7 +61,7 @@ class TestOneTrial:
 
 
 class TestAnExpert:
-    def test_it_goes_on_from_the_seeds_weights_and_optimizer(
+    def test_it_continues_from_the_seeds_weights_and_optimizer(
         self, make_job: Callable[..., TrialJob], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         fit_trial(make_job(SEED_TRIAL))
@@ -87,7 +87,7 @@ class TestAnExpert:
         assert metrics["pairs"] == 24
         assert metrics["samples_seen"] == 4 * BATCH
 
-    def test_its_rate_goes_on_where_the_seeds_stopped(self, make_job: Callable[..., TrialJob]) -> None:
+    def test_its_rate_continues_where_the_seeds_stopped(self, make_job: Callable[..., TrialJob]) -> None:
         every_step = {"placement": {"log_interval_steps": 1}}
         fit_trial(make_job(SEED_TRIAL, **every_step))
         fit_trial(make_job(EXPERT_TRIAL, **every_step))
