@@ -99,7 +99,7 @@ def hub_file(pretrained: str, file: str) -> Path:
         return Path(hf_hub_download(hub_name(pretrained), file))
     except (OSError, EntryNotFoundError, HFValidationError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(f"{PRETRAINED_FIELD}: {pretrained}: cannot get {file}: {reason}") from None
+        raise UsageError(f"{PRETRAINED_FIELD}: {pretrained}: {file} is not available: {reason}") from None
 
 
 def model_files(folder: Location) -> list[Location]:
