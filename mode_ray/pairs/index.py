@@ -114,10 +114,10 @@ def index_rows(assigned: pa.Table, number: int, schema: pa.Schema) -> pa.Table:
 
 
 def assigned_units(assignments: Location, work_units: Sequence[WorkUnit]) -> list[tuple[int, WorkUnit]]:
-    """The work units that have assignments, with their positions; the others were quarantined.
+    """Shards that have an assignment, with their positions; those without one were quarantined.
 
     Raises:
-        DataError: No work unit has assignments.
+        DataError: There is none at all.
     """
     present = {file.name.removesuffix(".parquet") for file in assignments.files()}
     numbered = [(number, work_unit) for number, work_unit in enumerate(work_units) if work_unit.unit in present]
@@ -129,7 +129,13 @@ def assigned_units(assignments: Location, work_units: Sequence[WorkUnit]) -> lis
 def stream_assignments(
     assignments: Location, numbered: Sequence[tuple[int, WorkUnit]], columns: Sequence[str] | None = None
 ) -> Iterator[tuple[int, WorkUnit, pa.Table]]:
-    """The assignments of each work unit in order; a few of them are in memory at a time."""
+    """The assignment shards in order, a few of them in memory at a time.
+
+    Args:
+        assignments: Their directory.
+        numbered: Which of them, as `assigned_shards` gives them.
+        columns: Those to read, or None for all.
+    """
 
     def read(item: tuple[int, WorkUnit]) -> tuple[int, WorkUnit, pa.Table]:
         number, work_unit = item
@@ -155,10 +161,10 @@ def load_index(assignments: Location, work_units: Sequence[WorkUnit]) -> PairInd
 
 
 def fine_counts(assignments: Location, work_units: Sequence[WorkUnit], centers: int) -> npt.NDArray[np.int64]:
-    """Number of captions of each fine cluster, int64 [m].
+    """Captions of each fine cluster, int64 [m].
 
     Raises:
-        DataError: No work unit has assignments.
+        DataError: There is no assignment at all.
     """
     counts_m = np.zeros(centers, np.int64)
     for _, _, assigned in stream_assignments(assignments, assigned_units(assignments, work_units), [FINE]):

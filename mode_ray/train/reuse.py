@@ -159,7 +159,7 @@ def _finished(other: Location, source: Location, experts: Location) -> Manifest:
 
 
 def _differing(before: Mapping[str, object], now: Mapping[str, object]) -> dict[str, list[object]]:
-    """The old and the new value of each training field that differs between the two runs."""
+    """Training fields of the two runs that are not equal, old and new value."""
     names = [name for name in sorted({*before, *now}) if name.startswith("train.") and name != "train.standing"]
     return {name: [before.get(name), now.get(name)] for name in names if before.get(name) != now.get(name)}
 
