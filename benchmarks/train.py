@@ -49,6 +49,7 @@ from mode_ray.train.runs.launcher import fit_trial
 from mode_ray.train.runs.trial import TrialJob, read_metrics
 from mode_ray.train.runs.trial_data import TrialData
 from mode_ray.train.step.loop import TrainLoop
+from mode_ray.train.step.rank import ONLY_RANK
 
 mpl.use("Agg")
 
@@ -249,7 +250,7 @@ class Ceiling:
         data.write_index()
         clip = build_clip(job.config.train.model, 0)
         dataset = PairDataset(data.open(), job.config, clip, job.trial.members.seed, data.captions)
-        loader = train_loader(dataset, 0, CACHED_BATCHES * BATCH, BATCH, 0, 1, 0)
+        loader = train_loader(dataset, range(0, CACHED_BATCHES * BATCH, BATCH), ONLY_RANK, 0)
         self._batches = list(islice(loader, CACHED_BATCHES))
         self._loop = TrainLoop(clip.module, job.trial, job.config.train, 0.0)
 

@@ -104,11 +104,24 @@ def demo(
     page = report_page(config.directory)
     # As the user wrote it, unless an override names another run directory.
     shown = f"{directory.rstrip('/')}/{name}" if config.directory == folder / name else config.directory.uri
-    say(f"Read the report:    {shown}{page.uri.removeprefix(config.directory.uri)}")
-    say(f'Use it in Python:   mode_ray.load("{shown}")')
-    say(f"Serve it over HTTP: mode-ray serve {shown}")
+    for line in next_steps(shown, page.uri.removeprefix(config.directory.uri)):
+        say(line)
     if sys.stdout.isatty() and page.is_local:
         webbrowser.open(Path(page.path).as_uri())
+
+
+def next_steps(run: str, page: str) -> list[str]:
+    """What to do with a finished run.
+
+    Args:
+        run: Its directory.
+        page: The report's path within it, with the leading slash.
+    """
+    return [
+        f"Read the report:    {run}{page}",
+        f'Use it in Python:   mode_ray.load("{run}")',
+        f"Serve it over HTTP: mode-ray serve {run}",
+    ]
 
 
 @cluster.command()

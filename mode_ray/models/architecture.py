@@ -1,6 +1,6 @@
-"""The model config that `train.model` names: open_clip's own, one in a folder, or one of the Hugging Face hub.
+"""Finds the model config that `train.model` names: open_clip's own, in a folder, or on the Hugging Face hub.
 
-open_clip is not imported here, so that a wrong name is found by the driver, before any run starts.
+This module does not import open_clip, so that the driver can check the name before any run starts.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from mode_ray.util.packages import resolve_folder
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
-# What transformers writes for a tokenizer, of any kind; open_clip's `local-dir:` looks for them beside the config.
+# The files that transformers writes for tokenizers of any kind. open_clip's `local-dir:` reads them beside the config.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -39,7 +39,7 @@ _MAX_NAMES_SHOWN = 5
 
 
 def clip_config_of(config: ModelConfig) -> Mapping[str, Any]:
-    """Content of the `open_clip_config.json` that the model section stands for.
+    """Content of `open_clip_config.json` for the model section.
 
     Raises:
         UsageError: The architecture is neither a folder with such a file nor the name of an open_clip architecture, or
@@ -52,21 +52,21 @@ def clip_config_of(config: ModelConfig) -> Mapping[str, Any]:
 
 
 def architecture_folder(config: ModelConfig) -> Path | None:
-    """The folder that the architecture names, or None where it is a name."""
+    """The architecture's folder, or None if it is not a folder."""
     folder = Path(resolve_folder(config.architecture, ARCHITECTURE_FIELD))
     return folder if folder.is_dir() else None
 
 
 def is_hub(pretrained: str | None) -> bool:
-    """Whether weights come from the Hugging Face hub."""
+    """Whether the weights are on the Hugging Face hub."""
     return pretrained is not None and pretrained.startswith(HUB_PREFIX)
 
 
 def check_architecture(config: ModelConfig) -> None:
-    """Find a wrong architecture, hub id or checkpoint path early.
+    """Check architecture, hub id and checkpoint path before training.
 
     Raises:
-        UsageError: As `clip_config_of`; or `pretrained` is a path without a file.
+        UsageError: As for `clip_config_of`; or `pretrained` is a path without a file.
     """
     clip_config_of(config)
     pretrained = config.pretrained
@@ -78,7 +78,7 @@ def hub_name(pretrained: str) -> str:
     """ORG/NAME of `hf-hub:ORG/NAME`.
 
     Raises:
-        UsageError: It is not of that form.
+        UsageError: The value has another form.
     """
     name = pretrained.removeprefix(HUB_PREFIX)
     if not _HUB_NAME.fullmatch(name):
@@ -87,10 +87,10 @@ def hub_name(pretrained: str) -> str:
 
 
 def hub_file(pretrained: str, file: str) -> Path:
-    """A file of a hub model, from the local cache or fetched into it.
+    """A file of a hub model, from the local cache or downloaded into it.
 
     Raises:
-        UsageError: There is no such model or file, or the hub cannot be reached and the cache does not have it.
+        UsageError: The model or file does not exist, or it is not cached and the hub cannot be reached.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
@@ -99,11 +99,11 @@ def hub_file(pretrained: str, file: str) -> Path:
         return Path(hf_hub_download(hub_name(pretrained), file))
     except (OSError, EntryNotFoundError, HFValidationError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(f"{PRETRAINED_FIELD}: {pretrained}: {file} cannot be had: {reason}") from None
+        raise UsageError(f"{PRETRAINED_FIELD}: {pretrained}: {file} is not available: {reason}") from None
 
 
 def model_files(folder: Location) -> list[Location]:
-    """The files of a model's folder that open_clip needs, the config last: whoever sees it sees a whole model."""
+    """The files of a model's folder that open_clip needs. The config is last: a copy that has it is complete."""
     order = (*TOKENIZER_FILES, WEIGHTS_FILE, CONFIG_FILE)
     return sorted((file for file in folder.files() if file.name in order), key=lambda file: order.index(file.name))
 
@@ -121,7 +121,7 @@ def _json_object(file: Path, field: str) -> Mapping[str, Any]:
     except ValueError:
         raise UsageError(f"{field}: {file} is not valid JSON") from None
     if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
-        raise UsageError(f"{field}: {file} is no config of an open_clip model: it has no model_cfg")
+        raise UsageError(f"{field}: {file} is not a config of an open_clip model: it has no model_cfg")
     return config
 
 

@@ -1,7 +1,7 @@
-"""CLIP models from open_clip: built from a config, loaded from and saved to expert folders.
+"""Builds open_clip models from a config, and loads and saves expert folders.
 
-An expert folder holds `open_clip_config.json`, `open_clip_model.safetensors` and, where the tokenizer is one of the
-Hugging Face hub, its files. So open_clip itself loads it with `local-dir:PATH`, without this package.
+An expert folder has `open_clip_config.json`, `open_clip_model.safetensors` and, for a tokenizer of the Hugging Face
+hub, the tokenizer's files. open_clip can load it with `local-dir:PATH`, without this package.
 """
 
 import copy
@@ -40,16 +40,16 @@ from mode_ray.storage import Location
 from mode_ray.util.packages import resolve_folder
 
 FOLDER_WEIGHTS = "folder"
-# Of the SigLIP paper (arXiv 2303.15343, section 3.2): most pairs are negatives, which the bias says from the start.
+# From the SigLIP paper (arXiv 2303.15343, section 3.2): most pairs are negatives, and the initial bias reflects that.
 _SIGLIP_LOGITS = {"init_logit_scale": math.log(10), "init_logit_bias": -10}
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
-# What open_clip raises for a config that is not one: it checks little of its own.
+# open_clip raises these for an invalid config: it validates little itself.
 _CONFIG_ERRORS = (ValueError, TypeError, KeyError, RuntimeError, AssertionError)
 
 
 @dataclass(frozen=True)
 class ClipModel:
-    """A CLIP model with what belongs to it.
+    """A CLIP model with its tokenizer, transforms and config.
 
     Attributes:
         module: The open_clip model; its forward returns a dict of features and logit scale.
@@ -57,7 +57,7 @@ class ClipModel:
         train_transform: PIL image to float32 [3, h, w], with random crops.
         eval_transform: The same without randomness.
         config: Content of `open_clip_config.json`.
-        tokenizer_files: Contents by name, for a tokenizer of the hub; empty for open_clip's own.
+        tokenizer_files: Contents by file name, for a tokenizer of the hub; empty for open_clip's own tokenizer.
     """
 
     module: torch.nn.Module
@@ -69,15 +69,15 @@ class ClipModel:
 
 
 def build_clip(config: ModelConfig, seed: int, *, logit_bias: bool = False) -> ClipModel:
-    """Build a model: freshly initialised by `seed`, or from `pretrained`.
+    """Build a model: randomly initialised, or with the weights of `pretrained`.
 
     Args:
         config: Architecture and weights.
-        seed: Of the initialisation.
-        logit_bias: Give the model SigLIP's learned bias and first scale, where its config states none.
+        seed: Seed of the initialisation.
+        logit_bias: Give the model SigLIP's learned bias and initial scale, unless its config has its own.
 
     Raises:
-        UsageError: No such architecture, folder, hub model, tag or checkpoint file.
+        UsageError: The architecture, folder, hub model, tag or checkpoint file does not exist.
     """
     if config.pretrained == FOLDER_WEIGHTS:
         return load_clip(Location.parse(resolve_folder(config.architecture, ARCHITECTURE_FIELD)))
@@ -106,7 +106,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _prepared_as_pretrained(clip_config: Mapping[str, Any], config: ModelConfig) -> Mapping[str, Any]:
-    """The config with the image preparation of a pretrained tag: its weights know no other.
+    """The config with the image preprocessing that the weights of a pretrained tag were trained with.
 
     Raises:
         UsageError: The tag's weights were trained with another activation than the architecture's.
@@ -123,9 +123,9 @@ def _prepared_as_pretrained(clip_config: Mapping[str, Any], config: ModelConfig)
 
 
 def _load_pretrained(module: torch.nn.Module, architecture: str, pretrained: str) -> None:
-    """Load a checkpoint file, which any architecture may have, a hub model, or a tag of a named architecture.
+    """Load the weights of a hub model, of a checkpoint file, or of a tag of a named architecture.
 
-    open_clip reads pickled checkpoints as weights only, and converts the formats that it knows.
+    open_clip reads pickled checkpoints as weights only, and converts several formats.
     """
     if is_hub(pretrained):
         open_clip.load_checkpoint(module, download_pretrained_from_hf(hub_name(pretrained)))
@@ -143,9 +143,7 @@ def load_clip(folder: Location) -> ClipModel:
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).exists():
-            raise DataError(
-                f"{folder / name}: missing; the model was not trained to its end, or the folder is no model"
-            )
+            raise DataError(f"{folder / name}: missing; the model's training is not finished, or this is not a model")
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
     except ValueError:
@@ -161,18 +159,15 @@ def load_clip(folder: Location) -> ClipModel:
     except (safetensors.SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
-            f"{folder / WEIGHTS_FILE}: damaged, or of another model ({reason}); train or copy it again"
+            f"{folder / WEIGHTS_FILE}: damaged, or from another model ({reason}); train or copy it again"
         ) from None
     return clip
 
 
 def save_clip(folder: Location, clip: ClipModel, weights: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Write an expert folder; the config last, so that a folder with a config is whole.
+    """Write an expert folder. The config is written last: a folder that has it is complete.
 
-    Args:
-        folder: Where to.
-        clip: The model.
-        weights: Its weights where they are not those of `clip.module` (as when that is sharded).
+    `weights` replaces the weights of `clip.module`, which may be sharded.
     """
     state = clip.module.state_dict() if weights is None else weights
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -184,13 +179,13 @@ def save_clip(folder: Location, clip: ClipModel, weights: Mapping[str, torch.Ten
 
 def _create(config: Mapping[str, Any], tokenizer_files: Mapping[str, bytes]) -> ClipModel:
     with tempfile.TemporaryDirectory(prefix="mode-ray-clip-") as temporary:
-        # A folder that open_clip's `local-dir:` scheme understands.
+        # A folder for open_clip's `local-dir:` scheme.
         folder = Location.parse(temporary)
         (folder / CONFIG_FILE).write_text(json.dumps(config))
         for file, data in tokenizer_files.items():
             (folder / file).write_bytes(data)
         name = f"local-dir:{temporary}"
-        with _root_logger_at(logging.ERROR):  # it warns that there are no weights in the folder: as intended
+        with _root_logger_at(logging.ERROR):  # open_clip warns that the folder has no weights, which is intended
             module, train_transform, eval_transform = open_clip.create_model_and_transforms(
                 name, load_weights=False, pretrained_text=False, output_dict=True
             )
@@ -206,7 +201,7 @@ def _create(config: Mapping[str, Any], tokenizer_files: Mapping[str, bytes]) -> 
 
 
 def _own_tokenizer(text_config: Mapping[str, Any]) -> SimpleTokenizer:
-    """open_clip's own tokenizer: its tables are shared by all models of a process, its memory of words is not."""
+    """open_clip's own tokenizer. All models of a process share its tables, but not its cache of words."""
     tokenizer = copy.copy(_tokenizer_with_tables(json.dumps(text_config, sort_keys=True)))
     tokenizer.cache = dict(tokenizer.cache)
     return tokenizer
@@ -214,7 +209,7 @@ def _own_tokenizer(text_config: Mapping[str, Any]) -> SimpleTokenizer:
 
 @functools.lru_cache(maxsize=4)
 def _tokenizer_with_tables(text_config: str) -> SimpleTokenizer:
-    """The tables take 25 MB, and to read them takes longer than to build a small model."""
+    """Cached because the tables take 25 MB, and reading them takes longer than building a small model."""
     with tempfile.TemporaryDirectory(prefix="mode-ray-tokenizer-") as temporary:
         config = {"model_cfg": {"text_cfg": json.loads(text_config)}}
         (Path(temporary) / CONFIG_FILE).write_text(json.dumps(config))
@@ -222,8 +217,8 @@ def _tokenizer_with_tables(text_config: str) -> SimpleTokenizer:
 
 
 def _fetch_tokenizer(name: str, folder: str) -> None:
-    """Put the files of a hub tokenizer into a folder: `local-dir:` reads them from there only."""
-    from transformers import AutoTokenizer  # slow to import, and most models do without
+    """Write the files of a hub tokenizer to a folder, the only place where `local-dir:` looks for them."""
+    from transformers import AutoTokenizer  # slow to import, and most models do not need it
 
     AutoTokenizer.from_pretrained(name).save_pretrained(folder)
 
@@ -234,7 +229,7 @@ def _read_tokenizer_files(folder: Location) -> dict[str, bytes]:
 
 @contextmanager
 def _root_logger_at(level: int) -> Iterator[None]:
-    """Let only messages of a level and above through to open_clip's logger, the root, for a while."""
+    """Temporarily set the level of the root logger, which open_clip logs to."""
     logger = logging.getLogger()
     before = logger.level
     logger.setLevel(level)

@@ -1,9 +1,9 @@
-"""open_clip's own tokenizer with its words remembered, for captions of printable ASCII.
+"""A faster version of open_clip's own tokenizer, with a cache of words, for captions of printable ASCII.
 
-open_clip cleans and splits each caption anew, which takes longer than to decode a small image. For printable ASCII
-without an ampersand the cleaning by ftfy and html.unescape changes nothing and every byte stands for itself, so a
-caption is its words, and a word is always the same tokens. Other captions stay with open_clip.
-The BPE of Hugging Face's `tokenizers` gives the same tokens too; it was measured at more than twice the time.
+open_clip cleans and splits every caption, which takes longer than decoding a small image. In printable ASCII without
+an ampersand, the cleaning by ftfy and html.unescape changes nothing. A caption's tokens are then those of its words,
+and a word always has the same tokens. Other captions are tokenized by open_clip. The BPE of Hugging Face's
+`tokenizers` gives the same tokens, but took more than twice the time.
 """
 
 import re
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
 
-# What open_clip's pattern says of lower-case ASCII.
+# open_clip's pattern, restricted to lower-case ASCII.
 _WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
 _WORDS_KEPT = 1 << 18
 
@@ -20,7 +20,7 @@ TextTokenizer = Callable[[list[str]], torch.Tensor]
 
 
 def fast_tokenizer(tokenizer: TextTokenizer) -> TextTokenizer:
-    """The same tokenizer, with a faster way for most captions where there is one."""
+    """A faster tokenizer with the same results, or the tokenizer itself if there is none."""
     if isinstance(tokenizer, SimpleTokenizer):
         plain = tokenizer.clean_fn is get_clean_fn("lower") and tokenizer.reduction_fn is None
         return FastTokenizer(tokenizer) if plain else tokenizer
@@ -28,11 +28,11 @@ def fast_tokenizer(tokenizer: TextTokenizer) -> TextTokenizer:
 
 
 class FastTokenizer:
-    """Tokenises as an open_clip tokenizer does.
+    """A tokenizer with the results of an open_clip tokenizer.
 
     Args:
-        tokenizer: open_clip's, which lowers captions and cuts long ones.
-        kept: Words to remember; when there are more all are forgotten, open_clip's own memory included.
+        tokenizer: open_clip's tokenizer, which lowercases captions and truncates long ones.
+        kept: Maximum number of cached words; when it is exceeded, this cache and open_clip's own are cleared.
     """
 
     def __init__(self, tokenizer: SimpleTokenizer, kept: int = _WORDS_KEPT) -> None:
@@ -58,20 +58,20 @@ class FastTokenizer:
             return self._encode_slowly(caption)
         ids: list[int] = []
         for word in _WORDS.findall(lowered):
-            ids += self._tokens.get(word) or self._learnt(word)
+            ids += self._tokens.get(word) or self._tokenize(word)
         return ids
 
     def _encode_slowly(self, caption: str) -> list[int]:
-        self._forget_if_full()
+        self._clear_if_full()
         return list(self._slow.encode(caption))
 
-    def _forget_if_full(self) -> None:
+    def _clear_if_full(self) -> None:
         if max(len(self._tokens), len(self._slow.cache)) >= self._kept:
             self._tokens.clear()
             self._slow.cache = dict(self._special)
 
-    def _learnt(self, word: str) -> tuple[int, ...]:
-        self._forget_if_full()
+    def _tokenize(self, word: str) -> tuple[int, ...]:
+        self._clear_if_full()
         tokens = tuple(self._slow.encoder[part] for part in self._slow.bpe(word).split(" "))
         self._tokens[word] = tokens
         return tokens

@@ -1,8 +1,8 @@
-"""Encoded images to what the experts take: decoded and resized once, uint8, as open_clip's own evaluation does it.
+"""Decodes and resizes images once for all experts, to uint8, like open_clip's own evaluation.
 
-open_clip resizes PIL images and only then converts, scales and normalises; so the resized image is uint8 anyway, a
-quarter of what float32 would be on the way to the experts, and every expert normalises it by its own mean and standard
-deviation (`mode_ray.models.encode`).
+open_clip resizes PIL images before it converts, scales and normalises them, so the resized image is uint8. Sent to the
+experts it is a quarter of the size of float32. Every expert normalises it with its own mean and standard deviation
+(`mode_ray.models.encode`).
 """
 
 import json
@@ -19,15 +19,15 @@ from mode_ray.models.architecture import CONFIG_FILE
 from mode_ray.pairs.images import decode_image
 from mode_ray.storage import Location
 
-_DEFAULT_SIZE = 224  # open_clip's, where a config states none
+_DEFAULT_SIZE = 224  # open_clip's default
 
 
 class ImageGeometry(BaseModel):
-    """How images are resized; all experts of a run share it.
+    """The resizing of images, the same for all experts of a run.
 
     Attributes:
         size: Height and width.
-        interpolation: open_clip's name.
+        interpolation: open_clip's name of the interpolation.
         resize_mode: `shortest`, `longest` or `squash`.
     """
 
@@ -46,7 +46,7 @@ class ImageGeometry(BaseModel):
         interpolation = preprocess.get("interpolation", "bicubic")
         return cls(
             size=(height, width),
-            # What was random in training is open_clip's default afterwards.
+            # For `random` in training, open_clip evaluates with its default.
             interpolation="bicubic" if interpolation == "random" else interpolation,
             resize_mode=preprocess.get("resize_mode", "shortest"),
         )
@@ -56,7 +56,7 @@ def read_model_config(folder: Location) -> dict[str, Any]:
     """The content of an expert's `open_clip_config.json`.
 
     Raises:
-        DataError: It is missing, or no config of an open_clip model.
+        DataError: It is missing, or not a config of an open_clip model.
     """
     file = folder / CONFIG_FILE
     try:
@@ -70,12 +70,7 @@ def read_model_config(folder: Location) -> dict[str, Any]:
 
 
 class ImageInput:
-    """Decodes and resizes.
-
-    Args:
-        geometry: Of the run's experts.
-        max_pixels: Larger images are refused.
-    """
+    """Decodes and resizes images."""
 
     def __init__(self, geometry: ImageGeometry, max_pixels: int) -> None:
         self.geometry = geometry
@@ -85,19 +80,15 @@ class ImageInput:
     def prepare(self, data: bytes, place: str) -> npt.NDArray[np.uint8]:
         """One image, uint8 [h, w, 3].
 
-        Args:
-            data: The encoded image.
-            place: Which image of the request, for the message.
-
         Raises:
-            DataError: Not an image of a known format, damaged, or too large.
+            DataError: The image is of an unknown format, damaged, too large or too elongated.
         """
         image = decode_image(data, self._max_pixels, place)
         self._require_bounded(image, place)
         return np.asarray(self._resize(image), np.uint8)
 
     def _require_bounded(self, image: Image.Image, place: str) -> None:
-        """A line of pixels grows to its length times the model's width where the shortest side is resized."""
+        """Refuse images that become too large when their shortest side is resized, such as a line of pixels."""
         if self.geometry.resize_mode != "shortest":
             return
         shortest, longest = sorted((image.width, image.height))
@@ -110,8 +101,8 @@ class ImageInput:
 
 
 def _resize_of(geometry: ImageGeometry) -> Callable[[Image.Image], Image.Image]:
-    """open_clip's own steps up to the conversion into a tensor."""
-    from open_clip.transform import PreprocessCfg, image_transform_v2  # needs torch
+    """The steps of open_clip's transform before the conversion to a tensor."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2  # imports torch
     from torchvision.transforms import Compose
 
     whole = image_transform_v2(

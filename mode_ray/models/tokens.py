@@ -1,4 +1,4 @@
-"""Tokens of captions that come again: a bounded memory before a model's tokenizer."""
+"""A bounded cache of the tokens of captions, in front of a model's tokenizer."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -7,18 +7,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-_CAPTIONS_KEPT = 65_536  # 20 MB of tokens where a text has 77
+_CAPTIONS_KEPT = 65_536  # 20 MB with 77 tokens per caption
 
 
 class CachedTokenizer:
-    """A tokenizer that remembers the captions asked for last.
+    """A tokenizer with a cache of the most recently used captions.
 
-    Captions of small data sets come again in every epoch, and open_clip's tokenizer takes longer over a caption than
-    the decoder over a small image.
+    Captions of small data sets are repeated in every epoch, and open_clip's tokenizer takes longer for a caption than
+    the decoder for a small image.
 
     Args:
-        tokenizer: Texts to int64 [b, context]; each row a function of its text.
-        kept: Captions to remember.
+        tokenizer: Texts to int64 [b, context]; each row depends only on its text.
+        kept: Maximum number of cached captions.
     """
 
     def __init__(self, tokenizer: Callable[[list[str]], torch.Tensor], kept: int = _CAPTIONS_KEPT) -> None:
@@ -35,14 +35,14 @@ class CachedTokenizer:
         unknown = []
         for caption in distinct:
             if caption in self._rows:
-                self._rows.move_to_end(caption)  # before others make room for the unknown ones
+                self._rows.move_to_end(caption)  # so that adding the unknown captions does not evict this one
             else:
                 unknown.append(caption)
-        tokens = self._remember(unknown) if unknown or self._tokens is None else self._tokens
+        tokens = self._add(unknown) if unknown or self._tokens is None else self._tokens
         return torch.from_numpy(tokens[[self._rows[caption] for caption in captions]]).long()
 
-    def _remember(self, captions: list[str]) -> npt.NDArray[np.int32]:
-        """Tokenise captions into rows of the table: new ones, or those of captions not asked for the longest."""
+    def _add(self, captions: list[str]) -> npt.NDArray[np.int32]:
+        """Tokenize captions into new rows of the table, or into the rows of the least recently used captions."""
         tokens = self._tokenizer(captions).numpy()
         if self._tokens is None:
             self._tokens = np.empty((self._kept, tokens.shape[1]), np.int32)

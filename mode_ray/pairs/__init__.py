@@ -1,1 +1,1 @@
-"""From assignments to training samples: members of an expert, index, reader, order, held-out pairs."""
+"""Training samples from assignments: members of an expert, index, reader, order, held-out pairs."""

@@ -1,4 +1,4 @@
-"""Which bytes to ask for: ranges that lie close together are read in one request."""
+"""Merges byte ranges that are close together, so that one request reads several of them."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class MergedRanges:
-    """Requests that cover some ranges.
+    """Requests that cover a set of ranges.
 
     Attributes:
-        files_q: Which file each request reads, int64 [q].
-        starts_q: Its first byte.
-        ends_q: The byte behind its last.
-        request_r: Which request covers each range, int64 [r].
-        range_bytes: Bytes of the ranges, those of several ranges counted once.
+        files_q: Number of the file that each request reads, int64 [q].
+        starts_q: First byte of each request.
+        ends_q: The byte after the last one of each request.
+        request_r: The request that covers each range, int64 [r].
+        range_bytes: Bytes of all ranges; bytes of overlapping ranges count once.
     """
 
     files_q: Int64Array
@@ -33,20 +33,20 @@ class MergedRanges:
 
 
 def merge_ranges(files_r: Int64Array, starts_r: Int64Array, sizes_r: Int64Array, slack: float) -> MergedRanges:
-    """Merge ranges of the same file over the smallest gaps between them, while the gaps' bytes stay within bounds.
+    """Merge ranges of the same file across the smallest gaps, up to a limit on the total size of the gaps.
 
     Args:
-        files_r: Which file each range lies in, int64 [r].
-        starts_r: Its first byte.
-        sizes_r: Its length.
-        slack: Bytes in gaps, at most, as a share of the ranges' own bytes.
+        files_r: Number of each range's file, int64 [r].
+        starts_r: First byte of each range.
+        sizes_r: Length of each range.
+        slack: Maximum bytes in gaps, as a share of the ranges' own bytes.
     """
     if len(files_r) == 0:
         return MergedRanges(files_r, starts_r, starts_r, files_r, 0)
     order = np.lexsort((starts_r, files_r))
     files, starts = files_r[order], starts_r[order]
     ends = starts + sizes_r[order]
-    # All files behind one another on one line, so that running maxima do not mix them.
+    # Shift each file's ranges behind those of the file before it, so that running maxima do not mix files.
     base = (np.cumsum(np.diff(files, prepend=files[:1]) != 0)) * (int(ends.max()) + 1)
     reached = np.maximum.accumulate(ends + base) - base
     same_file = files[1:] == files[:-1]

@@ -1,4 +1,4 @@
-"""Pairs held out of training, told by a hash of where they lie: the same for every trial, whatever its settings."""
+"""Pairs held out of training. A hash of their position selects them, so they are the same for every trial."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,18 +11,13 @@ from mode_ray.util.counter_random import UInt64Array, draw_keys, mix
 
 
 def pair_hash(unit: str, row_p: npt.NDArray[np.integer]) -> UInt64Array:
-    """63 bits for each row of a work unit, as good as random.
-
-    Args:
-        unit: Name of the work unit.
-        row_p: Rows in their source; all captions of a row share its hash.
-    """
+    """A pseudorandom 63-bit hash of each row of a work unit; all captions of a row share its hash."""
     mixed: UInt64Array = mix(row_p.astype(np.uint64) + draw_keys(unit, 1)) >> np.uint64(1)
     return mixed
 
 
 def is_kept(unit: str, row_p: npt.NDArray[np.integer], held_out_below: int) -> npt.NDArray[np.bool_]:
-    """Which rows are trained on: those whose hash is not below the threshold; all of them for 0."""
+    """Whether rows are trained on: those with a hash of at least the threshold."""
     return pair_hash(unit, row_p) >= np.uint64(held_out_below)
 
 
@@ -31,8 +26,8 @@ class HeldOut:
     """The pairs that are held out of a training set.
 
     Attributes:
-        below: Rows whose hash is below this are trained on by nobody.
-        places: (unit, row, caption index) of each pair; one caption a row.
+        below: No model is trained on rows whose hash is below this.
+        places: (work unit, row, caption index) of each pair; one caption per row.
     """
 
     below: int
@@ -45,8 +40,8 @@ def choose_held_out(
     """Choose the rows of a training set with the smallest hashes.
 
     Args:
-        rows: For each work unit its name, and row and caption index of the set's captions in it.
-        pairs: How many to hold out.
+        rows: For each work unit its name, and the row and caption index of each caption of the set.
+        pairs: Number of pairs to hold out.
 
     Raises:
         DataError: More than half of the set would be held out.
@@ -64,7 +59,7 @@ def choose_held_out(
         found = sorted(found)[:pairs]
     if 2 * pairs > total:
         raise DataError(
-            f"the training set to sweep on has {total:,} pairs: too few to hold out {pairs:,}; "
+            f"the training set of the sweep has {total:,} pairs: too few to hold out {pairs:,}; "
             "lower sweep.held_out_pairs"
         )
     return HeldOut(found[-1][0] + 1, tuple((unit, row, index) for _, unit, row, index in found))

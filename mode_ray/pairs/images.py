@@ -1,4 +1,4 @@
-"""Decode untrusted images: known formats by content, bounded size."""
+"""Decodes untrusted images: known formats only, detected by content, of bounded size."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from mode_ray.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-# PIL lets through whatever a decoder trips over.
+# PIL passes on any exception of its decoders.
 _DECODER_ERRORS = (
     OSError,
     ValueError,
@@ -33,7 +33,7 @@ def decode_image(data: bytes, max_pixels: int, place: str) -> Image.Image:
         place: File and row, for the message.
 
     Raises:
-        DataError: Not an image of a known format, damaged, or too large.
+        DataError: The image is of an unknown format, damaged, or too large.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -49,5 +49,5 @@ def decode_image(data: bytes, max_pixels: int, place: str) -> Image.Image:
 
 
 def too_large(width: int, height: int, max_pixels: int, place: str) -> str:
-    """Why an image is refused before it is decoded."""
+    """The error message for an image with too many pixels."""
     return f"{place}: image of {width} x {height} pixels, more than {max_pixels} allowed"

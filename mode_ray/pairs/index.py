@@ -1,6 +1,6 @@
-"""The index of a set of pairs: where each of them lies in the source shards.
+"""The index of a set of pairs: the position of each pair in the source shards.
 
-It may lie in a file that is larger than memory.
+The index may be in a file that is larger than memory.
 """
 
 from collections.abc import Sequence
@@ -23,14 +23,11 @@ _PLACE_COLUMNS = {"row": pa.int64(), "caption_index": pa.int32(), **dict.fromkey
 
 
 class PairIndex:
-    """Where the pairs of a set lie.
+    """The positions of a set's pairs.
 
-    One row a (pair, caption): `shard` int32 (position in `shards`), `row` int64, `caption_index` int32, and, where any
-    shard is a tar, the offsets and sizes of the members, int64, 0 for pairs of other shards.
-
-    Args:
-        work_units: The source shards.
-        table: The rows, with any further columns.
+    The table has one row per (pair, caption): `shard` int32 (position in `work_units`), `row` int64, `caption_index`
+    int32. If any work unit is a tar, it also has the offsets and sizes of the members, int64; they are 0 for pairs of
+    parquet files.
     """
 
     def __init__(self, work_units: Sequence[WorkUnit], table: pa.Table) -> None:
@@ -40,7 +37,7 @@ class PairIndex:
 
     @classmethod
     def open(cls, work_units: Sequence[WorkUnit], file: Path) -> "PairIndex":
-        """An index whose rows stay in an uncompressed Arrow file, mapped into memory."""
+        """An index in an uncompressed Arrow file, mapped into memory."""
         index = cls(work_units, _mapped(file))
         index._file = file
         return index
@@ -58,7 +55,7 @@ class PairIndex:
         return int(self.table.num_rows)
 
     def columns_at(self, positions: npt.ArrayLike) -> dict[str, np.ndarray]:
-        """All columns of some rows; only the pages that hold them are touched."""
+        """All columns of some rows. Only the memory pages of these rows are read."""
         places = np.asarray(positions, np.int64)
         chunks = np.searchsorted(self._starts, places, side="right") - 1
         within = places - self._starts[chunks]
@@ -76,12 +73,12 @@ class PairIndex:
 
     @cached_property
     def _views(self) -> dict[str, list[np.ndarray]]:
-        """Each column's chunks, without a copy."""
+        """The chunks of each column, without a copy."""
         return {name: [_view(chunk) for chunk in self.table[name].chunks] for name in self.table.column_names}
 
     @cached_property
     def _starts(self) -> npt.NDArray[np.int64]:
-        """The first row of each chunk; all columns are cut alike."""
+        """The first row of each chunk; all columns have the same chunks."""
         lengths = [len(chunk) for chunk in self.table.column(0).chunks]
         return np.cumsum([0, *lengths[:-1]], dtype=np.int64)
 
@@ -96,19 +93,13 @@ def _view(chunk: pa.Array) -> np.ndarray:
 
 
 def index_columns(*, tars: bool) -> pa.Schema:
-    """The columns of an index; offsets and sizes only where some pairs lie in tars."""
+    """The columns of an index; with offsets and sizes if some pairs are in tars."""
     names = [name for name in _PLACE_COLUMNS if tars or name not in MEMBER_COLUMNS]
     return pa.schema([(SHARD, pa.int32()), *((name, _PLACE_COLUMNS[name]) for name in names)])
 
 
 def index_rows(assigned: pa.Table, number: int, schema: pa.Schema) -> pa.Table:
-    """Rows of an index, made of those of an assignment shard.
-
-    Args:
-        assigned: The assignment shard, or some of its rows.
-        number: Position of the source shard among all.
-        schema: Of the index.
-    """
+    """Index rows of assigned captions."""
     zeros = np.zeros(assigned.num_rows, np.int64)
     columns = [pa.array(np.full(assigned.num_rows, number, np.int32))]
     for field in schema:
@@ -119,10 +110,10 @@ def index_rows(assigned: pa.Table, number: int, schema: pa.Schema) -> pa.Table:
 
 
 def load_index(assignments: Location, work_units: Sequence[WorkUnit]) -> PairIndex:
-    """The index of all pairs of some shards in memory, with `fine` and `distance`; for reports, of few shards.
+    """The index of all pairs of a few work units, in memory, with columns `fine` and `distance`; for reports.
 
     Raises:
-        DataError: There is no assignment at all.
+        DataError: No work unit has assignments.
     """
     schema = index_columns(tars=any(work_unit.format == "webdataset" for work_unit in work_units))
     tables = [
@@ -135,7 +126,7 @@ def load_index(assignments: Location, work_units: Sequence[WorkUnit]) -> PairInd
 
 
 def nearest_rows(index: PairIndex, centers: int, per_center: int) -> np.ndarray:
-    """Positions of the captions nearest to each center, up to `per_center` each, in order of centers; for reports."""
+    """Positions of up to `per_center` captions nearest to each center, in the order of centers; for reports."""
     order = pc.sort_indices(index.table, [(FINE, "ascending"), (DISTANCE, "ascending")]).to_numpy()
     fine = index.table[FINE].to_numpy()[order]
     starts = np.searchsorted(fine, np.arange(centers))

@@ -1,13 +1,13 @@
-"""A training set copied into WebDataset tars of its own: balanced, shuffled, with an index of where its members lie.
+"""Copies a training set to its own WebDataset tars: of equal size, shuffled, with an index of their members.
 
-A work unit is one tar. Its parquet output, written after it, holds the offsets of its members and the unit's record,
-so that what was finished before a kill is known; see `stage`. Other trainers can read the tars as they are.
+A work unit is one tar. Its parquet output, written after the tar, has the offsets of its members and its record.
+After a kill, finished tars are not written again. Other trainers can read the tars too.
 """
 
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,18 +27,12 @@ from mode_ray.storage import Location
 _INDEX_FILE = "index.arrow"
 _PAIRS_PER_READ = 512
 _SUFFIXES_BY_HEAD = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp"}
-_OTHER_SUFFIX = "jpg"  # what cannot be decoded is copied as it is, and fails there as it does here
+_OTHER_SUFFIX = "jpg"  # images of unknown formats are copied unchanged
 
 
 @dataclass(frozen=True)
 class SourceIndex:
-    """A training set's index over the source shards, as an actor opens it.
-
-    Attributes:
-        file: The index.
-        work_units: The table of the source shards.
-        made_of: What the index was made of.
-    """
+    """The arguments with which an actor opens a training set's index over the source shards."""
 
     file: Location
     work_units: Location
@@ -50,13 +44,10 @@ class SourceIndex:
 
 
 class MaterialisedSet:
-    """The tars of one training set in a folder of their own.
+    """The tars of one training set in a folder.
 
-    Args:
-        folder: Theirs alone.
-        source: The set's index over the source shards.
-        pairs_per_shard: Pairs of a tar, at most.
-        block_pairs: Neighbours in the source that are dealt together, so that one request fetches them.
+    The folder has nothing else. Blocks of `block_pairs` neighbouring pairs stay together when the set is shuffled, so
+    that one request reads them.
     """
 
     def __init__(self, folder: Location, source: SourceIndex, pairs_per_shard: int, block_pairs: int) -> None:
@@ -72,18 +63,14 @@ class MaterialisedSet:
         self.stage = Stage("materialise", folder, self._made_of)
 
     def is_done(self) -> bool:
-        """Whether all tars and their index stand."""
+        """Whether all tars and their index exist."""
         return index_provenance(self.folder / _INDEX_FILE) == self._made_of
 
     def begin(self, pairs: int, least_shards: int) -> int:
-        """Claim the folder, and say how many tars there are to be.
+        """Claim the folder, and return the number of tars to write.
 
-        What was begun keeps its number of tars, so that a run which goes on with other workers sees the same samples;
-        what was made of other assignments is removed.
-
-        Args:
-            pairs: Size of the training set.
-            least_shards: Tars, at least, where there are as many pairs.
+        A set that was begun keeps its number of tars, so that a run that resumes with other workers sees the same
+        samples. A set of another provenance is deleted.
         """
         started = self.folder / STARTED
         if started.exists():
@@ -91,24 +78,19 @@ class MaterialisedSet:
             if note["fields"] == self._made_of:
                 return int(note["units"])
             self.folder.delete()
-        count = shard_count(pairs, self._pairs_per_shard, least_shards)
+        count = tar_count(pairs, self._pairs_per_shard, least_shards)
         self.stage.begin(count)
         return count
 
     def left(self, count: int) -> list[WorkUnit]:
-        """The tars that do not stand yet."""
+        """The tars that are not written yet."""
         finished = self.stage.finished_units()
-        return [work_unit for work_unit in tar_shards(self.folder, count) if work_unit.unit not in finished]
+        return [work_unit for work_unit in tar_units(self.folder, count) if work_unit.unit not in finished]
 
     def finish(self, count: int) -> None:
-        """Write the index over all tars.
-
-        Raises:
-            DataError: A tar could not be made; the message is its reason.
-        """
-        work_units = tar_shards(self.folder, count)
+        """Write the index over all tars."""
         schema = index_columns(tars=True)
-        members = (read_output(self.folder, work_unit.unit) for work_unit in work_units)
+        members = (read_output(self.folder, work_unit.unit) for work_unit in tar_units(self.folder, count))
         rows = (index_rows(table, number, schema) for number, table in enumerate(members))
         self.stage.finish(self.stage.finished_units(), {})
         write_index(self.folder / _INDEX_FILE, rows, self._made_of)
@@ -117,34 +99,27 @@ class MaterialisedSet:
         """Map the index over the tars.
 
         Raises:
-            DataError: It is missing, or was made of something else.
+            DataError: It is missing, or has another provenance.
         """
         started = self.folder / STARTED
         if not started.exists():
-            raise DataError(f"{self.folder}: not materialised; run `mode-ray train` again, which does it")
+            raise DataError(f"{self.folder}: not materialised; run `mode-ray train` again to materialise it")
         count = int(json.loads(started.read_text())["units"])
-        return open_index(self.folder / _INDEX_FILE, tar_shards(self.folder, count), self._made_of)
+        return open_index(self.folder / _INDEX_FILE, tar_units(self.folder, count), self._made_of)
 
 
 class MaterialiseWorker:
-    """Makes one tar after the other; see `UnitWorker`.
-
-    Args:
-        source: The training set over the source shards.
-        captions: How captions and images are named there.
-        block_pairs: Neighbours that are dealt together.
-        count: Number of tars.
-    """
+    """Writes tars, one at a time; see `UnitWorker`."""
 
     def __init__(self, source: SourceIndex, captions: CaptionsConfig, block_pairs: int, count: int) -> None:
         self._index = source.open()
         self._reader = PairReader(self._index, captions)
-        # The deal is the first epoch of an order over the source.
+        # The tars have the order of the first epoch of a run.
         self._order = SampleOrder(len(self._index), seed=0, block_pairs=block_pairs)
         self._count = count
 
     def read(self, work_unit: WorkUnit) -> list[Pair]:
-        """Fetch a tar's pairs, in its order; all of them are in memory."""
+        """Read a tar's pairs in its order, all of them into memory."""
         members = self._order.pairs_at(np.asarray(places_of(int(work_unit.unit), self._count, len(self._index))))
         by_source = np.argsort(members)
         pairs: dict[int, Pair] = {}
@@ -154,38 +129,33 @@ class MaterialiseWorker:
         return [pairs[place] for place in range(len(members))]
 
     def compute(self, work_unit: WorkUnit, source: Sequence[Pair]) -> tuple[pa.Table, UnitRecord]:
-        """Write the tar; its rows are the offsets of the members."""
+        """Write the tar, and return the table of its members' offsets."""
         first = places_of(int(work_unit.unit), self._count, len(self._index)).start
         table = write_pairs(work_unit.location, source, first)
         return table, UnitRecord(unit=work_unit.unit, source=work_unit.uri, rows_in=len(source), rows_out=len(source))
 
 
-def shard_count(pairs: int, pairs_per_shard: int, least: int) -> int:
-    """Number of tars: enough that none holds more than `pairs_per_shard`, at least `least`, never an empty one."""
+def tar_count(pairs: int, pairs_per_shard: int, least: int) -> int:
+    """Number of tars: at least `least`, none empty, none with more than `pairs_per_shard` pairs."""
     return min(pairs, max(least, -(-pairs // pairs_per_shard)))
 
 
-def places_of(work_unit: int, count: int, pairs: int) -> range:
-    """Places of the deal that go into a tar; sizes differ by one at most."""
-    return range(work_unit * pairs // count, (work_unit + 1) * pairs // count)
+def places_of(tar: int, count: int, pairs: int) -> range:
+    """Places of the shuffled order that are in a tar; the sizes of tars differ by at most one."""
+    return range(tar * pairs // count, (tar + 1) * pairs // count)
 
 
-def tar_shards(folder: Location, count: int) -> list[WorkUnit]:
+def tar_units(folder: Location, count: int) -> list[WorkUnit]:
     """The tars of a materialised set."""
     names = [f"{number:05d}" for number in range(count)]
     return [WorkUnit(unit=name, uri=(folder / f"{name}.tar").uri, format="webdataset") for name in names]
 
 
 def write_pairs(location: Location, pairs: Sequence[Pair], first_key: int) -> pa.Table:
-    """Write a tar of pairs, atomically: `KEY.jpg` (by content), `KEY.txt`.
-
-    Args:
-        location: The tar.
-        pairs: In the order in which they are to stand.
-        first_key: Keys are numbers from here on.
+    """Write a tar of pairs, atomically: `KEY.jpg` (or another suffix, by content), `KEY.txt`; keys are consecutive.
 
     Returns:
-        Where the members lie: `row`, `caption_index`, `image_offset`, `image_bytes`, `caption_offset`,
+        Positions of the members: `row`, `caption_index`, `image_offset`, `image_bytes`, `caption_offset`,
         `caption_bytes`.
     """
     places: dict[str, list[int]] = {"image_offset": [], "image_bytes": [], "caption_offset": [], "caption_bytes": []}
@@ -194,8 +164,9 @@ def write_pairs(location: Location, pairs: Sequence[Pair], first_key: int) -> pa
         tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):
         for key, pair in enumerate(pairs, first_key):
-            for kind, suffix, content in _members(pair):
-                # TarInfo's defaults are what reproducible bytes need: time 0, user 0, no names.
+            image, caption = pair.image, pair.caption.encode()
+            for kind, suffix, content in (("image", image_suffix(image), image), ("caption", "txt", caption)):
+                # TarInfo's defaults (time 0, user 0, no names) make the bytes reproducible.
                 member = tarfile.TarInfo(f"{key:012d}.{suffix}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
@@ -207,11 +178,6 @@ def write_pairs(location: Location, pairs: Sequence[Pair], first_key: int) -> pa
     return pa.table({"row": rows, "caption_index": pa.array(rows * 0, pa.int32()), **columns})
 
 
-def _members(pair: Pair) -> Iterator[tuple[str, str, bytes]]:
-    yield "image", image_suffix(pair.image), pair.image
-    yield "caption", "txt", pair.caption.encode()
-
-
 def image_suffix(image: bytes) -> str:
     """The file name suffix of an image, by its content."""
     if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
@@ -220,5 +186,5 @@ def image_suffix(image: bytes) -> str:
 
 
 def captions_of_tars(captions: CaptionsConfig) -> CaptionsConfig:
-    """How captions and images are named in materialised tars."""
+    """Names of captions and images in materialised tars."""
     return captions.model_copy(update={"caption_field": None})

@@ -1,7 +1,7 @@
-"""The order of a run's samples: one sequence that the size of the training set and the seed determine.
+"""The order of a run's samples: one sequence, determined by the size N of the training set and the seed.
 
-Position p lies in epoch p // N, at place p % N of that epoch's permutation. The permutation is computed where it is
-asked for, so that an order takes no memory, whatever N.
+Position p is in epoch p // N, at place p % N of that epoch's permutation. Places of the permutation are computed on
+demand, so an order needs no memory for any N.
 """
 
 import math
@@ -19,13 +19,13 @@ Int64Array = npt.NDArray[np.int64]
 class SampleOrder:
     """The sequence of a run's samples.
 
-    Blocks of neighbours stay together: an epoch is a permutation of the blocks, and the last, short block of N pairs
-    stands at a place of its own among them.
+    Blocks of neighbouring pairs stay together: an epoch is a permutation of the blocks. The last block, which may be
+    shorter, is inserted at a random place.
 
     Args:
         pairs: N, size of the training set.
-        seed: Of the permutations.
-        block_pairs: Neighbours in a block; 1 shuffles every pair alone.
+        seed: Seed of the permutations.
+        block_pairs: Pairs per block; 1 shuffles single pairs.
     """
 
     def __init__(self, pairs: int, seed: int, block_pairs: int = 1) -> None:
@@ -35,7 +35,7 @@ class SampleOrder:
         self._blocks, self._rest = divmod(pairs, block_pairs)
 
     def pairs_at(self, positions: npt.ArrayLike) -> Int64Array:
-        """Which pairs stand at positions of the sequence, int64 [b]."""
+        """The pairs at these positions of the sequence, int64 [b]."""
         epochs, places = np.divmod(np.asarray(positions, np.int64), self._pairs)
         pairs = np.empty_like(places)
         for epoch in np.unique(epochs).tolist():
@@ -44,13 +44,13 @@ class SampleOrder:
         return pairs
 
     def _epoch_pairs(self, epoch: int, places: Int64Array) -> Int64Array:
-        """Which pairs stand at places, below N, of an epoch."""
+        """The pairs at these places, below N, of an epoch."""
         keys = draw_keys(f"order {self._seed} {epoch}", _ROUNDS + 1)
         first_short = int(keys[_ROUNDS] % np.uint64(self._blocks + 1)) * self._block
-        # As if the short block were not there: what stands behind it moves up.
+        # Ignore the short block: places after it move up.
         behind = places >= first_short + self._rest
         slots, within = np.divmod(places - behind * self._rest, self._block)
-        # Places inside the short block may count as one slot too many here; they are overwritten below.
+        # Places inside the short block may have a slot that does not exist; they are overwritten below.
         blocks = permute(np.minimum(slots, self._blocks - 1), self._blocks, keys[:_ROUNDS]) if self._blocks else slots
         pairs = blocks * self._block + within
         short = (places >= first_short) & ~behind
@@ -59,16 +59,16 @@ class SampleOrder:
 
 
 def permute(places: Int64Array, size: int, keys: UInt64Array) -> Int64Array:
-    """Images of places under a pseudorandom permutation of 0 … size - 1, int64.
+    """Apply a pseudorandom permutation of 0 … size - 1 to places, int64.
 
-    A Feistel network over pairs (left, right) of the smallest rectangle that holds `size` places, by addition modulo
-    its sides; what falls outside goes through it again until it does not (Black and Rogaway, *Ciphers with arbitrary
-    finite domains*, 2002).
+    A Feistel network permutes the pairs (left, right) of the smallest rectangle with at least `size` places, by
+    addition modulo its sides. Results outside the range are permuted again until they are inside (Black and Rogaway,
+    *Ciphers with arbitrary finite domains*, 2002).
 
     Args:
         places: int64 [b], each below `size`.
         size: At least 1.
-        keys: Of the rounds, an even number of them.
+        keys: One key per round, an even number of them.
     """
     left_size = np.uint64(math.isqrt(size - 1) + 1)
     right_size = np.uint64(-(-size // int(left_size)))

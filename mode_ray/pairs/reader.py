@@ -1,4 +1,4 @@
-"""Fetch single pairs, image bytes and caption, from the source shards."""
+"""Reads single pairs, image bytes and caption, from the source shards."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,18 +19,18 @@ from mode_ray.pairs.index import SHARD, PairIndex
 from mode_ray.storage import is_damage
 
 _OPEN_LOCAL_FILES = 64
-_OPEN_REMOTE_FILES = 4096  # they hold no connection, only the size that opening asks for
+_OPEN_REMOTE_FILES = 4096  # an open remote file has no connection, only the size that opening it requested
 _CACHED_ROW_GROUPS = 16
 _CONCURRENT_REQUESTS = 16
 READ_SLACK = 0.2
-"""Bytes read beyond the members' own, at most, as a share of these."""
+"""Maximum bytes read in addition to the members, as a share of the members' bytes."""
 
 _Columns = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One image-caption pair as it lies in its shard.
+    """One image-caption pair as it is stored in its shard.
 
     Attributes:
         image: The encoded image.
@@ -45,12 +45,12 @@ class Pair:
 
 @dataclass
 class ReadCounters:
-    """What a reader asked of the shards so far.
+    """The reads of a reader so far.
 
     Attributes:
-        requests: Ranges of tars and row groups of parquet files that were read.
-        bytes_read: Their bytes, as they lie in the files.
-        member_bytes: Bytes of the images and captions that were wanted; a pair twice in a batch counts once.
+        requests: Number of ranges of tars and row groups of parquet files that were read.
+        bytes_read: Their bytes, as stored in the files.
+        member_bytes: Bytes of the requested images and captions; a pair that is twice in a batch counts once.
     """
 
     requests: int = 0
@@ -59,12 +59,7 @@ class ReadCounters:
 
 
 class PairReader:
-    """Random access to the pairs of an index; keeps files and parquet row groups open between calls.
-
-    Args:
-        index: The pairs.
-        captions: How captions and images are named in the shards.
-    """
+    """Random access to the pairs of an index. Files and parquet row groups stay open between calls."""
 
     def __init__(self, index: PairIndex, captions: CaptionsConfig) -> None:
         self.counters = ReadCounters()
@@ -76,7 +71,7 @@ class PairReader:
         self._row_group = lru_cache(_CACHED_ROW_GROUPS)(self._read_row_group)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Loader processes open files of their own.
+        # Loader processes open their own files.
         return {"_index": self._index, "_captions": self._captions}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -85,11 +80,11 @@ class PairReader:
     def read(self, positions: Sequence[int] | np.ndarray) -> list[Pair]:
         """Read pairs, in the order of `positions`.
 
-        Members of one tar that lie close together are read in one request, so that at most 1.2 times their bytes are
-        read; requests to remote files go out side by side.
+        Members of one tar that are close together are read in one request, which reads at most 1.2 times their bytes.
+        Requests to remote files are sent concurrently.
 
         Raises:
-            DataError: A pair is not where the index says; names file and row.
+            DataError: A pair is not at the position in the index; names file and row.
         """
         columns = self._index.columns_at(positions)
         numbers = columns[SHARD]
@@ -99,13 +94,13 @@ class PairReader:
         pairs: dict[int, Pair] = {}
         self._read_tars(columns, np.flatnonzero(in_tar), pairs)
         rows = np.flatnonzero(~in_tar)
-        # Ascending rows: neighbours share a row group, and reads go forward through the file.
+        # In the order of rows: neighbours share a row group, and the file is read forward.
         for place in rows[np.lexsort((columns["row"][rows], numbers[rows]))].tolist():
             pairs[place] = self._read_parquet(columns, place)
         return [pairs[place] for place in range(len(numbers))]
 
     def _read_tars(self, columns: _Columns, places: np.ndarray, pairs: dict[int, Pair]) -> None:
-        """Read the pairs at these places of the columns, all of them in tars."""
+        """Read the pairs at these places of the columns, all of them in tars, into `pairs`."""
         if len(places) == 0:
             return
         count = len(places)
@@ -140,9 +135,9 @@ class PairReader:
             pairs[place] = Pair(members[0], self._tar_caption(members[1], columns, place, where), where)
 
     def _read_range(self, opened: Callable[[int], pa.NativeFile], number: int, start: int, end: int) -> bytes:
-        """Bytes of a tar; fewer where it ends before."""
+        """Bytes of a tar; fewer if the tar ends earlier."""
         file = opened(number)
-        # Arrow's S3 files raise where others give fewer bytes.
+        # Beyond the end of a file, Arrow's S3 files raise an error; other files return fewer bytes.
         size = max(0, min(end, file.size()) - start)
         location = self._index.work_units[number].location
         return bytes(location.complete(lambda: file.read_at(size, start))) if size else b""
@@ -167,7 +162,7 @@ class PairReader:
         within = row - (int(ends[group - 1]) if group else 0)
         image, caption = images[within].as_py(), captions[within].as_py()
         if image is None:
-            image = b""  # a bad image, which training counts like any other
+            image = b""  # training counts it as a bad image
         if isinstance(image, dict):  # the layout of Hugging Face data sets
             image = image.get("bytes")
         if not isinstance(image, bytes):
@@ -175,7 +170,7 @@ class PairReader:
         if isinstance(caption, list):
             caption = dict(enumerate(caption)).get(int(columns["caption_index"][position]))
         if not isinstance(caption, str | bytes):
-            raise DataError(f"{place}: its caption is gone; the file changed since it was assigned")
+            raise DataError(f"{place}: the caption is missing; the file changed since it was assigned")
         text = caption.encode() if isinstance(caption, str) else caption
         self.counters.member_bytes += len(image) + len(text)
         return Pair(image, _normalise(text, place), place)
@@ -189,10 +184,10 @@ class PairReader:
         try:
             return work_unit.location.open_input()
         except FileNotFoundError:
-            raise DataError(f"{work_unit.uri}: no such file; it was there when it was assigned") from None
+            raise DataError(f"{work_unit.uri}: no such file; it was removed since it was assigned") from None
 
     def _open_parquet(self, number: int) -> tuple[pq.ParquetFile, np.ndarray]:
-        """The file and the row number at which each of its row groups ends."""
+        """The file, and the row number after each of its row groups."""
         file = open_parquet(self._index.work_units[number])
         rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         return file, np.cumsum(rows)
@@ -222,7 +217,7 @@ class PairReader:
 
 
 def _stored_bytes(group: pq.RowGroupMetaData, names: frozenset[str]) -> int:
-    """Compressed bytes of some columns of a row group, nested ones with all their leaves."""
+    """Compressed bytes of some columns of a row group, including all leaves of nested columns."""
     columns = [group.column(number) for number in range(group.num_columns)]
     return sum(c.total_compressed_size for c in columns if c.path_in_schema.split(".")[0] in names)
 

@@ -1,4 +1,4 @@
-"""A training set's index as one file in the run directory: written once, mapped into the memory of every worker."""
+"""A training set's index as a file in the run directory. It is written once, and every worker maps it into memory."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ Provenance = Mapping[str, str]
 def provenance(
     members: TrainingSet, assignments: Location, work_units: Sequence[WorkUnit], group_m: np.ndarray
 ) -> dict[str, str]:
-    """All that decides the content of a training set's index, in few words.
+    """Everything that determines the content of a training set's index, as short strings.
 
     Raises:
         DataError: The assign stage is not done.
@@ -51,22 +51,12 @@ def provenance(
 def write_training_set(
     members: TrainingSet, assignments: Location, work_units: Sequence[WorkUnit], group_m: np.ndarray, folder: Location
 ) -> Location:
-    """Write the index of a training set, unless it stands already.
+    """Write the index of a training set, unless it exists; returns the file.
 
-    Memory is flat: assignment shards are streamed, and a remote file is collected on the local disk.
-
-    Args:
-        members: The set.
-        assignments: Directory of the assignment shards.
-        work_units: All source shards.
-        group_m: Coarse map for n experts; unused for `all`.
-        folder: Where training sets belong.
-
-    Returns:
-        The file.
+    Memory is constant: assignments are streamed, and a remote file is collected on the local disk.
 
     Raises:
-        DataError: The set is empty, or there is no assignment.
+        DataError: The set is empty, or no work unit has assignments.
     """
     file = training_set_file(folder, members.name)
     made_of = provenance(members, assignments, work_units, group_m)
@@ -78,10 +68,10 @@ def write_training_set(
 def open_training_set(
     members: TrainingSet, assignments: Location, work_units: Sequence[WorkUnit], group_m: np.ndarray, folder: Location
 ) -> PairIndex:
-    """Map what `write_training_set` wrote with the same arguments.
+    """Map the index that `write_training_set` wrote with the same arguments.
 
     Raises:
-        DataError: It is missing, or was made of other assignments or shards.
+        DataError: It is missing, or was made of other assignments or work units.
     """
     made_of = provenance(members, assignments, work_units, group_m)
     return open_index(training_set_file(folder, members.name), work_units, made_of)
@@ -91,12 +81,12 @@ def write_index(file: Location, tables: Iterable[pa.Table], made_of: Provenance)
     """Write the rows of an index, atomically, as an uncompressed Arrow file.
 
     Raises:
-        DataError: There are none.
+        DataError: There are no rows.
     """
     batches = _rebatched(tables)
     first = next(batches, None)
     if first is None:
-        raise DataError(f"{file.name}: the training set is empty; bring more captions")
+        raise DataError(f"{file.name}: the training set is empty; add more captions")
     schema = first.schema.with_metadata({_METADATA_KEY: json.dumps(made_of).encode()})
     with file.open_atomic() as stream, pa.ipc.new_file(stream, schema) as writer:
         writer.write_batch(first)
@@ -105,7 +95,7 @@ def write_index(file: Location, tables: Iterable[pa.Table], made_of: Provenance)
 
 
 def _rebatched(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
-    """Rows in batches of one size, so that finding a row does not take longer where shards are many and small."""
+    """Rows in batches of equal size, so that finding a row is fast even with many small work units."""
     waiting: list[pa.Table] = []
     rows = 0
     for table in tables:
@@ -121,7 +111,7 @@ def _rebatched(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
 
 
 def index_provenance(file: Location) -> Provenance | None:
-    """What an index was made of; None where there is no such file, or only the beginning of one."""
+    """The provenance of an index; None if the file does not exist or is incomplete."""
     if not file.exists():
         return None
     try:
@@ -138,33 +128,26 @@ def _schema_metadata(file: Location) -> dict[bytes, bytes]:
 
 
 def open_index(file: Location, work_units: Sequence[WorkUnit], made_of: Provenance) -> PairIndex:
-    """Map an index; a remote one is copied to the local disk first, once a node.
-
-    Args:
-        file: The index.
-        work_units: Its source shards.
-        made_of: What it must have been made of.
+    """Map an index. A remote index is copied to the local disk first, once per node.
 
     Raises:
-        DataError: It is missing, or was made of something else.
+        DataError: It is missing, or has another provenance.
     """
     found = index_provenance(file)
     if found != made_of:
-        changed = "missing" if found is None else f"made of other {', '.join(_differing(found, made_of))}"
-        raise DataError(f"{file}: {changed}; run `mode-ray train` again, which writes it")
+        differing = sorted(name for name in {*(found or {}), *made_of} if (found or {}).get(name) != made_of.get(name))
+        changed = "missing" if found is None else f"made of other {', '.join(differing)}"
+        raise DataError(f"{file}: {changed}; run `mode-ray train` again to write it")
     local = Path(file.path) if file.is_local else _local_copy(file, made_of)
     return PairIndex.open(work_units, local)
-
-
-def _differing(found: Provenance, expected: Provenance) -> list[str]:
-    return sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
 
 
 def _local_copy(file: Location, made_of: Provenance) -> Path:
     """This node's copy of a remote index.
 
-    Without locks: who comes first copies, under a name of its own; others wait while its copy grows, and copy
-    themselves where it has stopped (the process is dead). The rename at the end is atomic, and all copies are equal.
+    There are no locks. The first process copies the index to a temporary file. Others wait while that file grows, and
+    make their own copy if it stops growing because the process died. The final rename is atomic, and all copies are
+    equal.
     """
     folder = Path(tempfile.gettempdir()) / f"mode-ray-{os.getuid()}" / "training_sets"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -178,13 +161,13 @@ def _local_copy(file: Location, made_of: Provenance) -> Path:
 
 
 def _is_growing(folder: Path, name: str) -> bool:
-    """Whether another process is copying this file: its temporary was written to a moment ago."""
+    """Whether another process is copying this file: its temporary file was modified recently."""
     now = time.time()
     for temporary in folder.glob(f".{name}.*.tmp"):
         try:
             if now - temporary.stat().st_mtime < _COPY_IS_DEAD_SECONDS:
                 return True
-        except FileNotFoundError:  # it was renamed: the copy stands
+        except FileNotFoundError:  # it was renamed: the copy is complete
             continue
     return False
 

@@ -1,8 +1,8 @@
-"""Batches of a run's samples, and the loader that prepares them ahead.
+"""Batches of a run's samples, and the loader that prepares them in advance.
 
-A run's samples are one sequence that depends on nothing but the training set and the seed (`sample_order`). A global
-batch is a slice of it, a rank's part a slice of that. The number of samples seen is therefore the whole state of the
-loader, and a run may go on with another number of workers.
+The training set and the seed determine one sequence of samples (`mode_ray.pairs.order`). A global batch is a slice of
+it, and each rank gets a slice of the batch. The number of samples seen is therefore the whole state of the loader, and
+a run can resume with another number of workers.
 """
 
 import hashlib
@@ -10,7 +10,6 @@ import multiprocessing
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
@@ -27,11 +26,12 @@ from mode_ray.pairs.order import SampleOrder
 from mode_ray.pairs.reader import Pair, PairReader
 from mode_ray.train.step.crops import TrainTransform
 from mode_ray.train.step.pixels import decode_pixels
+from mode_ray.train.step.rank import Rank
 from mode_ray.util.read_ahead import read_ahead
 from mode_ray.util.threads import limited_threads
 
-_PREFETCHED_BATCHES = 4  # of each loader process
-_BATCHES_AHEAD = 3  # of the loader thread
+_PREFETCHED_BATCHES = 4  # by each loader process
+_BATCHES_AHEAD = 3  # by the loader thread
 _LEDGER_BITS = 63
 
 
@@ -42,10 +42,10 @@ class TrainBatch:
     Attributes:
         images: float32 [b, 3, h, w].
         texts: int64 [b, context].
-        caption_ids: int64 [b]; equal for equal captions, and (but for a chance of 2^-64) for no others.
-        bad_images: Reason and place of every image that could not be decoded; another pair of the batch stands in.
-        ledger: Sum, modulo 2^63, of a number that each sample's image, caption and position in the run determine.
-            Sums over batches and ranks tell whether two runs saw the same samples at the same places.
+        caption_ids: int64 [b]; equal for equal captions only (except with probability 2^-64).
+        bad_images: Error message of every image that could not be decoded; another pair of the batch replaces it.
+        ledger: Sum, modulo 2^63, of a hash of each sample's image, caption and position in the run. Two runs with
+            equal sums over batches and ranks saw the same samples at the same positions.
     """
 
     images: torch.Tensor
@@ -64,19 +64,14 @@ class TrainBatch:
         )
 
     def pin_memory(self) -> "TrainBatch":
-        """Page-lock the tensors; the loader calls this where there is a GPU."""
+        """Page-lock the tensors; the loader calls this if there is a GPU."""
         return replace(self, images=self.images.pin_memory(), texts=self.texts.pin_memory())
 
 
 class PairDataset(Dataset[TrainBatch]):
-    """Reads, decodes and tokenises the samples at given positions of the sequence.
+    """Reads, decodes and tokenizes the samples at given positions of the sequence.
 
-    Args:
-        index: The training set.
-        config: How its pairs are ordered, and the largest image.
-        clip: Transforms and tokenizer.
-        seed: Of the order and of the random crops.
-        captions: How captions and images are named in the index's shards; by default as in the source shards.
+    `captions` gives the names of captions and images in the index's shards; the default is the config's.
     """
 
     def __init__(
@@ -105,7 +100,7 @@ class PairDataset(Dataset[TrainBatch]):
                 decoded.append(pair.caption)
         if not decoded:
             raise DataError(f"no image of a whole batch can be decoded; the first: {bad[0]}")
-        # Ranks must contribute equally many samples, so decoded ones take the places of the bad ones.
+        # Every rank must contribute the same number of samples, so decoded images replace the bad ones.
         for place in range(len(decoded), len(pairs)):
             images[place] = images[place % len(decoded)]
         captions = [decoded[place % len(decoded)] for place in range(len(pairs))]
@@ -129,47 +124,53 @@ def _ledger_entry(position: int, pair: Pair) -> int:
 
 
 class _RankPositions:
-    """Positions of one rank's part of every global batch from a sample on; a batch sampler."""
+    """Positions of one rank's part of every global batch; a batch sampler."""
 
-    def __init__(self, first: int, last: int, batch_size: int, rank: int, world_size: int) -> None:
-        self._batches = range(first, last, batch_size)
-        part = batch_size // world_size
-        self._part = range(rank * part, (rank + 1) * part)
+    def __init__(self, batches: range, rank: Rank) -> None:
+        self._batches = batches
+        self._size = batches.step // rank.world_size
+        self._offset = rank.number * self._size
 
     def __iter__(self) -> Iterator[list[int]]:
-        return ([start + offset for offset in self._part] for start in self._batches)
+        return (list(range(start + self._offset, start + self._offset + self._size)) for start in self._batches)
 
     def __len__(self) -> int:
         return len(self._batches)
 
 
-def train_loader(
-    dataset: PairDataset, first: int, last: int, batch_size: int, rank: int, world_size: int, workers: int
-) -> Iterable[TrainBatch]:
-    """Batches of one rank's part of the samples `first` to `last`, in order, some of them prepared ahead.
+def train_loader(dataset: PairDataset, batches: range, rank: Rank, workers: int) -> Iterable[TrainBatch]:
+    """One rank's part of every global batch, in order; some batches are prepared in advance.
 
     Args:
         dataset: The samples.
-        first: Samples seen so far by the whole run.
-        last: Samples after which the run ends.
-        batch_size: Global batch.
-        rank: Of this process.
-        world_size: Number of processes.
+        batches: Position of the first sample of each global batch; its step is the batch size.
+        rank: This process.
         workers: Loader processes; with 0 a thread of this process loads.
 
     Raises:
-        UsageError: The batch cannot be dealt evenly to the processes.
+        UsageError: The batch size is not a multiple of the number of processes.
     """
-    if batch_size % world_size:
+    if batches.step % rank.world_size:
         raise UsageError(
-            f"train.batch_size={batch_size} cannot be dealt evenly to {world_size} workers; "
+            f"train.batch_size={batches.step} cannot be split evenly among {rank.world_size} workers; "
             "make it a multiple of train.placement.workers_per_run"
         )
-    positions: Any = _RankPositions(first, last, batch_size, rank, world_size)
+    positions: Any = _RankPositions(batches, rank)
     pinned = torch.cuda.is_available()
+
+    def load(batch: list[int]) -> TrainBatch:
+        # With more OpenMP threads than cores, libgomp lets the threads of the training step sleep between operations:
+        # small models trained a third slower with a second team of threads here.
+        with limited_threads(1):
+            loaded = dataset[batch]
+        return loaded.pin_memory() if pinned else loaded
+
     if workers == 0:
-        return _ThreadLoader(dataset, positions, pinned=pinned)
-    # batch_size=None: the sampler's lists go to the dataset whole, which reads a batch shard by shard.
+        return read_ahead(load, positions, ahead=_BATCHES_AHEAD)
+    # Loader processes are forked from a server without threads: a fork of Ray's worker may inherit a held lock.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    # batch_size=None: the dataset gets the whole list of a batch, so that it can read the batch shard by shard.
     loader: DataLoader[TrainBatch] = DataLoader(
         dataset,
         sampler=positions,
@@ -177,35 +178,9 @@ def train_loader(
         num_workers=workers,
         prefetch_factor=_PREFETCHED_BATCHES,
         pin_memory=pinned,
-        multiprocessing_context=_loader_context(),
+        multiprocessing_context=context,
     )
     return loader
-
-
-class _ThreadLoader:
-    """One thread prepares the next batches while a step is computed."""
-
-    def __init__(self, dataset: PairDataset, positions: Iterable[list[int]], *, pinned: bool) -> None:
-        self._dataset = dataset
-        self._positions = positions
-        self._pinned = pinned
-
-    def __iter__(self) -> Iterator[TrainBatch]:
-        return read_ahead(self._load, self._positions, ahead=_BATCHES_AHEAD)
-
-    def _load(self, positions: list[int]) -> TrainBatch:
-        # A second team of OpenMP threads would end the spinning of the first: with more threads than cores, libgomp
-        # lets them sleep between any two operations, and small models trained a third slower.
-        with limited_threads(1):
-            batch = self._dataset[positions]
-        return batch.pin_memory() if self._pinned else batch
-
-
-def _loader_context() -> BaseContext:
-    """Loader processes come from a server without threads: a fork of Ray's worker may inherit a held lock."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
 
 
 LoaderFactory = Callable[[int], Iterable[TrainBatch]]

@@ -1,4 +1,4 @@
-"""Who is trained on what, for how many samples, on which part of the schedule."""
+"""The training runs of the train stage: their pairs, samples and parts of the schedule."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ DENSE_EQUAL_TOTAL: Final = "dense-equal-total"
 
 Role = Literal["seed", "expert"] | Control
 _ROLES: Mapping[str, Role] = {SEED: "seed", DENSE: "dense", DENSE_EQUAL_TOTAL: "dense_equal_total"}
-# Behind the dense runs' seeds, so that no two models on all data see it in the same order.
+# After the dense runs' seeds, so that no two models trained on all data see it in the same order.
 _FULL_SEEDS_FROM = 3
 
 
@@ -28,8 +28,8 @@ class Trial:
         name: Also its directory below `experts/`, for example `seed`, `dense`, `n4/00`, `random-n4/00`.
         members: Its pairs.
         samples: Samples it sees itself, a multiple of the batch size.
-        first_progress: Where on the schedule (0 to 1) it begins.
-        last_progress: Where it ends.
+        first_progress: Position on the schedule (0 to 1) at which it begins.
+        last_progress: Position at which it ends.
         parent: The trial whose weights and optimizer it continues, or None.
     """
 
@@ -42,54 +42,54 @@ class Trial:
 
     @property
     def role(self) -> Role:
-        """What it is trained for."""
+        """Its role in the ensemble or the comparison."""
         return role_of(self.name)
 
 
 def expert_name(experts: int, expert: int, control: Literal["full", "random"] | None = None) -> str:
-    """Name of an expert's trial and directory, or of the model that takes its place in a control."""
+    """Name of an expert's trial and directory, or of the model that replaces it in a control."""
     return f"{'' if control is None else f'{control}-'}n{experts}/{expert:02d}"
 
 
 def role_of(name: str) -> Role:
-    """What a trial of this name is trained for.
+    """The role of the trial with this name.
 
     Raises:
-        ValueError: No trial is called so.
+        ValueError: It is not the name of a trial.
     """
     if name in _ROLES:
         return _ROLES[name]
     match = re.fullmatch(r"(?:(full|random)-)?n\d+/\d+", name)
     if match is None:
-        raise ValueError(f"{name!r} is no name of a trial")
+        raise ValueError(f"{name!r} is not the name of a trial")
     return "expert" if match[1] is None else "full" if match[1] == "full" else "random"
 
 
 def plan_trials(config: TrainConfig, pairs_n: np.ndarray, order: Sequence[int]) -> list[Trial]:
-    """All runs of the train stage, in the order in which they are to start.
+    """All runs of the train stage, in the order in which they start.
 
     The paper trains the seed for 27 of 32 epochs and every expert for the rest. With the `shared` budget the experts
-    together see what the dense run sees in that rest, in proportion to their data, so the total is 1.0 x dense; with
-    `full` each of them sees as much, and the total is (27 + 5n)/32 x dense.
+    together see as many samples as the dense run sees in that rest, in proportion to their data: the total is 1.0 x
+    dense. With `full` each expert sees that many: the total is (27 + 5n)/32 x dense.
 
     Args:
         config: Budgets and controls.
-        pairs_n: Pairs of each expert, out-of-cluster ones excluded.
-        order: Experts, the one to train first in front (the paper: the widest cluster first).
+        pairs_n: Pairs of each expert, without those of other clusters.
+        order: Experts in the order of training (the paper: the widest cluster first).
     """
     n = config.experts
-    has_seed = config.model.pretrained is None and _whole_batches(_seed_samples(config), config.batch_size) > 0
+    seed_samples = _whole_batches(config.dense_samples * config.seed_share, config.batch_size)
+    has_seed = config.model.pretrained is None and seed_samples > 0
     first = config.seed_share if has_seed else 0.0
-    seeds = []
-    if has_seed:
-        samples = _whole_batches(_seed_samples(config), config.batch_size)
-        seeds.append(Trial(name=SEED, members=_everything(config, 0), samples=samples, last_progress=first))
+    seed = Trial(name=SEED, members=_everything(config, 0), samples=seed_samples, last_progress=first)
+    seeds = [seed] if has_seed else []
     rest = config.dense_samples * (1 - first)
     by_size_n = pairs_n / pairs_n.sum() if config.expert_budget == "shared" else np.ones(n)
     evenly_n = np.full(n, 1 / n if config.expert_budget == "shared" else 1.0)
+    dense_samples = _whole_batches(config.dense_samples, config.batch_size)
 
     def continued(name: str, members: TrainingSet, share: float) -> Trial:
-        """One that goes on from the seed."""
+        """A trial that continues from the seed."""
         return Trial(
             name=name,
             members=members,
@@ -105,13 +105,7 @@ def plan_trials(config: TrainConfig, pairs_n: np.ndarray, order: Sequence[int]) 
     experts = [continued(expert_name(n, expert), subset("expert", expert), by_size_n[expert]) for expert in order]
     total = sum(trial.samples for trial in (*seeds, *experts))
     controls: dict[Control, list[Trial]] = {
-        "dense": [
-            Trial(
-                name=DENSE,
-                members=_everything(config, 1),
-                samples=_whole_batches(config.dense_samples, config.batch_size),
-            )
-        ],
+        "dense": [Trial(name=DENSE, members=_everything(config, 1), samples=dense_samples)],
         "dense_equal_total": [Trial(name=DENSE_EQUAL_TOTAL, members=_everything(config, 2), samples=total)],
         "full": [
             continued(expert_name(n, expert, "full"), _everything(config, _FULL_SEEDS_FROM + expert), evenly_n[expert])
@@ -122,23 +116,19 @@ def plan_trials(config: TrainConfig, pairs_n: np.ndarray, order: Sequence[int]) 
             for expert in order
         ],
     }
-    # The dense runs come next to the seed: they wait for nothing, so no slot stands idle while the seed is trained.
+    # The dense runs follow the seed: they do not depend on it, so they can use the other slots while it is trained.
     dense = [trial for name in ("dense", "dense_equal_total") if name in config.controls for trial in controls[name]]
-    dealt = [trial for name in ("full", "random") if name in config.controls for trial in controls[name]]
-    return [*seeds, *dense, *experts, *dealt]
+    ensembles = [trial for name in ("full", "random") if name in config.controls for trial in controls[name]]
+    return [*seeds, *dense, *experts, *ensembles]
 
 
 def _everything(config: TrainConfig, number: int) -> TrainingSet:
-    """All pairs, in an order of its own for each number."""
+    """All pairs, in a different order for each number."""
     return TrainingSet(kind="all", seed=config.seed + number)
 
 
-def _seed_samples(config: TrainConfig) -> float:
-    return config.dense_samples * config.seed_share
-
-
 def _whole_batches(samples: float, batch_size: int) -> int:
-    """The nearest multiple of the batch size; at least one batch where any sample is asked for."""
+    """The nearest multiple of the batch size; at least one batch if there is any sample."""
     if samples <= 0:
         return 0
     return max(1, round(samples / batch_size)) * batch_size
@@ -146,15 +136,15 @@ def _whole_batches(samples: float, batch_size: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetStatement:
-    """What the models cost in samples seen.
+    """The cost of the models in samples seen.
 
     Attributes:
-        seed: The seed's; 0 where the experts begin with a pretrained model.
-        experts: Each expert's, by trial name, in the order of their starts.
-        total: Seed and experts together.
-        dense: The dense baseline's, whether it is trained or not.
-        total_to_dense: Their ratio.
-        controls: All that is behind each control that is trained, the seed's included where it goes on from it.
+        seed: Samples of the seed; 0 if the experts start from a pretrained model.
+        experts: Samples of each expert by trial name, in the order of their starts.
+        total: Samples of seed and experts together.
+        dense: Samples of the dense baseline, trained or not.
+        total_to_dense: Ratio of `total` to `dense`.
+        controls: Total samples of each control, including the seed's if it continues the seed.
     """
 
     seed: int
@@ -165,7 +155,7 @@ class BudgetStatement:
     controls: Mapping[str, int]
 
     def line(self) -> str:
-        """For people."""
+        """The statement as one line of text."""
         experts = ", ".join(f"{name} {samples:,}" for name, samples in self.experts.items())
         controls = ", ".join(f"{name} {samples:,}" for name, samples in self.controls.items())
         return (
@@ -176,7 +166,7 @@ class BudgetStatement:
 
 
 def budget_statement(config: TrainConfig, trials: Sequence[Trial]) -> BudgetStatement:
-    """Add up the samples of planned trials; controls do not count in the total."""
+    """Add up the samples of planned trials; the total does not include controls."""
     samples = {trial.name: trial.samples for trial in trials}
     experts = {trial.name: trial.samples for trial in trials if trial.role == "expert"}
     seed, dense = samples.get(SEED, 0), _whole_batches(config.dense_samples, config.batch_size)

@@ -1,8 +1,8 @@
-"""Models of another run, taken over as they are, so that only what that run does not have is trained.
+"""Reuses the models of another run, so that only the missing models are trained.
 
-Experts are known again by their fine centers: expert c of this run is that of the other run which owns the very same
-centers, among those that the other run had. So an expert that is made of new centers alone is trained, and an expert
-that merely gained some is not. The other run is only read.
+Experts are matched by their fine centers: an expert of this run is reused if an expert of the other run owns exactly
+the same of the centers that both runs have. So an expert of new centers only is trained, and an expert that only
+gained centers is reused. The other run is only read.
 """
 
 import json
@@ -18,28 +18,29 @@ from mode_ray.config.base import fingerprint_fields
 from mode_ray.config.train import TrainConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.models.architecture import CONFIG_FILE, WEIGHTS_FILE, clip_config_of, model_files
-from mode_ray.run_directory import METRICS_FILE, PROGRESS_FILE, STATE_FILE, STATUS_FILE
+from mode_ray.run_directory import METRICS_FILE, PROGRESS_FILE, STATE_FILE
 from mode_ray.stages.manifest import Manifest, read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.plan import DENSE, SEED, Trial, expert_name
-from mode_ray.train.runs.trial import trials_of
+from mode_ray.train.runs.status import TrialStatus, read_status, write_status
+from mode_ray.train.runs.trial import planned_trials_of
 
-# The optimizer first, the model last: a folder that open_clip can load is whole.
+# Copied before the model: a folder that open_clip can load is complete.
 _TRAINING_FILES = (STATE_FILE, PROGRESS_FILE, METRICS_FILE)
-# Where a model begins and how far the seed goes: experts of one ensemble share these.
+# Experts of one ensemble must start from the same weights, at the same point of the schedule.
 _SHARED_FIELDS = ("train.model.pretrained", "train.loss.kind", "train.seed_share")
-# First values of what is learned: no part of the architecture.
+# Initial values of learned parameters are not part of the architecture.
 _INITIAL_VALUES = frozenset({"init_logit_scale", "init_logit_bias"})
 
 
 @dataclass(frozen=True)
 class Takeover:
-    """What a run takes over from another.
+    """The models that a run reuses from another run.
 
     Attributes:
-        trials: This run's, in their order; those taken over as they were trained, under their names here.
-        sources: Folder of each model to take over, by its name here.
-        summary: What to remember of it; empty where nothing was asked for.
+        trials: This run's trials in order. A reused trial has its name here, and the data and budget of the other run.
+        sources: Folder of each reused model, by its name in this run.
+        summary: Record for the manifest; empty if no run is reused.
     """
 
     trials: Sequence[Trial]
@@ -52,15 +53,10 @@ def plan_takeover(
 ) -> Takeover:
     """Find what `train.reuse` has of a run's models; nothing is written.
 
-    Args:
-        config: The run's.
-        trials: The run's, as planned.
-        clustering: The run's.
-        experts: Directory of the run's train stage.
-        clusters: Directory of the run's clustering; both are called alike in the other run.
+    `experts` and `clusters` are this run's directories; those of the other run have the same names.
 
     Raises:
-        UsageError: The other run is this one or not trained to its end, or its models are no models of this config.
+        UsageError: The other run is this run or is not finished, or its models do not fit this config.
         DataError: A file of the other run is missing or damaged.
     """
     if config.reuse is None:
@@ -69,7 +65,7 @@ def plan_takeover(
     source = other / experts.name
     manifest = _finished(other, source, experts)
     _require_shared_fields(other, manifest.fields, fingerprint_fields(config, "train"))
-    before = {trial.name: trial for trial in trials_of(manifest)}
+    before = {trial.name: trial for trial in planned_trials_of(manifest.summary)}
     n_before = int(str(manifest.fields["train.experts"]))
     known = Clustering.load(other / clusters.name)
     expert_before: dict[str, str] = {name: name for name in (SEED, DENSE) if name in config.reuse_models}
@@ -83,7 +79,10 @@ def plan_takeover(
     for folder in sources.values():
         _require_architecture(other, folder, config)
     return Takeover(
-        trials=[_as_trained(trial, before[names[trial.name]]) if trial.name in names else trial for trial in trials],
+        trials=[
+            replace(before[names[trial.name]], name=trial.name, parent=trial.parent) if trial.name in names else trial
+            for trial in trials
+        ],
         sources=sources,
         summary={
             "run": other.uri,
@@ -96,7 +95,7 @@ def plan_takeover(
 
 
 def extends(before: Clustering, now: Clustering) -> bool:
-    """Whether a clustering is another or begins with all of its centers."""
+    """Whether clustering `now` equals `before`, or begins with all of its centers."""
     m = len(before.centers_md)
     return (
         before.encoder_name == now.encoder_name
@@ -106,14 +105,14 @@ def extends(before: Clustering, now: Clustering) -> bool:
 
 
 def matching_experts(before_m: npt.NDArray[np.integer], now_m: npt.NDArray[np.integer]) -> dict[int, int]:
-    """Experts that own the same of the old fine centers, and at least one of these.
+    """Match the experts of two maps that own the same old fine centers, at least one.
 
     Args:
         before_m: Expert of each fine center in the old map.
-        now_m: The same in the new map, which may have further centers behind the old ones.
+        now_m: The same in the new map, which may have more centers after the old ones.
 
     Returns:
-        The old expert of each new one that is known again.
+        The old expert of each new expert that has a match.
     """
     owned = {frozenset(np.flatnonzero(before_m == old).tolist()): int(old) for old in np.unique(before_m)}
     restricted_m = now_m[: len(before_m)]
@@ -122,42 +121,28 @@ def matching_experts(before_m: npt.NDArray[np.integer], now_m: npt.NDArray[np.in
 
 
 def copy_models(takeover: Takeover, experts: Location) -> None:
-    """Copy the models byte by byte, each with its metrics and optimizer; its status, written last, says it is there.
+    """Copy the models byte by byte, each with its metrics and optimizer. Each model's status is written last.
 
-    Called again after a crash it copies what is not there yet.
+    A second call after a crash copies only the missing models.
 
     Raises:
-        DataError: A model of the other run is not whole.
+        DataError: A model of the other run is incomplete.
     """
     samples = {trial.name: trial.samples for trial in takeover.trials}
     for name, source in takeover.sources.items():
-        status = {
-            "trial": name,
-            "state": "finished",
-            "samples": samples[name],
-            "launches": 0,
-            "seconds": 0.0,
-            "taken_from": source.uri,
-        }
         target = experts / name
-        if not _is_taken(target, source):
+        status = read_status(target)
+        if status is None or (status.state, status.taken_from) != ("finished", source.uri):
             _copy_model(source, target)
-            (target / STATUS_FILE).write_text(json.dumps(status, indent=1))
-
-
-def _is_taken(target: Location, source: Location) -> bool:
-    file = target / STATUS_FILE
-    if not file.exists():
-        return False
-    status = json.loads(file.read_text())
-    return bool(status.get("state") == "finished" and status.get("taken_from") == source.uri)
+            copied = TrialStatus(trial=name, state="finished", samples=samples[name], taken_from=source.uri)
+            write_status(target, copied)
 
 
 def _copy_model(source: Location, target: Location) -> None:
     names = {file.name for file in source.files()}
     missing = [name for name in (METRICS_FILE, WEIGHTS_FILE, CONFIG_FILE) if name not in names]
     if missing:
-        raise DataError(f"{source}: not a whole model: {missing[0]} is missing")
+        raise DataError(f"{source}: incomplete model: {missing[0]} is missing; copy or train it again")
     for file in (*(source / name for name in _TRAINING_FILES if name in names), *model_files(source)):
         file.copy_to(target / file.name)
 
@@ -171,16 +156,6 @@ def _finished(other: Location, source: Location, experts: Location) -> Manifest:
             f"train.reuse: {other}: its train stage is not done: name a run's directory, and finish that run first"
         )
     return manifest
-
-
-def _as_trained(trial: Trial, before: Trial) -> Trial:
-    return replace(
-        trial,
-        members=before.members,
-        samples=before.samples,
-        first_progress=before.first_progress,
-        last_progress=before.last_progress,
-    )
 
 
 def _differing(before: Mapping[str, object], now: Mapping[str, object]) -> dict[str, list[object]]:

@@ -1,7 +1,6 @@
 """What `mode-ray demo` prints at its end."""
 
-from mode_ray.cli.demo import next_steps
-
+from mode_ray.cli.pipeline import next_steps
 from mode_ray.run_directory import report_page
 from mode_ray.storage import Location
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from local_cluster import RAY, local_cluster
-from mode_ray.cli.demo import next_steps
+
+from mode_ray.cli.pipeline import next_steps
 
 pytestmark = [pytest.mark.drill, pytest.mark.slow]
 

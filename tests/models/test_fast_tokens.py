@@ -1,4 +1,4 @@
-"""The fast tokenizer gives the tokens of open_clip's own, for whatever text."""
+"""The fast tokenizer gives the tokens of open_clip's own for any text."""
 
 import pickle
 import random

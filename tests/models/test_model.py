@@ -1,4 +1,4 @@
-"""An expert folder is open_clip's own; whatever is wrong with one is said in a sentence that names the file."""
+"""open_clip can load an expert folder; an error in one is reported in a sentence that names the file."""
 
 import json
 import subprocess
@@ -119,7 +119,7 @@ class TestDamagedFolders:
     @pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
     def test_a_missing_file_is_named(self, folder: Location, name: str) -> None:
         (folder / name).delete()
-        with pytest.raises(DataError, match=f"{name}: missing; the model was not trained to its end"):
+        with pytest.raises(DataError, match=f"{name}: missing; the model's training is not finished"):
             load_clip(folder)
 
     def test_a_missing_folder_is_named(self, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ class TestDamagedFolders:
 
     def test_weights_of_another_model_are_named(self, folder: Location) -> None:
         (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save({"logit_scale": torch.zeros(())}))
-        with pytest.raises(DataError, match=f"{WEIGHTS_FILE}: damaged, or of another model"):
+        with pytest.raises(DataError, match=f"{WEIGHTS_FILE}: damaged, or from another model"):
             load_clip(folder)
 
 

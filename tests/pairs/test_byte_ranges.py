@@ -57,7 +57,7 @@ def test_no_range_is_no_request() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_range_lies_in_its_request_and_the_bound_holds(seed: int) -> None:
+def test_every_range_is_inside_its_request_and_the_bound_holds(seed: int) -> None:
     generator = np.random.default_rng(seed)
     files, starts = generator.integers(0, 4, 300), generator.integers(0, 200_000, 300)
     sizes = generator.integers(0, 900, 300)

@@ -73,7 +73,7 @@ class TestMembers:
         assert (len(mixed) - len(own)) / len(mixed) == pytest.approx(share, abs=0.5 / len(own))
         assert np.array_equal(mixed, select(assignments, expert(1, share)))
 
-    def test_every_pair_of_the_others_is_equally_likely_whatever_its_shard(self, assignments: Location) -> None:
+    def test_every_pair_of_the_others_is_equally_likely_in_any_shard(self, assignments: Location) -> None:
         seeds = 200
         drawn = np.zeros(1000)
         for seed in range(seeds):
@@ -107,7 +107,7 @@ class TestMembers:
             assert own_share == pytest.approx(np.mean(number == EXPERT), abs=0.1)
 
     def test_an_expert_without_pairs_is_an_error(self, assignments: Location) -> None:
-        with pytest.raises(DataError, match=r"expert 3 of 4 has no pair; lower train\.experts"):
+        with pytest.raises(DataError, match=r"expert 3 of 4 has no pairs; lower train\.experts"):
             select(assignments, TrainingSet(kind="expert", experts=4, expert=3))
 
     def test_no_more_than_a_few_shards_are_read_ahead(self, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A materialised set holds the same pairs as its index, dealt evenly, in tars that anyone can read."""
+"""A materialised set holds the same pairs as its index, distributed evenly, in tars that other trainers can read."""
 
 import io
 import json
@@ -27,7 +27,7 @@ from mode_ray.pairs.materialise import (
     captions_of_tars,
     image_suffix,
     places_of,
-    shard_count,
+    tar_count,
     write_pairs,
 )
 from mode_ray.pairs.reader import Pair, PairReader
@@ -138,7 +138,7 @@ class TestTars:
         ("pairs", "most", "least", "count"), [(35, 10, 1, 4), (35, 10, 8, 8), (3, 10, 8, 3), (40, 10, 1, 4)]
     )
     def test_how_many_there_are(self, pairs: int, most: int, least: int, count: int) -> None:
-        assert shard_count(pairs, most, least) == count
+        assert tar_count(pairs, most, least) == count
         parts = [places_of(work_unit, count, pairs) for work_unit in range(count)]
         assert [place for part in parts for place in part] == list(range(pairs))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
@@ -157,7 +157,7 @@ class TestTars:
             found[sample[suffixes[0]], sample["txt"].decode()] += 1
         assert found == source.pairs()
 
-    def test_the_suffix_tells_the_content(self) -> None:
+    def test_the_suffix_names_the_format(self) -> None:
         forms = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
         assert {form: image_suffix(encoded(1, form)) for form in forms} == forms
         assert image_suffix(b"") == image_suffix(b"<html>") == "jpg"

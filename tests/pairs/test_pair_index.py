@@ -95,7 +95,7 @@ class TestMappedFile:
     def index(self, file: Location) -> PairIndex:
         return PairIndex.open(SHARDS, Path(file.path))
 
-    def test_rows_are_found_wherever_they_lie(self, index: PairIndex) -> None:
+    def test_rows_are_found_in_every_chunk(self, index: PairIndex) -> None:
         assert len(index) == self.ROWS
         assert index.table.column(0).num_chunks == 3
         positions = np.random.default_rng(0).integers(0, self.ROWS, 1000)

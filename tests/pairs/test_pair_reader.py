@@ -108,7 +108,7 @@ class TestParquet:
     }
 
     @pytest.mark.parametrize("max_rows", [1000, 2], ids=["whole", "split"])
-    def test_every_pair_whatever_its_row_group_and_unit(self, folder: Location, tmp_path: Path, max_rows: int) -> None:
+    def test_every_pair_of_every_row_group_and_unit(self, folder: Location, tmp_path: Path, max_rows: int) -> None:
         file = write_parquet(tmp_path, self.COLUMNS)
         (folder / "pairs.parquet").write_bytes(file.read_bytes())
         reader, captions = reader_of(folder.uri, max_rows_per_unit=max_rows)
@@ -275,8 +275,8 @@ class TestChangedSince:
         [
             (["a cat"], "row 2: the file has fewer rows; it changed"),
             ([], "row 2: the file has fewer rows; it changed"),
-            (["a cat", "a dog", None], "row 2: its caption is gone"),
-            ([["a"], ["b"], []], "row 2: its caption is gone"),
+            (["a cat", "a dog", None], "row 2: the caption is missing"),
+            ([["a"], ["b"], []], "row 2: the caption is missing"),
             ([b"a", b"b", b"\xff"], "row 2: its caption is not UTF-8"),
         ],
         ids=["rows", "no rows", "null", "list", "bytes"],

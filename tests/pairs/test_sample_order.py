@@ -1,4 +1,4 @@
-"""Every epoch is a permutation of its own, computed place by place, whatever the size, the seed and the blocks."""
+"""Every epoch is its own permutation, computed place by place, for any size, seed and blocks."""
 
 import math
 from collections import Counter
@@ -66,7 +66,7 @@ class TestPermutation:
 class TestEpochs:
     @pytest.mark.parametrize("block", [1, 2, 5, 32, 1000])
     @pytest.mark.parametrize("pairs", [1, 2, 31, 32, 33, 64, 97, 640])
-    def test_every_pair_once_whatever_the_blocks(self, pairs: int, block: int) -> None:
+    def test_every_pair_once_for_any_blocks(self, pairs: int, block: int) -> None:
         order = SampleOrder(pairs, seed=3, block_pairs=block)
         for number in range(4):
             assert sorted(epoch(order, pairs, number)) == list(range(pairs))

@@ -50,7 +50,7 @@ def test_full_budget_costs_27_plus_5n_over_32_of_the_dense_run(n: int) -> None:
     assert abs(total_without_dense(trials) - wanted) <= (n + 1) / 2 * PAPER_BATCH
 
 
-def test_shared_budget_is_dealt_in_proportion_to_the_data() -> None:
+def test_the_shared_budget_is_distributed_in_proportion_to_the_data() -> None:
     trials = plan(config(experts=2), [300, 100])
     big, small = trials["n2/00"].samples, trials["n2/01"].samples
     assert big == pytest.approx(3 * small, abs=2 * PAPER_BATCH)
@@ -69,7 +69,7 @@ def test_every_trial_sees_whole_batches_and_at_least_one(budget: str) -> None:
         assert trial.samples >= PAPER_BATCH
 
 
-def test_the_seed_takes_its_share_and_experts_go_on_where_it_stops() -> None:
+def test_the_seed_takes_its_share_and_experts_continue_where_it_stops() -> None:
     trials = plan(config(experts=2))
     seed, dense = trials[SEED], trials[DENSE]
     assert seed.samples == pytest.approx(PAPER_SAMPLES * 27 / 32, abs=PAPER_BATCH)
@@ -137,7 +137,7 @@ def test_at_the_papers_seed_share_equal_total_is_27_plus_5n_over_32() -> None:
 
 
 @pytest.mark.parametrize("budget", ["shared", "full"])
-def test_full_n_goes_on_from_the_seed_on_all_data_each_in_an_order_of_its_own(budget: str) -> None:
+def test_full_n_continues_from_the_seed_on_all_data_each_in_its_own_order(budget: str) -> None:
     trials = plan(config(controls=["dense", "full"], expert_budget=budget), [400, 300, 200, 100])
     control = [trial for trial in trials.values() if trial.role == "full"]
     assert [trial.name for trial in control] == [f"full-n4/{expert:02d}" for expert in range(4)]
@@ -148,7 +148,7 @@ def test_full_n_goes_on_from_the_seed_on_all_data_each_in_an_order_of_its_own(bu
     assert sum(trial.samples for trial in control) == pytest.approx(experts, abs=4 * PAPER_BATCH)
 
 
-def test_dense_runs_start_beside_the_seed_and_dealt_controls_behind_the_experts() -> None:
+def test_dense_runs_start_with_the_seed_and_control_ensembles_after_the_experts() -> None:
     train = config(experts=2, controls=["random", "full", "dense_equal_total", "dense"])
     roles = [trial.role for trial in plan_trials(train, np.full(2, 100), [0, 1])]
     assert roles == ["seed", "dense", "dense_equal_total", *["expert"] * 2, *["full"] * 2, *["random"] * 2]

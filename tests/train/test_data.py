@@ -1,4 +1,4 @@
-"""The order of samples is one sequence, whatever the number of ranks, loader processes and restarts."""
+"""The order of samples is one sequence for any number of ranks, loader processes and restarts."""
 
 import io
 import threading
@@ -20,6 +20,7 @@ from mode_ray.pairs.reader import PairReader
 from mode_ray.pairs.training_set import write_index
 from mode_ray.storage import Location
 from mode_ray.train.data import PairDataset, TrainBatch, train_loader
+from mode_ray.train.step.rank import ONLY_RANK, Rank
 from mode_ray.util.threads import limited_threads
 
 BATCH = 8
@@ -37,7 +38,7 @@ def make_dataset(
 def load(
     dataset: PairDataset, first: int = 0, rank: int = 0, world_size: int = 1, workers: int = 0
 ) -> list[TrainBatch]:
-    return list(train_loader(dataset, first, SAMPLES, BATCH, rank, world_size, workers))
+    return list(train_loader(dataset, range(first, SAMPLES, BATCH), Rank(rank, world_size), workers))
 
 
 def assert_equal(left: list[TrainBatch], right: list[TrainBatch]) -> None:
@@ -90,7 +91,7 @@ class TestBatches:
         with pytest.raises(UsageError, match=r"batch_size=8.*3 workers"):
             load(make_dataset(0), world_size=3)
 
-    def test_going_on_at_a_sample_gives_the_rest_bit_for_bit(self, make_dataset: Callable[[int], PairDataset]) -> None:
+    def test_resuming_at_a_sample_gives_the_rest_bit_for_bit(self, make_dataset: Callable[[int], PairDataset]) -> None:
         whole = load(make_dataset(0))
         assert_equal(load(make_dataset(0), first=3 * BATCH), whole[3:])
 
@@ -111,13 +112,13 @@ class TestBatches:
             return batch
 
         monkeypatch.setattr(PairDataset, "__getitem__", noting)
-        batches = iter(train_loader(make_dataset(0), 0, SAMPLES, BATCH, 0, 1, workers=0))
+        batches = iter(train_loader(make_dataset(0), range(0, SAMPLES, BATCH), ONLY_RANK, workers=0))
         with limited_threads(2):  # of the model's
             next(batches)
             deadline = time.monotonic() + 30
             while len(loaded) < 4 and time.monotonic() < deadline:
                 time.sleep(0.001)
-        assert len(loaded) == 4, "three more than were taken, while nobody asked for them"
+        assert len(loaded) == 4, "three batches more than were taken are loaded in advance"
         assert threading.current_thread().name not in loaded
         assert set(torch_threads) == {1}, "a team of threads of its own would slow the model's"
 

@@ -15,11 +15,10 @@ from mode_ray.config.train import TrainConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.stages.manifest import Stage
 from mode_ray.storage import Location
-from mode_ray.train import reuse
 from mode_ray.train.plan import DENSE, SEED, Trial, plan_trials
 from mode_ray.train.reuse import Takeover, copy_models, matching_experts, plan_takeover
 from mode_ray.train.runs.status import initial_statuses, read_status
-from mode_ray.train.runs.trial import trials_of
+from mode_ray.train.runs.trial import planned_trials_of
 
 OLD_MAP, NEW_MAP = [0, 0, 1, 1], [0, 0, 1, 1, 2, 2]
 MODEL_CFG = {"embed_dim": 16, "vision_cfg": {"layers": 1}, "text_cfg": {"layers": 1}}
@@ -201,7 +200,7 @@ class TestRefusals:
     def test_a_model_that_is_gone(self, plan: Callable[..., Takeover], old: Path, experts: Location) -> None:
         takeover = plan()
         (old / "experts/n2/01/open_clip_model.safetensors").unlink()
-        with pytest.raises(DataError, match=r"n2/01: not a whole model: open_clip_model\.safetensors is missing"):
+        with pytest.raises(DataError, match=r"n2/01: incomplete model: open_clip_model\.safetensors is missing"):
             copy_models(takeover, experts)
 
 
@@ -230,31 +229,26 @@ class TestCopies:
         assert status is not None
         assert (status.samples, status.launches) == (32, 0)
 
-    def test_after_a_crash_only_the_rest_is_copied(
-        self, plan: Callable[..., Takeover], experts: Location, monkeypatch: pytest.MonkeyPatch
+    def test_after_a_failure_only_the_rest_is_copied(
+        self, plan: Callable[..., Takeover], experts: Location, tmp_path: Path
     ) -> None:
-        takeover, copied = plan(), []
-        copy = reuse._copy_model
-
-        def die_at_third(source: Location, target: Location) -> None:
-            copied.append(target.name)
-            copy(source, target)
-            if len(copied) == 3:
-                raise ConnectionError("killed")
-
-        monkeypatch.setattr(reuse, "_copy_model", die_at_third)
-        with pytest.raises(ConnectionError):
+        takeover = plan()
+        *first, third, fourth = takeover.sources
+        weights = Path(takeover.sources[third].path) / "open_clip_model.safetensors"
+        moved = weights.rename(tmp_path / "moved")
+        with pytest.raises(DataError, match="incomplete model"):
             copy_models(takeover, experts)
-        first = len(copied)
+        assert read_status(experts / fourth) is None
+        written = {name: Path((experts / name / "metrics.json").path).stat().st_mtime_ns for name in first}
+        moved.rename(weights)
         copy_models(takeover, experts)
-        # The one in whose midst it died is copied again, the two before are not.
-        assert len(copied) - first == len(takeover.sources) - 2
+        assert written == {name: Path((experts / name / "metrics.json").path).stat().st_mtime_ns for name in first}
         assert all(read_status(experts / name) is not None for name in takeover.sources)
 
 
 def test_trials_come_back_from_a_manifest_as_they_were(old: Path, make_train: Callable[..., TrainConfig]) -> None:
     manifest = Stage("train", Location.parse(str(old / "experts")), {}).manifest()
     assert manifest is not None
-    assert trials_of(manifest) == planned(make_train(experts=2, dense_samples=128))
+    assert planned_trials_of(manifest.summary) == planned(make_train(experts=2, dense_samples=128))
     with_more = replace(manifest, summary={"trials": []})
-    assert trials_of(with_more) == []
+    assert planned_trials_of(with_more.summary) == []

@@ -1,4 +1,4 @@
-"""The stage as a whole, on Ray, its runs in the launchers' processes: one expert fails, is mended and retried."""
+"""The stage as a whole, on Ray, its runs in the launchers' processes: one expert fails, is repaired and retried."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -107,7 +107,7 @@ class TestPlan:
         assert (seed.measure.samples_before, expert.measure.samples_before) == (0, seed.trial.samples)
         assert expert.folder == inputs.sweep / trial.name / "n2/01"
 
-    def test_the_dense_baseline_stands_alone_even_where_the_run_trains_none(
+    def test_the_dense_baseline_can_be_swept_even_if_the_run_trains_none(
         self, sweep_config: Callable[..., RunConfig], inputs: SweepInputs
     ) -> None:
         config = with_values(sweep_config({RATE: [1e-3]}), {"train.controls": []})
@@ -226,17 +226,17 @@ class TestOneTrial:
 
         return begin
 
-    def test_its_runs_follow_one_another_and_each_point_is_told_once(self, trial: SweepTrial) -> None:
+    def test_its_runs_follow_each_other_and_each_point_is_reported_once(self, trial: SweepTrial) -> None:
         trained: list[str] = []
         assert list(measurements(trial, self.runs(trained))) == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.6)]
         assert trained == ["seed", "n2/01"]
 
-    def test_points_are_told_while_the_run_goes_on(self, trial: SweepTrial) -> None:
+    def test_points_are_reported_while_the_run_continues(self, trial: SweepTrial) -> None:
         told = measurements(trial, self.runs([]))
         assert next(told) == (1, 0.1)
         assert not (trial.jobs[0].folder / "open_clip_config.json").exists()
 
-    def test_what_is_trained_is_not_trained_again_but_told_again(self, trial: SweepTrial) -> None:
+    def test_a_finished_trial_is_reported_again_but_not_trained_again(self, trial: SweepTrial) -> None:
         trained: list[str] = []
         told = list(measurements(trial, self.runs(trained)))
         assert list(measurements(trial, self.runs(trained))) == told
@@ -309,7 +309,7 @@ class TestRefusals:
 class TestOnRay:
     """Real trials under Tune: about a minute with runs in the trials' own processes."""
 
-    def test_a_sweep_finds_the_better_rate_stops_the_others_and_goes_on_where_it_was(
+    def test_a_sweep_finds_the_better_rate_stops_the_others_and_resumes(
         self,
         sweep_config: Callable[..., RunConfig],
         work_units: list[WorkUnit],

@@ -1,4 +1,4 @@
-"""How the ranks of a run come to do the same after the same step, without waiting for one another."""
+"""Distributes rank 0's decisions to all ranks, so that they do the same after the same step without waiting."""
 
 from enum import IntEnum
 from typing import Any
@@ -8,7 +8,7 @@ import torch.distributed
 
 
 class Order(IntEnum):
-    """What all ranks are to do between two steps."""
+    """What all ranks do between two steps."""
 
     NOTHING = 0
     ASK_FOR_PREEMPTION = 1
@@ -16,32 +16,32 @@ class Order(IntEnum):
 
 
 class Agreement:
-    """All ranks do after a step what rank 0 wanted one step before: meanwhile its order has come, unhurried.
+    """Ranks apply rank 0's previous decision, so that the broadcast overlaps the step.
 
-    Every rank must make one, and make the same calls of it at the same steps.
+    All methods are collective: every rank creates one, and makes the same calls at the same steps.
     """
 
     def __init__(self) -> None:
-        # On the CPU whatever the device: asking a GPU for the answer would make every step wait for it.
+        # On the CPU with any device: reading the answer from a GPU would make every step wait for the GPU.
         self._group: Any = torch.distributed.new_group(backend="gloo")
-        self._under_way: tuple[Any, torch.Tensor] | None = None
+        self._pending: tuple[Any, torch.Tensor] | None = None
 
-    def exchange(self, wanted: Order) -> Order:
-        """Send (or, on the other ranks, receive) this step's order; returns that of the step before."""
+    def exchange_on_all_ranks(self, wanted: Order) -> Order:
+        """Broadcast rank 0's order, and return the order of the step before."""
         before = self._received()
         order = torch.tensor([wanted], dtype=torch.uint8)
         work = torch.distributed.broadcast(order, src=0, group=self._group, async_op=True)
-        self._under_way = (work, order)
+        self._pending = (work, order)
         return before
 
-    def forget(self) -> None:
-        """Leave the last order undone."""
+    def drop_on_all_ranks(self) -> None:
+        """Discard the last order."""
         self._received()
 
     def _received(self) -> Order:
-        if self._under_way is None:
+        if self._pending is None:
             return Order.NOTHING
-        work, order = self._under_way
-        self._under_way = None
+        work, order = self._pending
+        self._pending = None
         work.wait()
         return Order(int(order))

@@ -1,4 +1,4 @@
-"""Writes checkpoints while training continues, one at a time."""
+"""Writes one checkpoint at a time while training continues."""
 
 import time
 from collections.abc import Callable
@@ -16,29 +16,24 @@ _ASYNC = ray.train.CheckpointUploadMode.ASYNC
 
 @dataclass(frozen=True)
 class WrittenCheckpoint:
-    """The newest whole checkpoint of this process.
-
-    Attributes:
-        samples: Samples seen by the run when it was taken.
-        unix_seconds: When it was written.
-    """
+    """The newest complete checkpoint of this process."""
 
     samples: int
     unix_seconds: float
 
 
 class CheckpointWriter:
-    """Writes at most one checkpoint at a time; for rank 0.
+    """Writes at most one checkpoint at a time, on rank 0.
 
-    In a worker group of Ray Train, Ray's upload thread writes, and Ray deletes older checkpoints. Without a worker
-    group a thread of this class does both.
+    In a worker group of Ray Train, Ray's upload thread writes the checkpoints, and Ray deletes older ones. Without a
+    worker group, a thread of this class does both.
 
     Args:
         checkpoints: The run's folder of checkpoints.
-        under_ray: Whether this is a worker of a group.
+        under_ray: Whether this process is a worker of a group.
 
     Attributes:
-        newest: The last checkpoint that was written.
+        newest: The newest complete checkpoint.
     """
 
     def __init__(self, checkpoints: Location, *, under_ray: bool) -> None:
@@ -49,24 +44,21 @@ class CheckpointWriter:
         self._writing: Future[None] | None = None
 
     def is_writing(self) -> bool:
-        """Whether a checkpoint is being written; raises as `wait`."""
+        """Whether a checkpoint is being written; raises the errors of `wait`."""
         if self._writing is not None and self._writing.done():
             self.wait()
         return self._writing is not None
 
     def wait(self) -> None:
-        """Wait until none is being written; raises the error of a thread of our own. Ray Train raises its threads'."""
+        """Wait until no checkpoint is being written. Raises the writing thread's error; Ray Train raises its own."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     def write(self, snapshot: Snapshot, samples: int, then: Callable[[], None]) -> None:
-        """Begin to write a checkpoint; waits for the one before.
+        """Wait for the previous checkpoint, and begin to write this one.
 
-        Args:
-            snapshot: What to write.
-            samples: Samples seen by the run.
-            then: Called in the writing thread once the checkpoint is whole.
+        `then` is called in the writing thread once the checkpoint is complete.
         """
         self.wait()
         if self._under_ray:
@@ -92,7 +84,7 @@ class CheckpointWriter:
             checkpoint=target,
             checkpoint_dir_name=name,
             checkpoint_upload_mode=_ASYNC,
-            # There is no local copy to delete: the checkpoint goes from memory to its storage.
+            # There is no local copy to delete: the checkpoint is written from memory to its storage.
             delete_local_checkpoint_after_upload=False,
             checkpoint_upload_fn=upload,
         )
@@ -110,5 +102,5 @@ class CheckpointWriter:
 
 
 def report_without_checkpoint(samples: int) -> None:
-    """Report on ranks above 0 what rank 0 reports with its checkpoint: Ray Train counts the reports of every rank."""
+    """The report of ranks above 0 when rank 0 reports a checkpoint: Ray Train needs a report from every rank."""
     ray.train.report({"samples": samples}, checkpoint_upload_mode=_ASYNC)

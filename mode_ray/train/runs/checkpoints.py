@@ -1,7 +1,7 @@
-"""Checkpoints of a run: weights, optimizer, cursor and ledger in one folder, which is whole once its last file stands.
+"""Checkpoints of a run: weights, optimizer, cursor and ledger in one folder. Its last file makes it complete.
 
-Ray Train keeps the newest ones and deletes the others. Which of them a run goes on from is read off the folders
-themselves: Ray's own note of that is overwritten in place, and lacks what was written since its controller looked.
+Ray Train keeps the newest checkpoints and deletes older ones. A run resumes from the newest complete folder. Ray's own
+record of checkpoints is not used: it is overwritten in place, and it lacks those that its controller has not seen yet.
 """
 
 import safetensors.torch
@@ -23,13 +23,13 @@ def write_checkpoint(folder: Location, snapshot: Snapshot) -> None:
 
 
 def read_checkpoint(folder: Location) -> Snapshot:
-    """Read a whole checkpoint."""
+    """Read a complete checkpoint."""
     weights = safetensors.torch.load((folder / CHECKPOINT_WEIGHTS).read_bytes())
     return Snapshot(weights, (folder / STATE_FILE).read_bytes())
 
 
 def whole_checkpoints(checkpoints: Location) -> list[Location]:
-    """The whole checkpoints in a run's folder of checkpoints, the newest last."""
+    """The complete checkpoints in a run's folder of checkpoints, the newest last."""
     files = checkpoints.files(recursive=True)
     with_weights = {file.parent for file in files if file.name == CHECKPOINT_WEIGHTS}
     with_state = {file.parent for file in files if file.name == STATE_FILE}

@@ -1,4 +1,4 @@
-"""One launch of one training run: a zero-CPU task that holds Ray Train's trainer to its end."""
+"""One launch of one training run: a zero-CPU task that runs Ray Train's trainer until it ends."""
 
 import json
 from collections.abc import Mapping
@@ -18,20 +18,21 @@ from mode_ray.errors import ModeRayError
 from mode_ray.run_directory import CHECKPOINT_FOLDER, ERROR_FILE
 from mode_ray.storage import Location
 from mode_ray.train.runs.prepare import prepare_training_set
+from mode_ray.train.runs.trackers import end_failed_run
 from mode_ray.train.runs.trial import TrialJob, read_error
 
 _CHECKPOINTS_KEPT = 2
-# Ray Train's note of the checkpoints it knows.
+# Ray Train's own record of checkpoints.
 _SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"
 
 
 @dataclass(frozen=True)
 class TrialEnd:
-    """How one launch ended.
+    """The result of one launch.
 
     Attributes:
-        reason: None where the run finished, else what went wrong.
-        again: Whether another launch may help: the controller was lost, not the run.
+        reason: Reason of the failure, or None if the run finished.
+        again: Whether another launch may succeed: the failure is not the run's, such as a lost controller.
     """
 
     reason: str | None = None
@@ -39,14 +40,14 @@ class TrialEnd:
 
 
 def launch(job: TrialJob, placement: TrainPlacement) -> "ray.ObjectRef[Any]":
-    """Start the zero-CPU task that holds one trial's trainer."""
+    """Start the zero-CPU task that runs one trial's trainer."""
     options = launcher_options(placement, f"train {job.trial.name}")
     reference: ray.ObjectRef[Any] = ray.remote(fit_trial).options(**options).remote(job)
     return reference
 
 
 def launcher_options(placement: TrainPlacement, name: str) -> dict[str, Any]:
-    """Ray's options of a zero-CPU task that waits for others: where it runs, and that it is not retried."""
+    """Ray's options of a zero-CPU task that waits for others: it runs on this node if possible, without retries."""
     options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "name": name}
     if placement.launcher_label_selector:
         return {**options, "label_selector": dict(placement.launcher_label_selector)}
@@ -55,21 +56,31 @@ def launcher_options(placement: TrainPlacement, name: str) -> dict[str, Any]:
 
 
 def fit_trial(job: TrialJob) -> TrialEnd:
-    """Run one trial's TorchTrainer to its end, going on from its newest checkpoint."""
-    from ray.train.torch import TorchTrainer  # needs torch, which the driver has no use for
+    """Run one trial to its end, from its newest checkpoint."""
+    end = _fit(job)
+    if end.reason is not None:
+        end_failed_run(job.folder, job.config.train)
+    return end
 
-    placement = job.config.train.placement
-    # The same name resumes, so whatever changes the outcome must be in it.
-    versioned = config_hash({**fingerprint_fields(job.config.train, "train"), "trial": repr(job.trial)})
-    name = f"{job.trial.name.replace('/', '-')}-{versioned}"
-    storage = job.folder / CHECKPOINT_FOLDER
-    _delete_torn_snapshot(storage / name)
+
+def checkpoints_folder(job: TrialJob) -> Location:
+    """The folder of a trial's checkpoints. It depends on everything that affects the weights."""
+    version = config_hash({**fingerprint_fields(job.config.train, "train"), "trial": repr(job.trial)})
+    return job.folder / CHECKPOINT_FOLDER / f"{job.trial.name.replace('/', '-')}-{version}"
+
+
+def _fit(job: TrialJob) -> TrialEnd:
+    from ray.train.torch import TorchTrainer  # imports torch, which the driver does not need
+
+    placement, checkpoints = job.config.train.placement, checkpoints_folder(job)
+    storage = checkpoints.parent
+    _delete_torn_snapshot(checkpoints)
     trainer = TorchTrainer(
         _train,
-        train_loop_config={"job": job, "checkpoints": storage / name},
+        train_loop_config={"job": job, "checkpoints": checkpoints},
         scaling_config=scaling_config(placement),
         run_config=TrainRunConfig(
-            name=name,
+            name=checkpoints.name,  # Ray Train resumes a run with the same name
             storage_path=storage.path,
             storage_filesystem=None if storage.is_local else storage.filesystem,
             failure_config=FailureConfig(
@@ -96,7 +107,7 @@ def fit_trial(job: TrialJob) -> TrialEnd:
 
 
 def scaling_config(placement: TrainPlacement) -> ScalingConfig:
-    """What one run asks Ray for."""
+    """The resources that one run requests from Ray."""
     fewest, most = placement.workers_per_run, placement.max_workers_per_run
     return ScalingConfig(
         num_workers=fewest if most is None else (fewest, most),
@@ -112,27 +123,28 @@ def scaling_config(placement: TrainPlacement) -> ScalingConfig:
 
 
 def _delete_torn_snapshot(run: Location) -> None:
-    """Ray Train overwrites its note of checkpoints in place, and refuses to begin with one that a kill cut off.
+    """Delete Ray Train's record of checkpoints if it is cut off.
 
-    Nothing is lost with it: workers find their checkpoints by themselves.
+    Ray overwrites it in place, so a kill can cut it off, and then refuses to start with it. Workers find their
+    checkpoints without it.
     """
-    note = run / _SNAPSHOT_FILE
-    if not note.exists():
+    record = run / _SNAPSHOT_FILE
+    if not record.exists():
         return
     try:
-        json.loads(note.read_bytes())
+        json.loads(record.read_bytes())
     except ValueError:
-        note.delete()
+        record.delete()
 
 
 def _train(settings: Mapping[str, Any]) -> None:
-    """The worker's function, imported there alone: the trainer's own processes do without open_clip."""
+    """The worker's function. The import here keeps open_clip out of the trainer's own processes."""
     from mode_ray.train.runs.worker import train_worker
 
     train_worker(settings)
 
 
 def _last_line(error: BaseException) -> str:
-    """What happened, without the stack trace that Ray puts before it."""
+    """The message without the stack trace that Ray puts before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

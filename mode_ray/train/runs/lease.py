@@ -1,7 +1,7 @@
-"""One driver at a time trains a run: a file in the stage's directory that its holder writes anew every few seconds.
+"""The lease that lets only one driver train a run: a file that its holder rewrites every few seconds.
 
-A lease is alive if its file changes while one watches, whatever the clocks of two machines say. A driver that was
-stopped for longer than that, and overtaken, finds another's name in the file and ends.
+A lease is alive if its file changes while another driver watches it, so clocks of different machines do not matter. A
+driver that was suspended until its lease expired and was taken over finds the other driver's id in the file, and ends.
 """
 
 import json
@@ -21,23 +21,29 @@ from mode_ray.storage import Location
 
 BEAT_SECONDS = 2.0
 EXPIRY_SECONDS = 10.0
-_LOOK_SECONDS = 0.5
+_READS_PER_BEAT = 4
 
 
 class Lease:
     """The right to train in a directory, held within a `with` block.
 
-    Args:
-        directory: The stage's.
-        say: Told when there is something to wait for.
+    `say` is called with a line of text before waiting for an old lease to expire.
 
     Raises:
-        TrainingError: On entering: another driver is at work there.
+        TrainingError: On entering, if another driver holds the lease.
     """
 
-    def __init__(self, directory: Location, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        directory: Location,
+        say: Callable[[str], None],
+        beat_seconds: float = BEAT_SECONDS,
+        expiry_seconds: float = EXPIRY_SECONDS,
+    ) -> None:
         self._file = directory / LEASE_FILE
         self._say = say
+        self._beat_seconds = beat_seconds
+        self._expiry_seconds = expiry_seconds
         self._driver = secrets.token_hex(8)
         self._beats = 0
         self._ended = threading.Event()
@@ -59,7 +65,7 @@ class Lease:
             self._file.delete()
 
     def check(self) -> None:
-        """Make sure that the lease is still held.
+        """Check that the lease is still held.
 
         Raises:
             TrainingError: It could not be renewed in time, or another driver took it over.
@@ -68,30 +74,32 @@ class Lease:
             raise TrainingError(self._lost)
 
     def _wait_for_the_last_holder(self) -> None:
-        """Watch the lease that stands, if any: renewed, it is alive; else it has expired.
+        """Wait until an existing lease expires.
 
         Raises:
-            TrainingError: It is alive.
+            TrainingError: It was renewed: its holder is alive.
         """
         first = self._read()
         if first is None:
             return
-        left = f"a driver before ({_holder(first)}) left its lease"
-        self._say(f"{left}: taken over after {EXPIRY_SECONDS:.0f} s without a sign of life")
-        deadline = time.monotonic() + EXPIRY_SECONDS
+        self._say(
+            f"an earlier driver ({_holder(first)}) left its lease: taking it over unless it is renewed "
+            f"within {self._expiry_seconds:.0f} s"
+        )
+        deadline = time.monotonic() + self._expiry_seconds
         while time.monotonic() < deadline:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(self._beat_seconds / _READS_PER_BEAT)
             now = self._read()
             if now is None:
                 return
             if now != first:
                 raise TrainingError(
-                    f"{self._file}: another driver ({_holder(now)}) is training this run; wait for its end, or stop it"
+                    f"{self._file}: another driver ({_holder(now)}) is training this run; wait for it, or stop it"
                 )
 
     def _beat_until_ended(self) -> None:
         renewed = time.monotonic()
-        while not self._ended.wait(BEAT_SECONDS):
+        while not self._ended.wait(self._beat_seconds):
             try:
                 found = self._read()
                 if found is not None and found["driver"] != self._driver:
@@ -100,7 +108,7 @@ class Lease:
                 self._write()
                 renewed = time.monotonic()
             except (OSError, ValueError) as error:
-                if time.monotonic() - renewed > EXPIRY_SECONDS:
+                if time.monotonic() - renewed > self._expiry_seconds:
                     self._lost = f"{self._file}: cannot be renewed ({' '.join(str(error).split())})"
                     return
 
@@ -124,11 +132,11 @@ class Lease:
 
 @dataclass(frozen=True)
 class LeaseHolder:
-    """Who holds a lease that stands.
+    """The holder of an existing lease.
 
     Attributes:
-        name: Process and host, in words.
-        renewed_unix_seconds: When it was last renewed, by the storage's clock.
+        name: Process and host.
+        renewed_unix_seconds: Time of the last renewal, by the storage's clock.
     """
 
     name: str
@@ -136,13 +144,13 @@ class LeaseHolder:
 
 
 def lease_holder(directory: Location) -> LeaseHolder | None:
-    """Who holds the lease of a stage's directory, or None."""
+    """The holder of the lease of a stage's directory, or None."""
     found = (directory / LEASE_FILE).glob_entries()
     if not found:
         return None
     try:
         content = json.loads(found[0].location.read_text())
-    except FileNotFoundError:  # given back since
+    except FileNotFoundError:  # released since
         return None
     return LeaseHolder(_holder(content), found[0].modified_unix_seconds)
 

@@ -1,4 +1,4 @@
-"""Measuring a model on held-out pairs while it trains, at equal shares of all samples that lead to it."""
+"""Measures a model on held-out pairs while it trains."""
 
 import io
 import json
@@ -17,14 +17,9 @@ _ENCODED_AT_ONCE = 256
 
 
 def recall_at_1(images_nd: torch.Tensor, texts_nd: torch.Tensor, captions: list[str]) -> float:
-    """Mean over both directions of the share of pairs that are found first among all, in [0, 1].
+    """Recall@1 of n pairs, the mean of both directions, in [0, 1].
 
-    Equal captions are equally right. The measure does not depend on the batch, the temperature or the loss.
-
-    Args:
-        images_nd: Unit-norm image embeddings of n pairs.
-        texts_nd: Unit-norm text embeddings.
-        captions: The pairs' captions.
+    A match with an equal caption is correct. The measure does not depend on the batch, the temperature or the loss.
     """
     numbers: dict[str, int] = {}
     caption_n = torch.tensor([numbers.setdefault(caption, len(numbers)) for caption in captions])
@@ -34,14 +29,9 @@ def recall_at_1(images_nd: torch.Tensor, texts_nd: torch.Tensor, captions: list[
 
 
 class HeldOutMeasure:
-    """Measures a run's model when it is due, and leaves the results in the run's folder.
+    """Measures a run's model, and writes the results to the run's folder.
 
-    Args:
-        job: When, and on what.
-        folder: The run's.
-        model: Makes an own copy of the model to load weights into.
-        max_pixels: Of an image.
-        device: Where to compute.
+    `model` makes a separate copy of the model, to load weights into.
     """
 
     def __init__(
@@ -56,7 +46,7 @@ class HeldOutMeasure:
         self._inputs: tuple[Any, torch.Tensor, torch.Tensor, list[str]] | None = None
 
     def measure(self, number: int, weights: Mapping[str, torch.Tensor]) -> None:
-        """Measure these weights as measurement `number`."""
+        """Measure the model with these weights, as measurement `number`."""
         clip, images, tokens, captions = self._inputs or self._prepare()
         module = clip.module.eval().to(self._device)
         module.load_state_dict(weights)
@@ -78,8 +68,6 @@ class HeldOutMeasure:
         return self._inputs
 
     def _in_parts(self, inputs: torch.Tensor, encode: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Encode a few at a time."""
-        starts = range(0, len(inputs), _ENCODED_AT_ONCE)
         return torch.cat(
-            [encode(inputs[start : start + _ENCODED_AT_ONCE].to(self._device)).float().cpu() for start in starts]
+            [encode(part.to(self._device)).float().cpu() for part in torch.split(inputs, _ENCODED_AT_ONCE)]
         )

@@ -1,4 +1,4 @@
-"""What is to be measured while a run trains, and the curve that it leaves; without torch, for drivers."""
+"""Measurements during training: when they are due, and the curve of their results. Without torch, for drivers."""
 
 import json
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from mode_ray.storage import Location
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureJob:
-    """When to measure, and on what.
+    """When to measure, and on which pairs.
 
     Attributes:
         pairs: A parquet file with columns `image` (encoded) and `caption`.
-        measurements: How often, over all of the samples.
-        samples_before: Samples that led to the run's first, by its parent.
-        samples_total: Samples at the end of the last run.
+        measurements: Number of measurements over `samples_total` samples.
+        samples_before: Samples of the run's parent.
+        samples_total: Samples at the end of the run, or of its last child.
     """
 
     pairs: Location
@@ -24,10 +24,7 @@ class MeasureJob:
     samples_total: int
 
     def due(self, before: int, after: int) -> int | None:
-        """Number of the measurement (from 1) that is due when a run has gone from `before` to `after` samples.
-
-        Of several at once, the last.
-        """
+        """Number (from 1) of the last measurement that became due between `before` and `after` samples, or None."""
         done, now = (
             (self.samples_before + samples) * self.measurements // self.samples_total for samples in (before, after)
         )
@@ -35,7 +32,7 @@ class MeasureJob:
 
 
 def read_curve(folder: Location) -> dict[int, float]:
-    """Recall by number of the measurement, as far as a run has come."""
+    """Recall of a run's measurements so far, by number."""
     file = folder / CURVE_FILE
     if not file.exists():
         return {}

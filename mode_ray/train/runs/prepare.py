@@ -1,4 +1,4 @@
-"""What a launcher does before its trainer starts: it writes the training set, with the help of Ray's actors."""
+"""Writes the training set of a trial before its trainer starts."""
 
 import hashlib
 from typing import Any
@@ -18,7 +18,7 @@ _ATTEMPTS = 5
 
 
 def prepare_training_set(job: TrialJob) -> None:
-    """Write a trial's training set, or what is left of it.
+    """Write the missing parts of a trial's training set.
 
     Raises:
         DataError: The set is empty, or a source shard cannot be read.
@@ -26,35 +26,32 @@ def prepare_training_set(job: TrialJob) -> None:
     """
     data = TrialData(job)
     data.write_index()
-    if data.is_materialised and not data.materialised().is_done():
-        _materialise_once(job, data)
-
-
-def _materialise_once(job: TrialJob, data: TrialData) -> None:
-    """Materialise in an actor that all launchers share who want this very set: seed and dense run want the same."""
+    if not data.is_materialised or data.materialised().is_done():
+        return
     folder = data.materialised().folder.uri
+    # The name makes launchers that need the same set share one actor: seed and dense run use the same set.
     name = f"mode_ray materialise {hashlib.blake2b(folder.encode(), digest_size=8).hexdigest()}"
     for _ in range(_ATTEMPTS):
         try:
             actor: Any = ray.remote(_Materialiser).options(name=name, get_if_exists=True, num_cpus=0).remote()
             task_result(actor.run.remote(job))
         except ray.exceptions.RayActorError:
-            continue  # it went with the launcher that had started it
+            continue  # it ended with the launcher that had started it
         else:
             return
     raise WorkerError(f"{folder}: the process that materialises it died {_ATTEMPTS} times; run again")
 
 
 class _Materialiser:
-    """Materialises one set at a time; whoever comes second finds it done."""
+    """Materialises one set at a time. The second launcher of a set finds it complete."""
 
     def run(self, job: TrialJob) -> None:
-        """Copy what is left of a trial's training set."""
+        """Materialise the trial's training set."""
         materialise(job)
 
 
 def materialise(job: TrialJob) -> None:
-    """Copy a trial's training set into tars of its own, by actors that take the place of its workers.
+    """Copy a trial's training set to its own tars, with actors that use the resources of the trial's workers.
 
     Raises:
         DataError: A source shard cannot be read.
@@ -78,6 +75,6 @@ def materialise(job: TrialJob) -> None:
 
 
 def readers(placement: TrainPlacement) -> int:
-    """Processes that read a run's tars side by side, at most."""
+    """The largest number of processes that read a run's tars concurrently."""
     workers = max(1, placement.max_workers_per_run or placement.workers_per_run)
     return workers * max(1, placement.loader_workers)

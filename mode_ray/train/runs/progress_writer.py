@@ -1,4 +1,4 @@
-"""The progress file of a run, which the driver and `mode-ray status` read."""
+"""Writes the progress file of a run, which the driver and `mode-ray status` read."""
 
 import json
 import logging
@@ -12,13 +12,9 @@ _logger = logging.getLogger(__name__)
 
 
 class ProgressWriter:
-    """Writes the newest figures in a background thread, every two seconds at most.
+    """Writes the newest figures in a background thread, at most every two seconds.
 
-    Figures that cannot be written are logged as a warning: the training continues.
-
-    Args:
-        file: The progress file.
-        now: The time in seconds, of any clock that does not go back.
+    A write error is logged as a warning, and training continues. Times are seconds of a monotonic clock.
     """
 
     def __init__(self, file: Location, now: float) -> None:
@@ -28,12 +24,12 @@ class ProgressWriter:
         self._writing: Future[None] | None = None
 
     def is_due(self, now: float) -> bool:
-        """Whether it is time to write, and nothing is being written."""
+        """Whether the interval is over and nothing is being written."""
         is_idle = self._writing is None or self._writing.done()
         return is_idle and now - self._written_at >= INTERVAL_SECONDS
 
     def write(self, figures: Mapping[str, float], now: float) -> None:
-        """Begin to write; waits for the figures before these."""
+        """Wait for the previous write, and begin this one."""
         self.wait()
         self._written_at = now
         self._writing = self._thread.submit(self._file.write_text, json.dumps(figures))

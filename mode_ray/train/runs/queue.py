@@ -1,6 +1,6 @@
-"""Which training run starts when, and what a failure costs: decisions without Ray, files or a clock.
+"""Decides which training run starts next and whether a failed one is launched again, without Ray, files or a clock.
 
-`scheduler` carries them out, and the simulated fleet of `benchmarks/fleet.py` too.
+`scheduler` and the simulated fleet of `benchmarks/fleet.py` apply these decisions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ class TrialQueue:
     """Decides which trial starts next.
 
     Attributes:
-        trials: In order of priority.
-        statuses: By trial name; a finished one is not started again.
-        concurrent: Trials at the same time.
-        max_launches: Launches of one trial before it counts as failed.
+        trials: All trials, in order of priority.
+        statuses: Statuses by trial name; finished trials are not started again.
+        concurrent: Maximum number of trials at the same time.
+        max_launches: Maximum number of launches of one trial in this invocation.
     """
 
     trials: Sequence[Trial]
@@ -29,7 +29,7 @@ class TrialQueue:
     _launches_here: dict[str, int] = field(default_factory=dict)
 
     def startable(self) -> list[Trial]:
-        """Trials to start now: the first waiting ones whose parent is finished, as many as there is room for."""
+        """Trials to start now: the first waiting ones whose parent is finished, up to the free slots."""
         running = sum(status.state == "running" for status in self.statuses.values())
         ready = [trial for trial in self.trials if self._is_ready(trial)]
         return ready[: max(0, self.concurrent - running)]
@@ -40,29 +40,29 @@ class TrialQueue:
         return self.statuses[trial.name].state == "waiting" and not waits_for_parent
 
     def started(self, trial: Trial) -> None:
-        """A launcher was started."""
+        """Note that a trial's launcher was started."""
         status = self.statuses[trial.name]
         self._launches_here[trial.name] = self._launches_here.get(trial.name, 0) + 1
         self._set(trial, state="running", launches=status.launches + 1)
 
     def progressed(self, trial: Trial, progress: Mapping[str, float]) -> None:
-        """A running trial left new figures."""
+        """Note new figures of a running trial."""
         self.statuses[trial.name] = with_progress(self.statuses[trial.name], progress)
 
     def finished(self, trial: Trial, seconds: float) -> None:
-        """The run ended well."""
+        """Note that a trial finished."""
         spent = self.statuses[trial.name].seconds + seconds
         self._set(trial, state="finished", seconds=spent, samples_seen=trial.samples, eta_seconds=None)
 
     def failed(self, trial: Trial, reason: str, seconds: float, *, again: bool) -> None:
-        """The run ended badly; `again` where another launch may help. Trials that build on it fail with it."""
+        """Note that a launch failed; `again` if another one may succeed. The children of a failed trial fail too."""
         spent = self.statuses[trial.name].seconds + seconds
         if again and self._launches_here[trial.name] < self.max_launches:
             self._set(trial, state="waiting", seconds=spent, eta_seconds=None)
             return
-        # Within a list of runs the name that the loop puts before its messages would stand twice.
-        own_words = reason.removeprefix(f"{trial.name}: ")
-        self._set(trial, state="failed", reason=own_words, seconds=spent, eta_seconds=None)
+        # The loop's messages begin with the trial's name, which lists of runs show anyway.
+        reason = reason.removeprefix(f"{trial.name}: ")
+        self._set(trial, state="failed", reason=reason, seconds=spent, eta_seconds=None)
         for child in self.trials:
             if child.parent == trial.name and self.statuses[child.name].state == "waiting":
                 self._set(child, state="failed", reason=f"{trial.name} failed")

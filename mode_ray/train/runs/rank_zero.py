@@ -1,4 +1,4 @@
-"""What rank 0 alone does while a run trains: it decides what is due, logs points, writes progress and checkpoints."""
+"""The work of rank 0 during training: it decides what is due, logs points, and writes progress and checkpoints."""
 
 import time
 from collections.abc import Mapping
@@ -12,15 +12,7 @@ from mode_ray.train.step.loop import Snapshot
 
 
 class RankZero:
-    """Reports a run to people and to storage. Writing happens in background threads: training does not wait for it.
-
-    Args:
-        schedule: Decides when a checkpoint is due.
-        checkpoints: Writes checkpoints.
-        progress: Writes the progress file.
-        trackers: Record the logged points.
-        workers: Number of ranks.
-    """
+    """Logs points, and writes progress and checkpoints in background threads: training does not wait for them."""
 
     def __init__(
         self,
@@ -31,53 +23,42 @@ class RankZero:
         workers: int,
     ) -> None:
         self._schedule = schedule
-        self._checkpoints = checkpoints
+        self.checkpoints = checkpoints
         self._progress = progress
-        self._trackers = trackers
+        self.trackers = trackers
         self._workers = workers
         self._point: Mapping[str, float] = {}
 
     def log(self, point: Mapping[str, float]) -> None:
         """Record the newest logged point."""
         self._point = point
-        self._trackers.log(point)
+        self.trackers.log(point)
 
     def after_step(self, samples: int) -> Order:
-        """Write progress if it is due; returns what all ranks should do."""
+        """Write progress if it is due, and return what all ranks should do."""
         now = time.monotonic()
         if self._progress.is_due(now):
             self._progress.write(self._figures(samples), now)
-        return self._schedule.order(now, samples, is_writing=self._checkpoints.is_writing())
+        return self._schedule.order(now, samples, is_writing=self.checkpoints.is_writing())
 
     def write_checkpoint(self, snapshot: Snapshot, samples: int, *, preempted: bool) -> None:
-        """Begin to write a checkpoint, and store what the trackers recorded after it.
+        """Begin to write a checkpoint, and flush the trackers after it.
 
-        Args:
-            snapshot: What to write.
-            samples: Samples seen by the run.
-            preempted: Whether a node of the run is about to be taken away.
+        `preempted` says that a node of the run is about to be preempted.
         """
         if preempted:
             self._schedule.saw_preemption()
-        then = self._trackers.preempted if preempted else self._trackers.flush
-        self._checkpoints.write(snapshot, samples, then)
+        then = self.trackers.preempted if preempted else self.trackers.flush
+        self.checkpoints.write(snapshot, samples, then)
         self._schedule.began_checkpoint(time.monotonic(), samples)
 
-    def wait(self) -> None:
-        """Wait until no checkpoint is being written."""
-        self._checkpoints.wait()
-
     def write_last_progress(self, samples: int) -> None:
-        """Write the progress of the trained run, and wait for it."""
+        """Write the final progress, and wait for it."""
         self._progress.write(self._figures(samples), time.monotonic())
         self._progress.wait()
 
-    def close(self, *, failed: bool) -> None:
-        """Close the trackers."""
-        self._trackers.close(failed=failed)
-
     def _figures(self, samples: int) -> dict[str, float]:
         figures = {**self._point, "samples": float(samples), "workers": float(self._workers)}
-        if (newest := self._checkpoints.newest) is not None:
+        if (newest := self.checkpoints.newest) is not None:
             figures |= {"checkpoint_samples": newest.samples, "checkpoint_unix_seconds": newest.unix_seconds}
         return figures

@@ -1,7 +1,7 @@
-"""What every rank of a run does between two steps: it carries out what rank 0 decided."""
+"""The work of every rank between two steps: it carries out what rank 0 decided."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -19,23 +19,34 @@ from mode_ray.train.runs.rank_zero import RankZero
 from mode_ray.train.runs.trackers import open_trackers
 from mode_ray.train.runs.trial import TrialJob
 from mode_ray.train.step.loop import TrainLoop
+from mode_ray.train.step.rank import Rank
 
 
 class Reporter:
-    """Follows the training loop of one rank. As a context manager it closes the trackers, whatever ends the run.
+    """Follows the training loop of one rank. As a context manager it closes the trackers, even after an error.
 
     Args:
         loop: The loop.
         samples: Samples of the whole run; no checkpoint is written after the last one.
-        rank_zero: What rank 0 does; None on the other ranks.
-        agreement: Distributes rank 0's decisions; None where there is one rank.
+        rank_zero: The work of rank 0; None on other ranks.
+        agreement: Distributes rank 0's decisions; None if there is one rank.
+        find_preemption_on_all_ranks: Returns what is known about a node of the run that is about to be preempted, the
+            same on every rank, or None.
     """
 
-    def __init__(self, loop: TrainLoop, samples: int, rank_zero: RankZero | None, agreement: Agreement | None) -> None:
+    def __init__(
+        self,
+        loop: TrainLoop,
+        samples: int,
+        rank_zero: RankZero | None,
+        agreement: Agreement | None,
+        find_preemption_on_all_ranks: Callable[[], object] = ray.train.get_preemption_info,
+    ) -> None:
         self._loop = loop
         self._samples = samples
         self._rank_zero = rank_zero
         self._agreement = agreement
+        self._find_preemption_on_all_ranks = find_preemption_on_all_ranks
 
     def __enter__(self) -> Self:
         return self
@@ -44,7 +55,7 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._rank_zero is not None:
-            self._rank_zero.close(failed=kind is not None)
+            self._rank_zero.trackers.close(failed=kind is not None)
 
     def log(self, point: Mapping[str, float]) -> None:
         """Record the newest logged point."""
@@ -57,19 +68,14 @@ class Reporter:
         if samples >= self._samples:
             return
         wanted = Order.NOTHING if self._rank_zero is None else self._rank_zero.after_step(samples)
-        order = wanted if self._agreement is None else self._agreement.exchange(wanted)
+        order = wanted if self._agreement is None else self._agreement.exchange_on_all_ranks(wanted)
         if order == Order.CHECKPOINT:
             self.checkpoint_on_all_ranks()
-        # Ray's call is a barrier: every rank must make it, and gets the same answer.
-        elif order == Order.ASK_FOR_PREEMPTION and ray.train.get_preemption_info() is not None:
+        elif order == Order.ASK_FOR_PREEMPTION and self._find_preemption_on_all_ranks() is not None:
             self.checkpoint_on_all_ranks(preempted=True)
 
     def checkpoint_on_all_ranks(self, *, preempted: bool = False) -> None:
-        """Checkpoint now. Collective: every rank calls it after the same step.
-
-        Args:
-            preempted: Whether a node of the run is about to be taken away.
-        """
+        """Write a checkpoint now. Collective: every rank calls it after the same step."""
         samples = self._loop.state.samples_seen
         snapshot = self._loop.gather_snapshot()
         if self._rank_zero is None:
@@ -78,36 +84,27 @@ class Reporter:
             self._rank_zero.write_checkpoint(snapshot, samples, preempted=preempted)
 
     def wait_on_all_ranks(self) -> None:
-        """Wait until what was begun is written, and drop rank 0's last decision. Collective."""
+        """Wait until nothing is being written, and discard rank 0's last decision. Collective."""
         if self._agreement is not None:
-            self._agreement.forget()
+            self._agreement.drop_on_all_ranks()
         if self._rank_zero is not None:
-            self._rank_zero.wait()
+            self._rank_zero.checkpoints.wait()
 
     def finish_on_all_ranks(self) -> None:
-        """Wait until what was begun is written, and write the last progress. Collective."""
+        """Wait until nothing is being written, and write the final progress. Collective."""
         self.wait_on_all_ranks()
         if self._rank_zero is not None:
             self._rank_zero.write_last_progress(self._loop.state.samples_seen)
 
 
-def open_reporter_on_all_ranks(
-    job: TrialJob, loop: TrainLoop, checkpoints: Location, rank: int, world_size: int
-) -> Reporter:
-    """The reporter of one rank. Collective: every rank makes one at the same time.
-
-    Args:
-        job: What is trained.
-        loop: The loop, restored where the run resumes.
-        checkpoints: The run's folder of checkpoints.
-        rank: Rank of this process.
-        world_size: Number of processes.
+def open_reporter_on_all_ranks(job: TrialJob, loop: TrainLoop, checkpoints: Location, rank: Rank) -> Reporter:
+    """The reporter of one rank. Collective: every rank creates one at the same time.
 
     Raises:
         UsageError: A tracker is not installed.
     """
-    agreement = Agreement() if world_size > 1 else None
-    if rank > 0:
+    agreement = Agreement() if rank.world_size > 1 else None
+    if rank.number > 0:
         return Reporter(loop, job.trial.samples, None, agreement)
     placement, seen, now = job.config.train.placement, loop.state.samples_seen, time.monotonic()
     rank_zero = RankZero(
@@ -115,13 +112,13 @@ def open_reporter_on_all_ranks(
         CheckpointWriter(checkpoints, under_ray=placement.workers_per_run > 0),
         ProgressWriter(job.folder / PROGRESS_FILE, now),
         open_trackers(job.folder, job.trial.name, job.config.train, seen),
-        world_size,
+        rank.world_size,
     )
     return Reporter(loop, job.trial.samples, rank_zero, agreement)
 
 
-def broadcast_newest_checkpoint(checkpoints: Location, rank: int) -> Location | None:
-    """The newest whole checkpoint as rank 0 sees it, or None. Collective: every rank calls it at the same time."""
-    found = whole_checkpoints(checkpoints)[-1:] if rank == 0 else []
+def broadcast_newest_checkpoint(checkpoints: Location, rank: Rank) -> Location | None:
+    """The newest complete checkpoint that rank 0 finds, or None. Collective: every rank calls it at the same time."""
+    found = whole_checkpoints(checkpoints)[-1:] if rank.number == 0 else []
     name: str | None = ray.train.collective.broadcast_from_rank_zero(found[0].name if found else None)
     return None if name is None else checkpoints / name

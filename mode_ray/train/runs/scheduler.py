@@ -1,6 +1,7 @@
-"""The asynchronous scheduler: carries out what `TrialQueue` decides, with one zero-CPU launcher task a trial.
+"""The asynchronous scheduler: runs one zero-CPU launcher task per trial, in the order that `TrialQueue` decides.
 
-Experts never wait for one another, and one that fails for good ends alone. It also writes the status files.
+Experts never wait for each other, and a permanent failure ends only that expert. The scheduler also writes the status
+files.
 """
 
 import time
@@ -28,14 +29,9 @@ def run_trials(
     on_change: Callable[[Mapping[str, TrialStatus]], None],
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, TrialStatus]:
-    """Run all trials of a queue; returns when none waits or runs.
+    """Run all trials of a queue; returns when none is waiting or running.
 
-    Args:
-        jobs: By trial name.
-        queue: The trials, with the statuses to begin with.
-        placement: Resources of the runs.
-        on_change: Called once a second with all statuses.
-        check: Called once a second; what it raises ends all runs that were launched.
+    `on_change` and `check` are called once a second. An exception of `check` ends all runs that were launched.
     """
     launchers: dict[ray.ObjectRef[Any], tuple[Trial, float]] = {}
     files = _StatusFiles(jobs)
@@ -55,13 +51,14 @@ def run_trials(
                 end = _end_of(reference)
                 if end.reason is None:
                     queue.finished(trial, seconds)
-                    # Only when the status file says so too: a driver that dies in between would train it all again.
+                    # The status is written before the checkpoints are deleted: if the driver dies between the two,
+                    # the trial is not trained again.
                     files.write(queue.statuses)
                     (jobs[trial.name].folder / CHECKPOINT_FOLDER).delete()
                 else:
                     queue.failed(trial, end.reason, seconds, again=end.again)
     finally:
-        # In a session that outlives this call (a notebook) they would train on without anyone to wait for them.
+        # Without this, launchers would keep training in a Ray session that outlives this call, such as a notebook's.
         for reference in launchers:
             ray.cancel(reference, force=True)
     files.write(queue.statuses)
@@ -78,11 +75,7 @@ def _end_of(reference: "ray.ObjectRef[Any]") -> TrialEnd:
 
 
 class _StatusFiles:
-    """The status files, written where a status changed.
-
-    Args:
-        jobs: By trial name.
-    """
+    """Writes the status files of trials whose status changed."""
 
     def __init__(self, jobs: Mapping[str, TrialJob]) -> None:
         self._folders = {name: job.folder for name, job in jobs.items()}
@@ -92,7 +85,7 @@ class _StatusFiles:
         self._taken = time.monotonic()
 
     def take_progress(self, queue: TrialQueue, running: Sequence[Trial]) -> None:
-        """Every few seconds, the figures that the running trials left."""
+        """Read the progress files of running trials, at most every few seconds."""
         now = time.monotonic()
         if now - self._taken < _PROGRESS_SECONDS:
             return
@@ -103,7 +96,7 @@ class _StatusFiles:
                 queue.progressed(trial, progress)
 
     def write(self, statuses: Mapping[str, TrialStatus]) -> None:
-        """Write those that changed."""
+        """Write the statuses that changed."""
         for name, status in statuses.items():
             if self._written[name] != status:
                 write_status(self._folders[name], status)

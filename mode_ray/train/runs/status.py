@@ -1,7 +1,7 @@
-"""How the trials stand: one `status.json` each, which the scheduler alone writes, for people and later invocations.
+"""The status of each trial: its `status.json`, which only the scheduler writes.
 
-While a trial runs, its rank 0 leaves its newest figures in `progress.json`; the scheduler takes them over every few
-seconds.
+While a trial runs, its rank 0 writes its newest figures to `progress.json`. The scheduler copies them to the status
+every few seconds.
 """
 
 import json
@@ -13,7 +13,7 @@ from mode_ray.errors import DataError
 from mode_ray.run_directory import STATUS_FILE
 from mode_ray.storage import Location
 
-if TYPE_CHECKING:  # `mode-ray status` reads the files without what plans the trials
+if TYPE_CHECKING:  # `mode-ray status` reads the files without importing the planner
     from mode_ray.train.plan import Trial
 
 TrialState = Literal["waiting", "running", "finished", "failed"]
@@ -21,24 +21,24 @@ TrialState = Literal["waiting", "running", "finished", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrialStatus:
-    """How a trial stands; `status.json` in its directory.
+    """The status of a trial; `status.json` in its directory.
 
     Attributes:
-        trial: Its name.
+        trial: Name of the trial.
         state: waiting, running, finished or failed.
-        samples: Samples it is to see.
-        launches: How often it was started.
-        seconds: Wall time of its launches that have ended.
-        reason: Why it failed.
-        samples_seen: Samples it has seen, by its newest figures; after a failure it goes on from its checkpoint.
-        workers: Workers that trained it when they were last heard of; elastic runs change their number.
-        samples_per_second: Newest measured speed.
-        loss: Newest measured loss.
-        data_wait_share: Share of its time that it waits for data, newest measured.
-        eta_seconds: Time to its end at that speed, while it runs.
-        checkpoint_samples: Samples in its newest checkpoint.
-        checkpoint_unix_seconds: When that was written.
-        taken_from: The folder that it was taken over from, as it was.
+        samples: Samples of the whole trial.
+        launches: Number of launches.
+        seconds: Wall time of the launches that have ended.
+        reason: Reason of the failure.
+        samples_seen: Samples seen at the newest figures; after a failure the trial resumes from its checkpoint.
+        workers: Number of workers at the newest figures; it changes in elastic runs.
+        samples_per_second: Newest speed.
+        loss: Newest loss.
+        data_wait_share: Newest share of time spent waiting for data.
+        eta_seconds: Remaining time at that speed, while the trial runs.
+        checkpoint_samples: Samples seen at the newest checkpoint.
+        checkpoint_unix_seconds: Time at which that was written.
+        taken_from: Folder of another run from which the trial was copied.
     """
 
     trial: str
@@ -79,7 +79,7 @@ def write_status(folder: Location, status: TrialStatus) -> None:
 
 
 def stored_statuses(trials: "Sequence[Trial]", experts: Location) -> dict[str, TrialStatus]:
-    """The statuses of the trials as their files tell; those without one wait."""
+    """The statuses in the trials' files; a trial without a file is waiting."""
     return {
         trial.name: read_status(experts / trial.name)
         or TrialStatus(trial=trial.name, state="waiting", samples=trial.samples)
@@ -88,7 +88,7 @@ def stored_statuses(trials: "Sequence[Trial]", experts: Location) -> dict[str, T
 
 
 def initial_statuses(trials: "Sequence[Trial]", experts: Location) -> dict[str, TrialStatus]:
-    """Statuses at the start of an invocation that trains all: finished trials stay so, all others wait (again)."""
+    """Statuses at the start of an invocation: finished trials stay finished, all others are waiting."""
     return {
         name: status if status.state == "finished" else waiting_again(status)
         for name, status in stored_statuses(trials, experts).items()
@@ -96,14 +96,14 @@ def initial_statuses(trials: "Sequence[Trial]", experts: Location) -> dict[str, 
 
 
 def waiting_again(status: TrialStatus) -> TrialStatus:
-    """The status of a trial that is to go on, its failure forgotten."""
+    """The status of a trial that should continue; its failure is cleared."""
     return replace(status, state="waiting", reason=None, eta_seconds=None)
 
 
 def with_progress(status: TrialStatus, progress: Mapping[str, float]) -> TrialStatus:
     """A running trial's status with the figures of its progress file."""
     seen, rate = int(progress["samples"]), progress.get("samples_per_second")
-    if "checkpoint_samples" in progress:  # until a worker has written one, that of the worker before is the newest
+    if "checkpoint_samples" in progress:  # else the newest checkpoint is the previous worker's
         status = replace(
             status,
             checkpoint_samples=int(progress["checkpoint_samples"]),

@@ -1,6 +1,6 @@
-"""Where a run's logged points go besides its metrics file: TensorBoard always, W&B and MLflow when asked for.
+"""Trackers of a run's logged points: TensorBoard always, W&B and MLflow on request.
 
-torch and the trackers are imported when they are opened: a driver that only checks the config stays small.
+torch and the trackers' packages are imported when they are used: a driver that only checks the config stays small.
 """
 
 import hashlib
@@ -41,11 +41,7 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """Several trackers as one. One that cannot be reached is logged as a warning: it must not end the training.
-
-    Args:
-        trackers: The trackers.
-    """
+    """Several trackers as one. An error of a tracker is logged as a warning, and the training continues."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = trackers
@@ -59,7 +55,7 @@ class Trackers:
         self._each("flush", lambda tracker: tracker.flush())
 
     def preempted(self) -> None:
-        """Store everything, and mark the run as interrupted: this process may be killed without another call."""
+        """Store everything, and mark the run as interrupted."""
         self._each("mark as preempted", lambda tracker: tracker.preempted())
 
     def close(self, *, failed: bool) -> None:
@@ -79,7 +75,7 @@ class TensorBoardTracker:
 
     Args:
         folder: The trial's `tensorboard` folder.
-        samples_seen: Where the run begins or resumes; TensorBoard hides later points of an earlier attempt.
+        samples_seen: Samples at which the run begins or resumes; TensorBoard hides later points of earlier attempts.
     """
 
     def __init__(self, folder: Location, samples_seen: int) -> None:
@@ -89,29 +85,29 @@ class TensorBoardTracker:
         self._temporary = None if folder.is_local else tempfile.TemporaryDirectory(prefix="mode-ray-tensorboard-")
         self._local = Path(folder.path if self._temporary is None else self._temporary.name)
         self._local.mkdir(parents=True, exist_ok=True)
-        # A failed run is closed while its last checkpoint, and the flush after it, may still be under way.
+        # A failed run is closed while its last checkpoint, and the flush after it, may still be in progress.
         self._storing = Lock()
         self._is_open = True
         self._writer: Any = SummaryWriter(str(self._local), purge_step=samples_seen + 1 if samples_seen else None)
 
     def log(self, point: Mapping[str, float]) -> None:
-        """Record a point; its `samples` is the step."""
+        """Add a point to the event files."""
         for name, value in point.items():
             if name != _STEP:
                 self._writer.add_scalar(name, value, int(point[_STEP]))
 
     def flush(self) -> None:
-        """Store everything that was recorded so far; nothing once it is closed."""
+        """Write the event files; nothing after `close`."""
         with self._storing:
             if self._is_open:
                 self._store()
 
     def preempted(self) -> None:
-        """Store everything; TensorBoard knows no states of a run."""
+        """Write the event files; TensorBoard has no run states."""
         self.flush()
 
-    def close(self, *, failed: bool) -> None:  # noqa: ARG002 - it knows no states of a run
-        """Store everything, and close the files."""
+    def close(self, *, failed: bool) -> None:  # noqa: ARG002 - TensorBoard has no run states
+        """Write and close the event files."""
         with self._storing:
             self._is_open = False
             try:
@@ -131,11 +127,7 @@ class TensorBoardTracker:
 class WandbTracker:
     """A run of Weights & Biases; a restarted worker resumes it.
 
-    Args:
-        project: Its project.
-        name: As shown.
-        key: The same for every attempt at this run, and for no other run.
-        config: Shown beside the run.
+    `key` is the same for every attempt.
     """
 
     def __init__(self, project: str, name: str, key: str, config: Mapping[str, Any]) -> None:
@@ -143,50 +135,43 @@ class WandbTracker:
         self._run = wandb.init(
             project=project, name=name, id=key, resume="allow", config=dict(config), dir=tempfile.gettempdir()
         )
-        # W&B's own steps must not decrease. Ours do, when a run resumes from a checkpoint.
+        # W&B's own steps must not decrease. Ours decrease when a run resumes from a checkpoint.
         self._run.define_metric("*", step_metric=_STEP)
 
     def log(self, point: Mapping[str, float]) -> None:
-        """Record a point; its `samples` is the step."""
+        """Queue a point; W&B sends it in the background."""
         self._run.log(dict(point))
 
     def flush(self) -> None:
         """Nothing to do: W&B sends points in the background."""
 
     def preempted(self) -> None:
-        """Mark the run as preempting; W&B reports this at once, and shows it as preempted if nothing more comes."""
+        """Mark the run as preempting; W&B shows it as preempted if no more points follow."""
         self._run.mark_preempting()
 
     def close(self, *, failed: bool) -> None:
-        """Send everything, and end the run as finished or failed."""
+        """Send all points, and end the run as finished or failed."""
         self._run.finish(exit_code=1 if failed else 0)
 
 
 class MlflowTracker:
     """A run of MLflow; a restarted worker resumes it. MLflow's environment variables name the server.
 
-    Args:
-        experiment: Its experiment.
-        name: As shown.
-        key: The same for every attempt at this run, and for no other run.
-        config: Its parameters.
+    `key` is the same for every attempt.
     """
 
     def __init__(self, experiment: str, name: str, key: str, config: Mapping[str, Any]) -> None:
-        mlflow: Any = importlib.import_module("mlflow")
-        self._client = mlflow.MlflowClient()
-        number = mlflow.set_experiment(experiment).experiment_id
-        runs = self._client.search_runs([number], f"tags.`{_MLFLOW_TAG}` = '{key}'", max_results=1)
-        if runs:
-            self._client.update_run(runs[0].info.run_id, status="RUNNING")
-        else:
-            runs = [self._client.create_run(number, tags={_MLFLOW_TAG: key}, run_name=name)]
+        self._client, number, run = _find_mlflow_run(experiment, key)
+        if run is None:
+            run = self._client.create_run(number, tags={_MLFLOW_TAG: key}, run_name=name)
             for field, value in config.items():
-                self._client.log_param(runs[0].info.run_id, field, value)
-        self._run_id = runs[0].info.run_id
+                self._client.log_param(run.info.run_id, field, value)
+        else:
+            self._client.update_run(run.info.run_id, status="RUNNING")
+        self._run_id = run.info.run_id
 
     def log(self, point: Mapping[str, float]) -> None:
-        """Record a point; its `samples` is the step."""
+        """Send a point."""
         for name, value in point.items():
             if name != _STEP:
                 self._client.log_metric(self._run_id, name, value, step=int(point[_STEP]))
@@ -203,41 +188,65 @@ class MlflowTracker:
         self._client.set_terminated(self._run_id, status="FAILED" if failed else "FINISHED")
 
 
-_ASKED_FOR: dict[str, type[WandbTracker] | type[MlflowTracker]] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
+def _find_mlflow_run(experiment: str, key: str) -> tuple[Any, Any, Any]:
+    """MLflow's client, the experiment's id, and the run with this key or None."""
+    mlflow: Any = importlib.import_module("mlflow")
+    client, number = mlflow.MlflowClient(), mlflow.set_experiment(experiment).experiment_id
+    runs = client.search_runs([number], f"tags.`{_MLFLOW_TAG}` = '{key}'", max_results=1)
+    return client, number, runs[0] if runs else None
+
+
+_ON_REQUEST: dict[str, type[WandbTracker] | type[MlflowTracker]] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Find out early that a tracker cannot be used.
+    """Check that the trackers' packages are installed.
 
     Raises:
-        UsageError: Its package is not installed here.
+        UsageError: A package is not installed here.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise UsageError(
                 f"train.placement.trackers: {name} is not installed; pip install {name} where the workers run, "
-                "or leave it out"
+                "or remove it from the list"
             )
 
 
 def open_trackers(folder: Location, name: str, config: TrainConfig, samples_seen: int) -> Trackers:
-    """The trackers of a run; for rank 0 alone.
-
-    Args:
-        folder: The trial's folder.
-        name: The trial's name.
-        config: Which trackers; what is shown beside the run.
-        samples_seen: Where the run begins or resumes.
+    """The trackers of a run, for rank 0.
 
     Raises:
-        UsageError: As `check_trackers`.
+        UsageError: The package of a tracker is not installed.
     """
     placement = config.placement
     check_trackers(placement.trackers)
-    key = hashlib.blake2b(str(folder).encode(), digest_size=_ID_BYTES).hexdigest()
     shown = _flat(config.model_dump(mode="json", exclude={"placement"}))
-    asked_for = [_ASKED_FOR[kind](placement.tracker_project, name, key, shown) for kind in placement.trackers]
-    return Trackers([TensorBoardTracker(folder / TENSORBOARD_FOLDER, samples_seen), *asked_for])
+    requested = [
+        _ON_REQUEST[kind](placement.tracker_project, name, _key(folder), shown) for kind in placement.trackers
+    ]
+    return Trackers([TensorBoardTracker(folder / TENSORBOARD_FOLDER, samples_seen), *requested])
+
+
+def end_failed_run(folder: Location, config: TrainConfig) -> None:
+    """Mark a trial's MLflow run as failed if its worker was killed before it could do so.
+
+    Ray kills rank 0 if another rank fails. W&B notices by itself that a run's process has ended; MLflow does not. An
+    error is logged as a warning.
+    """
+    if "mlflow" not in config.placement.trackers:
+        return
+    try:
+        client, _, run = _find_mlflow_run(config.placement.tracker_project, _key(folder))
+        if run is not None and run.info.status == "RUNNING":
+            client.set_terminated(run.info.run_id, status="FAILED")
+    except Exception:  # the package raises errors of its own
+        _logger.warning("MLflow: could not mark the run of %s as failed", folder, exc_info=True)
+
+
+def _key(folder: Location) -> str:
+    """An id that every attempt at a trial has, and no other trial."""
+    return hashlib.blake2b(str(folder).encode(), digest_size=_ID_BYTES).hexdigest()
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

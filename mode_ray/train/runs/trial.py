@@ -1,6 +1,6 @@
-"""What the driver, the launchers and the workers of a training run tell one another, by files in its directory.
+"""The job of a trial, and the files in its directory by which driver, launcher and workers communicate.
 
-Nothing here needs torch: drivers and launchers stay small.
+Nothing here imports torch, so that drivers and launchers stay small.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from mode_ray.config.run import RunConfig
 from mode_ray.pairs.members import TrainingSet
 from mode_ray.run_directory import ERROR_FILE, METRICS_FILE, PLAN_FILE, PROGRESS_FILE
-from mode_ray.stages.manifest import Manifest, read_manifest
+from mode_ray.stages.manifest import read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial
 from mode_ray.train.runs.measure_job import MeasureJob
@@ -19,15 +19,15 @@ from mode_ray.train.runs.measure_job import MeasureJob
 
 @dataclass(frozen=True)
 class TrialJob:
-    """Everything a worker needs to know.
+    """The arguments of a worker.
 
     Attributes:
-        trial: What to train.
+        trial: The trial to train.
         config: The run's config.
-        assignments: Directory of the assignment shards.
+        assignments: Directory of the assignments.
         clusters: Directory of the clustering.
         experts: Directory of all trials' outputs.
-        measure: What to measure while it trains, in a sweep.
+        measure: Measurements during training, in a sweep.
     """
 
     trial: Trial
@@ -43,18 +43,13 @@ class TrialJob:
         return self.experts / self.trial.name
 
 
-def trials_of(manifest: Manifest) -> list[Trial]:
-    """The trials of a finished train stage, as they were trained."""
-    return planned_trials_of(manifest.summary)
-
-
 def planned_trials_of(summary: Mapping[str, Any]) -> list[Trial]:
-    """The trials of a train stage by its summary, finished or not."""
+    """The trials in the summary of a train stage, finished or not."""
     return [Trial(**{**values, "members": TrainingSet(**values["members"])}) for values in summary["trials"]]
 
 
 def training_summary(directory: Location) -> Mapping[str, Any] | None:
-    """What a train stage trains, by its manifest or, until all is finished, by its plan; None before it began."""
+    """The summary in a train stage's manifest or, until it is finished, in its plan; None before it began."""
     manifest, plan = read_manifest(directory), directory / PLAN_FILE
     if manifest is not None:
         return manifest.summary
@@ -71,13 +66,13 @@ def read_metrics(folder: Location) -> dict[str, Any]:
 
 
 def read_error(folder: Location) -> str | None:
-    """Why a trial's launch cannot go on, in one line, or None."""
+    """The permanent error of a trial's last launch, in one line, or None."""
     location = folder / ERROR_FILE
     return location.read_text() if location.exists() else None
 
 
 def read_progress(folder: Location) -> dict[str, float] | None:
-    """The newest logged point of a trial, or None before the first."""
+    """The newest figures of a trial, or None before the first."""
     location = folder / PROGRESS_FILE
     if not location.exists():
         return None

@@ -1,4 +1,4 @@
-"""What a trial trains on: the files that its launcher writes and its workers open."""
+"""The files of a trial's training set, which its launcher writes and its workers open."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,27 +19,23 @@ from mode_ray.train.runs.trial import TrialJob
 
 @dataclass(frozen=True)
 class TrialData:
-    """The training set of a trial, over the source shards or in tars of its own.
-
-    Attributes:
-        job: The trial.
-    """
+    """The training set of a trial, in the source shards or in its own tars."""
 
     job: TrialJob
 
     @property
     def captions(self) -> CaptionsConfig:
-        """How captions and images are named in the shards that `open` names."""
+        """Names of captions and images in the shards of `open`."""
         captions = self.job.config.captions
         return captions_of_tars(captions) if self.is_materialised else captions
 
     @property
     def is_materialised(self) -> bool:
-        """Whether the set is copied into tars of its own."""
+        """Whether the set is copied to its own tars."""
         return self.job.config.train.data.mode == "materialised"
 
     def write_index(self) -> None:
-        """Write the index over the source shards, unless it stands.
+        """Write the index over the source shards, unless it exists.
 
         Raises:
             DataError: The set is empty.
@@ -47,10 +43,10 @@ class TrialData:
         write_training_set(self.job.trial.members, self.job.assignments, self._work_units, self._group_m, self._folder)
 
     def open(self) -> PairIndex:
-        """The index that the trial is to read.
+        """The index that the trial reads.
 
         Raises:
-            DataError: It was not written, or from other assignments.
+            DataError: It was not written, or was made of other assignments.
         """
         return self.materialised().open() if self.is_materialised else self.open_source()
 
@@ -58,7 +54,7 @@ class TrialData:
         """The index over the source shards.
 
         Raises:
-            DataError: It was not written, or from other assignments.
+            DataError: It was not written, or was made of other assignments.
         """
         return open_training_set(
             self.job.trial.members, self.job.assignments, self._work_units, self._group_m, self._folder
@@ -84,7 +80,7 @@ class TrialData:
 
     @cached_property
     def _group_m(self) -> np.ndarray:
-        """Coarse map of the set; of `all`, which needs none, an empty one."""
+        """Coarse map of the set; empty for `all`, which needs none."""
         members = self.job.trial.members
         if members.kind == "all":
             return np.empty(0, np.int32)

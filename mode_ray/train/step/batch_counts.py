@@ -1,4 +1,4 @@
-"""What a run counts about the batches that it trained on, and the sum over all ranks."""
+"""Counts of the batches that a run trained on, and their sum over all ranks."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ class BatchCounts:
 
     Attributes:
         bad_images: Images that could not be decoded.
-        first_bad_image: Reason and place of the first one, or an empty string.
+        first_bad_image: Error message of the first one, or an empty string.
         ledger: Sum of the batches' ledgers, modulo 2^63.
     """
 
@@ -30,12 +30,7 @@ class BatchCounts:
 
 
 def all_gather_sum(own: BatchCounts, world_size: int) -> BatchCounts:
-    """The sum over all ranks. Collective: every rank calls it at the same time.
-
-    Args:
-        own: Counts of this rank.
-        world_size: Number of ranks; with one rank nothing is communicated.
-    """
+    """The sum of every rank's own counts. Collective: every rank calls it at the same time."""
     if world_size == 1:
         return own
     gathered: list[BatchCounts] = [own] * world_size

@@ -1,7 +1,7 @@
-"""Random crops: torchvision's RandomResizedCrop, its numbers drawn by position, its pixels computed without PIL.
+"""Random crops like torchvision's RandomResizedCrop, with random numbers by position and resizing without PIL.
 
-A crop depends on the seed and the sample's position in the run alone: not on worker, rank, thread or restart, and it
-leaves torch's global generator alone.
+A crop depends only on the seed and on the sample's position in the run. It does not depend on the worker, rank, thread
+or restart, and it does not change torch's global generator.
 """
 
 import math
@@ -24,15 +24,15 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """What open_clip's training transform does to an image.
+    """The parameters of open_clip's training transform.
 
     Attributes:
         size: Height and width of the result.
-        scale: Smallest and largest share of the image's area that is cropped.
-        ratio: Smallest and largest width of a crop, by its height.
-        mean: Of each channel, for pixels from 0 to 1.
-        std: Of each channel.
-        mode: Of the interpolation, `bicubic` or `bilinear`.
+        scale: Smallest and largest area of a crop, as a share of the image's area.
+        ratio: Smallest and largest aspect ratio of a crop, width / height.
+        mean: Mean of each channel, for pixels from 0 to 1.
+        std: Standard deviation of each channel.
+        mode: Interpolation, `bicubic` or `bilinear`.
     """
 
     size: tuple[int, int]
@@ -44,10 +44,10 @@ class TrainTransform:
 
     @classmethod
     def of(cls, transform: Callable[[Any], torch.Tensor]) -> "TrainTransform":
-        """Read a transform that open_clip made.
+        """The parameters of a transform that open_clip made.
 
         Raises:
-            TypeError: It crops otherwise, or does more than crop and normalise.
+            TypeError: The transform has other steps than open_clip's, or another interpolation.
         """
         steps = transform.transforms if isinstance(transform, Compose) else []
         names = [type(step).__name__ for step in steps]
@@ -67,7 +67,7 @@ class TrainTransform:
         )
 
     def draw(self, seed: int, positions: npt.ArrayLike) -> list[list[float]]:
-        """What `crop` needs for the samples at these positions of a run, drawn for all of them at once."""
+        """The random numbers that `crop` needs, one list per position of the run."""
         uniform_bc = uniform_numbers(f"crops {seed}", np.asarray(positions, np.int64), 2 * _ATTEMPTS + 2)
         areas = self.scale[0] + (self.scale[1] - self.scale[0]) * uniform_bc[:, :_ATTEMPTS]
         first, last = math.log(self.ratio[0]), math.log(self.ratio[1])
@@ -78,7 +78,7 @@ class TrainTransform:
         return drawn
 
     def crop(self, pixels: torch.Tensor, drawn: Sequence[float]) -> torch.Tensor:
-        """Crop and resize, uint8 [3, h, w] to uint8 [3, *size]; `drawn` by `draw`."""
+        """Crop and resize uint8 [3, h, w] to uint8 [3, *size]; `drawn` is a list from `draw`."""
         top, left, height, width = crop_box(pixels.shape[1], pixels.shape[2], self.ratio, drawn)
         cropped = pixels[None, :, top : top + height, left : left + width]
         return torch.nn.functional.interpolate(cropped, self.size, mode=self.mode, antialias=True)[0]
@@ -90,21 +90,21 @@ class TrainTransform:
 
 
 def crop_box(height: int, width: int, ratio: tuple[float, float], drawn: Sequence[float]) -> Box:
-    """A random part of an image, distributed as torchvision's RandomResizedCrop draws it.
+    """A random box in an image, with the distribution of torchvision's RandomResizedCrop.
 
     Args:
-        height: Of the image.
-        width: Of the image.
-        ratio: Width by height, from, to, where no attempt fits.
-        drawn: Of ten attempts the widths, then the heights, by the square root of the image's area; then two numbers
-            in [0, 1) for the place.
+        height: Height of the image.
+        width: Width of the image.
+        ratio: Smallest and largest aspect ratio, used if no attempt fits.
+        drawn: The widths of ten attempts, then their heights, both divided by the square root of the image's area;
+            then two numbers in [0, 1) for the box's position.
     """
     side = math.sqrt(height * width)
     for attempt in range(_ATTEMPTS):
         wide, high = round(side * drawn[attempt]), round(side * drawn[_ATTEMPTS + attempt])
         if 0 < wide <= width and 0 < high <= height:
             return int(drawn[-2] * (height - high + 1)), int(drawn[-1] * (width - wide + 1)), high, wide
-    # None fits: the whole image, or the middle of one that is too long.
+    # No attempt fits: take the whole image, or the center of one that is too elongated.
     wide, high = width, height
     if width / height < ratio[0]:
         high = round(width / ratio[0])

@@ -1,4 +1,4 @@
-"""An open_clip model as the loop sees it: images and captions in, unit features and logit scale out."""
+"""The interface of an open_clip model to the training loop: images and captions in, unit features and scale out."""
 
 from typing import Any
 
@@ -11,16 +11,14 @@ IMAGE = "image_features"
 TEXT = "text_features"
 LOGIT_SCALE = "logit_scale"
 LOGIT_BIAS = "logit_bias"
-# What torch, timm and open_clip call the rate of dropped units, patches and paths.
+# Attribute names in torch, timm and open_clip for the rate of dropped units, patches and paths.
 _DROP_RATES = ("p", "prob", "drop_prob", "dropout")
 
 
 class FeatureModel(torch.nn.Module):
-    """Wraps a model without touching it, so that its parameters keep their names below `clip`.
+    """Wraps a model without changing it. Its parameters keep their names below `clip`.
 
-    Args:
-        clip: The open_clip model.
-        causal_text: How its captions are encoded in groups; None leaves that to the model.
+    Without `causal_text`, the model's own `encode_text` encodes captions.
     """
 
     def __init__(self, clip: torch.nn.Module, causal_text: CausalText | None) -> None:
@@ -29,28 +27,28 @@ class FeatureModel(torch.nn.Module):
         self._causal_text = causal_text
 
     def prepare(self, texts: torch.Tensor) -> torch.Tensor | GroupedTexts:
-        """Tokens as `forward` takes them: int64 [b, context] in main memory, grouped where the tower allows it."""
+        """Prepare tokens for `forward`: int64 [b, context] in main memory, grouped if the tower supports it."""
         return texts if self._causal_text is None else self._causal_text.group(texts)
 
     def forward(self, images: torch.Tensor, texts: torch.Tensor | GroupedTexts) -> dict[str, torch.Tensor]:
         """Features of pairs.
 
-        Normalised in float32 whatever the towers compute in: at a logit scale of 100 the rounding of bfloat16 would
-        move logits by up to 0.4.
+        Features are normalised in float32 in any precision: at a logit scale of 100, rounding to bfloat16 would
+        change logits by up to 0.4.
 
         Args:
             images: [b, 3, h, w].
-            texts: As `prepare` gives them.
+            texts: Output of `prepare`.
 
         Returns:
-            `image_features` and `text_features` float32 [b, d]; `logit_scale`, a factor; `logit_bias` if it has one.
+            `image_features` and `text_features` float32 [b, d]; `logit_scale`, a factor; `logit_bias` if the model has
+            one.
         """
         image = self.clip.encode_image(images)
-        text = (
-            self._causal_text.encode(texts)
-            if isinstance(texts, GroupedTexts) and self._causal_text
-            else (self.clip.encode_text(texts))
-        )
+        if self._causal_text is not None and isinstance(texts, GroupedTexts):
+            text = self._causal_text.encode(texts)
+        else:
+            text = self.clip.encode_text(texts)
         features = {
             IMAGE: functional.normalize(image.float(), dim=-1),
             TEXT: functional.normalize(text.float(), dim=-1),
@@ -61,12 +59,12 @@ class FeatureModel(torch.nn.Module):
 
     @property
     def logit_bias(self) -> torch.nn.Parameter | None:
-        """The learned bias of SigLIP's logits, where the model has one."""
+        """The learned bias of SigLIP's logits, or None."""
         return getattr(self.clip, "logit_bias", None)
 
     @property
     def logit_parameters(self) -> list[torch.nn.Parameter]:
-        """Logit scale and bias: single numbers, which no strategy shards."""
+        """Logit scale and bias: single numbers, which are never sharded."""
         scale: torch.nn.Parameter = self.clip.logit_scale
         return [scale] if self.logit_bias is None else [scale, self.logit_bias]
 

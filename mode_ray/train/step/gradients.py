@@ -1,8 +1,8 @@
-"""Loss and gradients of a global batch, at once or micro-batch by micro-batch.
+"""Loss and gradients of a global batch, in one pass or in micro-batches.
 
-A contrastive loss needs the features of the whole batch, but not their activations. With cached features (GradCache,
-Gao et al. 2021, arXiv 2101.06983) all features are computed without a graph, the loss gives their gradients, and a
-second pass carries these through the model one micro-batch at a time: the same gradients, with the memory of one.
+A contrastive loss needs the features of the whole batch, but not their activations. GradCache (Gao et al. 2021, arXiv
+2101.06983) first computes all features without a graph. The loss gives their gradients, and a second pass
+backpropagates them one micro-batch at a time. The gradients are the same, with the memory of one micro-batch.
 """
 
 from contextlib import nullcontext
@@ -20,15 +20,7 @@ _SEED_BITS = 32
 
 
 class Gradients:
-    """Computes loss and gradients.
-
-    Args:
-        model: The model; gradients are left in its parameters.
-        loss: The loss.
-        device: Where the model is.
-        precision: Of the forward pass.
-        micro_batch_size: Pairs that go through the model at once; None for all.
-    """
+    """Computes loss and gradients."""
 
     def __init__(
         self,
@@ -49,8 +41,8 @@ class Gradients:
         """Add the gradients of this rank's part of a batch, averaged over the ranks.
 
         Args:
-            batch: In main memory.
-            seed: Of what the model draws at random, such as dropped patches: it depends on nothing before.
+            batch: The batch, in main memory.
+            seed: Seed of the model's random draws, such as dropped patches.
 
         Returns:
             The loss of this rank's part, on the device.
@@ -77,7 +69,7 @@ class Gradients:
             with nullcontext() if last else self._model.accumulating():
                 part = self._features(*pairs, seed + number * size)
                 names = [name for name in part if part[name].requires_grad]
-                # Every micro-batch brings its share of the gradient that all have in common.
+                # Every micro-batch uses logit scale and bias, and contributes an equal share of their gradients.
                 torch.autograd.backward(
                     [part[name] for name in names],
                     [
@@ -89,12 +81,12 @@ class Gradients:
 
     def _features(self, images: torch.Tensor, texts: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
         if self._seeded:
-            # Twice the same, where features are computed twice. The CPU's generator too: open_clip draws there.
+            # Both passes must draw the same numbers. This seeds the CPU's generator too, which open_clip uses.
             torch.manual_seed(seed % 2**_SEED_BITS)
         prepared = self._model.features.prepare(texts)
         moved = images.to(self._device, non_blocking=True), prepared.to(self._device)
         with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
-            # Not the wrapped model where there is no graph: its reducer would wait for gradients.
+            # Without a graph, use the bare model: DDP's reducer would wait for gradients.
             return self._model(*moved) if torch.is_grad_enabled() else self._model.features(*moved)
 
 

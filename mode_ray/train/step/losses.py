@@ -1,4 +1,4 @@
-"""Contrastive losses over the global batch: open_clip's, and one that knows equal captions."""
+"""Contrastive losses over the global batch: open_clip's, and one that masks equal captions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,13 +9,14 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch.nn import functional
 
 from mode_ray.config.train import LossConfig
+from mode_ray.train.step.rank import Rank
 
 
 class EqualCaptionClipLoss(ClipLoss):  # type: ignore[misc]
-    """CLIP's loss where pairs with the same caption are not one another's negatives.
+    """CLIP's loss without negatives between pairs that have the same caption.
 
-    The logit of an image and a caption that equals its own, but stands with another pair of the global batch, is left
-    out of both softmaxes; the pair's own logit stays.
+    If two pairs of the global batch have equal captions, the logits of one's image with the other's caption are left
+    out of both softmaxes. Each pair's own logit stays.
     """
 
     def forward(
@@ -26,15 +27,7 @@ class EqualCaptionClipLoss(ClipLoss):  # type: ignore[misc]
         caption_ids: torch.Tensor,
         logit_bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The loss of this rank's rows.
-
-        Args:
-            image_features: Unit norm, [b, d].
-            text_features: Unit norm, [b, d].
-            logit_scale: Factor of the cosines.
-            caption_ids: int64 [b], equal for equal captions.
-            logit_bias: Added to the logits, where the model has one.
-        """
+        """The loss of this rank's rows: unit-norm features [b, d], and `caption_ids` int64 [b]."""
         per_image, per_text = self.get_logits(image_features, text_features, logit_scale, logit_bias)
         own_b = self.get_ground_truth(image_features.device, len(image_features))
         left_out = caption_ids[:, None] == self._all_ranks(caption_ids)[None, :]
@@ -54,35 +47,23 @@ class EqualCaptionClipLoss(ClipLoss):  # type: ignore[misc]
 
 
 class ContrastiveLoss:
-    """The loss that a config asks for.
+    """The loss of a config.
 
-    Its gradients, averaged over the ranks, are those of one process with the whole batch.
-
-    Args:
-        config: Which loss.
-        rank: Of this process.
-        world_size: Number of processes.
+    Its gradients, averaged over the ranks, equal those of one process with the whole batch.
     """
 
-    def __init__(self, config: LossConfig, rank: int, world_size: int) -> None:
+    def __init__(self, config: LossConfig, rank: Rank) -> None:
         self._needs_ids = config.mask_equal_captions
         self._loss: Any
+        ranks = {"rank": rank.number, "world_size": rank.world_size}
         if config.kind == "siglip":
-            self._loss = SigLipLoss(rank=rank, world_size=world_size)
+            self._loss = SigLipLoss(**ranks)
         else:
             kind = EqualCaptionClipLoss if config.mask_equal_captions else ClipLoss
-            self._loss = kind(
-                local_loss=True, gather_with_grad=True, cache_labels=True, rank=rank, world_size=world_size
-            )
+            self._loss = kind(local_loss=True, gather_with_grad=True, cache_labels=True, **ranks)
 
     def __call__(self, features: Mapping[str, torch.Tensor], caption_ids: torch.Tensor) -> torch.Tensor:
-        """The loss of this rank's part of the batch.
-
-        Args:
-            features: `image_features` and `text_features`, float32 [b, d] of unit norm; `logit_scale`; `logit_bias`
-                where the model has one.
-            caption_ids: int64 [b].
-        """
+        """The loss of this rank's part of the batch."""
         extra = {"caption_ids": caption_ids} if self._needs_ids else {}
         loss: torch.Tensor = self._loss(**features, **extra)
         return loss

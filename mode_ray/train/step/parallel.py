@@ -1,7 +1,7 @@
-"""A model on one process, as copies on several (DDP), or as shards of one (FSDP2); and what spares memory or time.
+"""A model on one process, replicated (DDP) or sharded (FSDP2); with gradient checkpointing and compilation.
 
-Weights and optimizer state go in and out whole, under the names of the bare model: a checkpoint does not tell how many
-processes wrote it, nor by which strategy.
+Weights and optimizer state are loaded and gathered as whole tensors, under the names of the bare model. A checkpoint
+therefore does not depend on the number of processes or on the strategy.
 """
 
 from collections.abc import Mapping
@@ -33,14 +33,7 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class ParallelModel:
-    """A feature model, wrapped as a config asks for.
-
-    Args:
-        features: The model, on its device.
-        placement: Strategy, gradient checkpointing, compilation.
-        device: Of this process.
-        world_size: Number of processes.
-    """
+    """A feature model, wrapped as the config says."""
 
     def __init__(
         self, features: FeatureModel, placement: TrainPlacement, device: torch.device, world_size: int
@@ -58,7 +51,7 @@ class ParallelModel:
             mesh = init_device_mesh(device.type, (world_size,))
             for block in transformer_blocks(features).values():
                 fully_shard(block, mesh=mesh)
-            # It refuses to shard single numbers.
+            # FSDP2 refuses to shard scalars.
             fully_shard(features, mesh=mesh, ignored_params=set(features.logit_parameters))
         elif world_size > 1:
             self._module = DistributedDataParallel(
@@ -66,22 +59,22 @@ class ParallelModel:
             )
 
     def __call__(self, images: torch.Tensor, texts: torch.Tensor | GroupedTexts) -> dict[str, torch.Tensor]:
-        """Features as `FeatureModel.forward` gives them; their gradients are averaged over the processes."""
+        """Features as of `FeatureModel.forward`. Their gradients are averaged over the processes."""
         features: dict[str, torch.Tensor] = self._module(images, texts)
         return features
 
     def accumulating(self) -> AbstractContextManager[None]:
-        """A block whose gradients are only added up, since more follow.
+        """A context in which DDP accumulates gradients without reducing them.
 
-        Shards are reduced nevertheless: whole gradients would take the memory that sharding spares.
+        FSDP2 reduces them in every pass: whole gradients would take the memory that sharding saves.
         """
         context: AbstractContextManager[None] = nullcontext()
         if isinstance(self._module, DistributedDataParallel):
             context = self._module.no_sync()
         return context
 
-    def finish_gradients(self) -> torch.Tensor:
-        """Average what the strategy itself leaves out; returns the norm of all gradients, the same on every rank."""
+    def finish_gradients_on_all_ranks(self) -> torch.Tensor:
+        """Average the gradients that the strategy does not, and return the norm of all of them. Collective."""
         if self._sharded:
             for parameter in self.features.logit_parameters:
                 if parameter.grad is not None:
@@ -102,25 +95,25 @@ class ParallelModel:
         for gradient in self._gradients():
             gradient.mul_(factor)
 
-    def weights(self) -> dict[str, torch.Tensor]:
+    def gather_weights(self) -> dict[str, torch.Tensor]:
         """Copies of all weights in main memory, by the bare model's names; empty on ranks above 0. Collective."""
         weights: dict[str, Any] = get_model_state_dict(self.features.clip, options=_WHOLE)
-        # The library copies from other devices only, and training goes on while these are written.
+        # Training continues while these are written. torch copies only tensors of other devices.
         return {name: tensor.clone() for name, tensor in weights.items()} if self._on_cpu else weights
 
-    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take over whole weights; every rank is given all of them."""
+    def load_weights_on_all_ranks(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Load whole weights. Collective: every rank passes all of them."""
         set_model_state_dict(self.features.clip, dict(weights), options=StateDictOptions(full_state_dict=True))
 
-    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """State of an optimizer in main memory, by the names of the parameters; empty on ranks above 0. Collective."""
-        # Without a step behind it the library would make one up, and count it.
+    def gather_optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """An optimizer's state in main memory, by parameter name; empty on ranks above 0. Collective."""
+        # Before the first step torch would create the state with a step of its own, and count it.
         return get_optimizer_state_dict(self.features.clip, optimizer, options=_WHOLE) if optimizer.state else {}
 
-    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Take over whole optimizer state; every rank is given all of it."""
+    def load_optimizer_state_on_all_ranks(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Load a whole optimizer state. Collective: every rank passes all of it."""
         optimizer.state.clear()
-        # With gradients at hand (of a batch that came to nothing) the library would not make the state it fills.
+        # torch initialises the state that it fills only if there are no gradients, such as those of a skipped batch.
         optimizer.zero_grad(set_to_none=True)
         if state:
             options = StateDictOptions(full_state_dict=True)
@@ -141,15 +134,15 @@ def transformer_blocks(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 
 def has_batch_norm(module: torch.nn.Module) -> bool:
-    """Whether outputs depend on which other samples go through the model with one."""
+    """Whether a model has batch normalisation: its outputs depend on the other samples of the batch."""
     return any(isinstance(child, _BatchNorm) for child in module.modules())
 
 
 def _compile(features: FeatureModel) -> None:
-    """Compile block by block: the blocks of a tower share a graph, whatever the model is wrapped in."""
+    """Compile block by block: the blocks of a tower share a graph, with any wrapper around the model."""
     blocks = transformer_blocks(features)
     for name, block in blocks.items():
-        # Groups of captions have lengths of their own: shapes are left open from the start.
+        # Groups of captions have different lengths, so shapes of text blocks are dynamic from the start.
         block.compile(dynamic=None if name.startswith("clip.visual.") else True)
     if not any(name.startswith("clip.visual.") for name in blocks):
         features.clip.visual.compile()

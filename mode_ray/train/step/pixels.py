@@ -1,7 +1,7 @@
-"""Untrusted images to pixels for training: libjpeg-turbo by way of simplejpeg for photos, PIL for the rest.
+"""Untrusted images to pixels for training: libjpeg-turbo (simplejpeg) for JPEG files, PIL for other formats.
 
-Both give the same pixels of a JPEG; on small ones PIL takes several times as long. The size is read from the header,
-before anything is decoded.
+Both decoders give the same pixels of a JPEG. On small images PIL takes several times as long. The size is read from
+the header and checked before anything is decoded.
 """
 
 import numpy as np
@@ -13,19 +13,14 @@ from mode_ray.errors import DataError
 from mode_ray.pairs.images import decode_image, too_large
 
 _JPEG_START = b"\xff\xd8\xff"
-_COLOUR_SPACES = frozenset({"YCbCr", "Gray", "RGB"})  # what has four channels goes to PIL, which knows what they mean
+_COLOUR_SPACES = frozenset({"YCbCr", "Gray", "RGB"})  # PIL decodes images with four channels
 
 
 def decode_pixels(data: bytes, max_pixels: int, place: str) -> torch.Tensor:
     """Decode to RGB, uint8 [3, h, w].
 
-    Args:
-        data: The encoded image.
-        max_pixels: Larger images are refused before they are decoded.
-        place: File and row, for the message.
-
     Raises:
-        DataError: As `decode_image`.
+        DataError: The image is of an unknown format, damaged, or too large.
     """
     pixels = _decode_jpeg(data, max_pixels, place) if data.startswith(_JPEG_START) else None
     if pixels is None:
@@ -34,7 +29,7 @@ def decode_pixels(data: bytes, max_pixels: int, place: str) -> torch.Tensor:
 
 
 def _decode_jpeg(data: bytes, max_pixels: int, place: str) -> npt.NDArray[np.uint8] | None:
-    """RGB pixels [h, w, 3]; None where PIL is to decide whether it can be decoded, and to word the reason."""
+    """RGB pixels [h, w, 3], or None for an image that PIL should decode or refuse."""
     try:
         height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
         if colour_space not in _COLOUR_SPACES:

@@ -6,7 +6,7 @@ from mode_ray.train.plan import Trial
 
 
 def progress(trial: Trial, samples_seen: int) -> float:
-    """Where on the schedule (0 to 1) a trial is: an expert goes on where the seed stopped."""
+    """The trial's position on the schedule, 0 to 1. An expert continues at the position where the seed stopped."""
     done = samples_seen / trial.samples if trial.samples else 1.0
     return trial.first_progress + (trial.last_progress - trial.first_progress) * done
 
@@ -14,8 +14,8 @@ def progress(trial: Trial, samples_seen: int) -> float:
 def warmup_share(trial: Trial, warmup_samples: int, dense_samples: int) -> float:
     """The share of the whole schedule that is warm-up.
 
-    A run that begins the schedule warms up for `warmup_samples` of its own, or all its life if that is shorter; one
-    that goes on with a parent's optimizer is on the dense run's schedule, as its parent was.
+    A trial without a parent warms up for `warmup_samples` of its own samples, or for all of them if it has fewer. A
+    trial that continues a parent's optimizer uses the schedule of the dense run, as its parent did.
     """
     span = trial.last_progress - trial.first_progress
     whole = dense_samples if trial.parent is not None else trial.samples / span
@@ -23,7 +23,7 @@ def warmup_share(trial: Trial, warmup_samples: int, dense_samples: int) -> float
 
 
 def learning_rate(peak: float, at: float, warmup: float) -> float:
-    """The rate at progress `at`, both `at` and `warmup` as shares of the whole schedule."""
+    """The rate at progress `at`; `at` and `warmup` are shares of the whole schedule."""
     if at < warmup:
         return peak * at / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (at - warmup) / (1 - warmup))) if warmup < 1 else peak

@@ -1,7 +1,7 @@
-"""Captions in groups of similar length, each padded to its own longest: the same features for less work.
+"""Captions in groups of similar length, each padded to its own longest caption: the same features for less work.
 
-In a causal text tower a token sees only those before it, and the features are taken at one place, the end of the
-caption. What stands behind that place cannot matter, so it need not be computed.
+In a causal text tower a token attends only to earlier tokens, and the features are read at one position, the end of
+the caption. Later positions have no effect on the features, so they are not computed.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ _POOLS = ("argmax", "eos")
 
 
 class GroupedTexts(NamedTuple):
-    """The captions of a batch by length.
+    """The captions of a batch, grouped by length.
 
     Attributes:
-        tokens: int64 [t], the tokens of all groups one after another, rows of a group behind one another.
-        places_b: int64 [b], where in `tokens` the features of each caption, in the batch's order, are taken.
-        shapes: Captions and padded length of each group.
+        tokens: int64 [t], the rows of all groups, concatenated.
+        places_b: int64 [b], the position in `tokens` at which each caption's features are read, in the batch's order.
+        shapes: Number of captions and padded length of each group.
     """
 
     tokens: torch.Tensor
@@ -36,13 +36,13 @@ class GroupedTexts(NamedTuple):
 
 @dataclass(frozen=True)
 class CausalText:
-    """A causal text tower of open_clip that is run on groups of captions.
+    """A causal text tower of open_clip that encodes groups of captions.
 
     Attributes:
         tower: The module with embeddings, transformer and projection.
-        pool_type: Where features are taken: at the largest token (`argmax`), or at the first `eos_id` (`eos`).
-        eos_id: For `eos`.
-        groups: Groups a batch.
+        pool_type: Features are read at the largest token (`argmax`) or at the first `eos_id` (`eos`).
+        eos_id: The end token for `eos`.
+        groups: Number of groups per batch.
         multiple: Group lengths are rounded up to multiples of this.
     """
 
@@ -53,11 +53,7 @@ class CausalText:
     multiple: int
 
     def group(self, texts: torch.Tensor) -> GroupedTexts:
-        """Sort captions into groups of nearly equally many.
-
-        Args:
-            texts: int64 [b, context] in main memory: lengths decide shapes, which the host must know.
-        """
+        """Sort captions int64 [b, context] by length, and split them into groups of nearly equal size."""
         texts = texts.cpu()
         context = texts.shape[1]
         ends_b = (texts if self.pool_type == "argmax" else (texts == self.eos_id).int()).argmax(dim=-1)
@@ -74,10 +70,10 @@ class CausalText:
         return GroupedTexts(torch.cat(tokens), places_b, tuple(shapes))
 
     def encode(self, texts: GroupedTexts) -> torch.Tensor:
-        """Features [b, d] as the tower's own `encode_text` gives them, but for rounding."""
+        """Features [b, d], equal to those of the tower's own `encode_text` except for rounding."""
         tower = self.tower
         dtype = tower.transformer.get_cast_dtype()
-        # One look-up for all groups: the gradient of each is as large as the whole table.
+        # One look-up for all groups: the gradient of each look-up is as large as the whole table.
         embedded = tower.token_embedding(texts.tokens).to(dtype)
         outputs = []
         for (captions, length), part in zip(
@@ -93,12 +89,9 @@ class CausalText:
 
 
 def causal_text(module: torch.nn.Module, groups: int, multiple: int) -> CausalText | None:
-    """The grouped text tower of a model, or None where it has none that gives the same features.
+    """The text tower of an open_clip model, or None if grouping is off or would change the features.
 
-    Args:
-        module: An open_clip model.
-        groups: Groups a batch.
-        multiple: Group lengths are rounded up to multiples of this.
+    Arguments are those of `CausalText`.
     """
     tower: Any = module if isinstance(module, open_clip.CLIP) else getattr(module, "text", None)
     if isinstance(module, open_clip.CLIP):

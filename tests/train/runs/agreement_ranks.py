@@ -10,19 +10,19 @@ from mode_ray.train.runs.agreement import Agreement, Order
 
 
 def main(folder: Path, rank: int, world_size: int) -> None:
-    """Exchange rank 0's orders, and leave what this rank was told."""
+    """Exchange rank 0's orders, and write what this rank received."""
     store = torch.distributed.FileStore(str(folder / "store"), world_size)  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     agreement = Agreement()
     wanted = [Order.CHECKPOINT, Order.NOTHING, Order.ASK_FOR_PREEMPTION, Order.CHECKPOINT, Order.NOTHING]
-    told = [agreement.exchange(order if rank == 0 else Order.NOTHING) for order in wanted]
-    agreement.forget()
-    # After a rollback no order of before counts.
-    agreement.exchange(Order.CHECKPOINT if rank == 0 else Order.NOTHING)
-    agreement.forget()
-    told.append(agreement.exchange(Order.NOTHING))
-    agreement.forget()
-    (folder / f"rank{rank}.json").write_text(json.dumps(told))
+    received = [agreement.exchange_on_all_ranks(order if rank == 0 else Order.NOTHING) for order in wanted]
+    agreement.drop_on_all_ranks()
+    # After a rollback, earlier orders are dropped.
+    agreement.exchange_on_all_ranks(Order.CHECKPOINT if rank == 0 else Order.NOTHING)
+    agreement.drop_on_all_ranks()
+    received.append(agreement.exchange_on_all_ranks(Order.NOTHING))
+    agreement.drop_on_all_ranks()
+    (folder / f"rank{rank}.json").write_text(json.dumps(received))
     torch.distributed.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Ranks do the same after the same step, and no rank waits for another to find out what."""
+"""All ranks receive the same order after the same step, without waiting for each other."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ RANKS = 2
 DEADLINE_SECONDS = 120.0
 
 
-def test_every_rank_is_told_what_rank_0_wanted_a_step_before(tmp_path: Path) -> None:
+def test_every_rank_receives_what_rank_0_wanted_a_step_before(tmp_path: Path) -> None:
     script = Path(__file__).with_name("agreement_ranks.py")
     ranks = [
         subprocess.Popen([sys.executable, str(script), str(tmp_path), str(rank), str(RANKS)]) for rank in range(RANKS)
@@ -23,5 +23,5 @@ def test_every_rank_is_told_what_rank_0_wanted_a_step_before(tmp_path: Path) -> 
             rank.kill()
     nothing, ask, checkpoint = Order.NOTHING, Order.ASK_FOR_PREEMPTION, Order.CHECKPOINT
     for number in range(RANKS):
-        told = json.loads((tmp_path / f"rank{number}.json").read_text())
-        assert told == [nothing, checkpoint, nothing, ask, checkpoint, nothing]
+        received = json.loads((tmp_path / f"rank{number}.json").read_text())
+        assert received == [nothing, checkpoint, nothing, ask, checkpoint, nothing]

@@ -1,7 +1,8 @@
-"""One driver at a time: the living keep theirs, the dead lose it, and who was overtaken finds out."""
+"""One driver at a time: live drivers keep the lease, dead ones lose it, and a driver that lost it ends."""
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,19 +10,20 @@ import pytest
 from mode_ray.errors import TrainingError
 from mode_ray.run_directory import LEASE_FILE
 from mode_ray.storage import Location
-from mode_ray.train.runs import lease as lease_module
 from mode_ray.train.runs.lease import Lease
 
 
 @pytest.fixture
-def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Location:
-    for name, seconds in (("BEAT_SECONDS", 0.05), ("EXPIRY_SECONDS", 0.5), ("_LOOK_SECONDS", 0.02)):
-        monkeypatch.setattr(lease_module, name, seconds)
+def directory(tmp_path: Path) -> Location:
     return Location.parse(str(tmp_path / "experts"))
 
 
 def silent(_: str) -> None:
-    """Nobody listens."""
+    """Ignore the line."""
+
+
+def fast_lease(directory: Location, say: Callable[[str], None] = silent) -> Lease:
+    return Lease(directory, say, beat_seconds=0.05, expiry_seconds=0.5)
 
 
 def content(directory: Location) -> dict[str, str]:
@@ -30,7 +32,7 @@ def content(directory: Location) -> dict[str, str]:
 
 
 def test_it_is_renewed_while_it_is_held_and_gone_afterwards(directory: Location) -> None:
-    with Lease(directory, silent) as lease:
+    with fast_lease(directory) as lease:
         first = content(directory)["beats"]
         time.sleep(0.3)
         assert content(directory)["beats"] != first
@@ -40,17 +42,17 @@ def test_it_is_renewed_while_it_is_held_and_gone_afterwards(directory: Location)
 
 def test_without_one_before_there_is_nothing_to_wait_for(directory: Location) -> None:
     said: list[str] = []
-    with Lease(directory, said.append):
+    with fast_lease(directory, said.append):
         pass
-    with Lease(directory, said.append):
+    with fast_lease(directory, said.append):
         pass
     assert said == []
 
 
 def test_the_second_of_two_living_drivers_is_sent_away(directory: Location) -> None:
-    with Lease(directory, silent) as lease:
+    with fast_lease(directory) as lease:
         with pytest.raises(TrainingError, match=r"another driver \(process \d+ on .+\) is training this run"):
-            Lease(directory, silent).__enter__()
+            fast_lease(directory).__enter__()
         lease.check()
         assert content(directory)["driver"] == lease._driver
 
@@ -61,7 +63,7 @@ def test_that_of_a_dead_driver_is_taken_over_after_a_while(directory: Location) 
     )
     said: list[str] = []
     began = time.monotonic()
-    with Lease(directory, said.append) as lease:
+    with fast_lease(directory, said.append) as lease:
         assert time.monotonic() - began >= 0.5
         assert content(directory)["driver"] == lease._driver
     assert len(said) == 1
@@ -69,7 +71,7 @@ def test_that_of_a_dead_driver_is_taken_over_after_a_while(directory: Location) 
 
 
 def test_a_driver_that_was_overtaken_ends_and_leaves_the_lease_to_the_other(directory: Location) -> None:
-    with Lease(directory, silent) as lease:
+    with fast_lease(directory) as lease:
         other = {"driver": "other", "host": "spot-7", "process": "41", "beats": "1"}
         (directory / LEASE_FILE).write_text(json.dumps(other))
         time.sleep(0.3)

@@ -44,7 +44,7 @@ class TestWhen:
         assert {after: number for after, number in due.items() if number} == {16: 1, 32: 2, 48: 3, 64: 4}
 
     @pytest.mark.parametrize("batch", [1, 3, 5, 7, 16, 64])
-    def test_whatever_the_batch_every_run_ends_with_the_last(self, batch: int) -> None:
+    def test_every_run_ends_with_the_last_measurement_for_any_batch_size(self, batch: int) -> None:
         total = batch * 20
         numbers = [job(samples_total=total).due(at, at + batch) for at in range(0, total, batch)]
         assert [number for number in numbers if number] == [1, 2, 3, 4]
@@ -52,7 +52,7 @@ class TestWhen:
     def test_of_several_at_once_the_last(self) -> None:
         assert job(samples_total=64).due(0, 64) == 4
 
-    def test_an_expert_goes_on_counting_where_its_seed_stopped(self) -> None:
+    def test_an_expert_continues_the_count_of_its_seed(self) -> None:
         after_seed = job(samples_before=32)
         assert [after_seed.due(at, at + 8) for at in range(0, 32, 8)] == [None, 3, None, 4]
 

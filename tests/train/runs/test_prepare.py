@@ -55,7 +55,7 @@ class TestIndexMode:
     def test_a_set_without_pairs_ends_the_launch_with_the_reason(self, make_job: Callable[..., TrialJob]) -> None:
         job = make_job(Trial(name="n2/02", members=TrainingSet(kind="expert", experts=2, expert=2), samples=BATCH))
         end = fit_trial(job)
-        assert end == TrialEnd("expert 2 of 2 has no pair; lower train.experts or bring more captions")
+        assert end == TrialEnd("expert 2 of 2 has no pairs; lower train.experts or add more captions")
 
     def test_a_worker_without_its_launcher_says_what_is_missing(self, make_job: Callable[..., TrialJob]) -> None:
         with pytest.raises(DataError, match=r"all\.arrow: missing; run `mode-ray train` again"):

@@ -94,7 +94,7 @@ class TestFailures:
         assert (status.state, status.launches, status.seconds, status.reason) == ("failed", 2, 3.5, "launcher lost")
         assert not waiting.unfinished()
 
-    def test_what_another_launch_cannot_mend_is_not_launched_again(self) -> None:
+    def test_a_permanent_failure_is_not_launched_again(self) -> None:
         waiting = queue(1, 5, DENSE)
         start(waiting)
         waiting.failed(DENSE, "b.parquet: no column 'image'", 1.0, again=False)
@@ -154,7 +154,7 @@ class TestFailures:
         waiting.finished(EXPERTS[2], 1.0)
         assert [states(waiting)[one.name] for one in EXPERTS] == ["finished", "failed", "finished"]
 
-    def test_a_failed_seed_takes_its_children_with_it_and_nobody_else(self) -> None:
+    def test_a_failed_seed_fails_its_children_and_no_other_trial(self) -> None:
         waiting = queue(2)
         start(waiting)
         waiting.failed(SEED, "the loss is nan", 1.0, again=False)
@@ -165,7 +165,7 @@ class TestFailures:
         waiting.finished(DENSE, 1.0)
         assert not waiting.unfinished()
 
-    def test_children_of_a_seed_that_is_launched_again_go_on_waiting(self) -> None:
+    def test_children_of_a_seed_that_is_launched_again_keep_waiting(self) -> None:
         waiting = queue(1)
         start(waiting)
         waiting.failed(SEED, "launcher lost", 1.0, again=True)

@@ -6,16 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray.train
 from test_trackers import FakeMlflow, download
 from test_worker_failures import spoil_images
 from trials import BATCH, DENSE_TRIAL
 
+from mode_ray.config.train import ModelConfig
 from mode_ray.run_directory import TENSORBOARD_FOLDER
 from mode_ray.storage import Location
-from mode_ray.train.runs import checkpoint_schedule
 from mode_ray.train.runs.launcher import TrialEnd, fit_trial
-from mode_ray.train.runs.trackers import MlflowTracker, Trackers
+from mode_ray.train.runs.trackers import Trackers, open_trackers
 from mode_ray.train.runs.trial import TrialJob
 
 MakeJob = Callable[..., TrialJob]
@@ -57,23 +56,18 @@ class TestHowATrialEnds:
         assert fit_trial(job) != TrialEnd()
         assert statuses(mlflow) == ["FAILED"]
 
-    def test_one_whose_node_is_about_to_go_is_marked_before_that(
-        self, make_job: MakeJob, mlflow: FakeMlflow, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        marked: list[int] = []
-        preempted = MlflowTracker.preempted
-
-        def note(self: MlflowTracker) -> None:
-            preempted(self)
-            assert statuses(mlflow) == ["KILLED"]
-            marked.append(1)
-
-        monkeypatch.setattr(MlflowTracker, "preempted", note)
-        monkeypatch.setattr(checkpoint_schedule, "PREEMPTION_INTERVAL_SECONDS", 1e-9)
-        monkeypatch.setattr(ray.train, "get_preemption_info", object)
-        assert fit_trial(tracked(make_job, checkpoint_interval_seconds=1e6)) == TrialEnd()
-        assert marked == [1]
-        assert statuses(mlflow) == ["FINISHED"]
+    def test_one_whose_worker_was_killed_is_failed(self, make_job: MakeJob, mlflow: FakeMlflow) -> None:
+        """Ray kills rank 0, and with it its tracker, if another rank fails."""
+        job = tracked(make_job)
+        trackers = open_trackers(job.folder, job.trial.name, job.config.train, 0)
+        assert statuses(mlflow) == ["RUNNING"]
+        model = ModelConfig(architecture="/nowhere")  # fails before the launch opens trackers of its own
+        train = job.config.train.model_copy(update={"model": model})
+        assert fit_trial(replace(job, config=job.config.model_copy(update={"train": train}))) != TrialEnd()
+        assert statuses(mlflow) == ["FAILED"]
+        trackers.close(failed=False)
+        assert fit_trial(replace(job, config=job.config.model_copy(update={"train": train}))) != TrialEnd()
+        assert statuses(mlflow) == ["FINISHED"], "only a run that is still open is ended"
 
 
 class TestTensorBoardOfARemoteRun:

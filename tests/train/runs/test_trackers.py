@@ -1,4 +1,4 @@
-"""What the trackers are told: event files read back, and stand-ins for packages that are not installed."""
+"""What the trackers record: event files read back, and stand-ins for packages that are not installed."""
 
 import sys
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class TestTensorBoard:
         assert scalars(tmp_path / "tensorboard", "loss") == [(8, 2.0), (16, 1.5)]
         assert [step for step, _ in scalars(tmp_path / "tensorboard", "learning_rate")] == [8, 16]
 
-    def test_a_run_that_goes_on_hides_what_it_rolled_back(self, tmp_path: Path) -> None:
+    def test_a_resumed_run_hides_the_points_that_it_rolled_back(self, tmp_path: Path) -> None:
         folder = Location.parse(str(tmp_path / "tensorboard"))
         first = TensorBoardTracker(folder, 0)
         for samples in (8, 16, 24):
@@ -120,7 +120,7 @@ class FakeMlflow(ModuleType):
         return self._run(tags["mode_ray.run"])
 
     def _run(self, key: str) -> SimpleNamespace:
-        return SimpleNamespace(info=SimpleNamespace(run_id=key))
+        return SimpleNamespace(info=SimpleNamespace(run_id=key, status=self.runs[key]["status"]))
 
     def log_param(self, run: str, field: str, value: object) -> None:
         self.runs[run]["params"][field] = value
@@ -140,7 +140,7 @@ class TestAskedFor:
     def folder(self, tmp_path: Path) -> Location:
         return Location.parse(str(tmp_path / "run/experts/n2/00"))
 
-    def test_wandb_is_told_every_point_and_a_restart_goes_on_with_its_run(
+    def test_wandb_gets_every_point_and_a_restart_resumes_its_run(
         self, make_config: Callable[..., RunConfig], folder: Location, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         wandb = FakeWandb()
@@ -158,7 +158,7 @@ class TestAskedFor:
         assert first["config"]["optimizer.learning_rate"] == 3e-3
         assert (Path(folder.path) / "tensorboard").is_dir()
 
-    def test_mlflow_is_told_every_number_and_a_restart_goes_on_with_its_run(
+    def test_mlflow_gets_every_number_and_a_restart_resumes_its_run(
         self, make_config: Callable[..., RunConfig], folder: Location, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         mlflow = FakeMlflow()
@@ -201,7 +201,7 @@ class TestAskedFor:
         open_trackers(folder, "n2/00", train, 8)
         assert [run["status"] for run in mlflow.runs.values()] == ["RUNNING"]
 
-    def test_a_tracker_that_cannot_be_reached_is_a_warning_and_the_others_go_on(
+    def test_a_tracker_that_cannot_be_reached_is_a_warning_and_the_others_continue(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         class Unreachable:

@@ -1,30 +1,26 @@
 """One trial from start to its expert folder, through Ray Train, in this process."""
 
 import io
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import ray.train
 import torch
 from trials import BATCH, DENSE_TRIAL, EXPERT_TRIAL, SEED_TRIAL, assert_same_weights, weights
 
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
-from mode_ray.errors import WriteError
 from mode_ray.models.architecture import CONFIG_FILE
 from mode_ray.models.encode import Expert
-from mode_ray.run_directory import CHECKPOINT_FOLDER, ERROR_FILE, STATE_FILE
+from mode_ray.run_directory import ERROR_FILE, STATE_FILE
 from mode_ray.stages.run import Run
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
-from mode_ray.train.data import TrainBatch, train_loader
+from mode_ray.train.data import TrainBatch
 from mode_ray.train.plan import SEED
-from mode_ray.train.runs import checkpoint_schedule, checkpoint_writer, worker
 from mode_ray.train.runs.checkpoints import checkpoint_name, read_checkpoint, whole_checkpoints
-from mode_ray.train.runs.launcher import TrialEnd, fit_trial
+from mode_ray.train.runs.launcher import TrialEnd, checkpoints_folder, fit_trial
 from mode_ray.train.runs.reporter import Reporter
 from mode_ray.train.runs.trial import TrialJob, read_metrics, read_progress
 from mode_ray.train.stage import planned_trials
@@ -66,7 +62,7 @@ class TestOneTrial:
 
 
 class TestAnExpert:
-    def test_it_goes_on_from_the_seeds_weights_and_optimizer(
+    def test_it_continues_from_the_seeds_weights_and_optimizer(
         self, make_job: Callable[..., TrialJob], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         fit_trial(make_job(SEED_TRIAL))
@@ -92,7 +88,7 @@ class TestAnExpert:
         assert metrics["pairs"] == 24
         assert metrics["samples_seen"] == 4 * BATCH
 
-    def test_its_rate_goes_on_where_the_seeds_stopped(self, make_job: Callable[..., TrialJob]) -> None:
+    def test_its_rate_continues_where_the_seeds_stopped(self, make_job: Callable[..., TrialJob]) -> None:
         every_step = {"placement": {"log_interval_steps": 1}}
         fit_trial(make_job(SEED_TRIAL, **every_step))
         fit_trial(make_job(EXPERT_TRIAL, **every_step))
@@ -107,15 +103,13 @@ class TestAnExpert:
     def test_without_its_seed_it_fails_with_the_file_that_is_missing(self, make_job: Callable[..., TrialJob]) -> None:
         end = fit_trial(make_job(EXPERT_TRIAL))
         assert end.reason is not None
-        assert end.reason.endswith("or the folder is no model")
+        assert end.reason.endswith("or this is not a model")
         assert "seed/open_clip_config.json: missing" in end.reason
         assert not end.again
 
 
 def checkpoints_of(job: TrialJob) -> list[Location]:
-    """The whole checkpoints of the one run of a trial."""
-    (run,) = Path((job.folder / CHECKPOINT_FOLDER).path).iterdir()
-    return whole_checkpoints(Location(str(run)))
+    return whole_checkpoints(checkpoints_folder(job))
 
 
 class TestCheckpoints:
@@ -146,11 +140,16 @@ class TestCheckpoints:
         self.cut_off(job, 3 * BATCH, monkeypatch)
         assert not (job.folder / CONFIG_FILE).exists()
         assert [one.name for one in checkpoints_of(job)] == [checkpoint_name(3 * BATCH)]
-        first: list[int] = []
-        loader = train_loader
-        monkeypatch.setattr(worker, "train_loader", lambda *all_: first.append(all_[1]) or loader(*all_))  # type: ignore[func-returns-value]
+        began: list[int] = []
+        run = TrainLoop.run
+
+        def noting(self: TrainLoop, *arguments: Any) -> None:  # noqa: ANN401
+            began.append(self.state.samples_seen)
+            run(self, *arguments)
+
+        monkeypatch.setattr(TrainLoop, "run", noting)
         assert fit_trial(job) == TrialEnd()
-        assert first == [3 * BATCH]
+        assert began == [3 * BATCH]
         assert_same_weights(weights(job.folder), expected)
         metrics = read_metrics(job.folder)
         assert (metrics["samples_seen"], metrics["ledger"]) == (8 * BATCH, ledger)
@@ -185,49 +184,15 @@ class TestCheckpoints:
         assert stored["loop"]["ledger"] == ledgers[4 * BATCH]
         assert {int(moment["step"]) for moment in stored["optimizer"]["state"].values()} == {4}
 
-    def test_training_goes_on_while_one_is_written(
-        self, make_job: Callable[..., TrialJob], monkeypatch: pytest.MonkeyPatch
+    def test_one_that_cannot_be_written_ends_the_launch_with_its_reason(
+        self, make_job: Callable[..., TrialJob]
     ) -> None:
         job = make_job(DENSE_TRIAL, placement=self.EVERY_STEP)
-        ended, written = threading.Event(), []
-
-        def slowly(folder: Location, _: object) -> None:
-            assert ended.wait(30)  # only the end of training lets it go on
-            written.append(folder.name)
-
-        run = TrainLoop.run
-
-        def run_then_tell(self: TrainLoop, *arguments: Any) -> None:  # noqa: ANN401
-            run(self, *arguments)
-            ended.set()
-
-        monkeypatch.setattr(checkpoint_writer, "write_checkpoint", slowly)
-        monkeypatch.setattr(TrainLoop, "run", run_then_tell)
-        assert fit_trial(job) == TrialEnd()
-        assert written == [checkpoint_name(BATCH)]
-
-    def test_one_that_cannot_be_written_ends_the_launch_with_its_reason(
-        self, make_job: Callable[..., TrialJob], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def refuse(folder: Location, _: object) -> None:
-            raise WriteError(f"no space left on {folder}")
-
-        monkeypatch.setattr(checkpoint_writer, "write_checkpoint", refuse)
-        end = fit_trial(make_job(DENSE_TRIAL, placement=self.EVERY_STEP))
+        (checkpoints_folder(job) / checkpoint_name(BATCH)).write_text("a file where a folder should be")
+        end = fit_trial(job)
         assert end.reason is not None
-        assert end.reason.startswith("no space left on ")
-
-    def test_a_node_that_is_about_to_go_brings_one_more_and_only_one(
-        self, make_job: Callable[..., TrialJob], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        placement = {"workers_per_run": 0, "checkpoint_interval_seconds": 1e6}
-        monkeypatch.setattr(checkpoint_schedule, "PREEMPTION_INTERVAL_SECONDS", 1e-9)
-        told = iter([None, None, object()])
-        monkeypatch.setattr(ray.train, "get_preemption_info", lambda: next(told))
-        written: list[str] = []
-        monkeypatch.setattr(checkpoint_writer, "write_checkpoint", lambda folder, _: written.append(folder.name))
-        assert fit_trial(make_job(DENSE_TRIAL, placement=placement)) == TrialEnd()
-        assert written == [checkpoint_name(3 * BATCH)]
+        assert checkpoint_name(BATCH) in end.reason
+        assert not (job.folder / CONFIG_FILE).exists()
 
 
 def test_the_stage_plans_the_widest_expert_first_from_the_assigned_pairs(

@@ -3,27 +3,28 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import ray.train
 import torch
 from trials import BATCH, DENSE_TRIAL, assert_same_weights, weights
 
 from mode_ray.errors import UsageError
 from mode_ray.models.architecture import CONFIG_FILE
 from mode_ray.models.clip import load_clip
-from mode_ray.run_directory import CHECKPOINT_FOLDER, ERROR_FILE, METRICS_FILE
+from mode_ray.run_directory import ERROR_FILE, METRICS_FILE
 from mode_ray.train.data import TrainBatch
-from mode_ray.train.runs import worker
-from mode_ray.train.runs.launcher import TrialEnd, fit_trial
+from mode_ray.train.runs.launcher import TrialEnd, checkpoints_folder, fit_trial
 from mode_ray.train.runs.queue import TrialQueue
 from mode_ray.train.runs.scheduler import run_trials
 from mode_ray.train.runs.status import initial_statuses, read_status
 from mode_ray.train.runs.trial import TrialJob, read_metrics
+from mode_ray.train.runs.worker import train_on_all_ranks
 from mode_ray.train.step.loop import TrainLoop
+from mode_ray.train.step.rank import ONLY_RANK, Rank
 
 
 def spoil_images(data_folder: Path) -> None:
@@ -86,7 +87,7 @@ class TestABatchWithoutAFiniteLoss:
         run = TrainLoop.run
 
         def without_it(self: TrainLoop, *arguments: Any) -> None:  # noqa: ANN401
-            self.leave_out(TestABatchWithoutAFiniteLoss.POISONED)
+            self.skip(TestABatchWithoutAFiniteLoss.POISONED)
             run(self, *arguments)
 
         monkeypatch.setattr(TrainLoop, "run", without_it)
@@ -102,7 +103,7 @@ class TestABatchWithoutAFiniteLoss:
         end = fit_trial(job)
         assert end.reason is not None
         assert f"after {6 * BATCH} samples" in end.reason
-        assert "max_rollbacks=2 batches were left out before" in end.reason
+        assert "max_rollbacks=2 batches were skipped before" in end.reason
         allowed = make_job(DENSE_TRIAL, placement=self.placement(nonfinite="rollback", max_rollbacks=3))
         assert fit_trial(allowed) == TrialEnd()
         assert read_metrics(allowed.folder)["skipped"] == sorted(poisoned)
@@ -122,13 +123,11 @@ class TestBrokenData:
         assert not end.again
         assert not (job.folder / CONFIG_FILE).exists()
 
-    def test_restarted_workers_do_not_try_again(
-        self, make_job: Callable[..., TrialJob], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_restarted_workers_do_not_try_again(self, make_job: Callable[..., TrialJob]) -> None:
         job = make_job(DENSE_TRIAL)
         (job.folder / ERROR_FILE).write_text("a.tar: sample 3: damaged")
-        monkeypatch.setattr(worker, "_train", lambda *_: pytest.fail("trained"))
-        worker.train_worker({"job": job, "checkpoints": job.folder / CHECKPOINT_FOLDER})
+        train_on_all_ranks(job, checkpoints_folder(job), ONLY_RANK)
+        assert [file.name for file in job.folder.files(recursive=True)] == [ERROR_FILE]
 
     def test_a_new_launch_forgets_the_error_of_the_last(self, make_job: Callable[..., TrialJob]) -> None:
         job = make_job(DENSE_TRIAL)
@@ -138,28 +137,13 @@ class TestBrokenData:
         load_clip(job.folder)
 
     @pytest.mark.parametrize(("ranks", "raised"), [(1, False), (2, True)])
-    def test_only_where_other_ranks_wait_the_error_goes_on_to_ray(
-        self, make_job: Callable[..., TrialJob], monkeypatch: pytest.MonkeyPatch, ranks: int, raised: bool
+    def test_the_error_is_raised_to_ray_only_if_other_ranks_wait(
+        self, make_job: Callable[..., TrialJob], ranks: int, raised: bool
     ) -> None:
-        class Context:
-            def get_world_rank(self) -> int:
-                return 0
-
-            def get_world_size(self) -> int:
-                return ranks
-
-        def refuse(*_: object) -> None:
-            raise UsageError("train.batch_size=9 cannot be dealt evenly to 2 workers")
-
-        monkeypatch.setattr(ray.train, "get_context", Context)
-        monkeypatch.setattr(worker, "_train", refuse)
-        job = make_job(DENSE_TRIAL)
-        if raised:
-            with pytest.raises(UsageError):
-                worker.train_worker({"job": job, "checkpoints": job.folder / CHECKPOINT_FOLDER})
-        else:
-            worker.train_worker({"job": job, "checkpoints": job.folder / CHECKPOINT_FOLDER})
-        assert (job.folder / ERROR_FILE).read_text() == "train.batch_size=9 cannot be dealt evenly to 2 workers"
+        job = make_job(DENSE_TRIAL, model={"architecture": "/nowhere"})
+        with pytest.raises(UsageError) if raised else nullcontext():
+            train_on_all_ranks(job, checkpoints_folder(job), Rank(0, ranks))
+        assert (job.folder / ERROR_FILE).read_text().startswith("train.model.architecture: /nowhere: ")
 
 
 def test_on_a_real_ray_broken_data_costs_one_launch_and_no_retry(

@@ -21,6 +21,7 @@ from mode_ray.pairs.members import TrainingSet
 from mode_ray.train.data import TrainBatch
 from mode_ray.train.plan import Trial
 from mode_ray.train.step.loop import NonFiniteError, TrainLoop
+from mode_ray.train.step.rank import Rank
 
 
 def main(folder: Path, rank: int, world_size: int) -> None:
@@ -38,10 +39,10 @@ def _run(folder: Path, name: str, case: dict[str, Any], rank: int, world_size: i
     module = copy.deepcopy(_model(folder / case["model"]))
     batches = safetensors.torch.load_file(folder / "batches.safetensors")
     trial = Trial(name="n2/00", members=TrainingSet(kind="all"), samples=case["samples"])
-    loop = TrainLoop(module, trial, config, 0.5, rank, world_size)
+    loop = TrainLoop(module, trial, config, 0.5, Rank(rank, world_size))
     if case["start"] is not None:
-        loop.load_weights(safetensors.torch.load_file(folder / f"{case['start']}.safetensors"))
-        loop.load_state((folder / f"{case['start']}.pt").read_bytes(), continues=True)
+        loop.load_weights_on_all_ranks(safetensors.torch.load_file(folder / f"{case['start']}.safetensors"))
+        loop.load_state_on_all_ranks((folder / f"{case['start']}.pt").read_bytes(), continues=True)
     part = slice(rank * config.batch_size // world_size, (rank + 1) * config.batch_size // world_size)
     result: dict[str, Any] = {"losses": [], "error_at": None}
     for step in case["steps"]:

@@ -16,6 +16,7 @@ from mode_ray.pairs.members import TrainingSet
 from mode_ray.train.data import PairDataset, TrainBatch, train_loader
 from mode_ray.train.plan import Trial
 from mode_ray.train.step.loop import TrainLoop
+from mode_ray.train.step.rank import ONLY_RANK
 
 BATCH = 8
 
@@ -35,7 +36,7 @@ class Run:
 
     def go(self, after_step: Callable[[], None] = lambda: None) -> "Run":
         def loader(first: int) -> Any:  # noqa: ANN401
-            return train_loader(self._dataset, first, self.samples, BATCH, 0, 1, 0)
+            return train_loader(self._dataset, range(first, self.samples, BATCH), ONLY_RANK, 0)
 
         self.loop.run(loader, self.points.append, after_step)
         return self
@@ -122,8 +123,8 @@ class TestGoingOn:
 
         first.go(keep)
         second = make_run()
-        second.loop.load_weights(kept[0].weights)
-        second.loop.load_state(kept[0].state, continues=True)
+        second.loop.load_weights_on_all_ranks(kept[0].weights)
+        second.loop.load_state_on_all_ranks(kept[0].state, continues=True)
         assert second.loop.state.samples_seen == 4 * BATCH
         second.go()
         assert_bit_equal(second.weights(), whole.weights())
@@ -133,7 +134,7 @@ class TestGoingOn:
     def test_an_expert_takes_over_the_parents_optimizer_but_not_its_count(self, make_run: Callable[..., Run]) -> None:
         parent = make_run(4 * BATCH).go()
         child = make_run()
-        child.loop.load_state(parent.loop.gather_snapshot().state, continues=False)
+        child.loop.load_state_on_all_ranks(parent.loop.gather_snapshot().state, continues=False)
         assert child.loop.state.samples_seen == 0
         assert child.loop.state.history == []
         moments = [loop._optimizer.state_dict()["state"] for loop in (parent.loop, child.loop)]
@@ -145,7 +146,7 @@ class TestGoingOn:
         run = make_run()
         payload = b"\x80\x04cposix\nsystem\n(X\x04\x00\x00\x00truetR."
         with pytest.raises(Exception, match="Weights only load failed"):
-            run.loop.load_state(payload, continues=True)
+            run.loop.load_state_on_all_ranks(payload, continues=True)
 
 
 class TestSteps:

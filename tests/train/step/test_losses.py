@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from mode_ray.config.train import LossConfig
 from mode_ray.train.step.losses import ContrastiveLoss
+from mode_ray.train.step.rank import ONLY_RANK
 
 SCALE = 2.0
 
@@ -19,7 +20,7 @@ def features(**extra: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def loss(caption_ids: list[int], **config: object) -> float:
-    made = ContrastiveLoss(LossConfig.model_validate(config), rank=0, world_size=1)
+    made = ContrastiveLoss(LossConfig.model_validate(config), ONLY_RANK)
     return float(made(features(), torch.tensor(caption_ids)))
 
 
@@ -47,7 +48,7 @@ class TestEqualCaptionsMasked:
     def test_gradients_are_finite_where_logits_are_left_out(self) -> None:
         leaves = features()
         image = leaves["image_features"].requires_grad_()
-        made = ContrastiveLoss(LossConfig(mask_equal_captions=True), rank=0, world_size=1)
+        made = ContrastiveLoss(LossConfig(mask_equal_captions=True), ONLY_RANK)
         made(leaves, torch.tensor([7, 7, 9])).backward()  # type: ignore[no-untyped-call]
         assert image.grad is not None
         assert bool(torch.isfinite(image.grad).all())
@@ -55,7 +56,7 @@ class TestEqualCaptionsMasked:
 
 class TestSiglip:
     def test_every_pair_of_image_and_caption_is_a_decision_of_its_own(self) -> None:
-        made = ContrastiveLoss(LossConfig(kind="siglip"), rank=0, world_size=1)
+        made = ContrastiveLoss(LossConfig(kind="siglip"), ONLY_RANK)
         value = float(made(features(logit_bias=torch.tensor(-1.0)), torch.tensor([1, 2, 3])))
         logits = torch.tensor([[1.0, 1.0, -1.0], [1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
         signs = 2 * torch.eye(3) - 1

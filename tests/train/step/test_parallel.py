@@ -1,4 +1,4 @@
-"""Two real gloo processes train as one with the whole batch, however the batch is cut and the model dealt."""
+"""Two real gloo processes train as one with the whole batch, for every split of the batch and of the model."""
 
 import json
 import math
@@ -57,7 +57,7 @@ def case(loss: str, way: str = "ddp", **fields: Any) -> dict[str, Any]:  # noqa:
     }
 
 
-# Which pairs are masked has nothing to do with how the model is dealt.
+# The masked pairs do not depend on how the model is distributed.
 PAIRS = [(loss, way) for loss in LOSSES for way in WAYS if loss != "masked" or way.startswith("ddp")]
 CASES = {
     **{f"{loss}-{way}": case(loss, way) for loss, way in PAIRS},
@@ -172,20 +172,20 @@ class TestStrategies:
         norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients.values()))
         assert norm == pytest.approx(1e-2, rel=1e-4)
 
-    def test_a_run_of_one_process_goes_on_with_two(self, ranks: Ranks, way: str) -> None:
+    def test_a_run_of_one_process_resumes_with_two(self, ranks: Ranks, way: str) -> None:
         loop, module = ranks.one_process("continued-ddp")
         for step in range(STEPS):
             loop.step(ranks.batch(step))
         assert_close(ranks.tensors(f"continued-{way}"), dict(module.state_dict()))
         assert ranks.result(f"continued-{way}", 1)["state"]["samples_seen"] == STEPS * BATCH
 
-    def test_a_run_of_two_goes_on_with_one(self, ranks: Ranks, way: str) -> None:
+    def test_a_run_of_two_processes_resumes_with_one(self, ranks: Ranks, way: str) -> None:
         whole, expected = ranks.one_process("clip-ddp")
         for step in range(STEPS):
             whole.step(ranks.batch(step))
         loop, module = ranks.one_process("clip-ddp")
-        loop.load_weights(ranks.tensors(f"clip-{way}"))
-        loop.load_state((ranks.folder / f"clip-{way}.pt").read_bytes(), continues=True)
+        loop.load_weights_on_all_ranks(ranks.tensors(f"clip-{way}"))
+        loop.load_state_on_all_ranks((ranks.folder / f"clip-{way}.pt").read_bytes(), continues=True)
         assert loop.state.samples_seen == 2 * BATCH
         for step in range(2, STEPS):
             loop.step(ranks.batch(step))

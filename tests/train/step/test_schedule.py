@@ -51,7 +51,7 @@ def test_seed_and_dense_agree_over_the_samples_of_the_seed() -> None:
         assert progress(SEED, samples) == pytest.approx(progress(DENSE, samples))
 
 
-def test_every_expert_ends_at_the_end_of_the_schedule_whatever_its_samples() -> None:
+def test_every_expert_ends_at_the_end_of_the_schedule_with_any_number_of_samples() -> None:
     assert progress(EXPERT, EXPERT.samples) == pytest.approx(1.0)
     assert progress(Trial(name="n4/01", members=ALL, samples=0), 0) == 1.0
 

@@ -261,9 +261,9 @@ class TestNonFinite:
 
         with pytest.raises(NonFiniteError) as caught:
             loop.run(loader, lambda _: None, lambda: None)
-        loop.leave_out(caught.value.samples_seen)
-        loop.load_weights(start.weights)
-        loop.load_state(start.state, continues=True)
+        loop.skip(caught.value.samples_seen)
+        loop.load_weights_on_all_ranks(start.weights)
+        loop.load_state_on_all_ranks(start.state, continues=True)
         loop.run(loader, lambda _: None, lambda: None)
         assert loop.state.samples_seen == STEPS * BATCH
         assert loop.state.skipped == [2 * BATCH]
