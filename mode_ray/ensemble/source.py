@@ -10,17 +10,16 @@ from pydantic import Field, ValidationError
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.base import PositiveInt, Settings
 from mode_ray.config.load import load_config
-from mode_ray.config.run import EncoderConfig, EncoderPlacement, RoutingConfig
+from mode_ray.config.run import EncoderConfig, EncoderPlacement, RoutingConfig, RunConfig
 from mode_ray.embed.encoder import encoder_config
 from mode_ray.errors import DataError, UsageError
 from mode_ray.models.architecture import HUB_PREFIX, hub_name
 from mode_ray.models.files import find_problem
-from mode_ray.run_directory import FINE_FILE
+from mode_ray.run_directory import FINE_FILE, RUN_CONFIG, stage_directories
 from mode_ray.stages.manifest import read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.plan import expert_name
 
-RUN_CONFIG = "config.yaml"
 ENSEMBLE_FILE = "mode_ray.json"
 CLUSTERING_FOLDER = "clustering"
 _HUB_PATTERNS = (ENSEMBLE_FILE, f"{CLUSTERING_FOLDER}/*", "expert-*/*")
@@ -88,6 +87,18 @@ def find_source(source: str | Path | Location, leave_out: Sequence[int]) -> Ense
     )
 
 
+def read_run_config(run: Location, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config in a run's directory, with overrides.
+
+    Raises:
+        UsageError: There is none, or it is wrong.
+    """
+    file = run / RUN_CONFIG
+    if not file.exists():
+        raise UsageError(f"{run}: not a run directory: it has no {RUN_CONFIG}")
+    return load_config(file.uri, [*overrides, f"run={run.uri}"])
+
+
 def _parsed(source: str | Path | Location) -> Location:
     return source if isinstance(source, Location) else Location.parse(str(source))
 
@@ -103,8 +114,9 @@ def _fetched(source: str) -> Location:
 
 
 def _of_run(run: Location, leave_out: Sequence[int]) -> EnsembleSource:
-    config = load_config((run / RUN_CONFIG).uri, [f"run={run.uri}"])
-    clusters, n = run / "clusters", config.train.experts
+    config = read_run_config(run)
+    directories, n = stage_directories(run), config.train.experts
+    clusters = directories["cluster"]
     if read_manifest(clusters) is None:
         raise UsageError(f"{clusters}: the cluster stage is not done: run `mode-ray cluster` first")
     names = {expert: expert_name(n, expert) for expert in range(n)}
@@ -115,7 +127,7 @@ def _of_run(run: Location, leave_out: Sequence[int]) -> EnsembleSource:
         encoder=config.encoder,
         encoder_placement=config.embed.encoder,
         routing=config.routing,
-        experts=_folders(run / "experts", names, [*config.evaluate.leave_out_experts, *leave_out]),
+        experts=_folders(directories["train"], names, [*config.evaluate.leave_out_experts, *leave_out]),
     )
 
 
