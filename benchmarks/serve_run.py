@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.load import dump_config
 from mode_ray.config.run import RunConfig
@@ -99,7 +100,7 @@ class PlainEnsemble:
             served.clustering.experts_of(served.n),
             served.config.routing,
             n_experts=served.n,
-            fitted_temperature=served.fitted_temperature,
+            fitted_temperature=calibration_of(served.clustering, served.n).temperature,
         ).weights_c
 
     def score(self, images: Sequence[bytes]) -> npt.NDArray[np.floating]:

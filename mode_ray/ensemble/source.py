@@ -8,6 +8,7 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.captions import EncoderConfig, EncoderPlacement
 from mode_ray.config.evaluate import RoutingConfig
 from mode_ray.config.load import load_config
+from mode_ray.config.run import RunConfig
 from mode_ray.embed.encoder import encoder_config
 from mode_ray.errors import DataError, UsageError
 from mode_ray.export.description import EnsembleDescription, read_description
@@ -75,6 +76,18 @@ def find_source(source: str | Path | Location, leave_out: Sequence[int]) -> Ense
     )
 
 
+def read_run_config(run: Location, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config in a run's directory, with overrides.
+
+    Raises:
+        UsageError: There is none, or it is wrong.
+    """
+    file = run / RUN_CONFIG
+    if not file.exists():
+        raise UsageError(f"{run}: not a run directory: it has no {RUN_CONFIG}")
+    return load_config(file.uri, [*overrides, f"run={run.uri}"])
+
+
 def _parsed(source: str | Path | Location) -> Location:
     return source if isinstance(source, Location) else Location.parse(str(source))
 
@@ -90,7 +103,7 @@ def _fetched(source: str) -> Location:
 
 
 def _of_run(run: Location, leave_out: Sequence[int]) -> EnsembleSource:
-    config = load_config((run / RUN_CONFIG).uri, [f"run={run.uri}"])
+    config = read_run_config(run)
     directories, n = stage_directories(run), config.train.experts
     clusters = directories["cluster"]
     if read_manifest(clusters) is None:

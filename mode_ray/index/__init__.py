@@ -1,1 +1,1 @@
-"""An index of images that serves every task: embeddings of all experts side by side, weights on the query side."""
+"""An index of images for all tasks: embeddings of all experts side by side; the query carries the weights."""

@@ -1,6 +1,6 @@
-"""Embed images once with all experts: one file a shard, with the experts' unit embeddings side by side.
+"""Embeds images once with all experts: one file per work unit, with the experts' unit embeddings side by side.
 
-No task has a say in it: the weights come with the query (`mode_ray.index.query`).
+The embeddings depend on no task: the query carries the weights (`mode_ray.index.query`).
 """
 
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ BAD_IMAGE = "undecodable image"
 
 
 class IndexWorker:
-    """Embeds the images of one shard; see `UnitWorker`.
+    """Embeds the images of one work unit; see `UnitWorker`.
 
     Args:
-        captions: Names of the shards' fields.
-        models: The experts' folders, in order of their ids; None for one that is left out, whose block is zeros.
+        captions: Names of the fields.
+        models: The experts' folders, in order of their ids; None for an expert that is left out: its block is zeros.
         placement: Batch size and device.
         threads: CPU threads.
-        max_pixels: Larger images are left out, and counted.
+        max_pixels: Larger images are left out and counted.
 
     Raises:
         DataError: A model is missing or damaged; names the file.
@@ -57,11 +57,11 @@ class IndexWorker:
         self._max_pixels = max_pixels
 
     def read(self, work_unit: WorkUnit) -> list[EncodedImage]:
-        """Read the shard's encoded images."""
+        """Read the encoded images of the work unit."""
         return list(read_images(work_unit, self._captions))
 
     def compute(self, work_unit: WorkUnit, source: list[EncodedImage]) -> tuple[pa.Table, UnitRecord]:
-        """Decode and embed them, a batch at a time."""
+        """Decode and embed them in batches."""
         rows: list[int] = []
         keys: list[str] = []
         parts: list[np.ndarray] = []
@@ -111,5 +111,5 @@ class IndexWorker:
         return embeddings
 
     def _nothing(self) -> np.ndarray:
-        """No row, but of the right width: a shard without a usable image has a table too."""
+        """No rows, of the right width: a work unit without usable images has a table too."""
         return np.empty((0, len(self._experts) * self._width), np.float32)

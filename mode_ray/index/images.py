@@ -1,4 +1,4 @@
-"""The encoded images of one shard: rows are counted as the captions' rows are, so both name an image alike."""
+"""The encoded images of one work unit. Rows are numbered like the rows of captions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ _ROWS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """One image as it lies in its file.
+    """One image of a file.
 
     Attributes:
-        row: Its row, or its sample's number in the tar.
-        key: Its name: the tar member's, the value of `captions.key_field`, or the row number.
-        data: The encoded image; None where the row has none.
+        row: Its row, or the number of its sample in the tar.
+        key: Its name: that of the tar member, the value of `captions.key_field`, or the row number.
+        data: The encoded image; None if the row has none.
     """
 
     row: int
@@ -32,14 +32,14 @@ class EncodedImage:
 
 
 def read_images(work_unit: WorkUnit, config: CaptionsConfig) -> Iterator[EncodedImage]:
-    """Go through a shard's images in order.
+    """The images of a work unit, in order.
 
     Args:
         work_unit: A parquet file, a part of one, or a tar.
         config: Names of the fields.
 
     Raises:
-        DataError: The file is missing or damaged, or a column is missing or no image column; names file and column.
+        DataError: The file is missing or damaged, or a column is missing or holds no images; names file and column.
     """
     return _tar_images(work_unit) if work_unit.format == "webdataset" else _parquet_images(work_unit, config)
 

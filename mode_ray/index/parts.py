@@ -1,8 +1,8 @@
-"""The faiss side of an index: exact inner-product parts of bounded size, and the search over them.
+"""The faiss parts of an index: exact inner-product indexes of bounded size, and the search over them.
 
-A part holds so many rows of the units, in the order of their names. Its ids are positions over all units. Parts are
-searched one after the other and their results merged: the result is that of one index. They stay in memory as far as a
-bound allows; of the others it holds one at a time.
+The parts divide the rows of all work units, in the order of the units' names; a position counts the rows of all units.
+A search reads part after part and merges the results: the result equals that of a single index. Parts stay in memory
+up to a bound; of the other parts, one at a time is in memory.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +26,7 @@ KEPT_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Hit:
-    """One image that was found.
+    """An image found by a search.
 
     Attributes:
         score: The ensemble's score for the query.
@@ -42,10 +42,10 @@ class Hit:
 
 
 def build_parts(embeddings: Location, target: Location, rows_per_part: int) -> int:
-    """Write the parts of a finished embedding stage, holding one part and one unit in memory.
+    """Write the parts of a finished embedding stage. One part and one work unit are in memory at a time.
 
     Returns:
-        How many parts there are.
+        The number of parts.
 
     Raises:
         DataError: A unit is damaged.
@@ -62,13 +62,13 @@ def build_parts(embeddings: Location, target: Location, rows_per_part: int) -> i
 
 
 class ImageIndex:
-    """An index that stands, searched part by part.
+    """A finished index.
 
     Args:
-        embeddings: Directory of its embedding shards.
-        parts: Directory of its faiss parts.
+        embeddings: Directory of the embeddings.
+        parts: Directory of the faiss parts.
         count: Number of parts.
-        keep_bytes: Parts stay in memory from one search to the next up to this size; what is beyond it is read again.
+        keep_bytes: Parts stay in memory between searches up to this size; every search reads the other parts again.
     """
 
     def __init__(self, embeddings: Location, parts: Location, count: int, keep_bytes: int = KEPT_BYTES) -> None:
@@ -93,7 +93,7 @@ class ImageIndex:
             (score_lk, position_lk), k = the smaller of `count` and the number of images; positions are for `hits`.
 
         Raises:
-            UsageError: The queries are of another width than the index.
+            UsageError: The queries have another width than the index.
             DataError: A part is missing or damaged.
         """
         queries = np.ascontiguousarray(queries_ld, np.float32)
@@ -133,7 +133,7 @@ class ImageIndex:
     def hits(
         self, score_k: Sequence[float] | npt.NDArray[np.floating], position_k: Sequence[int] | Integers
     ) -> list[Hit]:
-        """Where found images lie; reads names of the units that hold them."""
+        """The files, rows and names of found images."""
         numbers = np.searchsorted(self._ends, np.asarray(position_k), side="right").tolist()
         tables = {
             number: read_output(self._embeddings, self._units[number].unit, ["row", "key"]) for number in numbers
@@ -154,7 +154,7 @@ def _unit_rows(embeddings: Location) -> Iterator[Float32Array]:
 
 
 def _filled(blocks: Iterable[Float32Array], rows: int) -> Iterator[list[Float32Array]]:
-    """Lists of blocks with exactly `rows` rows together, the last with what is left."""
+    """Lists of blocks with `rows` rows in total; the last list has the remaining rows."""
     held: list[Float32Array] = []
     room = rows
     for block in blocks:

@@ -1,7 +1,7 @@
 """The query side of an index: the experts' text embeddings, each times the weight of its expert.
 
-score(x, l) = sum over c of f_c(x) . (p_c(l) g_c(l)): the inner product with what the index holds is the ensemble's
-score. The index has no weights in it, so every task, and every query as a task of its own, searches the same index.
+score(x, l) = sum over c of f_c(x) . (p_c(l) g_c(l)): the inner product of a query with a row of the index is the
+ensemble's score. The index holds no weights: one index serves all tasks, and queries that are tasks of their own.
 """
 
 from collections.abc import Sequence
@@ -9,14 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.evaluate import RoutingConfig
 from mode_ray.embed.encoder import CaptionEncoder
-from mode_ray.errors import DataError
 from mode_ray.models.encode import Expert
 from mode_ray.routing.mix import concatenated_texts, without_experts
-from mode_ray.routing.weights import per_query_weights, routing_weights
+from mode_ray.routing.router import NothingKnownError, Router, unknown_text
 
 Floats = npt.NDArray[np.floating]
 
@@ -32,7 +30,7 @@ class QueryEncoder:
 
     Raises:
         DataError: The clustering was made with another encoder.
-        UsageError: It has no map for that many experts.
+        UsageError: The clustering has no map for that many experts.
     """
 
     def __init__(
@@ -42,13 +40,8 @@ class QueryEncoder:
         clustering: Clustering,
         routing: RoutingConfig,
     ) -> None:
-        clustering.compatible_with(encoder.name, encoder.dimension)
         self._experts = list(experts)
-        self._encoder = encoder
-        self._clustering = clustering
-        self._routing = routing
-        self._group_m = clustering.experts_of(len(self._experts))
-        self._temperature = calibration_of(clustering, len(self._experts)).temperature
+        self._router = Router(encoder, clustering, len(self._experts), routing)
 
     def weights(self, texts: Sequence[str], *, as_one_task: bool = False) -> Floats:
         """Routing weights.
@@ -61,23 +54,18 @@ class QueryEncoder:
             [texts, experts], or [experts] for one task.
 
         Raises:
-            DataError: A text has no word that the caption encoder knows.
+            NothingKnownError: A text has no word that the caption encoder knows.
             UsageError: There are no texts.
         """
-        texts_ld = self._encoder.encode(list(texts))
-        for text, row_d in zip(texts, texts_ld, strict=True):
-            if not row_d.any():
-                raise DataError(f"query {text!r}: no word that the caption encoder knows, so it cannot be routed")
-        centers_md, n, fitted = self._clustering.centers_md, len(self._experts), self._temperature
         weights: Floats
         if as_one_task:
-            weights = routing_weights(
-                texts_ld, centers_md, self._group_m, self._routing, n_experts=n, fitted_temperature=fitted
-            ).weights_c
+            routed = self._router.classes([[text] for text in texts])
+            unknown = set(range(len(texts))) - set(routed.known)
+            if unknown:
+                raise NothingKnownError(unknown_text(texts[min(unknown)]))
+            weights = routed.weights.weights_c
         else:
-            weights = per_query_weights(
-                texts_ld, centers_md, self._group_m, self._routing, n_experts=n, fitted_temperature=fitted
-            )
+            weights = self._router.each(texts, all_known=True)
         missing = [number for number, expert in enumerate(self._experts) if expert is None]
         return without_experts(weights, missing) if missing else weights
 

@@ -1,4 +1,4 @@
-"""The table of an index's embedding shard: float32, unlike caption embeddings, as its products are the scores."""
+"""The table of an index's embeddings: float32, unlike caption embeddings, because inner products are scores."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ Float32Array = npt.NDArray[np.float32]
 
 
 def index_table(rows: Sequence[int], keys: Sequence[str], embeddings_bd: Float32Array) -> pa.Table:
-    """Rows of a shard with their names and embeddings: `row` int64, `key` string, `embedding` float32[d]."""
+    """The table of a work unit: `row` int64, `key` string, `embedding` float32[d]."""
     flat = pa.array(np.ascontiguousarray(embeddings_bd, np.float32).reshape(-1))
     return pa.table(
         {
@@ -24,7 +24,7 @@ def index_table(rows: Sequence[int], keys: Sequence[str], embeddings_bd: Float32
 
 
 def embedding_rows(table: pa.Table) -> Float32Array:
-    """The embeddings of such a table, float32 [b, d]."""
+    """The embeddings of a table, float32 [b, d]."""
     column = table[EMBEDDING].combine_chunks()
     flat: Float32Array = column.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(len(column), column.type.list_size)

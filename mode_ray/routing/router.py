@@ -17,6 +17,10 @@ from mode_ray.routing.weights import RoutingWeights, mean_direction, per_query_w
 Floats = npt.NDArray[np.float64]
 
 
+class NothingKnownError(DataError):
+    """The caption encoder knows no word of the texts."""
+
+
 @dataclass(frozen=True, eq=False)
 class ClassRouting:
     """The routing of a task of classes.
@@ -34,6 +38,9 @@ class ClassRouting:
 class Router:
     """Computes routing weights from texts. The methods block; use a router from one thread at a time.
 
+    Attributes:
+        group_m: The expert of every fine center.
+
     Args:
         encoder: The caption encoder that the clustering was made with.
         clustering: The clustering.
@@ -49,7 +56,7 @@ class Router:
         clustering.compatible_with(encoder.name, encoder.dimension)
         self._encoder = encoder
         self._centers_md = clustering.centers_md
-        self._group_m = clustering.experts_of(n)
+        self.group_m = clustering.experts_of(n)
         self._n = n
         self._config = config
         self._temperature = calibration_of(clustering, n).temperature
@@ -62,7 +69,7 @@ class Router:
             rule: Another rule than the config's.
 
         Raises:
-            DataError: The caption encoder knows no word of any class.
+            NothingKnownError: The caption encoder knows no word of any class.
             UsageError: There are no classes.
         """
         flat_td = self._encoder.encode([text for texts in class_texts for text in texts])
@@ -71,22 +78,29 @@ class Router:
         known = [position for position, row_d in enumerate(rows) if row_d is not None]
         return ClassRouting(self._weights([row_d for row_d in rows if row_d is not None], rule), known)
 
-    def each(self, texts: Sequence[str], rule: RoutingRule | None = None) -> Floats:
+    def each(self, texts: Sequence[str], rule: RoutingRule | None = None, *, all_known: bool = False) -> Floats:
         """Weights of every text as a task of its own, [texts, experts].
 
-        A text without a word that the caption encoder knows gets the mean weights of the others.
+        Args:
+            texts: The texts.
+            rule: Another rule than the config's.
+            all_known: Whether a text without a word that the caption encoder knows is an error; by default it gets
+                the mean weights of the others.
 
         Raises:
-            DataError: The caption encoder knows no word of any text.
+            NothingKnownError: The caption encoder knows no word of any text or, with `all_known`, of one of them.
+            UsageError: There are no texts.
         """
         texts_ld = self._encoder.encode(list(texts))
         known_l = texts_ld.any(axis=1)
-        if not known_l.any():
-            raise DataError(_NOTHING_KNOWN)
+        if all_known and not known_l.all():
+            raise NothingKnownError(unknown_text(texts[int(known_l.argmin())]))
+        if len(texts) and not known_l.any():
+            raise NothingKnownError(_NOTHING_KNOWN)
         weights_kc = per_query_weights(
             texts_ld[known_l],
             self._centers_md,
-            self._group_m,
+            self.group_m,
             self._config,
             rule,
             n_experts=self._n,
@@ -98,16 +112,21 @@ class Router:
 
     def _weights(self, rows: Sequence[npt.NDArray[np.float32]], rule: RoutingRule | None) -> RoutingWeights:
         if not rows:
-            raise DataError(_NOTHING_KNOWN)
+            raise NothingKnownError(_NOTHING_KNOWN)
         return routing_weights(
             np.stack(rows),
             self._centers_md,
-            self._group_m,
+            self.group_m,
             self._config,
             rule,
             n_experts=self._n,
             fitted_temperature=self._temperature,
         )
+
+
+def unknown_text(text: str) -> str:
+    """The message for a text that must be known and is not."""
+    return f"query {text!r}: no word that the caption encoder knows, so it cannot be routed"
 
 
 _NOTHING_KNOWN = "the caption encoder knows no word of any label or text, so there is nothing to route by"

@@ -1,7 +1,7 @@
-"""What a deployment file names: `mode_ray.serve.applications:expert` and `:router`.
+"""The builders that a deployment file names: `mode_ray.serve.applications:expert` and `:router`.
 
-Ray Serve calls a builder with the `args` of its application. Replicas and resources are the file's alone
-(mode_ray.serve.ray.deployment_file writes it); what else the `deployments` of the file say goes over what is set here.
+Ray Serve calls a builder with the `args` of its application. The file sets replicas and resources
+(mode_ray.serve.ray.deployment_file writes it); other options of its `deployments` override the options set here.
 """
 
 from typing import Any
@@ -22,19 +22,19 @@ _HEALTH_CHECK_SECONDS = 5.0
 
 
 def expert(arguments: ExpertArguments) -> Application:
-    """One expert as an application of its own, so that the others do not notice when it comes, goes or fails."""
+    """One expert as its own application: adding, removing or losing it does not affect the others."""
     return _application(ExpertDeployment, expert_options(arguments.settings), arguments)
 
 
 def router(arguments: RouterArguments) -> Application:
-    """The router; its `user_config` in the file lists the experts."""
+    """The router. Its `user_config` in the file lists the experts."""
     return _application(RouterDeployment, router_options(arguments.settings), arguments)
 
 
 def expert_options(settings: ServeConfig) -> dict[str, Any]:
     """Deployment options of an expert.
 
-    A replica takes as many calls as its own bounded queue and a batch can hold, and refuses the rest by itself.
+    A replica accepts as many calls as its queue and a batch hold; its queue refuses further calls.
     """
     return _options(settings, settings.max_queued_requests + settings.max_batch_size)
 
@@ -42,14 +42,14 @@ def expert_options(settings: ServeConfig) -> dict[str, Any]:
 def router_options(settings: ServeConfig) -> dict[str, Any]:
     """Deployment options of the router.
 
-    The service refuses by itself, in the shape of all its errors, what is above `max_queued_requests`. A replica takes
-    more than that, so that the proxy's plain refusal is left for floods.
+    The service refuses requests above `max_queued_requests` with an error in the usual form. A replica accepts more
+    than that, so that the proxy refuses, in plain text, only under extreme load.
     """
     return _options(settings, 4 * settings.max_queued_requests)
 
 
 def _application(deployment: Any, options: dict[str, Any], arguments: Arguments) -> Application:  # noqa: ANN401
-    # To a type checker the decorated class still is the class.
+    # The type checker sees the undecorated class.
     application: Application = deployment.options(**options).bind(arguments)
     return application
 

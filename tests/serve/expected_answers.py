@@ -13,7 +13,7 @@ from mode_ray.config.run import RunConfig
 from mode_ray.serve.http.answers import classify_answer
 from mode_ray.serve.in_process import local_service
 from mode_ray.serve.service.ensemble_service import EnsembleService
-from mode_ray.serve.service.observer import Unobserved
+from mode_ray.serve.service.metrics import prometheus_metrics
 from mode_ray.serve.service.served_run import ServedRun
 from mode_ray.serve.service.task_definition import TaskDefinition
 from mode_ray.storage import Location
@@ -60,7 +60,7 @@ def in_process_answers(config: RunConfig, others: Mapping[int, Location]) -> lis
         found = [await service.score([png(seed)], task) for seed in range(IMAGES)]
         return [classify_answer(scores, served, None, experts=True).model_dump() for scores in found]
 
-    with local_service(served, served.config.serve, Unobserved()) as service:
+    with local_service(served, served.config.serve, prometheus_metrics()) as service:
         return asyncio.run(every(service))
 
 

@@ -17,7 +17,8 @@ from PIL import Image
 
 from mode_ray.config.serve import ServeConfig
 from mode_ray.serve.http.api import create_app
-from mode_ray.serve.in_process import bind, local_service, url_of, uvicorn_server
+from mode_ray.serve.in_process import local_service, uvicorn_server
+from mode_ray.serve.listening import bind, url_of
 from mode_ray.serve.service.ensemble_service import EnsembleService
 from mode_ray.serve.service.expert_client import ExpertDescription
 from mode_ray.serve.service.metrics import prometheus_metrics
@@ -56,7 +57,7 @@ def service_of(served: ServedRun, tasks: Path, **fields: object) -> Iterator[Ens
 @contextlib.contextmanager
 def url_of_service(service: EnsembleService) -> Iterator[str]:
     """Serves over a real socket of the loopback while the block runs."""
-    with bind(service.config) as listening:
+    with bind(service.config.host, service.config.port) as listening:
         server = uvicorn_server(create_app(lambda: service, service.config))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
@@ -64,7 +65,7 @@ def url_of_service(service: EnsembleService) -> Iterator[str]:
         while not server.started and time.monotonic() < deadline:
             time.sleep(0.01)
         try:
-            yield url_of(listening)
+            yield url_of(*listening.getsockname()[:2])
         finally:
             server.should_exit = True
             thread.join(START_DEADLINE_SECONDS)

@@ -13,7 +13,7 @@ from mode_ray.config.run import RayConfig, RunConfig
 from mode_ray.config.serve import ServeConfig
 from mode_ray.errors import UsageError
 from mode_ray.serve.ray.deployment_file import serve_document
-from mode_ray.serve.ray.local_cluster import local_serving, require_free_port
+from mode_ray.serve.ray.local_cluster import local_serving
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +55,21 @@ class TestMistakes:
         assert f"no Ray dashboard at http://127.0.0.1:{port}" in said
         assert "Traceback" not in said
 
-    def test_a_taken_port_is_named_before_anything_starts(self) -> None:
+    def test_a_port_in_use_is_named_before_ray_starts(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            with pytest.raises(UsageError, match=f"cannot serve on 127.0.0.1:{port}.*--port"):
-                require_free_port("127.0.0.1", port)
+            document = serve_document(str(tmp_path), [0], ServeConfig(port=port))
+            with (
+                pytest.raises(UsageError, match=f"cannot listen on 127.0.0.1:{port}.*--port"),
+                local_serving(document, RayConfig(), lambda _: None),
+            ):
+                pass
 
     def test_a_cluster_is_not_served_on_by_accident(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
         document = serve_document(str(tmp_path), [0], ServeConfig())
         with (
-            pytest.raises(UsageError, match="on this machine alone"),
+            pytest.raises(UsageError, match="on this machine only"),
             local_serving(document, RayConfig(), lambda _: None),
         ):
             pass

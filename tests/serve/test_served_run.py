@@ -12,7 +12,7 @@ from mode_ray.atlas.page import render_atlas
 from mode_ray.atlas.sample import summarise
 from mode_ray.atlas.summary import AtlasSummary, write_summary
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.errors import DataError
+from mode_ray.errors import DataError, UsageError
 from mode_ray.run_directory import ATLAS_HTML
 from mode_ray.serve.http.answers import clusters_answer
 from mode_ray.serve.service.served_run import ServedRun
@@ -69,3 +69,14 @@ def test_a_summary_of_another_clustering_is_refused(run: Location, summary: Atla
     write_summary(run / "clusters", {**summary, "clusters": {**clusters, "near": clusters["near"][1:]}})
     with pytest.raises(DataError, match=rf"clusters\.near: has {CENTERS - 1} entries instead of {CENTERS}; .*atlas"):
         ServedRun.load(run)
+
+
+class TestExpertFolder:
+    def test_it_is_in_the_run_unless_another_one_is_named(self, run: Location, tmp_path: Path) -> None:
+        assert ServedRun.expert_folder(run, 2).path.endswith("02")
+        assert ServedRun.expert_folder(run, 2, str(tmp_path)).path == str(tmp_path)
+
+    @pytest.mark.parametrize("folder", [None, "/models/seven"])
+    def test_a_number_that_the_run_does_not_have_is_refused(self, run: Location, folder: str | None) -> None:
+        with pytest.raises(UsageError, match="there is no expert 7: the run has 3, from 0 to 2"):
+            ServedRun.expert_folder(run, 7, folder)

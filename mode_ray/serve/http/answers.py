@@ -1,16 +1,19 @@
-"""What the service found, as answers: JSON models, or bare numbers for those who ask for them."""
+"""Turns results of the service into answers: JSON models, or binary numbers if the client asks for them."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import Request, Response
+from pydantic import BaseModel
 
 from mode_ray.serve.http.schema import (
     ClassifyAnswer,
     ClassifyResult,
     ClustersAnswer,
     ClusterView,
+    EmbedAnswer,
     Embeddings,
     ExpertScores,
     ExpertWeight,
@@ -20,6 +23,7 @@ from mode_ray.serve.http.schema import (
     TaskAnswer,
 )
 from mode_ray.serve.service.ensemble_service import Embedded, Scores
+from mode_ray.serve.service.errors import ServiceError
 from mode_ray.serve.service.served_run import ServedRun
 from mode_ray.serve.service.task_routing import RoutedTask
 
@@ -30,7 +34,7 @@ Floats = npt.NDArray[np.floating]
 
 
 def routing_view(task: RoutedTask, served: ServedRun, applied_c: Floats | None = None) -> Routing:
-    """A task's weights; `applied_c` are those of an answer, by default all."""
+    """A task's weights; `applied_c` are the weights used in an answer, by default the weights themselves."""
     applied_c = task.weights_c if applied_c is None else applied_c
     return Routing(
         weights=[
@@ -41,7 +45,7 @@ def routing_view(task: RoutedTask, served: ServedRun, applied_c: Floats | None =
         rule=task.definition.rule,
         clusters=[
             NearestClusterView(
-                text=cluster.text,
+                text=cluster.label,
                 fine=cluster.fine,
                 expert=cluster.expert,
                 squared_distance=cluster.squared_distance,
@@ -66,23 +70,21 @@ def task_answer(task: RoutedTask, served: ServedRun) -> TaskAnswer:
 
 
 def classify_answer(found: Scores, served: ServedRun, top: int | None, *, experts: bool) -> ClassifyAnswer:
-    """Ranked labels of every image; equal scores in the order of the labels."""
+    """The ranked labels of every image; labels with equal scores keep their order."""
     names = found.task.definition.names
     results = []
     for image, scores_l in enumerate(found.scores_il):
         order = np.argsort(-scores_l, kind="stable")[:top]
-        said = None
-        if experts:
-            said = [
-                ExpertScores(id=expert, weight=float(found.weights[expert]), scores=cosines_il[image, order].tolist())
-                for expert, cosines_il in found.cosines_il.items()
-            ]
+        by_expert = [
+            ExpertScores(id=expert, weight=float(found.weights[expert]), scores=cosines_il[image, order].tolist())
+            for expert, cosines_il in found.cosines_il.items()
+        ]
         results.append(
             ClassifyResult(
-                labels=[names[place] for place in order],
+                labels=[names[position] for position in order],
                 scores=scores_l[order].tolist(),
                 probabilities=found.probabilities_il[image, order].tolist(),
-                experts=said,
+                experts=by_expert if experts else None,
             )
         )
     return ClassifyAnswer(
@@ -107,24 +109,40 @@ def score_answer(found: Scores, served: ServedRun) -> ScoreAnswer:
     )
 
 
-def embeddings_view(found: Embedded, *, by_expert: bool) -> Embeddings:
-    """Side by side, or of every expert."""
-    return Embeddings(
-        concatenated=None if by_expert else found.concatenated.tolist(),
-        experts={expert: rows.tolist() for expert, rows in found.by_expert.items()} if by_expert else None,
-        dimensions=dict(found.dimensions),
-    )
+def embed_answer(images: Embedded | None, texts: Embedded | None, *, by_expert: bool) -> EmbedAnswer:
+    """Embeddings side by side, or of every expert."""
+
+    def view(found: Embedded | None) -> Embeddings | None:
+        if found is None:
+            return None
+        experts = {expert: rows.tolist() for expert, rows in found.by_expert.items()}
+        return Embeddings(
+            concatenated=None if by_expert else found.concatenated.tolist(),
+            experts=experts if by_expert else None,
+            dimensions=dict(found.dimensions),
+        )
+
+    left_out = texts.left_out if texts else ()
+    return EmbedAnswer(images=view(images), texts=view(texts), degraded=bool(left_out), left_out=list(left_out))
 
 
 def clusters_answer(
     served: ServedRun, offset: int, limit: int, *, contains: str = "", expert: int | None = None
 ) -> ClustersAnswer:
-    """Some of the fine clusters, by number: those of one expert, or with a text in a word or caption, or `#` an id."""
+    """A page of the fine clusters that match a filter.
+
+    Args:
+        served: The run.
+        offset: First match of the page.
+        limit: Matches per page.
+        contains: A text in a word or caption, or `#` and a cluster's number; empty for all clusters.
+        expert: Only clusters of this expert.
+    """
     group_m = served.clustering.experts_of(served.n)
     found = [
         fine
         for fine in range(len(group_m))
-        if (expert is None or group_m[fine] == expert) and _cluster_has(served, fine, contains.strip().casefold())
+        if (expert is None or group_m[fine] == expert) and _matches(served, fine, contains.strip().casefold())
     ]
     return ClustersAnswer(
         clusters=[
@@ -142,26 +160,41 @@ def clusters_answer(
     )
 
 
-def _cluster_has(served: ServedRun, fine: int, contains: str) -> bool:
+def _matches(served: ServedRun, fine: int, contains: str) -> bool:
     if contains.startswith("#") and contains[1:].isdecimal():
         return int(contains[1:]) == fine
     return not contains or any(contains in text.casefold() for text in (*served.terms[fine], *served.captions[fine]))
 
 
-def binary_type(request: Request) -> str | None:
-    """The binary form that a request asks for by its Accept header, or None."""
-    asked = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(",")]
-    return next((kind for kind in asked if kind in BINARY_TYPES), None)
-
-
-def binary_answer(rows: Floats, kind: str, about: Mapping[str, str]) -> Response:
-    """Numbers alone, little-endian, row by row; the shape is in the header `X-Shape`."""
-    shape = ",".join(str(length) for length in rows.shape)
-    data = np.ascontiguousarray(rows, BINARY_TYPES[kind]).tobytes()
-    return Response(data, media_type=kind, headers={"X-Shape": shape, **about})
-
-
-def about_answer(left_out: tuple[int, ...], task: RoutedTask | None = None) -> dict[str, str]:
-    """What every answer of the experts says in headers, whatever the shape of its body."""
+def answer_headers(left_out: tuple[int, ...], task: RoutedTask | None = None) -> dict[str, str]:
+    """The headers of an answer of the experts, in JSON and in binary."""
     headers = {"X-Degraded": str(bool(left_out)).lower(), "X-Left-Out": ",".join(map(str, left_out))}
     return headers if task is None else {**headers, "X-Task": task.definition.id}
+
+
+async def respond(
+    request: Request, rows: Floats | None, answer: Callable[[], BaseModel], headers: dict[str, str]
+) -> Response:
+    """Answer in the form that the Accept header asks for.
+
+    Args:
+        request: The request.
+        rows: The numbers of a binary answer: little-endian, row by row, with the shape in the header `X-Shape`. None
+            if the answer has no binary form.
+        answer: Makes the JSON answer.
+        headers: Of the answer.
+
+    Raises:
+        ServiceError: A binary answer is asked for and there is none.
+    """
+    asked = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(",")]
+    kind = next((kind for kind in asked if kind in BINARY_TYPES), None)
+    if kind is None:
+        # In a thread: many numbers take a while to write.
+        text = await asyncio.to_thread(lambda: answer().model_dump_json())
+        return Response(text, media_type="application/json", headers=headers)
+    if rows is None:
+        raise ServiceError("not_binary", "binary answers hold one kind of concatenated rows", field="kind")
+    data = np.ascontiguousarray(rows, BINARY_TYPES[kind]).tobytes()
+    shape = ",".join(map(str, rows.shape))
+    return Response(data, media_type=kind, headers={"X-Shape": shape, **headers})

@@ -14,12 +14,12 @@ from mode_ray import __version__
 from mode_ray.config.evaluate import RoutingRule
 from mode_ray.config.serve import ServeConfig
 from mode_ray.serve.http.answers import (
-    about_answer,
-    binary_answer,
-    binary_type,
+    BINARY_TYPES,
+    answer_headers,
     classify_answer,
     clusters_answer,
-    embeddings_view,
+    embed_answer,
+    respond,
     score_answer,
     task_answer,
 )
@@ -29,6 +29,7 @@ from mode_ray.serve.http.page import page_routes
 from mode_ray.serve.http.protection import Protection
 from mode_ray.serve.http.request_forms import query_fields, read_request, request_body
 from mode_ray.serve.http.schema import (
+    ANSWER_HEADERS,
     ClassifyAnswer,
     ClassifyRequest,
     ClustersAnswer,
@@ -44,28 +45,24 @@ from mode_ray.serve.http.schema import (
     ScoreRequest,
     TaskAnswer,
     TaskRequest,
-    answer_headers,
-    binary_content,
 )
-from mode_ray.serve.service.ensemble_service import EnsembleService, Scores
+from mode_ray.serve.service.ensemble_service import EnsembleService
 from mode_ray.serve.service.errors import ServiceError
-from mode_ray.serve.service.task_definition import TaskDefinition
 
 GetService = Callable[[], EnsembleService]
-_MANY_FORMS: tuple[type[BaseModel], ...] = (ClassifyRequest, ScoreRequest, EmbedRequest)
+_REQUESTS_WITH_IMAGES: tuple[type[BaseModel], ...] = (ClassifyRequest, ScoreRequest, EmbedRequest)
 _STATUSES = {
-    400: "not JSON, or not multipart as it should be",
+    400: "the body is not valid JSON or multipart",
     401: "no valid bearer token",
     404: "no such task",
     413: "the body is too large",
-    415: "a content type that is not taken",
+    415: "the content type is not supported",
     422: "the request is wrong, or exceeds a limit",
-    503: "too much is asked at the moment, or no expert answers: try again after Retry-After seconds",
+    503: "too many requests, or no expert answers: try again after Retry-After seconds",
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text} for status, text in _STATUSES.items()
 }
-_ANSWERS: dict[int | str, dict[str, Any]] = {200: {"content": binary_content(), "headers": answer_headers()}}
 
 
 def create_app(get_service: GetService, config: ServeConfig) -> FastAPI:
@@ -84,35 +81,30 @@ def create_app(get_service: GetService, config: ServeConfig) -> FastAPI:
         responses=_ERRORS,
     )
     install_error_handlers(app)
-    app.add_middleware(Protection, config=config, get_observer=lambda: get_service().metrics)
-    app.include_router(_task_routes(get_service, config))
-    app.include_router(_image_routes(get_service, config))
-    app.include_router(_state_routes(get_service))
-    app.include_router(compatible_routes(get_service, config))
+    app.add_middleware(Protection, config=config, get_metrics=lambda: get_service().metrics)
+    for routes in (_task_routes, _image_routes, _state_routes, compatible_routes):
+        app.include_router(routes(get_service))
     app.include_router(page_routes(lambda: get_service().served.atlas))
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
         page = get_service().metrics.exposition()
         if page is None:
-            raise ServiceError("not_found", "metrics are exported elsewhere", 404)
+            raise ServiceError("not_found", "Ray exports the metrics, on every node's metrics port", 404)
         return Response(page[0], media_type=page[1])
 
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
-def _task_routes(get_service: GetService, config: ServeConfig) -> APIRouter:
+def _task_routes(get_service: GetService) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["tasks"])
-
-    def definition(request: TaskRequest) -> TaskDefinition:
-        return define(get_service(), config, request.labels, request.templates, request.texts, request.rule)
 
     @router.post("/tasks")
     async def register_task(request: TaskRequest) -> TaskAnswer:
-        """Register labels or texts; the id is the hash of the content, and known to every router of the run."""
+        """Register labels or texts; the id is the hash of the content, and every router of the run knows it."""
         service = get_service()
-        return task_answer(await service.register(definition(request)), service.served)
+        return task_answer(await service.register(request.definition(*_defaults(service))), service.served)
 
     @router.get("/tasks/{task_id}")
     async def task(task_id: str) -> TaskAnswer:
@@ -122,81 +114,61 @@ def _task_routes(get_service: GetService, config: ServeConfig) -> APIRouter:
 
     @router.post("/route")
     async def route(request: TaskRequest) -> TaskAnswer:
-        """Which experts would answer; nothing is kept."""
+        """The experts that would answer; nothing is stored."""
         service = get_service()
-        return task_answer(await service.task(definition(request)), service.served)
+        return task_answer(await service.task(request.definition(*_defaults(service))), service.served)
 
     return router
 
 
-def _image_routes(get_service: GetService, config: ServeConfig) -> APIRouter:
+def _image_routes(get_service: GetService) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["images"])
 
-    @router.post(
-        "/classify",
-        response_model=ClassifyAnswer,
-        responses=_ANSWERS,
-        openapi_extra=_forms(ClassifyRequest),
-    )
+    @router.post("/classify", **_documented(ClassifyRequest, ClassifyAnswer))
     async def classify(request: Request) -> Response:
         """Rank labels for images. Binary: the scores [images, labels], in the order of the task's labels."""
         service = get_service()
-        wanted = await read_request(request, ClassifyRequest, config.limits)
-        task = _task_of(service, config, wanted.task, wanted.labels, wanted.templates, (), wanted.rule)
-        found = await service.score(_bytes(wanted.images), task)
-        return await _scores_response(
+        wanted = await read_request(request, ClassifyRequest, service.config.limits)
+        found = await service.score(_bytes(wanted.images), wanted.task_or_id(*_defaults(service)))
+        return await respond(
             request,
-            found,
+            found.scores_il,
             lambda: classify_answer(found, service.served, wanted.top, experts=wanted.experts),
+            answer_headers(found.left_out, found.task),
         )
 
-    @router.post(
-        "/score",
-        response_model=ScoreAnswer,
-        responses=_ANSWERS,
-        openapi_extra=_forms(ScoreRequest),
-    )
+    @router.post("/score", **_documented(ScoreRequest, ScoreAnswer))
     async def score(request: Request) -> Response:
         """Score images against texts. Binary: the scores [images, texts]."""
         service = get_service()
-        wanted = await read_request(request, ScoreRequest, config.limits)
-        task = _task_of(service, config, wanted.task, (), (), wanted.texts, wanted.rule)
+        wanted = await read_request(request, ScoreRequest, service.config.limits)
+        task = wanted.task_or_id(*_defaults(service))
         found = await service.score(_bytes(wanted.images), task, each_text_routed=wanted.each_text_routed)
-        return await _scores_response(request, found, lambda: score_answer(found, service.served))
+        return await respond(
+            request,
+            found.scores_il,
+            lambda: score_answer(found, service.served),
+            answer_headers(found.left_out, found.task),
+        )
 
-    @router.post(
-        "/embed",
-        response_model=EmbedAnswer,
-        responses=_ANSWERS,
-        openapi_extra=_forms(EmbedRequest),
-    )
+    @router.post("/embed", **_documented(EmbedRequest, EmbedAnswer))
     async def embed(request: Request) -> Response:
         """Embed images, texts, or both. Binary: [rows, dimension], of images or texts alone, concatenated."""
         service = get_service()
-        wanted = await read_request(request, EmbedRequest, config.limits)
+        wanted = await read_request(request, EmbedRequest, service.config.limits)
         if not wanted.images and not wanted.texts:
             raise ServiceError("nothing_to_embed", "give at least one image or text", field="images")
-        images = await service.embed_images(_bytes(wanted.images)) if wanted.images else None
-        texts = None
+        images = texts = only = None
+        if wanted.images:
+            images = only = await service.embed_images(_bytes(wanted.images))
         if wanted.texts:
-            texts = await service.embed_texts(wanted.texts, wanted.rule, as_one_task=wanted.as_one_task)
-        left_out = texts.left_out if texts else ()
-        about = about_answer(left_out)
-        kind = binary_type(request)
+            texts = only = await service.embed_texts(wanted.texts, wanted.rule, as_one_task=wanted.as_one_task)
         by_expert = wanted.kind == "experts"
-        if kind is not None:
-            only = images or texts
-            if only is None or (images and texts) or by_expert:
-                raise ServiceError("not_binary", "binary answers hold one kind of concatenated rows", field="kind")
-            return binary_answer(only.concatenated, kind, about)
-        return await _json_response(
-            lambda: EmbedAnswer(
-                images=embeddings_view(images, by_expert=by_expert) if images else None,
-                texts=embeddings_view(texts, by_expert=by_expert) if texts else None,
-                degraded=bool(left_out),
-                left_out=list(left_out),
-            ),
-            about,
+        return await respond(
+            request,
+            None if only is None or by_expert or (images and texts) else only.concatenated,
+            lambda: embed_answer(images, texts, by_expert=by_expert),
+            answer_headers(texts.left_out if texts else ()),
         )
 
     return router
@@ -207,7 +179,7 @@ def _state_routes(get_service: GetService) -> APIRouter:
 
     @router.get("/experts")
     async def experts() -> ExpertsAnswer:
-        """The run's experts, and which of them answer."""
+        """The run's experts, and whether they answer."""
         service = get_service()
         served = service.served
         mass_n, group_m = served.clustering.masses(served.n), served.clustering.experts_of(served.n)
@@ -236,9 +208,9 @@ def _state_routes(get_service: GetService) -> APIRouter:
         contains: Annotated[str, Query(alias="filter", max_length=200)] = "",
         expert: Annotated[int | None, Query(ge=0, le=1 << 31)] = None,
     ) -> ClustersAnswer:
-        """The fine clusters, with typical words and captions where the run has an atlas.
+        """The fine clusters, with typical words and captions if the run has an atlas.
 
-        `filter` keeps those that have it in a word or caption, or `#12` the one of that number; `expert` those of one.
+        `filter` keeps clusters with a text in a word or caption, or with `#12` cluster 12; `expert` those of one.
         """
         served = get_service().served
         return await asyncio.to_thread(clusters_answer, served, offset, limit, contains=contains, expert=expert)
@@ -250,7 +222,7 @@ def _state_routes(get_service: GetService) -> APIRouter:
 
     @router.get("/ready", response_model=Readiness, responses={503: {"model": Readiness}})
     async def ready() -> JSONResponse:
-        """Whether requests can be answered: at least one expert is there; needs no token."""
+        """Whether requests can be answered, by at least one expert; needs no token."""
         available = {expert: found is not None for expert, found in (await get_service().describe_experts()).items()}
         answer = Readiness(ready=any(available.values()), experts=available)
         return JSONResponse(answer.model_dump(mode="json"), 200 if answer.ready else 503)
@@ -258,73 +230,31 @@ def _state_routes(get_service: GetService) -> APIRouter:
     return router
 
 
-def define(
-    service: EnsembleService,
-    config: ServeConfig,
-    labels: Sequence[str],
-    templates: Sequence[str],
-    texts: Sequence[str],
-    rule: RoutingRule | None,
-) -> TaskDefinition:
-    """A task of what a request holds, with the server's defaults.
-
-    Raises:
-        ServiceError: It has both labels and texts, or templates without labels.
-    """
-    if texts and (labels or templates):
-        raise ServiceError("ambiguous_task", "give labels (with templates) or texts, not both", field="texts")
-    return TaskDefinition(
-        labels=tuple(labels),
-        templates=(tuple(templates) or config.templates) if labels else (),
-        texts=tuple(texts),
-        rule=rule or service.served.config.routing.rule,
-    )
-
-
-def _task_of(
-    service: EnsembleService,
-    config: ServeConfig,
-    task_id: str | None,
-    labels: Sequence[str],
-    templates: Sequence[str],
-    texts: Sequence[str],
-    rule: RoutingRule | None,
-) -> TaskDefinition | str:
-    if task_id is None:
-        return define(service, config, labels, templates, texts, rule)
-    if labels or templates or texts or rule:
-        raise ServiceError("ambiguous_task", "a task's id stands for its labels, texts and rule", field="task")
-    return task_id
+def _defaults(service: EnsembleService) -> tuple[Sequence[str], RoutingRule]:
+    """Templates and rule for requests that name none."""
+    return service.config.templates, service.served.config.routing.rule
 
 
 def _bytes(images: Sequence[ImageData]) -> list[bytes]:
     return [image.base64 for image in images]
 
 
-async def _scores_response(request: Request, found: Scores, answer: Callable[[], BaseModel]) -> Response:
-    kind = binary_type(request)
-    about = about_answer(found.left_out, found.task)
-    if kind is not None:
-        return binary_answer(found.scores_il, kind, about)
-    return await _json_response(answer, about)
-
-
-async def _json_response(answer: Callable[[], BaseModel], about: Mapping[str, str]) -> Response:
-    # Many numbers take a while to write, in which others are answered.
-    text = await asyncio.to_thread(lambda: answer().model_dump_json())
-    return Response(text, media_type="application/json", headers=dict(about))
-
-
-def _forms(model: type[BaseModel]) -> dict[str, object]:
-    return {"requestBody": request_body(model), "parameters": query_fields(model)}
+def _documented(request: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
+    """What the OpenAPI document says of a route that reads its request itself and also answers in binary."""
+    binary = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in BINARY_TYPES}
+    return {
+        "response_model": answer,
+        "responses": {200: {"content": binary, "headers": ANSWER_HEADERS}},
+        "openapi_extra": {"requestBody": request_body(request), "parameters": query_fields(request)},
+    }
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the models of requests that come in several forms."""
+    """FastAPI's document, with the models of the requests that the routes read themselves."""
     if not app.openapi_schema:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         _, models = models_json_schema(
-            [(model, "validation") for model in _MANY_FORMS], ref_template="#/components/schemas/{model}"
+            [(model, "validation") for model in _REQUESTS_WITH_IMAGES], ref_template="#/components/schemas/{model}"
         )
         schemas: Mapping[str, Any] = models["$defs"]
         document["components"]["schemas"] = {**schemas, **document["components"]["schemas"]}

@@ -1,4 +1,4 @@
-"""One JSON shape for every error that the application makes."""
+"""One JSON form for all errors of the application."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -31,20 +31,20 @@ def error_response(
     field: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    """An error in the one shape."""
+    """An error as an answer."""
     body = {"error": {"code": code, "message": message, "field": field, "request_id": request_id}}
     return JSONResponse(body, status, dict(headers or {}))
 
 
 def service_error_response(error: ServiceError, request_id: str) -> JSONResponse:
-    """As the service says it."""
+    """An error of the service as an answer."""
     retry = error.retry_after_seconds
     headers = {} if retry is None else {"Retry-After": str(retry)}
     return error_response(error.status, error.code, error.message, request_id, field=error.field, headers=headers)
 
 
 def invalid_request(error: ValidationError | RequestValidationError) -> ServiceError:
-    """The first problem of a request that does not fit its schema; what was sent is not repeated."""
+    """The first problem of a request that does not fit its schema. The message repeats no value of the request."""
     problem = error.errors()[0]
     place = [str(part) for part in problem["loc"] if part != "body"]
     if problem["type"] in ("json_invalid", "json_type"):
@@ -58,28 +58,22 @@ def invalid_request(error: ValidationError | RequestValidationError) -> ServiceE
 
 
 def request_id_of(request: Request) -> str:
-    """The id that the answer carries as well."""
+    """The id of a request, which the answer has too."""
     return str(getattr(request.state, REQUEST_ID_STATE, ""))
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer the application's errors in the one shape."""
+    """Answer all errors of the application in the same form."""
 
-    async def service_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, ServiceError)  # noqa: S101  (registered for it alone)
-        return service_error_response(error, request_id_of(request))
-
-    async def invalid(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)  # noqa: S101
-        return service_error_response(invalid_request(error), request_id_of(request))
-
-    async def http_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)  # noqa: S101
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        request_id = request_id_of(request)
+        if isinstance(error, RequestValidationError):
+            error = invalid_request(error)
+        if isinstance(error, ServiceError):
+            return service_error_response(error, request_id)
+        assert isinstance(error, HTTPException)  # noqa: S101  (registered for these three types only)
         code = _CODES.get(HTTPStatus(error.status_code), "error")
-        return error_response(
-            error.status_code, code, str(error.detail), request_id_of(request), headers=error.headers
-        )
+        return error_response(error.status_code, code, str(error.detail), request_id, headers=error.headers)
 
-    app.add_exception_handler(ServiceError, service_error)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http_error)
+    for kind in (ServiceError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, answer)

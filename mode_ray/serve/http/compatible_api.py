@@ -1,7 +1,7 @@
-"""Two interfaces that clients speak already: zero-shot image classification of Hugging Face, embeddings of OpenAI.
+"""Two interfaces of existing clients: zero-shot image classification of Hugging Face, embeddings of OpenAI.
 
 `huggingface_hub.InferenceClient(model=URL).zero_shot_image_classification(...)` posts to the address itself, `/`.
-`openai.OpenAI(base_url=URL + "/v1", api_key=TOKEN).embeddings.create(...)` asks for base64 of float32 unless told.
+`openai.OpenAI(base_url=URL + "/v1", api_key=TOKEN).embeddings.create(...)` asks for base64 of float32 by default.
 """
 
 import base64
@@ -10,42 +10,36 @@ from collections.abc import Callable
 import numpy as np
 from fastapi import APIRouter, Response
 
-from mode_ray.config.serve import ServeConfig
-from mode_ray.serve.http.answers import about_answer
+from mode_ray.serve.http.answers import answer_headers
 from mode_ray.serve.http.schema import (
+    ANSWER_HEADERS,
     HuggingFaceLabel,
     HuggingFaceRequest,
     OpenAIEmbedding,
     OpenAIEmbeddingAnswer,
     OpenAIEmbeddingRequest,
-    answer_headers,
 )
 from mode_ray.serve.service.ensemble_service import EnsembleService
-from mode_ray.serve.service.errors import ServiceError
+from mode_ray.serve.service.errors import ServiceError, over_limit, unavailable
 from mode_ray.serve.service.task_definition import TaskDefinition
 
-# As transformers' pipeline has it.
+# The default of transformers' pipeline.
 _HYPOTHESIS_TEMPLATE = "This is a photo of {}."
 
 
-def compatible_routes(get_service: Callable[[], EnsembleService], config: ServeConfig) -> APIRouter:
-    """The routes.
-
-    Args:
-        get_service: Returns the service.
-        config: Of the service.
-    """
+def compatible_routes(get_service: Callable[[], EnsembleService]) -> APIRouter:
+    """The routes; `get_service` is called for every request."""
     router = APIRouter(tags=["compatible"])
 
     @router.post(
         "/",
         summary="Zero-shot image classification as on Hugging Face",
-        responses={200: {"headers": answer_headers()}},
+        responses={200: {"headers": ANSWER_HEADERS}},
     )
     async def zero_shot_image_classification(
         request: HuggingFaceRequest, response: Response
     ) -> list[HuggingFaceLabel]:
-        """Labels with their probabilities, the most likely first; what else there is to say stands in headers."""
+        """Labels with their probabilities, most likely first; headers say whether the answer is degraded."""
         service = get_service()
         definition = TaskDefinition(
             labels=tuple(request.parameters.candidate_labels),
@@ -53,7 +47,7 @@ def compatible_routes(get_service: Callable[[], EnsembleService], config: ServeC
             rule=service.served.config.routing.rule,
         )
         found = await service.score([request.inputs], definition)
-        response.headers.update(about_answer(found.left_out, found.task))
+        response.headers.update(answer_headers(found.left_out, found.task))
         probabilities_l = found.probabilities_il[0]
         return [
             HuggingFaceLabel(label=definition.labels[place], score=float(probabilities_l[place]))
@@ -62,16 +56,18 @@ def compatible_routes(get_service: Callable[[], EnsembleService], config: ServeC
 
     @router.post("/v1/embeddings", summary="Text embeddings as OpenAI's")
     async def embeddings(request: OpenAIEmbeddingRequest) -> OpenAIEmbeddingAnswer:
-        """Queries for an index of what `/v1/embed` makes of images: each text is a task of its own."""
+        """Queries for an index of the image embeddings of `/v1/embed`; each text is a task of its own."""
+        service = get_service()
+        limit = service.config.limits.texts
         texts = [request.input] if isinstance(request.input, str) else request.input
-        if len(texts) > config.limits.texts:
-            raise ServiceError("limit_exceeded", f"at most {config.limits.texts:,} inputs are taken", field="input")
-        found = await get_service().embed_texts(texts)
+        if len(texts) > limit:
+            raise over_limit("inputs", len(texts), limit, "input", "texts")
+        found = await service.embed_texts(texts)
         width = found.concatenated.shape[1]
         if request.dimensions not in (None, width):
             raise ServiceError("bad_dimensions", f"the embeddings have {width} dimensions", field="dimensions")
         if found.left_out:
-            raise ServiceError("unavailable", "an expert does not answer; try again", 503, retry_after_seconds=2)
+            raise unavailable("an expert does not answer; try again")
         data = [
             OpenAIEmbedding(
                 index=index,

@@ -1,7 +1,7 @@
-"""What every request passes before the application sees it; plain ASGI, so that what is refused is not read first.
+"""Middleware around the application: bearer token, number of requests, size of the body, deadline.
 
-Bearer token, number of requests, size of the body, deadline; security headers and one log line without anything
-of the content. Health checks and the page itself need no token and no place in the queue.
+It also adds security headers, and logs one line per request without its content. Health checks and the page's files
+need no token and no place in the queue. It is plain ASGI, so that the body of a refused request is not read.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from mode_ray.config.serve import ServeConfig
 from mode_ray.serve.http.api_errors import REQUEST_ID_STATE, error_response, service_error_response
 from mode_ray.serve.http.request_ids import in_log, request_id
 from mode_ray.serve.service.errors import ServiceError, overloaded, unavailable, where_it_failed
-from mode_ray.serve.service.observer import Observer
+from mode_ray.serve.service.metrics import ServeMetrics
 
 OPEN_PATHS = ("/", "/v1/health", "/v1/ready")
 OPEN_FOLDER = "/static/"
@@ -45,17 +45,17 @@ class Protection:
     Args:
         app: The application.
         config: Tokens, limits, deadline.
-        get_observer: Returns who is told of every answer and of how many requests there are.
+        get_metrics: Returns the metrics of this process; called for every request.
     """
 
-    def __init__(self, app: ASGIApp, config: ServeConfig, get_observer: Callable[[], Observer]) -> None:
+    def __init__(self, app: ASGIApp, config: ServeConfig, get_metrics: Callable[[], ServeMetrics]) -> None:
         self._app = app
         self._config = config
-        self._get_observer = get_observer
-        self._in_work = 0
+        self._get_metrics = get_metrics
+        self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let one request through, or answer it."""
+        """Pass a request on to the application, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -66,10 +66,10 @@ class Protection:
         try:
             await self._guarded(scope, receive, answer, headers)
         finally:
-            # The route's pattern, not the path or the query: nothing of what was sent.
+            # The route's pattern; path and query are content of the request.
             route = getattr(scope.get("route"), "path", "unknown")
             status = answer.status or 499
-            self._get_observer().count_request(route, status)
+            self._get_metrics().requests(1.0, route=route, status=str(status))
             id_, milliseconds = in_log(answer.request_id), (time.monotonic() - began) * 1e3
             _logger.info("%s %s %s %d %.0f ms", id_, scope["method"], route, status, milliseconds)
 
@@ -86,16 +86,16 @@ class Protection:
             await self._in_queue(scope, limited.receive, answer)
         except ServiceError as error:
             await answer.refuse(scope, receive, service_error_response(error, answer.request_id))
-        except Exception as error:  # noqa: BLE001  (the last place that can answer in the one shape)
+        except Exception as error:  # noqa: BLE001  (the last place that can answer in the form of all errors)
             _logger.error("request %s failed: %s", in_log(answer.request_id), where_it_failed(error))
-            message = "the request met a defect of the server; its id leads to it in the log"
+            message = "internal error of the server; its log has the details under the request's id"
             await answer.refuse(scope, receive, error_response(500, "internal", message, answer.request_id))
 
     async def _in_queue(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
-        if self._in_work >= self._config.max_queued_requests:
-            raise overloaded(f"{self._in_work} requests are in work: at most so many are taken")
-        self._in_work += 1
-        self._get_observer().set_queue(self._in_work)
+        if self._running >= self._config.max_queued_requests:
+            raise overloaded(f"{self._running} requests are running, which is the limit (serve.max_queued_requests)")
+        self._running += 1
+        self._get_metrics().queue_length(self._running)
         try:
             async with asyncio.timeout(self._config.request_deadline_seconds):
                 await self._app(scope, receive, answer.send)
@@ -103,8 +103,8 @@ class Protection:
             seconds = self._config.request_deadline_seconds
             raise unavailable(f"the request was not answered within {seconds:g} seconds") from None
         finally:
-            self._in_work -= 1
-            self._get_observer().set_queue(self._in_work)
+            self._running -= 1
+            self._get_metrics().queue_length(self._running)
 
     def _is_open(self, scope: Scope) -> bool:
         path: str = scope["path"]
@@ -121,14 +121,14 @@ class Protection:
 
 
 def token_is_known(token: str, hashes: Sequence[str]) -> bool:
-    """Whether a token has one of the hashes; compared with all, in a time that tells nothing."""
+    """Whether a token has one of the hashes. The duration does not depend on the token or on the hash that matches."""
     digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
     equal = [hmac.compare_digest(digest, known) for known in hashes]
     return any(equal)
 
 
 class _Answer:
-    """Sends an answer with the headers that all have; knows whether it has begun."""
+    """Sends an answer with the security headers; `status` is None until it has begun."""
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
@@ -144,7 +144,7 @@ class _Answer:
         await self._send(message)
 
     async def refuse(self, scope: Scope, receive: Receive, response: JSONResponse) -> None:
-        """Answer in the application's place, unless its answer is on the way already."""
+        """Answer instead of the application, unless its answer has begun."""
         if self.status is None:
             if response.status_code == 401:
                 response.headers["WWW-Authenticate"] = "Bearer"
@@ -152,7 +152,7 @@ class _Answer:
 
 
 class _BoundedBody:
-    """Hands on a body, and no byte more than is allowed."""
+    """Passes on a body up to a maximal size."""
 
     def __init__(self, receive: Receive, headers: Headers, most_bytes: int) -> None:
         self._receive = receive
@@ -166,7 +166,7 @@ class _BoundedBody:
         message = await self._receive()
         self._bytes += len(message.get("body", b""))
         if self._bytes > self._most_bytes:
-            # The one exception that FastAPI lets pass from within a body.
+            # The only exception that FastAPI does not replace while it reads a body.
             raise HTTPException(413, self._refusal)
         return message
 

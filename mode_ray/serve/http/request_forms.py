@@ -1,4 +1,4 @@
-"""One request model from any form that it may come in: JSON with base64, multipart, or an image as the whole body."""
+"""Reads a request from JSON with base64, from a multipart form, or from an image as the whole body."""
 
 import asyncio
 import json
@@ -28,11 +28,11 @@ async def read_request(request: Request, model: type[Model], limits: ServeLimits
     Args:
         request: JSON; `multipart/form-data` with files `image` and the other fields by name, lists as repeated fields
             or one JSON list; or `image/…` with the fields as query parameters.
-        model: What it holds; images are its field `images`.
-        limits: How much of it is read.
+        model: The model of the request; images are its field `images`.
+        limits: Bounds the number of fields and files.
 
     Raises:
-        ServiceError: It is none of these, or does not fit the model.
+        ServiceError: The request has another content type, or does not fit the model.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json" or kind.endswith("+json"):
@@ -64,7 +64,7 @@ def _from_fields(
     values: dict[str, Any] = {}
     if images:
         values[_IMAGES] = [ImageData.model_construct(base64=data) for data in images]
-    for name in fields.keys():  # noqa: SIM118  (iterating over it repeats names)
+    for name in fields.keys():  # noqa: SIM118  (iteration repeats names)
         given = [value for value in fields.getlist(name) if isinstance(value, str)]
         if name == IMAGE_FIELD and not given:
             continue
@@ -78,7 +78,7 @@ def _from_fields(
 
 
 def _listed(name: str, given: Sequence[str]) -> Sequence[object]:
-    """Repeated fields, or one that holds a JSON list."""
+    """The values of repeated fields, or of one field with a JSON list."""
     if len(given) != 1 or not given[0].lstrip().startswith("["):
         return given
     try:
@@ -89,10 +89,9 @@ def _listed(name: str, given: Sequence[str]) -> Sequence[object]:
 
 
 def request_body(model: type[BaseModel]) -> Mapping[str, object]:
-    """How the forms of a model stand in the OpenAPI document."""
+    """The three forms of a request, for the OpenAPI document."""
     fields = {name: field for name, field in model.model_json_schema()["properties"].items() if name != _IMAGES}
     for field in fields.values():
-        # Of the rules, which a reference names, the enumeration is enough.
         field.pop("$ref", None)
     example = model.model_json_schema().get("examples", [{}])[0]
     file = {"type": "string", "format": "binary"}
@@ -111,10 +110,10 @@ def request_body(model: type[BaseModel]) -> Mapping[str, object]:
 
 
 def query_fields(model: type[BaseModel]) -> list[dict[str, object]]:
-    """The fields beside an image that is the whole body, for the OpenAPI document."""
+    """The query parameters of a request whose body is an image, for the OpenAPI document."""
     fields = model.model_json_schema(ref_template="#/components/schemas/{model}")["properties"]
     return [
-        {"name": name, "in": "query", "required": False, "schema": field, "description": "beside an image as the body"}
+        {"name": name, "in": "query", "required": False, "schema": field, "description": "if the body is an image"}
         for name, field in fields.items()
         if name != _IMAGES
     ]

@@ -1,8 +1,7 @@
-"""Request ids are given by what stands in front of the application, which takes them from the request's header.
+"""Request ids: the application reads them from the request's header and never sets them.
 
-Ray Serve's proxy takes the caller's `X-Request-ID` as it is, or makes one and puts it into the request; then it adds
-the header to every answer, beside what the application has set. So the application never sets it, and without Ray
-Serve the middleware here stands in the proxy's place.
+Ray Serve's proxy passes on the caller's `X-Request-ID`, or adds one to the request. It also adds the header to every
+answer. Without Ray Serve, the middleware here does the same.
 """
 
 import re
@@ -17,7 +16,7 @@ _REQUEST_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{_LONGEST}}}")
 
 
 class RequestIds:
-    """ASGI middleware for a server of our own: gives ids, and takes the caller's where it is a plain word.
+    """ASGI middleware that gives every request an id: the caller's, if it is 1 to 64 letters, digits, `.`, `_` or `-`.
 
     Args:
         app: The application.
@@ -27,7 +26,7 @@ class RequestIds:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Put the id into a request and its answer."""
+        """Add the id to a request and its answer."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -45,10 +44,10 @@ class RequestIds:
 
 
 def request_id(headers: Headers) -> str:
-    """The id of a request, as its answer will carry it; empty where nothing in front gave one."""
+    """The id of a request; empty if nothing in front of the application set one."""
     return headers.get(REQUEST_ID_HEADER, "")
 
 
 def in_log(request_id: str) -> str:
-    """An id for a line of the log: Ray Serve lets pass whatever a caller calls one."""
+    """An id for a line of the log, escaped and shortened: Ray Serve passes on any value from the caller."""
     return ascii(request_id)[1:-1][:_LONGEST]

@@ -1,12 +1,15 @@
-"""What requests and answers look like; the OpenAPI document is made of it, with the examples."""
+"""The models of requests and answers. FastAPI makes the OpenAPI document from them, with the examples."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 from mode_ray.config.evaluate import RoutingRule
+from mode_ray.serve.service.errors import ServiceError
+from mode_ray.serve.service.task_definition import TaskDefinition
 
-# A red and a blue pixel, so that the examples are real requests.
+# A red and a blue pixel, so that the examples are valid requests.
 EXAMPLE_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAABCAIAAAB7QOjdAAAADUlEQVR42mP4zwAE/wEHAAH/PX2MSQAAAABJRU5ErkJggg=="
 
 
@@ -19,27 +22,61 @@ def _example(**fields: Any) -> ConfigDict:  # noqa: ANN401  (any JSON)
 
 
 class ImageData(_Message):
-    """An image; no address is ever fetched."""
+    """An image. The server never fetches an address."""
 
-    base64: Base64Bytes = Field(description="JPEG, PNG, WebP, GIF or BMP, told by the content")
-
-
-class TaskFields(_Message):
-    """Labels with templates, or texts."""
-
-    labels: list[str] = Field(default=[], description="class names")
-    templates: list[str] = Field(default=[], description="`{}` stands for the label; by default the server's own")
-    texts: list[str] = Field(default=[], description="texts as they are, instead of labels")
-    rule: RoutingRule | None = Field(default=None, description="how experts are weighed; by default as in the run")
+    base64: Base64Bytes = Field(description="JPEG, PNG, WebP, GIF or BMP, recognised by its content")
 
 
-class TaskRequest(TaskFields):
-    """A task to register or to route."""
+class _OfTask(_Message):
+    """A request about a task. Subclasses add those of the fields `labels`, `templates` and `texts` they have."""
+
+    rule: RoutingRule | None = Field(default=None, description="the routing rule; by default the run's")
+
+    def definition(self, templates: Sequence[str], rule: RoutingRule) -> TaskDefinition:
+        """The task that the request describes.
+
+        Args:
+            templates: For labels without templates.
+            rule: For a request without a rule.
+
+        Raises:
+            ServiceError: The request has both labels and texts, or templates without labels.
+        """
+        given = TaskDefinition(**self._given(), rule=self.rule or rule)
+        if given.texts and (given.labels or given.templates):
+            raise ServiceError("ambiguous_task", "give labels (with templates) or texts, not both", field="texts")
+        used = (given.templates or tuple(templates)) if given.labels else ()
+        return given.model_copy(update={"templates": used})
+
+    def _given(self) -> dict[str, Any]:
+        return self.model_dump(include={"labels", "templates", "texts"})
+
+
+class _OfTaskOrId(_OfTask):
+    task: str | None = Field(default=None, description="id of a registered task, instead of its labels or texts")
+
+    def task_or_id(self, templates: Sequence[str], rule: RoutingRule) -> TaskDefinition | str:
+        """The task that the request describes, or the id that it gives; arguments and errors as `definition`."""
+        if self.task is None:
+            return self.definition(templates, rule)
+        if self.rule or any(self._given().values()):
+            raise ServiceError(
+                "ambiguous_task", "give a task's id, or its labels, texts and rule, not both", field="task"
+            )
+        return self.task
+
+
+class TaskRequest(_OfTask):
+    """A task to register or to route: labels with templates, or texts."""
 
     model_config = _example(labels=["cat", "dog"], templates=["a photo of a {}."])
 
+    labels: list[str] = Field(default=[], description="class names")
+    templates: list[str] = Field(default=[], description="with `{}` for the label; by default the server's")
+    texts: list[str] = Field(default=[], description="texts that are used as they are, instead of labels")
 
-class ClassifyRequest(_Message):
+
+class ClassifyRequest(_OfTaskOrId):
     """Images, and labels or the id of a task."""
 
     model_config = _example(images=[{"base64": EXAMPLE_PNG}], labels=["cat", "dog"])
@@ -47,21 +84,17 @@ class ClassifyRequest(_Message):
     images: list[ImageData]
     labels: list[str] = []
     templates: list[str] = []
-    rule: RoutingRule | None = None
-    task: str | None = Field(default=None, description="id of a registered task, instead of labels")
-    top: Annotated[int, Field(ge=1)] | None = Field(default=None, description="only so many labels")
-    experts: bool = Field(default=False, description="whether to show what every expert says")
+    top: Annotated[int, Field(ge=1)] | None = Field(default=None, description="number of labels to return")
+    experts: bool = Field(default=False, description="whether to return every expert's scores")
 
 
-class ScoreRequest(_Message):
+class ScoreRequest(_OfTaskOrId):
     """Images and texts."""
 
     model_config = _example(images=[{"base64": EXAMPLE_PNG}], texts=["a cat on a sofa", "a dog in the snow"])
 
     images: list[ImageData]
     texts: list[str] = []
-    rule: RoutingRule | None = None
-    task: str | None = Field(default=None, description="id of a registered task, instead of texts")
     each_text_routed: bool = Field(
         default=False, description="whether every text is a task of its own, as in image retrieval"
     )
@@ -77,7 +110,7 @@ class EmbedRequest(_Message):
     kind: Literal["concatenated", "experts"] = Field(
         default="concatenated",
         description="`concatenated`: the experts' embeddings side by side, of texts times the experts' weights: the "
-        "inner product of an image's and a text's is the ensemble's score. `experts`: of every expert by itself",
+        "inner product of an image's and a text's is the ensemble's score. `experts`: every expert's unit embeddings",
     )
     rule: RoutingRule | None = None
     as_one_task: bool = Field(default=False, description="whether all texts are routed together")
@@ -87,13 +120,13 @@ class ExpertWeight(_Message):
     """An expert's weight for a task."""
 
     id: int
-    weight: float = Field(description="by the routing rule; all together 1")
-    used: bool = Field(description="whether the expert is in the answer")
-    applied: float = Field(description="weight in the answer, after pruning; of those used together 1")
+    weight: float = Field(description="by the routing rule; all weights sum to 1")
+    used: bool = Field(description="whether the expert contributes to the answer")
+    applied: float = Field(description="weight in the answer, after pruning; those of the used experts sum to 1")
 
 
 class NearestClusterView(_Message):
-    """The fine cluster that a label lies in."""
+    """The fine cluster that a label is nearest to."""
 
     text: str
     fine: int
@@ -103,17 +136,19 @@ class NearestClusterView(_Message):
 
 
 class Routing(_Message):
-    """Which experts answer a task, and why."""
+    """The experts' weights for a task, and the reasons for them."""
 
     weights: list[ExpertWeight]
-    entropy: float = Field(description="of the weights: 0 = one expert, 1 = all alike")
+    entropy: float = Field(description="of the weights: 0 = one expert, 1 = uniform")
     rule: RoutingRule
     clusters: list[NearestClusterView]
-    unknown: list[str] = Field(description="labels without a word that the caption encoder knows: not routed by")
+    unknown: list[str] = Field(
+        description="labels without a word that the caption encoder knows: they do not influence the weights"
+    )
 
 
 class TaskAnswer(_Message):
-    """A task."""
+    """A task with its weights."""
 
     task: str = Field(description="its id")
     labels: list[str]
@@ -123,7 +158,7 @@ class TaskAnswer(_Message):
 
 
 class ExpertScores(_Message):
-    """What one expert says."""
+    """The scores of one expert."""
 
     id: int
     weight: float
@@ -131,7 +166,7 @@ class ExpertScores(_Message):
 
 
 class ClassifyResult(_Message):
-    """Of one image."""
+    """The ranked labels of one image."""
 
     labels: list[str] = Field(description="best first")
     scores: list[float] = Field(description="weighted means of the experts' cosines")
@@ -139,25 +174,26 @@ class ClassifyResult(_Message):
     experts: list[ExpertScores] | None = None
 
 
-class ClassifyAnswer(_Message):
-    """Of all images, in their order."""
+class _ExpertsAnswer(_Message):
+    degraded: bool = Field(description="whether an expert that belongs to the answer is missing")
+    left_out: list[int] = Field(description="the missing experts")
+
+
+class ClassifyAnswer(_ExpertsAnswer):
+    """One result per image, in the order of the images."""
 
     results: list[ClassifyResult]
     routing: Routing
     task: str
-    degraded: bool = Field(description="whether an expert is missing that belongs to the answer")
-    left_out: list[int] = Field(description="those experts")
 
 
-class ScoreAnswer(_Message):
-    """Images times texts."""
+class ScoreAnswer(_ExpertsAnswer):
+    """The scores of images with texts."""
 
     texts: list[str]
     scores: list[list[float]] = Field(description="for every image its scores with all texts")
-    routing: Routing | None = Field(description="null where every text was routed by itself")
+    routing: Routing | None = Field(description="null if every text was routed by itself")
     task: str
-    degraded: bool
-    left_out: list[int]
 
 
 class Embeddings(_Message):
@@ -168,13 +204,11 @@ class Embeddings(_Message):
     dimensions: dict[int, int] = Field(description="width of every expert's part, in the order of the ids")
 
 
-class EmbedAnswer(_Message):
-    """Embeddings of what was sent."""
+class EmbedAnswer(_ExpertsAnswer):
+    """The embeddings of images and texts."""
 
     images: Embeddings | None = None
     texts: Embeddings | None = None
-    degraded: bool
-    left_out: list[int]
 
 
 class ExpertView(_Message):
@@ -186,7 +220,7 @@ class ExpertView(_Message):
     dimension: int | None = None
     logit_scale: float | None = None
     share: float = Field(description="of the captions that the clustering was fitted on")
-    clusters: int = Field(description="its fine clusters")
+    clusters: int = Field(description="number of its fine clusters")
 
 
 class ExpertsAnswer(_Message):
@@ -202,7 +236,7 @@ class ClusterView(_Message):
 
     fine: int
     expert: int
-    mass: int = Field(description="captions of the fitted sample that lie in it")
+    mass: int = Field(description="captions of the fitted sample that belong to it")
     terms: list[str]
     captions: list[str]
 
@@ -211,7 +245,7 @@ class ClustersAnswer(_Message):
     """A page of fine clusters."""
 
     clusters: list[ClusterView]
-    total: int = Field(description="clusters that passed the filter, on all pages")
+    total: int = Field(description="number of clusters that match the filter, on all pages")
     atlas: bool = Field(description="whether the run has an atlas, at `/atlas`")
 
 
@@ -233,18 +267,18 @@ class ErrorBody(_Message):
 
     code: str = Field(description="a fixed word")
     message: str = Field(description="one sentence")
-    field: str | None = Field(description="what of the request it is about")
+    field: str | None = Field(description="the field of the request that is wrong")
     request_id: str
 
 
 class ErrorAnswer(_Message):
-    """Every error of the application."""
+    """The form of every error of the application."""
 
     error: ErrorBody
 
 
 class OpenAIEmbeddingRequest(BaseModel):
-    """As OpenAI's; fields that mean nothing here are let pass."""
+    """A request as OpenAI defines it. Fields that have no meaning here are ignored."""
 
     model_config = ConfigDict(
         extra="ignore", json_schema_extra={"examples": [{"model": "mode", "input": ["a cat on a sofa"]}]}
@@ -257,7 +291,7 @@ class OpenAIEmbeddingRequest(BaseModel):
 
 
 class OpenAIEmbedding(_Message):
-    """One text's."""
+    """The embedding of one text."""
 
     object: Literal["embedding"] = "embedding"
     index: int
@@ -265,7 +299,7 @@ class OpenAIEmbedding(_Message):
 
 
 class OpenAIEmbeddingAnswer(_Message):
-    """As OpenAI's."""
+    """An answer as OpenAI defines it."""
 
     object: Literal["list"] = "list"
     data: list[OpenAIEmbedding]
@@ -274,7 +308,7 @@ class OpenAIEmbeddingAnswer(_Message):
 
 
 class HuggingFaceParameters(BaseModel):
-    """Of the pipeline `zero-shot-image-classification`."""
+    """Parameters of the pipeline `zero-shot-image-classification`."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -283,7 +317,7 @@ class HuggingFaceParameters(BaseModel):
 
 
 class HuggingFaceRequest(BaseModel):
-    """As `huggingface_hub.InferenceClient` sends it."""
+    """A request as `huggingface_hub.InferenceClient` sends it."""
 
     model_config = ConfigDict(
         extra="ignore",
@@ -301,17 +335,12 @@ class HuggingFaceLabel(_Message):
     score: float
 
 
-def answer_headers() -> dict[str, Any]:
-    """The headers of an answer, for the OpenAPI document."""
-    headers = {
-        "X-Task": ("string", "id of the task; of classify and score"),
-        "X-Degraded": ("boolean", "whether an expert is missing that belongs to the answer"),
-        "X-Left-Out": ("string", "those experts, with commas between them"),
-    }
-    return {name: {"description": text, "schema": {"type": kind}} for name, (kind, text) in headers.items()}
-
-
-def binary_content() -> dict[str, Any]:
-    """The binary forms of an answer, for the OpenAPI document."""
-    schema = {"schema": {"type": "string", "format": "binary"}}
-    return {"application/x-float32": schema, "application/x-float16": schema}
+ANSWER_HEADERS: dict[str, Any] = {
+    name: {"description": description, "schema": {"type": kind}}
+    for name, kind, description in (
+        ("X-Task", "string", "id of the task; for classify and score"),
+        ("X-Degraded", "boolean", "whether an expert that belongs to the answer is missing"),
+        ("X-Left-Out", "string", "the missing experts, separated by commas"),
+    )
+}
+"""The headers of an answer, for the OpenAPI document."""

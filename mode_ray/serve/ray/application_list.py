@@ -1,6 +1,6 @@
-"""The list of applications that a live cluster serves: read from what it says of itself, and edited as a whole.
+"""The list of applications that a live cluster serves: read from Ray Serve's details, and edited as a whole.
 
-Every edit makes a new list; nothing here speaks to the cluster.
+Every edit returns a new list. Nothing here communicates with the cluster.
 """
 
 import copy
@@ -17,14 +17,14 @@ Document = dict[str, Any]
 
 
 def live_document(details: Document) -> Document:
-    """The list to submit that would leave a cluster as it is.
+    """The list that a cluster serves; submitting it changes nothing.
 
     Args:
-        details: What the cluster says of itself.
+        details: Ray Serve's details of the cluster.
 
     Raises:
-        UsageError: Nothing is served, or an application was not deployed from a list: submitting one would not
-            keep it as it is.
+        UsageError: Nothing is served, or an application was not deployed from a list: submitting a list would delete
+            it.
     """
     live = [entry for entry in details["applications"].values() if entry["status"] != "DELETING"]
     if not live:
@@ -32,7 +32,7 @@ def live_document(details: Document) -> Document:
     for entry in live:
         if entry.get("deployed_app_config") is None:
             raise UsageError(
-                f"application {entry['name']} was started by serve.run, not from a file: deploy it from one"
+                f"application {entry['name']} was started by serve.run and would be deleted: deploy it from a file"
             )
     document: Document = {field: details[field] for field in _KEPT_FIELDS if details.get(field) is not None}
     document["applications"] = [copy.deepcopy(entry["deployed_app_config"]) for entry in live]
@@ -40,16 +40,15 @@ def live_document(details: Document) -> Document:
 
 
 def application(document: Document, name: str) -> Document:
-    """The entry of one application.
+    """The entry of an application.
 
     Raises:
-        UsageError: There is none of the name.
+        UsageError: There is no application with this name.
     """
-    for entry in document["applications"]:
-        if entry["name"] == name:
-            found: Document = entry
-            return found
-    raise UsageError(f"no application {name} among {[entry['name'] for entry in document['applications']]}")
+    entries: dict[str, Document] = {entry["name"]: entry for entry in document["applications"]}
+    if name not in entries:
+        raise UsageError(f"no application {name} among {list(entries)}")
+    return entries[name]
 
 
 def find_router(document: Document, name: str | None = None) -> Document:
@@ -57,44 +56,45 @@ def find_router(document: Document, name: str | None = None) -> Document:
 
     Args:
         document: A list of applications.
-        name: Which, where there are several.
+        name: The router's name, if there are several.
 
     Raises:
-        UsageError: There is none, or there are several and none is named.
+        UsageError: There is no router, or there are several and no name is given.
     """
-    routers = [entry for entry in document["applications"] if entry["import_path"] == ROUTER_PATH]
-    if name is not None:
-        routers = [entry for entry in routers if entry["name"] == name]
+    routers: list[Document] = [
+        entry
+        for entry in document["applications"]
+        if entry["import_path"] == ROUTER_PATH and name in (None, entry["name"])
+    ]
     if not routers:
         raise UsageError("no router of mode_ray is served on this cluster" + (f" as {name}" if name else ""))
     if len(routers) > 1:
         raise UsageError(
             f"several routers are served: choose one of {[entry['name'] for entry in routers]} by --router"
         )
-    found: Document = routers[0]
-    return found
+    return routers[0]
 
 
 def served_experts(document: Document, router: str) -> dict[int, str]:
-    """The expert ids that a router asks, and the applications that hold them."""
+    """The ids of the experts that a router asks, with their applications."""
     entries = _router_deployment(application(document, router))["user_config"]["experts"]
     return {int(entry["id"]): str(entry["application"]) for entry in entries}
 
 
 def served_run(document: Document, router: str) -> str:
-    """The run that a router weighs the experts by."""
+    """The run whose clustering a router uses."""
     entry = application(document, router)
     return str(_router_deployment(entry)["user_config"].get("run") or entry["args"]["run"])
 
 
 def with_served(document: Document, router: str, served: Mapping[int, str], run: str | None = None) -> Document:
-    """A list whose router asks exactly these applications, by the experts that they hold.
+    """A list whose router asks exactly these experts.
 
     Args:
         document: A list of applications.
-        router: Name of the router's.
-        served: The applications by expert.
-        run: The run whose experts these are, where it is another than so far.
+        router: Name of the router application.
+        served: Names of the expert applications by expert id.
+        run: The run of these experts, if the router changes to another run.
     """
     edited = copy.deepcopy(document)
     user_config = _router_deployment(application(edited, router))["user_config"]
@@ -105,7 +105,7 @@ def with_served(document: Document, router: str, served: Mapping[int, str], run:
 
 
 def with_applications(document: Document, new: Sequence[Document]) -> Document:
-    """A list with further applications."""
+    """A list with more applications."""
     return document | {"applications": [*document["applications"], *new]}
 
 
@@ -115,44 +115,45 @@ def without_applications(document: Document, names: Collection[str]) -> Document
 
 
 def new_expert(document: Document, router: str, expert: int, run: str, folder: str | None) -> Document:
-    """The entry of a further expert application, of a free name; in all but the model as one that is served.
+    """The entry of a new expert application, with the settings of an expert that is served.
 
     Args:
         document: A list of applications.
-        router: Name of the router's.
+        router: Name of the router application.
         expert: Its number in the run.
         run: The run.
-        folder: Its model, where it is not the run's.
+        folder: Another folder for the model than the run's.
 
     Raises:
-        UsageError: No expert is served that it could be like.
+        UsageError: No expert is served whose settings could be used.
     """
-    taken = {entry["name"] for entry in document["applications"]}
-    model = next((name for name in served_experts(document, router).values() if name in taken), None)
-    if model is None:
-        raise UsageError("no expert application is served that a further one could be like: use `serve deploy FILE`")
-    return _named_anew(document, application(document, model), {"run": run, "expert": expert}, folder)
+    names = {entry["name"] for entry in document["applications"]}
+    template = next((name for name in served_experts(document, router).values() if name in names), None)
+    if template is None:
+        raise UsageError("no expert is served whose settings a new one could use: use `serve deploy FILE`")
+    return _copied(document, application(document, template), {"run": run, "expert": expert}, folder)
 
 
 def other_model(document: Document, router: str, expert: int, folder: str | None) -> Document:
-    """The entry, of a free name, of an application that is to stand in for the one that holds an expert.
+    """The entry of a new application that replaces the application of a served expert.
 
     Args:
         document: A list of applications.
-        router: Name of the router's.
-        expert: The expert; it is served.
-        folder: Its other model, where it is not the run's.
+        router: Name of the router application.
+        expert: The expert's id.
+        folder: Another folder for the model than the run's.
     """
-    # Its number in its own run stays: that may be another run than the router's by now, with other numbers.
-    return _named_anew(document, application(document, served_experts(document, router)[expert]), {}, folder)
+    # Run and number stay: they may be of another run than the router's, which numbers the expert differently.
+    return _copied(document, application(document, served_experts(document, router)[expert]), {}, folder)
 
 
 def drain_seconds(settings: Mapping[str, Any]) -> float:
-    """How long requests may still be on their way that began before the router was changed."""
+    """How long requests may run that began before the router changed."""
     return ServeConfig.model_validate(dict(settings)).request_deadline_seconds
 
 
-def _named_anew(document: Document, like: Document, changes: Document, folder: str | None) -> Document:
+def _copied(document: Document, like: Document, changes: Document, folder: str | None) -> Document:
+    """A copy of an expert's entry with a free name."""
     taken = {entry["name"] for entry in document["applications"]}
     entry = copy.deepcopy(like)
     entry["args"] = {key: value for key, value in entry["args"].items() if key != "folder"} | changes

@@ -1,4 +1,4 @@
-"""The list of applications that serves a run, as Ray Serve's REST interface and `serve deploy` take it."""
+"""The list of applications that serves a run, as Ray Serve's REST API and `serve deploy` expect it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +14,8 @@ ROUTER_DEPLOYMENT = "Router"
 ROUTER_NAME = "router"
 _PROXY_MARGIN_SECONDS = 5.0
 _FILE_WIDTH = 119
-# These stand in other places of the file than the applications' `args`.
-_STATED_ELSEWHERE = {
+# Settings that are not in the applications' `args`: other parts of the file hold them, or only --in-process uses them.
+_NOT_IN_ARGUMENTS = {
     "host",
     "port",
     "threads_in_process",
@@ -31,12 +31,12 @@ def serve_document(run: str, experts: Sequence[int], settings: ServeConfig) -> d
     """The applications of a run: one for every expert, and the router.
 
     Args:
-        run: The run directory, as every node of the cluster can read it.
+        run: The run directory, readable by every node of the cluster.
         experts: Ids of the experts to serve.
-        settings: How; what differs from the defaults goes into the applications' `args`.
+        settings: Settings that differ from the defaults are written into the applications' `args`.
     """
     arguments: dict[str, Any] = {"run": run}
-    changed = settings.model_dump(mode="json", exclude_defaults=True, exclude=_STATED_ELSEWHERE)
+    changed = settings.model_dump(mode="json", exclude_defaults=True, exclude=_NOT_IN_ARGUMENTS)
     if changed:
         arguments["settings"] = changed
     actor = {"num_cpus": settings.cpus_per_expert}
@@ -74,7 +74,7 @@ def serve_document(run: str, experts: Sequence[int], settings: ServeConfig) -> d
         "http_options": {
             "host": settings.host,
             "port": settings.port,
-            # The router answers before; this ends what waits for a router while none lives.
+            # The router answers earlier; this limits requests that wait for a router while none runs.
             "request_timeout_s": settings.request_deadline_seconds + _PROXY_MARGIN_SECONDS,
         },
         "logging_config": {"enable_access_log": False},
@@ -83,7 +83,7 @@ def serve_document(run: str, experts: Sequence[int], settings: ServeConfig) -> d
 
 
 def needed_cpus(document: dict[str, Any]) -> float:
-    """Logical CPUs that all applications of a list ask for when each deployment has its fewest replicas."""
+    """Logical CPUs that all applications of a list request if each deployment has its minimum of replicas."""
     total = 0.0
     for application in document["applications"]:
         for deployment in application["deployments"]:
@@ -111,7 +111,7 @@ def _scale(replicas: Replicas) -> dict[str, Any]:
 
 
 class _NoAliases(yaml.SafeDumper):
-    """Writes what is repeated in full: a file to be edited."""
+    """Repeats equal values in full instead of using YAML aliases, because users edit the file."""
 
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002  (PyYAML's signature)
         return True

@@ -1,6 +1,6 @@
-"""The two deployments of Ray Serve: an expert's model, and the router with the HTTP interface in front of all.
+"""The two deployments of Ray Serve: an expert's model, and the router with the HTTP interface.
 
-Models and torch are imported in the replicas alone: Ray Serve also imports this where it builds the applications.
+Only replicas import models and torch: Ray Serve also imports this module where it builds the applications.
 """
 
 import asyncio
@@ -35,17 +35,6 @@ class Arguments(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ExpertArguments(Arguments):
-    """`args` of an expert application."""
-
-    run: str = Field(min_length=1)
-    """The run directory: a path or URI that every node can read."""
-    expert: int = Field(ge=0)
-    folder: str | None = None
-    """The model, where it is not the run's."""
-    settings: ServeConfig = ServeConfig()
-
-
 class RouterArguments(Arguments):
     """`args` of the router application."""
 
@@ -54,32 +43,41 @@ class RouterArguments(Arguments):
     settings: ServeConfig = ServeConfig()
 
 
+class ExpertArguments(RouterArguments):
+    """`args` of an expert application."""
+
+    expert: int = Field(ge=0)
+    folder: str | None = None
+    """Another folder for the model than the run's."""
+
+
 class ServedExpert(Arguments):
-    """An expert and the application that holds it."""
+    """An expert and the application that serves it."""
 
     id: int = Field(ge=0)
     application: str = Field(min_length=1)
 
 
 class RouterSettings(Arguments):
-    """`user_config` of the router, which changes while it runs."""
+    """`user_config` of the router, which may change while it runs."""
 
     experts: tuple[ServedExpert, ...] = ()
     run: str | None = Field(default=None, min_length=1)
-    """The run whose experts these are, where it is not that of `args`: one that has grown out of it."""
+    """The run of these experts, if it is not the run of `args` but one that grew from it."""
 
 
 @serve.deployment(name=EXPERT_DEPLOYMENT)
 class ExpertDeployment:
-    """One expert's model: loaded once a replica, images and texts of many requests batched together."""
+    """One expert's model, loaded once per replica. Images of several requests form batches."""
 
     def __init__(self, arguments: ExpertArguments) -> None:
         from mode_ray.models.encode import Expert
         from mode_ray.serve.service.local_expert import LocalExpert
+        from mode_ray.serve.service.served_run import ServedRun
 
         self._id = arguments.expert
-        folder = expert_folder(arguments)
-        # Before the weights are read: should they change meanwhile, this replica is at odds with those to come.
+        folder = ServedRun.expert_folder(Location.parse(arguments.run), self._id, arguments.folder)
+        # Before the weights are read: if they change meanwhile, this replica has another source than later ones.
         self._source = f"{folder}#{_state_of(folder)}"
         settings = arguments.settings
         model = Expert(
@@ -89,7 +87,7 @@ class ExpertDeployment:
         self._calls = StuckCalls(_STUCK_SECONDS)
 
     async def describe(self) -> ExpertDescription:
-        """What the model is; `source` names its folder and the state of the files in it."""
+        """Facts about the model; `source` names its folder and the state of its files."""
         description = await self._local.describe()
         return description.model_copy(update={"source": self._source})
 
@@ -97,11 +95,11 @@ class ExpertDeployment:
         """Unit-norm features of uint8 images, float32 [b, d].
 
         Args:
-            images_bhw3: As the router resized them.
-            source: The `source` of the description that the caller goes by.
+            images_bhw3: Images that the router resized.
+            source: The `source` of the description that the caller has.
 
         Raises:
-            OtherWeights: This replica holds others.
+            OtherWeights: This replica has another source.
             ExpertBusy: The queue is full.
         """
         self._require(source)
@@ -109,7 +107,7 @@ class ExpertDeployment:
             return await self._local.encode_images(images_bhw3)
 
     async def encode_texts(self, texts: Sequence[str], source: str) -> npt.NDArray[np.float32]:
-        """Unit-norm features of texts, float32 [l, d]. Errors as of `encode_images`."""
+        """Unit-norm features of texts, float32 [l, d]; arguments and errors as `encode_images`."""
         self._require(source)
         with self._calls.call():
             return await self._local.encode_texts(texts)
@@ -118,20 +116,20 @@ class ExpertDeployment:
         """Called by Ray Serve, which replaces the replica after three failures.
 
         Raises:
-            WorkerError: The model has not finished anything for minutes, though it was asked to.
+            WorkerError: No call was answered for two minutes although calls arrived.
         """
         if self._calls.stuck:
             raise WorkerError(f"expert {self._id} is stuck: no call was answered for {_STUCK_SECONDS:.0f} seconds")
 
     def _require(self, source: str) -> None:
         if source != self._source:
-            raise OtherWeights(f"expert {self._id} now holds {self._source}")
+            raise OtherWeights(f"expert {self._id} now has the weights of {self._source}")
 
 
 @serve.deployment(name=ROUTER_DEPLOYMENT)
 @serve.ingress()
 class RouterDeployment:
-    """Text encoder, weights, decoding and mixing behind HTTP; the experts come and go by `user_config`."""
+    """The HTTP interface and the ensemble service. `user_config` lists the experts."""
 
     def __init__(self, arguments: RouterArguments) -> None:
         self._settings = arguments.settings
@@ -146,9 +144,9 @@ class RouterDeployment:
         return create_app(lambda: self._service, self._settings)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Ask exactly these experts from now on; those that stay keep their handles.
+        """Use exactly these experts from now on; experts that stay keep their handles.
 
-        Of another run it is a service of its own that takes them; requests under way end with the one they began with.
+        Another run gets a new service; running requests finish with the service that they began with.
         """
         settings = RouterSettings.model_validate(user_config)
         run = settings.run or self._first_run
@@ -156,26 +154,24 @@ class RouterDeployment:
             service = await asyncio.to_thread(self._load, run)
             asyncio.get_running_loop().call_later(self._settings.request_deadline_seconds, self._service.close)
             self._run, self._service = run, service
-        wanted = {entry.id: entry.application for entry in settings.experts}
-        clients = {
-            id_: self._clients[id_] if self._holds(id_, name) else self._client(id_, name)
-            for id_, name in wanted.items()
-        }
+        clients = {}
+        for entry in settings.experts:
+            client = self._clients.get(entry.id)
+            if client is None or client.application != entry.application:
+                client = self._client(entry.id, entry.application)
+            clients[entry.id] = client
         self._take(clients)
 
     def _load(self, run: str) -> "EnsembleService":
         from mode_ray.serve.service.ensemble_service import EnsembleService
         from mode_ray.serve.service.served_run import ServedRun, task_directory
 
-        # Ids that were given out stay known, whatever run is served.
+        # Ids of registered tasks stay valid when the run changes.
         tasks = task_directory(Location.parse(self._first_run), self._settings)
         settings = self._settings.model_copy(update={"task_directory": tasks.uri})
         found = ServedRun.load(Location.parse(run))
         served = dataclasses.replace(found, config=found.config.model_copy(update={"serve": settings}))
         return EnsembleService(served, {}, settings, self._metrics)
-
-    def _holds(self, id_: int, name: str) -> bool:
-        return id_ in self._clients and self._clients[id_].application == name
 
     def _client(self, id_: int, name: str) -> HandleExpert:
         def renew() -> None:
@@ -193,19 +189,8 @@ class RouterDeployment:
                 client.close()
 
 
-def expert_folder(arguments: ExpertArguments) -> Location:
-    """Where an expert's model lies.
-
-    Raises:
-        UsageError: The run has no expert of this number, so that no router would ask it, wherever its model lies.
-    """
-    from mode_ray.serve.service.served_run import ServedRun
-
-    return ServedRun.expert_folder(Location.parse(arguments.run), arguments.expert, arguments.folder)
-
-
 def _state_of(folder: Location) -> str:
-    """Changes when a file of the folder does: names, sizes and times, hashed."""
+    """A hash of the names, sizes and times of the files in a folder."""
     files = folder.entries(recursive=True)
     states = sorted((file.location.name, file.size_bytes, file.modified_unix_seconds) for file in files)
     return hashlib.sha256(repr(states).encode()).hexdigest()[:16]

@@ -1,11 +1,11 @@
-"""An expert that runs as an application of Ray Serve, as the ensemble service sees it.
+"""The client of an expert that runs as an application of Ray Serve.
 
-Handles are resolved when they are first needed, and an application that is not there is an expert that is down: a
-router must start, and stay up, whatever its experts do.
+A handle is resolved at its first use, and a missing application counts as an expert that is down: a router must start
+and stay up whatever its experts do.
 
-An expert is *silent* when a call waited to its deadline and nothing at all came back from the expert meanwhile: its
-only replica died and is being replaced, or hangs. Further requests then count it as down at once, instead of each
-waiting to its deadline, until a probe beside them is answered. An application that is not there is probed alike.
+An expert is *silent* if a call waited until its deadline and the expert answered no other call meanwhile: its only
+replica died and is being replaced, or hangs. Further requests then count it as down immediately, instead of waiting
+until their deadline, until a probe in the background is answered. A missing application is probed in the same way.
 """
 
 import asyncio
@@ -25,29 +25,29 @@ from ray.serve.handle import DeploymentHandle
 from mode_ray.serve.service.expert_client import ExpertBusy, ExpertDescription, ExpertUnavailable
 
 _PROBE_INTERVAL_SECONDS = 0.5
-_WAITED_SHARE = 0.9  # of the deadline; calls that were given up earlier, because a client left, say nothing
+_WAITED_SHARE = 0.9  # of the deadline; calls that were cancelled earlier, because a client left, do not count
 
 _logger = logging.getLogger(__name__)
 
 
 class OtherWeights(ExpertUnavailable):
-    """A call was meant for other weights than the expert holds."""
+    """A call names other weights than the expert has."""
 
 
 class _Absent(ExpertUnavailable):
-    """There is no application of the name."""
+    """There is no application with the name."""
 
 
 class HandleExpert:
-    """A client of one expert application.
+    """An `ExpertClient` of one expert application.
 
     Args:
         expert: The expert's id.
         application: Name of its application.
-        deadline_seconds: How long callers wait for an answer; a probe of a silent expert is given as long.
-        on_other_weights: Called once when the application turns out to hold other weights than it did when it was
-            described: class embeddings that rest on the description are of no use any more.
-        resolve: Finds the handle of an application; blocks, and raises where there is none.
+        deadline_seconds: How long callers wait for an answer; the same deadline holds for a probe.
+        on_other_weights: Called when the application has other weights than those it described: class embeddings of
+            the described weights are no longer valid.
+        resolve: Finds the handle of an application; blocks, and raises if there is none.
     """
 
     def __init__(
@@ -70,32 +70,23 @@ class HandleExpert:
         self._closed = False
 
     async def describe(self) -> ExpertDescription:
-        """What the expert is; asked of it once.
-
-        Raises:
-            ExpertUnavailable: It is down.
-        """
+        """See `ExpertClient`; the application is asked once."""
         if self._description is None:
             self._description = cast(ExpertDescription, await self._call("describe"))
         return self._description
 
     async def encode_images(self, images_bhw3: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Unit-norm features of uint8 images, float32 [b, d].
-
-        Raises:
-            ExpertUnavailable: It is down, or its weights are other ones by now.
-            ExpertBusy: Its queue is full.
-        """
+        """See `ExpertClient`; ExpertUnavailable also if the application has other weights by now."""
         source = (await self.describe()).source
         return cast("npt.NDArray[np.float32]", await self._call("encode_images", images_bhw3, source))
 
     async def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Unit-norm features of texts, float32 [l, d]. Errors as of `encode_images`."""
+        """See `ExpertClient`; errors as `encode_images`."""
         source = (await self.describe()).source
         return cast("npt.NDArray[np.float32]", await self._call("encode_texts", list(texts), source))
 
     def close(self) -> None:
-        """Stop probing, for good; calls under way go on."""
+        """Stop probing; running calls continue."""
         self._closed = True
         if self._probe is not None:
             self._probe.cancel()
@@ -123,7 +114,7 @@ class HandleExpert:
                 answer = await response
             except (asyncio.CancelledError, RequestCancelledError):
                 response.cancel()
-                if _being_cancelled():  # Ray Serve has made an error of its own of it
+                if _being_cancelled():  # Ray Serve raised its own error instead
                     raise asyncio.CancelledError from None
                 raise
         except OtherWeights as error:
@@ -131,7 +122,7 @@ class HandleExpert:
             raise ExpertUnavailable(str(error)) from None
         except (BackPressureError, ExpertBusy):
             self._last_answer_seconds = time.monotonic()
-            raise ExpertBusy(f"expert {self.id} ({self.application}) has its queue full") from None
+            raise ExpertBusy(f"the queue of expert {self.id} ({self.application}) is full") from None
         except (RayError, RayServeException) as error:
             _logger.warning("expert %d (%s): %s", self.id, self.application, type(error).__name__)
             raise ExpertUnavailable(f"expert {self.id} ({self.application}): {type(error).__name__}") from error

@@ -1,9 +1,9 @@
-"""Experts of a live cluster: added, removed and replaced one by one, while the others and the router stay up.
+"""Adds, removes and replaces experts of a live cluster while the others and the router keep running.
 
-Serve deletes applications that a submitted list lacks. So every step reads the live list, edits it, and submits the
-whole of it again. A new expert application is up before the router is told of it, and one that goes is no longer asked
-before it is deleted. A replaced expert gets an application of its own name: the router changes from one to the other
-at once, so that no answer mixes the image features of one model with the text features of another.
+Serve deletes applications that a submitted list lacks. Every step therefore reads the live list, edits it, and submits
+the whole list. A new expert runs before the router uses it. An expert is deleted after the router stopped using it.
+A replacement gets another application name: the router changes from one application to the other at once, so that no
+answer mixes the image features of one model with the text features of another.
 """
 
 import os
@@ -36,13 +36,13 @@ Edit = Callable[[Document], Document]
 
 
 class ServeEndpoint(Protocol):
-    """Ray's REST interface to Serve, as ray.dashboard's ServeSubmissionClient speaks it."""
+    """The methods of Ray's `ServeSubmissionClient` that are used here."""
 
     def get_serve_details(self) -> Document:
-        """Everything that is live."""
+        """Details of all applications."""
 
     def deploy_applications(self, config: Document) -> None:
-        """Submit a list; what it lacks is deleted."""
+        """Submit a list; applications that it lacks are deleted."""
 
 
 class LiveServing:
@@ -50,9 +50,9 @@ class LiveServing:
 
     Args:
         endpoint: The cluster.
-        say: Takes one line on every step.
-        router: Name of the router application, where there are several.
-        deadline_seconds: How long an application may take until it runs.
+        say: Prints a line on every step.
+        router: Name of the router application, if there are several.
+        deadline_seconds: How long an application may take to start.
     """
 
     def __init__(
@@ -68,18 +68,18 @@ class LiveServing:
         self._router: str = find_router(self._document(), router)["name"]
 
     def add(self, experts: Sequence[int], folder: str | None = None, grown: ServedRun | None = None) -> None:
-        """Serve further experts, with the settings of those that are there; the router learns of all at once.
+        """Serve more experts, with the settings of the live ones. The router starts to use all of them at once.
 
         Args:
-            experts: Their numbers, in the run that is served or in the grown one.
-            folder: The model of the only one, where it is not the run's.
-            grown: A run that took over experts which are live, to be served from now on: its clustering weighs. Live
-                experts that are not its own end.
+            experts: Their numbers, in the served run or in the grown one.
+            folder: Another folder for the model of a single expert than the run's.
+            grown: A run that reuses live experts and replaces the served run: the router uses its clustering, and live
+                experts that it does not have are ended.
 
         Raises:
             UsageError: An expert is served already, nothing is served, or the grown run has experts that are neither
                 named nor live.
-            DataError: One does not start, or a router cannot read the grown run; everything is as before.
+            DataError: An expert does not start, or a router cannot read the grown run; everything is as before.
         """
         document = self._document()
         live = served_experts(document, self._router)
@@ -106,26 +106,22 @@ class LiveServing:
         def undo(now: Document) -> Document:
             return without_applications(with_served(now, self._router, live, before), started.values())
 
-        try:
-            self._submit(edit, [self._router])
-        except DataError:
-            self._submit(undo)
-            raise
+        self._submit_or_undo(edit, [self._router], undo)
         if unused := set(live.values()) - set(kept.values()):
             self._end(document, unused)
-        over = "" if grown is None else f", which is that of {run} from now on"
-        self._say(f"{_named(experts)} {'is' if len(experts) == 1 else 'are'} in the ensemble{over}")
+        changed = "" if grown is None else f", which now is the ensemble of {run}"
+        self._say(f"{_named(experts)} {'is' if len(experts) == 1 else 'are'} in the ensemble{changed}")
 
     def remove(self, expert: int) -> None:
-        """Serve an expert no longer.
+        """Stop serving an expert.
 
         Raises:
-            UsageError: It is not served, or the only one.
+            UsageError: It is not served, or it is the only one.
         """
         document = self._document()
         name = self._served_name(document, expert)
         if len(served_experts(document, self._router)) == 1:
-            raise UsageError(f"expert {expert} is the only one: the ensemble needs one at least")
+            raise UsageError(f"expert {expert} is the only one: the ensemble needs at least one")
 
         def edit(now: Document) -> Document:
             served = served_experts(now, self._router)
@@ -136,15 +132,15 @@ class LiveServing:
         self._say(f"expert {expert} is out of the ensemble")
 
     def replace(self, expert: int, folder: str | None = None) -> None:
-        """Exchange the model of a served expert: the new one is loaded before the old one goes.
+        """Exchange the model of a served expert: the new one is loaded before the old one is ended.
 
         Args:
             expert: Its id.
-            folder: The new model; by default the folder it was loaded from, read again.
+            folder: The new model; by default the same folder, which is read again.
 
         Raises:
             UsageError: It is not served.
-            DataError: The new one does not start; everything is as before.
+            DataError: The new model does not start; everything is as before.
         """
         document = self._document()
         old_name = self._served_name(document, expert)
@@ -168,16 +164,14 @@ class LiveServing:
     def _start(self, new: Sequence[Document]) -> None:
         names = [entry["name"] for entry in new]
         self._say(f"starting {_applications(names)}")
-        try:
-            self._submit(lambda now: with_applications(now, new), names)
-        except DataError:
-            self._submit(lambda now: without_applications(now, names))
-            raise
+        self._submit_or_undo(
+            lambda now: with_applications(now, new), names, lambda now: without_applications(now, names)
+        )
 
     def _end(self, document: Document, names: Collection[str]) -> None:
-        """Delete expert applications once the requests that may still ask them have ended."""
+        """Delete expert applications after the requests that may still use them have ended."""
         seconds = drain_seconds(find_router(document, self._router)["args"].get("settings", {}))
-        self._say(f"ending {_applications(names)} in {seconds:g} s, when no request can need it any more")
+        self._say(f"ending {_applications(names)} in {seconds:g} s, when no request can use it any more")
         time.sleep(seconds)
         self._submit(lambda now: without_applications(now, names))
 
@@ -188,9 +182,16 @@ class LiveServing:
         submit(self._endpoint, edit(self._document()))
         wait_until_running(self._endpoint, waited_for, self._deadline_seconds, self._say)
 
+    def _submit_or_undo(self, edit: Edit, waited_for: Sequence[str], undo: Edit) -> None:
+        try:
+            self._submit(edit, waited_for)
+        except DataError:
+            self._submit(undo)
+            raise
+
 
 def _models(document: Document, served: Mapping[int, str]) -> dict[str, Location]:
-    """The folder that every expert application of a router loaded its model from."""
+    """The folder from which every expert application of a router loaded its model."""
     arguments = {name: application(document, name)["args"] for name in served.values()}
     return {
         name: ServedRun.expert_folder(Location.parse(given["run"]), given["expert"], given.get("folder"))
@@ -198,12 +199,12 @@ def _models(document: Document, served: Mapping[int, str]) -> dict[str, Location
     }
 
 
-def _require_all(grown: ServedRun, there: Collection[int]) -> None:
-    lacking = sorted(set(grown.experts) - set(there))
-    if lacking:
+def _require_all(grown: ServedRun, available: Collection[int]) -> None:
+    missing = sorted(set(grown.experts) - set(available))
+    if missing:
         raise UsageError(
-            f"{grown.run}: {_named(lacking)} would be missing, as no live application holds what this run took over "
-            f"or trained there: name them as well, `mode-ray serve add {' '.join(map(str, lacking))} … --run …`"
+            f"{grown.run}: {_named(missing)} would be missing, because no live application serves a model of this run "
+            f"for it: name all of them, `mode-ray serve add {' '.join(map(str, missing))} … --run …`"
         )
 
 
@@ -216,10 +217,10 @@ def _applications(names: Collection[str]) -> str:
 
 
 def connect(address: str) -> ServeEndpoint:
-    """The cluster behind the dashboard's address, `http://HOST:8265`; the token of a local cluster is found by itself.
+    """The cluster with a dashboard at `http://HOST:8265`. The token of a local cluster is found automatically.
 
     Raises:
-        UsageError: No dashboard answers there, or it refuses the token.
+        UsageError: No dashboard answers, or it refuses the token.
     """
     from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
     from ray.exceptions import AuthenticationError
@@ -243,7 +244,7 @@ def submit(endpoint: ServeEndpoint, document: Document) -> None:
     """Submit a list.
 
     Raises:
-        DataError: Ray Serve does not take it.
+        DataError: Ray Serve refuses it.
     """
     try:
         endpoint.deploy_applications(document)
@@ -258,12 +259,12 @@ def wait_until_running(
 
     Args:
         endpoint: The cluster.
-        names: Of the applications.
+        names: Names of the applications.
         deadline_seconds: How long that may take.
-        say: Takes a line on what is waited for, when Ray Serve gives a reason and whenever that changes.
+        say: Prints why an application waits, whenever Ray Serve gives a new reason.
 
     Raises:
-        DataError: One has failed, or time is up.
+        DataError: An application failed, or the deadline passed.
     """
     deadline = time.monotonic() + deadline_seconds
     said: dict[str, str] = {}
@@ -275,8 +276,8 @@ def wait_until_running(
         for name in waiting:
             entry = live.get(name, {})
             if entry.get("status") == "DEPLOY_FAILED":
-                raise DataError(f"application {name} does not start: {_reason(entry)}")
-            reason = _waits_for(entry)
+                raise DataError(f"application {name} does not start: {_failure(entry)}")
+            reason = " ".join(" ".join(_messages(entry)).split())
             if reason and reason != said.get(name):
                 said[name] = reason
                 say(f"application {name} waits: {reason}")
@@ -286,15 +287,13 @@ def wait_until_running(
         time.sleep(_POLL_SECONDS)
 
 
-def _waits_for(entry: Mapping[str, Any]) -> str:
-    """What the deployments of an application that does not run yet say of themselves, in one line."""
-    messages = [str(deployment.get("message", "")) for deployment in entry.get("deployments", {}).values()]
-    return " ".join(" ".join(messages).split())
+def _messages(entry: Mapping[str, Any]) -> list[str]:
+    """The messages of an application's deployments."""
+    return [str(deployment.get("message", "")) for deployment in entry.get("deployments", {}).values()]
 
 
-def _reason(entry: Mapping[str, Any]) -> str:
-    """The most telling line of an application's status: the error itself ends the stack trace."""
-    messages = [str(entry.get("message", ""))]
-    messages += [str(deployment.get("message", "")) for deployment in entry.get("deployments", {}).values()]
+def _failure(entry: Mapping[str, Any]) -> str:
+    """The error in an application's status: the last line of its stack trace."""
+    messages = [str(entry.get("message", "")), *_messages(entry)]
     lines = [line.strip() for message in messages for line in message.splitlines() if "Error" in line]
     return lines[-1] if lines else " ".join(messages[0].split()) or "no reason given"

@@ -1,7 +1,7 @@
-"""The ensemble as a service: tasks, and images scored against them; no HTTP and no Ray in it.
+"""The ensemble as a service: registers and routes tasks, scores and embeds images and texts; without HTTP and Ray.
 
-Nothing blocks the event loop: the caption encoder has a thread of its own, decoding and arithmetic share a few. The
-service keeps the clients that a request began with to its end, whatever `set_clients` does meanwhile.
+The event loop is never blocked: the caption encoder runs in its own thread; decoding and arithmetic share a few
+threads. A request keeps the clients that it began with, whatever `set_clients` does meanwhile.
 """
 
 import asyncio
@@ -27,14 +27,15 @@ from mode_ray.routing.mix import (
     per_query_scores,
     probabilities,
 )
+from mode_ray.routing.router import Router
 from mode_ray.serve.service.errors import ServiceError, over_limit, overloaded, unavailable
 from mode_ray.serve.service.expert_client import ExpertClient, ExpertDescription, ExpertUnavailable
 from mode_ray.serve.service.fan_out import FanOut, Gathered, TimedExpert
-from mode_ray.serve.service.observer import Observer
+from mode_ray.serve.service.metrics import ServeMetrics
 from mode_ray.serve.service.served_run import ServedRun
 from mode_ray.serve.service.task_cache import CachedTask, TaskCache
 from mode_ray.serve.service.task_definition import TaskDefinition, check_definition
-from mode_ray.serve.service.task_routing import RoutedTask, TaskRouter, class_rows
+from mode_ray.serve.service.task_routing import RoutedTask, class_rows, route, weights_of_each
 from mode_ray.serve.service.task_store import TaskStore
 
 Floats = npt.NDArray[np.floating]
@@ -51,10 +52,10 @@ class Scores:
     Attributes:
         task: The task.
         scores_il: Weighted means of the experts' cosines.
-        probabilities_il: softmax over the task's classes, sharpened by the experts' weighted logit scales.
+        probabilities_il: softmax over the task's classes, scaled by the weighted mean of the experts' logit scales.
         cosines_il: Of every expert that answered, by id.
-        weights: As they were applied, [experts], or [texts, experts] where every text was routed by itself.
-        left_out: Experts that belong to the answer and are not in it.
+        weights: As applied, [experts], or [texts, experts] if every text was routed by itself.
+        left_out: Experts that belong to the answer and did not answer.
     """
 
     task: RoutedTask
@@ -67,13 +68,13 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Embedded:
-    """Rows of several experts.
+    """Embeddings by several experts.
 
     Attributes:
         by_expert: Unit rows of every expert that answered.
-        concatenated: All side by side; texts times the weights of the experts.
+        concatenated: All side by side; those of texts are multiplied by the weights of the experts.
         dimensions: Width of every expert's part, in the order of the ids.
-        left_out: Experts whose part is 0 because they did not answer.
+        left_out: Experts that did not answer; their part is 0.
     """
 
     by_expert: Mapping[int, Floats]
@@ -87,38 +88,38 @@ class EnsembleService:
 
     Args:
         served: The run.
-        clients: The experts there are, by id.
+        clients: The available experts, by id.
         config: Limits, pruning, deadlines, caches.
-        metrics: Told what happens.
+        metrics: Metrics of this process.
 
     Raises:
         UsageError: The caption encoder cannot be found.
-        DataError: The clustering is of another encoder.
+        DataError: The clustering was made with another encoder.
     """
 
     def __init__(
-        self, served: ServedRun, clients: Mapping[int, ExpertClient], config: ServeConfig, metrics: Observer
+        self, served: ServedRun, clients: Mapping[int, ExpertClient], config: ServeConfig, metrics: ServeMetrics
     ) -> None:
         self.served = served
         self.config = config
         self.metrics = metrics
         self._clients = dict(clients)
-        self._router: TaskRouter | None = TaskRouter(served, served.load_encoder())
+        self._router: Router | None = Router(served.load_encoder(), served.clustering, served.n, served.config.routing)
         self._images = ImageInput(served.geometry, config.limits.image_pixels)
-        self._fan_out = FanOut(config.pruning, config.expert_deadline_seconds, served.geometry.size, metrics)
+        self._fan_out = FanOut(config, served.geometry.size, metrics)
         self._cache = self._empty_cache()
         self._store = TaskStore(served.task_directory, config.max_stored_tasks)
         self._encoder_thread = ThreadPoolExecutor(1, thread_name_prefix="caption-encoder")
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="images")
         self._waiting_tasks = 0
-        metrics.set_queue(0)  # what was never set would not be shown
+        metrics.queue_length(0.0)  # a gauge that was never set is not exported
 
     def set_clients(self, clients: Mapping[int, ExpertClient]) -> None:
-        """Ask these experts from now on; requests under way end with those they began with."""
+        """Use these experts from now on; running requests keep the experts that they began with."""
         self._clients = dict(clients)
 
     def close(self) -> None:
-        """End the threads and release the experts, the caption encoder and the cached tasks; requests under way fail.
+        """Stop the threads; release the experts, the caption encoder and the cached tasks; running requests fail.
 
         FastAPI caches the functions behind the routes for the life of the process (`fastapi.dependencies.models`, 4096
         entries). They refer to the service, so a closed service stays in memory: it must hold nothing large.
@@ -127,7 +128,7 @@ class EnsembleService:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._clients = {}
         self._router = None
-        self._cache = self._empty_cache()  # a new one: requests under way may be iterating over the old one
+        self._cache = self._empty_cache()  # a new one: running requests may be iterating over the old one
 
     async def describe_experts(self) -> dict[int, ExpertDescription | None]:
         """All experts of the run; None for those that are down."""
@@ -145,7 +146,7 @@ class EnsembleService:
         return dict(enumerate(found))
 
     async def register(self, definition: TaskDefinition) -> RoutedTask:
-        """Route a task and keep it, so that its id can be used from now on, with any router of the run."""
+        """Route a task and store it, so that every router of the run knows its id."""
         task = await self._task(definition)
         try:
             await self._run(self._threads, self._store.save, definition)
@@ -180,9 +181,7 @@ class EnsembleService:
         weights: Floats = routed.weights_c
         if each_text_routed:
             texts = [texts[0] for texts in routed.definition.class_texts()]
-            weights = await self._run(
-                self._encoder_thread, self._open_router().weights_of_each, texts, routed.definition.rule
-            )
+            weights = await self._routed(weights_of_each, texts, routed.definition.rule)
 
         async def cosines(expert: TimedExpert, description: ExpertDescription) -> Floats:
             features_bd, rows_ld = await _both(
@@ -196,26 +195,25 @@ class EnsembleService:
             return await self._run(self._threads, self._mixed, routed, gathered)
 
     async def embed_images(self, images: Sequence[bytes]) -> Embedded:
-        """Task-free embeddings: all experts' side by side, for an index that serves any task.
+        """Embeddings of all experts side by side; they depend on no task, so one index of them serves all tasks.
 
         Raises:
-            ServiceError: As `score`; also where an expert does not answer: an index must not have gaps.
+            ServiceError: As `score`, or an expert does not answer: rows of an index must be complete.
         """
         clients = self._clients
         pixels_bhw3 = await self._prepare(images)
-        everybody = np.full(self.served.n, 1.0 / self.served.n)
+        uniform_c = np.full(self.served.n, 1.0 / self.served.n)
 
         async def features(expert: TimedExpert, _: ExpertDescription) -> Floats:
             return await expert.encode_images(pixels_bhw3)
 
-        gathered = await self._fan_out.gather(clients, everybody, features, pruned=False)
+        gathered = await self._fan_out.gather(clients, uniform_c, features, pruned=False)
         if gathered.left_out:
             raise unavailable(f"experts {list(gathered.left_out)} do not answer, and an image's embedding needs all")
-        by_expert = dict(sorted(gathered.answers.items()))
         return Embedded(
-            by_expert=by_expert,
-            concatenated=concatenated_images(list(by_expert.values())),
-            dimensions={expert: rows.shape[1] for expert, rows in by_expert.items()},
+            by_expert=gathered.answers,
+            concatenated=concatenated_images(list(gathered.answers.values())),
+            dimensions={expert: rows.shape[1] for expert, rows in gathered.answers.items()},
             left_out=(),
         )
 
@@ -226,82 +224,91 @@ class EnsembleService:
 
         Args:
             texts: The queries.
-            rule: Of routing.
-            as_one_task: Whether all texts together are the task; by default each is one of its own.
+            rule: Another routing rule than the run's.
+            as_one_task: Whether all texts together are the task; by default each is a task of its own.
 
         Raises:
-            ServiceError: As `score`; also where an expert never told its dimension.
+            ServiceError: As `score`, or the width of an expert's part is unknown because it never answered.
         """
         clients = self._clients
-        chosen = rule or self.served.config.routing.rule
-        definition = TaskDefinition(texts=tuple(texts), rule=chosen)
-        check_definition(definition, self.config.limits)
-        weights: Floats
-        if as_one_task:
-            weights = (await self.task(definition)).weights_c
-        else:
-            with self._timed("route"):
-                weights = await self._run(self._encoder_thread, self._open_router().weights_of_each, texts, chosen)
+        weights = await self._text_weights(texts, rule or self.served.config.routing.rule, as_one_task=as_one_task)
 
         async def features(expert: TimedExpert, _: ExpertDescription) -> Floats:
             return await expert.encode_texts(texts)
 
-        # Every expert is asked, whatever its weight: the sum over all is what the index defines.
+        # Not pruned: the inner product with a row of the index is a sum over all experts.
         gathered = await self._fan_out.gather(clients, weights, features, pruned=False)
-        known = gathered.descriptions
-        others = await self.describe_experts() if len(known) < self.served.n else {}
-        dimensions = {}
-        for expert in range(self.served.n):
-            description = known.get(expert) or others.get(expert)
-            if description is None:
-                raise unavailable(
-                    f"expert {expert} does not answer, and its part of the embedding is of unknown width"
-                )
-            dimensions[expert] = description.dimension
-        rows = [
+        dimensions = await self._dimensions(gathered.descriptions)
+        parts = [
             gathered.answers.get(expert, np.zeros((len(texts), dimension), np.float32))
             for expert, dimension in dimensions.items()
         ]
         return Embedded(
-            by_expert=dict(sorted(gathered.answers.items())),
-            concatenated=concatenated_texts(rows, gathered.weights).astype(np.float32),
+            by_expert=gathered.answers,
+            concatenated=concatenated_texts(parts, gathered.weights).astype(np.float32),
             dimensions=dimensions,
             left_out=gathered.left_out,
         )
 
+    async def _text_weights(self, texts: Sequence[str], rule: RoutingRule, *, as_one_task: bool) -> Floats:
+        """Weights of texts, [experts] as one task, else [texts, experts]."""
+        definition = TaskDefinition(texts=tuple(texts), rule=rule)
+        if as_one_task:
+            return (await self.task(definition)).weights_c
+        check_definition(definition, self.config.limits)
+        return await self._routed(weights_of_each, texts, rule)
+
+    async def _dimensions(self, known: Mapping[int, ExpertDescription]) -> dict[int, int]:
+        """The width of every expert's embeddings, also of experts that did not answer this request."""
+        described: dict[int, ExpertDescription | None] = {**known}
+        if len(known) < self.served.n:
+            described = {**await self.describe_experts(), **known}
+        dimensions = {}
+        for expert in range(self.served.n):
+            description = described[expert]
+            if description is None:
+                raise unavailable(f"expert {expert} does not answer, so the width of its embeddings is unknown")
+            dimensions[expert] = description.dimension
+        return dimensions
+
     def _empty_cache(self) -> TaskCache:
         return TaskCache(self.config.cached_tasks, self.config.cached_task_bytes)
 
-    def _open_router(self) -> TaskRouter:
+    def _open_router(self) -> Router:
         router = self._router
         if router is None:
             raise unavailable("the service is closed")
         return router
 
+    async def _routed(self, function: Callable[..., _Result], *arguments: object) -> _Result:
+        """The result of a function of the router, in the thread of the caption encoder."""
+        with self._timed("route"):
+            return await self._run(self._encoder_thread, function, self._open_router(), *arguments)
+
     async def _task(self, task: TaskDefinition | str) -> CachedTask:
         task_id = task if isinstance(task, str) else task.id
         found = self._cache.get(task_id)
-        self.metrics.count_cache(found is not None)
+        self.metrics.task_cache(1.0, result="miss" if found is None else "hit")
         if found is not None:
             return found
-        if isinstance(task, str):
-            try:
-                stored = await self._run(self._threads, self._store.load, task)
-            except OSError:
-                raise unavailable("the stored tasks cannot be read at present") from None
-            if stored is None:
-                raise ServiceError("unknown_task", "there is no task of this id: register it first", 404, field="task")
-            task = stored
-        check_definition(task, self.config.limits)
+        definition = await self._stored(task) if isinstance(task, str) else task
+        check_definition(definition, self.config.limits)
         if self._waiting_tasks >= self.config.max_queued_requests:
             raise overloaded("too many new tasks are waiting for the caption encoder")
         self._waiting_tasks += 1
         try:
-            with self._timed("route"):
-                routed = await self._run(self._encoder_thread, self._open_router().route, task)
+            return self._cache.put(await self._routed(route, definition))
         finally:
             self._waiting_tasks -= 1
-        return self._cache.put(routed)
+
+    async def _stored(self, task_id: str) -> TaskDefinition:
+        try:
+            stored = await self._run(self._threads, self._store.load, task_id)
+        except OSError:
+            raise unavailable("the stored tasks cannot be read at present") from None
+        if stored is None:
+            raise ServiceError("unknown_task", "there is no task with this id: register it first", 404, field="task")
+        return stored
 
     async def _classifier(self, task: CachedTask, expert: TimedExpert, description: ExpertDescription) -> Floats:
         class_texts = task.routed.definition.class_texts()
@@ -319,17 +326,15 @@ class EnsembleService:
             raise ServiceError("no_images", "give at least one image", field="images")
         if len(images) > limits.images:
             raise over_limit("images", len(images), limits.images, "images", "images")
+        work = (
+            self._run(self._threads, self._images.prepare, data, f"image {number}")
+            for number, data in enumerate(images)
+        )
         with self._timed("decode"):
             try:
-                decoded = await asyncio.gather(
-                    *(
-                        self._run(self._threads, self._images.prepare, data, f"image {number}")
-                        for number, data in enumerate(images)
-                    )
-                )
+                return np.stack(await asyncio.gather(*work))
             except DataError as error:
                 raise ServiceError("bad_image", str(error), field="images") from None
-        return np.stack(decoded)
 
     def _mixed(self, routed: RoutedTask, gathered: Gathered[Floats]) -> Scores:
         n = self.served.n
@@ -346,7 +351,7 @@ class EnsembleService:
             task=routed,
             scores_il=scores_il,
             probabilities_il=probabilities(scores_il, weights.mean(axis=0) if each else weights, logit_scales_c),
-            cosines_il=dict(sorted(gathered.answers.items())),
+            cosines_il=gathered.answers,
             weights=weights,
             left_out=gathered.left_out,
         )
@@ -358,11 +363,11 @@ class EnsembleService:
     def _timed(self, step: str) -> Iterator[None]:
         began = time.monotonic()
         yield
-        self.metrics.observe_step(step, time.monotonic() - began)
+        self.metrics.step_seconds(time.monotonic() - began, step=step)
 
 
 async def _both(first: Awaitable[_First], second: Awaitable[_Second]) -> tuple[_First, _Second]:
-    """Side by side; where one fails the other is given up."""
+    """Both results. If one fails, the other is cancelled."""
     tasks = asyncio.ensure_future(first), asyncio.ensure_future(second)
     try:
         return await asyncio.gather(*tasks)

@@ -1,4 +1,4 @@
-"""An expert as the service sees it, wherever its model runs."""
+"""The interface of an expert to the service, whether its model runs in this process or in a Ray Serve application."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict
 
 
 class ExpertDescription(BaseModel):
-    """What an expert is.
+    """Facts about an expert.
 
     Attributes:
         logit_scale: exp of its learned temperature.
         dimension: Length of its embeddings.
         image_size: Height and width of the images that it takes, in pixels.
-        source: Where its weights come from; other weights have another source.
+        source: Where its weights come from; different weights have different sources.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,7 +35,9 @@ class ExpertBusy(Exception):  # noqa: N818  (a state of an expert)
 
 
 class ExpertClient(Protocol):
-    """Asks one expert. The service applies deadlines: a call that is cancelled gives up its place in the queue.
+    """Asks one expert. The caller applies deadlines: cancelling a call frees its place in the queue.
+
+    All methods raise ExpertUnavailable if the expert is down; those that encode raise ExpertBusy if its queue is full.
 
     Attributes:
         id: The expert's number in the run's coarse map.
@@ -44,27 +46,13 @@ class ExpertClient(Protocol):
     id: int
 
     async def describe(self) -> ExpertDescription:
-        """What the expert is.
-
-        Raises:
-            ExpertUnavailable: It is down.
-        """
+        """Facts about the expert."""
         ...
 
     async def encode_images(self, images_bhw3: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Unit-norm embeddings of resized images, float32 [b, d].
-
-        Raises:
-            ExpertUnavailable: It is down.
-            ExpertBusy: Its queue is full.
-        """
+        """Unit-norm embeddings of resized images, float32 [b, d]."""
         ...
 
     async def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Unit-norm embeddings of texts, float32 [l, d].
-
-        Raises:
-            ExpertUnavailable: It is down.
-            ExpertBusy: Its queue is full.
-        """
+        """Unit-norm embeddings of texts, float32 [l, d]."""
         ...

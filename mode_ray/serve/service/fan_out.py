@@ -1,4 +1,4 @@
-"""Asking the experts that matter, side by side, each with a deadline; and what is left where one does not answer."""
+"""Asks several experts at the same time, each with a deadline, and mixes without those that do not answer."""
 
 import asyncio
 import logging
@@ -10,30 +10,30 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mode_ray.config.serve import PruningConfig
+from mode_ray.config.serve import ServeConfig
 from mode_ray.routing.mix import keep_share, keep_top, without_experts
 from mode_ray.serve.service.errors import overloaded, unavailable
 from mode_ray.serve.service.expert_client import ExpertBusy, ExpertClient, ExpertDescription, ExpertUnavailable
-from mode_ray.serve.service.observer import Observer
+from mode_ray.serve.service.metrics import ServeMetrics
 
 Floats = npt.NDArray[np.floating]
 Answer = TypeVar("Answer")
 Work = Callable[["TimedExpert", ExpertDescription], Awaitable[Answer]]
 
-_TEXTS_AT_ONCE = 256
+_TEXTS_PER_CALL = 256
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Gathered(Generic[Answer]):
-    """What the experts answered.
+    """The answers of several experts.
 
     Attributes:
-        answers: By expert.
+        answers: By expert id, in the order of the ids.
         descriptions: Of the experts that answered.
-        weights: As they are applied, in the shape of those asked for: 0 for experts that did not answer, sum 1.
-        left_out: Experts that belong to the answer and are not in it.
+        weights: As applied, in the shape of the weights that were given: 0 for experts that did not answer, sum 1.
+        left_out: Experts that belong to the answer and did not answer.
     """
 
     answers: Mapping[int, Answer]
@@ -43,11 +43,11 @@ class Gathered(Generic[Answer]):
 
 
 class TimedExpert:
-    """A client whose every call has a deadline; many texts are asked for piece by piece, each with its own.
+    """An `ExpertClient` whose calls raise ExpertUnavailable after a deadline.
 
     Args:
-        client: Whom to ask.
-        deadline_seconds: Of one call.
+        client: The expert.
+        deadline_seconds: Of one call. Many texts take several calls, each with this deadline.
     """
 
     def __init__(self, client: ExpertClient, deadline_seconds: float) -> None:
@@ -56,7 +56,7 @@ class TimedExpert:
         self._deadline_seconds = deadline_seconds
 
     async def describe(self) -> ExpertDescription:
-        """See `ExpertClient`; a deadline that passes is ExpertUnavailable, here as below."""
+        """See `ExpertClient`."""
         return await self._in_time(self._client.describe())
 
     async def encode_images(self, images_bhw3: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -66,8 +66,8 @@ class TimedExpert:
     async def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """See `ExpertClient`."""
         pieces = [
-            await self._in_time(self._client.encode_texts(texts[start : start + _TEXTS_AT_ONCE]))
-            for start in range(0, len(texts), _TEXTS_AT_ONCE)
+            await self._in_time(self._client.encode_texts(texts[start : start + _TEXTS_PER_CALL]))
+            for start in range(0, len(texts), _TEXTS_PER_CALL)
         ]
         return np.concatenate(pieces)
 
@@ -76,26 +76,23 @@ class TimedExpert:
             async with asyncio.timeout(self._deadline_seconds):
                 return await call
         except TimeoutError:
-            raise ExpertUnavailable(f"no answer in {self._deadline_seconds:g} seconds") from None
+            raise ExpertUnavailable(f"no answer within {self._deadline_seconds:g} seconds") from None
 
 
 class FanOut:
-    """Asks experts.
+    """Asks the experts of a task.
 
     Args:
-        pruning: Which experts are asked.
-        deadline_seconds: For each call.
-        image_size: What the images are resized to; an expert that takes other ones cannot be asked.
-        observer: Told who was asked, and how long it took.
+        config: Pruning and the deadline of a call.
+        image_size: Size of the prepared images; an expert that takes another size counts as unavailable.
+        metrics: Records the experts that were asked and how long they took.
     """
 
-    def __init__(
-        self, pruning: PruningConfig, deadline_seconds: float, image_size: tuple[int, int], observer: Observer
-    ) -> None:
-        self._pruning = pruning
-        self._deadline_seconds = deadline_seconds
+    def __init__(self, config: ServeConfig, image_size: tuple[int, int], metrics: ServeMetrics) -> None:
+        self._pruning = config.pruning
+        self._deadline_seconds = config.expert_deadline_seconds
         self._image_size = image_size
-        self._observer = observer
+        self._metrics = metrics
 
     async def gather(
         self,
@@ -105,40 +102,40 @@ class FanOut:
         *,
         pruned: bool = True,
     ) -> Gathered[Answer]:
-        """Ask the experts that pruning keeps; where none of them answers, the others.
+        """Ask the experts that pruning keeps, and the others if none of them answers.
 
         Args:
-            clients: The experts there are.
+            clients: The experts by id.
             weights: [experts] of a task, or [texts, experts].
-            work: What to ask of an expert.
-            pruned: Whether to prune; else all are asked.
+            work: The calls to one expert.
+            pruned: Whether to prune; otherwise all experts are asked.
 
         Raises:
-            ServiceError: An expert's queue is full, or none answers.
+            ServiceError: An expert's queue is full, or no expert answers.
         """
         n = weights.shape[-1]
         everybody = set(range(n))
         wanted = _used(self._pruned(weights)) if pruned else everybody
         missing = everybody - set(clients)
-        answers: dict[int, tuple[ExpertDescription, Answer]] = {}
-        while not answers:
+        found: dict[int, tuple[ExpertDescription, Answer]] = {}
+        while not found:
             if len(missing) == n:
                 raise unavailable("no expert answers at present")
             kept = without_experts(weights, sorted(missing))
             if pruned:
                 kept = self._pruned(kept)
             asked = sorted((_used(kept) if pruned else everybody) - missing)
-            self._observer.observe_experts(len(asked))
+            self._metrics.experts_per_request(len(asked))
             outcomes = await _side_by_side([self._ask(clients[expert], work) for expert in asked])
-            answers = {expert: outcome for expert, outcome in zip(asked, outcomes, strict=True) if outcome is not None}
-            missing |= set(asked) - set(answers)
-        left_out = tuple(sorted(wanted - set(answers)))
+            found = {expert: outcome for expert, outcome in zip(asked, outcomes, strict=True) if outcome is not None}
+            missing |= set(asked) - set(found)
+        left_out = tuple(sorted(wanted - set(found)))
         if left_out:
-            self._observer.count_degraded()
+            self._metrics.degraded(1.0)
         return Gathered(
-            answers={expert: answer for expert, (_, answer) in answers.items()},
-            descriptions={expert: description for expert, (description, _) in answers.items()},
-            weights=without_experts(kept, sorted(everybody - set(answers))),
+            answers={expert: answer for expert, (_, answer) in found.items()},
+            descriptions={expert: description for expert, (description, _) in found.items()},
+            weights=without_experts(kept, sorted(everybody - set(found))),
             left_out=left_out,
         )
 
@@ -148,7 +145,7 @@ class FanOut:
         return keep_share(weights, self._pruning.share)
 
     async def _ask(self, client: ExpertClient, work: Work[Answer]) -> tuple[ExpertDescription, Answer] | None:
-        """The answer; None where the expert is down or does not answer in time."""
+        """The answer; None if the expert is down or does not answer in time."""
         began = time.monotonic()
         try:
             expert = TimedExpert(client, self._deadline_seconds)
@@ -157,21 +154,21 @@ class FanOut:
                 raise ExpertUnavailable(f"it takes images of {description.image_size}, not {self._image_size}")
             answer = await work(expert, description)
         except ExpertBusy:
-            raise overloaded(f"expert {client.id} has its queue full") from None
+            raise overloaded(f"the queue of expert {client.id} is full") from None
         except ExpertUnavailable as error:
             _logger.warning("expert %d is left out: %s", client.id, error)
             return None
-        self._observer.observe_expert(client.id, time.monotonic() - began)
+        self._metrics.expert_seconds(time.monotonic() - began, expert=str(client.id))
         return description, answer
 
 
 def _used(weights: Floats) -> set[int]:
-    """Experts that have a weight."""
+    """Experts with a weight above 0."""
     return set(np.flatnonzero(np.atleast_2d(weights).any(axis=0)).tolist())
 
 
 async def _side_by_side(calls: Sequence[Coroutine[Any, Any, Answer]]) -> list[Answer]:
-    """All answers; where one raises, or the caller gives up, the others are given up too."""
+    """All answers. If a call raises or the caller is cancelled, the other calls are cancelled."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         return await asyncio.gather(*tasks)

@@ -1,167 +1,112 @@
-"""What serving counts and times, through Ray's metrics or, without Ray, as a page for Prometheus.
+"""Metrics of the service: counts and times of requests, never their content.
 
-Prometheus shows the names with what the backend adds: counters end in `_total`, and Ray puts `ray_` in front.
+Ray Serve exports them; without Ray the route `/metrics` shows them. Prometheus sees the names with additions: counters
+end in `_total`, and Ray puts `ray_` in front.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-Labels = Mapping[str, str]
-Record = Callable[[float, Labels], None]
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_COUNTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
-_SECONDS_BOUNDARIES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-_COUNT_BOUNDARIES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+Kind = Literal["counter", "gauge", "histogram"]
 
 
-class MetricsBackend(Protocol):
-    """Makes instruments; each returned function takes an amount and the values of all labels."""
+class Record(Protocol):
+    """Records an amount in a metric."""
 
-    def counter(self, name: str, description: str, labels: tuple[str, ...]) -> Record:
-        """Something that only grows."""
+    def __call__(self, amount: float, **labels: str) -> None:
+        """Record an amount, with the values of all labels."""
 
-    def gauge(self, name: str, description: str, labels: tuple[str, ...]) -> Record:
-        """Something that is as it is now."""
 
-    def histogram(self, name: str, description: str, labels: tuple[str, ...], boundaries: tuple[float, ...]) -> Record:
-        """How often something was how large."""
+class MakeRecord(Protocol):
+    """Creates a metric."""
 
-    def exposition(self) -> tuple[bytes, str] | None:
-        """The page for Prometheus and its content type; None where Ray exports the metrics."""
+    def __call__(
+        self, kind: Kind, name: str, description: str, labels: tuple[str, ...], boundaries: tuple[float, ...]
+    ) -> Record:
+        """Create a metric; `boundaries` are those of the buckets of a histogram."""
+        ...
 
 
 class ServeMetrics:
-    """The instruments of one router or expert process.
+    """The metrics of one router or expert process.
 
     Args:
-        backend: Where they are kept.
+        make: Creates a metric.
+        exposition: Returns the page for Prometheus and its content type; None where Ray exports the metrics.
     """
 
-    def __init__(self, backend: MetricsBackend) -> None:
-        self._backend = backend
-        self._requests = backend.counter(
-            "mode_serve_requests", "Answered requests, by route and HTTP status.", ("route", "status")
+    def __init__(self, make: MakeRecord, exposition: Callable[[], tuple[bytes, str] | None]) -> None:
+        self.exposition = exposition
+        self.requests = make("counter", "mode_serve_requests", "Answered requests.", ("route", "status"), ())
+        self.step_seconds = make(
+            "histogram", "mode_serve_step_seconds", "Duration of one step of a request.", ("step",), _SECONDS
         )
-        self._step_seconds = backend.histogram(
-            "mode_serve_step_seconds", "Time of one step of a request.", ("step",), _SECONDS_BOUNDARIES
+        self.expert_seconds = make(
+            "histogram",
+            "mode_serve_expert_seconds",
+            "Time from asking an expert to its answer.",
+            ("expert",),
+            _SECONDS,
         )
-        self._expert_seconds = backend.histogram(
-            "mode_serve_expert_seconds", "Time from asking an expert to its answer.", ("expert",), _SECONDS_BOUNDARIES
+        self.batch_size = make(
+            "histogram", "mode_serve_batch_size", "Images in one batch of an expert.", ("expert",), _COUNTS
         )
-        self._batch_size = backend.histogram(
-            "mode_serve_batch_size", "Images that went through an expert at once.", ("expert",), _COUNT_BOUNDARIES
+        self.experts_per_request = make(
+            "histogram", "mode_serve_experts_per_request", "Experts asked for a request.", (), _COUNTS
         )
-        self._experts = backend.histogram(
-            "mode_serve_experts_per_request", "Experts that were asked for a request.", (), _COUNT_BOUNDARIES
+        self.degraded = make("counter", "mode_serve_degraded", "Answers in which an expert is missing.", (), ())
+        self.task_cache = make(
+            "counter", "mode_serve_task_cache", "Lookups in the task cache: hit or miss.", ("result",), ()
         )
-        self._degraded = backend.counter(
-            "mode_serve_degraded", "Answers without an expert that should have been in them.", ()
+        self.queue_length = make(
+            "gauge", "mode_serve_queue_length", "Requests that are being answered or are waiting.", (), ()
         )
-        self._cache = backend.counter("mode_serve_task_cache", "Tasks asked of the cache.", ("result",))
-        self._queue = backend.gauge("mode_serve_queue_length", "Requests being worked on or waiting.", ())
-
-    def count_request(self, route: str, status: int) -> None:
-        """One request was answered."""
-        self._requests(1.0, {"route": route, "status": str(status)})
-
-    def observe_step(self, step: str, seconds: float) -> None:
-        """One step of a request (decode, route, ensemble) took so long."""
-        self._step_seconds(seconds, {"step": step})
-
-    def observe_expert(self, expert: int, seconds: float) -> None:
-        """An expert answered after so long."""
-        self._expert_seconds(seconds, {"expert": str(expert)})
-
-    def observe_batch(self, expert: int, size: int) -> None:
-        """So many images went through an expert at once."""
-        self._batch_size(float(size), {"expert": str(expert)})
-
-    def observe_experts(self, count: int) -> None:
-        """So many experts were asked for one request."""
-        self._experts(float(count), {})
-
-    def count_degraded(self) -> None:
-        """One answer lacks an expert."""
-        self._degraded(1.0, {})
-
-    def count_cache(self, hit: bool) -> None:
-        """One lookup of a task."""
-        self._cache(1.0, {"result": "hit" if hit else "miss"})
-
-    def set_queue(self, length: int) -> None:
-        """How many requests are in the service now."""
-        self._queue(float(length), {})
-
-    def exposition(self) -> tuple[bytes, str] | None:
-        """The page for Prometheus and its content type; None where Ray exports the metrics."""
-        return self._backend.exposition()
 
 
 def ray_metrics() -> ServeMetrics:
     """Metrics that Ray exports on every node, with application, deployment and replica as further labels."""
-    return ServeMetrics(_RayBackend())
+    from ray.serve import metrics
+
+    from mode_ray.observe.kept_gauges import GaugeKeeper
+
+    keeper = GaugeKeeper()
+
+    def make(
+        kind: Kind, name: str, description: str, labels: tuple[str, ...], boundaries: tuple[float, ...]
+    ) -> Record:
+        # Ray's annotation allows one label only; its code accepts any number.
+        options: Any = {"description": description, "tag_keys": labels}
+        if kind == "counter":
+            counter = metrics.Counter(name, **options)
+            return lambda amount, **values: counter.inc(amount, tags=values)  # noqa: PLW0108  (one dictionary)
+        if kind == "gauge":
+            gauge = metrics.Gauge(name, **options)
+            return lambda amount, **values: keeper.set(gauge, amount, values)
+        histogram = metrics.Histogram(name, boundaries=list(boundaries), **options)
+        return lambda amount, **values: histogram.observe(amount, tags=values)  # noqa: PLW0108  (as above)
+
+    return ServeMetrics(make, lambda: None)
 
 
 def prometheus_metrics() -> ServeMetrics:
-    """Metrics of this process alone, for a `/metrics` route."""
-    return ServeMetrics(_PrometheusBackend())
+    """Metrics of this process, in a registry of their own: several services in a process do not share it."""
+    registry = CollectorRegistry()
 
+    def make(
+        kind: Kind, name: str, description: str, labels: tuple[str, ...], boundaries: tuple[float, ...]
+    ) -> Record:
+        if kind == "counter":
+            counter = Counter(name, description, labels, registry=registry)
+            return lambda amount, **values: (counter.labels(**values) if labels else counter).inc(amount)
+        if kind == "gauge":
+            gauge = Gauge(name, description, labels, registry=registry)
+            return lambda amount, **values: (gauge.labels(**values) if labels else gauge).set(amount)
+        histogram = Histogram(name, description, labels, registry=registry, buckets=boundaries)
+        return lambda amount, **values: (histogram.labels(**values) if labels else histogram).observe(amount)
 
-def _as_ray_has_it(labels: tuple[str, ...]) -> Any:  # noqa: ANN401
-    """Ray's annotation allows one label alone, its code any number."""
-    return labels
-
-
-class _RayBackend:
-    """Makes instruments of Ray Serve's, which add where they are counted."""
-
-    def __init__(self) -> None:
-        from mode_ray.observe.kept_gauges import GaugeKeeper
-
-        self._keeper = GaugeKeeper()
-
-    def counter(self, name: str, description: str, labels: tuple[str, ...]) -> Record:
-        from ray.serve import metrics
-
-        counter = metrics.Counter(name, description=description, tag_keys=_as_ray_has_it(labels))
-        return lambda amount, values: counter.inc(amount, tags=dict(values))
-
-    def gauge(self, name: str, description: str, labels: tuple[str, ...]) -> Record:
-        from ray.serve import metrics
-
-        gauge = metrics.Gauge(name, description=description, tag_keys=_as_ray_has_it(labels))
-        return lambda amount, values: self._keeper.set(gauge, amount, values)
-
-    def histogram(self, name: str, description: str, labels: tuple[str, ...], boundaries: tuple[float, ...]) -> Record:
-        from ray.serve import metrics
-
-        histogram = metrics.Histogram(
-            name, description=description, boundaries=list(boundaries), tag_keys=_as_ray_has_it(labels)
-        )
-        return lambda amount, values: histogram.observe(amount, tags=dict(values))
-
-    def exposition(self) -> tuple[bytes, str] | None:
-        return None
-
-
-class _PrometheusBackend:
-    """Makes instruments in a registry of its own, so that several services in a process do not meet."""
-
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-
-    def counter(self, name: str, description: str, labels: tuple[str, ...]) -> Record:
-        counter = Counter(name, description, labels, registry=self._registry)
-        return lambda amount, values: (counter.labels(**values) if labels else counter).inc(amount)
-
-    def gauge(self, name: str, description: str, labels: tuple[str, ...]) -> Record:
-        gauge = Gauge(name, description, labels, registry=self._registry)
-        return lambda amount, values: (gauge.labels(**values) if labels else gauge).set(amount)
-
-    def histogram(self, name: str, description: str, labels: tuple[str, ...], boundaries: tuple[float, ...]) -> Record:
-        histogram = Histogram(name, description, labels, registry=self._registry, buckets=boundaries)
-        return lambda amount, values: (histogram.labels(**values) if labels else histogram).observe(amount)
-
-    def exposition(self) -> tuple[bytes, str] | None:
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+    return ServeMetrics(make, lambda: (generate_latest(registry), CONTENT_TYPE_LATEST))

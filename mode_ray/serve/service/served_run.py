@@ -1,21 +1,20 @@
-"""What is served, from a finished run's directory."""
+"""The run that is served, read from its directory."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from mode_ray.atlas.summary import near_captions, read_summary, terms_by_cluster
-from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config.load import load_config
 from mode_ray.config.run import RunConfig
 from mode_ray.config.serve import ServeConfig
 from mode_ray.embed.encoder import CaptionEncoder
 from mode_ray.embed.load import load_encoder
+from mode_ray.ensemble.source import read_run_config
 from mode_ray.errors import DataError, UsageError
 from mode_ray.models.files import find_problem
 from mode_ray.models.preprocess import ImageGeometry, read_model_config
-from mode_ray.run_directory import ATLAS_HTML, RUN_CONFIG, STAGE_DIRECTORIES, served_tasks, stage_directories
+from mode_ray.run_directory import ATLAS_HTML, STAGE_DIRECTORIES, served_tasks, stage_directories
 from mode_ray.stages.manifest import read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.plan import expert_name
@@ -31,21 +30,19 @@ class ServedRun:
 
     Attributes:
         run: Its directory.
-        config: Its config, with what was overridden.
+        config: Its config, with overrides.
         clustering: Fine centers and coarse maps.
         experts: The experts' folders by id.
-        fitted_temperature: Of the rule `calibrated`; None where none was fitted.
         geometry: How images are resized for the experts.
-        captions: Captions near every fine center, nearest first; empty lists where no atlas was made.
-        terms: Typical words of every fine cluster; empty lists where no atlas was made.
-        atlas: The atlas page, or None where none was made.
+        captions: Captions near every fine center, nearest first; empty lists if no atlas was made.
+        terms: Typical words of every fine cluster; empty lists if no atlas was made.
+        atlas: The atlas page; None if no atlas was made.
     """
 
     run: Location
     config: RunConfig
     clustering: Clustering
     experts: Mapping[int, Location]
-    fitted_temperature: float | None
     geometry: ImageGeometry
     captions: Sequence[Sequence[str]]
     terms: Sequence[Sequence[str]]
@@ -53,12 +50,12 @@ class ServedRun:
 
     @property
     def n(self) -> int:
-        """Number of experts that the tasks are routed to."""
+        """Number of experts."""
         return self.config.train.experts
 
     @property
     def task_directory(self) -> Location:
-        """Where registered tasks are kept."""
+        """Directory of the registered tasks."""
         return task_directory(self.run, self.config.serve)
 
     def load_encoder(self) -> CaptionEncoder:
@@ -66,23 +63,21 @@ class ServedRun:
 
         Raises:
             UsageError: It cannot be found.
-            DataError: The clustering is of another one.
+            DataError: Its files are damaged.
         """
-        encoder = load_encoder(self.config.encoder, self.config.embed.encoder)
-        self.clustering.compatible_with(encoder.name, encoder.dimension)
-        return encoder
+        return load_encoder(self.config.encoder, self.config.embed.encoder)
 
     @classmethod
     def load(cls, run: Location, overrides: Sequence[str] = ()) -> Self:
-        """Read a run that is trained.
+        """Read a trained run.
 
         Args:
-            run: Its directory, wherever it was copied to.
-            overrides: `dotted.key=value` texts over its config.
+            run: Its directory, which may have been copied.
+            overrides: `dotted.key=value` texts that change its config.
 
         Raises:
-            UsageError: No run is there, a stage is not done, or an override is wrong.
-            DataError: A file is missing or damaged, or the experts differ in how images are resized.
+            UsageError: The directory is no run, a stage is not done, or an override is wrong.
+            DataError: A file is missing or damaged, or the experts take images of different sizes.
         """
         config = read_run_config(run, overrides)
         directories = stage_directories(run)
@@ -103,7 +98,6 @@ class ServedRun:
             config=config,
             clustering=clustering,
             experts=experts,
-            fitted_temperature=calibration_of(clustering, n).temperature,
             geometry=_shared_geometry(list(experts.values())),
             captions=near_captions(summary, centers),
             terms=terms_by_cluster(summary, centers),
@@ -112,15 +106,15 @@ class ServedRun:
 
     @staticmethod
     def expert_folder(run: Location, expert: int, folder: str | None = None) -> Location:
-        """Where the model lies that stands for a run's expert.
+        """The folder of an expert's model.
 
         Args:
             run: The run's directory.
             expert: The expert's number.
-            folder: The model, where it is not the run's.
+            folder: Another folder than the run's.
 
         Raises:
-            UsageError: There is no such run, or it has no expert of this number, so that no router would ask it.
+            UsageError: There is no such run, or the run has no expert with this number: no router would ask it.
         """
         n = read_run_config(run).train.experts
         if not 0 <= expert < n:
@@ -129,19 +123,19 @@ class ServedRun:
 
 
 def task_directory(run: Location, settings: ServeConfig) -> Location:
-    """Where the tasks are kept that clients register with the service of a run."""
+    """Directory of the tasks that clients register with the service of a run."""
     return Location.parse(settings.task_directory) if settings.task_directory else served_tasks(run)
 
 
 def held_experts(grown: ServedRun, models: Mapping[str, Location]) -> dict[int, str]:
-    """Which application holds which expert of a run that took experts over from another (`train add`).
+    """Which applications serve experts of a run that reuses experts of another run (`train add`).
 
     Args:
         grown: The run.
         models: The folder that each application loaded its model from.
 
     Returns:
-        The applications by the grown run's numbers of their experts; experts that none holds are not in it.
+        Names of applications by the expert's number in the grown run, without experts that no application serves.
     """
     names = {folder.uri: name for name, folder in models.items()}
     found = {
@@ -152,7 +146,7 @@ def held_experts(grown: ServedRun, models: Mapping[str, Location]) -> dict[int, 
 
 
 def _origins(folder: Location) -> Iterator[Location]:
-    """A model's folder, the one that it was taken over from, and so on; copies are equal byte by byte."""
+    """A model's folder, the folder that it was copied from, and so on; copies are equal byte by byte."""
     for _ in range(_MOST_GROWTHS):
         yield folder
         status = read_status(folder)
@@ -161,24 +155,12 @@ def _origins(folder: Location) -> Iterator[Location]:
         folder = Location.parse(status.taken_from)
 
 
-def read_run_config(run: Location, overrides: Sequence[str] = ()) -> RunConfig:
-    """The config that a run left in its directory.
-
-    Raises:
-        UsageError: There is none, or it is wrong.
-    """
-    file = run / RUN_CONFIG
-    if not file.exists():
-        raise UsageError(f"{run}: not a run directory: it has no {RUN_CONFIG}")
-    return load_config(file.uri, [*overrides, f"run={run.uri}"])
-
-
 def _shared_geometry(folders: Sequence[Location]) -> ImageGeometry:
     geometries = [ImageGeometry.of_model(read_model_config(folder)) for folder in folders]
     for folder, geometry in zip(folders, geometries, strict=True):
         if geometry != geometries[0]:
             raise DataError(
-                f"{folder}: takes images as {geometry}, but {folders[0]} as {geometries[0]}: the experts of a run "
-                "share one preparation of images"
+                f"{folder}: takes images as {geometry}, but {folders[0]} as {geometries[0]}: experts that are served "
+                "together must take the same images"
             )
     return geometries[0]

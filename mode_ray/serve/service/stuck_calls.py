@@ -1,4 +1,4 @@
-"""Whether a model still finishes anything: calls that keep coming while none is answered."""
+"""Detects a model that answers no calls although calls keep arriving."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,14 +8,14 @@ _IDLE_SECONDS = 10.0
 
 
 class StuckCalls:
-    """Watches calls, of which some may be given up by their callers.
+    """Watches calls, some of which may be cancelled by their callers.
 
-    Calls given up say little alone: a client may have left. What tells is that calls came, each soon after the last,
-    for a long time, and none was answered.
+    A cancelled call alone means little: the client may have left. The model is stuck if calls arrived for a long time,
+    each soon after the one before, and none was answered.
 
     Args:
-        limit_seconds: For how long.
-        clock: Seconds, monotonic.
+        limit_seconds: How long.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(self, limit_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -27,7 +27,7 @@ class StuckCalls:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Around one call; leaving it by an exception is no answer."""
+        """Wraps one call; a call that ends with an exception counts as not answered."""
         now = self._clock()
         pause = not self._in_flight and now - self._last_ended > _IDLE_SECONDS
         if self._unanswered_since is None or pause:
@@ -42,7 +42,7 @@ class StuckCalls:
 
     @property
     def stuck(self) -> bool:
-        """Whether calls have gone unanswered for longer than the limit."""
+        """Whether no call was answered for longer than the limit."""
         if self._unanswered_since is None:
             return False
         until = self._clock() if self._in_flight else self._last_ended

@@ -1,4 +1,4 @@
-"""A task as requests describe it: labels in templates, or texts; known by the hash of its content."""
+"""A task as requests describe it: labels with templates, or texts; its id is the hash of its content."""
 
 import hashlib
 import json
@@ -19,8 +19,8 @@ class TaskDefinition(BaseModel):
 
     Attributes:
         labels: Class names; empty for a task of texts.
-        templates: Every label is put in each of them; empty for a task of texts.
-        texts: Texts as they are.
+        templates: Every label is put into each of them; empty for a task of texts.
+        texts: Texts that are used as they are.
         rule: The routing rule.
     """
 
@@ -33,17 +33,17 @@ class TaskDefinition(BaseModel):
 
     @cached_property
     def id(self) -> str:
-        """The first 32 hex digits of SHA-256 of the content."""
+        """The first 32 hex digits of the SHA-256 of the content."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:_ID_DIGITS]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the scores are of."""
+        """The classes: labels or texts."""
         return self.labels or self.texts
 
     def class_texts(self) -> list[list[str]]:
-        """Of every class its label in all templates; of a text itself."""
+        """The texts of every class: its label in all templates, or the text itself."""
         if self.texts:
             return [[text] for text in self.texts]
         return [[template.replace(PLACEHOLDER, label) for template in self.templates] for label in self.labels]
@@ -55,7 +55,7 @@ def is_task_id(text: str) -> bool:
 
 
 def check_definition(task: TaskDefinition, limits: ServeLimits) -> None:
-    """Refuse what is too much, or no task.
+    """Check the limits and the form of a task.
 
     Raises:
         ServiceError: A limit is exceeded, there are no texts, one is empty, or a template has no place for the label.
@@ -69,23 +69,20 @@ def check_definition(task: TaskDefinition, limits: ServeLimits) -> None:
     ):
         if len(values) > limit:
             raise over_limit(field, len(values), limit, field, field)
-        check_texts(values, limits, field)
+        _check_texts(values, limits, field)
     total = len(task.labels) * len(task.templates)
     if total > limits.texts:
         raise over_limit("texts (labels times templates)", total, limits.texts, "templates", "texts")
     for template in task.templates:
         if PLACEHOLDER not in template:
             raise ServiceError(
-                "bad_template", "a template has no {} where the label belongs: a photo of a {}.", field="templates"
+                "bad_template",
+                "a template needs {} for the label: a photo of a {}.",
+                field="templates",
             )
 
 
-def check_texts(texts: tuple[str, ...] | list[str], limits: ServeLimits, field: str) -> None:
-    """Refuse texts that are too long, empty, or cannot be written in UTF-8.
-
-    Raises:
-        ServiceError: As said.
-    """
+def _check_texts(texts: tuple[str, ...], limits: ServeLimits, field: str) -> None:
     for number, text in enumerate(texts):
         if len(text) > limits.text_characters:
             raise over_limit(

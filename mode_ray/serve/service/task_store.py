@@ -1,4 +1,4 @@
-"""Registered tasks as files, so that every router, and the next process, knows an id that was given out."""
+"""Registered tasks as files, so that every router, and the next process, knows their ids."""
 
 from pydantic import ValidationError
 
@@ -9,25 +9,25 @@ _MOST_BYTES = 256 << 20
 
 
 class TaskStore:
-    """One JSON file a task, named by the hash of its content; its methods block.
+    """One JSON file per task, named by the hash of its content. The methods block.
 
     Args:
         directory: Local or remote.
-        most_tasks: With more, the oldest files go.
-        most_bytes: As `most_tasks`, of all files together.
+        most_tasks: Maximal number of files; the oldest are deleted first.
+        most_bytes: Maximal size of all files together.
     """
 
     def __init__(self, directory: Location, most_tasks: int, most_bytes: int = _MOST_BYTES) -> None:
         self._directory = directory
         self._most_tasks = most_tasks
         self._most_bytes = most_bytes
-        self._room: tuple[int, int] | None = None  # files and bytes to go before it is worth looking again
+        self._room: tuple[int, int] | None = None  # files and bytes that fit before the directory is listed again
 
     def save(self, task: TaskDefinition) -> None:
-        """Keep a task's definition.
+        """Store a definition.
 
         Raises:
-            WriteError: The storage refuses.
+            WriteError: The file cannot be written.
         """
         file = self._file(task.id)
         if file.exists():
@@ -41,7 +41,7 @@ class TaskStore:
             self._room = (files - 1, size - len(data))
 
     def load(self, task_id: str) -> TaskDefinition | None:
-        """The definition of an id, or None: where there is none, or what is there has another hash."""
+        """The definition with an id; None if there is none or its content has another hash."""
         if not is_task_id(task_id):
             return None
         try:
@@ -54,7 +54,7 @@ class TaskStore:
         return self._directory / f"{task_id}.json"
 
     def _make_room(self) -> tuple[int, int]:
-        """Delete the oldest files that are too many; returns how many files and bytes may still come."""
+        """Delete the oldest files beyond the bounds; returns how many files and bytes still fit."""
         entries = sorted(self._directory.entries(), key=lambda entry: entry.modified_unix_seconds)
         total = sum(entry.size_bytes for entry in entries)
         while entries and (len(entries) > self._most_tasks or total > self._most_bytes):

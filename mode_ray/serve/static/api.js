@@ -1,4 +1,4 @@
-// Requests to the API. A 401 asks for the token and goes on; every other error is one sentence.
+// Requests to the API. A 401 asks for the token and repeats the request; every other error becomes one sentence.
 
 import { askForToken } from "./token.js";
 
@@ -12,22 +12,22 @@ export class ApiError extends Error {
 
 let token = null;
 
-/** Whether the server asked for a token: plain links cannot carry one. */
+/** Whether the server requires a token, which plain links cannot carry. */
 export const needsToken = () => token !== null;
 
-/** Ask the API; `body` makes it a POST of JSON. Returns the response if it is a good one. */
+/** Ask the API; `body` makes it a POST of JSON. Returns a successful response. */
 export async function ask(path, { body, signal } = {}) {
   for (;;) {
     const response = await send(path, body, signal);
     if (response.ok) return response;
     const error = await errorOf(response);
     if (response.status !== 401) throw error;
-    token = await askForToken(token === null ? "This server asks for a token." : "The server does not know that token.");
+    token = await askForToken(token === null ? "This server requires a token." : "The server does not know that token.");
     signal?.throwIfAborted();
   }
 }
 
-/** As `ask`; the answer's JSON. */
+/** The JSON of an answer; see `ask`. */
 export async function askJson(path, options) {
   const response = await ask(path, options);
   try {
@@ -45,7 +45,7 @@ async function send(path, body, signal) {
   const options = { method: body === undefined ? "GET" : "POST", headers, signal };
   if (body !== undefined) options.body = JSON.stringify(body);
   try {
-    // Relative to the page, wherever it is mounted.
+    // Relative to the URL of the page.
     return await fetch(new URL(path, document.baseURI), options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
@@ -57,7 +57,7 @@ async function errorOf(response) {
   const answer = await response.json().catch(() => null);
   const error = answer?.error;
   if (typeof error?.message === "string") return new ApiError(sentence(error.message), response.status, error.field);
-  // A proxy before the application answers in plain text.
+  // A proxy in front of the application answers in plain text.
   return new ApiError(`The server answered ${response.status}: try again in a moment.`, response.status);
 }
 
@@ -66,7 +66,7 @@ const sentence = (message) => {
   return /[.!?]$/.test(begun) ? begun : `${begun}.`;
 };
 
-/** A file's content as the API takes it. */
+/** A file's content in base64. */
 export function base64(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();

@@ -1,4 +1,4 @@
-// The first view: images and labels go out, one image at a time; answers are shown as they come.
+// The first view: sends images one by one with the labels, and shows the answers as they arrive.
 
 import { ApiError, askJson, base64 } from "./api.js";
 import { element, percent, plural } from "./elements.js";
@@ -17,7 +17,7 @@ const answer = document.querySelector(".answer");
 let tray;
 let running = null;
 
-/** Labels as typed: one a line, or on a single line with commas; each once. */
+/** The typed labels without repetitions: one per line, or a single line with commas. */
 export function labelsOf(typed) {
   const lines = typed.split(/\r?\n/).map((line) => line.trim()).filter(Boolean);
   const parts = lines.length === 1 ? lines[0].split(",").map((part) => part.trim()).filter(Boolean) : lines;
@@ -115,10 +115,10 @@ async function askAll(files, request, signal) {
     }
     if (signal.aborted) return;
     byId("results").append(card);
-    // On a phone the answer lies below the form.
+    // On a phone the answer is below the form.
     if (place === 0 && card.getBoundingClientRect().top > 0.8 * innerHeight) answer.scrollIntoView({ block: "start" });
   }
 }
 
-/** Whether the image is to blame: then the others are asked about all the same. */
+/** Whether the error is about the image only; then the other images are sent too. */
 const isOfImage = (error) => error.status === 413 || (error.field ?? "").startsWith("image");

@@ -1,4 +1,4 @@
-// The second view: all fine clusters, page by page, and the atlas where the run has one.
+// The second view: all fine clusters in pages, and the atlas if the run has one.
 
 import { ApiError, ask, askJson, needsToken } from "./api.js";
 import { element, plural, quotes, text } from "./elements.js";
@@ -58,7 +58,7 @@ async function load(from) {
 }
 
 function show({ clusters, total, atlas }) {
-  const range = clusters.length ? `${offset + 1} to ${offset + clusters.length} of ${plural(total, "cluster")}` : "No cluster has that.";
+  const range = clusters.length ? `${offset + 1} to ${offset + clusters.length} of ${plural(total, "cluster")}` : "No cluster matches.";
   byId("found").textContent = range;
   byId("cluster-list").replaceChildren(...clusters.map(clusterCard));
   before.disabled = offset === 0;
@@ -84,7 +84,7 @@ function clusterCard({ fine, expert, mass, terms = [], captions }) {
   return card;
 }
 
-/** A link, or a download where the page is asked for with a token, which no link can carry. */
+/** A link, or a download if the server requires a token, which a link cannot carry. */
 function atlasLink() {
   if (!needsToken()) return element("a", { href: "atlas", target: "_blank", rel: "noopener" }, "Atlas: map and figures");
   const button = element("button", { type: "button" }, "Download the atlas");

@@ -10,10 +10,10 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Untrusted text, whose direction does not spill into its surroundings. */
+/** Untrusted text; its writing direction does not affect the text around it. */
 export const text = (value, attributes = {}) => element("bdi", { dir: "auto", ...attributes }, String(value));
 
-/** A bar of a share between 0 and 1; the number stands beside it, so it is for the eye alone. */
+/** A bar for a share between 0 and 1, hidden from screen readers, because the number is next to it. */
 export function bar(share) {
   const inner = element("i");
   inner.style.width = `${Math.max(0, Math.min(1, share)) * 100}%`;
@@ -24,7 +24,7 @@ export function bar(share) {
 export const quotes = (captions) =>
   element("ul", { class: "quotes" }, ...captions.map((caption) => element("li", {}, text(caption))));
 
-/** A list that shows its first items, and a button for the others. */
+/** A list of the first items, and a button that shows the others. */
 export function shortened(list, items, count) {
   list.append(...items.slice(0, count));
   const rest = items.slice(count);

@@ -1,4 +1,4 @@
-// Pictures that the page draws itself, with labels, so that a first visitor sees an answer at once.
+// Example pictures, drawn by the page, with labels.
 
 const SIDE = 256;
 

@@ -1,8 +1,8 @@
-// The images to ask about: chosen, dropped, pasted or drawn. Previews are canvases, so that nothing needs an address.
+// The chosen, dropped, pasted or drawn images. Previews are canvases, which need no URL.
 
 import { element } from "./elements.js";
 
-/** A square preview of an image, the whole of it; or its place where the browser cannot decode the file. */
+/** A preview of a whole image, or an empty square if the browser cannot decode the file. */
 export async function thumbnail(file, pixels) {
   try {
     const bitmap = await createImageBitmap(file);
@@ -20,7 +20,7 @@ export async function thumbnail(file, pixels) {
   }
 }
 
-/** The list of chosen images below the field that takes them. */
+/** The list of chosen images below the input field. */
 export class Tray {
   #list = document.getElementById("tray");
   #input = document.getElementById("files");
@@ -32,7 +32,7 @@ export class Tray {
       this.add(this.#input.files);
       this.#input.value = "";
     });
-    // Anywhere on the page: a file that misses the field would else replace the page.
+    // On the whole page: otherwise a file dropped outside the field would replace the page.
     document.addEventListener("dragover", (event) => {
       event.preventDefault();
       drop.classList.toggle("over", event.dataTransfer.types.includes("Files"));

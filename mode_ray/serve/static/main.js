@@ -1,4 +1,4 @@
-// Starts the page: which view is shown, and one line on the ensemble.
+// Starts the page: shows a view and one line about the ensemble.
 
 import { ApiError, askJson } from "./api.js";
 import { startClassify } from "./classify.js";

@@ -1,11 +1,11 @@
-// One image's answer: its labels, likeliest first.
+// The answer for one image: its labels, most likely first.
 
 import { bar, element, percent, plural, shortened, text } from "./elements.js";
 import { thumbnail } from "./images.js";
 
 const LABELS_SHOWN = 8;
 
-/** A card with an image and what is to be said of it. */
+/** A card with an image and its answer. */
 export async function imageCard(file, ...content) {
   return element("li", { class: "result" }, await thumbnail(file, 132), ...content);
 }
@@ -25,7 +25,7 @@ export function rankingCard(file, result) {
       bar(result.probabilities[place]),
     ),
   );
-  const ranking = element("ol", { class: "ranking", "aria-label": `Labels of ${file.name}, likeliest first` });
+  const ranking = element("ol", { class: "ranking", "aria-label": `Labels of ${file.name}, most likely first` });
   const body = element("div", { class: "body" }, ...shortened(ranking, rows, LABELS_SHOWN));
   if (result.experts?.length > 1) body.append(expertTable(result));
   return imageCard(file, heading(file, result), body);
@@ -34,7 +34,7 @@ export function rankingCard(file, result) {
 function heading(file, result) {
   const made = element("header", {});
   if (result) made.append(text(result.labels[0], { class: "winner" }));
-  const among = result ? `likeliest of ${plural(result.labels.length, "label")} · ` : "";
+  const among = result ? `most likely of ${plural(result.labels.length, "label")} · ` : "";
   made.append(element("span", { class: "hint" }, among, text(file.name)));
   return made;
 }
@@ -52,8 +52,8 @@ function expertTable({ labels, experts }) {
       element("td", { class: "number" }, percent(weight)),
     );
   });
-  const head = element("tr", {}, element("th", { scope: "col" }, "Expert"), element("th", { scope: "col" }, "Its first choice"));
-  head.append(element("th", { scope: "col", class: "number" }, "Cosine"), element("th", { scope: "col", class: "number" }, "Counts"));
+  const head = element("tr", {}, element("th", { scope: "col" }, "Expert"), element("th", { scope: "col" }, "First choice"));
+  head.append(element("th", { scope: "col", class: "number" }, "Cosine"), element("th", { scope: "col", class: "number" }, "Weight"));
   const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
-  return element("details", {}, element("summary", {}, "What each expert says by itself"), table);
+  return element("details", {}, element("summary", {}, "The first choice of each expert"), table);
 }

@@ -1,10 +1,10 @@
-// Why these experts: their weights, and the clusters that the labels lie in.
+// The experts' weights, and the clusters that the labels are in.
 
 import { bar, element, listed, percent, plural, quotes, shortened, text } from "./elements.js";
 
 const CLUSTERS_SHOWN = 6;
 const RULES = {
-  uniform: "The rule is uniform: all experts count alike, whatever the labels.",
+  uniform: "The rule is uniform: all experts have the same weight, whatever the labels.",
 };
 
 /** Both sections, from an answer of the API. */
@@ -19,7 +19,7 @@ export function degradedNotice({ degraded, left_out }) {
   return element(
     "p",
     { class: "notice", role: "alert" },
-    `Degraded answer: ${who} ${listed(left_out.map(String))} did not answer in time. The others count for more instead.`,
+    `Degraded answer: ${who} ${listed(left_out.map(String))} did not answer in time. The weights of the others are larger instead.`,
   );
 }
 
@@ -34,7 +34,7 @@ function expertsSection({ weights, entropy, rule }, leftOut) {
       element("span", { class: "name" }, `Expert ${expert.id}`),
       element("span", { class: "figure" }, percent(expert.weight)),
       bar(expert.weight),
-      element("span", { class: "small" }, lost ? "did not answer: left out" : partOf(expert)),
+      element("span", { class: "small" }, lost ? "left out: no answer" : partOf(expert)),
     );
   });
   return element(
@@ -47,21 +47,21 @@ function expertsSection({ weights, entropy, rule }, leftOut) {
 }
 
 function partOf({ used, applied, weight }) {
-  if (!used) return "not asked: it would hardly change the answer";
+  if (!used) return "not asked: its weight is too small to matter";
   const counted = percent(applied ?? weight);
-  return counted === percent(weight) ? "asked" : `asked; counts ${counted} in this answer`;
+  return counted === percent(weight) ? "asked" : `asked; ${counted} in this answer`;
 }
 
-/** The entropy in words; n to the power of it is how many equal experts would be as spread. */
+/** The entropy in words. n to the power of the entropy is a number of equal experts with the same spread. */
 function spread(entropy, ordered) {
   const n = ordered.length;
-  if (n === 1) return "There is one expert, and it answers alone.";
+  if (n === 1) return "There is only one expert.";
   const effective = n ** entropy;
-  const alike = `as if ${effective.toFixed(1)} of ${n} shared the work equally (entropy ${entropy.toFixed(2)} of 1)`;
-  if (entropy < 0.15) return `The labels are the field of expert ${ordered[0].id}, nearly alone: ${alike}.`;
-  if (entropy < 0.6) return `The labels lean to a few experts, most to expert ${ordered[0].id}: ${alike}.`;
-  if (entropy < 0.95) return `The labels are spread over several experts: ${alike}.`;
-  return `The labels are no expert's field in particular: ${alike}.`;
+  const alike = `as spread as ${effective.toFixed(1)} of ${n} experts with equal weights (entropy ${entropy.toFixed(2)}, at most 1)`;
+  if (entropy < 0.15) return `Expert ${ordered[0].id} has nearly all the weight: ${alike}.`;
+  if (entropy < 0.6) return `A few experts have most of the weight, expert ${ordered[0].id} the most: ${alike}.`;
+  if (entropy < 0.95) return `The weight is spread over several experts: ${alike}.`;
+  return `No expert stands out: ${alike}.`;
 }
 
 function clustersSection({ clusters, unknown = [] }) {
@@ -83,14 +83,14 @@ function clustersSection({ clusters, unknown = [] }) {
   const section = element(
     "section",
     { "aria-labelledby": "hits-title" },
-    element("h2", { id: "hits-title" }, "Clusters met"),
-    element("p", { class: "hint" }, "Where each label lies among the training captions, with captions from there."),
+    element("h2", { id: "hits-title" }, "Nearest clusters"),
+    element("p", { class: "hint" }, "The cluster of training captions nearest to each label, with some of its captions."),
     ...shortened(element("ul", { class: "hits" }), items, CLUSTERS_SHOWN),
   );
   if (unknown.length) {
     const names = unknown.slice(0, 5).flatMap((name, place) => [place ? ", " : "", text(name)]);
     const more = unknown.length > 5 ? ` and ${plural(unknown.length - 5, "other")}` : "";
-    section.append(element("p", { class: "notice" }, "No say in the weights, as the caption encoder knows no word of it: ", ...names, more, "."));
+    section.append(element("p", { class: "notice" }, "Ignored in the weights, because the caption encoder knows no word of it: ", ...names, more, "."));
   }
   return section;
 }

@@ -1,4 +1,4 @@
-// The field for a bearer token: there only once the server asks for one.
+// The field for a bearer token, hidden until the server requires one.
 
 const form = document.getElementById("token");
 const field = document.getElementById("token-value");
@@ -7,10 +7,10 @@ let waiting = null;
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  // Spaces and line ends come along when a token is copied; header values must be Latin letters.
+  // Copied tokens may have spaces and line ends around them; header values must be ASCII.
   const value = field.value.trim();
   if (!/^[\x21-\x7e]+$/.test(value)) {
-    why.textContent = "A token has letters, digits and signs, without spaces.";
+    why.textContent = "A token consists of letters, digits and signs, without spaces.";
     return;
   }
   form.hidden = true;

@@ -1,14 +1,16 @@
-"""The page in a real browser, over the service in this process: Debian's Chromium, by its path."""
+"""The page in a real browser, Debian's Chromium (on PATH, or named by CHROMIUM), over the service in this process."""
 
 import base64
 import contextlib
 import hashlib
 import io
 import json
+import os
 import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,12 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 from serving import ServeUrl
 
-from mode_ray.serve.http.page import PAGE_POLICY, page_files, page_routes
+from mode_ray.serve.http.page import PAGE_POLICY, page_routes
 from mode_ray.serve.service.served_run import ServedRun
 from mode_ray.storage import Location
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+STATIC = Path(str(resources.files("mode_ray.serve"))) / "static"
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 PHONE = {"width": 360, "height": 740}
 ANSWER_MILLISECONDS = 60_000  # on a machine that does other things besides
 UNTRUSTED = "<img src=x onerror=document.title='broken'>"
@@ -110,14 +113,23 @@ def client(atlas_file: Path) -> TestClient:
 
 
 class TestFiles:
-    def test_they_are_installed_with_the_package(self) -> None:
-        assert {"index.html", "main.js", "page.css", "icon.svg"} <= page_files().keys()
+    def test_they_are_sent_with_their_media_types(self, client: TestClient) -> None:
+        for path, media_type in (
+            ("/", "text/html; charset=utf-8"),
+            ("/static/main.js", "text/javascript; charset=utf-8"),
+            ("/static/page.css", "text/css; charset=utf-8"),
+            ("/static/icon.svg", "image/svg+xml"),
+        ):
+            answer = client.get(path)
+            assert (answer.status_code, answer.headers["Content-Type"]) == (200, media_type)
 
     def test_none_names_another_host_or_holds_script_or_style_inside(self) -> None:
-        for name, file in page_files().items():
-            content = file.content.decode().replace('xmlns="http://www.w3.org/2000/svg"', "")
+        files = sorted(STATIC.iterdir())
+        assert {"index.html", "main.js", "page.css", "icon.svg"} <= {file.name for file in files}
+        for file in files:
+            content = file.read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")
             for unwanted in ("http://", "https://", "innerHTML", "<style", "style=", "onclick"):
-                assert unwanted not in content, name
+                assert unwanted not in content, file.name
 
     def test_a_browser_that_has_one_is_told_so(self, client: TestClient) -> None:
         first = client.get("/static/main.js")
@@ -195,7 +207,7 @@ class TestClassify:
         with opened(browser, base_of(plain_url)) as page:
             page.get_by_role("button", name="heart", exact=True).click()
             assert "a red heart" in ranked(page)
-            expect(page.get_by_role("heading", name="Clusters met")).to_be_visible()
+            expect(page.get_by_role("heading", name="Nearest clusters")).to_be_visible()
 
     def test_it_works_by_keyboard_alone(self, browser: Browser, plain_url: str, tmp_path: Path) -> None:
         with opened(browser, base_of(plain_url)) as page:
@@ -283,7 +295,7 @@ class TestClusters:
             expect(shown.value).to_have_title("Atlas of null", timeout=ANSWER_MILLISECONDS)
 
     def test_they_are_turned_page_by_page(self, browser: Browser, plain_url: str) -> None:
-        script = page_files()["clusters.js"].content.decode()
+        script = (STATIC / "clusters.js").read_text()
         assert "const PAGE = 24;" in script
         short = script.replace("const PAGE = 24;", "const PAGE = 4;")
         with opened(browser, f"{base_of(plain_url)}#clusters") as page:
@@ -309,7 +321,7 @@ class TestPhone:
             assert not page.evaluate(wide)
             page.get_by_role("button", name="house", exact=True).click()
             ranked(page)
-            page.get_by_text("What each expert says").click()
+            page.get_by_text("The first choice of each expert").click()
             assert not page.evaluate(wide)
             page.get_by_role("link", name="Clusters").click()
             page.locator("#cluster-list > li").first.wait_for()

@@ -1,4 +1,4 @@
-"""Whatever comes in, the answer is an answer or a refusal: no status of 500 and above but 503."""
+"""Any request gets an answer or a refusal: no status of 500 or above except 503."""
 
 import itertools
 import random
@@ -15,8 +15,8 @@ from schemathesis.specs.openapi.checks import response_schema_conformance
 from serving import as_json
 
 MUTATIONS = 500
-# Of every operation: about 60 answers of status 400 and 250 of 422 come of 40 examples.
-EXAMPLES, DRILL_EXAMPLES = 40, 200
+# Per operation. 40 examples give about 60 answers with status 400 and 250 with 422, in 80 s on two busy cores.
+EXAMPLES, DRILL_EXAMPLES = 15, 200
 FIELDS: Mapping[str, Mapping[str, object]] = {
     "/v1/classify": {"labels": ["cat", "dog"], "top": 1},
     "/v1/score": {"texts": ["a cat", "a dog"], "each_text_routed": True},

@@ -96,7 +96,7 @@ class TestAnswers:
             before = await asked.describe()
             save_expert(Location.parse(str(folder)), seed=2)
             asked._handle = serve.run(expert(arguments), name="expert-3", _local_testing_mode=True)
-            with pytest.raises(ExpertUnavailable, match="now holds"):
+            with pytest.raises(ExpertUnavailable, match="now has the weights of"):
                 await asked.encode_images(IMAGES)
             assert before.source == (await asked.describe()).source
 

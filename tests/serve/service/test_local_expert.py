@@ -8,19 +8,21 @@ from mode_ray.config.serve import ServeConfig
 from mode_ray.models.encode import Expert
 from mode_ray.serve.service.expert_client import ExpertBusy, ExpertUnavailable
 from mode_ray.serve.service.local_expert import LocalExpert
-from mode_ray.serve.service.observer import Unobserved
+from mode_ray.serve.service.metrics import prometheus_metrics
 from mode_ray.serve.service.served_run import ServedRun
 
 
-class Sizes(Unobserved):
-    """Remembers the batches."""
+class Sizes:
+    """Remembers the sizes of the batches of expert 0."""
 
     def __init__(self) -> None:
-        self.sizes: list[int] = []
+        self.sizes: list[float] = []
+        self.metrics = prometheus_metrics()
+        self.metrics.batch_size = self.record
 
-    def observe_batch(self, expert: int, size: int) -> None:
-        assert expert == 0
-        self.sizes.append(size)
+    def record(self, amount: float, **labels: str) -> None:
+        assert labels == {"expert": "0"}
+        self.sizes.append(amount)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def model(served: ServedRun) -> Expert:
 def make_expert(model: Expert) -> Callable[..., tuple[LocalExpert, Sizes]]:
     def make(**fields: object) -> tuple[LocalExpert, Sizes]:
         sizes = Sizes()
-        return LocalExpert(0, model, ServeConfig.model_validate(fields), sizes), sizes
+        return LocalExpert(0, model, ServeConfig.model_validate(fields), sizes.metrics), sizes
 
     return make
 

@@ -13,17 +13,16 @@ from mode_ray.serve.service.metrics import prometheus_metrics
 
 def page() -> str:
     metrics = prometheus_metrics()
-    metrics.count_request("/v1/classify", 200)
-    metrics.count_request("/v1/classify", 200)
-    metrics.count_request("/v1/classify", 503)
-    metrics.observe_step("decode", 0.004)
-    metrics.observe_expert(3, 0.04)
-    metrics.observe_batch(3, 32)
-    metrics.observe_experts(2)
-    metrics.count_degraded()
-    metrics.count_cache(hit=True)
-    metrics.count_cache(hit=False)
-    metrics.set_queue(7)
+    for status in ("200", "200", "503"):
+        metrics.requests(1.0, route="/v1/classify", status=status)
+    metrics.step_seconds(0.004, step="decode")
+    metrics.expert_seconds(0.04, expert="3")
+    metrics.batch_size(32, expert="3")
+    metrics.experts_per_request(2)
+    metrics.degraded(1.0)
+    metrics.task_cache(1.0, result="hit")
+    metrics.task_cache(1.0, result="miss")
+    metrics.queue_length(7)
     exposition = metrics.exposition()
     assert exposition is not None
     content, content_type = exposition
