@@ -1,11 +1,8 @@
 """A tiny CLIP, two shards of coloured pictures, and their assignment to four fine clusters and two experts."""
 
-import copy
 import io
-import json
 import tarfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tiny_clip import architecture, new_clip
 
 from mode_ray.assign.stage import DISTANCE, FINE
 from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.read import read_captions
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
-from mode_ray.config.train import ModelConfig
 from mode_ray.embed.table import place_columns
-from mode_ray.models.clip import ClipModel, build_clip
 from mode_ray.pairs.index import PairIndex, load_index
 from mode_ray.run_directory import WORK_UNITS_FILE
 from mode_ray.stages.manifest import Stage, UnitRecord
@@ -30,6 +26,8 @@ from mode_ray.stages.work_unit import WorkUnit, write_work_units
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial
 from mode_ray.train.runs.trial import TrialJob
+
+__all__ = ["architecture", "new_clip"]  # fixtures
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 230), "yellow": (230, 220, 20)}
 EXPERT_OF_FINE = [0, 0, 1, 1]
@@ -49,24 +47,6 @@ def picture(number: int) -> bytes:
 def caption(number: int) -> str:
     """A caption that names the colour."""
     return f"a {list(COLOURS)[number % len(COLOURS)]} square number {number}"
-
-
-@pytest.fixture(scope="session")
-def architecture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the config of a CLIP with one layer a tower."""
-    folder = tmp_path_factory.mktemp("architecture")
-    vision = {"image_size": 16, "patch_size": 8, "layers": 1, "width": 16, "head_width": 8}
-    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def new_clip(architecture: Path) -> Callable[[], ClipModel]:
-    """Makes the same freshly initialised model every time; the tokenizer, slow to build, is built once."""
-    clip = build_clip(ModelConfig(architecture=str(architecture), precision="float32"), seed=7)
-    return lambda: replace(clip, module=copy.deepcopy(clip.module))
 
 
 @pytest.fixture
