@@ -101,4 +101,5 @@ def longest_chain(graph: Mapping[str, Set[str]]) -> list[str]:
     def below(node: str) -> tuple[str, ...]:
         return max(((node, *below(other)) for other in graph.get(node, ())), key=len, default=(node,))
 
-    return list(max(map(below, graph), key=len))
+    chains: list[tuple[str, ...]] = [below(node) for node in graph]
+    return list(max(chains, key=len))
