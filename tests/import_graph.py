@@ -102,4 +102,5 @@ def longest_chain(graph: Mapping[str, Set[str]]) -> list[str]:
         return max(((node, *below(other)) for other in graph.get(node, ())), key=len, default=(node,))
 
     chains: list[tuple[str, ...]] = [below(node) for node in graph]
-    return list(max(chains, key=len))
+    longest = max(chains, key=len)
+    return list(longest)
