@@ -99,8 +99,8 @@ def longest_chain(graph: Mapping[str, Set[str]]) -> list[str]:
 
     @cache
     def below(node: str) -> tuple[str, ...]:
-        chains: list[tuple[str, ...]] = [(node, *below(other)) for other in graph.get(node, ())]
-        return max(chains, key=len, default=(node,))
+        return max(((node, *below(other)) for other in graph.get(node, ())), key=len, default=(node,))
 
-    longest: tuple[str, ...] = max((below(node) for node in graph), key=len)
+    chains: list[tuple[str, ...]] = [below(node) for node in graph]
+    longest = max(chains, key=len)
     return list(longest)

@@ -1,4 +1,4 @@
-"""The base of all config sections: frozen, strict, and which of their fields decide an output."""
+"""The base of all config sections, and the fingerprint of the fields that decide an output."""
 
 import hashlib
 import json
@@ -39,16 +39,16 @@ class Settings(BaseModel):
 
 
 class Placement(Settings):
-    """A section that decides where and how fast, never what comes out."""
+    """A section that decides where and how fast a stage works, never its output."""
 
     versioned: ClassVar[bool] = False
 
 
 class ActorPool(Placement):
-    """Actors of one Ray Data stage; each takes one unit after the other."""
+    """Actors of one Ray Data stage. Each works on one unit at a time."""
 
     min_actors: PositiveInt = 1
-    """Started at once; Ray's own ramp-up from one is not relied on."""
+    """Actors started at once, rather than ramped up from one by Ray."""
     max_actors: PositiveInt = 2
     cpus_per_actor: PositiveFloat = 1.0
     gpus_per_actor: Annotated[float, Field(ge=0.0)] = 0.0

@@ -8,27 +8,28 @@ from mode_ray.config.base import ActorPool, Placement, PositiveInt, Settings, Sh
 
 
 class CaptionsConfig(Settings):
-    """Where the pairs lie and which of their texts count."""
+    """Where the image-caption pairs are stored and which of their texts are used."""
 
     paths: Strings
-    """Files, directories, globs; local, s3:// or gs://. A file that ends in `.txt` or `.list` is a listing: one of
-    these a line, `#` comments skipped, relative lines counted from the listing's folder."""
+    """Files, directories, globs; local, s3:// or gs://. A file that ends in `.txt` or `.list` is a listing: one
+    such path per line, `#` comments are skipped, and relative paths start at the listing's folder."""
     format: Literal["auto", "parquet", "webdataset", "jsonl", "csv", "tsv"] = "auto"
-    """`auto`: by suffix, .parquet .pq, .tar, .jsonl .ndjson, .csv, .tsv, the text ones plain or `.gz`. JSON Lines, CSV
-    and TSV (with a header line) hold captions only: they can be clustered and assigned, not trained on."""
+    """`auto`: by suffix, .parquet .pq, .tar, .jsonl .ndjson, .csv, .tsv; text formats may also end in `.gz`. JSON
+    Lines, CSV and TSV (with a header line) hold captions only: they can be clustered and assigned, but not trained
+    on."""
     caption_field: str | None = None
     """Parquet, CSV: the column (default `caption`). JSON Lines: the field (default `caption`). Tars: a field of the
-    `.json` member, or else the `.txt`."""
+    `.json` member; by default the `.txt` member."""
     key_field: str | None = None
-    """The column or field with a pair's name (default: row number). Tars: always the member's base name."""
+    """The column or field with a pair's name (default: its row number). Tars always use the member's base name."""
     image_field: str = "image"
-    """Parquet: the column with the encoded image; only training reads it."""
+    """Parquet: the column with the encoded image. Only training, `index` and the report read it."""
     select: Literal["first", "all"] = "first"
-    """Which captions of a pair with several are used."""
+    """Which captions of a pair are used if it has several."""
     max_caption_bytes: PositiveInt = 8192
-    """Longer captions are refused, and counted."""
+    """Longer captions are refused and counted."""
     max_rows_per_unit: PositiveInt = 1_000_000
-    """A parquet file with more rows is split by row groups into several work units; JSON Lines, CSV and TSV files with
+    """A parquet file with more rows is split by row groups into several work units. JSON Lines, CSV and TSV files with
     more captions are refused."""
 
     @model_validator(mode="after")
@@ -39,14 +40,14 @@ class CaptionsConfig(Settings):
 
 
 class LimitsConfig(Placement):
-    """What a run puts up with in its input. Not part of the fingerprint: a run may go on with other limits."""
+    """Which defects of its input a run tolerates. Not part of the fingerprint, so they may change."""
 
     max_refused_share: Share = 0.2
-    """Above this share of refused captions a stage ends with an error: the wrong column, most likely."""
+    """Above this share of refused captions a stage fails: most likely the wrong column is read."""
     max_quarantined_units: Annotated[int, Field(ge=0)] = 0
-    """How many unreadable shards a stage may leave out and still count as done."""
+    """How many work units a stage may leave out, because their shard cannot be read, and still be done."""
     max_bad_image_share: Share = 0.01
-    """Above this share of undecodable images a training run ends with an error."""
+    """Above this share of images that cannot be decoded, a training run fails."""
     max_image_pixels: PositiveInt = 64_000_000
     """Larger images are refused before they are decoded."""
 
@@ -58,10 +59,10 @@ class EncoderConfig(Settings):
     model: str = "princeton-nlp/sup-simcse-bert-base-uncased"
     """Hub id, folder, or `package:NAME/FOLDER` for files inside an installed Python package."""
     pooling: Literal["auto", "pooler", "mean", "cls"] = "auto"
-    """`auto`: what a sentence-transformers folder asks for, else the pooler output (SimCSE)."""
+    """`auto`: the pooling that a sentence-transformers folder specifies, otherwise the pooler output (SimCSE)."""
     max_tokens: PositiveInt = 64
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of the forward pass; embeddings are stored as float16 whatever it is."""
+    """Arithmetic of the forward pass. Embeddings are always stored as float16."""
 
 
 class EncoderPlacement(Placement):
@@ -72,10 +73,10 @@ class EncoderPlacement(Placement):
 
 
 class EmbedConfig(Settings):
-    """Embedding shards."""
+    """Which embeddings are stored, and the resources to compute them."""
 
     keep: Literal["all", "sample"] = "all"
-    """`all`: every caption's embedding is stored. `sample`: only those that the clustering is fitted on;
-    `assign` then reads the captions itself and encodes and assigns them in one pass."""
+    """`all`: every caption's embedding is stored. `sample`: only those that the clustering is fitted on. `assign` then
+    reads the captions again, and encodes and assigns them in one pass."""
     pool: ActorPool = ActorPool()
     encoder: EncoderPlacement = EncoderPlacement()

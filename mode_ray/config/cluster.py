@@ -15,20 +15,20 @@ class FineConfig(Settings):
     init: Literal["kmeans++", "random"] = "kmeans++"
     spherical: bool = False
     balanced: bool = True
-    """Fit with capacity prices, so that clusters are of nearly equal size."""
+    """Fit with capacity prices, so that clusters have nearly equal sizes."""
     price_updates: PositiveInt = 40
     """Price updates in each Lloyd step."""
     price_rate: PositiveFloat = 0.04
     """Size of one price update, as a share of the mean squared distance."""
     tolerance: Annotated[float, Field(ge=0.0)] = 5e-4
-    """Lloyd stops when the objective improves by less than this share."""
+    """Lloyd's iteration stops when the objective improves by less than this share."""
 
 
 class CoarseConfig(Settings):
     """Coarse grouping of the centers into experts (paper section 3.2, step 2)."""
 
     experts: Annotated[tuple[int, ...], Field(strict=False)] = (4,)
-    """Every n to make a map for; one fine clustering serves all."""
+    """Each number of experts n to make a map for. All maps share one fine clustering."""
     slack: Annotated[float, Field(ge=0.0)] = 0.1
     """A group may hold up to (1 + slack)/n of the rows."""
     iterations: PositiveInt = 50
@@ -39,22 +39,22 @@ class ClusterPlacement(Placement):
     """Resources of the clustering."""
 
     workers: PositiveInt = 1
-    """Actors that hold the sample; 1 keeps it in the clustering's own task. The centers are the same anyway."""
+    """Actors that hold the sample; 1 keeps it in the clustering's own task. The centers do not depend on this."""
     cpus: PositiveFloat = 1.0
-    """Of the task, and of each actor."""
+    """CPUs of the task, and of each actor."""
     threads: PositiveInt = 2
-    """Of the task, and of each actor."""
+    """Threads of the task, and of each actor."""
 
 
 class ClusterConfig(Settings):
-    """Both clustering steps, or a reused clustering to take over instead."""
+    """Both clustering steps, or another run's clustering to reuse instead."""
 
     reuse: str | None = None
-    """Directory of a finished clustering, for example another run's `clusters`: it is checked against the encoder and
-    copied, and nothing is fitted. What decides a fit (`fine`, `coarse`, `sample_rows`, `seed`) then counts for nothing
-    but the new centers of `mode-ray cluster extend`, and may change at any time."""
+    """Directory of a finished clustering, for example another run's `clusters`. It is checked against the encoder and
+    copied, and nothing is fitted. The fields of a fit (`fine`, `coarse`, `sample_rows`, `seed`) are then only used for
+    the new centers of `mode-ray cluster extend`, and may change at any time. Former name: `standing`."""
     sample_rows: PositiveInt = 2_000_000
-    """Rows the fine centers are fitted on, uniform over all shards' rows."""
+    """Rows that the fine centers are fitted on, drawn uniformly from the rows of all shards."""
     seed: Seed = 0
     fine: FineConfig = FineConfig()
     coarse: CoarseConfig = CoarseConfig()
@@ -81,13 +81,13 @@ class AssignConfig(Settings):
     """Nearest fine center of every caption."""
 
     rule: Literal["nearest", "priced"] = "nearest"
-    """`nearest` is the paper's; `priced` adds the balancing prices to the squared distances."""
+    """`nearest` is the paper's rule. `priced` adds the balancing prices to the squared distances."""
     pool: ActorPool = ActorPool()
 
 
 class DriftConfig(Placement):
-    """How the assigned captions are compared with what the clustering was fitted on. Not part of the fingerprint."""
+    """How assigned captions are compared with the sample of the fit. Not part of the fingerprint."""
 
     far_quantile: Share = 0.99
-    """A caption is far where its squared distance is above this quantile of the fitted sample's; one of those that the
-    clustering stores: 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999."""
+    """A caption is far if its squared distance is above this quantile of the fitted sample's distances. The clustering
+    stores these quantiles: 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999."""

@@ -13,9 +13,9 @@ class RoutingConfig(Settings):
     """From a task's texts to weights over experts (paper section 3.3; formulas in mode_ray.routing.weights)."""
 
     rule: RoutingRule = "calibrated"
-    """`calibrated` is `soft` with the temperature that the clustering fitted to the encoder, without labels."""
+    """`calibrated` is `soft` with a temperature that the cluster stage fitted to the encoder without labels."""
     temperature: PositiveFloat = 0.1
-    """lambda of `soft`, and of `calibrated` where the clustering has no fitted temperature."""
+    """lambda of `soft`, and of `calibrated` if the clustering has no fitted temperature."""
     paper_lambda: PositiveFloat = 0.2
     small_task_below: PositiveInt = 10
     large_task_above: PositiveInt = 200
@@ -31,10 +31,10 @@ class EvaluatePlacement(Placement):
     threads_per_task: PositiveInt = 2
     gpus_per_task: Annotated[float, Field(ge=0.0)] = 0.0
     workers_per_task: PositiveInt = 1
-    """Ray tasks that share the images of one evaluation task, where it is large. Each loads all models and reads all
-    of the task's files, but decodes and encodes its own share of the images alone."""
+    """Ray tasks that share the images of one large evaluation task. Each loads all models and reads all of the task's
+    files, but decodes and encodes only its own share of the images."""
     max_image_pixels: PositiveInt | None = None
-    """Larger images of the tasks are refused before they are decoded, and counted; by default
+    """Larger images of the tasks are refused before they are decoded, and counted. Default:
     `limits.max_image_pixels`."""
 
 
@@ -51,13 +51,14 @@ class EvaluateConfig(Settings):
         "uniform",
     )
     leave_out_experts: Annotated[tuple[int, ...], Field(strict=False)] = ()
-    """Experts that failed to train, or whose models are missing or damaged: evaluated without them, the others'
-    weights scaled to sum to 1. The report says so. It may change at any time; `index` and `search` heed it too."""
+    """Experts to evaluate without, because they failed to train or their models are missing or damaged. The weights of
+    the others are scaled to sum to 1, and the report says so. May change at any time. `index` and `search` use it
+    too."""
     placement: EvaluatePlacement = EvaluatePlacement()
 
 
 class IndexPlacement(Placement):
-    """Speed of the image encoders that make an index."""
+    """Speed of the image encoders of an index."""
 
     batch_size: PositiveInt = 64
     device: str = "auto"
@@ -67,11 +68,11 @@ class IndexConfig(Settings):
     """The image index of `mode-ray index`; docs/retrieval.md has the guide."""
 
     images: Strings = ()
-    """Parquet or WebDataset files, directories, globs with the images; by default those of `captions.paths`. Their
-    format and fields are those of `captions`."""
+    """Parquet or WebDataset files, directories or globs with the images; by default `captions.paths`. Format and
+    fields are those of `captions`."""
     max_rows_per_unit: PositiveInt = 10_000
     """A parquet file with more rows is split by row groups. An actor holds the encoded images of two units."""
     rows_per_part: PositiveInt = 262_144
-    """Images of one faiss file. One of them lies in memory at a time while the index is built."""
+    """Images of one faiss file. One such file is in memory at a time while the index is built."""
     pool: ActorPool = ActorPool()
     placement: IndexPlacement = IndexPlacement()

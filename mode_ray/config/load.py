@@ -1,4 +1,4 @@
-"""Configs from and to YAML: a file or preset, then `key=value` overrides; every mistake names file and field."""
+"""Reads configs from YAML files or presets with `key=value` overrides, and writes them. Errors name file and field."""
 
 import json
 import logging
@@ -44,7 +44,7 @@ def read_settings(kind: type[SettingsT], path: str, overrides: Sequence[str] = (
         kind: The settings' class.
         path: The file.
         overrides: As for `load_config`.
-        hint: Said too where there is no such file.
+        hint: Added to the message if there is no such file.
 
     Raises:
         UsageError: As `load_config`.

@@ -1,6 +1,6 @@
-"""docs/config.md, made of the config's own types, defaults and attribute docstrings.
+"""Writes docs/config.md from the types, defaults and attribute docstrings of the config sections.
 
-`python -m mode_ray.config.reference > docs/config.md` writes it; a test keeps the two equal.
+A test compares the page with `python -m mode_ray.config.reference`.
 """
 
 import inspect
@@ -17,18 +17,18 @@ from mode_ray.config.run import RunConfig
 
 _HEAD = """# Configuration
 
-One YAML file configures a run; every stage reads its own sections of it. Any field can be overridden on the
+One YAML file configures a run. Every stage reads its own sections of it. Any field can be overridden on the
 command line, by its dotted name:
 
     mode-ray run --config my.yaml cluster.fine.centers=256 'cluster.coarse.experts=[2, 4]'
 
-Unknown keys and wrong types are refused with the name of the field. `demo`, `small` and `paper` are presets:
-give the name in place of a file.
+Unknown keys and wrong types are refused, and the message names the field. `demo`, `small` and `paper` are presets:
+give the name instead of a file.
 
-A stage that has begun keeps its config: to change a field, choose another run directory or delete the stage's
-directory. Sections marked *placement* say only where and how fast to work, and may change at any time.
+A stage that has begun keeps its config. To change a field, choose another run directory or delete the stage's
+directory. Sections marked *placement* only decide where and how fast to work, and may change at any time.
 
-This page is made by `python -m mode_ray.config.reference` from `mode_ray/config/run.py`.
+`python -m mode_ray.config.reference` writes this page from the modules in `mode_ray/config`.
 """
 
 

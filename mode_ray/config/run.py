@@ -21,20 +21,20 @@ class RayConfig(Placement):
     """How the driver reaches Ray."""
 
     address: str | None = None
-    """`auto` or host:port joins a cluster; empty starts one on this machine unless RAY_ADDRESS is set."""
+    """`auto` or host:port joins a cluster. Without it, one is started on this machine unless RAY_ADDRESS is set."""
     num_cpus: PositiveInt | None = None
-    """Logical CPUs of a cluster started here; by default as many as there are."""
+    """Logical CPUs of a cluster started here; by default all of this machine."""
     object_store_bytes: PositiveInt | None = None
     dashboard: bool = True
     log_to_driver: bool = False
     """Copy the workers' output to the driver's."""
     log_format: Literal["text", "json"] = "text"
-    """`json`: a run's lines are JSON objects on the error output, with run, stage, shard and expert. The environment's
-    MODE_RAY_LOG_FORMAT overrides it."""
+    """`json`: a run's log lines are JSON objects on standard error, with run, stage, shard and expert. The environment
+    variable MODE_RAY_LOG_FORMAT overrides it."""
 
 
 class RunConfig(Settings):
-    """All of a run; see docs/config.md for every field with its default."""
+    """The config of a run. docs/config.md lists every field with its default."""
 
     run: str
     """The run directory: a local path, s3:// or gs:// URI."""
@@ -64,7 +64,7 @@ class RunConfig(Settings):
 
     @property
     def reuses_clustering(self) -> bool:
-        """Whether a reused clustering takes the place of a fitted one."""
+        """Whether the clustering of another run is reused instead of fitting one."""
         return self.cluster.reuse is not None
 
     @property

@@ -21,13 +21,13 @@ class StudyConfig(Settings):
     """A run's config file or a preset; its `run` is ignored."""
     title: str = ""
     changes: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the base that are set for all points, by dotted name."""
+    """Fields of the base that are set for all points: dotted name and value."""
     field: str = ""
-    """The field that is varied, by dotted name."""
+    """Dotted name of the field that is varied."""
     values: Annotated[tuple[Value, ...], Field(strict=False)] = ()
-    """Its values, one a point."""
+    """Its values, one per point."""
     points: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """For points that differ in several fields: label, then field and value."""
+    """For points that differ in several fields: label, then dotted name and value."""
     axis: str = ""
     """Name of the axis; by default the field."""
     against: Literal["value", "samples"] = "value"
@@ -35,8 +35,8 @@ class StudyConfig(Settings):
     seeds: Annotated[tuple[Seed, ...], Field(strict=False)] = (0,)
     """Training seeds; every point is run with each of them."""
     seed_clustering: bool = False
-    """Seed each run's clustering as its training, so that the deviation over seeds includes that of the clustering. By
-    default the runs of one point share their clustering."""
+    """Use the training seed for the clustering, too, so that the deviation over seeds includes that of the clustering.
+    By default the runs of one point share their clustering."""
 
     @model_validator(mode="after")
     def _points_or_values(self) -> Self:
@@ -62,7 +62,7 @@ class StudyConfig(Settings):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Of the points, in order."""
+        """The labels of the points, in order."""
         return tuple(self.points or (str(value) for value in self.values))
 
     @property

@@ -1,4 +1,4 @@
-"""The config of a sweep over training fields."""
+"""The section `sweep`: a search over training fields."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
@@ -9,7 +9,7 @@ from mode_ray.config.base import Placement, PositiveInt, Seed, Settings, Share
 from mode_ray.config.train import TrainConfig
 
 Scalar = bool | int | float | str
-# Which models there are is no matter of how well they train.
+# These fields decide which models are trained, not how well.
 _NOT_SWEPT = frozenset(
     {"train.experts", "train.reuse", "train.reuse_models", "train.controls", "train.model.pretrained"}
 )
@@ -21,7 +21,7 @@ class SweepRange(Settings):
     low: int | float
     high: int | float
     log: bool = False
-    """Uniform in the logarithm, as suits learning rates."""
+    """Draw uniformly in the logarithm, as suits learning rates."""
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -33,26 +33,27 @@ class SweepRange(Settings):
 
 
 class SweepConfig(Placement):
-    """Which training fields `mode-ray sweep` tries out, and how. Not part of the fingerprint."""
+    """Which training fields `mode-ray sweep` tries, and how. Not part of the fingerprint."""
 
     fields: dict[str, Annotated[tuple[Scalar, ...], Field(strict=False)] | SweepRange] = Field(default_factory=dict)
-    """Fields of `train` by dotted name, each with a list of values or a range; a range of whole numbers where both
-    bounds are. For example `{train.optimizer.learning_rate: {low: 1e-4, high: 2e-3, log: true}}`."""
+    """Fields of `train` by dotted name, each with a list of values or a range. A range with two whole numbers as
+    bounds yields whole numbers. For example `{train.optimizer.learning_rate: {low: 1e-4, high: 2e-3, log: true}}`."""
     trials: PositiveInt = 8
-    """Points that are drawn; of lists alone, all combinations where there are no more than this."""
+    """Points that are drawn. If all fields have lists with no more combinations than this, all combinations are
+    tried."""
     seed: Seed = 0
-    """Of the draws."""
+    """Seed of the draws."""
     model: Literal["widest", "dense"] | Annotated[int, Field(ge=0)] = "widest"
-    """What each trial trains: the widest expert, the dense baseline, or the expert of this number; experts with their
-    seed model."""
+    """What each trial trains: the widest expert, the dense baseline, or the expert with this number. An expert's seed
+    model is trained, too."""
     held_out_pairs: PositiveInt = 1000
-    """Pairs of that model's training set that no trial is trained on, to measure by."""
+    """Pairs of that model's training set that are held out from all trials and used to measure them."""
     measurements: PositiveInt = 8
-    """How often a trial is measured, at equal shares of its samples."""
+    """How often a trial is measured, at equal distances in samples."""
     grace_share: Share = 0.25
-    """Share of its samples that every trial may see before a worse one is stopped."""
+    """Share of its samples that every trial sees before it may be stopped."""
     reduction_factor: Annotated[float, Field(gt=1.0)] = 2.0
-    """One trial of so many goes on, whenever trials are compared."""
+    """Whenever trials are compared, one of this many continues."""
 
     @model_validator(mode="after")
     def _known_fields(self) -> Self:

@@ -1,4 +1,4 @@
-"""The config of the train stage: model, optimizer, loss, data, budgets, and where and how fast it trains."""
+"""The section `train`: model, optimizer, loss, data, budgets and resources."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -16,14 +16,15 @@ class ModelConfig(Settings):
     architecture: str = "ViT-B-16"
     """An open_clip architecture name, or a folder with an `open_clip_config.json` (`package:NAME/FOLDER` too)."""
     pretrained: str | None = None
-    """Start from this instead of training a seed: an open_clip tag or checkpoint file of the architecture; with a
-    folder as architecture, `folder` takes the weights that lie in it; or a Hugging Face id (`hf-hub:ORG/NAME`) of an
-    open_clip model, which brings its own config and tokenizer, so that `architecture` counts for nothing."""
+    """Start from this model instead of training a seed. One of: an open_clip tag or checkpoint file of the
+    architecture; `folder`, for the weights inside a folder given as architecture; a Hugging Face id
+    (`hf-hub:ORG/NAME`) of an open_clip model, which has its own config and tokenizer, so that `architecture` is
+    ignored."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
 
 
 class OptimizerConfig(Settings):
-    """AdamW under a cosine schedule that is counted in samples."""
+    """AdamW with a cosine schedule that counts samples."""
 
     learning_rate: PositiveFloat = 5e-4
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.2
@@ -39,33 +40,33 @@ class LossConfig(Settings):
     kind: Literal["clip", "siglip"] = "clip"
     """`siglip`: the pairwise sigmoid loss, with a learned bias."""
     mask_equal_captions: bool = False
-    """Do not count pairs of a batch with the same caption as one another's negatives (`clip` only)."""
+    """Pairs of a batch with the same caption are not used as negatives of each other (`clip` only)."""
 
 
 class TrainDataConfig(Settings):
-    """How the pairs of a training set are reached, and in which order."""
+    """How the pairs of a training set are read, and in which order."""
 
     mode: Literal["index", "materialised"] = "index"
-    """`index`: pairs are fetched from the source shards, nothing is copied. `materialised`: each training set is first
-    copied into shards of its own, balanced and shuffled."""
+    """`index`: pairs are read from the source shards, and nothing is copied. `materialised`: each training set is
+    first copied into shards of its own, balanced and shuffled."""
     block_pairs: PositiveInt = 1
-    """Neighbours in their shard that stay together when an epoch is shuffled, so that one request fetches them. 1
-    shuffles every pair alone, best for local disks; 16 to 64 suits object stores and large batches."""
+    """Neighbouring pairs of a shard that stay together when an epoch is shuffled, so that one request reads them. 1
+    shuffles single pairs, best for local disks; 16 to 64 suits object stores and large batches."""
     pairs_per_shard: PositiveInt = 10_000
-    """Of materialised shards, at most; there are at least as many shards as workers times loader workers."""
+    """Most pairs of a materialised shard. There are at least as many shards as workers times loader workers."""
 
 
 class TrainPlacement(Placement):
-    """Resources of the training runs, how many go on at once, and what spares memory or time."""
+    """Resources of the training runs, how many run at once, and what saves memory or time."""
 
     workers_per_run: Annotated[int, Field(ge=0)] = 1
-    """Data-parallel workers of one run; 0 trains in the launcher's process, without Ray's worker group."""
+    """Data-parallel workers of one run. 0 trains in the launcher's process, without Ray's worker group."""
     max_workers_per_run: PositiveInt | None = None
-    """Above `workers_per_run`: elastic runs, which grow to as many workers as the cluster has room for."""
+    """If set, runs are elastic: they grow up to this many workers as the cluster has room."""
     resize_interval_seconds: PositiveFloat = 60.0
     """How often an elastic run looks for more room."""
     concurrent_runs: PositiveInt = 1
-    """Runs at the same time; the others wait."""
+    """Training runs at the same time. The others wait."""
     cpus_per_worker: PositiveFloat = 1.0
     use_gpu: bool = False
     gpus_per_worker: PositiveFloat = 1.0
@@ -73,39 +74,39 @@ class TrainPlacement(Placement):
     accelerator_type: str | None = None
     """Ray's name of the GPU to train on, for example `A100`."""
     label_selector: Annotated[dict[str, str], Field(strict=False)] = Field(default_factory=dict)
-    """Node labels that every training worker asks for, for example `{"ray.io/market-type": "spot"}`."""
+    """Node labels that every training worker requires, for example `{"ray.io/market-type": "spot"}`."""
     launcher_label_selector: Annotated[dict[str, str], Field(strict=False)] = Field(default_factory=dict)
     """Node labels for the launcher tasks, for example the head's; by default the driver's own node."""
     threads_per_worker: PositiveInt = 1
     loader_workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that read and decode for one worker; 0 does so in threads of the worker itself."""
+    """Processes that read and decode for one worker. 0 uses threads of the worker itself."""
     checkpoint_interval_seconds: PositiveFloat = 600.0
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Worker failures that Ray Train repairs within one launch."""
+    """Worker failures within one launch that Ray Train recovers from."""
     max_preemptions: Annotated[int, Field(ge=-1)] = -1
-    """Lost spot machines that Ray Train repairs, not counted as failures; -1 for any number."""
+    """Preempted machines that Ray Train recovers from, not counted as failures. -1 for any number."""
     max_launches: PositiveInt = 3
-    """Launches of one run by the scheduler: a lost launcher or controller costs one."""
+    """Launches of one run by the scheduler. A lost launcher or controller costs one."""
     nonfinite: Literal["stop", "rollback"] = "stop"
-    """Where loss or gradient is not a finite number the weights are not updated. `stop` ends the run; `rollback` goes
-    back to the last checkpoint and leaves that batch out."""
+    """What happens if loss or gradient is not a finite number; the weights are never updated with it. `stop` ends the
+    run. `rollback` returns to the last checkpoint and skips that batch."""
     max_rollbacks: Annotated[int, Field(ge=0)] = 3
     """Rollbacks of one run before it ends."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """How several workers share a model: a copy each (`ddp`), or shards of one (`fsdp`, for big towers)."""
+    """`ddp`: each worker has a copy of the model. `fsdp`: the workers hold shards of one, for big towers."""
     micro_batch_size: PositiveInt | None = None
-    """Samples that go through a worker's model at once; the batch is accumulated by cached features (GradCache), with
-    the same gradients. By default all of a worker's part."""
+    """Samples that go through a worker's model at once. The batch is accumulated by cached features (GradCache), with
+    the same gradients. By default a worker's whole part of the batch."""
     gradient_checkpointing: bool = False
-    """Compute activations anew in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass: less memory, more time."""
     compile: bool = False
-    """torch.compile the model."""
+    """Compile the model with `torch.compile`."""
     text_length_groups: PositiveInt = 4
-    """Captions of a batch are sorted into this many groups by length and each is padded to its own longest: the same
-    features, less work. Only for causal text towers; 1 pads all to the context length."""
+    """Captions of a batch are sorted into this many groups by length, and each group is padded to its longest caption:
+    the same features for less work. Only for causal text towers. 1 pads all to the context length."""
     log_interval_steps: PositiveInt = 20
     trackers: Annotated[tuple[Literal["wandb", "mlflow"], ...], Field(strict=False)] = ()
-    """Where to log besides TensorBoard; the package must be installed on the workers."""
+    """Trackers besides TensorBoard. Their packages must be installed on the workers."""
     tracker_project: str = "mode_ray"
     """Project (W&B) or experiment (MLflow) of the runs."""
 
@@ -121,43 +122,43 @@ class TrainPlacement(Placement):
 
 
 class TrainConfig(Settings):
-    """Seed model, dense baseline and experts; budgets are counted in samples seen."""
+    """Seed model, dense baseline and experts. Budgets count samples seen."""
 
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()
     data: TrainDataConfig = TrainDataConfig()
     experts: PositiveInt = 4
-    """n: which coarse map the experts are trained for."""
+    """Number of experts n: one of `cluster.coarse.experts`."""
     dense_samples: PositiveInt
-    """Samples the dense baseline sees; the paper's 32 epochs of the data."""
+    """Samples that the dense baseline sees; in the paper 32 epochs of the data."""
     seed_share: Share = 27 / 32
-    """Share of `dense_samples` (and of the schedule) that the common seed model takes."""
+    """Share of `dense_samples`, and of the schedule, that the common seed model is trained for."""
     reuse: str | None = None
-    """Another run's directory: its seed, dense baseline and experts are taken over, unchanged, where they are models
-    of this config; only what it does not have is trained (`mode-ray train add`)."""
+    """Directory of another run. Its seed, dense baseline and experts are copied if they are models of this config.
+    Only the other models are trained (`mode-ray train add`). Former name: `standing`."""
     reuse_models: Annotated[tuple[ReusableModels, ...], Field(strict=False)] = ("seed", "dense", "experts")
-    """Which of its models may be taken over. Without `experts`, all experts are trained anew: for example with another
-    `expert_budget`."""
+    """Which models of that run may be reused. Without `experts`, all experts are trained, for example with another
+    `expert_budget`. Former name: `standing_models`."""
     expert_budget: Literal["shared", "full"] = "shared"
-    """`shared`: the experts together see the rest. `full`: every expert sees as much as the rest."""
+    """`shared`: the experts together see the remaining samples. `full`: every expert sees that many."""
     batch_size: PositiveInt = 32768
     """Global batch, over all workers of a run."""
     out_of_cluster_share: Share = 0.02
     """Share of an expert's pairs that are drawn from the other clusters."""
     controls: Annotated[tuple[Control, ...], Field(strict=False)] = ("dense",)
-    """What else to train, to compare with. `dense`: one model on all data for `dense_samples`.
+    """Further models to train, for comparison. `dense`: one model on all data for `dense_samples`.
     `dense_equal_total`: the same for as many samples as seed and experts see together, on a schedule of its own;
     (27 + 5n)/32 of `dense_samples` with the paper's seed share and `expert_budget: full`. `full`: n models from the
-    seed, each on all data in an order of its own. `random`: n models from the seed on rows dealt at random, in the
-    experts' sizes."""
+    seed, each on all data in an order of its own. `random`: n models from the seed on rows distributed at random, in
+    the experts' sizes."""
     seed: Seed = 0
     placement: TrainPlacement = TrainPlacement()
 
     @model_validator(mode="before")
     @classmethod
     def _controls_are_a_list(cls, values: Any) -> Any:  # noqa: ANN401  (pydantic's own contract)
-        """Configs and runs of before are told what to write instead."""
+        """Refuse the former fields `dense` and `random_control`, with what to write instead."""
         before = {"dense": "dense", "random_control": "random"}
         if not isinstance(values, dict) or not (given := [name for name in before if name in values]):
             return values
@@ -180,7 +181,7 @@ class TrainConfig(Settings):
             if self.batch_size % workers:
                 raise ValueError(
                     f"batch_size={self.batch_size} is not a multiple of {workers}, a number of workers that "
-                    "placement.workers_per_run and max_workers_per_run allow: it cannot be dealt evenly"
+                    "placement.workers_per_run and max_workers_per_run allow: the batch cannot be split evenly"
                 )
         if self.loss.kind == "siglip" and self.loss.mask_equal_captions:
             raise ValueError("loss.mask_equal_captions goes with loss.kind=clip only")
