@@ -155,7 +155,8 @@ class TestCards:
 class TestAll:
     def test_every_expert_is_a_folder_beside_one_clustering_and_one_card(self, export: Export) -> None:
         folder = export()
-        assert names(folder) == {"README.md", "clustering", "expert-00", "expert-01", "expert-02"}
+        files = {"README.md", "mode_ray.json", "clustering"}
+        assert names(folder) == files | {"expert-00", "expert-01", "expert-02"}
         for number in range(3):
             assert names(folder / f"expert-{number:02d}") == MODEL_FILES | {"README.md", "clustering"}
             load_clip(Location.parse(str(folder / f"expert-{number:02d}")))
