@@ -48,9 +48,9 @@ def folder(tmp_path: Path, new_clip: Callable[[], ClipModel]) -> Location:
 
 @pytest.fixture
 def picture_file(tmp_path: Path) -> Path:
-    """A picture in a file of its own."""
+    """A picture of noise."""
     file = tmp_path / "picture.png"
-    file.write_bytes(picture(0))
+    file.write_bytes(picture(1))
     return file
 
 

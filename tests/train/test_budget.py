@@ -156,7 +156,7 @@ def test_dense_runs_start_with_the_seed_and_control_ensembles_after_the_experts(
 
 @pytest.mark.parametrize("name", ["n4", "other-n4/00", "n4/00/x", ""])
 def test_other_names_have_no_role(name: str) -> None:
-    with pytest.raises(ValueError, match="no name of a trial"):
+    with pytest.raises(ValueError, match="is not the name of a trial"):
         role_of(name)
 
 
