@@ -193,7 +193,7 @@ class TestClustering:
         embed, cluster, _ = plan.stages
         assert embed.written_bytes == 0.0
         assert cluster.wall_hours * HOUR == pytest.approx(7.0)
-        assert any("the clustering of another run is used" in assumption for assumption in plan.assumptions)
+        assert any("the clustering of another run is reused" in assumption for assumption in plan.assumptions)
 
 
 class TestTraining:
@@ -265,7 +265,7 @@ class TestMistakes:
             ({"shape": ClusterShape(machines=4, cores=0, gpus=0.0, capped=False)}, "give both"),
             ({"prices": Prices(cpu_hour=-1.0)}, "prices cannot be negative"),
             ({"train_samples_per_second": 0.0}, "training samples a second must be above 0"),
-            ({"shape": ClusterShape(machines=0, cores=0, gpus=8.0, capped=False)}, "ran it without: make a small run"),
+            ({"shape": ClusterShape(machines=0, cores=0, gpus=8.0, capped=False)}, "ran it without GPUs"),
         ],
     )
     def test_numbers_that_cannot_be(self, more: Mapping[str, Any], said: str) -> None:
