@@ -161,7 +161,7 @@ def test_the_drift_report_finds_the_foreign_captions(runs: Runs) -> None:
     assert report["far_rows"] >= 0.9 * len(FOREIGN)
     assert report["clusters"]["rows"] == np.bincount(table["fine"].to_numpy(), minlength=M).tolist()
     assert report["quantiles"]["0.5"] == pytest.approx(np.quantile(distance, 0.5, method="inverted_cdf"), abs=3e-4)
-    assert "consider `mode-ray cluster extend`" in report["verdict"][0]
+    assert "Consider `mode-ray cluster extend`" in report["verdict"][0]
 
 
 def test_the_extension_keeps_the_parent_as_its_prefix(runs: Runs) -> None:
@@ -225,7 +225,7 @@ def test_the_whole_way_with_a_fitted_run_and_kept_embeddings(
     run_stages(second)
     summaries = [(tmp_path / run / "clusters/summary.json").read_bytes() for run in ("first", "second")]
     assert summaries[0] == summaries[1]  # it comes with the clustering
-    assert "consider `mode-ray cluster extend`" in capsys.readouterr().out
+    assert "Consider `mode-ray cluster extend`" in capsys.readouterr().out
     assert main(["cluster", "extend", "--config", second, "--centers", str(K), "--to", str(tmp_path / "more")]) == 0
     made = Clustering.load(Location(str(tmp_path / "more")))
     assert len(made.centers_md) == M + K

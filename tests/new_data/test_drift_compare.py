@@ -88,7 +88,7 @@ class TestCompare:
         assert made.far_rows == 4 * 83
         assert made.verdict == [
             "8.3% of the new captions are far from every center (1.0% of the fitted sample). "
-            "consider `mode-ray cluster extend`."
+            "Consider `mode-ray cluster extend`."
         ]
 
     def test_a_handful_of_far_captions_among_few_does_not(self, clustering: Clustering) -> None:
