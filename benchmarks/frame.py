@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mode_ray.stages.manifest import package_versions
+from mode_ray.util.versions import package_versions
 
 OURS = "mode_ray"
 

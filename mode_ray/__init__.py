@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from mode_ray.config.run import RunConfig as RunConfig
     from mode_ray.ensemble.ensemble import Ensemble as Ensemble
     from mode_ray.ensemble.ensemble import load as load
-    from mode_ray.ensemble.pipeline_run import run as run
     from mode_ray.errors import ModeRayError as ModeRayError
+    from mode_ray.pipeline_run import run as run
     from mode_ray.routing.router import routing_weights_of as routing_weights
 
 __version__ = "0.1.0"
@@ -27,7 +27,7 @@ _HOMES = {
     "RunConfig": ("mode_ray.config.run", "RunConfig"),
     "load": ("mode_ray.ensemble.ensemble", "load"),
     "load_config": ("mode_ray.config.load", "load_config"),
-    "run": ("mode_ray.ensemble.pipeline_run", "run"),
+    "run": ("mode_ray.pipeline_run", "run"),
     "routing_weights": ("mode_ray.routing.router", "routing_weights_of"),
 }
 __all__ = [

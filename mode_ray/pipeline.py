@@ -22,13 +22,14 @@ from mode_ray.observe.log import json_logger, log_format
 from mode_ray.observe.metrics import PipelineMetrics
 from mode_ray.observe.progress import Progress
 from mode_ray.run_directory import LISTING, RUN_CONFIG, SUMMARY_FILE, VERSIONS, stage_directories
-from mode_ray.stages.manifest import Manifest, Stage, StageState, package_versions
+from mode_ray.stages.manifest import Manifest, Stage, StageState
 from mode_ray.stages.resume import plan_units, refuse_replaced_sources
 from mode_ray.stages.run import Run, StageReport
 from mode_ray.stages.work_unit import require_images
 from mode_ray.storage import Location
 from mode_ray.sweep.results import SweepReport
 from mode_ray.train.stage import retry_trial, run_train, train_fields
+from mode_ray.util.versions import package_versions
 
 
 @dataclass(frozen=True)

@@ -76,10 +76,10 @@ def page_code() -> list[str]:
 
 class TestPage:
     def test_the_reference_is_up_to_date(self) -> None:
-        from mode_ray.ensemble.reference import with_reference
+        from mode_ray.api_reference import with_reference
 
         page = PAGE.read_text()
-        assert page == with_reference(page), "run: .venv/bin/python -m mode_ray.ensemble.reference docs/api.md"
+        assert page == with_reference(page), "run: .venv/bin/python -m mode_ray.api_reference docs/api.md"
 
     def test_every_public_name_is_on_it(self) -> None:
         import mode_ray

@@ -19,8 +19,9 @@ from mode_ray.embed.load import load_encoder
 from mode_ray.embed.stage import unit_record
 from mode_ray.embed.table import as_stored, embedding_vectors, split_usable
 from mode_ray.errors import DataError
+from mode_ray.stages.execute import UnitWork
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, read_output
-from mode_ray.stages.resume import UnitWork, run_work_unit_stage
+from mode_ray.stages.resume import run_work_unit_stage
 from mode_ray.stages.run import Run, StageReport
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location

@@ -19,11 +19,12 @@ from mode_ray.config.run import RunConfig
 from mode_ray.embed.table import EMBEDDING, embedding_vectors
 from mode_ray.errors import DataError
 from mode_ray.run_directory import ATLAS_HTML
-from mode_ray.stages.manifest import package_versions, read_manifest, read_output, read_units
+from mode_ray.stages.manifest import read_manifest, read_output, read_units
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.util.ray_tasks import task_result
 from mode_ray.util.sampling import allocate_sample, sample_positions
+from mode_ray.util.versions import package_versions
 
 MIN_SAMPLE_CAPTIONS = 100_000
 SAMPLE_CAPTIONS_PER_CENTER = 24

@@ -18,8 +18,9 @@ from mode_ray.embed.load import load_encoder
 from mode_ray.embed.table import EMBEDDING, embedding_column, place_columns, split_usable
 from mode_ray.errors import DataError
 from mode_ray.run_directory import CAPTION_COUNTS
+from mode_ray.stages.execute import UnitWork
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, combined_hash
-from mode_ray.stages.resume import UnitWork, plan_units, run_work_unit_stage
+from mode_ray.stages.resume import plan_units, run_work_unit_stage
 from mode_ray.stages.run import Run, StageReport
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.util.sampling import allocate_sample, sample_positions

@@ -11,9 +11,9 @@ from mode_ray.config.load import load_config
 from mode_ray.config.run import RunConfig
 from mode_ray.embed.encoder import encoder_config
 from mode_ray.errors import DataError, UsageError
-from mode_ray.export.description import EnsembleDescription, read_description
 from mode_ray.models.architecture import HUB_PREFIX, hub_name
 from mode_ray.models.files import find_problem
+from mode_ray.routing.description import EnsembleDescription, read_description
 from mode_ray.run_directory import (
     CLUSTERING_FOLDER,
     ENSEMBLE_FILE,

@@ -9,10 +9,10 @@ from mode_ray.cluster.reuse import read_reused
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.export.card import CARD_FILE, is_license, render_card
-from mode_ray.export.description import EnsembleDescription, write_description
 from mode_ray.export.facts import ExpertFacts, RunFacts, collect_facts
 from mode_ray.export.target import new_directory
 from mode_ray.models.architecture import WEIGHTS_FILE, model_files
+from mode_ray.routing.description import EnsembleDescription, write_description
 from mode_ray.run_directory import CLUSTERING_FOLDER, expert_folder
 from mode_ray.storage import Location
 

@@ -17,8 +17,9 @@ from mode_ray.evaluate.measure.models import check_models, find_trained
 from mode_ray.index.parts import Hit, ImageIndex, build_parts
 from mode_ray.models.files import weights_mark
 from mode_ray.run_directory import index_embeddings, index_parts, stage_directories
+from mode_ray.stages.execute import UnitWork
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, combined_hash, read_manifest
-from mode_ray.stages.resume import UnitWork, plan_units, refuse_replaced_sources, run_work_unit_stage
+from mode_ray.stages.resume import plan_units, refuse_replaced_sources, run_work_unit_stage
 from mode_ray.stages.run import Run
 from mode_ray.stages.work_unit import PAIR_FORMATS, WorkUnit, require_images
 from mode_ray.storage import Location

@@ -19,8 +19,9 @@ from mode_ray.embed.table import EMBEDDING, embedding_column, embedding_vectors,
 from mode_ray.errors import DataError
 from mode_ray.new_data.tally import far_mask
 from mode_ray.run_directory import FAR_DIRECTORY
+from mode_ray.stages.execute import UnitWork
 from mode_ray.stages.manifest import Stage, UnitRecord, read_output, read_units
-from mode_ray.stages.resume import UnitWork, run_work_unit_stage
+from mode_ray.stages.resume import run_work_unit_stage
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.util.sampling import sample_positions

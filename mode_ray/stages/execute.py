@@ -8,6 +8,7 @@ import json
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -31,28 +32,41 @@ _REASON_CHARACTERS = 300
 _GROW_ABOVE_TASKS = 0.75  # an actor
 
 
+@dataclass(frozen=True)
+class UnitWork:
+    """What a stage does to its work units.
+
+    Attributes:
+        worker: Makes the worker, in each actor.
+        arguments: Its arguments.
+        pool: Size and resources of the pool.
+        rows: What the work units hold, for messages.
+    """
+
+    worker: Callable[..., UnitWorker]
+    arguments: Sequence[Any]
+    pool: ActorPool
+    rows: str = "captions"
+
+
 def run_units(
     work_units: Sequence[WorkUnit],
-    worker: Callable[..., UnitWorker],
-    arguments: Sequence[Any],
+    work: UnitWork,
     directory: Location,
     attempt: str,
-    pool: ActorPool,
     on_record: Callable[[UnitRecord], None],
 ) -> PackedMapping[UnitRecord]:
     """Process work units on an actor pool; an output is on storage when its record arrives.
 
     Actors that are lost, with or without their node, are replaced, and their unfinished tasks run again, up to
-    `pool.retries_per_unit` times. Units whose task was lost more often are tried once more, each in a task of its own.
+    `retries_per_unit` times. Units whose task was lost more often are tried once more, each in a task of its own.
     So a unit that kills its worker, for example by its use of memory, is quarantined alone.
 
     Args:
         work_units: The units to process.
-        worker: Makes the worker, in each actor.
-        arguments: Its arguments.
+        work: What to do with a unit.
         directory: Where the outputs are written.
         attempt: Name of the stage's invocation.
-        pool: Size and resources of the pool.
         on_record: Called with every record as it arrives.
 
     Returns:
@@ -67,7 +81,8 @@ def run_units(
     if not work_units:
         return record_book()
     directory.remove_temporaries()
-    actor = (worker, tuple(arguments), directory.uri, attempt, pool.retries_per_unit)
+    pool = work.pool
+    actor = (work.worker, tuple(work.arguments), directory.uri, attempt, pool.retries_per_unit)
     ledger = UnitLedger(work_units, pool, attempt, on_record)
     for record in _run_tasks(work_units, actor, pool, ledger.units_per_task):
         ledger.take(record)

@@ -8,14 +8,12 @@ run needs no other memory.
 
 import hashlib
 import json
-import platform
 import secrets
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -26,20 +24,11 @@ from mode_ray.run_directory import MANIFEST, STARTED, UNITS, is_unit_output, uni
 from mode_ray.stages.packed import PackedMapping
 from mode_ray.stages.unit_table import UNITS_SCHEMA, HashOfHashes, UnitTotals, units_table
 from mode_ray.storage import Location, is_damage
+from mode_ray.util.versions import package_versions
 
 FOOTER_KEY = b"mode_ray.unit"
 _FOOTER_READERS = 16
 _UNITS_AT_ONCE = 4096
-_VERSIONED_PACKAGES = (
-    "mode_ray",
-    "ray",
-    "torch",
-    "open_clip_torch",
-    "pyarrow",
-    "numpy",
-    "faiss-cpu",
-    "faiss-gpu",
-)
 
 StageState = Literal["absent", "started", "done"]
 
@@ -335,17 +324,6 @@ def count_refused(records: Iterable[UnitRecord]) -> dict[str, int]:
     for record in records:
         total.update(record.refused)
     return dict(sorted(total.items()))
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that shape the outputs."""
-    versions = {"python": platform.python_version()}
-    for package in _VERSIONED_PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def read_record(file: Location) -> UnitRecord:

@@ -11,12 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mode_ray.config.base import ActorPool
 from mode_ray.config.captions import LimitsConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.run_directory import MANIFEST, QUARANTINE, UNITS
-from mode_ray.stages.actor import UnitWorker
-from mode_ray.stages.execute import cluster_resources, run_units
+from mode_ray.stages.execute import UnitWork, cluster_resources, run_units
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, count_refused
 from mode_ray.stages.packed import PackedMapping
 from mode_ray.stages.work_unit import WorkUnit, WorkUnitTable
@@ -128,23 +126,6 @@ def _time(unix_seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_seconds))
 
 
-@dataclass(frozen=True)
-class UnitWork:
-    """What a stage does to its work units.
-
-    Attributes:
-        worker: Makes the worker, in each actor.
-        arguments: Its arguments.
-        pool: Size and resources of the pool.
-        rows: What the work units hold, for messages.
-    """
-
-    worker: Callable[..., UnitWorker]
-    arguments: Sequence[Any]
-    pool: ActorPool
-    rows: str = "captions"
-
-
 def run_work_unit_stage(
     stage: Stage,
     work_units: Sequence[WorkUnit],
@@ -171,7 +152,7 @@ def run_work_unit_stage(
     began = time.monotonic()
     with ThreadPoolExecutor(_REMOVERS) as removers:
         list(removers.map(lambda unit: stage.output(unit).delete(), [*plan.replaced, *plan.vanished]))
-    made = run_units(plan.left, work.worker, work.arguments, stage.directory, stage.attempt, work.pool, on_record)
+    made = run_units(plan.left, work, stage.directory, stage.attempt, on_record)
     summary: dict[str, Any] = {
         "units_made": len(made),
         "units_with_replaced_source": len(plan.replaced),

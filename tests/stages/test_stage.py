@@ -16,13 +16,13 @@ from mode_ray.stages.manifest import (
     UnitRecord,
     combined_hash,
     count_refused,
-    package_versions,
     read_manifest,
     read_output,
     read_units,
     table_hash,
 )
 from mode_ray.storage import Location
+from mode_ray.util.versions import package_versions
 
 FIELDS: dict[str, object] = {"encoder.model": "minilm", "cluster.seed": 0, "captions.paths": ["a", "b"]}
 

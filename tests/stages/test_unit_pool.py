@@ -21,13 +21,16 @@ from mode_ray.config.captions import CaptionsConfig, EncoderConfig, EncoderPlace
 from mode_ray.embed.stage import EmbedWorker
 from mode_ray.errors import DataError, UsageError, WriteError
 from mode_ray.stages.actor import UnitActor
-from mode_ray.stages.execute import run_units
+from mode_ray.stages.execute import UnitWork, run_units
 from mode_ray.stages.manifest import UnitRecord
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
 DEADLINE_SECONDS = 10.0
 START_DEADLINE_SECONDS = 120.0
+
+
+ONE = ActorPool(max_actors=1)
 
 
 class ScriptedWorker:
@@ -230,7 +233,7 @@ class TestOnRay:
         output = Location(str(folder / "out"))
         arrived: list[UnitRecord] = []
         todo = list_work_units(captions)
-        made = run_units(todo, EmbedWorker, arguments, output, "attempt-7", ActorPool(), arrived.append)
+        made = run_units(todo, UnitWork(EmbedWorker, arguments, ActorPool()), output, "attempt-7", arrived.append)
         records = list(made.values())
         assert records == arrived
         by_unit = {record.unit: record for record in records}
@@ -251,9 +254,7 @@ class TestOnRay:
                 raise AssertionError("never reached")
 
         with pytest.raises(RuntimeError, match=r"a defect at u0\nwhile reading /in/u0\.tar"):
-            run_units(
-                work_units(1), Defective, (), Location(str(folder / "out")), "a", ActorPool(max_actors=1), nothing
-            )
+            run_units(work_units(1), UnitWork(Defective, (), ONE), Location(str(folder / "out")), "a", nothing)
         assert names(folder / "out") == []
 
     def test_what_a_worker_refuses_reaches_the_user_as_it_was_said(self, folder: Path) -> None:
@@ -261,7 +262,13 @@ class TestOnRay:
             raise UsageError("no such encoder")
 
         with pytest.raises(UsageError) as caught:
-            run_units(work_units(1), refuse, (), Location(str(folder / "out")), "a", ActorPool(max_actors=1), nothing)
+            run_units(
+                work_units(1),
+                UnitWork(refuse, (), ONE),
+                Location(str(folder / "out")),
+                "a",
+                nothing,
+            )
         assert str(caught.value) == "no such encoder"
 
     def test_a_pool_grows_when_units_are_handed_out_one_by_one(self, folder: Path) -> None:
@@ -282,7 +289,10 @@ class TestOnRay:
                 )
 
         pool = ActorPool(min_actors=1, max_actors=2)
-        assert len(run_units(work_units(4), Waiting, (), Location(str(folder / "out")), "a", pool, nothing)) == 4
+        assert (
+            len(run_units(work_units(4), UnitWork(Waiting, (), pool), Location(str(folder / "out")), "a", nothing))
+            == 4
+        )
 
     def test_a_shard_that_kills_its_worker_is_quarantined_alone(self, folder: Path) -> None:
         class Killed:
@@ -300,7 +310,7 @@ class TestOnRay:
 
         pool = ActorPool(max_actors=1, retries_per_unit=1)
         output = Location(str(folder / "out"))
-        records = run_units(work_units(16), Killed, (), output, "a", pool, nothing).values()
+        records = run_units(work_units(16), UnitWork(Killed, (), pool), output, "a", nothing).values()
         assert sorted(record.unit for record in records) == sorted(work_unit.unit for work_unit in work_units(16))
         assert {record.unit: record.error for record in records if record.error is not None} == {
             "u2": "/in/u2.tar: its worker process died 2 times while processing only this unit (out of memory?)"
@@ -309,4 +319,4 @@ class TestOnRay:
 
 
 def test_nothing_to_do_needs_no_ray(tmp_path: Path) -> None:
-    assert run_units([], ScriptedWorker, (), Location(str(tmp_path)), "a", ActorPool(), nothing) == {}
+    assert run_units([], UnitWork(ScriptedWorker, (), ActorPool()), Location(str(tmp_path)), "a", nothing) == {}

@@ -31,10 +31,11 @@ from mode_ray.evaluate.report.schema import (
 from mode_ray.evaluate.report.sources import ReportSources
 from mode_ray.evaluate.tasks.task import Task
 from mode_ray.routing.weights import RoutingWeights, nearest_centers, top_centers
-from mode_ray.stages.manifest import package_versions, read_manifest
+from mode_ray.stages.manifest import read_manifest
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.train.plan import DENSE, DENSE_EQUAL_TOTAL, expert_name
 from mode_ray.train.runs.trial import read_metrics
+from mode_ray.util.versions import package_versions
 
 MetricsByTask = dict[str, dict[str, float]]
 _CONTROL_TITLES: dict[Literal["full", "random"], str] = {"full": "Full", "random": "Random"}

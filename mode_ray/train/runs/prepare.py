@@ -9,7 +9,7 @@ from mode_ray.config.base import ActorPool
 from mode_ray.config.train import TrainPlacement
 from mode_ray.errors import DataError, WorkerError
 from mode_ray.pairs.materialise import MaterialiseWorker
-from mode_ray.stages.execute import run_units
+from mode_ray.stages.execute import UnitWork, run_units
 from mode_ray.train.runs.trial import TrialJob
 from mode_ray.train.runs.trial_data import TrialData
 from mode_ray.util.ray_tasks import task_result
@@ -65,9 +65,8 @@ def materialise(job: TrialJob) -> None:
     arguments = (tars.source, job.config.captions, tars.block_pairs, count)
     actors = max(1, placement.workers_per_run)
     pool = ActorPool(min_actors=actors, max_actors=actors, cpus_per_actor=placement.cpus_per_worker)
-    records = run_units(
-        tars.left(count), MaterialiseWorker, arguments, tars.folder, tars.stage.attempt, pool, lambda _: None
-    )
+    work = UnitWork(MaterialiseWorker, arguments, pool)
+    records = run_units(tars.left(count), work, tars.folder, tars.stage.attempt, lambda _: None)
     failed = next((record.error for record in records.values() if record.error is not None), None)
     if failed is not None:
         raise DataError(failed)

@@ -1,6 +1,6 @@
 """The reference in docs/api.md, made of the signatures and docstrings of the public names.
 
-`python -m mode_ray.ensemble.reference docs/api.md` replaces what follows the heading `## Reference`. A test compares
+`python -m mode_ray.api_reference docs/api.md` replaces what follows the heading `## Reference`. A test compares
 the page with the code.
 """
 
@@ -19,6 +19,7 @@ from mode_ray.ensemble.ensemble import Classification, Ensemble, load
 from mode_ray.ensemble.expert import EnsembleExpert
 from mode_ray.ensemble.open_clip_model import EnsembleModel, EnsembleTokenizer
 from mode_ray.ensemble.task import NearestCluster, Task
+from mode_ray.pipeline_run import PipelineRun, run
 from mode_ray.routing.router import routing_weights_of
 from mode_ray.routing.weights import RoutingWeights
 
@@ -26,6 +27,8 @@ HEADING = "## Reference"
 # Name, object, and the methods and properties to show.
 _ENTRIES: Sequence[tuple[str, object, Sequence[str]]] = (
     ("mode_ray.load", load, ()),
+    ("mode_ray.run", run, ()),
+    ("PipelineRun", PipelineRun, ("status", "report", "ensemble")),
     (
         "Ensemble",
         Ensemble,
