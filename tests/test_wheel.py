@@ -24,7 +24,7 @@ print(json.dumps({name: hashlib.sha256((package / name).read_bytes()).hexdigest(
 def package_files() -> dict[str, Path]:
     """Every file of the package in the tree, by its path below mode_ray/."""
     folder = REPOSITORY / "mode_ray"
-    files = (file for file in folder.rglob("*") if file.is_file() and file.suffix != ".pyc")
+    files = (file for file in folder.rglob("*") if file.is_file() and file.parent.name != "__pycache__")
     return {file.relative_to(folder).as_posix(): file for file in files}
 
 

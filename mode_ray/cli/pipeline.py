@@ -159,7 +159,7 @@ def retry(
     ],
     overrides: Overrides,
 ) -> None:
-    """Train one failed training run again."""
+    """Resume one failed training run."""
     with on_ray(load(config, overrides)) as pipeline:
         pipeline.retry(trial)
 

@@ -80,14 +80,12 @@ def search(
         raise UsageError("search needs at least one query (--text or --texts) and a --count of 1 or more")
     settings = load(config, overrides)
     from mode_ray.index.stage import search_index
-    from mode_ray.util.tables import WideTable
 
     found = search_index(settings, queries, count, as_one_task=as_one_task)
     for query, hits in zip(queries, found, strict=True):
-        table = WideTable(query, "image", "file", "row", "score", words=2)
+        say(query)
         for hit in hits:
-            table.add_row(hit.key, hit.source, str(hit.row), f"{hit.score:.4f}")
-        console().print(table)
+            say(f"  {hit.score:.4f}  {hit.key}  {hit.source}, row {hit.row}")
 
 
 def _lines(file: "Location") -> list[str]:
@@ -137,7 +135,7 @@ def sweep(config: Config, overrides: Overrides) -> None:
 def study(
     config: Annotated[str, typer.Option(metavar="FILE", help="The study's YAML file or its URI: docs/studies.md")],
 ) -> None:
-    """Compare the results of runs that differ in one field."""
+    """Run a config with several values of a field, and compare the results."""
     from mode_ray.config.study import load_study
 
     settings = load_study(config)

@@ -126,7 +126,7 @@ class TestDataErrors:
         assert "mode-ray: embed: 2 of 3 shards could not be read" in ended.stderr
         assert f"{captions}/corrupt.parquet: not a readable parquet file" in ended.stderr
         assert f"{captions}/other.parquet: no column 'caption'; set captions.caption_field to one of" in ended.stderr
-        assert "run again (only they are done again)" in ended.stderr
+        assert "run again (only they are processed again)" in ended.stderr
         assert "Traceback" not in ended.stderr
         written = files_below(folder / "run")
         good = [name for name in written if name.startswith("embeddings/good-")]

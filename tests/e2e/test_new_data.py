@@ -258,7 +258,7 @@ class TestRefusals:
     def test_another_encoder_than_the_clusterings(self, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
         overrides = [f"run={runs.folder / 'other'}", "encoder.max_tokens=32"]
         assert main(["embed", "--config", str(runs.folder / "B.yaml"), *overrides]) == 1
-        assert "use the same encoder or cluster again" in capsys.readouterr().err
+        assert "use the same encoder, or run" in capsys.readouterr().err
         assert not (runs.folder / "other").exists()
 
     def test_an_encoder_that_changed_behind_its_name(self, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,7 +280,7 @@ class TestRefusals:
         config = write_run(runs.folder, "E", NEW, cluster={"reuse": str(runs.folder / "mute")})
         assert main(["embed", "--config", config]) == 0
         assert main(["cluster", "--config", config]) == 1
-        assert "fit it again with this version of mode-ray" in capsys.readouterr().err
+        assert "run the cluster stage again with this version of mode-ray" in capsys.readouterr().err
 
     def test_no_map_for_the_experts_to_train(self, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
         overrides = [f"run={runs.folder / 'other'}", "train.experts=8"]

@@ -228,11 +228,11 @@ def test_status_shows_all_stages_done(run: FinishedRun, capsys: pytest.CaptureFi
     assert main(["status", run.directory.uri]) == 0
     printed = capsys.readouterr().out
     for stage in STAGES:
-        line = next(line for line in printed.splitlines() if f" {stage} " in line)
-        assert " done " in line
+        line = next(line.split() for line in printed.splitlines() if line.split()[:1] == [stage])
+        assert line[1] == "done"
     for trial in TRIALS:
-        line = next(line for line in printed.splitlines() if f" {trial} " in line)
-        assert " finished " in line
+        line = next(line.split() for line in printed.splitlines() if line.split()[:1] == [trial])
+        assert line[1] == "finished"
 
 
 def test_a_second_invocation_has_nothing_to_do_at_once(run: FinishedRun, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from serving import picture
 
 from mode_ray.config.train import ModelConfig
 from mode_ray.errors import DataError, UsageError
@@ -46,13 +47,11 @@ def folder(tmp_path: Path, new_clip: Callable[[], ClipModel]) -> Location:
 
 
 @pytest.fixture
-def picture_file(data_folder: Path, tmp_path: Path) -> Path:
+def picture_file(tmp_path: Path) -> Path:
     """A picture in a file of its own."""
-    picture = tmp_path / "picture.png"
-    archive = (data_folder / "a.tar").read_bytes()
-    start = archive.index(b"\x89PNG")
-    picture.write_bytes(archive[start : archive.index(b"IEND", start) + 8])
-    return picture
+    file = tmp_path / "picture.png"
+    file.write_bytes(picture(0))
+    return file
 
 
 def config(architecture: Path | str, pretrained: str | None = None) -> ModelConfig:

@@ -44,7 +44,7 @@ class TestMistakes:
     def test_no_cluster_is_named(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("RAY_DASHBOARD_ADDRESS", raising=False)
         assert main(["serve", "add", "3"]) == 2
-        assert "Give the dashboard's --address" in capsys.readouterr().err
+        assert "--address is missing: give the dashboard's URL" in capsys.readouterr().err
 
     def test_nothing_listens_at_the_address(self, capsys: pytest.CaptureFixture[str]) -> None:
         with socket.socket() as probe:

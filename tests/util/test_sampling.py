@@ -110,7 +110,7 @@ class TestRefusedCaptions:
 
     def test_captions_that_nobody_counted_cannot_be_drawn_from(self) -> None:
         whole = unit_of(5, {1})
-        with pytest.raises(ValueError, match="not counted"):
+        with pytest.raises(ValueError, match="the positions of these captions are unknown"):
             replace(whole, ordinals=None).take(np.array([1]))
 
 
