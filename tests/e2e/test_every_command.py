@@ -23,6 +23,9 @@ DEADLINE_SECONDS = 600.0
 Command = Callable[..., "CompletedProcess[str]"]
 
 
+pytestmark = pytest.mark.drill
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run_inputs(tmp_path_factory.mktemp("every-command"))
@@ -73,7 +76,6 @@ def test_sweep_trains_its_trials_and_writes_the_best_config(assigned: Command, c
     assert not (folder / "tune").exists()
 
 
-@pytest.mark.drill
 class TestTheOthers:
     @pytest.mark.usefixtures("finished")
     def test_run(self, config: Path) -> None:

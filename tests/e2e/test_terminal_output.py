@@ -16,6 +16,9 @@ DEADLINE_SECONDS = 600.0
 OURS = re.compile(r"\[(embed|cluster|assign)\] ")
 
 
+pytestmark = pytest.mark.drill
+
+
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> "subprocess.CompletedProcess[str]":
     """The stages with actor pools, without the variables by which the other tests set Ray up."""
