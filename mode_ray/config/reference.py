@@ -34,22 +34,29 @@ directory. Sections marked *placement* only decide where and how fast to work, a
 
 def config_reference() -> str:
     """Every field of `RunConfig` with type, default and meaning, as Markdown."""
-    return "\n".join([_HEAD, *_section(RunConfig, ())])
+    return "\n".join([_HEAD, *_section(RunConfig, (), None)])
 
 
-def _section(model: type[Settings], path: tuple[str, ...]) -> list[str]:
-    """One table of the section's own fields, then its sub-sections in order."""
+def _section(model: type[Settings], path: tuple[str, ...], values: Settings | None) -> list[str]:
+    """One table of the section's own fields, then its sub-sections in order.
+
+    Args:
+        model: The section.
+        path: Its dotted name.
+        values: The section that the config has by default; None if it has required fields.
+    """
     note = " (placement)" if issubclass(model, Placement) else ""
     title = f"## `{'.'.join(path)}`{note}" if path else "## Top level"
     fields = model.model_fields
     subsections = {name: field.annotation for name, field in fields.items() if _is_section(field.annotation)}
     lines = [title, "", inspect.cleandoc(model.__doc__ or ""), ""]
-    rows = [_row(name, field) for name, field in fields.items() if name not in subsections]
+    rows = [_row(name, field, values) for name, field in fields.items() if name not in subsections]
     if rows:
         lines += ["| field | type | default | |", "|---|---|---|---|", *rows, ""]
     for name, section in subsections.items():
         if isinstance(section, type):
-            lines += _section(section, (*path, name))
+            default = fields[name].get_default(call_default_factory=True) if values is None else getattr(values, name)
+            lines += _section(section, (*path, name), default if isinstance(default, Settings) else None)
     return lines
 
 
@@ -57,15 +64,16 @@ def _is_section(annotation: object) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, Settings)
 
 
-def _row(name: str, field: FieldInfo) -> str:
+def _row(name: str, field: FieldInfo, values: Settings | None) -> str:
     kind = _type_name(field.annotation) + _bounds(field.metadata)
-    default = "**required**" if field.is_required() else f"`{_default(field)}`"
+    default = "**required**" if field.is_required() else f"`{_default(name, field, values)}`"
     meaning = " ".join((field.description or "").split())
     return f"| `{name}` | {kind} | {default} | {_escaped(meaning)} |"
 
 
-def _default(field: FieldInfo) -> str:
-    return json.dumps(field.get_default(call_default_factory=True), ensure_ascii=False)
+def _default(name: str, field: FieldInfo, values: Settings | None) -> str:
+    value = field.get_default(call_default_factory=True) if values is None else getattr(values, name)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _type_name(annotation: object) -> str:

@@ -185,19 +185,19 @@ def _check_experts(embeddings: Location, models: Sequence[Location | None]) -> N
     """Refuse a search with an expert whose block the index does not have."""
     manifest = read_manifest(embeddings)
     marks: Any = None if manifest is None else manifest.fields.get(_EXPERTS_FIELD)
-    mend = f"delete {embeddings.parent} and run `mode-ray index` again"
+    fix = f"delete {embeddings.parent} and run `mode-ray index` again"
     if not isinstance(marks, list) or len(marks) != len(models):
-        raise DataError(f"{embeddings}: the index is not of this run's {len(models)} experts: {mend}")
+        raise DataError(f"{embeddings}: the index is not of this run's {len(models)} experts: {fix}")
     for expert, (mark, folder) in enumerate(zip(marks, models, strict=True)):
         if folder is None:
             continue
         if mark is None:
             raise DataError(
                 f"{embeddings}: the index was made without expert {expert}: search without it "
-                f"(evaluate.leave_out_experts=[{expert}]), or {mend}"
+                f"(evaluate.leave_out_experts=[{expert}]), or {fix}"
             )
         if mark != weights_mark(folder):
-            raise DataError(f"{embeddings}: the index was made with other weights than those of {folder}: {mend}")
+            raise DataError(f"{embeddings}: the index was made with other weights than those of {folder}: {fix}")
 
 
 def _embed(config: RunConfig, stages: IndexStages, on_record: Callable[[UnitRecord], None]) -> Manifest:

@@ -67,7 +67,7 @@ def refuse_replaced_sources(stage: Stage, work_units: Sequence[WorkUnit]) -> Non
     """Refuse to go on from a stage that is done where one of its sources is another file now.
 
     Raises:
-        UsageError: Names the first such file, in order of the units, and the mend.
+        UsageError: Names the first such file, in order of the units, and the fix.
     """
     units, listed = stage.directory / UNITS, WorkUnitTable.of(work_units).table
     replaced = units.complete(lambda: _first_replaced(units, listed))

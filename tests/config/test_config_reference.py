@@ -40,3 +40,5 @@ def test_a_row_tells_type_limits_default_and_meaning() -> None:
     assert "| `gradient_norm_clip` | float > 0 or null | `null` |" in page
     assert "| `experts` | list of int | `[4]` | " in page
     assert "## `embed.pool` (placement)" in page
+    routers = page.split("## `serve.router_replicas`")[1].split("##")[0]
+    assert "| `min` | int > 0 | `2` |" in routers, "the default of this section, not of its type"
