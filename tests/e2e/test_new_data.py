@@ -44,6 +44,8 @@ NEW = [OLD[:60] + FOREIGN[:40], FOREIGN[40:]]
 ENCODER = {"kind": "static", "model": "package:wordllama"}
 M, K = 12, 3
 
+pytestmark = pytest.mark.drill
+
 
 class Runs(NamedTuple):
     """The folder with A's clustering, runs B and C, and the extended clustering."""
@@ -210,7 +212,6 @@ def test_new_centers_are_the_nearest_by_the_encoder_itself(runs: Runs) -> None:
         assert table["fine"].to_numpy().tolist() == nearest_b.tolist()
 
 
-@pytest.mark.drill
 def test_the_whole_way_with_a_fitted_run_and_kept_embeddings(
     runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -70,6 +70,9 @@ class FinishedRun:
         }
 
 
+pytestmark = pytest.mark.drill
+
+
 @pytest.fixture(scope="module")
 def run(
     s3_server: str,

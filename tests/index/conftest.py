@@ -1,7 +1,6 @@
 """Two untrained experts, a clustering of a real encoder, and images in a parquet file and a tar."""
 
 import io
-import json
 import tarfile
 from pathlib import Path
 
@@ -9,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from copied_run import copy_of
 from PIL import Image
+from tiny_clip import architecture
 
 from mode_ray.captions.listing import list_work_units
 from mode_ray.cluster.clustering import Clustering
@@ -20,6 +21,8 @@ from mode_ray.models.clip import build_clip, save_clip
 from mode_ray.pipeline import build_stages
 from mode_ray.run_directory import stage_directories
 from mode_ray.stages.run import Run
+
+__all__ = ["architecture"]  # a fixture
 
 PARQUET_ROWS, TAR_SAMPLES = 9, 4
 BROKEN_ROW, EMPTY_ROW = 2, 5
@@ -33,20 +36,10 @@ def png(seed: int) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def architecture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny architecture."""
-    folder = tmp_path_factory.mktemp("architecture")
-    vision = {"image_size": 16, "patch_size": 8, "layers": 1, "width": 16, "head_width": 8}
-    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
-    return folder
-
-
-@pytest.fixture
-def config(tmp_path: Path, architecture: Path) -> RunConfig:
-    """A run of two experts whose train stage is done, over one parquet file and one tar."""
-    data = tmp_path / "data"
+def trained(tmp_path_factory: pytest.TempPathFactory, architecture: Path) -> RunConfig:
+    """A run of two experts whose train stage is done, over one parquet file and one tar; tests only read it."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = folder / "data"
     data.mkdir()
     images = [png(row) for row in range(PARQUET_ROWS)]
     images[BROKEN_ROW] = b"no image"
@@ -61,7 +54,7 @@ def config(tmp_path: Path, architecture: Path) -> RunConfig:
                 archive.addfile(member, io.BytesIO(content))
     config = RunConfig.model_validate(
         {
-            "run": str(tmp_path / "run"),
+            "run": str(folder / "run"),
             "captions": {"paths": [str(data)]},
             "encoder": {"kind": "static", "model": "package:wordllama"},
             "cluster": {"sample_rows": 100, "fine": {"centers": len(TOPICS)}, "coarse": {"experts": [2]}},
@@ -87,3 +80,9 @@ def config(tmp_path: Path, architecture: Path) -> RunConfig:
     train.begin(1)
     train.finish([], {"trials": [], "pairs_by_expert": []})
     return config
+
+
+@pytest.fixture
+def config(trained: RunConfig, tmp_path: Path) -> RunConfig:
+    """A copy of the trained run, for one test."""
+    return copy_of(trained, tmp_path)

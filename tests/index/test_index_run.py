@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from copied_run import copy_of
 
 from mode_ray.cli import main
 from mode_ray.config.load import dump_config
@@ -33,6 +34,24 @@ def build(config: RunConfig) -> tuple[Manifest, list[UnitRecord]]:
     return manifest, records
 
 
+def without_0(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"leave_out_experts": (0,)})})
+
+
+@pytest.fixture(scope="module")
+def indexed_once(trained: RunConfig, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A copy of the trained run with its index; tests only read it."""
+    config = copy_of(trained, tmp_path_factory.mktemp("indexed"))
+    build(config)
+    return config
+
+
+@pytest.fixture
+def indexed(indexed_once: RunConfig, tmp_path: Path) -> RunConfig:
+    """A copy of the run with an index, for one test."""
+    return copy_of(indexed_once, tmp_path)
+
+
 @pytest.fixture
 def units_of_two_row_groups(config: RunConfig) -> RunConfig:
     """The parquet file, of nine rows in groups of three, in units of six rows at most."""
@@ -53,20 +72,18 @@ class TestIndex:
         scores = [hit.score for hit in found[0]]
         assert scores == sorted(scores, reverse=True)
 
-    def test_other_routing_searches_the_same_index(self, config: RunConfig) -> None:
-        build(config)
-        uniform = config.model_copy(update={"routing": config.routing.model_copy(update={"rule": "uniform"})})
+    def test_other_routing_searches_the_same_index(self, indexed: RunConfig) -> None:
+        uniform = indexed.model_copy(update={"routing": indexed.routing.model_copy(update={"rule": "uniform"})})
         assert build(uniform)[1] == []
-        ours, theirs = (search_index(one, ["a dog"], USABLE)[0] for one in (config, uniform))
+        ours, theirs = (search_index(one, ["a dog"], USABLE)[0] for one in (indexed, uniform))
         assert {(hit.source, hit.row) for hit in ours} == {(hit.source, hit.row) for hit in theirs}
         assert [hit.score for hit in ours] != [hit.score for hit in theirs]
 
-    def test_larger_parts_are_made_of_the_same_embeddings(self, config: RunConfig) -> None:
-        build(config)
-        larger = config.model_copy(update={"index": config.index.model_copy(update={"rows_per_part": 100})})
+    def test_larger_parts_are_made_of_the_same_embeddings(self, indexed: RunConfig) -> None:
+        larger = indexed.model_copy(update={"index": indexed.index.model_copy(update={"rows_per_part": 100})})
         with pytest.raises(UsageError, match=r"index.rows_per_part was 4, is 100"):
             build(larger)
-        (config.directory / "index" / "faiss").delete()
+        (indexed.directory / "index" / "faiss").delete()
         manifest, records = build(larger)
         assert (manifest.summary["parts"], len(records)) == (1, 1)
 
@@ -85,36 +102,29 @@ class TestIndex:
 
 @pytest.mark.usefixtures("ray_session")
 class TestLeavingOutAnExpert:
-    @pytest.fixture
-    def without_0(self, config: RunConfig) -> RunConfig:
-        return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"leave_out_experts": (0,)})})
-
-    def test_a_search_without_it_takes_the_same_index(self, config: RunConfig, without_0: RunConfig) -> None:
-        build(config)
+    def test_a_search_without_it_takes_the_same_index(self, indexed: RunConfig) -> None:
         # Of the model that is left out nothing is read.
-        (stage_directories(config.directory)["train"] / "n2/00").delete()
-        found = search_index(without_0, ["a dog"], USABLE)[0]
-        index = ImageIndex(config.directory / "index" / "embeddings", config.directory / "index" / "faiss", 3)
-        expert = Expert(stage_directories(config.directory)["train"] / "n2/01", "cpu")
+        (stage_directories(indexed.directory)["train"] / "n2/00").delete()
+        found = search_index(without_0(indexed), ["a dog"], USABLE)[0]
+        index = ImageIndex(indexed.directory / "index" / "embeddings", indexed.directory / "index" / "faiss", 3)
+        expert = Expert(stage_directories(indexed.directory)["train"] / "n2/01", "cpu")
         text = expert.encode_texts(["a dog"])
         alone, _ = index.search(np.concatenate([np.zeros_like(text), text], axis=1), USABLE)
         np.testing.assert_allclose([hit.score for hit in found], alone[0], atol=1e-6)
 
-    def test_an_index_made_without_it_has_a_block_of_zeros(self, config: RunConfig, without_0: RunConfig) -> None:
+    def test_an_index_made_without_it_has_a_block_of_zeros(self, config: RunConfig) -> None:
         (stage_directories(config.directory)["train"] / "n2/00").delete()
-        build(without_0)
+        build(without_0(config))
         embeddings = config.directory / "index" / "embeddings"
         tables = [embedding_rows(read_output(embeddings, unit.unit)) for unit in read_units(embeddings)]
         rows_nd = np.concatenate(tables)
         assert (len(rows_nd), rows_nd.shape[1]) == (USABLE, 32)
         assert not rows_nd[:, :16].any()
         np.testing.assert_allclose(np.linalg.norm(rows_nd[:, 16:], axis=1), 1.0, atol=1e-5)
-        assert len(search_index(without_0, ["a dog"], 3)[0]) == 3
+        assert len(search_index(without_0(config), ["a dog"], 3)[0]) == 3
 
-    def test_a_search_with_an_expert_that_the_index_lacks_is_refused(
-        self, config: RunConfig, without_0: RunConfig
-    ) -> None:
-        build(without_0)
+    def test_a_search_with_an_expert_that_the_index_lacks_is_refused(self, config: RunConfig) -> None:
+        build(without_0(config))
         with pytest.raises(DataError, match=r"made without expert 0: search without it \(evaluate.leave_out_experts="):
             search_index(config, ["a dog"], 3)
 
@@ -135,20 +145,18 @@ class TestMistakes:
             stages_of(config)
 
     @pytest.mark.usefixtures("ray_session")
-    def test_an_index_of_other_weights_is_not_searched(self, config: RunConfig, architecture: Path) -> None:
-        build(config)
-        folder = stage_directories(config.directory)["train"] / "n2/01"
+    def test_an_index_of_other_weights_is_not_searched(self, indexed: RunConfig, architecture: Path) -> None:
+        folder = stage_directories(indexed.directory)["train"] / "n2/01"
         save_clip(folder, build_clip(ModelConfig(architecture=str(architecture), precision="float32"), seed=9))
         with pytest.raises(DataError, match=f"the index was made with other weights than those of {folder}: delete"):
-            search_index(config, ["a dog"], 3)
+            search_index(indexed, ["a dog"], 3)
         with pytest.raises(UsageError, match="weights of the experts"):
-            build(config)
+            build(indexed)
 
     @pytest.mark.usefixtures("ray_session")
-    def test_a_clustering_of_another_encoder_is_named(self, config: RunConfig) -> None:
-        build(config)
-        other = config.model_copy(update={"encoder": config.encoder.model_copy(update={"max_tokens": 7})})
-        file = stage_directories(config.directory)["cluster"] / FINE_FILE
+    def test_a_clustering_of_another_encoder_is_named(self, indexed: RunConfig) -> None:
+        other = indexed.model_copy(update={"encoder": indexed.encoder.model_copy(update={"max_tokens": 7})})
+        file = stage_directories(indexed.directory)["cluster"] / FINE_FILE
         with pytest.raises(DataError, match=f"{file}: the clustering was made with encoder"):
             search_index(other, ["a dog"], 3)
 
