@@ -20,7 +20,8 @@ from listeners import Listener, listeners_below
 from serving_process import STOP_DEADLINE_SECONDS, Serving, free_port, serving_of
 from tiny_run import build_run
 
-pytestmark = pytest.mark.drill  # starts `mode-ray serve` and a dozen commands: minutes on two cores
+# Starts `mode-ray serve` and a dozen commands, which takes minutes on two cores.
+pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
 COMMAND_DEADLINE_SECONDS = 300.0
 # Connects to every [host, port], and prints what came of it by "host:port".
