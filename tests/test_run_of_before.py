@@ -92,7 +92,7 @@ def test_evaluate_rules(run_of_before: Path, config: str, copy: Path, tmp_path: 
 def test_search(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "--config", config, "--text", "a red apple", "--count", "3"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if "pairs/" in line]
-    assert [(row[0], row[2], row[3]) for row in rows] == FOUND
+    assert [(row[1], row[-1], row[0]) for row in rows] == FOUND
 
 
 def test_export(run_of_before: Path, config: str, tmp_path: Path) -> None:
