@@ -192,8 +192,7 @@ class Pipeline:
             UsageError: The assign stage is not done.
             DataError: The clustering does not say what it was fitted on.
         """
-        run = self._run
-        self._progress.show(drift_view(run_drift(run.config, run.clusters, run.assignments)))
+        self._progress.show(drift_view(run_drift(self._run)))
 
     def sweep(self) -> SweepReport:
         """Try out the training fields of `sweep`; the train stage is neither needed nor touched.
@@ -203,8 +202,7 @@ class Pipeline:
         """
         from mode_ray.sweep.run import run_sweep  # Ray Tune is slow to import, and the stages do without
 
-        run = self._run
-        return run_sweep(run.config, run.work_units, run.clusters, run.assignments, self._progress.say)
+        return run_sweep(self._run, self._progress.say)
 
     def atlas(self) -> Location:
         """Write the clustering's atlas, an HTML page, and return where it is.
@@ -219,7 +217,7 @@ class Pipeline:
 
     def make_atlas(self) -> Location:
         """Write the atlas of a clustering that exists, whether the stage is marked as done or not."""
-        return make_atlas(self._run.config, self._run.work_units, stage_directories(self._run.directory))
+        return make_atlas(self._run)
 
     def extend(self, request: ExtensionRequest) -> Clustering:
         """Write a clustering with new centers for the far captions of this run.
@@ -227,10 +225,8 @@ class Pipeline:
         Raises:
             ModeRayError: As `run_extension`.
         """
-        run = self._run
-        self._progress.begin("cluster extend", len(run.work_units))
-        directories = stage_directories(run.directory)
-        return run_extension(run.config, request, run.work_units, directories, self._progress.unit)
+        self._progress.begin("cluster extend", len(self._run.work_units))
+        return run_extension(self._run, request, self._progress.unit)
 
     def retry(self, trial: str) -> None:
         """Train one run of the train stage alone and forget its failure.

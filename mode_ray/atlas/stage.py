@@ -1,7 +1,8 @@
 """Makes the atlas of a run on Ray: samples rows, reads their captions again, and summarises them in parallel."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from mode_ray.embed.table import EMBEDDING, embedding_vectors
 from mode_ray.errors import DataError
 from mode_ray.run_directory import ATLAS_HTML
 from mode_ray.stages.manifest import read_manifest, read_output, read_units
+from mode_ray.stages.run import Run
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.util.ray_tasks import task_result
@@ -32,12 +34,7 @@ MIN_UNITS = 16
 _IO_RETRIES = 3
 
 
-def make_atlas(
-    config: RunConfig,
-    work_units: Sequence[WorkUnit],
-    directories: Mapping[str, Location],
-    sample_captions: int | None = None,
-) -> Location:
+def make_atlas(run: Run, sample_captions: int | None = None) -> Location:
     """Write `summary.json`, then `atlas.html`, to the clustering's directory; needs a running Ray.
 
     Rows come from the assignments if the assign stage is done; else from the embeddings, with their nearest centers.
@@ -45,9 +42,7 @@ def make_atlas(
     from them. A unit whose source can no longer be read is skipped, and the page reports it.
 
     Args:
-        config: The run's config.
-        work_units: The run's input.
-        directories: Directories of all stages, by name. The embed and cluster stages must be done.
+        run: The run. Its embed and cluster stages must be done.
         sample_captions: Number of captions to sample. The default is the larger of `MIN_SAMPLE_CAPTIONS` and
             `SAMPLE_CAPTIONS_PER_CENTER` per fine center, so that every cluster has captions.
 
@@ -57,29 +52,27 @@ def make_atlas(
     Raises:
         DataError: There is no clustering, or none of its captions can be read.
     """
-    assigned = read_manifest(directories["assign"]) is not None
-    rows = directories["assign"] if assigned else directories["embed"]
+    assigned = read_manifest(run.assignments) is not None
+    rows = run.assignments if assigned else run.embeddings
     if sample_captions is None:
-        sample_captions = max(MIN_SAMPLE_CAPTIONS, SAMPLE_CAPTIONS_PER_CENTER * _centers(config, directories))
-    wanted = choose_rows(rows, work_units, sample_captions, config.cluster.seed)
-    by_unit = {work_unit.unit: work_unit for work_unit in work_units}
+        sample_captions = max(MIN_SAMPLE_CAPTIONS, SAMPLE_CAPTIONS_PER_CENTER * _centers(run))
+    wanted = choose_rows(rows, run.work_units, sample_captions, run.config.cluster.seed)
+    by_unit = {work_unit.unit: work_unit for work_unit in run.work_units}
     sample_one = ray.remote(num_cpus=1)(_sample_unit).options(max_retries=_IO_RETRIES, retry_exceptions=[OSError])
     samples = [
-        sample_one.remote(config, by_unit[unit], count, directories["cluster"], rows) for unit, count in wanted.items()
+        sample_one.remote(run.config, by_unit[unit], count, run.clusters, rows) for unit, count in wanted.items()
     ]
     # max_calls: after the map of many centers, the process holds too much memory to stay idle.
     write = ray.remote(num_cpus=1, max_calls=1)(_write).options(name="atlas")
-    page: Location = task_result(write.remote(config, dict(directories), assigned, *samples))
+    page: Location = task_result(write.remote(replace(run, work_units=()), assigned, *samples))
     return page
 
 
-def _centers(config: RunConfig, directories: Mapping[str, Location]) -> int:
+def _centers(run: Run) -> int:
     """Number of fine centers of the run's clustering."""
-    return (
-        len(Clustering.load(directories["cluster"]).centers_md)
-        if config.reuses_clustering
-        else config.cluster.fine.centers
-    )
+    if run.config.reuses_clustering:
+        return len(Clustering.load(run.clusters).centers_md)
+    return run.config.cluster.fine.centers
 
 
 def choose_rows(rows: Location, work_units: Sequence[WorkUnit], sample_captions: int, seed: int) -> dict[str, int]:
@@ -142,19 +135,17 @@ def _sample_unit(
         return str(error)
 
 
-def _write(
-    config: RunConfig, directories: Mapping[str, Location], assigned: bool, *results: CaptionSample | str
-) -> Location:
+def _write(run: Run, assigned: bool, *results: CaptionSample | str) -> Location:
     unreadable = [result for result in results if isinstance(result, str)]
     samples = [result for result in results if isinstance(result, CaptionSample)]
     if not sum(len(sample) for sample in samples):
         reason = unreadable[0] if unreadable else "its captions are no longer in their sources"
         raise DataError(f"atlas: no sampled caption can be read: {reason}")
     sample = merge(samples, CAPTIONS_PER_END)
-    clustering = Clustering.load(directories["cluster"])
-    counted = read_manifest(directories["embed"])
-    if assigned and (counted is None or not counted.rows_in):  # with `cluster.standing`, captions may not be embedded
-        counted = read_manifest(directories["assign"])
+    config, clustering = run.config, Clustering.load(run.clusters)
+    counted = read_manifest(run.embeddings)
+    if assigned and (counted is None or not counted.rows_in):  # with `cluster.reuse`, captions may not be embedded
+        counted = read_manifest(run.assignments)
     usable = 0 if counted is None else counted.rows_in - sum(counted.refused.values())
     skipped = {
         "units that cannot be read": len(unreadable),
@@ -182,7 +173,7 @@ def _write(
         count_sample=priced,
     )
     summary = atlas_data(clustering, sample, facts)
-    write_summary(directories["cluster"], summary)
-    page = directories["cluster"] / ATLAS_HTML
+    write_summary(run.clusters, summary)
+    page = run.clusters / ATLAS_HTML
     page.write_text(render_atlas(summary))
     return page

@@ -112,12 +112,11 @@ def export(
     """Write trained models as folders for open_clip and Hugging Face."""
     settings = load(config, overrides)
     from mode_ray.export.run import ExportRequest, run_export
-    from mode_ray.run_directory import stage_directories
     from mode_ray.storage import Location
 
     target = Location.parse(to)
     request = ExportRequest(target=target, expert=expert, average=average, uniform=uniform, license_id=license_id)
-    run_export(settings, request, stage_directories(settings.directory))
+    run_export(settings, request)
     say(f"exported: {target}")
 
 

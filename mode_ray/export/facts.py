@@ -9,7 +9,7 @@ from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.evaluate.report.schema import ModelRow, ReportData
 from mode_ray.evaluate.stage import load_report
-from mode_ray.run_directory import METRICS_FILE, REPORT_JSON
+from mode_ray.run_directory import METRICS_FILE, REPORT_JSON, stage_directories
 from mode_ray.stages.manifest import Manifest, read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.plan import DENSE, SEED, expert_name
@@ -94,13 +94,14 @@ class RunFacts:
         return self.seed_samples + sum(expert.samples for expert in self.experts)
 
 
-def collect_facts(config: RunConfig, directories: Mapping[str, Location]) -> RunFacts:
+def collect_facts(config: RunConfig) -> RunFacts:
     """Read what the stages of a run wrote.
 
     Raises:
         UsageError: The train stage is not done, or was done for another number of experts.
         DataError: A file of the run is missing or damaged.
     """
+    directories = stage_directories(config.directory)
     trained = _finished_training(config, directories["train"])
     assigned = read_manifest(directories["assign"])
     clustering = Clustering.load(directories["cluster"])

@@ -1,6 +1,5 @@
 """The `export` command: folders that open_clip, `mode_ray.load` and the Hugging Face hub accept as they are."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ from mode_ray.export.facts import ExpertFacts, RunFacts, collect_facts
 from mode_ray.export.target import new_directory
 from mode_ray.models.architecture import WEIGHTS_FILE, model_files
 from mode_ray.routing.description import EnsembleDescription, write_description
-from mode_ray.run_directory import CLUSTERING_FOLDER, expert_folder
+from mode_ray.run_directory import CLUSTERING_FOLDER, expert_folder, stage_directories
 from mode_ray.storage import Location
 
 
@@ -36,7 +35,7 @@ class ExportRequest:
     license_id: str | None = None
 
 
-def run_export(config: RunConfig, request: ExportRequest, directories: Mapping[str, Location]) -> None:
+def run_export(config: RunConfig, request: ExportRequest) -> None:
     """Write the export; nothing of the run changes.
 
     Raises:
@@ -44,22 +43,23 @@ def run_export(config: RunConfig, request: ExportRequest, directories: Mapping[s
         DataError: A model or the clustering is missing or damaged.
     """
     _check(config, request)
-    facts = collect_facts(config, directories)
+    facts = collect_facts(config)
+    clusters = stage_directories(config.directory)["cluster"]
     with new_directory(request.target) as folder:
         if request.average:
             _write_average(folder, facts, uniform=request.uniform)
             card = render_card(facts, "average", request.license_id, uniform=request.uniform)
         elif request.expert is not None:
             expert = facts.experts[request.expert]
-            _copy_clustering(directories["cluster"], folder / CLUSTERING_FOLDER)
+            _copy_clustering(clusters, folder / CLUSTERING_FOLDER)
             _copy_model(expert, folder)
             card = render_card(facts, "expert", request.license_id, expert)
         else:
-            _copy_clustering(directories["cluster"], folder / CLUSTERING_FOLDER)
+            _copy_clustering(clusters, folder / CLUSTERING_FOLDER)
             for expert in facts.experts:
                 own = folder / expert_folder(expert.number)
                 _copy_model(expert, own)
-                _copy_clustering(directories["cluster"], own / CLUSTERING_FOLDER)
+                _copy_clustering(clusters, own / CLUSTERING_FOLDER)
                 (own / CARD_FILE).write_text(render_card(facts, "expert", request.license_id, expert))
             n, encoder, routing = len(facts.experts), config.encoder, config.routing
             write_description(folder, EnsembleDescription(experts=n, encoder=encoder, routing=routing))

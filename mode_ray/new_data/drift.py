@@ -7,32 +7,31 @@ import ray
 
 from mode_ray.assign.table import DISTANCE, FINE, read_assignments
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.new_data.compare import DriftReport, compare
 from mode_ray.new_data.tally import AssignmentTally, far_distance, far_mask
 from mode_ray.run_directory import DRIFT_FILE
 from mode_ray.stages.manifest import Manifest, read_manifest, read_units
+from mode_ray.stages.run import Run
 from mode_ray.storage import Location
 from mode_ray.util.ray_tasks import task_result
 
 _MOST_TASKS = 1024
 
 
-def run_drift(config: RunConfig, clusters: Location, assignments: Location) -> DriftReport:
+def run_drift(run: Run) -> DriftReport:
     """Compare a run's assigned captions with the fitted sample, and write `drift.json` to the assignments' directory.
 
     Raises:
         UsageError: The assign stage is not done, or the clustering does not have the configured quantile.
         DataError: The clustering has no quantiles, or an assignment file is damaged.
     """
-    manifest = finished_assignments(assignments)
-    clustering = Clustering.load(clusters)
-    far = far_distance(clustering, config.drift.far_quantile)
-    tally, _ = tally_assignments(assignments, len(clustering.centers_md), far)
+    manifest = finished_assignments(run.assignments)
+    clustering, far_quantile = Clustering.load(run.clusters), run.config.drift.far_quantile
+    tally, _ = tally_assignments(run.assignments, len(clustering.centers_md), far_distance(clustering, far_quantile))
     priced = manifest.fields.get("assign.rule") == "priced"
-    report = compare(clustering, tally, config.drift.far_quantile, priced)
-    (assignments / DRIFT_FILE).write_text(json.dumps(asdict(report), indent=1))
+    report = compare(clustering, tally, far_quantile, priced)
+    (run.assignments / DRIFT_FILE).write_text(json.dumps(asdict(report), indent=1))
     return report
 
 

@@ -1,6 +1,6 @@
 """Extends a copy of a run's clustering by new centers for its far captions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import ray
@@ -14,7 +14,7 @@ from mode_ray.new_data.far_captions import FarSample, collect_far, read_far
 from mode_ray.new_data.new_centers import FarCaptions, check_new_expert, extended, fit_new_centers
 from mode_ray.new_data.tally import far_distance
 from mode_ray.stages.manifest import UnitRecord
-from mode_ray.stages.work_unit import WorkUnit
+from mode_ray.stages.run import Run
 from mode_ray.storage import Location
 from mode_ray.util.ray_tasks import task_result
 from mode_ray.util.sampling import allocate_sample
@@ -37,13 +37,7 @@ class ExtensionRequest:
     new_expert: bool
 
 
-def run_extension(
-    config: RunConfig,
-    request: ExtensionRequest,
-    work_units: Sequence[WorkUnit],
-    directories: Mapping[str, Location],
-    on_record: Callable[[UnitRecord], None],
-) -> Clustering:
+def run_extension(run: Run, request: ExtensionRequest, on_record: Callable[[UnitRecord], None]) -> Clustering:
     """Write a clustering with new centers for a run's far captions; the run's clustering is not changed.
 
     The embeddings of the far captions are collected unit by unit in `far_captions/` of the run, so that an interrupted
@@ -53,25 +47,24 @@ def run_extension(
         UsageError: The assign stage is not done, the target is not empty, or no expert can be added.
         DataError: There are too few far captions, or files have changed since they were assigned.
     """
-    assignments, clusters = directories["assign"], directories["cluster"]
-    assigned = finished_assignments(assignments)
+    config, assigned = run.config, finished_assignments(run.assignments)
     if request.centers < 1:
         raise UsageError(f"--centers {request.centers}: must be at least 1")
     if request.target.files(recursive=True):
         raise UsageError(
             f"{request.target}: not empty; a clustering is never changed in place: choose another directory"
         )
-    reused = read_reused(clusters)
+    reused = read_reused(run.clusters)
     parent = reused.clustering
     if request.new_expert:
         check_new_expert(parent, config.train.experts)
     m, far = len(parent.centers_md), far_distance(parent, request.far_quantile)
-    tally, far_by_unit = tally_assignments(assignments, m, far)
+    tally, far_by_unit = tally_assignments(run.assignments, m, far)
     count = FarCaptions(tally.rows, tally.far_rows, request.far_quantile, far)
     count.check_enough(tally.far_rows, request.centers)
     cluster = config.cluster
     sample = FarSample(far, allocate_sample(far_by_unit, cluster.sample_rows, cluster.seed), cluster.seed)
-    collected = collect_far(config, sample, work_units, directories, assigned.content_hash, on_record)
+    collected = collect_far(run, sample, assigned.content_hash, on_record)
     # max_calls: after a fit, the process holds too much memory to stay idle.
     task = ray.remote(num_cpus=cluster.placement.cpus, max_calls=1)(_fit_and_save).options(name="cluster extend")
     task_result(task.remote(config, request, collected, reused, count))

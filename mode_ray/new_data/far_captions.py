@@ -1,8 +1,8 @@
 """Collects a uniform sample of a run's far captions with their embeddings, unit by unit."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,6 @@ from mode_ray.captions.clean import CaptionTable
 from mode_ray.captions.read import read_captions
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.base import config_hash
-from mode_ray.config.run import RunConfig
 from mode_ray.embed.load import load_encoder
 from mode_ray.embed.stage import unit_record
 from mode_ray.embed.table import EMBEDDING, embedding_column, embedding_vectors, place_columns
@@ -22,6 +21,7 @@ from mode_ray.run_directory import FAR_DIRECTORY
 from mode_ray.stages.execute import UnitWork
 from mode_ray.stages.manifest import Stage, UnitRecord, read_output, read_units
 from mode_ray.stages.resume import run_work_unit_stage
+from mode_ray.stages.run import Run
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.util.sampling import sample_positions
@@ -50,14 +50,15 @@ class FarWorker:
     Embeddings are read if the run kept them; else the captions are encoded again.
     """
 
-    def __init__(self, config: RunConfig, directories: Mapping[str, Location], sample: FarSample) -> None:
+    def __init__(self, run: Run, sample: FarSample) -> None:
+        config = run.config
         self._captions = config.captions
-        self._assignments = directories["assign"]
-        self._embeddings = directories["embed"] if config.embed.keep == "all" else None
+        self._assignments = run.assignments
+        self._embeddings = run.embeddings if config.embed.keep == "all" else None
         self._sample = sample
         if self._embeddings is None:
             self._encoder = load_encoder(config.encoder, config.embed.encoder, config.embed.pool.threads_per_actor)
-            clustering = Clustering.load(directories["cluster"])
+            clustering = Clustering.load(run.clusters)
             clustering.compatible_with(self._encoder.name, self._encoder.dimension)
 
     def read(self, work_unit: WorkUnit) -> CaptionTable:
@@ -88,14 +89,7 @@ class FarWorker:
         return pa.table({**place_columns(table), EMBEDDING: column}), unit_record(work_unit, source)
 
 
-def collect_far(
-    config: RunConfig,
-    sample: FarSample,
-    work_units: Sequence[WorkUnit],
-    directories: Mapping[str, Location],
-    assigned_hash: str,
-    on_record: Callable[[UnitRecord], None],
-) -> Location:
+def collect_far(run: Run, sample: FarSample, assigned_hash: str, on_record: Callable[[UnitRecord], None]) -> Location:
     """Collect the embeddings of the sampled far captions, or the rest of them after an interruption.
 
     Returns:
@@ -104,6 +98,7 @@ def collect_far(
     Raises:
         DataError: Files have changed since they were assigned, or can no longer be read.
     """
+    config = run.config
     fields = {
         "far_squared_distance": sample.far,
         "cluster.sample_rows": config.cluster.sample_rows,
@@ -113,8 +108,8 @@ def collect_far(
     # Each sample has its own directory, so that another quantile does not overwrite finished units.
     stage = Stage("cluster extend", config.directory / FAR_DIRECTORY / config_hash(fields), fields)
     if stage.state() != "done":
-        wanted = [work_unit for work_unit in work_units if sample.rows_by_unit.get(work_unit.unit, 0) > 0]
-        arguments = (config, dict(directories), sample)
+        wanted = [work_unit for work_unit in run.work_units if sample.rows_by_unit.get(work_unit.unit, 0) > 0]
+        arguments = (replace(run, work_units=()), sample)
         run_work_unit_stage(stage, wanted, UnitWork(FarWorker, arguments, config.embed.pool), config.limits, on_record)
     return stage.directory
 

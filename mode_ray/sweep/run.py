@@ -18,7 +18,8 @@ from mode_ray.pairs.index import load_index
 from mode_ray.pairs.reader import PairReader
 from mode_ray.run_directory import SWEEP_RESULT, WORK_UNITS_FILE, sweep_directory, sweep_held_out, sweep_storage
 from mode_ray.stages.manifest import combined_hash, read_manifest
-from mode_ray.stages.work_unit import WorkUnit, require_images, write_work_units
+from mode_ray.stages.run import Run
+from mode_ray.stages.work_unit import require_images, write_work_units
 from mode_ray.storage import Location
 from mode_ray.sweep.plan import SweepInputs, SweepTrial, plan_sweep, swept_expert
 from mode_ray.sweep.results import SweepReport, read_result, write_results
@@ -31,38 +32,31 @@ from mode_ray.util.ray_tasks import task_result
 _POLL_SECONDS = 1.0
 
 
-def run_sweep(
-    config: RunConfig,
-    work_units: Sequence[WorkUnit],
-    clusters: Location,
-    assignments: Location,
-    say: Callable[[str], None],
-) -> SweepReport:
-    """Run the sweep of a config; finished trials are kept. Ray must be running.
+def run_sweep(run: Run, say: Callable[[str], None]) -> SweepReport:
+    """Run the sweep of a run's config; finished trials are kept. Ray must be running.
 
     Raises:
         UsageError: No field is swept, a point is not a valid config, or the assign stage is not done.
         DataError: The training set is too small, or held-out images cannot be read.
         TrainingError: No trial was trained to its end.
     """
+    config = run.config
     if not config.sweep.fields:
         raise UsageError("sweep.fields is empty: name the training fields to sweep, with their values")
-    assigned = read_manifest(assignments)
+    assigned = read_manifest(run.assignments)
     if assigned is None:
         raise UsageError("the sweep needs the assign stage, which is not done: run `mode-ray assign` first")
-    require_images(work_units)
+    require_images(run.work_units)
     check_architecture(config.train.model)
     folder = sweep_directory(config.directory)
-    clustering = Clustering.load(clusters)
+    clustering = Clustering.load(run.clusters)
     expert = swept_expert(config, clustering.widest_first(config.train.experts)[0])
     # A separate task, because it needs memory for assignments and images.
     prepared = ray.remote(max_calls=1)(_prepare).options(name="sweep: held-out pairs")
-    inputs: SweepInputs = task_result(
-        prepared.remote(config, work_units, clusters, assignments, expert, assigned.content_hash)
-    )
+    inputs: SweepInputs = task_result(prepared.remote(run, expert, assigned.content_hash))
     trials = plan_sweep(config, draw_points(config.sweep), inputs)
     for trial in trials:
-        write_work_units(trial.folder / WORK_UNITS_FILE, work_units)
+        write_work_units(trial.folder / WORK_UNITS_FILE, run.work_units)
         earlier = read_result(trial.folder)
         if earlier is not None and earlier.state == "failed":
             (trial.folder / SWEEP_RESULT).delete()  # its cause may be fixed
@@ -111,35 +105,28 @@ def _train_all(
     return failed
 
 
-def _prepare(
-    config: RunConfig,
-    work_units: Sequence[WorkUnit],
-    clusters: Location,
-    assignments: Location,
-    expert: int | None,
-    data_hash: str,
-) -> SweepInputs:
+def _prepare(run: Run, expert: int | None, data_hash: str) -> SweepInputs:
     """Choose the held-out pairs, and write them to a file."""
-    folder = sweep_directory(config.directory)
-    group_m = Clustering.load(clusters).experts_of(config.train.experts)
-    pairs_n = np.zeros(config.train.experts, np.int64)
+    folder, n = sweep_directory(run.directory), run.config.train.experts
+    group_m = Clustering.load(run.clusters).experts_of(n)
+    pairs_n = np.zeros(n, np.int64)
 
     def rows() -> Any:  # noqa: ANN401
-        numbered = assigned_units(assignments, work_units)
-        for _, work_unit, table in stream_assignments(assignments, numbered, ["row", "caption_index", FINE]):
+        numbered = assigned_units(run.assignments, run.work_units)
+        for _, work_unit, table in stream_assignments(run.assignments, numbered, ["row", "caption_index", FINE]):
             expert_p = group_m[table[FINE].to_numpy()]
             pairs_n[:] += np.bincount(expert_p, minlength=len(pairs_n))
             own_p = np.ones(len(expert_p), np.bool_) if expert is None else expert_p == expert
             yield work_unit.unit, table["row"].to_numpy()[own_p], table["caption_index"].to_numpy()[own_p]
 
-    held_out = choose_held_out(rows(), config.sweep.held_out_pairs)
+    held_out = choose_held_out(rows(), run.config.sweep.held_out_pairs)
     file = sweep_held_out(folder, combined_hash(map(repr, held_out.places)))
     if not file.exists():
-        file.write_table(_read_pairs(config, work_units, assignments, held_out))
+        file.write_table(_read_pairs(run, held_out))
     return SweepInputs(
         sweep=folder,
-        assignments=assignments,
-        clusters=clusters,
+        assignments=run.assignments,
+        clusters=run.clusters,
         held_out=file,
         held_out_below=held_out.below,
         pairs_n=pairs_n,
@@ -148,33 +135,31 @@ def _prepare(
     )
 
 
-def _read_pairs(
-    config: RunConfig, work_units: Sequence[WorkUnit], assignments: Location, held_out: HeldOut
-) -> pa.Table:
+def _read_pairs(run: Run, held_out: HeldOut) -> pa.Table:
     """Image and caption of every held-out pair with a decodable image.
 
     Raises:
         DataError: The share of undecodable images is above limits.max_bad_image_share.
     """
-    units = {unit for unit, _, _ in held_out.places}
-    index = load_index(assignments, [work_unit for work_unit in work_units if work_unit.unit in units])
+    limits, units = run.config.limits, {unit for unit, _, _ in held_out.places}
+    index = load_index(run.assignments, [work_unit for work_unit in run.work_units if work_unit.unit in units])
     columns = (index.table[name].to_pylist() for name in ("shard", "row", "caption_index"))
     place_of = {
         (index.work_units[work_unit].unit, row, caption): place
         for place, (work_unit, row, caption) in enumerate(zip(*columns, strict=True))
     }
-    pairs = PairReader(index, config.captions).read([place_of[place] for place in held_out.places])
+    pairs = PairReader(index, run.config.captions).read([place_of[place] for place in held_out.places])
     kept, bad = [], []
     for pair in pairs:
         try:
-            decode_image(pair.image, config.limits.max_image_pixels, pair.place)
+            decode_image(pair.image, limits.max_image_pixels, pair.place)
         except DataError as error:
             bad.append(str(error))
         else:
             kept.append(pair)
-    if len(bad) > config.limits.max_bad_image_share * len(pairs):
+    if len(bad) > limits.max_bad_image_share * len(pairs):
         raise DataError(
             f"{len(bad)} of {len(pairs)} held-out images cannot be decoded, more than limits.max_bad_image_share="
-            f"{config.limits.max_bad_image_share} allows; first: {bad[0]}"
+            f"{limits.max_bad_image_share} allows; first: {bad[0]}"
         )
     return pa.table({"image": [pair.image for pair in kept], "caption": [pair.caption for pair in kept]})

@@ -17,6 +17,7 @@ from mode_ray.errors import DataError, UsageError
 from mode_ray.observe.progress import Progress
 from mode_ray.pipeline import Pipeline
 from mode_ray.run_directory import stage_directories
+from mode_ray.stages.run import Run
 from mode_ray.storage import Location
 
 ANIMALS = ("cat", "dog", "bird", "horse", "frog", "whale")
@@ -97,7 +98,6 @@ def test_captions_are_joined_to_their_own_rows(config: RunConfig, pipeline: Pipe
 
 
 def test_missing_sources_are_counted(config: RunConfig, pipeline: Pipeline, tmp_path: Path) -> None:
-    places = stage_directories(config.directory)
     work_units = list_work_units(config.captions)
     kept = Path(work_units[0].uri).read_bytes()
     try:
@@ -105,11 +105,11 @@ def test_missing_sources_are_counted(config: RunConfig, pipeline: Pipeline, tmp_
         shorter = pa.table({"caption": captions_of(1)[:40]})
         original = Path(work_units[1].uri).read_bytes()
         pq.write_table(shorter, work_units[1].uri)
-        facts = held_beside(make_atlas(config, work_units, places))["facts"]
+        facts = held_beside(make_atlas(Run(config, work_units)))["facts"]
         assert facts["Skipped: units that cannot be read"] == "1"
         assert facts["Skipped: sampled captions no longer found in their source"] == "20"
         with pytest.raises(DataError, match="no such file"):
-            make_atlas(config, work_units[:1], places)
+            make_atlas(Run(config, work_units[:1]))
     finally:
         Path(work_units[0].uri).write_bytes(kept)
         Path(work_units[1].uri).write_bytes(original)

@@ -14,7 +14,6 @@ import mode_ray
 from mode_ray.config.load import load_config
 from mode_ray.ensemble.ensemble import Ensemble
 from mode_ray.export.run import ExportRequest, run_export
-from mode_ray.run_directory import stage_directories
 from mode_ray.storage import Location
 
 
@@ -37,8 +36,8 @@ def held_out(run_of_before: Path) -> HeldOut:
 def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run exported by this version; tests only read it."""
     target = tmp_path_factory.mktemp("export") / "colours"
-    directories = stage_directories(Location.parse(str(run)))
-    run_export(load_config(str(run / "config.yaml")), ExportRequest(target=Location.parse(str(target))), directories)
+    config = load_config(str(run / "config.yaml"), [f"run={run}"])
+    run_export(config, ExportRequest(target=Location.parse(str(target))))
     return target
 
 

@@ -33,7 +33,7 @@ Export = Callable[..., Path]
 
 
 @pytest.fixture
-def export(make_config: Callable[..., RunConfig], directories: Mapping[str, Location], tmp_path: Path) -> Export:
+def export(make_config: Callable[..., RunConfig], tmp_path: Path) -> Export:
     """Exports to a fresh folder, which it returns."""
 
     def to_folder(**request: object) -> Path:
@@ -41,7 +41,6 @@ def export(make_config: Callable[..., RunConfig], directories: Mapping[str, Loca
         run_export(
             make_config(),
             ExportRequest(target=Location.parse(str(target)), **request),  # type: ignore[arg-type]
-            directories,
         )
         return target
 
@@ -225,31 +224,25 @@ class TestTargets:
         assert "expert-09" not in names(export())
         assert names(tmp_path) == {"out"}
 
-    def test_object_stores_too(
-        self, make_config: Callable[..., RunConfig], directories: Mapping[str, Location], bucket: str
-    ) -> None:
+    def test_object_stores_too(self, make_config: Callable[..., RunConfig], bucket: str) -> None:
         target = Location.parse(f"{bucket}/models/one")
-        run_export(make_config(), ExportRequest(target=target, expert=0), directories)
+        run_export(make_config(), ExportRequest(target=target, expert=0))
         assert {file.name for file in target.files()} == MODEL_FILES | {"README.md"}
         with pytest.raises(UsageError, match="not an absent or empty directory"):
-            run_export(make_config(), ExportRequest(target=target, expert=0), directories)
+            run_export(make_config(), ExportRequest(target=target, expert=0))
         load_clip(target)
 
 
 class TestRunsThatAreNotReady:
     def test_before_training(self, make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
-        places = {"train": Location.parse(str(tmp_path / "experts")), "assign": Location.parse(str(tmp_path))}
+        config = make_config().model_copy(update={"run": str(tmp_path / "run")})
         with pytest.raises(UsageError, match="the train stage is not done: run `mode-ray train` first"):
-            run_export(make_config(), ExportRequest(target=Location.parse(str(tmp_path / "out"))), places)
+            run_export(config, ExportRequest(target=Location.parse(str(tmp_path / "out"))))
         assert names(tmp_path) == set()
 
-    def test_another_number_of_experts(
-        self, make_config: Callable[..., RunConfig], directories: Mapping[str, Location], tmp_path: Path
-    ) -> None:
+    def test_another_number_of_experts(self, make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"train\.experts=2, but this run has trained 3 experts"):
-            run_export(
-                make_config(experts=2), ExportRequest(target=Location.parse(str(tmp_path / "out"))), directories
-            )
+            run_export(make_config(experts=2), ExportRequest(target=Location.parse(str(tmp_path / "out"))))
 
 
 def test_the_command(

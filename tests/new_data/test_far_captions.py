@@ -18,6 +18,7 @@ from mode_ray.embed.table import as_stored, embedding_column, embedding_vectors,
 from mode_ray.errors import DataError
 from mode_ray.new_data.far_captions import FarSample, FarWorker
 from mode_ray.run_directory import stage_directories
+from mode_ray.stages.run import Run
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
@@ -71,7 +72,7 @@ class Assigned:
     def far(self, keep: str, count: int = 3, seed: int = 0) -> pa.Table:
         """What a worker collects from the shard."""
         sample = FarSample(0.6, {self.work_unit.unit: count}, seed)
-        worker = FarWorker(config(self.folder, keep), self.directories, sample)
+        worker = FarWorker(Run(config(self.folder, keep), ()), sample)
         work_unit: WorkUnit = self.work_unit
         table, record = worker.compute(work_unit, worker.read(work_unit))
         assert (record.rows_in, record.rows_out) == (table.num_rows, table.num_rows)

@@ -17,6 +17,7 @@ from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, TrainingError, UsageError
 from mode_ray.run_directory import MANIFEST
 from mode_ray.stages.manifest import Stage, UnitRecord
+from mode_ray.stages.run import Run
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.sweep import run as sweep_run
@@ -87,9 +88,9 @@ def assigned(run_folder: Location, work_units: list[WorkUnit]) -> Location:
     return run_folder
 
 
-def sweep(config: RunConfig, work_units: list[WorkUnit], run: Location) -> tuple[SweepReport, list[str]]:
+def sweep(config: RunConfig, work_units: list[WorkUnit]) -> tuple[SweepReport, list[str]]:
     said: list[str] = []
-    return run_sweep(config, work_units, run / "clusters", run / "assignments", said.append), said
+    return run_sweep(Run(config, work_units), said.append), said
 
 
 class TestPlan:
@@ -276,32 +277,31 @@ class TestRefusals:
         self, sweep_config: Callable[..., RunConfig], work_units: list[WorkUnit], assigned: Location
     ) -> None:
         with pytest.raises(UsageError, match=r"sweep\.fields is empty"):
-            sweep(sweep_config({}), work_units, assigned)
+            sweep(sweep_config({}), work_units)
 
     def test_before_the_pairs_are_assigned(
         self, sweep_config: Callable[..., RunConfig], work_units: list[WorkUnit], run_folder: Location
     ) -> None:
         (run_folder / "assignments" / MANIFEST).delete()
         with pytest.raises(UsageError, match="the assign stage, which is not done"):
-            sweep(sweep_config({RATE: [1e-3]}), work_units, run_folder)
+            sweep(sweep_config({RATE: [1e-3]}), work_units)
 
     def test_too_small_a_training_set(
         self, sweep_config: Callable[..., RunConfig], work_units: list[WorkUnit], assigned: Location
     ) -> None:
         config = sweep_config({RATE: [1e-3]}, held_out_pairs=13)
         with pytest.raises(DataError, match="has 24 pairs: too few to hold out 13"):
-            sweep_run._prepare(config, work_units, assigned / "clusters", assigned / "assignments", 1, "data")
+            sweep_run._prepare(Run(config, work_units), 1, "data")
 
     def test_a_held_out_image_that_cannot_be_decoded(
         self, sweep_config: Callable[..., RunConfig], work_units: list[WorkUnit], assigned: Location, data_folder: Path
     ) -> None:
         for file in data_folder.iterdir():
             file.write_bytes(file.read_bytes().replace(b"\x89PNG", b"\0\0\0\0"))
-        arguments = (assigned / "clusters", assigned / "assignments", 1, "data")
         with pytest.raises(
             DataError, match=r"6 of 6 held-out images cannot be decoded, more than limits\.max_bad_image_share"
         ):
-            sweep_run._prepare(sweep_config({RATE: [1e-3]}), work_units, *arguments)
+            sweep_run._prepare(Run(sweep_config({RATE: [1e-3]}), work_units), 1, "data")
 
 
 @pytest.mark.drill
@@ -319,7 +319,7 @@ class TestOnRay:
         fields = {RATE: [1e-2, 3e-3, 1e-9, 1e-8]}
         config = sweep_config(fields, placement={"concurrent_runs": 2}, trials=4, grace_share=0.5)
         config = with_values(config, {"train.dense_samples": 2048, "train.seed": 1})
-        report, said = sweep(config, work_units, assigned)
+        report, said = sweep(config, work_units)
         assert len(report.results) == 4
         states = {float(one.point[RATE]): one.state for one in report.results}
         assert {states[1e-9], states[1e-8]} == {"stopped"}
@@ -337,7 +337,7 @@ class TestOnRay:
         assert not (report.folder / "tune").exists()
 
         monkeypatch.setattr(sweep_run, "_train_all", lambda *_: pytest.fail("trained again"))
-        again, said = sweep(config, work_units, assigned)
+        again, said = sweep(config, work_units)
         assert again.results == report.results
         assert "4 of them ended before" in said[0]
 
@@ -350,7 +350,7 @@ class TestOnRay:
     ) -> None:
         """A rate that makes the loss not finite at once."""
         config = sweep_config({RATE: [1e-3, 1e30]}, model="dense", reduction_factor=4.0)
-        report, said = sweep(config, work_units, assigned)
+        report, said = sweep(config, work_units)
         failed = [one for one in report.results if one.state == "failed"]
         assert [one.point[RATE] for one in failed] == [1e30]
         assert failed[0].reason is not None
@@ -361,6 +361,6 @@ class TestOnRay:
 
         monkeypatch.setattr(sweep_run, "_train_all", lambda _, trials, *__: tried.append(trials) or {})  # type: ignore[func-returns-value]
         tried: list[Any] = []
-        _, said = sweep(config, work_units, assigned)
+        _, said = sweep(config, work_units)
         assert "1 of them ended before" in said[0]
         assert len(tried) == 1
