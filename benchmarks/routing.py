@@ -10,7 +10,7 @@ import torch
 from frame import alternate, arguments, finish
 
 from mode_ray.config.evaluate import RoutingConfig
-from mode_ray.routing.weights import routing_weights
+from mode_ray.routing.weights import ExpertCenters, routing_weights
 
 CLASSES = 1000
 CENTERS = 1024
@@ -49,10 +49,11 @@ def main() -> None:
     config = RoutingConfig(rule="soft")
     texts, centers, groups = (torch.from_numpy(array) for array in (texts_ld, centers_md, group_m))
 
-    ours_c = routing_weights(texts_ld, centers_md, group_m, config).weights_c
+    expert_centers = ExpertCenters(centers_md, group_m)
+    ours_c = routing_weights(texts_ld, expert_centers, config).weights_c
     theirs_c = plain_torch_soft(texts, centers, groups, config.temperature).numpy()
     timings = alternate(
-        lambda: routing_weights(texts_ld, centers_md, group_m, config),
+        lambda: routing_weights(texts_ld, expert_centers, config),
         {"plain_torch": lambda: plain_torch_soft(texts, centers, groups, config.temperature)},
         rounds,
     )

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from mode_ray.cluster.calibration import calibration_of
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.load import dump_config
 from mode_ray.config.run import RunConfig
@@ -21,6 +20,7 @@ from mode_ray.models.clip import build_clip, save_clip
 from mode_ray.models.encode import Expert
 from mode_ray.pairs.images import decode_image
 from mode_ray.routing.mix import ensemble_scores
+from mode_ray.routing.router import expert_centers
 from mode_ray.routing.weights import routing_weights
 from mode_ray.run_directory import stage_directories
 from mode_ray.serve.service.served_run import ServedRun
@@ -96,11 +96,8 @@ class PlainEnsemble:
         self._classes = [zero_shot_classifier(texts, expert.encode_texts) for expert in self._experts]
         self._weights_c = routing_weights(
             zero_shot_classifier(texts, served.load_encoder().encode),
-            served.clustering.centers_md,
-            served.clustering.experts_of(served.n),
+            expert_centers(served.clustering, served.n),
             served.config.routing,
-            n_experts=served.n,
-            fitted_temperature=calibration_of(served.clustering, served.n).temperature,
         ).weights_c
 
     def score(self, images: Sequence[bytes]) -> npt.NDArray[np.floating]:

@@ -19,6 +19,7 @@ from mode_ray.evaluate.report.render import render_report
 from mode_ray.evaluate.report.schema import ReportData
 from mode_ray.evaluate.report.sources import ReportSources, read_thumbnails
 from mode_ray.evaluate.tasks.task import Task, load_tasks
+from mode_ray.routing.router import expert_centers
 from mode_ray.run_directory import FINE_FILE, REPORT_HTML, REPORT_JSON, ROUTING_FILE, measured_task, stage_directories
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, combined_hash
 from mode_ray.stages.run import Run, StageReport
@@ -74,10 +75,8 @@ def write_report(run: Run, target: Location) -> None:
     centers = len(clustering.centers_md)
     calibration = calibration_of(clustering, n)
     router = Router(
-        centers_md=clustering.centers_md,
-        group_m=clustering.experts_of(n),
+        centers=expert_centers(clustering, n),
         config=config.routing,
-        fitted_temperature=calibration.temperature,
         missing=config.evaluate.leave_out_experts,
     )
     measured, results = {}, {}
@@ -119,7 +118,7 @@ def _find_trained(config: RunConfig, directory: Location) -> Trained:
 
 
 def _check_dimension(measured: TaskCosines, router: Router, place: Location, clusters: Location) -> None:
-    found, expected = measured.routing_texts_ld.shape[1], router.centers_md.shape[1]
+    found, expected = measured.routing_texts_ld.shape[1], router.centers.centers_md.shape[1]
     if found != expected:
         raise DataError(
             f"{place / ROUTING_FILE}: text embeddings of {found} dimensions, but the centers of "

@@ -12,7 +12,13 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.evaluate import RoutingConfig, RoutingRule
 from mode_ray.embed.encoder import CaptionEncoder
 from mode_ray.errors import DataError, UsageError
-from mode_ray.routing.weights import RoutingWeights, mean_direction, per_query_weights, routing_weights
+from mode_ray.routing.weights import (
+    ExpertCenters,
+    RoutingWeights,
+    mean_direction,
+    per_query_weights,
+    routing_weights,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -35,11 +41,17 @@ class ClassRouting:
     known: Sequence[int]
 
 
+def expert_centers(clustering: Clustering, n: int) -> ExpertCenters:
+    """A clustering's centers for n experts, with the temperature that was fitted for them.
+
+    Raises:
+        UsageError: The clustering has no map for n experts.
+    """
+    return ExpertCenters(clustering.centers_md, clustering.experts_of(n), n, calibration_of(clustering, n).temperature)
+
+
 class Router:
     """Computes routing weights from texts. The methods block; use a router from one thread at a time.
-
-    Attributes:
-        group_m: The expert of every fine center.
 
     Args:
         encoder: The caption encoder that the clustering was made with.
@@ -55,11 +67,13 @@ class Router:
     def __init__(self, encoder: CaptionEncoder, clustering: Clustering, n: int, config: RoutingConfig) -> None:
         clustering.compatible_with(encoder.name, encoder.dimension)
         self._encoder = encoder
-        self._centers_md = clustering.centers_md
-        self.group_m = clustering.experts_of(n)
-        self._n = n
+        self._centers = expert_centers(clustering, n)
         self._config = config
-        self._temperature = calibration_of(clustering, n).temperature
+
+    @property
+    def group_m(self) -> npt.NDArray[np.integer]:
+        """The expert of every fine center."""
+        return self._centers.group_m
 
     def classes(self, class_texts: Sequence[Sequence[str]], rule: RoutingRule | None = None) -> ClassRouting:
         """Weights of a task; a class is the mean direction of the embeddings of its texts.
@@ -97,15 +111,7 @@ class Router:
             raise NothingKnownError(unknown_text(texts[int(known_l.argmin())]))
         if len(texts) and not known_l.any():
             raise NothingKnownError(_NOTHING_KNOWN)
-        weights_kc = per_query_weights(
-            texts_ld[known_l],
-            self._centers_md,
-            self.group_m,
-            self._config,
-            rule,
-            n_experts=self._n,
-            fitted_temperature=self._temperature,
-        )
+        weights_kc = per_query_weights(texts_ld[known_l], self._centers, self._config, rule)
         weights_lc = np.tile(weights_kc.mean(axis=0), (len(texts), 1))
         weights_lc[known_l] = weights_kc
         return weights_lc
@@ -113,15 +119,7 @@ class Router:
     def _weights(self, rows: Sequence[npt.NDArray[np.float32]], rule: RoutingRule | None) -> RoutingWeights:
         if not rows:
             raise NothingKnownError(_NOTHING_KNOWN)
-        return routing_weights(
-            np.stack(rows),
-            self._centers_md,
-            self.group_m,
-            self._config,
-            rule,
-            n_experts=self._n,
-            fitted_temperature=self._temperature,
-        )
+        return routing_weights(np.stack(rows), self._centers, self._config, rule)
 
 
 def unknown_text(text: str) -> str:
@@ -162,12 +160,4 @@ def routing_weights_of(
     """
     if rule not in get_args(RoutingRule):
         raise UsageError(f"rule={rule!r}: use one of {', '.join(get_args(RoutingRule))}")
-    return routing_weights(
-        text_embeddings,
-        clustering.centers_md,
-        clustering.experts_of(n),
-        config or RoutingConfig(),
-        rule,
-        n_experts=n,
-        fitted_temperature=calibration_of(clustering, n).temperature,
-    )
+    return routing_weights(text_embeddings, expert_centers(clustering, n), config or RoutingConfig(), rule)

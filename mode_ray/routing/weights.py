@@ -19,6 +19,7 @@ the centers of expert c. The rules:
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -61,38 +62,49 @@ class RoutingWeights:
     temperature: float | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class ExpertCenters:
+    """The fine centers, and the experts that own them.
+
+    Attributes:
+        centers_md: Fine centers.
+        group_m: The expert of every fine center.
+        n: Number of experts, of which the last may own no center. None: the largest of `group_m` + 1.
+        fitted_temperature: The clustering's, for the rule `calibrated`. Without it the rule is `soft`.
+    """
+
+    centers_md: npt.NDArray[np.floating]
+    group_m: npt.NDArray[np.integer]
+    n: int | None = None
+    fitted_temperature: float | None = None
+
+
 def routing_weights(
     text_embeddings_ld: npt.NDArray[np.floating],
-    centers_md: npt.NDArray[np.floating],
-    group_m: npt.NDArray[np.integer],
+    centers: ExpertCenters,
     config: RoutingConfig,
     rule: RoutingRule | None = None,
-    *,
-    n_experts: int | None = None,
-    fitted_temperature: float | None = None,
 ) -> RoutingWeights:
     """Weights over experts for a task described by texts: class names, or all captions of a retrieval set.
 
     Args:
         text_embeddings_ld: Unit rows, one a text; memory stays bounded for any number of them.
-        centers_md: Fine centers.
-        group_m: The expert of every fine center.
+        centers: The fine centers with their experts.
         config: Parameters of the rules.
         rule: Another rule than the config's.
-        n_experts: n, where the last experts may own no center; by default the largest of `group_m` + 1.
-        fitted_temperature: Of the clustering, for `calibrated`; without one it is `soft`.
 
     Raises:
         UsageError: There are no texts.
         DataError: Shapes do not fit, a row is not of unit length, or a number is not finite.
     """
     chosen = rule or config.rule
-    n = _checked_experts(text_embeddings_ld, centers_md, group_m, n_experts)
+    centers_md, group_m = centers.centers_md, centers.group_m
+    n = _checked_experts(text_embeddings_ld, centers)
     texts = len(text_embeddings_ld)
     per_text_lc, temperature, fine_weight_m = None, None, None
     if chosen in _SPREADING_RULES:
-        temperature = _temperature(chosen, config, fitted_temperature)
-        spread = _soft_pass(text_embeddings_ld, centers_md, group_m, n, temperature)
+        temperature = _temperature(chosen, config, centers)
+        spread = _soft_pass(text_embeddings_ld, centers, n, temperature)
         nearest_l, squared_l, per_text_lc = spread.nearest_l, spread.squared_l, spread.weights_lc
         weights_c, fine_weight_m = per_text_lc.mean(axis=0), spread.fine_weight_m
     else:
@@ -117,13 +129,9 @@ def routing_weights(
 
 def per_query_weights(
     text_embeddings_ld: npt.NDArray[np.floating],
-    centers_md: npt.NDArray[np.floating],
-    group_m: npt.NDArray[np.integer],
+    centers: ExpertCenters,
     config: RoutingConfig,
     rule: RoutingRule | None = None,
-    *,
-    n_experts: int | None = None,
-    fitted_temperature: float | None = None,
 ) -> Floats:
     """Weights for image retrieval, where every query text is a task of its own.
 
@@ -133,13 +141,12 @@ def per_query_weights(
         weights_lc, float64, every row sums to 1.
     """
     chosen = rule or config.rule
-    n = _checked_experts(text_embeddings_ld, centers_md, group_m, n_experts)
+    n = _checked_experts(text_embeddings_ld, centers)
     if chosen in _SPREADING_RULES:
-        temperature = _temperature(chosen, config, fitted_temperature)
-        return _soft_pass(text_embeddings_ld, centers_md, group_m, n, temperature).weights_lc
-    nearest_l, squared_l = _nearest(text_embeddings_ld, centers_md)
+        return _soft_pass(text_embeddings_ld, centers, n, _temperature(chosen, config, centers)).weights_lc
+    nearest_l, squared_l = _nearest(text_embeddings_ld, centers.centers_md)
     evidence_lc = np.zeros((len(nearest_l), n))
-    evidence_lc[np.arange(len(nearest_l)), group_m[nearest_l]] = _evidence(squared_l, 1, chosen, config)
+    evidence_lc[np.arange(len(nearest_l)), centers.group_m[nearest_l]] = _evidence(squared_l, 1, chosen, config)
     return np.asarray(softmax(evidence_lc, axis=1), dtype=np.float64)
 
 
@@ -196,17 +203,23 @@ def _evidence(squared_l: Floats, texts: int, rule: RoutingRule, config: RoutingC
     """What every text adds to its nearest center's expert before the softmax over experts."""
     small = texts < config.small_task_below
     small_term = math.exp(0.5 - math.sqrt(texts)) if small else 0.0
-    if rule == "paper":
-        lambda_ = config.paper_lambda
-        if texts > config.large_task_above:
-            lambda_ /= math.log(texts, config.large_task_log_base)
-        affinity_l: Floats = np.exp(-squared_l / lambda_)
-        return affinity_l * small_term if small else affinity_l
-    if rule == "released":
-        sharpness = 5.0 * math.log10(max(10, texts - config.large_task_above))
-        grown_l: Floats = np.exp(sharpness * (small_term - np.sqrt(squared_l)))
-        return grown_l / config.released_softmax_temperature
-    return np.zeros_like(squared_l)
+    match rule:
+        case "paper":
+            lambda_ = config.paper_lambda
+            if texts > config.large_task_above:
+                lambda_ /= math.log(texts, config.large_task_log_base)
+            affinity_l: Floats = np.exp(-squared_l / lambda_)
+            return affinity_l * small_term if small else affinity_l
+        case "released":
+            sharpness = 5.0 * math.log10(max(10, texts - config.large_task_above))
+            grown_l: Floats = np.exp(sharpness * (small_term - np.sqrt(squared_l)))
+            return grown_l / config.released_softmax_temperature
+        case "uniform":
+            return np.zeros_like(squared_l)
+        case "soft" | "calibrated":
+            raise ValueError(f"{rule}: weights all centers, not the nearest alone")
+        case _:
+            assert_never(rule)
 
 
 def top_centers(weights: RoutingWeights, count: int) -> list[tuple[int, float]]:
@@ -230,21 +243,18 @@ class _Spread:
     fine_weight_m: Floats
 
 
-def _temperature(rule: RoutingRule, config: RoutingConfig, fitted: float | None) -> float:
+def _temperature(rule: RoutingRule, config: RoutingConfig, centers: ExpertCenters) -> float:
+    fitted = centers.fitted_temperature
     return config.temperature if rule == "soft" or fitted is None else fitted
 
 
 def _soft_pass(
-    text_embeddings_ld: npt.NDArray[np.floating],
-    centers_md: npt.NDArray[np.floating],
-    group_m: npt.NDArray[np.integer],
-    n: int,
-    temperature: float,
+    text_embeddings_ld: npt.NDArray[np.floating], centers: ExpertCenters, n: int, temperature: float
 ) -> _Spread:
-    texts = len(text_embeddings_ld)
+    texts, centers_md = len(text_embeddings_ld), centers.centers_md
     nearest_l, squared_l = np.empty(texts, np.int64), np.empty(texts)
     weights_lc, fine_weight_m = np.empty((texts, n)), np.zeros(len(centers_md))
-    membership_mc = np.eye(n)[group_m]
+    membership_mc = np.eye(n)[centers.group_m]
     for rows, distances in _squared_distances(text_embeddings_ld, centers_md):
         nearest_l[rows] = distances.argmin(axis=1)
         squared_l[rows] = distances.min(axis=1)
@@ -303,17 +313,14 @@ def _check_embeddings(text_embeddings_ld: npt.NDArray[np.floating], centers_md: 
         raise DataError(f"text {wrong[0]} has an embedding of length {norms_l[wrong[0]]:g}: expected unit rows")
 
 
-def _checked_experts(
-    text_embeddings_ld: npt.NDArray[np.floating],
-    centers_md: npt.NDArray[np.floating],
-    group_m: npt.NDArray[np.integer],
-    n_experts: int | None,
-) -> int:
+def _checked_experts(text_embeddings_ld: npt.NDArray[np.floating], centers: ExpertCenters) -> int:
+    """n, after all checks."""
+    centers_md, group_m = centers.centers_md, centers.group_m
     _check_embeddings(text_embeddings_ld, centers_md)
     if group_m.shape != (len(centers_md),):
         raise DataError(f"there are {len(centers_md)} fine centers but the coarse map has shape {group_m.shape}")
     low, high = int(group_m.min()), int(group_m.max())
-    n = high + 1 if n_experts is None else n_experts
+    n = high + 1 if centers.n is None else centers.n
     if low < 0 or high >= n:
         raise DataError(f"the coarse map names experts {low} to {high}, outside 0 to {n - 1}")
     return n

@@ -27,6 +27,7 @@ from mode_ray.evaluate.report.compare import Router, compare
 from mode_ray.evaluate.report.sources import ReportSources
 from mode_ray.evaluate.tasks.task import load_tasks
 from mode_ray.models.clip import build_clip, save_clip
+from mode_ray.routing.router import expert_centers
 from mode_ray.run_directory import METRICS_FILE, stage_directories
 from mode_ray.stages.manifest import Stage, UnitRecord
 from mode_ray.stages.run import Run
@@ -127,12 +128,7 @@ def sources(tmp_path: Path) -> ReportSources:
         "random": [expert_name(2, expert, "random") for expert in range(2)],
     }
     calibration = calibration_of(clustering, 2)
-    router = Router(
-        centers_md=clustering.centers_md,
-        group_m=clustering.coarse[2],
-        config=config.routing,
-        fitted_temperature=calibration.temperature,
-    )
+    router = Router(centers=expert_centers(clustering, 2), config=config.routing)
     results = compare(task, measured, experts, controls, router, config.evaluate.rules)
     return ReportSources(
         config=config,

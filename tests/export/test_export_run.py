@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 
+import mode_ray
 from mode_ray.atlas.data import AtlasFacts, atlas_data
 from mode_ray.atlas.sample import summarise
 from mode_ray.atlas.summary import MapData, write_summary
 from mode_ray.cli import main
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config.evaluate import RoutingConfig
 from mode_ray.config.load import dump_config
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, UsageError
@@ -23,7 +23,6 @@ from mode_ray.export import run as export_run
 from mode_ray.export.run import ExportRequest, run_export
 from mode_ray.models.clip import load_clip
 from mode_ray.models.encode import Expert
-from mode_ray.routing.weights import routing_weights
 from mode_ray.run_directory import SUMMARY_FILE
 from mode_ray.storage import Location
 
@@ -89,7 +88,7 @@ class TestOneExpert:
         texts_ld = np.random.default_rng(0).normal(size=(5, 8))
         texts_ld /= np.linalg.norm(texts_ld, axis=1, keepdims=True)
         clustering = Clustering.load(Location.parse(str(folder / "clustering")))
-        ours = routing_weights(texts_ld, clustering.centers_md, clustering.coarse[3], RoutingConfig(), "soft")
+        ours = mode_ray.routing_weights(texts_ld, clustering, n=3, rule="soft")
         np.testing.assert_allclose(made["expert_weights"](texts_ld), ours.weights_c, atol=1e-6)
 
     def test_an_expert_that_does_not_exist_is_refused(self, export: Export) -> None:

@@ -272,10 +272,9 @@ def test_trials_are_compared_at_measurements() -> None:
     assert sorted(m for m, _ in asha(4, 0.0, 3.0)._brackets[0]._rungs) == [1, 3]
 
 
+@pytest.mark.usefixtures("assigned")
 class TestRefusals:
-    def test_a_sweep_of_nothing(
-        self, sweep_config: Callable[..., RunConfig], work_units: list[WorkUnit], assigned: Location
-    ) -> None:
+    def test_a_sweep_of_nothing(self, sweep_config: Callable[..., RunConfig], work_units: list[WorkUnit]) -> None:
         with pytest.raises(UsageError, match=r"sweep\.fields is empty"):
             sweep(sweep_config({}), work_units)
 
@@ -287,14 +286,14 @@ class TestRefusals:
             sweep(sweep_config({RATE: [1e-3]}), work_units)
 
     def test_too_small_a_training_set(
-        self, sweep_config: Callable[..., RunConfig], work_units: list[WorkUnit], assigned: Location
+        self, sweep_config: Callable[..., RunConfig], work_units: list[WorkUnit]
     ) -> None:
         config = sweep_config({RATE: [1e-3]}, held_out_pairs=13)
         with pytest.raises(DataError, match="has 24 pairs: too few to hold out 13"):
             sweep_run._prepare(Run(config, work_units), 1, "data")
 
     def test_a_held_out_image_that_cannot_be_decoded(
-        self, sweep_config: Callable[..., RunConfig], work_units: list[WorkUnit], assigned: Location, data_folder: Path
+        self, sweep_config: Callable[..., RunConfig], work_units: list[WorkUnit], data_folder: Path
     ) -> None:
         for file in data_folder.iterdir():
             file.write_bytes(file.read_bytes().replace(b"\x89PNG", b"\0\0\0\0"))
@@ -305,7 +304,7 @@ class TestRefusals:
 
 
 @pytest.mark.drill
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_session", "assigned")
 class TestOnRay:
     """Real trials under Tune: about a minute with runs in the trials' own processes."""
 
@@ -313,7 +312,6 @@ class TestOnRay:
         self,
         sweep_config: Callable[..., RunConfig],
         work_units: list[WorkUnit],
-        assigned: Location,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         fields = {RATE: [1e-2, 3e-3, 1e-9, 1e-8]}
@@ -345,7 +343,6 @@ class TestOnRay:
         self,
         sweep_config: Callable[..., RunConfig],
         work_units: list[WorkUnit],
-        assigned: Location,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A rate that makes the loss not finite at once."""

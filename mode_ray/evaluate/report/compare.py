@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 
@@ -16,7 +16,13 @@ from mode_ray.evaluate.metrics.score import measure
 from mode_ray.evaluate.metrics.scored import Scored
 from mode_ray.evaluate.tasks.task import Task
 from mode_ray.routing.mix import ensemble_scores, keep_share, keep_top, per_query_scores, without_experts
-from mode_ray.routing.weights import RoutingWeights, normalised_entropy, per_query_weights, routing_weights
+from mode_ray.routing.weights import (
+    ExpertCenters,
+    RoutingWeights,
+    normalised_entropy,
+    per_query_weights,
+    routing_weights,
+)
 from mode_ray.train.plan import DENSE, DENSE_EQUAL_TOTAL
 
 PRUNING_SHARES = (0.5, 0.8, 0.9, 0.95, 0.99)
@@ -25,7 +31,6 @@ _DENSE_RUNS = (DENSE, DENSE_EQUAL_TOTAL)
 
 Metrics = Mapping[str, float]
 Keep = Literal["top", "share"]
-_Weights = TypeVar("_Weights", RoutingWeights, np.ndarray)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,37 +78,27 @@ class Router:
     """Computes the routing weights of the texts of a task.
 
     Attributes:
-        centers_md: Fine centers.
-        group_m: Expert of every fine center.
+        centers: The fine centers with their experts.
         config: Parameters of the rules.
-        fitted_temperature: Temperature of the rule `calibrated`. Without it the rule is `soft`.
         missing: Ids of experts that are left out. The weights of the others are scaled to sum to 1.
     """
 
-    centers_md: np.ndarray
-    group_m: np.ndarray
+    centers: ExpertCenters
     config: RoutingConfig
-    fitted_temperature: float | None = None
     missing: Sequence[int] = field(default=())
 
-    def task_weights(self, texts_ld: np.ndarray, rule: RoutingRule, n: int) -> RoutingWeights:
+    def task_weights(self, texts_ld: np.ndarray, rule: RoutingRule) -> RoutingWeights:
         """Weights of the whole task; see `routing_weights`. `fine_weight_m` includes missing experts."""
-        weights = self._route(routing_weights, texts_ld, rule, n)
+        weights = routing_weights(texts_ld, self.centers, self.config, rule)
         if not self.missing:
             return weights
         weights_c = without_experts(weights.weights_c, self.missing).astype(np.float64)
         return replace(weights, weights_c=weights_c, normalised_entropy=normalised_entropy(weights_c))
 
-    def query_weights(self, texts_ld: np.ndarray, rule: RoutingRule, n: int) -> np.ndarray:
+    def query_weights(self, texts_ld: np.ndarray, rule: RoutingRule) -> np.ndarray:
         """Weights of every text as a separate task, [texts, experts]; see `per_query_weights`."""
-        weights_lc = self._route(per_query_weights, texts_ld, rule, n)
+        weights_lc = per_query_weights(texts_ld, self.centers, self.config, rule)
         return np.asarray(without_experts(weights_lc, self.missing)) if self.missing else weights_lc
-
-    def _route(self, route: Callable[..., _Weights], texts_ld: np.ndarray, rule: RoutingRule, n: int) -> _Weights:
-        fitted = self.fitted_temperature
-        return route(
-            texts_ld, self.centers_md, self.group_m, self.config, rule, n_experts=n, fitted_temperature=fitted
-        )
 
 
 def compare(
@@ -127,7 +122,7 @@ def compare(
     missing = set(router.missing)
     cosines = [None if number in missing else measured.cosines[name] for number, name in enumerate(experts)]
     ensemble = _Ensemble(task, measured, cosines)
-    texts_ld, n = measured.routing_texts_ld, len(experts)
+    texts_ld = measured.routing_texts_ld
     by_rule: dict[str, Metrics] = {}
     draws: dict[str, Floats] = {}
     weights: dict[str, RoutingWeights] = {}
@@ -138,9 +133,9 @@ def compare(
 
     pruned: list[PrunedResult] = []
     for rule in rules:
-        weights[rule] = router.task_weights(texts_ld, rule, n)
+        weights[rule] = router.task_weights(texts_ld, rule)
         # For image retrieval every query is a separate task. For text retrieval all texts together are the task.
-        weights_lc = router.query_weights(texts_ld, rule, n) if task.kind == "retrieval" else None
+        weights_lc = router.query_weights(texts_ld, rule) if task.kind == "retrieval" else None
         by_rule[rule] = drawn(rule, ensemble.scored(weights[rule].weights_c, weights_lc))
         if rule == router.config.rule:
             pruned = _prune(ensemble, weights[rule].weights_c, weights_lc)

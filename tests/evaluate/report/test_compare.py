@@ -10,6 +10,7 @@ from mode_ray.config.evaluate import RoutingConfig, RoutingRule
 from mode_ray.evaluate.measure.measurements import TaskCosines, TaskSummary
 from mode_ray.evaluate.report.compare import Router, TaskResults, compare, pruning_counts
 from mode_ray.evaluate.tasks.task import Task
+from mode_ray.routing.weights import ExpertCenters
 
 RULES: tuple[RoutingRule, ...] = get_args(RoutingRule)
 EXPERTS = ["n2/00", "n2/01"]
@@ -35,9 +36,8 @@ def measured(cosines: dict[str, np.ndarray], labels: list[int], routing: np.ndar
 
 
 def router(group_m: np.ndarray = GROUP_M, missing: tuple[int, ...] = ()) -> Router:
-    return Router(
-        centers_md=CENTERS_MD, group_m=group_m, config=RoutingConfig(), fitted_temperature=0.1, missing=missing
-    )
+    centers = ExpertCenters(CENTERS_MD, group_m, n=len(EXPERTS), fitted_temperature=0.1)
+    return Router(centers=centers, config=RoutingConfig(), missing=missing)
 
 
 def results(task: Task, cosines: TaskCosines, controls: dict[str, list[str]] | None = None) -> TaskResults:

@@ -14,6 +14,7 @@ from mode_ray.evaluate.measure.similarities import zero_shot_classifier
 from mode_ray.models.encode import Expert
 from mode_ray.pairs.images import decode_image
 from mode_ray.routing.mix import ensemble_scores, probabilities
+from mode_ray.routing.router import expert_centers
 from mode_ray.routing.weights import routing_weights
 from mode_ray.serve.service.errors import ServiceError
 from mode_ray.serve.service.expert_client import ExpertBusy, ExpertUnavailable
@@ -44,10 +45,8 @@ class TestScore:
         encoder = served.load_encoder()
         weights_c = routing_weights(
             zero_shot_classifier(PETS.class_texts(), encoder.encode),
-            served.clustering.centers_md,
-            served.clustering.experts_of(EXPERTS),
+            expert_centers(served.clustering, EXPERTS),
             RoutingConfig(rule="soft"),
-            n_experts=EXPERTS,
         ).weights_c
         experts = [Expert(folder, "cpu") for folder in served.experts.values()]
         decoded = [decode_image(data, 10**6, "x") for data in images]
