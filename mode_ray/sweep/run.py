@@ -27,7 +27,7 @@ from mode_ray.sweep.space import draw_points
 from mode_ray.sweep.trainable import METRIC, result_of
 from mode_ray.sweep.tuning import read_notes, tune_trials
 from mode_ray.train.runs.launcher import launcher_options
-from mode_ray.util.ray_tasks import task_result
+from mode_ray.util.ray_tasks import cancel_unfinished, task_result
 
 _POLL_SECONDS = 1.0
 
@@ -99,7 +99,7 @@ def _train_all(
         raise TrainingError(f"sweep: the task that runs Ray Tune was lost ({error}); run the command again") from None
     finally:
         # Otherwise the trials continue in a session that outlives this call, such as a notebook's.
-        ray.cancel(reference, force=True)
+        cancel_unfinished([reference])
     # These are Tune's own records. The results of the trials are in the trials' folders.
     storage.delete()
     return failed

@@ -1,5 +1,6 @@
-"""Results of Ray tasks; our own errors are raised as themselves, not wrapped in Ray's."""
+"""Results of Ray tasks, and their cancellation; our own errors are raised as themselves, not wrapped in Ray's."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -20,3 +21,15 @@ def task_result(reference: "ray.ObjectRef[Any]") -> Any:  # noqa: ANN401 - each 
         if isinstance(error.cause, ModeRayError):
             raise error.cause from None
         raise
+
+
+def cancel_unfinished(references: "Sequence[ray.ObjectRef[Any]]") -> None:
+    """Stop tasks that have no result yet, by force.
+
+    A task whose result has just arrived must not be cancelled: Ray 2.60 then aborts the whole driver process
+    (`Check failed` in `TaskManager::CompletePendingTask`).
+    """
+    if references:
+        _, unfinished = ray.wait(list(references), num_returns=len(references), timeout=0)
+        for reference in unfinished:
+            ray.cancel(reference, force=True)

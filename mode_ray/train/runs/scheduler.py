@@ -17,6 +17,7 @@ from mode_ray.train.runs.launcher import TrialEnd, launch
 from mode_ray.train.runs.queue import TrialQueue
 from mode_ray.train.runs.status import TrialStatus, read_status, write_status
 from mode_ray.train.runs.trial import TrialJob, read_progress
+from mode_ray.util.ray_tasks import cancel_unfinished
 
 _POLL_SECONDS = 1.0
 _PROGRESS_SECONDS = 4.0
@@ -59,8 +60,7 @@ def run_trials(
                     queue.failed(trial, end.reason, seconds, again=end.again)
     finally:
         # Without this, launchers would keep training in a Ray session that outlives this call, such as a notebook's.
-        for reference in launchers:
-            ray.cancel(reference, force=True)
+        cancel_unfinished(list(launchers))
     files.write(queue.statuses)
     on_change(queue.statuses)
     return queue.statuses
