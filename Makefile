@@ -22,7 +22,7 @@ demo_stamp := .venv/installed-demo-$(EXTRA)
 dev_stamp := .venv/installed-dev-$(EXTRA)
 # A file's tests share what they set up, and most wait for processes of their own to start.
 pytest := $(bin)/python -m pytest
-side_by_side := --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+side_by_side := --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 not_benchmarks := $(addprefix benchmarks/,frame.py captions.py litserve_peer.py science_data.py \
   simulated_fleet.py serve_run.py serve_peers.py)
 benchmarks := $(filter-out $(not_benchmarks),$(sort $(wildcard benchmarks/*.py)))
