@@ -1,5 +1,7 @@
 """Load the caption encoder that a config names."""
 
+from typing import assert_never
+
 from mode_ray.config.captions import EncoderConfig, EncoderPlacement
 from mode_ray.embed.encoder import CaptionEncoder
 
@@ -11,10 +13,14 @@ def load_encoder(config: EncoderConfig, placement: EncoderPlacement, threads: in
         UsageError: The model cannot be found, or it does not support the configured kind or pooling.
     """
     # Each kind needs a different library; only the one in use is imported.
-    if config.kind == "static":
-        from mode_ray.embed.static import StaticEncoder
+    match config.kind:
+        case "static":
+            from mode_ray.embed.static import StaticEncoder
 
-        return StaticEncoder(config)
-    from mode_ray.embed.huggingface import HuggingFaceEncoder
+            return StaticEncoder(config)
+        case "huggingface":
+            from mode_ray.embed.huggingface import HuggingFaceEncoder
 
-    return HuggingFaceEncoder(config, placement, threads)
+            return HuggingFaceEncoder(config, placement, threads)
+        case _:
+            assert_never(config.kind)

@@ -1,7 +1,7 @@
 """Contrastive losses over the global batch: open_clip's, and one that masks equal captions."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 import torch.distributed
@@ -56,11 +56,14 @@ class ContrastiveLoss:
         self._needs_ids = config.mask_equal_captions
         self._loss: Any
         ranks = {"rank": rank.number, "world_size": rank.world_size}
-        if config.kind == "siglip":
-            self._loss = SigLipLoss(**ranks)
-        else:
-            kind = EqualCaptionClipLoss if config.mask_equal_captions else ClipLoss
-            self._loss = kind(local_loss=True, gather_with_grad=True, cache_labels=True, **ranks)
+        match config.kind:
+            case "siglip":
+                self._loss = SigLipLoss(**ranks)
+            case "clip":
+                kind = EqualCaptionClipLoss if config.mask_equal_captions else ClipLoss
+                self._loss = kind(local_loss=True, gather_with_grad=True, cache_labels=True, **ranks)
+            case _:
+                assert_never(config.kind)
 
     def __call__(self, features: Mapping[str, torch.Tensor], caption_ids: torch.Tensor) -> torch.Tensor:
         """The loss of this rank's part of the batch."""
