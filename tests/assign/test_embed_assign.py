@@ -277,6 +277,7 @@ class TestBadShards:
         assert names == {*units.values(), *notes}
 
 
+@pytest.mark.drill
 @pytest.mark.usefixtures("ray_session")
 class TestReplacedSources:
     """A run over two parquet files of 40 captions; one of them is replaced while the stage is not done."""

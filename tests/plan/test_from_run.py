@@ -87,7 +87,7 @@ class TestRatesOfARun:
         written = sum(record.bytes_out for record in records)
         assert rates.read_row_seconds > 0.0
         assert rates.rows * rates.kept_share * rates.row_bytes == pytest.approx(written)
-        assert 0.5 < rates.actors_busy <= 1.0
+        assert 0.0 < rates.actors_busy <= 1.0
 
     def test_captions_that_were_refused_and_the_size_of_an_embedding(self, config: RunConfig) -> None:
         rates = rates_from_run(config.directory)

@@ -49,6 +49,7 @@ def config(root: Path, workers: int, **sections: object) -> RunConfig:
 
 @pytest.mark.usefixtures("ray_session")
 class TestMeasureTasks:
+    @pytest.mark.drill
     def test_one_that_several_workers_share_is_measured_as_by_one(
         self, tmp_path: Path, models: dict[str, Location]
     ) -> None:

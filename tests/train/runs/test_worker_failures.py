@@ -146,6 +146,7 @@ class TestBrokenData:
         assert (job.folder / ERROR_FILE).read_text().startswith("train.model.architecture: /nowhere: ")
 
 
+@pytest.mark.drill
 def test_on_a_real_ray_broken_data_costs_one_launch_and_no_retry(
     ray_session: None, make_job: Callable[..., TrialJob], data_folder: Path
 ) -> None:
