@@ -14,20 +14,17 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, TypeVar, cast
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from mode_ray.errors import UsageError, WriteError
+from mode_ray.errors import WriteError
+from mode_ray.util.path_notation import ANONYMOUS, bucket_of, matches, parse_path
 from mode_ray.util.retry import retry
 
-REMOTE_SCHEMES = ("s3", "gs", "gcs")
-_GLOB_CHARACTERS = frozenset("*?[")
 _REMOTE_BUFFER_BYTES = 64 << 20
 _COPIED_AT_ONCE_BYTES = 16 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -37,16 +34,24 @@ _Read = TypeVar("_Read")
 
 
 @functools.lru_cache(maxsize=32)
-def _filesystem(scheme: str, bucket: str) -> pyarrow.fs.FileSystem:
+def _filesystem(scheme: str, bucket: str, anonymous: bool) -> pyarrow.fs.FileSystem:
     """The filesystem client of a bucket, cached per process: building one costs a region lookup."""
     if scheme == "file":
         return pyarrow.fs.LocalFileSystem()
+    if anonymous and scheme == "s3":
+        # Arrow's URIs of S3 cannot ask for this. `region` is looked up by the client with credentials.
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        region = _filesystem(scheme, bucket, anonymous=False).region
+        return pyarrow.fs.S3FileSystem(
+            anonymous=True, region=region, endpoint_override=endpoint, allow_delayed_open=True
+        )
     # With delayed open, a small object takes one request instead of the three of a multipart upload. Arrow's retries
     # keep their defaults: an S3 client built from a URI retries an operation for six seconds (31 times, also after
     # 500, 503 and broken connections) and drops a connection after three silent seconds. On Linux these timeouts
     # cannot be changed.
     options = "?allow_delayed_open=true" if scheme == "s3" else ""
-    filesystem, _ = pyarrow.fs.FileSystem.from_uri(f"{scheme}://{bucket}{options}")
+    user = f"{ANONYMOUS}@" if anonymous else ""
+    filesystem, _ = pyarrow.fs.FileSystem.from_uri(f"{scheme}://{user}{bucket}{options}")
     return filesystem
 
 
@@ -67,20 +72,9 @@ class Location:
         """Make a location from a path or URI; relative paths are relative to the working directory.
 
         Raises:
-            UsageError: The scheme is unknown, a remote URI has no bucket, or a file URI has a host.
+            UsageError: As `parse_path`.
         """
-        if "://" not in text:
-            return cls(str(Path(text).expanduser().absolute()))
-        parts = urlsplit(text)
-        if parts.scheme == "file":
-            if parts.netloc not in ("", "localhost"):
-                raise UsageError(f"{text}: {parts.netloc!r} is read as a host; write file:///PATH")
-            return cls(str(Path(parts.path).absolute()))
-        if parts.scheme not in REMOTE_SCHEMES:
-            raise UsageError(f"{text}: unknown scheme {parts.scheme!r}; use a local path, s3://… or gs://…")
-        if not parts.netloc:
-            raise UsageError(f"{text}: the bucket is missing; write {parts.scheme}://BUCKET/PATH")
-        return cls(text.rstrip("/"))
+        return cls(parse_path(text))
 
     def __str__(self) -> str:
         return self.uri
@@ -107,15 +101,12 @@ class Location:
     @property
     def filesystem(self) -> pyarrow.fs.FileSystem:
         """The pyarrow filesystem for `path`."""
-        if self.is_local:
-            return _filesystem("file", "")
-        parts = urlsplit(self.uri)
-        return _filesystem(parts.scheme, parts.netloc)
+        return _filesystem("file", "", anonymous=False) if self.is_local else _filesystem(*bucket_of(self.uri))
 
     @property
     def path(self) -> str:
-        """The path for `filesystem`: without the scheme, the bucket first."""
-        return self.uri if self.is_local else self.uri.split("://", 1)[1]
+        """The path for `filesystem`: without the scheme and `anonymous@`, the bucket first."""
+        return self.uri if self.is_local else self.uri.split("://", 1)[1].removeprefix(f"{ANONYMOUS}@")
 
     def exists(self) -> bool:
         """Whether a file or directory exists."""
@@ -141,37 +132,43 @@ class Location:
 
     def entries(self, *, recursive: bool = False) -> list["FileEntry"]:
         """The same files with their sizes and times, from a single listing."""
-        selector = pyarrow.fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
-        infos = self.filesystem.get_file_info(selector)
-        return sorted(
-            FileEntry.of(self._sibling(info.path), info)
-            for info in infos
-            if info.type == pyarrow.fs.FileType.File and "/." not in info.path[len(self.path.rstrip("/")) :]
-        )
+        return [
+            entry
+            for entry in self._below(pyarrow.fs.FileType.File, recursive=recursive)
+            if "/." not in entry.location.path[len(self.path.rstrip("/")) :]
+        ]
 
     def directories(self) -> list["Location"]:
         """Directories in this directory, sorted; with the rules of `files`."""
-        infos = self.filesystem.get_file_info(pyarrow.fs.FileSelector(self.path, allow_not_found=True))
-        found = [self._sibling(info.path.rstrip("/")) for info in infos if info.type == pyarrow.fs.FileType.Directory]
-        return sorted(location for location in found if not location.name.startswith("."))
+        found = [entry.location for entry in self._below(pyarrow.fs.FileType.Directory, recursive=False)]
+        return [location for location in found if not location.name.startswith(".")]
 
-    @property
-    def has_wildcards(self) -> bool:
-        """Whether the URI contains wildcards."""
-        return bool(_GLOB_CHARACTERS & set(self.uri))
+    def _below(self, kind: pyarrow.fs.FileType, *, recursive: bool) -> list["FileEntry"]:
+        """Everything of a kind in this directory, sorted."""
+        selector = pyarrow.fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
+        prefix = self.uri.removesuffix(self.path)
+        infos = self.filesystem.get_file_info(selector)
+        return sorted(
+            FileEntry.of(Location(prefix + info.path.rstrip("/")), info) for info in infos if info.type == kind
+        )
 
-    def glob_entries(self) -> list["FileEntry"]:
-        """Files that match this location's wildcards (`*`, `?`, `[…]`; `**` spans directories), sorted."""
-        if not self.has_wildcards:
-            return [FileEntry.of(self, self._info())] if self.exists() else []
-        parts = self.uri.split("/")
-        first = next(i for i, part in enumerate(parts) if _GLOB_CHARACTERS & set(part))
-        root = Location("/".join(parts[:first]) or "/")
-        deep = first < len(parts) - 1 or parts[-1] == "**"
-        return [entry for entry in root.entries(recursive=deep) if _matches(entry.location.uri.split("/"), parts)]
+    def entry(self) -> "FileEntry | None":
+        """This file with its size and time; None if there is no such file."""
+        info = self._info()
+        return FileEntry.of(self, info) if info.type == pyarrow.fs.FileType.File else None
 
-    def _sibling(self, path: str) -> "Location":
-        return Location(path if self.is_local else f"{urlsplit(self.uri).scheme}://{path}")
+    def glob(self, pattern: str, *, directories: bool = False) -> list["FileEntry"]:
+        """Files, or directories, below this directory that match a relative pattern, sorted.
+
+        Args:
+            pattern: With `*`, `?`, `[…]`; `**` spans directories. Hidden names need a pattern that begins like them.
+            directories: Whether to match directories instead of files.
+        """
+        parts = pattern.rstrip("/").split("/")
+        below = len(self.uri.rstrip("/")) + 1
+        kind = pyarrow.fs.FileType.Directory if directories else pyarrow.fs.FileType.File
+        found = self._below(kind, recursive=len(parts) > 1 or parts[-1] == "**")
+        return [entry for entry in found if matches(entry.location.uri[below:].split("/"), parts)]
 
     def open_input(self) -> pa.NativeFile:
         """Open for random access."""
@@ -379,12 +376,3 @@ def _encodings(schema: pa.Schema) -> dict[str, list[str]]:
         # Parquet's name for the values of a list.
         leaves[pa.types.is_floating(kind)].append(f"{field.name}.list.element" if nested else field.name)
     return {"use_dictionary": leaves[False], "use_byte_stream_split": leaves[True]}
-
-
-def _matches(parts: list[str], pattern: list[str]) -> bool:
-    """Whether path parts match pattern parts; `**` matches any number of directories."""
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        return any(_matches(parts[skip:], pattern[1:]) for skip in range(len(parts) + 1))
-    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])

@@ -1,19 +1,21 @@
-"""Finds the files of a config's paths: files, directories, wildcards, and listings of these.
+"""Finds the files of a config's paths: files, directories, wildcards, braces, and listings of these.
 
 A directory or wildcard is listed once, which also gives sizes and times. Files are looked up one by one only if few
-files of a directory are named.
+files of a directory are named. `mode_ray.util.path_notation` has the notation.
 """
 
-import posixpath
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow.fs
 
+from mode_ray.captions.shard_choice import ShardChoice, nothing_found
 from mode_ray.errors import DataError, UsageError
 from mode_ray.storage import FileEntry, Location
+from mode_ray.util.path_notation import PathPattern, expand_path, is_hidden, join_path, parse_path
 
 LISTING_SUFFIXES = (".txt", ".list")
 MAX_LISTING_BYTES = 128 << 20
@@ -23,14 +25,32 @@ _LISTERS = 16
 
 @dataclass(frozen=True)
 class _Named:
-    """A path, and where it is named: `captions.paths`, or a line of a listing."""
+    """One path of an entry of `captions.paths`, or of a line of a listing.
+
+    Attributes:
+        text: The entry or line.
+        place: Where it is given, for messages.
+        pattern: The path.
+        is_alone: Whether the text names no other path.
+    """
 
     text: str
     place: str
-    location: Location
+    pattern: PathPattern
+    is_alone: bool
+
+    @property
+    def location(self) -> Location:
+        """The path itself, or the directory above the first wildcard."""
+        return Location(self.pattern.base)
+
+    @property
+    def shown(self) -> str:
+        """Place, text and, if the text names several paths, the path, for messages."""
+        return f"{self.place}: {self.text}" + ("" if self.is_alone else f": {self.pattern.uri}")
 
 
-def find_files(paths: Sequence[str], belongs: Callable[[str], bool]) -> list[FileEntry]:
+def find_files(paths: Sequence[str], choice: ShardChoice, field: str = "captions.paths") -> list[FileEntry]:
     """Find the files of paths, with their sizes and times, in the order of the paths.
 
     A path that ends in `.txt` or `.list` is a listing with one path, URI or wildcard per line. `#` comments and empty
@@ -38,46 +58,92 @@ def find_files(paths: Sequence[str], belongs: Callable[[str], bool]) -> list[Fil
 
     Args:
         paths: As in `captions.paths`.
-        belongs: Whether to include a file of a directory, by its name. Files named directly are always included.
+        choice: Which files of a directory or wildcard to include. Files named directly are always included.
+        field: The config field, for messages.
 
     Raises:
         DataError: A path does not exist or matches nothing, or a listing cannot be read; names the path or line.
     """
-    named = [one for path in paths for one in _read_paths(path)]
-    plain = [one.location for one in named if not one.location.has_wildcards]
-    described = _describe(plain)
+    named = [one for path in paths for one in _read_paths(path, field)]
+    described = _describe([one.location for one in named if not one.pattern.rest], field)
     found: list[FileEntry] = []
     for one in named:
-        found += _found(one, described, belongs)
+        files = _found(one, described, choice)
+        if not files:
+            raise DataError(_missing(one, named, described))
+        found += files
     return found
 
 
-def _found(
-    one: _Named, described: dict[Location, pyarrow.fs.FileInfo], belongs: Callable[[str], bool]
-) -> list[FileEntry]:
+def find_roots(paths: Sequence[str]) -> list[Location]:
+    """The directories of paths, in order, with braces and wildcards expanded; they are not opened.
+
+    Raises:
+        UsageError: A path cannot be meant, or its wildcards match nothing.
+        OSError: The filesystem fails.
+    """
+    roots = []
+    for text in paths:
+        for pattern in expand_path(text, parse_path, _exists):
+            base = Location(pattern.base)
+            matching = base.glob(pattern.rest, directories=True) if pattern.rest else []
+            if pattern.rest and not matching:
+                raise UsageError(f"{text}: no directory matches it")
+            roots += [entry.location for entry in matching] or [base]
+    return roots
+
+
+def _exists(uri: str) -> bool:
+    return Location(uri).exists()
+
+
+def _found(one: _Named, described: dict[Location, pyarrow.fs.FileInfo], choice: ShardChoice) -> list[FileEntry]:
+    """The files of one path; none if nothing exists."""
     try:
-        if one.location.has_wildcards:
-            entries = one.location.glob_entries()
+        if one.pattern.rest:
+            files = one.location.glob(one.pattern.rest)
+            directories = [] if files else one.location.glob(one.pattern.rest, directories=True)
         else:
             info = described.get(one.location)
-            if info is not None and info.type == pyarrow.fs.FileType.Directory:
-                inside = [file for file in one.location.entries(recursive=True) if belongs(file.location.name)]
-                if not inside:
-                    raise DataError(
-                        f"{one.place}: {one.text}: this directory contains no .parquet, .tar, .jsonl, .csv or .tsv "
-                        "file"
-                    )
-                return inside
-            is_file = info is not None and info.type == pyarrow.fs.FileType.File
-            entries = [FileEntry.of(one.location, info)] if is_file else []
+            if info is not None and info.type == pyarrow.fs.FileType.File:
+                return [FileEntry.of(one.location, info)]
+            is_directory = info is not None and info.type == pyarrow.fs.FileType.Directory
+            files, directories = [], [FileEntry.of(one.location, info)] if is_directory else []
+        inside = [file for directory in directories for file in _data_files(directory.location)]
     except OSError as error:
-        raise DataError(f"{one.place}: {one.text}: cannot be listed ({error})") from None
-    if not entries:
-        raise DataError(f"{one.place}: {one.text}: no such file, and nothing matches it")
-    return entries
+        raise DataError(f"{one.shown}: cannot be listed ({error})") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{one.shown}: contains a name that is not UTF-8 ({error.object!r}): rename it") from None
+    chosen = choice.choose(one.shown, files or inside)
+    if directories and not chosen:
+        raise DataError(f"{one.shown}: {nothing_found(inside)}")
+    return chosen or files
 
 
-def _describe(locations: Sequence[Location]) -> dict[Location, pyarrow.fs.FileInfo]:
+def _data_files(directory: Location) -> list[FileEntry]:
+    """The files below a directory, except hidden ones such as `_SUCCESS` and those in `_temporary`."""
+    below = len(directory.uri.rstrip("/")) + 1
+    return [
+        file
+        for file in directory.entries(recursive=True)
+        if not any(is_hidden(part) for part in file.location.uri[below:].split("/"))
+    ]
+
+
+def _missing(one: _Named, named: Sequence[_Named], described: dict[Location, pyarrow.fs.FileInfo]) -> str:
+    """The message for a path of which nothing exists."""
+    alike = [other for other in named if (other.text, other.place) == (one.text, one.place)]
+    missing = [other for other in alike if not other.pattern.rest and not _is_there(other.location, described)]
+    more = f" ({len(missing)} of its {len(alike)} paths are missing)" if len(missing) > 1 else ""
+    return f"{one.shown}: no such file, and nothing matches it{more}"
+
+
+def _is_there(location: Location, described: dict[Location, pyarrow.fs.FileInfo]) -> bool:
+    info = described.get(location)
+    return info is not None and bool(info.type != pyarrow.fs.FileType.NotFound)
+
+
+def _describe(locations: Sequence[Location], field: str) -> dict[Location, pyarrow.fs.FileInfo]:
     """File information by location; many locations of a directory are looked up in one listing of it."""
     by_parent = defaultdict(list)
     for location in locations:
@@ -92,58 +158,63 @@ def _describe(locations: Sequence[Location]) -> dict[Location, pyarrow.fs.FileIn
             selector = pyarrow.fs.FileSelector(parent.path, allow_not_found=True)
             by_path = {info.path.rstrip("/"): info for info in parent.filesystem.get_file_info(selector)}
         except OSError as error:
-            raise DataError(f"captions.paths: {parent}: cannot be listed ({error})") from None
+            raise DataError(f"{field}: {parent}: cannot be listed ({error})") from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"{field}: {parent}: contains a name that is not UTF-8 ({error.object!r})") from None
         return [(child, by_path[child.path]) for child in children if child.path in by_path]
 
     with ThreadPoolExecutor(_LISTERS) as listers:
         return dict(pair for pairs in listers.map(describe, by_parent.items()) for pair in pairs)
 
 
-def _read_paths(path: str) -> list[_Named]:
-    """The path itself, or the lines of the listing at the path."""
-    location = Location.parse(path)
-    if not _is_listing(path):
-        return [_Named(path, "captions.paths", location)]
-    lines = _listing_text(path, location).splitlines()
+def _read_paths(path: str, field: str) -> list[_Named]:
+    """The paths of one entry, and the lines of those that are listings."""
+    named = []
+    for one in _expanded(path, field, parse_path):
+        named += _read_listing(one, field) if _is_listing(one.pattern) else [one]
+    return named
+
+
+def _expanded(text: str, place: str, resolve: Callable[[str], str]) -> list[_Named]:
+    try:
+        patterns = expand_path(text, resolve, _exists)
+    except UsageError as error:
+        raise DataError(f"{place}: {error}") from None
+    except OSError as error:
+        raise DataError(f"{place}: {text}: cannot be listed ({error})") from None
+    return [_Named(text, place, pattern, len(patterns) == 1) for pattern in patterns]
+
+
+def _read_listing(listing: _Named, field: str) -> list[_Named]:
+    location = listing.location
+    lines = _listing_text(listing).splitlines()
     named = []
     for number, line in enumerate(lines, start=1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
-        place = f"{location}: line {number}"
-        if _is_listing(text):
-            raise DataError(f"{place}: {text}: a listing cannot name another listing; add it to captions.paths")
-        try:
-            named.append(_Named(text, place, _beside(location, text)))
-        except UsageError as error:
-            raise DataError(f"{place}: {error}") from None
+        for one in _expanded(text, f"{location}: line {number}", partial(join_path, location.parent.uri)):
+            if _is_listing(one.pattern):
+                raise DataError(f"{one.shown}: a listing cannot name another listing; add it to {field}")
+            named.append(one)
     if not named:
-        raise DataError(f"captions.paths: {path}: the listing contains no path")
+        raise DataError(f"{listing.shown}: the listing contains no path")
     return named
 
 
-def _listing_text(path: str, location: Location) -> str:
+def _listing_text(listing: _Named) -> str:
+    location = listing.location
     try:
         if location.size_bytes() > MAX_LISTING_BYTES:
-            raise DataError(f"captions.paths: {path}: the listing has more than {MAX_LISTING_BYTES} bytes; split it")
-        return location.read_text()
+            raise DataError(f"{listing.shown}: the listing has more than {MAX_LISTING_BYTES} bytes; split it")
+        return location.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"captions.paths: {path}: no such file; expected a listing of paths") from None
+        raise DataError(f"{listing.shown}: no such file; expected a listing of paths") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"captions.paths: {path}: the listing is not UTF-8 text (byte {error.start})") from None
+        raise DataError(f"{listing.shown}: the listing is not UTF-8 text (byte {error.start})") from None
     except OSError as error:
-        raise DataError(f"captions.paths: {path}: the listing cannot be read ({error})") from None
+        raise DataError(f"{listing.shown}: the listing cannot be read ({error})") from None
 
 
-def _is_listing(path: str) -> bool:
-    return path.lower().endswith(LISTING_SUFFIXES) and not Location(path).has_wildcards
-
-
-def _beside(listing: Location, text: str) -> Location:
-    """The location of a line; relative paths are relative to the listing's folder."""
-    if "://" in text or text.startswith("/"):
-        return Location.parse(text)
-    if listing.is_local:
-        return Location(posixpath.normpath(f"{listing.parent.path}/{text}"))
-    scheme, folder = listing.parent.uri.split("://", 1)
-    return Location(f"{scheme}://{posixpath.normpath(f'{folder}/{text}')}")
+def _is_listing(pattern: PathPattern) -> bool:
+    return not pattern.rest and pattern.base.lower().endswith(LISTING_SUFFIXES)

@@ -1,5 +1,6 @@
 """Lists the input files of a run as work units. The run directory stores the listing."""
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from itertools import groupby, repeat
 import pyarrow as pa
 
 from mode_ray.captions.files import find_files
+from mode_ray.captions.shard_choice import PACKED_TAR, ShardChoice, is_packed_tar
 from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.stages.work_unit import (
@@ -23,6 +25,7 @@ from mode_ray.stages.work_unit import (
 )
 from mode_ray.storage import FileEntry, Location, is_damage
 
+_logger = logging.getLogger(__name__)
 _FOOTER_READERS = 16
 _FILES_AT_ONCE = 8192
 _SPLIT_BY = "max_rows_per_unit"
@@ -39,9 +42,10 @@ def list_work_units(
         formats: File formats to include from directories.
 
     Raises:
-        DataError: A path does not exist or matches nothing, or a file has an unknown format or is named twice.
+        DataError: A path does not exist or matches nothing, a directory has several formats, or a file has an unknown
+            format or is named twice.
     """
-    files = find_files(config.paths, lambda name: suffix_format(name) in formats)
+    files = find_files(config.paths, ShardChoice(config.format, formats, _logger.warning))
     twice = [uri for uri, count in Counter(file.location.uri for file in files).items() if count > 1]
     if twice:
         raise DataError(f"captions.paths: {twice[0]} is named twice; its pairs would be counted twice")
@@ -61,6 +65,8 @@ def list_work_units(
 
 def _whole(file: FileEntry, config: CaptionsConfig) -> WorkUnit:
     """A file as one unit."""
+    if is_packed_tar(file.location.name):
+        raise DataError(f"{file.location}: {PACKED_TAR}")
     shard_format = suffix_format(file.location.name) if config.format == "auto" else config.format
     if shard_format is None:
         raise DataError(

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 # Fields by the name they had up to version 0.1.0. Configs may use a former name until version 0.3.0. Hashes
 # always use it, so that a run which was begun before the renaming keeps its fingerprint.
@@ -17,11 +17,18 @@ RENAMED = {
 }
 _FORMER = {name: former for former, name in RENAMED.items()}
 
+
+def _not_one_string(value: object) -> object:
+    if isinstance(value, str):
+        raise ValueError(f"is one string where a list is meant: write [{value}]")
+    return value
+
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
-Strings = Annotated[tuple[str, ...], Field(strict=False)]
+Strings = Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_not_one_string)]
 
 
 class Settings(BaseModel):

@@ -14,6 +14,7 @@ from mode_ray.observe.kept_gauges import GaugeKeeper
 from mode_ray.observe.progress import FitReport
 from mode_ray.stages.manifest import Manifest, UnitRecord
 from mode_ray.train.runs.status import TrialState, TrialStatus
+from mode_ray.util.path_notation import as_ascii
 
 _INTERVAL_SECONDS = 1.0
 _STAGE_TAGS = ("run", "stage")
@@ -62,11 +63,11 @@ class PipelineMetrics:
     Counts of units are exported at most once per second.
 
     Args:
-        run: The run directory's URI.
+        run: The run directory's URI. Ray takes labels of ASCII only, so other characters are percent-encoded.
     """
 
     def __init__(self, run: str) -> None:
-        self._run = run
+        self._run = as_ascii(run)
         self._stage = ""
         self._units = self._done = self._quarantined = 0
         self._pending: dict[str, float] = dict.fromkeys(_STAGE_COUNTERS, 0.0)

@@ -85,7 +85,8 @@ class Watch:
         """When the previous stage ended; 0 if there is none or the storage has no times."""
         before = self._names[: self._names.index(name)]
         place = self.run / STAGE_DIRECTORIES[before[-1]] / MANIFEST if before else self.run / RUN_CONFIG
-        return max((entry.modified_unix_seconds for entry in place.glob_entries()), default=0.0)
+        entry = place.entry()
+        return entry.modified_unix_seconds if entry else 0.0
 
     def _who_is_at_work(self, name: str) -> str:
         resume = "the same command resumes"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from mode_ray.captions.listing import list_work_units, read_listing, write_listing
 from mode_ray.captions.read import read_captions
@@ -30,13 +31,13 @@ def listed(*paths: Path | str, max_rows: int = 1_000_000) -> WorkUnitTable:
 
 class TestFinding:
     def test_a_directory_gives_the_shards_below_it_in_order(self, tmp_path: Path) -> None:
-        for name in ("b.parquet", "a.PQ", "deep/er/c.tar", "README.md", ".hidden.parquet"):
+        for name in ("b.parquet", "a.PQ", "deep/er/c.parquet", "README.md", ".hidden.parquet"):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_bytes(b"not read while listing")
         assert [(work_unit.uri, work_unit.format) for work_unit in listed(tmp_path)] == [
             (f"{tmp_path}/a.PQ", "parquet"),
             (f"{tmp_path}/b.parquet", "parquet"),
-            (f"{tmp_path}/deep/er/c.tar", "webdataset"),
+            (f"{tmp_path}/deep/er/c.parquet", "parquet"),
         ]
 
     def test_files_globs_and_directories_may_be_mixed(self, tmp_path: Path) -> None:
@@ -56,11 +57,11 @@ class TestFinding:
         assert [work_unit.format for work_unit in work_units] == ["parquet"]
 
     def test_text_shards_are_found_by_their_suffixes(self, tmp_path: Path) -> None:
-        names = ["a.jsonl", "b.ndjson.gz", "c.csv", "d.TSV", "e.tsv.gz", "f.tar.gz", "g.json", "h.gz"]
+        names = ["a.jsonl", "b.ndjson.gz", "c.csv", "d.TSV", "e.tsv.gz"]
         for name in names:
             (tmp_path / name).write_bytes(b"not read while listing")
-        work_units = listed(tmp_path)
-        assert [work_unit.location.name for work_unit in work_units] == names[:5]
+        work_units = listed(*(tmp_path / name for name in names))
+        assert [work_unit.location.name for work_unit in work_units] == names
         assert [work_unit.format for work_unit in work_units] == ["jsonl", "jsonl", "csv", "tsv", "tsv"]
 
     def test_only_formats_that_are_asked_for(self, tmp_path: Path) -> None:
@@ -77,11 +78,11 @@ class TestFinding:
 
     def test_s3_is_listed_like_a_directory(self, bucket: str) -> None:
         root = Location.parse(bucket)
-        for name in ("in/1.parquet", "in/deep/2.tar", "in/notes.txt"):
+        for name in ("in/1.parquet", "in/deep/2.parquet", "in/notes.txt"):
             (root / name).write_bytes(b"x")
         assert [work_unit.uri for work_unit in listed(f"{bucket}/in/")] == [
             f"{bucket}/in/1.parquet",
-            f"{bucket}/in/deep/2.tar",
+            f"{bucket}/in/deep/2.parquet",
         ]
 
 
@@ -106,6 +107,16 @@ class TestRefused:
         (tmp_path / "captions.xlsx").write_bytes(b"x")
         with pytest.raises(DataError, match=r"captions\.xlsx: unknown suffix; set captions\.format"):
             listed(tmp_path / "captions.xlsx")
+
+    @pytest.mark.parametrize("name", ["0.tar.gz", "0.tgz", "0.tar.zst"])
+    def test_a_compressed_tar(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(DataError, match=rf"{name}: a compressed tar: unpack it \(gunzip for gzip\)"):
+            listed(tmp_path / name)
+
+    def test_one_path_is_not_a_list(self) -> None:
+        with pytest.raises(ValidationError, match=r"is one string where a list is meant: write \[/data/0\.tar\]"):
+            CaptionsConfig.model_validate({"paths": "/data/0.tar"})
 
     def test_a_file_named_twice(self, tmp_path: Path) -> None:
         file = write_parquet(tmp_path / "a.parquet")

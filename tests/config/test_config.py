@@ -188,7 +188,9 @@ class TestRefusals:
         assert "seed_share must be below 1" in refusal(file, "train.seed_share=1.0")
 
     def test_one_path_without_brackets_is_refused_rather_than_split_into_letters(self, file: Path) -> None:
-        assert "captions.paths: input should be a valid tuple" in refusal(file, "captions.paths=a.parquet")
+        assert "captions.paths: is one string where a list is meant: write [a.parquet]" in refusal(
+            file, "captions.paths=a.parquet"
+        )
 
 
 class TestFiles:

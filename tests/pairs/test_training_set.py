@@ -78,7 +78,8 @@ def test_what_is_written_is_opened(run: Run) -> None:
 class TestStaleness:
     def test_an_existing_index_is_not_written_again(self, run: Run) -> None:
         def modified(file: Location) -> float:
-            (entry,) = file.glob_entries()
+            entry = file.entry()
+            assert entry is not None
             return entry.modified_unix_seconds
 
         first = modified(run.write(TrainingSet(kind="all", seed=0)))

@@ -1,9 +1,11 @@
 """The samples of a task, with one reader per layout of the data."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mode_ray.captions.files import find_roots
 from mode_ray.captions.json_text import json_object
 from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.parquet import open_parquet, row_group_range
@@ -48,7 +50,7 @@ def read_samples(task: Task, split: Split = "test") -> Iterator[Sample]:
     """
     paths = task.paths if split == "test" else task.train_paths
     if task.format == FOLDER_FORMAT:
-        yield from _folder_samples(task, [Location.parse(path) for path in paths])
+        yield from _folder_samples(task, find_roots(paths))
     elif task.format == BENCHMARK_FORMAT:
         for work_unit in BenchmarkLayout(Location.parse(task.paths[0])).work_units(split):
             yield from _tar_samples(work_unit, MEMBERS[task.kind], _benchmark_reader(task))
@@ -63,7 +65,9 @@ def _listed(task: Task, paths: tuple[str, ...], shard_format: _ShardFormat) -> S
     try:
         return list_work_units(CaptionsConfig(paths=paths, format=shard_format), formats=PAIR_FORMATS)
     except DataError as error:
-        raise DataError(f"{task.place}: paths: {str(error).removeprefix('captions.paths: ')}") from None
+        # The fields of a task have no section.
+        message = re.sub(r"\bcaptions\.(?=(paths|format)\b)", "", str(error))
+        raise DataError(f"{task.place}: {message}") from None
 
 
 def _folder_samples(task: Task, roots: list[Location]) -> Iterator[Sample]:

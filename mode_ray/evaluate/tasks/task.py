@@ -2,11 +2,13 @@
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
+from mode_ray.captions.files import find_roots
 from mode_ray.config.base import Settings, Strings
 from mode_ray.errors import UsageError
 from mode_ray.evaluate.metrics.metric_table import METRICS
@@ -21,6 +23,7 @@ from mode_ray.evaluate.tasks.benchmark_layout import (
 from mode_ray.evaluate.tasks.builtin_texts import PREFIX, builtin_texts
 from mode_ray.evaluate.tasks.clip_benchmark_texts import Texts
 from mode_ray.storage import Location
+from mode_ray.util.path_notation import expand_path, join_path
 
 BENCHMARK_FORMAT: Final = "clip-benchmark"
 FOLDER_FORMAT: Final = "folder"
@@ -260,12 +263,15 @@ def _completed(values: Mapping[str, Any], task_file: Location) -> dict[str, Any]
     for field in ("paths", "train_paths"):
         given = found.get(field)
         if isinstance(given, list) and all(isinstance(path, str) for path in given):
-            found[field] = [_beside(task_file, path) for path in given]
+            try:
+                found[field] = [uri for path in given for uri in _paths_beside(task_file, path)]
+            except (UsageError, OSError) as error:
+                raise UsageError(f"{field}: {error}") from None
     paths = found.get("paths")
     if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
         return found
     if found.get("format") == FOLDER_FORMAT and "classes" not in found:
-        return {"classes": class_folders(Location.parse(path) for path in paths), **found}
+        return {"classes": class_folders(find_roots(paths)), **found}
     if found.get("format") != BENCHMARK_FORMAT:
         return found
     layout = BenchmarkLayout(Location.parse(paths[0]))
@@ -280,16 +286,10 @@ def _completed(values: Mapping[str, Any], task_file: Location) -> dict[str, Any]
     return found
 
 
-def _beside(task_file: Location, path: str) -> str:
-    if "://" in path or path.startswith("/"):
-        return path
-    place = task_file.parent
-    for part in path.split("/"):
-        if part == "..":
-            place = place.parent
-        elif part not in ("", "."):
-            place = place / part
-    return place.uri
+def _paths_beside(task_file: Location, text: str) -> list[str]:
+    """The paths that one entry of a task names, absolute. Relative ones start at the folder of the task file."""
+    resolve = partial(join_path, task_file.parent.uri)
+    return [pattern.uri for pattern in expand_path(text, resolve, lambda uri: Location(uri).exists())]
 
 
 def _first_twice(names: Iterable[str]) -> str | None:
