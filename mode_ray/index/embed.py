@@ -95,7 +95,7 @@ class IndexWorker:
     def _prepare(self, image: EncodedImage, work_unit: WorkUnit) -> tuple[torch.Tensor | None, str, str]:
         place = f"row {image.row}"
         if image.data is None:
-            return None, NO_IMAGE, place
+            return None, NO_IMAGE, image.problem or place
         try:
             decoded = decode_image(image.data, self._max_pixels, f"{work_unit.uri}: {place}")
         except DataError as error:

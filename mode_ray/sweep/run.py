@@ -152,7 +152,7 @@ def _read_pairs(run: Run, held_out: HeldOut) -> pa.Table:
     kept, bad = [], []
     for pair in pairs:
         try:
-            decode_image(pair.image, limits.max_image_pixels, pair.place)
+            decode_image(pair.encoded(), limits.max_image_pixels, pair.place)
         except DataError as error:
             bad.append(str(error))
         else:

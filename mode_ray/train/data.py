@@ -92,7 +92,7 @@ class PairDataset(Dataset[TrainBatch]):
         bad = []
         for pair, drawn in zip(pairs, self._transform.draw(self._seed, positions), strict=True):
             try:
-                pixels = decode_pixels(pair.image, self._max_pixels, pair.place)
+                pixels = decode_pixels(pair.encoded(), self._max_pixels, pair.place)
             except DataError as error:
                 bad.append(str(error))
             else:
