@@ -25,6 +25,7 @@ from PIL import Image
 from mode_ray.config.evaluate import EvaluatePlacement
 from mode_ray.config.train import ModelConfig
 from mode_ray.evaluate.measure.measurements import load_cosines
+from mode_ray.evaluate.measure.options import MeasureOptions
 from mode_ray.evaluate.measure.similarities import measure_task
 from mode_ray.evaluate.tasks.task import Task
 from mode_ray.models.clip import build_clip, save_clip
@@ -146,7 +147,7 @@ def main() -> None:
         def ours() -> float:
             loading = loading_seconds(folders)
             began = time.perf_counter()
-            measure_task(task, models, AnyText(), target, placement)
+            measure_task(task, models, AnyText(), target, MeasureOptions(placement))
             return time.perf_counter() - began - loading
 
         timings = alternate(ours, {"bare_loop": bare.run}, repeats)

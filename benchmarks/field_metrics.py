@@ -29,8 +29,10 @@ import yaml
 from frame import arguments, finish
 
 from mode_ray.config.evaluate import EvaluatePlacement
+from mode_ray.config.images import ImagesConfig
 from mode_ray.config.train import ModelConfig
 from mode_ray.evaluate.measure.measurements import load_cosines
+from mode_ray.evaluate.measure.options import MeasureOptions
 from mode_ray.evaluate.measure.similarities import measure_task
 from mode_ray.evaluate.metrics.score import measure
 from mode_ray.evaluate.tasks.benchmark_layout import (
@@ -44,7 +46,7 @@ from mode_ray.evaluate.tasks.samples import read_samples
 from mode_ray.evaluate.tasks.task import Task, load_task
 from mode_ray.evaluate.tasks.usable_samples import UsableSamples
 from mode_ray.models.clip import build_clip, save_clip
-from mode_ray.pairs.images import decode_image
+from mode_ray.pairs.images import Pixels, decode_image, decode_pixels
 from mode_ray.storage import Location
 
 # Without what they depend on: the project has that already, torch above all. A numpy of its own, since clip-benchmark
@@ -52,6 +54,8 @@ from mode_ray.storage import Location
 PEER_PACKAGES = ("clip-benchmark==1.6.2", "pycocoevalcap==1.2", "pycocotools==2.0.11", "numpy==2.3.5")
 TOLERANCE = 1e-4
 MAX_PIXELS = 64_000_000
+PLAIN = ImagesConfig(decoding="open_clip")
+"""Images decoded as by clip-benchmark."""
 BATCH = 64
 FITTED_PAIRS = 512
 THREADS = len(os.sched_getaffinity(0))
@@ -88,14 +92,18 @@ def export(task: Task, root: Path, images: int | None) -> tuple[Task, list[tuple
     Returns:
         The task as it is there, and its images, each with a text that it may be fitted to.
     """
-    usable, kept = UsableSamples(task, MAX_PIXELS), []
+    usable, kept = UsableSamples(task), []
+
+    def decode(data: bytes, place: str) -> Pixels:
+        return decode_pixels(data, MAX_PIXELS, place, PLAIN)
+
     captions: set[str] = set()
     for sample in read_samples(task):
         if task.kind == "retrieval" and sample.texts is not None:
             if captions.intersection(sample.texts):
                 continue
             captions.update(sample.texts)
-        if usable.take(sample) is not None and sample.image is not None:
+        if usable.take(sample, decode) is not None and sample.image is not None:
             kept.append(sample.image)
         if images is not None and usable.images == images:
             break
@@ -151,7 +159,7 @@ def fitted_model(folder: Path, pairs: Sequence[tuple[bytes, str]], steps: int) -
     clip = build_clip(ModelConfig(architecture=DEMO_TOWER, precision="float32"), seed=0)
     module: Any = clip.module
     loss = open_clip.ClipLoss()
-    images_n3hw = torch.stack([clip.eval_transform(decode_image(image, MAX_PIXELS, "")) for image, _ in pairs])
+    images_n3hw = torch.stack([clip.eval_transform(decode_image(image, MAX_PIXELS, "", PLAIN)) for image, _ in pairs])
     tokens_nt = clip.tokenizer([text for _, text in pairs])
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(0)
@@ -171,7 +179,7 @@ def ours(task: Task, model: Location, folder: Path) -> Mapping[str, float]:
     """The metrics of our evaluation."""
     target = Location(str(folder / task.name))
     placement = EvaluatePlacement(batch_size=BATCH, threads_per_task=THREADS)
-    measure_task(task, {"model": model}, AnyText(), target, placement)
+    measure_task(task, {"model": model}, AnyText(), target, MeasureOptions(placement, PLAIN))
     measured = load_cosines(target)
     if measured.summary.skipped:
         raise RuntimeError(f"{task.name}: {measured.summary.skipped} of the layout's samples were left out")

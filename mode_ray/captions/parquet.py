@@ -14,6 +14,15 @@ from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import is_damage
 
 DEFAULT_CAPTION_FIELD = "caption"
+_TEXTS = (
+    *(pa.string(), pa.large_string(), pa.string_view()),
+    *(pa.binary(), pa.large_binary(), pa.binary_view()),
+    pa.null(),
+)
+_LISTS = (
+    *(pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
+    *(pa.types.is_list_view, pa.types.is_large_list_view),
+)
 
 
 def open_parquet(work_unit: WorkUnit) -> pq.ParquetFile:
@@ -43,6 +52,8 @@ def row_group_range(work_unit: WorkUnit, file: pq.ParquetFile) -> range:
 def read_parquet_captions(work_unit: WorkUnit, config: CaptionsConfig) -> CaptionTable:
     """Read and clean a shard's captions: a column of strings (or UTF-8 bytes), or of lists of strings.
 
+    Arrow's views, dictionaries, and lists of every layout are read like plain strings and lists.
+
     Raises:
         DataError: The file cannot be read, or a column is missing or has another type; names file and column.
     """
@@ -64,8 +75,8 @@ def read_parquet_captions(work_unit: WorkUnit, config: CaptionsConfig) -> Captio
     rows = np.arange(work_unit.first_row, work_unit.first_row + table.num_rows)
     keys = _keys(table, config.key_field, rows, work_unit)
     captions = table[field].combine_chunks()
-    if pa.types.is_dictionary(captions.type):
-        captions = captions.dictionary_decode()
+    if isinstance(captions, pa.ExtensionArray):
+        captions = captions.storage
     if not _is_text(captions.type.value_type if _is_list(captions.type) else captions.type):
         raise DataError(
             f"{work_unit.uri}: column {field!r} has type {captions.type}, but captions are strings or lists of strings"
@@ -125,7 +136,8 @@ def _explode(
     caption_index = np.arange(len(parent)) - np.repeat(np.cumsum(entries) - entries, entries)
     starts = np.cumsum(lengths) - lengths
     position = np.where(lengths[parent] > 0, starts[parent] + caption_index, -1)
-    # flatten() skips null lists, so positions are among the elements of valid lists.
+    # flatten() skips null lists, so positions are among the elements of valid lists. A cast of list views to lists
+    # would not do: Arrow 26 returns empty lists after a null.
     values = captions.flatten().cast(pa.binary())
     indices = pa.array(position, mask=position < 0)
     columns = {
@@ -137,8 +149,8 @@ def _explode(
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+    return any(is_list(kind) for is_list in _LISTS)
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return kind in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.null())
+    return (kind.value_type if pa.types.is_dictionary(kind) else kind) in _TEXTS

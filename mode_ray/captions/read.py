@@ -45,6 +45,6 @@ def count_captions(work_unit: WorkUnit, config: CaptionsConfig) -> int:
         case "jsonl" if one_a_row:
             return count_jsonl_rows(work_unit)
         case "csv" | "tsv":
-            return count_csv_rows(work_unit)
+            return count_csv_rows(work_unit, config)
         case _:
             return read_captions(work_unit, config).rows_in

@@ -43,6 +43,11 @@ class Settings(BaseModel):
         use_attribute_docstrings=True,
     )
     versioned: ClassVar[bool] = True
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Fields newer than version 0.1.0. A fingerprint leaves them out while they have their default, so that a run
+    which was begun before they existed keeps its fingerprint."""
+    unversioned: ClassVar[frozenset[str]] = frozenset()
+    """Fields that no fingerprint has, such as the place of files."""
 
 
 class Placement(Settings):
@@ -71,10 +76,16 @@ class ActorPool(Placement):
 
 
 def fingerprint_fields(settings: Settings, prefix: str) -> dict[str, object]:
-    """The dotted fields of a config section that decide its output, as JSON values: placements left out."""
+    """The dotted fields of a config section that decide its output, as JSON values.
+
+    Placements and `unversioned` fields are left out, and so are fields of `added` that have their default.
+    """
     fields: dict[str, object] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
+        at_default = value == type(settings).model_fields[name].default
+        if name in settings.unversioned or (name in settings.added and at_default):
+            continue
         if not isinstance(value, Settings):
             fields[f"{prefix}.{name}"] = json.loads(json.dumps(value))
         elif type(value).versioned:

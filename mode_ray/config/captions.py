@@ -1,8 +1,8 @@
 """The sections `captions`, `limits`, `encoder` and `embed`: which captions are read, and how they are encoded."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mode_ray.config.base import ActorPool, Placement, PositiveInt, Settings, Share, Strings
 
@@ -14,9 +14,9 @@ class CaptionsConfig(Settings):
     """Files, directories, globs; local, s3:// or gs://. A file that ends in `.txt` or `.list` is a listing: one
     such path per line, `#` comments are skipped, and relative paths start at the listing's folder."""
     format: Literal["auto", "parquet", "webdataset", "jsonl", "csv", "tsv"] = "auto"
-    """`auto`: by suffix, .parquet .pq, .tar, .jsonl .ndjson, .csv, .tsv; text formats may also end in `.gz`. JSON
-    Lines, CSV and TSV (with a header line) hold captions only: they can be clustered and assigned, but not trained
-    on."""
+    """`auto`: by suffix, .parquet .pq, .tar, .jsonl .ndjson, .csv, .tsv; text formats may be compressed, and then also
+    end in `.gz`, `.bz2`, `.xz` or `.zst`. JSON Lines, CSV and TSV hold captions only: they can be clustered and
+    assigned, but not trained on."""
     caption_field: str | None = None
     """Parquet, CSV: the column (default `caption`). JSON Lines: the field (default `caption`). Tars: a field of the
     `.json` member; by default the `.txt` member."""
@@ -24,6 +24,20 @@ class CaptionsConfig(Settings):
     """The column or field with a pair's name (default: its row number). Tars always use the member's base name."""
     image_field: str = "image"
     """Parquet: the column with the encoded image. Only training, `index` and the report read it."""
+    image_root: str | None = None
+    """Parquet: the folder of the image files, local or remote, if the image column holds relative paths instead of
+    images: strings, or Hugging Face's structs of `bytes` and `path`. Without it, a row that holds only a path has no
+    image."""
+    header: bool = True
+    """CSV, TSV: whether the first line names the columns. If false, `caption_field` and `key_field` are the numbers of
+    columns, from 0."""
+    quoting: Literal["auto", "quoted", "none"] = "auto"
+    """CSV, TSV: `quoted`: fields may be in quotation marks, and such fields may contain line breaks (RFC 4180).
+    `none`: quotation marks are text, as in CC3M and CC12M. `auto`: a field is quoted if its closing mark ends a
+    column. It may continue on further lines, unless these are whole rows themselves (TSV: the next line, CSV: the
+    next three)."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """CSV, TSV: the character between columns. Default: a comma in CSV, a tab in TSV."""
     select: Literal["first", "all"] = "first"
     """Which captions of a pair are used if it has several."""
     max_caption_bytes: PositiveInt = 8192
@@ -31,6 +45,21 @@ class CaptionsConfig(Settings):
     max_rows_per_unit: PositiveInt = 1_000_000
     """A parquet file with more rows is split by row groups into several work units. JSON Lines, CSV and TSV files with
     more captions are refused."""
+    added: ClassVar[frozenset[str]] = frozenset({"header", "quoting", "delimiter"})
+    unversioned: ClassVar[frozenset[str]] = frozenset({"image_root"})
+
+    @field_validator("caption_field", "key_field", mode="before")
+    @classmethod
+    def _column_number(cls, value: object) -> object:
+        """YAML reads the number of a column as an integer."""
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("delimiter")
+    @classmethod
+    def _possible_delimiter(cls, value: str | None) -> str | None:
+        if value is not None and value in '"\r\n':
+            raise ValueError("a quotation mark or a line break cannot separate columns")
+        return value
 
     @model_validator(mode="after")
     def _paths_given(self) -> Self:

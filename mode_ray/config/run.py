@@ -11,6 +11,7 @@ from mode_ray.config.base import Placement, PositiveInt, Settings
 from mode_ray.config.captions import CaptionsConfig, EmbedConfig, EncoderConfig, LimitsConfig
 from mode_ray.config.cluster import AssignConfig, ClusterConfig, DriftConfig
 from mode_ray.config.evaluate import EvaluateConfig, IndexConfig, RoutingConfig
+from mode_ray.config.images import ImagesConfig
 from mode_ray.config.serve import ServeConfig
 from mode_ray.config.sweep import SweepConfig
 from mode_ray.config.train import TrainConfig
@@ -39,6 +40,7 @@ class RunConfig(Settings):
     run: str
     """The run directory: a local path, s3:// or gs:// URI."""
     captions: CaptionsConfig
+    images: ImagesConfig = ImagesConfig()
     limits: LimitsConfig = LimitsConfig()
     encoder: EncoderConfig = EncoderConfig()
     embed: EmbedConfig = EmbedConfig()

@@ -99,7 +99,10 @@ class Ensemble:
     @cached_property
     def experts(self) -> dict[int, EnsembleExpert]:
         """The experts by id, without those that are left out. The first access loads all of them."""
-        return {number: EnsembleExpert(number=number, model=self.model(number)) for number in self.present}
+        images = self._source.images
+        return {
+            number: EnsembleExpert(number=number, model=self.model(number), images=images) for number in self.present
+        }
 
     def task(
         self,
@@ -193,7 +196,7 @@ class Ensemble:
                 ],
                 task.weights[active],
             )
-            for batch in prepared_batches(images, self._first)
+            for batch in prepared_batches(images, self._first, self._source.images)
         ]
         scores_il = np.concatenate(scores) if scores else np.zeros((0, len(task.labels)), np.float32)
         scales_c = np.array([self.model(expert).logit_scale for expert in active])
@@ -220,7 +223,7 @@ class Ensemble:
         """
         rows = [
             concatenated_images([self._sides(number, batch) for number in range(self.n)])
-            for batch in prepared_batches(images, self._first)
+            for batch in prepared_batches(images, self._first, self._source.images)
         ]
         return np.concatenate(rows) if rows else np.zeros((0, self.n * self._first.dimension), np.float32)
 

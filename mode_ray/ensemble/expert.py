@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mode_ray.config.images import ImagesConfig
 from mode_ray.ensemble.images import ImageInput, pil_batches
 from mode_ray.errors import UsageError
 from mode_ray.models.encode import Expert
@@ -22,10 +23,12 @@ class EnsembleExpert:
     Attributes:
         number: Its id.
         model: The loaded model; `model.folder` is its folder, `model.logit_scale` its scale.
+        images: How images become pixels.
     """
 
     number: int
     model: Expert
+    images: ImagesConfig
 
     def encode_image(self, images: ImageInput | Iterable[ImageInput]) -> Embeddings:
         """Unit embeddings of images, float32 [images, d].
@@ -34,7 +37,8 @@ class EnsembleExpert:
             UsageError: An image is of a type that is not supported.
             DataError: An image cannot be read.
         """
-        return stacked([self.model.encode_images(batch) for batch in prepared_batches(images, self.model)], self.model)
+        batches = prepared_batches(images, self.model, self.images)
+        return stacked([self.model.encode_images(batch) for batch in batches], self.model)
 
     def encode_text(self, texts: str | Iterable[str]) -> Embeddings:
         """Unit embeddings of texts, float32 [texts, d].
@@ -46,9 +50,11 @@ class EnsembleExpert:
         return stacked([self.model.encode_texts(listed)] if listed else [], self.model)
 
 
-def prepared_batches(images: ImageInput | Iterable[ImageInput], model: Expert) -> Iterable[torch.Tensor]:
+def prepared_batches(
+    images: ImageInput | Iterable[ImageInput], model: Expert, config: ImagesConfig
+) -> Iterable[torch.Tensor]:
     """Images resized and normalised for a model, float32 [b, 3, h, w]."""
-    for batch in pil_batches(images, IMAGES_AT_ONCE):
+    for batch in pil_batches(images, IMAGES_AT_ONCE, config):
         yield torch.stack([model.prepare(image) for image in batch])
 
 

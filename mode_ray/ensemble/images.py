@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mode_ray.config.images import ImagesConfig
 from mode_ray.errors import DataError, UsageError
-from mode_ray.pairs.images import decode_image
+from mode_ray.pairs.images import decode_image, open_image, rgb_pixels
 from mode_ray.storage import Location
 
 ImageInput: TypeAlias = Image.Image | npt.NDArray[np.uint8] | bytes | str | Path
@@ -21,19 +22,22 @@ _MAX_FILE_BYTES = 256 << 20
 _CHANNELS = (3, 4)
 
 
-def pil_batches(images: ImageInput | Iterable[ImageInput], size: int) -> Iterator[list[Image.Image]]:
-    """Convert images to PIL, RGB, a batch at a time, so that a generator of any length fits in memory.
+def pil_batches(
+    images: ImageInput | Iterable[ImageInput], size: int, config: ImagesConfig
+) -> Iterator[list[Image.Image]]:
+    """Convert images to PIL, a batch at a time, so that a generator of any length fits in memory.
 
     Args:
         images: One image, several, a generator, or a uint8 array [images, h, w, 3].
         size: Images in a batch.
+        config: How images become pixels. With `open_clip` the images keep their mode; otherwise they are RGB.
 
     Raises:
         UsageError: The type, dtype or shape of an image is not one of `ImageInput`.
         DataError: A file is missing, or is not an image of a known format and bounded size.
     """
     remaining = enumerate(_each(images))
-    while batch := [_as_pil(image, f"image {number}") for number, image in islice(remaining, size)]:
+    while batch := [_as_pil(image, f"image {number}", config) for number, image in islice(remaining, size)]:
         yield batch
 
 
@@ -47,13 +51,14 @@ def _each(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
     return images
 
 
-def _as_pil(image: ImageInput, place: str) -> Image.Image:
+def _as_pil(image: ImageInput, place: str, config: ImagesConfig) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return _converted(image, place, config)
     if isinstance(image, bytes):
-        return decode_image(image, MAX_IMAGE_PIXELS, place)
+        return _decoded(image, place, config)
     if isinstance(image, str | Path):
-        return _read(Location.parse(str(image)))
+        file = Location.parse(str(image))
+        return _decoded(_read(file), str(file), config)
     if not isinstance(image, np.ndarray):
         raise UsageError(
             f"{place}: expected a PIL image, a uint8 array, encoded bytes or a path, got {_described(image)}"
@@ -63,7 +68,18 @@ def _as_pil(image: ImageInput, place: str) -> Image.Image:
         raise UsageError(
             f"{place}: expected a uint8 array [h, w, 3], [h, w, 4] or [h, w], got {image.dtype}{list(image.shape)}"
         )
-    return Image.fromarray(image).convert("RGB")
+    return _converted(Image.fromarray(image), place, config)
+
+
+def _converted(image: Image.Image, place: str, config: ImagesConfig) -> Image.Image:
+    # open_clip resizes before it converts to RGB.
+    return image if config.decoding == "open_clip" else Image.fromarray(rgb_pixels(image, config, place))
+
+
+def _decoded(data: bytes, place: str, config: ImagesConfig) -> Image.Image:
+    if config.decoding == "open_clip":
+        return open_image(data, MAX_IMAGE_PIXELS, place)
+    return decode_image(data, MAX_IMAGE_PIXELS, place, config)
 
 
 def _is_tensor(value: object) -> bool:
@@ -75,14 +91,13 @@ def _described(value: object) -> str:
     return f"{type(value).__name__}{hint}"
 
 
-def _read(file: Location) -> Image.Image:
+def _read(file: Location) -> bytes:
     try:
         size_bytes = file.size_bytes()
         if size_bytes > _MAX_FILE_BYTES:
             raise DataError(f"{file}: {size_bytes:,} bytes; at most {_MAX_FILE_BYTES:,} are read as one image")
-        data = file.read_bytes()
+        return file.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{file}: no such image file") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
-    return decode_image(data, MAX_IMAGE_PIXELS, str(file))

@@ -7,6 +7,7 @@ from pathlib import Path
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.captions import EncoderConfig, EncoderPlacement
 from mode_ray.config.evaluate import RoutingConfig
+from mode_ray.config.images import ImagesConfig
 from mode_ray.config.load import load_config
 from mode_ray.config.run import RunConfig
 from mode_ray.embed.encoder import encoder_config
@@ -41,6 +42,7 @@ class EnsembleSource:
         encoder: The caption encoder's config.
         encoder_placement: Device and batch size of the caption encoder.
         routing: The routing rule and its parameters.
+        images: How images become pixels, as in the training of the experts.
         experts: The experts' folders in order of their ids; None for an expert that is left out.
     """
 
@@ -50,6 +52,7 @@ class EnsembleSource:
     encoder: EncoderConfig
     encoder_placement: EncoderPlacement
     routing: RoutingConfig
+    images: ImagesConfig
     experts: Sequence[Location | None]
 
 
@@ -116,6 +119,7 @@ def _of_run(run: Location, leave_out: Sequence[int]) -> EnsembleSource:
         encoder=config.encoder,
         encoder_placement=config.embed.encoder,
         routing=config.routing,
+        images=config.images,
         experts=_folders(directories["train"], names, [*config.evaluate.leave_out_experts, *leave_out]),
     )
 
@@ -132,6 +136,7 @@ def _of_export(folder: Location, leave_out: Sequence[int]) -> EnsembleSource:
         encoder=description.encoder,
         encoder_placement=EncoderPlacement(),
         routing=description.routing,
+        images=description.images,
         experts=_folders(folder, names, leave_out),
     )
 

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mode_ray.config.captions import CaptionsConfig
-from mode_ray.config.evaluate import IndexPlacement
+from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError
 from mode_ray.index.images import EncodedImage, read_images
 from mode_ray.index.vectors import index_table
 from mode_ray.models.encode import Expert
-from mode_ray.pairs.images import decode_image
+from mode_ray.models.preprocess import ImageInput
+from mode_ray.pairs.images import Pixels
 from mode_ray.routing.mix import concatenated_images
 from mode_ray.stages.manifest import UnitRecord
 from mode_ray.stages.work_unit import WorkUnit
@@ -29,32 +29,23 @@ class IndexWorker:
     """Embeds the images of one work unit; see `UnitWorker`.
 
     Args:
-        captions: Names of the fields.
+        config: The run's config.
         models: The experts' folders, in order of their ids; None for an expert that is left out: its block is zeros.
-        placement: Batch size and device.
-        threads: CPU threads.
-        max_pixels: Larger images are left out and counted.
 
     Raises:
         DataError: A model is missing or damaged; names the file.
     """
 
-    def __init__(
-        self,
-        captions: CaptionsConfig,
-        models: Sequence[Location | None],
-        placement: IndexPlacement,
-        threads: int,
-        max_pixels: int,
-    ) -> None:
-        torch.set_num_threads(threads)
-        self._captions = captions
+    def __init__(self, config: RunConfig, models: Sequence[Location | None]) -> None:
+        placement = config.index.placement
+        torch.set_num_threads(config.index.pool.threads_per_actor)
+        self._captions = config.captions
         self._experts = [None if folder is None else Expert(folder, placement.device) for folder in models]
-        self._first = next(expert for expert in self._experts if expert is not None)
         # Experts of one run share their architecture.
-        self._width = self._first.encode_texts([""]).shape[1]
+        first = next(expert for expert in self._experts if expert is not None)
+        self._width = first.dimension
+        self._images = ImageInput(first.geometry, config.limits.max_image_pixels, config.images)
         self._batch_size = placement.batch_size
-        self._max_pixels = max_pixels
 
     def read(self, work_unit: WorkUnit) -> list[EncodedImage]:
         """Read the encoded images of the work unit."""
@@ -65,7 +56,7 @@ class IndexWorker:
         rows: list[int] = []
         keys: list[str] = []
         parts: list[np.ndarray] = []
-        batch: list[torch.Tensor] = []
+        batch: list[Pixels] = []
         refused: dict[str, int] = {}
         examples: dict[str, str] = {}
         for image in source:
@@ -92,21 +83,20 @@ class IndexWorker:
         )
         return index_table(rows, keys, np.concatenate(parts) if parts else self._nothing()), record
 
-    def _prepare(self, image: EncodedImage, work_unit: WorkUnit) -> tuple[torch.Tensor | None, str, str]:
+    def _prepare(self, image: EncodedImage, work_unit: WorkUnit) -> tuple[Pixels | None, str, str]:
         place = f"row {image.row}"
         if image.data is None:
-            return None, NO_IMAGE, place
+            return None, NO_IMAGE, image.problem or place
         try:
-            decoded = decode_image(image.data, self._max_pixels, f"{work_unit.uri}: {place}")
+            return self._images.prepare(image.data, f"{work_unit.uri}: {place}"), "", place
         except DataError as error:
             return None, BAD_IMAGE, str(error)
-        return self._first.prepare(decoded), "", place
 
-    def _encode(self, batch: list[torch.Tensor]) -> np.ndarray:
-        images_b3hw = torch.stack(batch)
+    def _encode(self, batch: list[Pixels]) -> np.ndarray:
+        images_bhw3 = np.stack(batch)
         nothing_bd = np.zeros((len(batch), self._width), np.float32)
         embeddings: np.ndarray = concatenated_images(
-            [nothing_bd if expert is None else expert.encode_images(images_b3hw) for expert in self._experts]
+            [nothing_bd if expert is None else expert.encode_pixels(images_bhw3) for expert in self._experts]
         )
         return embeddings
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from mode_ray.captions.image_column import BadImageError, stored_image
 from mode_ray.captions.parquet import open_parquet, row_group_range
 from mode_ray.captions.webdataset import IMAGE_SUFFIXES, read_tar_samples
 from mode_ray.config.captions import CaptionsConfig
@@ -24,11 +25,13 @@ class EncodedImage:
         row: Its row, or the number of its sample in the tar.
         key: Its name: that of the tar member, the value of `captions.key_field`, or the row number.
         data: The encoded image; None if the row has none.
+        problem: Why it has none, if that is known.
     """
 
     row: int
     key: str
     data: bytes | None
+    problem: str = ""
 
 
 def read_images(work_unit: WorkUnit, config: CaptionsConfig) -> Iterator[EncodedImage]:
@@ -64,7 +67,7 @@ def _parquet_images(work_unit: WorkUnit, config: CaptionsConfig) -> Iterator[Enc
         for batch in batches:
             for values in batch.to_pylist():
                 key = row if config.key_field is None else values[config.key_field]
-                yield EncodedImage(row, str(key), _image_bytes(values[config.image_field], work_unit, config, row))
+                yield _stored(row, str(key), values[config.image_field], work_unit, config)
                 row += 1
     except (pa.ArrowInvalid, OSError) as error:
         if not is_damage(error, work_unit.location):
@@ -73,9 +76,9 @@ def _parquet_images(work_unit: WorkUnit, config: CaptionsConfig) -> Iterator[Enc
         raise DataError(f"{work_unit.uri}: damaged near row {row} ({reason}); replace or remove it") from None
 
 
-def _image_bytes(value: object, work_unit: WorkUnit, config: CaptionsConfig, row: int) -> bytes | None:
-    if isinstance(value, dict):  # the layout of Hugging Face data sets
-        value = value.get("bytes")
-    if value is not None and not isinstance(value, bytes):
-        raise DataError(f"{work_unit.uri}: row {row}: column {config.image_field!r} holds no image bytes")
-    return value
+def _stored(row: int, key: str, value: object, work_unit: WorkUnit, config: CaptionsConfig) -> EncodedImage:
+    try:
+        data = stored_image(value, config.image_field, config.image_root, f"{work_unit.uri}: row {row}")
+    except BadImageError as error:
+        return EncodedImage(row, key, None, str(error))
+    return EncodedImage(row, key, data)

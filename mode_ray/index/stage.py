@@ -203,13 +203,5 @@ def _check_experts(embeddings: Location, models: Sequence[Location | None]) -> N
 def _embed(config: RunConfig, stages: IndexStages, on_record: Callable[[UnitRecord], None]) -> Manifest:
     from mode_ray.index.embed import IndexWorker  # needs torch, which the driver has no use for
 
-    pool = config.index.pool
-    arguments = (
-        config.captions,
-        stages.models,
-        config.index.placement,
-        pool.threads_per_actor,
-        config.limits.max_image_pixels,
-    )
-    work = UnitWork(IndexWorker, arguments, pool, "images")
+    work = UnitWork(IndexWorker, (config, stages.models), config.index.pool, "images")
     return run_work_unit_stage(stages.embed, stages.work_units, work, config.limits, on_record)

@@ -12,7 +12,7 @@ from mode_ray.embed.encoder import pick_device, unit_rows
 from mode_ray.errors import UsageError
 from mode_ray.models.clip import load_clip
 from mode_ray.models.fast_tokens import fast_tokenizer
-from mode_ray.models.preprocess import ImageGeometry
+from mode_ray.models.preprocess import MAX_RESIZED_PIXELS, ImageGeometry, require_bounded
 from mode_ray.storage import Location
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -81,7 +81,12 @@ class Expert:
         return self.geometry.size
 
     def prepare(self, image: Image.Image) -> torch.Tensor:
-        """Resize and normalise one image, float32 [3, h, w]; experts of one run share this step."""
+        """Resize and normalise one image, float32 [3, h, w]; experts of one run share this step.
+
+        Raises:
+            DataError: The image is too elongated.
+        """
+        require_bounded(image, self.geometry, MAX_RESIZED_PIXELS, "image")
         return self._transform(image)
 
     @torch.inference_mode()

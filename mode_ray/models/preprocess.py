@@ -1,4 +1,4 @@
-"""Decodes and resizes images once for all experts, to uint8, like open_clip's own evaluation.
+"""Decodes and resizes images once for all experts, to uint8, with the resizing of open_clip's own evaluation.
 
 open_clip resizes PIL images before it converts, scales and normalises them, so the resized image is uint8. Sent to the
 experts it is a quarter of the size of float32. Every expert normalises it with its own mean and standard deviation
@@ -10,15 +10,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
+from mode_ray.config.images import ImagesConfig
 from mode_ray.errors import DataError
 from mode_ray.models.architecture import CONFIG_FILE
-from mode_ray.pairs.images import decode_image
+from mode_ray.pairs.images import FORMATS, Pixels, decode_image, decoder_errors, open_image
 from mode_ray.storage import Location
 
+MAX_RESIZED_PIXELS = 64_000_000
 _DEFAULT_SIZE = 224  # open_clip's default
 
 
@@ -70,34 +71,60 @@ def read_model_config(folder: Location) -> dict[str, Any]:
 
 
 class ImageInput:
-    """Decodes and resizes images."""
+    """Decodes and resizes images.
 
-    def __init__(self, geometry: ImageGeometry, max_pixels: int) -> None:
+    Args:
+        geometry: How to resize.
+        max_pixels: Images that are larger, before or after they are resized, are refused.
+        images: Orientation, transparency and grey of 16 bits.
+        formats: PIL's names of the formats to decode.
+    """
+
+    def __init__(
+        self,
+        geometry: ImageGeometry,
+        max_pixels: int,
+        images: ImagesConfig | None = None,
+        formats: tuple[str, ...] = FORMATS,
+    ) -> None:
         self.geometry = geometry
         self._max_pixels = max_pixels
+        self._images = images or ImagesConfig()
+        self._formats = formats
         self._resize = _resize_of(geometry)
 
-    def prepare(self, data: bytes, place: str) -> npt.NDArray[np.uint8]:
+    def prepare(self, data: bytes, place: str) -> Pixels:
         """One image, uint8 [h, w, 3].
 
         Raises:
             DataError: The image is of an unknown format, damaged, too large or too elongated.
         """
-        image = decode_image(data, self._max_pixels, place)
-        self._require_bounded(image, place)
-        return np.asarray(self._resize(image), np.uint8)
+        if self._images.decoding == "open_clip":
+            # open_clip resizes before it converts to RGB.
+            image = open_image(data, self._max_pixels, place, self._formats)
+        else:
+            image = decode_image(data, self._max_pixels, place, self._images, self._formats)
+        require_bounded(image, self.geometry, self._max_pixels, place)
+        with decoder_errors(place):
+            return np.asarray(self._resize(image), np.uint8)
 
-    def _require_bounded(self, image: Image.Image, place: str) -> None:
-        """Refuse images that become too large when their shortest side is resized, such as a line of pixels."""
-        if self.geometry.resize_mode != "shortest":
-            return
-        shortest, longest = sorted((image.width, image.height))
-        side = max(self.geometry.size)
-        if side * side * longest > self._max_pixels * shortest:
-            raise DataError(
-                f"{place}: image of {image.width} x {image.height} pixels is too elongated: resized to {side} pixels "
-                f"on its shorter side it would have more than the {self._max_pixels} pixels allowed"
-            )
+
+def require_bounded(image: Image.Image, geometry: ImageGeometry, max_pixels: int, place: str) -> None:
+    """Check the size of an image after resizing, before the crop: a line of pixels becomes very large.
+
+    Raises:
+        DataError: It would be above `max_pixels`, or have no pixels.
+    """
+    shortest, longest = sorted((image.width, image.height))
+    least, side = min(geometry.size), max(geometry.size)
+    large = geometry.resize_mode == "shortest" and side * side * longest > max_pixels * shortest
+    empty = geometry.resize_mode == "longest" and 2 * least * shortest <= longest
+    if large or empty:
+        problem = f"more than the {max_pixels} pixels allowed" if large else "no pixels"
+        raise DataError(
+            f"{place}: image of {image.width} x {image.height} pixels is too elongated: resized to {side} pixels on "
+            f"its {'shorter' if large else 'longer'} side it would have {problem}"
+        )
 
 
 def _resize_of(geometry: ImageGeometry) -> Callable[[Image.Image], Image.Image]:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mode_ray.captions.image_column import BadImageError, stored_image
 from mode_ray.captions.parquet import DEFAULT_CAPTION_FIELD, open_parquet
 from mode_ray.captions.webdataset import json_captions
 from mode_ray.config.captions import CaptionsConfig
@@ -36,11 +37,19 @@ class Pair:
         image: The encoded image.
         caption: The caption, white space normalised.
         place: File and row, for messages.
+        problem: Why the row has no image; `image` is then empty.
     """
 
     image: bytes
     caption: str
     place: str
+    problem: str = ""
+
+    def encoded(self) -> bytes:
+        """The encoded image; raises `DataError` if the row has none."""
+        if self.problem:
+            raise DataError(self.problem)
+        return self.image
 
 
 @dataclass
@@ -160,20 +169,19 @@ class PairReader:
         group = int(np.searchsorted(ends, row, side="right"))
         images, captions = self._row_group(number, group)
         within = row - (int(ends[group - 1]) if group else 0)
-        image, caption = images[within].as_py(), captions[within].as_py()
-        if image is None:
-            image = b""  # training counts it as a bad image
-        if isinstance(image, dict):  # the layout of Hugging Face data sets
-            image = image.get("bytes")
-        if not isinstance(image, bytes):
-            raise DataError(f"{place}: column {self._captions.image_field!r} holds no image bytes")
+        value, caption = images[within].as_py(), captions[within].as_py()
+        image, problem = b"", ""
+        try:
+            image = stored_image(value, self._captions.image_field, self._captions.image_root, place)
+        except BadImageError as error:
+            problem = str(error)  # training counts it as a bad image
         if isinstance(caption, list):
             caption = dict(enumerate(caption)).get(int(columns["caption_index"][position]))
         if not isinstance(caption, str | bytes):
             raise DataError(f"{place}: the caption is missing; the file changed since it was assigned")
         text = caption.encode() if isinstance(caption, str) else caption
         self.counters.member_bytes += len(image) + len(text)
-        return Pair(image, _normalise(text, place), place)
+        return Pair(image, _normalise(text, place), place, problem)
 
     @cached_property
     def _readers(self) -> ThreadPoolExecutor:

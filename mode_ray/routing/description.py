@@ -7,6 +7,7 @@ from pydantic import Field, ValidationError
 from mode_ray.config.base import PositiveInt, Settings
 from mode_ray.config.captions import EncoderConfig
 from mode_ray.config.evaluate import RoutingConfig
+from mode_ray.config.images import ImagesConfig
 from mode_ray.errors import DataError
 from mode_ray.run_directory import ENSEMBLE_FILE
 from mode_ray.storage import Location
@@ -21,11 +22,15 @@ class EnsembleDescription(Settings):
     """The caption encoder that the clustering was made with."""
     routing: RoutingConfig = RoutingConfig()
     """The routing rule and its parameters."""
+    images: ImagesConfig = ImagesConfig()
+    """How images become pixels, as in the training of the experts."""
 
 
 def write_description(folder: Location, description: EnsembleDescription) -> None:
     """Write `mode_ray.json` into the folder of an exported ensemble."""
-    (folder / ENSEMBLE_FILE).write_text(description.model_dump_json(indent=1) + "\n")
+    # Version 0.1.0 reads the file too, if it has no field that is new since.
+    unknown_before = {"images"} if description.images == ImagesConfig() else None
+    (folder / ENSEMBLE_FILE).write_text(description.model_dump_json(indent=1, exclude=unknown_before) + "\n")
 
 
 def read_description(folder: Location) -> EnsembleDescription | None:

@@ -21,6 +21,7 @@ SUFFIX_FORMATS: dict[str, ShardFormat] = {
     "csv": "csv",
     "tsv": "tsv",
 }
+COMPRESSED_SUFFIXES = frozenset({"gz", "bz2", "xz", "zst"})
 PAIR_FORMATS: frozenset[ShardFormat] = frozenset({"parquet", "webdataset"})
 ALL_FORMATS: frozenset[ShardFormat] = frozenset(SUFFIX_FORMATS.values())
 WORK_UNITS_SCHEMA = pa.schema(
@@ -93,10 +94,10 @@ def unit_name(location: Location) -> str:
 
 
 def suffix_format(name: str) -> ShardFormat | None:
-    """The format by a file's suffix, or None; text may be gzipped."""
-    stem = name.lower()
-    packed = stem.endswith(".gz")
-    shard_format = SUFFIX_FORMATS.get(stem.removesuffix(".gz").rsplit(".", 1)[-1])
+    """The format by a file's suffix, or None; text may be compressed."""
+    stem, _, suffix = name.lower().rpartition(".")
+    packed = suffix in COMPRESSED_SUFFIXES
+    shard_format = SUFFIX_FORMATS.get(stem.rpartition(".")[2] if packed else suffix)
     return None if packed and shard_format in PAIR_FORMATS else shard_format
 
 

@@ -31,7 +31,8 @@ def seed_fields(config: RunConfig) -> dict[str, object]:
     """All fields that decide a run's seed and dense model: those of the data and the training, not of the experts."""
     train = fingerprint_fields(config.train, "train")
     own = {name: value for name, value in train.items() if name not in _EXPERTS_ONLY}
-    return {**own, **fingerprint_fields(config.captions, "captions")}
+    data = {**fingerprint_fields(config.captions, "captions"), **fingerprint_fields(config.images, "images")}
+    return {**own, **data}
 
 
 def with_shared_seeds(configs: Sequence[RunConfig]) -> list[RunConfig]:

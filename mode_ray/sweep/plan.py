@@ -97,6 +97,7 @@ def _plan_one(config: RunConfig, point: Point, inputs: SweepInputs) -> SweepTria
     total = sum(run.samples for run in runs)
     decides = {
         **fingerprint_fields(config.train, "train"),
+        **fingerprint_fields(config.images, "images"),
         "runs": repr(runs),
         "measurements": config.sweep.measurements,
         "data": inputs.data_hash,

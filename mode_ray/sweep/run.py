@@ -11,9 +11,8 @@ from mode_ray.assign.table import FINE, assigned_units, stream_assignments
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, TrainingError, UsageError
-from mode_ray.models.architecture import check_architecture
+from mode_ray.models.architecture import check_architecture, clip_config_of
 from mode_ray.pairs.held_out import HeldOut, choose_held_out
-from mode_ray.pairs.images import decode_image
 from mode_ray.pairs.index import load_index
 from mode_ray.pairs.reader import PairReader
 from mode_ray.run_directory import SWEEP_RESULT, WORK_UNITS_FILE, sweep_directory, sweep_held_out, sweep_storage
@@ -141,6 +140,8 @@ def _read_pairs(run: Run, held_out: HeldOut) -> pa.Table:
     Raises:
         DataError: The share of undecodable images is above limits.max_bad_image_share.
     """
+    from mode_ray.models.preprocess import ImageGeometry, ImageInput  # imports torch, which the driver does not need
+
     limits, units = run.config.limits, {unit for unit, _, _ in held_out.places}
     index = load_index(run.assignments, [work_unit for work_unit in run.work_units if work_unit.unit in units])
     columns = (index.table[name].to_pylist() for name in ("shard", "row", "caption_index"))
@@ -149,10 +150,12 @@ def _read_pairs(run: Run, held_out: HeldOut) -> pa.Table:
         for place, (work_unit, row, caption) in enumerate(zip(*columns, strict=True))
     }
     pairs = PairReader(index, run.config.captions).read([place_of[place] for place in held_out.places])
+    geometry = ImageGeometry.of_model(clip_config_of(run.config.train.model))
+    images = ImageInput(geometry, limits.max_image_pixels, run.config.images)
     kept, bad = [], []
     for pair in pairs:
         try:
-            decode_image(pair.image, limits.max_image_pixels, pair.place)
+            images.prepare(pair.encoded(), pair.place)
         except DataError as error:
             bad.append(str(error))
         else:

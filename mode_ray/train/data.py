@@ -21,11 +21,11 @@ from mode_ray.errors import DataError, UsageError
 from mode_ray.models.clip import ClipModel
 from mode_ray.models.fast_tokens import fast_tokenizer
 from mode_ray.models.tokens import CachedTokenizer
+from mode_ray.pairs.images import decode_pixels
 from mode_ray.pairs.index import PairIndex
 from mode_ray.pairs.order import SampleOrder
 from mode_ray.pairs.reader import Pair, PairReader
 from mode_ray.train.step.crops import TrainTransform
-from mode_ray.train.step.pixels import decode_pixels
 from mode_ray.train.step.rank import Rank
 from mode_ray.util.read_ahead import read_ahead
 from mode_ray.util.threads import limited_threads
@@ -80,6 +80,7 @@ class PairDataset(Dataset[TrainBatch]):
         self._reader = PairReader(index, captions or config.captions)
         self._order = SampleOrder(len(index), seed, config.train.data.block_pairs)
         self._max_pixels = config.limits.max_image_pixels
+        self._images = config.images
         self._transform = TrainTransform.of(clip.train_transform)
         self._tokenizer = CachedTokenizer(fast_tokenizer(clip.tokenizer))
         self._seed = seed
@@ -92,11 +93,11 @@ class PairDataset(Dataset[TrainBatch]):
         bad = []
         for pair, drawn in zip(pairs, self._transform.draw(self._seed, positions), strict=True):
             try:
-                pixels = decode_pixels(pair.image, self._max_pixels, pair.place)
+                pixels_hw3 = decode_pixels(pair.encoded(), self._max_pixels, pair.place, self._images)
             except DataError as error:
                 bad.append(str(error))
             else:
-                images[len(decoded)] = self._transform.crop(pixels, drawn)
+                images[len(decoded)] = self._transform.crop(torch.from_numpy(pixels_hw3).permute(2, 0, 1), drawn)
                 decoded.append(pair.caption)
         if not decoded:
             raise DataError(f"no image of a whole batch can be decoded; the first: {bad[0]}")

@@ -31,7 +31,7 @@ from mode_ray.util.ray_tasks import task_result
 
 def train_fields(run: Run) -> dict[str, object]:
     """The fields that decide the models."""
-    return fingerprint_fields(run.config.train, "train")
+    return {**fingerprint_fields(run.config.train, "train"), **fingerprint_fields(run.config.images, "images")}
 
 
 def run_train(run: Run, stage: Stage, report: StageReport) -> Manifest:

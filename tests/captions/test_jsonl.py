@@ -120,7 +120,7 @@ class TestNoSuchFile:
         ("name", "content", "said"),
         [
             ("a.jsonl", bytes(range(256)) * 10, "binary data; a jsonl file must be UTF-8 text"),
-            ("a.jsonl", '{"caption": "a"}\n'.encode("utf-16"), "binary data; a jsonl file must be UTF-8 text"),
+            ("a.jsonl", '{"caption": "a"}\n'.encode("utf-16"), "UTF-16 text; convert it to UTF-8"),
             ("a.jsonl", b"<html>\n404\n</html>\n", "not JSON Lines .none of its 3 lines"),
             ("a.jsonl", lines({"text": "a", "url": "b"}), r"no line has a field 'caption'; set .*\['text', 'url'\]"),
             ("a.jsonl.gz", gzip.compress(GOOD)[:-2000], "truncated or damaged gzip"),

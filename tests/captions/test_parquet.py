@@ -39,12 +39,15 @@ class TestColumns:
             pa.binary(),
             pa.large_binary(),
             pa.dictionary(pa.int32(), pa.string()),
+            pa.dictionary(pa.int8(), pa.large_string()),
+            pa.string_view(),
+            pa.binary_view(),
         ],
         ids=str,
     )
     def test_text_of_every_arrow_type(self, tmp_path: Path, kind: pa.DataType) -> None:
         captions = pa.array(["a  cat", None, "", "ein Hündchen"], pa.string())
-        typed = captions.dictionary_encode() if pa.types.is_dictionary(kind) else captions.cast(kind)
+        typed = pa.array(captions.to_pylist(), kind)
         result = read(write(tmp_path, {"caption": typed}))
         assert result.table.to_pydict() == {
             "row": [0, 3],
@@ -93,7 +96,17 @@ class TestColumns:
 class TestSeveralCaptions:
     LISTS: tuple[list[str | None] | None, ...] = (["one", "two"], None, [], [None, "four"], ["five"], [""])
 
-    @pytest.fixture(params=[pa.list_(pa.string()), pa.large_list(pa.large_string())], ids=str)
+    @pytest.fixture(
+        params=[
+            pa.list_(pa.string()),
+            pa.large_list(pa.large_string()),
+            pa.list_(pa.string_view()),
+            pa.list_(pa.dictionary(pa.int32(), pa.string())),
+            pa.list_view(pa.string()),
+            pa.large_list_view(pa.string_view()),
+        ],
+        ids=str,
+    )
     def file(self, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         return write(tmp_path, {"caption": pa.array(self.LISTS, request.param), "id": list("abcdef")})
 
@@ -113,6 +126,24 @@ class TestSeveralCaptions:
         assert result.table["caption"].to_pylist() == ["one", "five"]
         assert result.table["row"].to_pylist() == [0, 4]
         assert (result.rows_in, result.refused) == (6, {MISSING: 3, EMPTY: 1})
+
+    @pytest.mark.parametrize("element", [pa.string(), pa.string_view()], ids=str)
+    def test_lists_of_fixed_size(self, tmp_path: Path, element: pa.DataType) -> None:
+        lists = pa.array([["one", "two"], None, [None, "four"]], pa.list_(element, 2))
+        file = write(tmp_path, {"caption": lists})
+        result = read(file, select="all")
+        assert result.table.select(["row", "caption_index", "caption"]).to_pydict() == {
+            "row": [0, 0, 2],
+            "caption_index": [0, 1, 1],
+            "caption": ["one", "two", "four"],
+        }
+        assert (result.refused, result.examples) == ({MISSING: 2}, {MISSING: "row 1"})
+        config = CaptionsConfig(paths=(str(file),), select="all")
+        assert [count_captions(work_unit, config) for work_unit in list_work_units(config)] == [5]
+
+    def test_text_of_an_extension_type(self, tmp_path: Path) -> None:
+        result = read(write(tmp_path, {"caption": pa.array(["a cat", None], pa.json_(pa.string()))}))
+        assert result.table["caption"].to_pylist() == ["a cat"]
 
     def test_row_numbers_of_a_split_file_are_absolute(self, tmp_path: Path) -> None:
         file = write(tmp_path, {"caption": [["a", "b"], ["c"], [], ["d", "e", "f"]]}, row_group_size=1)

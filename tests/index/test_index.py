@@ -45,7 +45,7 @@ def embedded(config: RunConfig) -> Stage:
     """The embedding stage, done by one worker in this process."""
     train = stage_directories(config.directory)["train"]
     models = [train / f"n2/{expert:02d}" for expert in range(2)]
-    worker = IndexWorker(config.captions, models, config.index.placement, 1, config.limits.max_image_pixels)
+    worker = IndexWorker(config, models)
     stage = Stage("index", config.directory / "index" / "embeddings", {})
     work_units = list_work_units(config.captions)
     stage.begin(len(work_units))

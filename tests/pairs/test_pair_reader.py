@@ -149,7 +149,51 @@ class TestParquet:
         reader, _ = reader_of(write_parquet(tmp_path, columns))
         assert [pair.image for pair in reader.read([0, 1])] == [b"", image(1)]
 
-    @pytest.mark.parametrize("images", [["cat.jpg"], [7], [{"bytes": None, "path": "cat.jpg"}]], ids=str)
+    def test_images_in_lists_and_in_structs(self, tmp_path: Path) -> None:
+        struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        columns = {
+            "list": pa.array([[image(0)]], pa.list_(pa.binary())),
+            "struct": pa.array([{"bytes": image(0), "path": "a.png"}], struct),
+            "structs": pa.array([[{"bytes": image(0), "path": None}]], pa.list_(struct)),
+            "view": pa.array([image(0)], pa.binary_view()),
+        }
+        file = write_parquet(tmp_path, {"caption": ["a cat"], **columns})
+        for name in columns:
+            reader, _ = reader_of(file, image_field=name)
+            assert [pair.encoded() for pair in reader.read([0])] == [image(0)]
+
+    @pytest.mark.parametrize(
+        ("value", "said"),
+        [
+            (None, "holds no image"),
+            ([], "holds no image"),
+            ([image(0), image(1)], "holds 2 images; a pair has one"),
+        ],
+        ids=["null", "empty", "two"],
+    )
+    def test_a_row_without_one_image_is_a_bad_one(self, tmp_path: Path, value: object, said: str) -> None:
+        columns = {"caption": ["a cat"], "image": pa.array([value], pa.list_(pa.binary()))}
+        [pair] = reader_of(write_parquet(tmp_path, columns))[0].read([0])
+        with pytest.raises(DataError, match=rf"pairs\.parquet: row 0: column 'image' {said}"):
+            pair.encoded()
+
+    @pytest.mark.parametrize("text", [False, True])
+    def test_paths_are_read_below_the_image_root(self, tmp_path: Path, text: bool) -> None:
+        (tmp_path / "pictures/a").mkdir(parents=True)
+        (tmp_path / "pictures/a/0.png").write_bytes(image(0))
+        (tmp_path / "secret.png").write_bytes(image(1))
+        paths = ["a/0.png", "a/1.png", "../secret.png", f"{tmp_path}/secret.png", "http://x/0.png"]
+        images = paths if text else [{"bytes": None, "path": path} for path in paths]
+        file = write_parquet(tmp_path, {"caption": [f"caption {i}" for i in range(5)], "image": images})
+        pairs = reader_of(file, image_root=f"{tmp_path}/pictures")[0].read(range(5))
+        assert pairs[0].encoded() == image(0)
+        assert "no such file" in pairs[1].problem
+        assert all("is not a path below captions.image_root" in pair.problem for pair in pairs[2:])
+        if not text:
+            [pair] = reader_of(file)[0].read([0])
+            assert "holds only a path, 'a/0.png'; set captions.image_root" in pair.problem
+
+    @pytest.mark.parametrize("images", [["cat.jpg"], [7], [{"bytes": 7, "path": "cat.jpg"}]], ids=str)
     def test_a_column_without_image_bytes(self, tmp_path: Path, images: list[object]) -> None:
         reader, _ = reader_of(write_parquet(tmp_path, {"caption": ["a cat"], "image": images}))
         with pytest.raises(DataError, match=r"pairs\.parquet: row 0: column 'image' holds no image bytes"):

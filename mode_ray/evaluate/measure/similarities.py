@@ -11,10 +11,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from mode_ray.config.evaluate import EvaluatePlacement
 from mode_ray.embed.encoder import CaptionEncoder
 from mode_ray.errors import DataError
 from mode_ray.evaluate.measure.measurements import TaskSummary, save_array
+from mode_ray.evaluate.measure.options import MeasureOptions
 from mode_ray.evaluate.measure.probe_task import TaskProbes, probe_task
 from mode_ray.evaluate.measure.split_features import EncodedPart, Features, encode_split, merge_parts
 from mode_ray.evaluate.metrics.metric_table import METRICS
@@ -37,7 +37,7 @@ def measure_task(
     models: Mapping[str, Location],
     encoder: CaptionEncoder,
     directory: Location,
-    placement: EvaluatePlacement,
+    options: MeasureOptions,
     parts: Mapping[Split, Sequence[EncodedPart]] | None = None,
 ) -> TaskSummary:
     """Measure a task with all models, and write its files to a directory. Every image is decoded once.
@@ -48,14 +48,14 @@ def measure_task(
         DataError: A model or file cannot be read, no sample is usable, a class name has no embedding, or the metric is
             not defined on the samples.
     """
-    torch.set_num_threads(placement.threads_per_task)
+    torch.set_num_threads(options.placement.threads_per_task)
     experts = {name: Expert(folder) for name, folder in models.items()}
     # Classes come before images, so that a name without an embedding is reported at once.
     sides = None if task.kind == "retrieval" else _class_sides(task, experts, encoder)
 
     def encode(split: Split) -> tuple[UsableSamples, Features]:
         if parts is None:
-            return encode_split(task, split, experts, placement)
+            return encode_split(task, split, experts, options)
         return merge_parts(list(experts), parts[split])
 
     usable, features = encode("test")

@@ -6,18 +6,15 @@ from functools import partial
 from typing import TypeAlias
 
 import numpy as np
-import torch
 
-from mode_ray.config.captions import LimitsConfig
-from mode_ray.config.evaluate import EvaluatePlacement
 from mode_ray.evaluate.measure.measurements import load_array, save_array
+from mode_ray.evaluate.measure.options import MeasureOptions
 from mode_ray.evaluate.tasks.samples import Split, read_samples
 from mode_ray.evaluate.tasks.task import Task
 from mode_ray.evaluate.tasks.usable_samples import UsableSamples
 from mode_ray.models.encode import Expert
+from mode_ray.pairs.images import Pixels
 from mode_ray.storage import Location
-
-_MAX_PIXELS = LimitsConfig().max_image_pixels
 
 Features: TypeAlias = dict[str, np.ndarray]
 """Unit rows by model, float32 [i, d]."""
@@ -39,14 +36,14 @@ class EncodedPart:
 
 
 def encode_split(
-    task: Task, split: Split, experts: Mapping[str, Expert], placement: EvaluatePlacement
+    task: Task, split: Split, experts: Mapping[str, Expert], options: MeasureOptions
 ) -> tuple[UsableSamples, Features]:
     """Embed the usable images of a split.
 
     Raises:
         DataError: A file cannot be read, or no sample is usable.
     """
-    usable, _, features = _encode_share(task, split, experts, placement, worker=0, workers=1)
+    usable, _, features = _encode_share(task, split, experts, options, worker=0, workers=1)
     usable.require_some()
     return usable, features
 
@@ -55,7 +52,7 @@ def encode_part(
     task: Task,
     split: Split,
     experts: Mapping[str, Expert],
-    placement: EvaluatePlacement,
+    options: MeasureOptions,
     worker: int,
     folder: Location,
 ) -> EncodedPart:
@@ -64,7 +61,8 @@ def encode_part(
     Raises:
         DataError: A file cannot be read.
     """
-    usable, numbers, features = _encode_share(task, split, experts, placement, worker, placement.workers_per_task)
+    workers = options.placement.workers_per_task
+    usable, numbers, features = _encode_share(task, split, experts, options, worker, workers)
     for number, rows_id in enumerate(features.values()):
         save_array(_features_file(folder, number), rows_id)
     return EncodedPart(usable, numbers, folder)
@@ -100,23 +98,24 @@ def _encode_share(
     task: Task,
     split: Split,
     experts: Mapping[str, Expert],
-    placement: EvaluatePlacement,
+    options: MeasureOptions,
     worker: int,
     workers: int,
 ) -> tuple[UsableSamples, list[int], Features]:
-    prepare = next(iter(experts.values())).prepare
-    usable, numbers = UsableSamples(task, placement.max_image_pixels or _MAX_PIXELS), list[int]()
+    batch_size = options.placement.batch_size
+    images = options.image_input(next(iter(experts.values())).geometry)
+    usable, numbers = UsableSamples(task), list[int]()
     chunks: dict[str, list[np.ndarray]] = {name: [] for name in experts}
-    batch: list[torch.Tensor] = []
+    batch: list[Pixels] = []
     encode = partial(_encode, experts, chunks)
     for number, sample in enumerate(read_samples(task, split)):
-        if number // placement.batch_size % workers != worker:
+        if number // batch_size % workers != worker:
             continue
-        image = usable.take(sample)
-        if image is not None:
+        pixels_hw3 = usable.take(sample, images.prepare)
+        if pixels_hw3 is not None:
             numbers.append(number)
-            batch.append(prepare(image))
-        if len(batch) == placement.batch_size:
+            batch.append(pixels_hw3)
+        if len(batch) == batch_size:
             encode(batch)
             batch = []
     encode(batch)
@@ -124,8 +123,8 @@ def _encode_share(
     return usable, numbers, {name: np.concatenate(parts) if parts else nothing for name, parts in chunks.items()}
 
 
-def _encode(experts: Mapping[str, Expert], chunks: dict[str, list[np.ndarray]], batch: list[torch.Tensor]) -> None:
+def _encode(experts: Mapping[str, Expert], chunks: dict[str, list[np.ndarray]], batch: list[Pixels]) -> None:
     if batch:
-        images_b3hw = torch.stack(batch)
+        images_bhw3 = np.stack(batch)
         for name, expert in experts.items():
-            chunks[name].append(expert.encode_images(images_b3hw))
+            chunks[name].append(expert.encode_pixels(images_bhw3))

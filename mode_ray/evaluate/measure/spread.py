@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ray
 
-from mode_ray.config.evaluate import EvaluatePlacement
 from mode_ray.config.run import RunConfig
 from mode_ray.embed.load import load_encoder
 from mode_ray.evaluate.measure.measurements import TaskSummary
+from mode_ray.evaluate.measure.options import MeasureOptions
 from mode_ray.evaluate.tasks.samples import Split
 from mode_ray.evaluate.tasks.task import Task
 from mode_ray.storage import Location
@@ -46,13 +46,6 @@ def measure_tasks(
         on_summary(task_result(ready[0]))
 
 
-def _placement(config: RunConfig) -> EvaluatePlacement:
-    """The placement, with the size limit of images that applies."""
-    own = config.evaluate.placement
-    limit = own.max_image_pixels or config.limits.max_image_pixels
-    return own.model_copy(update={"max_image_pixels": limit})
-
-
 def _encode_part(
     config: RunConfig, task: Task, models: Mapping[str, Location], directory: Location, worker: int
 ) -> _PartBySplit:
@@ -61,12 +54,12 @@ def _encode_part(
     from mode_ray.evaluate.measure.split_features import encode_part
     from mode_ray.models.encode import Expert
 
-    placement = _placement(config)
-    torch.set_num_threads(placement.threads_per_task)
+    options = MeasureOptions.of(config)
+    torch.set_num_threads(options.placement.threads_per_task)
     experts = {name: Expert(folder) for name, folder in models.items()}
     splits: Sequence[Split] = ("test", "train") if task.linear_probe else ("test",)
     folder = directory / _PARTS / str(worker)
-    return {split: encode_part(task, split, experts, placement, worker, folder / split) for split in splits}
+    return {split: encode_part(task, split, experts, options, worker, folder / split) for split in splits}
 
 
 def _measure(
@@ -74,10 +67,10 @@ def _measure(
 ) -> TaskSummary:
     from mode_ray.evaluate.measure.similarities import measure_task
 
-    placement = _placement(config)
-    encoder = load_encoder(config.encoder, config.embed.encoder, placement.threads_per_task)
+    options = MeasureOptions.of(config)
+    encoder = load_encoder(config.encoder, config.embed.encoder, options.placement.threads_per_task)
     splits = {split: [part[split] for part in parts] for split in parts[0]} if parts else None
-    summary = measure_task(task, models, encoder, directory, placement, splits)
+    summary = measure_task(task, models, encoder, directory, options, splits)
     if parts:
         (directory / _PARTS).delete()
     return summary

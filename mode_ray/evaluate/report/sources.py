@@ -16,7 +16,7 @@ from mode_ray.evaluate.report.compare import TaskResults
 from mode_ray.evaluate.tasks.task import Task
 from mode_ray.pairs.images import decode_image
 from mode_ray.pairs.index import load_index, nearest_rows
-from mode_ray.pairs.reader import PairReader
+from mode_ray.pairs.reader import Pair, PairReader
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial
@@ -84,17 +84,15 @@ def read_thumbnails(sources: ReportSources) -> dict[int, list[bytes]]:
     for expert in range(config.train.experts):
         positions = np.flatnonzero(expert_p == expert)
         spread = positions[np.linspace(0, len(positions) - 1, min(_IMAGES_PER_EXPERT, len(positions))).astype(int)]
-        found = (
-            _thumbnail(pair.image, config.limits.max_image_pixels, pair.place) for pair in reader.read(spread.tolist())
-        )
+        found = (_thumbnail(pair, config) for pair in reader.read(spread.tolist()))
         thumbnails[expert] = [picture for picture in found if picture is not None]
     return thumbnails
 
 
-def _thumbnail(image: bytes, max_pixels: int, place: str) -> bytes | None:
+def _thumbnail(pair: Pair, config: RunConfig) -> bytes | None:
     """A small PNG, or None for an image that cannot be decoded."""
     try:
-        picture = decode_image(image, max_pixels, place)
+        picture = decode_image(pair.encoded(), config.limits.max_image_pixels, pair.place, config.images)
     except DataError:
         return None
     picture.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mode_ray.captions.files import find_roots
+from mode_ray.captions.image_column import BadImageError, stored_image
 from mode_ray.captions.json_text import json_object
 from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.parquet import open_parquet, row_group_range
@@ -174,8 +175,9 @@ def _as_texts(value: object) -> _Texts:
 
 
 def _image(value: object, task: Task, place: str) -> bytes | None:
-    if isinstance(value, dict):  # the layout of Hugging Face datasets
-        value = value.get("bytes")
-    if value is not None and not isinstance(value, bytes):
-        raise DataError(f"{place}: column {task.image_field!r} has no image bytes (task {task.name})")
-    return value
+    try:
+        return stored_image(value, task.image_field, None, place)
+    except BadImageError:
+        return None
+    except DataError as error:
+        raise DataError(f"{str(error).partition(';')[0]} (task {task.name})") from None

@@ -1,15 +1,14 @@
 """The usable samples of a task: images decoded once, labels as numbers, and counts of the rest."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image
 
 from mode_ray.errors import DataError
 from mode_ray.evaluate.tasks.samples import Sample
 from mode_ray.evaluate.tasks.task import Task, label_key
-from mode_ray.pairs.images import decode_image
+from mode_ray.pairs.images import Pixels
 
 _NO_IMAGE = "no image"
 _BAD_IMAGE = "undecodable image"
@@ -24,7 +23,6 @@ class UsableSamples:
 
     Args:
         task: The task.
-        max_pixels: Larger images are left out.
 
     Attributes:
         captions: Retrieval: the captions of all used images.
@@ -32,9 +30,8 @@ class UsableSamples:
         examples: Place of the first one, by reason.
     """
 
-    def __init__(self, task: Task, max_pixels: int) -> None:
+    def __init__(self, task: Task) -> None:
         self._task = task
-        self._max_pixels = max_pixels
         self._number_of_class = {label_key(label): number for number, label in enumerate(task.classes)}
         self._labels_of_image: list[tuple[int, ...]] = []
         self._image_of_caption: list[int] = []
@@ -50,7 +47,7 @@ class UsableSamples:
             parts: Parts of one task, before `keep_known`.
             order: Part and index in the part of every image, in order of the samples.
         """
-        whole = cls(parts[0]._task, parts[0]._max_pixels)
+        whole = cls(parts[0]._task)
         captions = [part._captions_by_image() for part in parts]
         for part, image in order:
             own = captions[part].get(image, [])
@@ -68,8 +65,12 @@ class UsableSamples:
         """Number of used images."""
         return len(self._labels_of_image)
 
-    def take(self, sample: Sample) -> Image.Image | None:
-        """The decoded image of a usable sample. Other samples are counted and return None.
+    def take(self, sample: Sample, prepare: Callable[[bytes, str], Pixels]) -> Pixels | None:
+        """The prepared image of a usable sample. Other samples are counted and return None.
+
+        Args:
+            sample: The sample.
+            prepare: Decodes an image, given with its place; raises `DataError` for one that cannot be used.
 
         Raises:
             DataError: A label is not a class number; the message names file, row and field.
@@ -79,12 +80,12 @@ class UsableSamples:
         reason, place = self._refusal(sample, texts, numbers), sample.place
         if reason is None and sample.image is not None:
             try:
-                image = decode_image(sample.image, self._max_pixels, sample.place)
+                pixels = prepare(sample.image, sample.place)
             except DataError as error:
                 reason, place = _BAD_IMAGE, str(error)
             else:
                 self._add(texts, numbers, sample)
-                return image
+                return pixels
         self._count(str(reason), place)
         return None
 

@@ -20,6 +20,7 @@ from mode_ray.config.evaluate import RoutingRule
 from mode_ray.config.serve import ServeConfig
 from mode_ray.errors import DataError
 from mode_ray.models.preprocess import ImageInput
+from mode_ray.pairs.images import WEB_FORMATS
 from mode_ray.routing.mix import (
     concatenated_images,
     concatenated_texts,
@@ -105,7 +106,7 @@ class EnsembleService:
         self.metrics = metrics
         self._clients = dict(clients)
         self._router: Router | None = Router(served.load_encoder(), served.clustering, served.n, served.config.routing)
-        self._images = ImageInput(served.geometry, config.limits.image_pixels)
+        self._images = ImageInput(served.geometry, config.limits.image_pixels, served.config.images, WEB_FORMATS)
         self._fan_out = FanOut(config, served.geometry.size, metrics)
         self._cache = self._empty_cache()
         self._store = TaskStore(served.task_directory, config.max_stored_tasks)

@@ -65,7 +65,8 @@ def fit_trial(job: TrialJob) -> TrialEnd:
 
 def checkpoints_folder(job: TrialJob) -> Location:
     """The folder of a trial's checkpoints. It depends on everything that affects the weights."""
-    version = config_hash({**fingerprint_fields(job.config.train, "train"), "trial": repr(job.trial)})
+    config = {**fingerprint_fields(job.config.train, "train"), **fingerprint_fields(job.config.images, "images")}
+    version = config_hash({**config, "trial": repr(job.trial)})
     return job.folder / CHECKPOINT_FOLDER / f"{job.trial.name.replace('/', '-')}-{version}"
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from PIL import Image
 
-from mode_ray.pairs.images import decode_image
+from mode_ray.models.preprocess import ImageGeometry, ImageInput
 from mode_ray.run_directory import CURVE_FILE
 from mode_ray.storage import Location
 from mode_ray.train.runs.measure_job import MeasureJob, read_curve
@@ -31,16 +32,21 @@ def recall_at_1(images_nd: torch.Tensor, texts_nd: torch.Tensor, captions: list[
 class HeldOutMeasure:
     """Measures a run's model, and writes the results to the run's folder.
 
-    `model` makes a separate copy of the model, to load weights into.
+    `model` makes a separate copy of the model, to load weights into. `images` makes the input of images of a geometry.
     """
 
     def __init__(
-        self, job: MeasureJob, folder: Location, model: Callable[[], Any], max_pixels: int, device: torch.device
+        self,
+        job: MeasureJob,
+        folder: Location,
+        model: Callable[[], Any],
+        images: Callable[[ImageGeometry], ImageInput],
+        device: torch.device,
     ) -> None:
         self._job = job
         self._folder = folder
         self._make_model = model
-        self._max_pixels = max_pixels
+        self._make_images = images
         self._device = device
         self._curve = read_curve(folder)
         self._inputs: tuple[Any, torch.Tensor, torch.Tensor, list[str]] | None = None
@@ -60,10 +66,12 @@ class HeldOutMeasure:
         clip = self._make_model()
         table = pq.read_table(io.BytesIO(self._job.pairs.read_bytes()))
         captions: list[str] = table["caption"].to_pylist()
-        images = [
-            clip.eval_transform(decode_image(image, self._max_pixels, f"{self._job.pairs}: row {row}"))
+        source = self._make_images(ImageGeometry.of_model(clip.config))
+        resized = [
+            source.prepare(image, f"{self._job.pairs}: row {row}")
             for row, image in enumerate(table["image"].to_pylist())
         ]
+        images = [clip.eval_transform(Image.fromarray(pixels_hw3)) for pixels_hw3 in resized]
         self._inputs = (clip, torch.stack(images), clip.tokenizer(captions), captions)
         return self._inputs
 

@@ -15,6 +15,7 @@ import torch
 
 from mode_ray.errors import ModeRayError, TrainingError
 from mode_ray.models.clip import ClipModel, build_clip, load_clip, save_clip
+from mode_ray.models.preprocess import ImageGeometry, ImageInput
 from mode_ray.run_directory import ERROR_FILE, METRICS_FILE, STATE_FILE
 from mode_ray.storage import Location
 from mode_ray.train.data import PairDataset, TrainBatch, train_loader
@@ -167,8 +168,12 @@ def _measured_on_all_ranks(
     job: TrialJob, measure: MeasureJob, loop: TrainLoop, rank: Rank, after_step: Callable[[], None]
 ) -> Callable[[], None]:
     """`after_step`, preceded by a measurement on the held-out pairs if one is due. Collective."""
-    max_pixels = job.config.limits.max_image_pixels
-    held_out = HeldOutMeasure(measure, job.folder, lambda: _initial_model(job), max_pixels, loop.device)
+    config = job.config
+
+    def images(geometry: ImageGeometry) -> ImageInput:
+        return ImageInput(geometry, config.limits.max_image_pixels, config.images)
+
+    held_out = HeldOutMeasure(measure, job.folder, lambda: _initial_model(job), images, loop.device)
 
     def step_and_measure() -> None:
         seen = loop.state.samples_seen

@@ -17,6 +17,7 @@ from mode_ray.config.evaluate import EvaluatePlacement
 from mode_ray.config.train import ModelConfig
 from mode_ray.errors import DataError
 from mode_ray.evaluate.measure.measurements import load_cosines, load_summary
+from mode_ray.evaluate.measure.options import MeasureOptions
 from mode_ray.evaluate.measure.similarities import measure_task, zero_shot_classifier
 from mode_ray.evaluate.tasks.task import Task
 from mode_ray.models.clip import build_clip, load_clip, save_clip
@@ -60,7 +61,13 @@ def measure(tmp_path: Path, models: dict[str, Location]) -> Callable[..., Locati
         defaults = {"name": "colours", "kind": "classification", "paths": (str(tmp_path / "task.parquet"),)}
         task = Task.model_validate(defaults | fields)
         directory = Location.parse(str(tmp_path / "measured"))
-        measure_task(task, models, Letters(), directory, EvaluatePlacement(batch_size=2, max_image_pixels=PIXELS))
+        measure_task(
+            task,
+            models,
+            Letters(),
+            directory,
+            MeasureOptions(EvaluatePlacement(batch_size=2, max_image_pixels=PIXELS)),
+        )
         return directory
 
     return run
@@ -82,7 +89,9 @@ def test_every_image_is_decoded_once_for_eight_experts(
     experts = {f"n8/{expert:02d}": models["dense" if expert % 2 else "n2/00"] for expert in range(8)}
     monkeypatch.setattr(Image, "open", counting)
     target = Location.parse(str(tmp_path / "measured"))
-    measure_task(task, experts, Letters(), target, EvaluatePlacement(batch_size=2, max_image_pixels=PIXELS))
+    measure_task(
+        task, experts, Letters(), target, MeasureOptions(EvaluatePlacement(batch_size=2, max_image_pixels=PIXELS))
+    )
     assert opened == pictures
     assert len(load_cosines(target).cosines) == 8
 
@@ -191,7 +200,7 @@ def test_a_missing_model_is_named(tmp_path: Path, models: dict[str, Location]) -
             with_one_missing,
             Letters(),
             Location.parse(str(tmp_path)),
-            EvaluatePlacement(max_image_pixels=PIXELS),
+            MeasureOptions(EvaluatePlacement(max_image_pixels=PIXELS)),
         )
 
 
@@ -287,7 +296,9 @@ def test_a_model_with_broken_weights_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [png(0)], "label": ["red"]}), tmp_path / "task.parquet")
     task = Task(name="t", kind="classification", paths=(str(tmp_path / "task.parquet"),), classes=CLASSES)
     with pytest.raises(DataError, match=r"/broken: its embeddings contain a value that is not finite"):
-        measure_task(task, {"n2/00": folder}, Letters(), folder, EvaluatePlacement(max_image_pixels=PIXELS))
+        measure_task(
+            task, {"n2/00": folder}, Letters(), folder, MeasureOptions(EvaluatePlacement(max_image_pixels=PIXELS))
+        )
 
 
 class TestLinearProbe:

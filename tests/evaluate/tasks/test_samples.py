@@ -67,7 +67,9 @@ class TestShards:
 
     def test_a_column_without_bytes_is_named(self, tmp_path: Path) -> None:
         write_parquet(tmp_path / "p.parquet", image=["http://example.org/1.png"], label=["cat"])
-        with pytest.raises(DataError, match=r"p\.parquet: row 0: column 'image' has no image bytes"):
+        with pytest.raises(
+            DataError, match=r"p\.parquet: row 0: column 'image' holds no image bytes but text .task pets"
+        ):
             self.read(self.task(tmp_path, "p.parquet"))
 
     def test_an_image_may_have_several_captions_or_none(self, tmp_path: Path) -> None:
