@@ -22,9 +22,10 @@ from captions import STATIC_TABLE, caption_vectors, real_captions
 from faiss.contrib.clustering import balanced_assignment_with_penalties
 from frame import alternate, arguments, finish
 
-from mode_ray.cluster.fit.kmeans import FitState, fit_rows
+from mode_ray.cluster.fit.kmeans import fit_rows
 from mode_ray.cluster.fit.sample_rows import LocalRows
 from mode_ray.cluster.fit.sizes import imbalance_factor, max_over_mean
+from mode_ray.cluster.fit.state import FitState
 from mode_ray.cluster.search.nearest import NearestCenters
 from mode_ray.config.captions import EncoderConfig
 from mode_ray.config.cluster import FineConfig

@@ -15,10 +15,10 @@ from mode_ray.cluster.calibration import (
 )
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.coarse import group_centers
-from mode_ray.cluster.fit.kmeans import FineFit, FitState, fit_rows
+from mode_ray.cluster.fit.kmeans import FineFit, fit_rows
 from mode_ray.cluster.fit.sample_rows import HISTOGRAM_END, SampleRows
 from mode_ray.cluster.fit.sizes import imbalance_factor, max_over_mean
-from mode_ray.cluster.fit.state import delete_fit_state, read_fit_state, write_fit_state
+from mode_ray.cluster.fit.state import FitState, delete_fit_state, read_fit_state, write_fit_state
 from mode_ray.cluster.fit_clock import FitClock
 from mode_ray.config.cluster import ClusterConfig
 from mode_ray.storage import Location
@@ -116,4 +116,6 @@ def _figures(fit: FineFit) -> dict[str, Any]:
         "fitted_imbalance_factor": imbalance_factor(fit.fitted_mass_m),
         "nearest_max_over_mean": max_over_mean(fit.mass_m),
         "nearest_imbalance_factor": imbalance_factor(fit.mass_m),
+        **({} if fit.extended_from is None else {"extended_from": fit.extended_from}),
+        **({} if (fit.balance_score or 0.0) <= 1.0 else {"balance_score": fit.balance_score}),
     }

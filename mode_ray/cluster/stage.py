@@ -2,16 +2,17 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
 
+from mode_ray.cluster.fit.sizes import TARGET_MAX_OVER_MEAN
 from mode_ray.cluster.fit_clock import SECONDS_BY_PART, FitClock
 from mode_ray.cluster.quantiles import training_quantiles
 from mode_ray.cluster.reuse import CONTENT_FIELD, find_reused, run_reuse
 from mode_ray.config.base import fingerprint_fields
-from mode_ray.config.cluster import ClusterPlacement
+from mode_ray.config.cluster import ClusterPlacement, FineConfig
 from mode_ray.config.run import RunConfig
 from mode_ray.embed.encoder import encoder_name
 from mode_ray.run_directory import FIT_PROGRESS
@@ -50,22 +51,22 @@ def run_cluster(run: Run, stage: Stage, report: StageReport) -> Manifest:
 
 def _fit(run: Run, stage: Stage, report: StageReport) -> Manifest:
     """Fit in a Ray task of its own, so that it gets its CPUs on whichever node has them."""
-    config, most = run.config.cluster, run.config.cluster.fine.iterations
+    config = run.config.cluster
     stage.begin(1)
     _say_if_too_few_cpus(config.placement, report.say)
     began = time.monotonic()
     # max_calls: a process that has fitted a clustering is too large to idle.
     task = ray.remote(num_cpus=config.placement.cpus, max_calls=1)(_fit_and_save).options(name="cluster")
     fitting = task.remote(run.config, run.embeddings, stage.directory)
-    seen = 0
+    fit = FitProgress(config.fine, report)
     while not ray.wait([fitting], timeout=_LOOK_SECONDS)[0]:
         newest = _newest_report(stage.directory)
-        if newest is not None and newest["iteration"] != seen:
-            seen = newest["iteration"]
-            report.iteration(newest, most)
+        if newest is not None:
+            fit.take(newest)
     summary = task_result(fitting)
-    if summary["last_iteration"]["iteration"] != seen:
-        report.iteration(summary["last_iteration"], most)
+    fit.take({**summary["last_iteration"], "extended_from": summary.get("extended_from")})
+    if config.fine.balanced:
+        report.say(f"[cluster] {balance_line(summary)}")
     rows = int(summary["sample_rows"])
     record = UnitRecord(
         unit="clustering",
@@ -77,6 +78,41 @@ def _fit(run: Run, stage: Stage, report: StageReport) -> Manifest:
     )
     report.unit(record)
     return stage.finish([record], summary)
+
+
+class FitProgress:
+    """Reports each iteration once, and that a fit continues because its balance was missed."""
+
+    def __init__(self, fine: FineConfig, report: StageReport) -> None:
+        self._iterations = fine.iterations
+        self._report = report
+        self._seen = 0
+        self._is_extended = False
+
+    def take(self, newest: Mapping[str, Any]) -> None:
+        """Report the newest iteration, if it is new."""
+        done = newest["extended_from"]
+        if done is not None and not self._is_extended:
+            self._is_extended = True
+            self._report.say(
+                f"[cluster] the clusters are not balanced after {done} iterations: continuing with up to "
+                f"{self._iterations} more, which end when the objective has converged"
+            )
+        if newest["iteration"] != self._seen:
+            self._seen = newest["iteration"]
+            self._report.iteration(newest, self._iterations + (done or 0))
+
+
+def balance_line(summary: Mapping[str, Any]) -> str:
+    """One line about the cluster sizes of a finished balanced fit, from its summary."""
+    largest = f"the largest cluster has {summary['fitted_max_over_mean']:.2f} x the mean"
+    if "balance_score" not in summary:
+        return f"balanced: {largest}"
+    return (
+        f"not balanced after {summary['iterations']} iterations: {largest}, the target is {TARGET_MAX_OVER_MEAN:g}. "
+        "Equal captions cannot be divided. Lower cluster.fine.centers or add captions if the sizes matter; the "
+        "clustering is valid as it is"
+    )
 
 
 def _say_if_too_few_cpus(placement: ClusterPlacement, say: Callable[[str], None]) -> None:

@@ -63,6 +63,7 @@ class Progress:
         self._began = self._last = time.monotonic()
         self._units = self._done = self._rows = 0
         self._states: dict[str, str] = {}
+        self._interruptions: dict[str, int] = {}
 
     def follow(
         self, run: str, logger: logging.Logger | None = None, observe: Callable[[], ProgressObserver] | None = None
@@ -142,6 +143,7 @@ class Progress:
             def show(statuses: Mapping[str, TrialStatus]) -> None:
                 if self._observer is not None:
                     self._observer.trials(statuses)
+                self._say_interruptions(statuses)
                 live.update(trials_table(statuses.values(), time.time()), refresh=True)
 
             yield show
@@ -150,6 +152,7 @@ class Progress:
         """Report changes of state at once, and samples and loss of the running training runs every few seconds."""
         if self._observer is not None:
             self._observer.trials(statuses)
+        self._say_interruptions(statuses)
         for name, status in statuses.items():
             if status.state != self._states.get(name, "waiting"):
                 reason = f": {status.reason}" if status.reason else ""
@@ -166,6 +169,15 @@ class Progress:
         ]
         if running:
             self.say(f"[{self._stage}] {', '.join(running)}")
+
+    def _say_interruptions(self, statuses: Mapping[str, TrialStatus]) -> None:
+        """Report every loss of workers or of a launch once, with Ray's reason."""
+        for name, status in statuses.items():
+            if status.interruptions > self._interruptions.setdefault(name, 0):
+                self._interruptions[name] = status.interruptions
+                resumes = f"resumes from {status.samples_seen:,} of {status.samples:,} samples"
+                lost = f"interrupted ({status.interruptions} so far), {resumes}: {status.interrupted_by}"
+                self.say(f"[{self._stage}] {name}: {lost}", expert=name)
 
     def end(self, manifest: Manifest) -> None:
         """A stage is done."""
@@ -188,6 +200,8 @@ def trials_table(statuses: Iterable[TrialStatus], now_unix_seconds: float) -> Gr
     for status in statuses:
         table.add_row(status.trial, status.state, *_trial_cells(status, now_unix_seconds))
         note = [f"launched {status.launches} times"] if status.launches > 1 else []
+        if status.interrupted_by is not None and status.state != "finished":
+            note.append(f"interrupted {status.interruptions} times, last: {status.interrupted_by}")
         note += [status.reason] if status.reason else []
         if note:
             notes.append(Text(f"{status.trial}: {'; '.join(note)}"))

@@ -173,10 +173,12 @@ def _fit_eta_seconds(run: Location, began_unix_seconds: float, entries: Sequence
     if report is None:
         return None
     try:
-        done = int(_read_json(report.location)["iteration"])
+        newest = _read_json(report.location)
     except FileNotFoundError:  # the fit ended after the listing
         return None
+    done = int(newest["iteration"])
     most = int(yaml.safe_load((run / RUN_CONFIG).read_text())["cluster"]["fine"]["iterations"])
+    most += newest.get("extended_from") or 0
     return max(0, most - done) * max(0.0, report.modified_unix_seconds - began_unix_seconds) / done
 
 

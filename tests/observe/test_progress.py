@@ -76,6 +76,33 @@ def test_a_change_of_a_trials_state_is_said_once(screen: Screen) -> None:
     assert screen.lines() == ["[embed] n2/00: failed (8,000 samples): the loss is nan"]
 
 
+def lost(times: int) -> TrialStatus:
+    by = "killed by Ray because its machine ran low on memory"
+    return replace(status("running"), samples_seen=800, interruptions=times, interrupted_by=by)
+
+
+def test_every_interruption_is_said_once_with_rays_reason(screen: Screen) -> None:
+    screen.progress.trials({"n2/00": status("running")})
+    screen.lines()
+    for times, said in ((1, 1), (1, 0), (2, 1)):
+        screen.progress.trials({"n2/00": lost(times)})
+        lines = screen.lines()
+        assert len(lines) == said
+    assert lines == [
+        "[embed] n2/00: interrupted (2 so far), resumes from 800 of 8,000 samples: killed by Ray because its machine "
+        "ran low on memory"
+    ]
+
+
+def test_it_is_said_above_the_table_of_a_terminal_too() -> None:
+    output = io.StringIO()
+    progress = Progress(Console(file=output, force_terminal=True, width=160))
+    with progress.watching_trials() as on_change:
+        on_change({"n2/00": status("running")})
+        on_change({"n2/00": lost(1)})
+    assert "n2/00: interrupted (1 so far)" in output.getvalue()
+
+
 def test_running_trials_show_share_and_loss_now_and_then(screen: Screen) -> None:
     statuses = {"n2/00": replace(status("running"), samples_seen=2000, loss=1.5)}
     screen.progress.trials(statuses)

@@ -79,7 +79,7 @@ def balance_prices(
     sizes_of: Callable[[Float64Array], Float64Array],
     step: float,
     updates: int,
-    limit: float,
+    limits: tuple[float, float],
 ) -> Float64Array:
     """Update the prices of fixed centers, and return the best prices seen.
 
@@ -93,13 +93,14 @@ def balance_prices(
         sizes_of: Returns the cluster sizes [m] under given prices, over all rows.
         step: First and largest step, in units of squared distance.
         updates: Number of updates.
-        limit: The most that a price may fall. Below that, a center would attract rows that do not have it among their
-            candidates. A price that rises only loses rows.
+        limits: The most that a price may fall, and rise. Below the first, a center would attract rows that do not have
+            it among their candidates. Above the second, rows would leave it if they had more candidates.
 
     Returns:
         The prices with the lowest `balance_score`, including the first ones; their mean is 0.
     """
-    start_m, best_m, best_score = prices_m, prices_m, float("inf")
+    lowest_m, highest_m = prices_m - limits[0], prices_m + limits[1]
+    best_m, best_score = prices_m, float("inf")
     steps_m, before_m = np.full(len(prices_m), step), np.zeros(len(prices_m))
     for update in range(updates + 1):
         sizes_m = sizes_of(prices_m)
@@ -110,6 +111,6 @@ def balance_prices(
             break
         excess_m = np.minimum(sizes_m / sizes_m.mean(), _CLAMP) - 1.0
         steps_m = np.where(excess_m * before_m < 0.0, steps_m * 0.5, np.minimum(steps_m * 1.1, step))
-        prices_m = np.maximum(prices_m + steps_m * excess_m, start_m - limit)
+        prices_m = np.clip(prices_m + steps_m * excess_m, lowest_m, highest_m)
         before_m = excess_m
     return np.asarray(best_m - best_m.mean())

@@ -6,42 +6,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from mode_ray.cluster.fit.balance import balance_prices, capped_weights, multiplicity
-from mode_ray.cluster.fit.sample_rows import CandidateSearch, Hashes, LocalRows, SampleRows, Vectors
+from mode_ray.cluster.fit.balance import multiplicity
+from mode_ray.cluster.fit.balanced import BalancedFit, PricedRows
+from mode_ray.cluster.fit.sample_rows import LocalRows, SampleRows, Vectors
 from mode_ray.cluster.fit.seeding import MAX_CENTERS_OF_PLUS_PLUS, InitMethod, initial_centers
 from mode_ray.cluster.fit.sizes import balance_score, imbalance_factor, max_over_mean
+from mode_ray.cluster.fit.state import FitState, IterationReport
 from mode_ray.cluster.fit.sums import Float64Array, PartialSums, update_centers
 from mode_ray.cluster.search.nearest import Float32Array
 from mode_ray.config.cluster import FineConfig
 from mode_ray.errors import DataError
-
-_POLISH_ROUNDS = 2
-_POLISH_UPDATES = 50
-_LAST_RATE_SHARE = 0.25
-# Reach of candidates, in multiples of the first price step. A longer reach costs time, and lets prices change faster
-# than the centers follow.
-_REACH_STEPS = 5.0
-
-
-@dataclass(frozen=True)
-class IterationReport:
-    """The assignment of one Lloyd step, before the centers move.
-
-    Attributes:
-        iteration: From 1.
-        inertia: Sum of unpriced squared distances of the rows to their centers.
-        max_over_mean: Size of the largest cluster over the mean size.
-        imbalance_factor: m * sum(n^2) / N^2.
-        balance_score: At most 1 if both figures meet their targets.
-        empty_clusters: Clusters without a row; each of them is then given half of a large one.
-    """
-
-    iteration: int
-    inertia: float
-    max_over_mean: float
-    imbalance_factor: float
-    balance_score: float
-    empty_clusters: int
 
 
 @dataclass(frozen=True)
@@ -59,6 +33,9 @@ class FineFit:
         rows: Rows of the sample.
         distinct_rows: Distinct vectors among them.
         init: How the first centers were chosen.
+        extended_from: See `FitState`.
+        balance_score: Of a balanced fit, `balance_score` of the sizes under the prices, where equal rows weigh at most
+            one fair share together: at most 1 if the balance was reached. None for plain k-means.
     """
 
     centers_md: Float32Array
@@ -71,23 +48,8 @@ class FineFit:
     rows: int
     distinct_rows: int
     init: InitMethod
-
-
-@dataclass(frozen=True, eq=False)
-class FitState:
-    """A fit between two iterations. With the rows and the config, it is all that is needed to resume.
-
-    Attributes:
-        centers_md: float32 [m, d].
-        prices_m: float64 [m].
-        history: One report per iteration so far.
-        init: How the first centers were chosen.
-    """
-
-    centers_md: Float32Array
-    prices_m: Float64Array
-    history: tuple[IterationReport, ...]
-    init: InitMethod
+    extended_from: int | None = None
+    balance_score: float | None = None
 
 
 def fit_fine(sample_nd: Vectors, config: FineConfig, seed: int, threads: int) -> FineFit:
@@ -105,8 +67,12 @@ def fit_rows(
     """Fit the fine centers on a sample of caption embeddings.
 
     A balanced fit updates the prices in every Lloyd step after the first, at a rate that falls to a quarter over the
-    iterations. At the end it updates them once more for the final centers. The same sample, config and seed give the
-    same bits, even if the rows are distributed to other processes, or the fit is interrupted and resumed.
+    iterations. At the end it updates them once more for the final centers. If the sizes still miss their targets, the
+    fit continues with up to `config.iterations` further steps (`FitState.extended_from`), each of which finds the
+    prices anew until they balance. Such steps never raise the objective, so they end when it has converged.
+
+    The same sample, config and seed give the same bits, even if the rows are distributed to other processes, or the
+    fit is interrupted and resumed.
 
     Args:
         sample: The rows; repeated rows count each time.
@@ -131,93 +97,47 @@ def fit_rows(
         init: InitMethod = config.init if m <= MAX_CENTERS_OF_PLUS_PLUS else "random"
         centers_md = initial_centers(sample, hash_n, m, init, np.random.default_rng(seed))
         state = FitState(centers_md, np.zeros(m), (), init)
-    fit = _BalancedFit(sample, config, *_heavy_rows(hash_n, multiplicity_n, m)) if config.balanced else None
-    while len(state.history) < config.iterations and not _settled(state, config):
-        # The first step has no prices: their step size depends on the objective, and the centers still move far.
-        if fit is None or not state.history:
-            sums, prices_m = sample.nearest_sums(state.centers_md), state.prices_m
-        else:
-            sums, prices_m = fit.step(state)
+    fit = BalancedFit.of(sample, config, hash_n, multiplicity_n) if config.balanced else None
+
+    def advance(state: FitState, sums: PartialSums, prices_m: Float64Array) -> FitState:
         centers_md, donor_m = update_centers(sums, state.centers_md, config.spherical)
-        report = _report(len(state.history) + 1, sums)
-        state = replace(state, centers_md=centers_md, prices_m=prices_m[donor_m], history=(*state.history, report))
+        history = (*state.history, _report(len(state.history) + 1, sums))
+        state = replace(state, centers_md=centers_md, prices_m=prices_m[donor_m], history=history)
         if on_iteration:
             on_iteration(state)
+        return state
+
+    while state.extended_from is None and len(state.history) < config.iterations and not _settled(state, config):
+        # The first step has no prices: their step size depends on the objective, and the centers still move far.
+        if fit is None or not state.history:
+            state = advance(state, sample.nearest_sums(state.centers_md), state.prices_m)
+        else:
+            state = advance(state, *fit.step(state))
+    priced: PricedRows | None = None
+    if fit is not None and state.extended_from is None:
+        priced = fit.polished(state)
+        if priced.score > 1.0:
+            state = replace(state, extended_from=len(state.history))
+    if fit is not None and state.extended_from is not None:
+        priced = fit.steady(state)
+        while len(state.history) < state.most_iterations(config.iterations) and not _converged(state, config):
+            state = advance(state, priced.sums, priced.prices_m)
+            priced = fit.steady(state)
     nearest = sample.nearest_sums(state.centers_md)
-    prices_m, fitted_mass_m, fitted_inertia = state.prices_m, nearest.counts_m, nearest.inertia
-    if fit is not None:
-        prices_m, fitted_mass_m, fitted_inertia = fit.polished(state)
     return FineFit(
         centers_md=state.centers_md,
-        prices_m=prices_m,
+        prices_m=state.prices_m if priced is None else priced.prices_m,
         mass_m=nearest.counts_m,
-        fitted_mass_m=fitted_mass_m,
+        fitted_mass_m=(priced.sums if priced else nearest).counts_m,
         squared_distance_m=nearest.squared_distance_m,
-        fitted_inertia=fitted_inertia,
+        fitted_inertia=(priced.sums if priced else nearest).inertia,
         history=state.history,
         rows=len(hash_n),
         distinct_rows=len(first_u),
         init=state.init,
+        extended_from=state.extended_from,
+        balance_score=None if priced is None else priced.score,
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _BalancedFit:
-    sample: SampleRows
-    config: FineConfig
-    heavy_hashes: Hashes
-    heavy_weights: Float32Array
-
-    def step(self, state: FitState) -> tuple[PartialSums, Float64Array]:
-        """Update the prices for the current centers, and return the sums of the rows under them, then the prices."""
-        done = len(state.history)
-        rate = self.config.price_rate * (1.0 - (1.0 - _LAST_RATE_SHARE) * done / self.config.iterations)
-        search, step = self._search(done, state, state.prices_m, rate)
-        prices_m = self._moved(search, step, self.config.price_updates)
-        return self.sample.priced_sums(search, prices_m), prices_m
-
-    def polished(self, state: FitState) -> tuple[Float64Array, npt.NDArray[np.int64], float]:
-        """Prices for the final centers, with the masses and the inertia under them.
-
-        The rounds end early if both balance figures meet their targets; else the best round is returned.
-        """
-        rate, updates = self.config.price_rate / 2.0, max(self.config.price_updates, _POLISH_UPDATES)
-        best_score, prices_m = float("inf"), state.prices_m
-        best = (prices_m, np.zeros(len(prices_m), np.int64), 0.0)
-        for round_number in range(_POLISH_ROUNDS + 1):
-            search, step = self._search(self.config.iterations + round_number, state, prices_m, rate)
-            score = balance_score(self.sample.sizes(search, prices_m))
-            if score < best_score:
-                sums = self.sample.priced_sums(search, prices_m)
-                best_score, best = score, (prices_m, sums.counts_m, sums.inertia)
-            if best_score <= 1.0:
-                break
-            if round_number < _POLISH_ROUNDS:
-                prices_m = self._moved(search, step, updates)
-        return best
-
-    def _search(
-        self, number: int, state: FitState, prices_m: Float64Array, rate: float
-    ) -> tuple[CandidateSearch, float]:
-        """The search for candidates, and the price step: a share of the mean squared distance."""
-        step = rate * state.history[-1].inertia / self.sample.rows
-        reach = _REACH_STEPS * step
-        search = CandidateSearch(number, state.centers_md, prices_m, reach, self.heavy_hashes, self.heavy_weights)
-        return search, step
-
-    def _moved(self, search: CandidateSearch, step: float, updates: int) -> Float64Array:
-        def sizes(prices_m: Float64Array) -> Float64Array:
-            return self.sample.sizes(search, prices_m)
-
-        return balance_prices(search.prices_m, sizes, step, updates, search.reach / 2.0)
-
-
-def _heavy_rows(hash_n: Hashes, multiplicity_n: npt.NDArray[np.int64], m: int) -> tuple[Hashes, Float32Array]:
-    """Ascending hashes and weights of the rows that weigh less than 1; see `capped_weights`."""
-    weights_n = capped_weights(multiplicity_n, m)
-    heavy = np.flatnonzero(weights_n < 1.0)
-    hashes, first = np.unique(hash_n[heavy], return_index=True)
-    return hashes, weights_n[heavy][first]
 
 
 def _settled(state: FitState, config: FineConfig) -> bool:
@@ -227,6 +147,16 @@ def _settled(state: FitState, config: FineConfig) -> bool:
     before, now = state.history[-2:]
     if config.balanced and now.balance_score > 1.0:
         return False
+    return _is_small(before, now, config)
+
+
+def _converged(state: FitState, config: FineConfig) -> bool:
+    """Whether the objective has converged in the steps after `extended_from`: further ones change little."""
+    steps = state.history[state.extended_from :]
+    return len(steps) >= 2 and _is_small(steps[-2], steps[-1], config)
+
+
+def _is_small(before: IterationReport, now: IterationReport, config: FineConfig) -> bool:
     return abs(before.inertia - now.inertia) <= config.tolerance * before.inertia
 
 

@@ -1,6 +1,7 @@
 """One launch of one training run: a zero-CPU task that runs Ray Train's trainer until it ends."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +18,14 @@ from mode_ray.config.train import TrainPlacement
 from mode_ray.errors import ModeRayError
 from mode_ray.run_directory import CHECKPOINT_FOLDER, ERROR_FILE
 from mode_ray.storage import Location
+from mode_ray.train.runs.interruptions import InterruptionNotes, ray_reason
 from mode_ray.train.runs.prepare import prepare_training_set
 from mode_ray.train.runs.trackers import end_failed_run
 from mode_ray.train.runs.trial import TrialJob, read_error
 
 _CHECKPOINTS_KEPT = 2
+# Shows runs and workers on the Train page of Ray's dashboard; off by default in Ray 2.60.
+_STATE_TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"
 # Ray Train's own record of checkpoints.
 _SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"
 
@@ -73,9 +77,11 @@ def checkpoints_folder(job: TrialJob) -> Location:
 def _fit(job: TrialJob) -> TrialEnd:
     from ray.train.torch import TorchTrainer  # imports torch, which the driver does not need
 
+    os.environ.setdefault(_STATE_TRACKING, "1")
     placement, checkpoints = job.config.train.placement, checkpoints_folder(job)
     storage = checkpoints.parent
     _delete_torn_snapshot(checkpoints)
+    notes: Any = InterruptionNotes(job.folder)  # ray.train.RunConfig has the types of Ray Train V1
     trainer = TorchTrainer(
         _train,
         train_loop_config={"job": job, "checkpoints": checkpoints},
@@ -88,6 +94,7 @@ def _fit(job: TrialJob) -> TrialEnd:
                 max_failures=placement.max_failures, max_preemption_failures=placement.max_preemptions
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
+            callbacks=[notes],
         ),
     )
     (job.folder / ERROR_FILE).delete()
@@ -98,12 +105,12 @@ def _fit(job: TrialJob) -> TrialEnd:
     try:
         trainer.fit()
     except WorkerGroupError as error:
-        causes = [f"worker {rank}: {_last_line(cause)}" for rank, cause in sorted(error.worker_failures.items())]
+        causes = [f"worker {rank}: {ray_reason(cause)}" for rank, cause in sorted(error.worker_failures.items())]
         return TrialEnd(read_error(job.folder) or "; ".join(causes) or _last_line(error))
     except TrainingFailedError as error:
         return TrialEnd(_last_line(error), again=True)
     except ray.exceptions.RayActorError as error:
-        return TrialEnd(f"controller lost: {_last_line(error)}", again=True)
+        return TrialEnd(f"controller lost: {ray_reason(error)}", again=True)
     return TrialEnd(read_error(job.folder))
 
 

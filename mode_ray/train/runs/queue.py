@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mode_ray.train.plan import Trial
-from mode_ray.train.runs.status import TrialStatus, with_progress
+from mode_ray.train.runs.status import TrialStatus, interrupted, waiting_again, with_progress
 
 
 @dataclass
@@ -49,6 +49,16 @@ class TrialQueue:
         """Note new figures of a running trial."""
         self.statuses[trial.name] = with_progress(self.statuses[trial.name], progress)
 
+    def interrupted(self, trial: Trial, reason: str) -> None:
+        """Note that Ray lost the workers of a running trial, which it replaces."""
+        self.statuses[trial.name] = interrupted(self.statuses[trial.name], reason)
+
+    def stopped(self) -> None:
+        """Note that this invocation ends before its trials: the running ones wait again."""
+        for name, status in self.statuses.items():
+            if status.state == "running":
+                self.statuses[name] = waiting_again(status)
+
     def finished(self, trial: Trial, seconds: float) -> None:
         """Note that a trial finished."""
         spent = self.statuses[trial.name].seconds + seconds
@@ -58,7 +68,8 @@ class TrialQueue:
         """Note that a launch failed; `again` if another one may succeed. The children of a failed trial fail too."""
         spent = self.statuses[trial.name].seconds + seconds
         if again and self._launches_here[trial.name] < self.max_launches:
-            self._set(trial, state="waiting", seconds=spent, eta_seconds=None)
+            self.interrupted(trial, reason)
+            self._set(trial, state="waiting", seconds=spent)
             return
         # The loop's messages begin with the trial's name, which lists of runs show anyway.
         reason = reason.removeprefix(f"{trial.name}: ")

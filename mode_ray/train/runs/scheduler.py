@@ -11,8 +11,9 @@ from typing import Any
 import ray
 
 from mode_ray.config.train import TrainPlacement
-from mode_ray.run_directory import CHECKPOINT_FOLDER
+from mode_ray.run_directory import CHECKPOINT_FOLDER, INTERRUPTIONS_FILE, PROGRESS_FILE
 from mode_ray.train.plan import Trial
+from mode_ray.train.runs.interruptions import ray_reason, read_interruptions
 from mode_ray.train.runs.launcher import TrialEnd, launch
 from mode_ray.train.runs.queue import TrialQueue
 from mode_ray.train.runs.status import TrialStatus, read_status, write_status
@@ -40,6 +41,7 @@ def run_trials(
         while queue.unfinished():
             check()
             for trial in queue.startable():
+                files.forget_last_launch(trial)
                 queue.started(trial)
                 launchers[launch(jobs[trial.name], placement)] = (trial, time.monotonic())
             files.take_progress(queue, [trial for trial, _ in launchers.values()])
@@ -58,6 +60,11 @@ def run_trials(
                     (jobs[trial.name].folder / CHECKPOINT_FOLDER).delete()
                 else:
                     queue.failed(trial, end.reason, seconds, again=end.again)
+    except (KeyboardInterrupt, SystemExit):
+        # Ray raises SystemExit for SIGTERM. The files must not show runs that have ended.
+        queue.stopped()
+        files.write(queue.statuses)
+        raise
     finally:
         # Without this, launchers would keep training in a Ray session that outlives this call, such as a notebook's.
         cancel_unfinished(list(launchers))
@@ -70,7 +77,7 @@ def _end_of(reference: "ray.ObjectRef[Any]") -> TrialEnd:
     try:
         end: TrialEnd = ray.get(reference)
     except ray.exceptions.RayError as error:
-        return TrialEnd(f"launcher lost: {type(error).__name__}", again=True)
+        return TrialEnd(f"launcher lost: {ray_reason(error)}", again=True)
     return end
 
 
@@ -82,16 +89,31 @@ class _StatusFiles:
         self._written: dict[str, TrialStatus | None] = {
             name: read_status(folder) for name, folder in self._folders.items()
         }
+        self._interruptions = dict.fromkeys(jobs, 0)
         self._taken = time.monotonic()
 
+    def forget_last_launch(self, trial: Trial) -> None:
+        """Delete what the last launch of a trial left: otherwise its figures would be shown as new ones."""
+        for name in (PROGRESS_FILE, INTERRUPTIONS_FILE):
+            (self._folders[trial.name] / name).delete()
+        self._interruptions[trial.name] = 0
+
     def take_progress(self, queue: TrialQueue, running: Sequence[Trial]) -> None:
-        """Read the progress files of running trials, at most every few seconds."""
+        """Read the files of running trials, at most every few seconds: losses of workers, then the progress."""
         now = time.monotonic()
         if now - self._taken < _PROGRESS_SECONDS:
             return
         self._taken = now
         for trial in running:
-            progress = read_progress(self._folders[trial.name])
+            folder = self._folders[trial.name]
+            losses = read_interruptions(folder)[self._interruptions[trial.name] :]
+            self._interruptions[trial.name] += len(losses)
+            for reason in losses:
+                queue.interrupted(trial, reason)
+            if losses:
+                (folder / PROGRESS_FILE).delete()  # of the workers that were lost
+                continue
+            progress = read_progress(folder)
             if progress is not None:
                 queue.progressed(trial, progress)
 

@@ -39,6 +39,8 @@ class TrialStatus:
         checkpoint_samples: Samples seen at the newest checkpoint.
         checkpoint_unix_seconds: Time at which that was written.
         taken_from: Folder of another run from which the trial was copied.
+        interruptions: How often in this invocation Ray lost its workers or a launch, and training resumed.
+        interrupted_by: Ray's reason of the newest of them.
     """
 
     trial: str
@@ -56,6 +58,8 @@ class TrialStatus:
     checkpoint_samples: int | None = None
     checkpoint_unix_seconds: float | None = None
     taken_from: str | None = None
+    interruptions: int = 0
+    interrupted_by: str | None = None
 
 
 def read_status(folder: Location) -> TrialStatus | None:
@@ -97,7 +101,25 @@ def initial_statuses(trials: "Sequence[Trial]", experts: Location) -> dict[str, 
 
 def waiting_again(status: TrialStatus) -> TrialStatus:
     """The status of a trial that should continue; its failure is cleared."""
-    return replace(status, state="waiting", reason=None, eta_seconds=None)
+    return replace(at_checkpoint(status), state="waiting", reason=None, interruptions=0, interrupted_by=None)
+
+
+def interrupted(status: TrialStatus, reason: str) -> TrialStatus:
+    """The status of a trial whose workers or launch were lost."""
+    return replace(at_checkpoint(status), interruptions=status.interruptions + 1, interrupted_by=reason)
+
+
+def at_checkpoint(status: TrialStatus) -> TrialStatus:
+    """A status without the figures of workers that have ended: training resumes from the newest checkpoint."""
+    return replace(
+        status,
+        samples_seen=status.checkpoint_samples or 0,
+        workers=None,
+        samples_per_second=None,
+        loss=None,
+        data_wait_share=None,
+        eta_seconds=None,
+    )
 
 
 def with_progress(status: TrialStatus, progress: Mapping[str, float]) -> TrialStatus:

@@ -1,6 +1,7 @@
 """The state of a fit on disk: it is read as it was written, and an interrupted fit ends like an undisturbed one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,8 @@ import pytest
 
 from mode_ray.cluster import both_steps as fit
 from mode_ray.cluster.both_steps import fit_clustering
-from mode_ray.cluster.fit.kmeans import FitState, IterationReport
 from mode_ray.cluster.fit.sample_rows import LocalRows
-from mode_ray.cluster.fit.state import delete_fit_state, read_fit_state, write_fit_state
+from mode_ray.cluster.fit.state import FitState, IterationReport, delete_fit_state, read_fit_state, write_fit_state
 from mode_ray.config.cluster import ClusterConfig, CoarseConfig, FineConfig
 from mode_ray.errors import DataError
 from mode_ray.run_directory import FIT_PROGRESS, FIT_STATE
@@ -55,6 +55,14 @@ def test_what_was_written_is_read_to_the_last_bit(directory: Location) -> None:
     assert read.centers_md.dtype == np.dtype(np.float32)
     assert read.prices_m.dtype == np.dtype(np.float64)
     assert (read.history, read.init) == (state.history, state.init)
+
+
+def test_a_fit_that_continues_for_its_balance_is_read_as_one(directory: Location) -> None:
+    write_fit_state(directory, replace(state_of(), extended_from=1))
+    read = read_fit_state(directory)
+    assert read is not None
+    assert (read.extended_from, read.most_iterations(5)) == (1, 6)
+    assert json.loads((directory / FIT_PROGRESS).read_text())["extended_from"] == 1
 
 
 def test_the_newest_report_is_written_too(directory: Location) -> None:

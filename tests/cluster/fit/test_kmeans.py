@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from mode_ray.cluster.fit.balance import row_hashes
-from mode_ray.cluster.fit.kmeans import FitState, fit_fine, fit_rows
+from mode_ray.cluster.fit.kmeans import FineFit, fit_fine, fit_rows
 from mode_ray.cluster.fit.sample_rows import LocalRows
 from mode_ray.cluster.fit.seeding import InitMethod, initial_centers
 from mode_ray.cluster.fit.sizes import imbalance_factor, max_over_mean
+from mode_ray.cluster.fit.state import FitState
 from mode_ray.cluster.fit.sums import PartialSums, update_centers
 from mode_ray.cluster.search.nearest import Float32Array, NearestCenters
 from mode_ray.config.cluster import FineConfig
@@ -132,6 +133,60 @@ def test_balanced_fit_reaches_the_targets(rows: int, m: int) -> None:
     for prices, mass in ((balanced.prices_m, balanced.fitted_mass_m), (None, balanced.mass_m)):
         fine, _ = NearestCenters(balanced.centers_md, prices).search(halves)
         np.testing.assert_array_equal(np.bincount(fine, minlength=m), mass)
+
+
+class TestMissedBalance:
+    """A balanced fit that misses its targets after `iterations` continues, to a bound."""
+
+    CONFIG = FineConfig(centers=48)
+
+    @pytest.fixture(scope="class")
+    def vectors(self) -> np.ndarray:
+        # Many small groups of captions: the prices of the first 20 iterations overshoot.
+        return sphere_mixture(1500, components=300, noise=0.5)[0]
+
+    @pytest.fixture(scope="class")
+    def fitted(self, vectors: np.ndarray) -> tuple[FineFit, list[FitState]]:
+        states: list[FitState] = []
+        return fit_rows(LocalRows(vectors, 2), self.CONFIG, 0, states.append), states
+
+    def test_the_fit_continues_until_the_targets_are_met(self, fitted: tuple[FineFit, list[FitState]]) -> None:
+        fit, states = fitted
+        assert fit.history[19].max_over_mean > 1.25, "the case: missed after 20 iterations"
+        assert fit.extended_from == 20
+        assert 22 <= len(fit.history) <= 40
+        assert [state.extended_from for state in states[18:22]] == [None, None, 20, 20]
+        assert max_over_mean(fit.fitted_mass_m) <= 1.25
+        assert imbalance_factor(fit.fitted_mass_m) <= 1.02
+        assert fit.balance_score is not None
+        assert fit.balance_score <= 1.0
+
+    def test_it_resumes_within_the_further_iterations_to_the_same_bits(
+        self, vectors: np.ndarray, fitted: tuple[FineFit, list[FitState]]
+    ) -> None:
+        whole, states = fitted
+        for state in (states[19], states[21]):
+            resumed = fit_rows(LocalRows(vectors), self.CONFIG, 0, state=state)
+            np.testing.assert_array_equal(resumed.centers_md, whole.centers_md)
+            np.testing.assert_array_equal(resumed.prices_m, whole.prices_m)
+            assert resumed.history == whole.history
+
+    def test_groups_of_captions_far_from_all_others_are_balanced_too(self) -> None:
+        vectors, _ = sphere_mixture(1500, dimension=32, noise=0.2)
+        fit = fit_fine(vectors, FineConfig(centers=32), 0, 2)
+        assert fit.history[19].max_over_mean > 8.0
+        assert max_over_mean(fit.fitted_mass_m) <= 1.25
+
+    def test_what_cannot_be_balanced_ends_and_says_so(self) -> None:
+        rows = np.repeat(np.eye(13, dtype=np.float32), 50, axis=0)  # 12 clusters of 13 captions: one has two of them
+        fit = fit_fine(rows, FineConfig(centers=12, iterations=5), 0, 1)
+        assert fit.balance_score is not None
+        assert fit.balance_score > 1.0
+        assert len(fit.history) <= 10
+
+    def test_a_fit_in_balance_does_not_continue(self) -> None:
+        fit = fit_fine(sphere_mixture(5_120)[0], FineConfig(centers=64, iterations=12), 0, 2)
+        assert (fit.extended_from, len(fit.history)) == (None, 12)
 
 
 def test_prices_stay_bounded_if_one_caption_exceeds_a_fair_share() -> None:

@@ -101,7 +101,7 @@ class TestFailures:
         assert states(waiting) == {"dense": "failed"}
         assert waiting.startable() == []
 
-    def test_one_that_recovers_leaves_no_trace_but_its_launches(self) -> None:
+    def test_one_that_recovers_keeps_its_launches_and_the_reason_of_the_loss(self) -> None:
         waiting = queue(1, 3, DENSE)
         start(waiting)
         waiting.failed(DENSE, "launcher lost", 1.0, again=True)
@@ -109,8 +109,43 @@ class TestFailures:
         start(waiting)
         waiting.finished(DENSE, 2.0)
         assert waiting.statuses["dense"] == TrialStatus(
-            trial="dense", state="finished", samples=800, launches=2, seconds=3.0, samples_seen=800
+            trial="dense",
+            state="finished",
+            samples=800,
+            launches=2,
+            seconds=3.0,
+            samples_seen=800,
+            interruptions=1,
+            interrupted_by="launcher lost",
         )
+
+    def test_lost_workers_take_their_figures_with_them_and_leave_rays_reason(self) -> None:
+        waiting = queue(1, 2, DENSE)
+        start(waiting)
+        figures = {"samples": 200.0, "loss": 1.5, "samples_per_second": 50.0, "workers": 2.0}
+        waiting.progressed(DENSE, figures | {"checkpoint_samples": 160.0, "checkpoint_unix_seconds": 1e9})
+        waiting.interrupted(DENSE, "worker 0: out of memory")
+        assert waiting.statuses["dense"] == TrialStatus(
+            trial="dense",
+            state="running",
+            samples=800,
+            launches=1,
+            samples_seen=160,
+            checkpoint_samples=160,
+            checkpoint_unix_seconds=1e9,
+            interruptions=1,
+            interrupted_by="worker 0: out of memory",
+        )
+
+    def test_runs_wait_again_if_the_driver_is_stopped(self) -> None:
+        waiting = queue(2)
+        start(waiting)
+        waiting.finished(DENSE, 1.0)
+        waiting.progressed(SEED, {"samples": 200.0, "loss": 1.5, "samples_per_second": 50.0, "workers": 2.0})
+        waiting.stopped()
+        assert states(waiting)["dense"] == "finished"
+        seed = waiting.statuses["seed"]
+        assert (seed.state, seed.samples_seen, seed.eta_seconds, seed.loss) == ("waiting", 0, None, None)
 
     def test_a_running_one_shows_its_newest_figures_and_the_time_left(self) -> None:
         waiting = queue(1, 2, DENSE)
@@ -123,7 +158,7 @@ class TestFailures:
         assert (status.eta_seconds, status.checkpoint_samples, status.checkpoint_unix_seconds) == (12.0, 160, 1e9)
         waiting.failed(DENSE, "launcher lost", 1.0, again=True)
         assert waiting.statuses["dense"].eta_seconds is None
-        assert waiting.statuses["dense"].samples_seen == 200
+        assert waiting.statuses["dense"].samples_seen == 160, "it resumes from its checkpoint"
 
     def test_after_a_restart_its_last_checkpoint_is_known_until_it_writes_another(self) -> None:
         waiting = queue(1, 2, DENSE)
