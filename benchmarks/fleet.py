@@ -205,6 +205,7 @@ def run_config(directory: str) -> RunConfig:
                 "model": {"architecture": "ViT-B-16", "pretrained": "a seed that was trained before"},
                 "experts": EXPERTS,
                 "dense_samples": DENSE_SAMPLES * 5 // 32,
+                "batch_size": 32768,
                 "controls": [],
                 "placement": {
                     "workers_per_run": GPUS_PER_RUN,

@@ -21,11 +21,11 @@ from mode_ray.new_data.table import drift_view
 from mode_ray.observe.log import json_logger, log_format
 from mode_ray.observe.metrics import PipelineMetrics
 from mode_ray.observe.progress import Progress
+from mode_ray.preflight import check_stages
 from mode_ray.run_directory import LISTING, RUN_CONFIG, SUMMARY_FILE, VERSIONS, stage_directories
 from mode_ray.stages.manifest import Manifest, Stage, StageState
 from mode_ray.stages.resume import plan_units, refuse_replaced_sources
 from mode_ray.stages.run import Run, StageReport
-from mode_ray.stages.work_unit import require_images
 from mode_ray.storage import Location
 from mode_ray.sweep.results import SweepReport
 from mode_ray.train.stage import retry_trial, run_train, train_fields
@@ -125,6 +125,7 @@ class Pipeline:
         self._entries = entries
         # All of them before anything is written: a run that was begun with another config is refused as a whole.
         self._states: dict[str, StageState] = {name: stage.state() for name, stage in stages.items()}
+        self._checked: set[str] = set()
 
     @classmethod
     def open(cls, config: RunConfig, progress: Progress) -> "Pipeline":
@@ -162,15 +163,24 @@ class Pipeline:
         """Whether there is nothing left to do."""
         return all(self._states[name] == "done" for name in names)
 
+    def check(self, names: Sequence[str]) -> None:
+        """Check what stages need before the first one starts. Ray is not needed; `run` does not check again.
+
+        Raises:
+            UsageError: As `check_stages`.
+        """
+        left = {name for name in names if self._states[name] != "done"} - self._checked
+        check_stages(self._run, left)
+        self._checked |= left
+
     def run(self, names: Sequence[str]) -> None:
         """Run stages in order, or what is left of them.
 
         Raises:
-            UsageError: An earlier stage that one of these needs is not done, or there are no images to train on.
+            UsageError: An earlier stage that one of these needs is not done, or as `check`.
             ModeRayError: As the stages raise.
         """
-        if "train" in names and self._states["train"] != "done":
-            require_images(self._run.work_units)
+        self.check(names)
         for name in names:
             if self._states[name] == "done":
                 self._progress.say(f"[{name}] done before")

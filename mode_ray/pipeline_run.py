@@ -81,6 +81,7 @@ def run(config: RunConfig | str | Path, until: str = "evaluate", *, quiet: bool 
     pipeline = Pipeline.open(settings, Progress(Console(quiet=quiet)))
     names = STAGE_NAMES[: STAGE_NAMES.index(until) + 1]
     if not pipeline.is_done(names):
+        pipeline.check(names)
         with ray_session(settings.ray):
             pipeline.run(names)
     return PipelineRun(settings)

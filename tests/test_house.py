@@ -44,6 +44,7 @@ ORDER = (
     "deploy",
     "demo",
     "observe",
+    "preflight",
     "pipeline",
     "study",
     "ensemble",

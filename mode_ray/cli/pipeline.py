@@ -27,6 +27,7 @@ def run_stages(config: "RunConfig", names: Sequence[str], to: Console) -> None:
     if pipeline.is_done(names):
         to.print(f"nothing to do: {', '.join(names)} done before", highlight=False)
     else:
+        pipeline.check(names)
         with ray_session(config.ray):
             pipeline.run(names)
     if "evaluate" in names:

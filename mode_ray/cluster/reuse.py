@@ -74,7 +74,7 @@ def find_reused(config: RunConfig, copy: Location) -> ReusedClustering:
     reused = read_reused(copy if gone else source)
     clustering = reused.clustering
     clustering.compatible_with(encoder_name(config.encoder), clustering.dimension)
-    if config.train.experts not in clustering.coarse:
+    if config.trains and config.train.experts not in clustering.coarse:
         raise UsageError(
             f"train.experts={config.train.experts} has no coarse map in cluster.reuse {source}, which has maps for "
             f"{sorted(clustering.coarse)}: set train.experts to one of these"

@@ -17,6 +17,7 @@ from mode_ray.config.train import ReusableModels
 from mode_ray.errors import UsageError
 from mode_ray.storage import Location
 
+_RUN_CONFIG = "config.yaml"  # mode_ray.run_directory.RUN_CONFIG; that module belongs to a later package
 _logger = logging.getLogger(__name__)
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
@@ -54,10 +55,20 @@ def read_settings(kind: type[SettingsT], path: str, overrides: Sequence[str] = (
     except FileNotFoundError:
         raise UsageError(f"{path}: no such config file{hint}") from None
     except OSError as error:
-        raise UsageError(f"{path}: the config file cannot be read: {error}") from None
+        raise UsageError(f"{path}: {_unreadable(path, error)}") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from None
     return _settings(kind, path, text, overrides)
+
+
+def _unreadable(path: str, error: OSError) -> str:
+    location = Location.parse(path)
+    if not location.is_directory():
+        return f"the config file cannot be read: {error}"
+    own = location / _RUN_CONFIG
+    if own.exists():
+        return f"a run directory, not a config file: write {path.rstrip('/')}/{_RUN_CONFIG}"
+    return f"a directory, not a config file, and it has no {_RUN_CONFIG}"
 
 
 def dump_config(config: RunConfig) -> str:
@@ -169,6 +180,9 @@ def _problems(error: ValidationError, name: str, origin: Mapping[str, str]) -> l
             message = "unknown key"
         elif problem["type"] == "missing":
             message = "is required"
+        elif problem["type"] == "tuple_type" and isinstance(problem["input"], str | int | float):
+            kind = "string" if isinstance(problem["input"], str) else "value"
+            message = f"is one {kind} where a list is meant: write [{problem['input']}]"
         else:
             given = problem.get("input")
             shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""

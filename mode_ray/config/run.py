@@ -47,7 +47,7 @@ class RunConfig(Settings):
     cluster: ClusterConfig = ClusterConfig()
     assign: AssignConfig = AssignConfig()
     drift: DriftConfig = DriftConfig()
-    train: TrainConfig
+    train: TrainConfig = TrainConfig()
     sweep: SweepConfig = SweepConfig()
     routing: RoutingConfig = RoutingConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -57,12 +57,17 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _experts_have_a_map(self) -> Self:
-        if self.cluster.reuse is None and self.train.experts not in self.cluster.coarse.experts:
+        maps = self.cluster.coarse.experts
+        if self.trains and self.cluster.reuse is None and self.train.experts not in maps:
             raise ValueError(
-                f"train.experts={self.train.experts} has no coarse map: "
-                f"cluster.coarse.experts is {list(self.cluster.coarse.experts)}"
+                f"train.experts={self.train.experts} has no coarse map: cluster.coarse.experts is {list(maps)}"
             )
         return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether the config says how long to train; without, only the stages up to `assign` can run."""
+        return self.train.dense_samples is not None
 
     @property
     def reuses_clustering(self) -> bool:

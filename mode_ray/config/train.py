@@ -1,26 +1,51 @@
 """The section `train`: model, optimizer, loss, data, budgets and resources."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from mode_ray.config.base import Placement, PositiveFloat, PositiveInt, Seed, Settings, Share
+from mode_ray.errors import UsageError
 
 Control = Literal["dense", "dense_equal_total", "full", "random"]
 ReusableModels = Literal["seed", "dense", "experts"]
+FOLDER_WEIGHTS = "folder"
+"""Value of `train.model.pretrained`: the weights in the architecture's folder."""
+_WARMUP_PART = 20
 
 
 class ModelConfig(Settings):
     """The CLIP architecture of every expert."""
 
-    architecture: str = "ViT-B-16"
-    """An open_clip architecture name, or a folder with an `open_clip_config.json` (`package:NAME/FOLDER` too)."""
+    architecture: str = "ViT-S-32"
+    """An open_clip architecture name, or a folder with an `open_clip_config.json` (a path, `~/…`, s3:// or gs:// URI,
+    or `package:NAME/FOLDER`). The paper's is ViT-B-16."""
     pretrained: str | None = None
-    """Start from this model instead of training a seed. One of: an open_clip tag or checkpoint file of the
-    architecture; `folder`, for the weights inside a folder given as architecture; a Hugging Face id
-    (`hf-hub:ORG/NAME`) of an open_clip model, which has its own config and tokenizer, so that `architecture` is
-    ignored."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Start from this model instead of training a seed. One of: an open_clip tag of the architecture; a checkpoint
+    file of the architecture (a path, `~/…`, s3:// or gs:// URI); `folder`, for the weights inside a folder given as
+    architecture; a Hugging Face id (`hf-hub:ORG/NAME`) of an open_clip model, which has its own config and tokenizer,
+    so that `architecture` is ignored. It is checked before the first stage."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16` suits GPUs, and CPUs with AMX or AVX-512 BF16. Other CPUs are slow with it."""
+
+    @field_validator("architecture")
+    @classmethod
+    def _absolute_folder(cls, name: str) -> str:
+        """A folder as an absolute path: workers have other working directories than the command."""
+        return _absolute(name) if name.startswith("~") or Path(name).is_dir() else name
+
+    @field_validator("pretrained")
+    @classmethod
+    def _absolute_file(cls, name: str | None) -> str | None:
+        """A file as an absolute path, for the same reason."""
+        if name is None or name == FOLDER_WEIGHTS:
+            return name
+        return _absolute(name) if name.startswith("~") or Path(name).is_file() else name
+
+
+def _absolute(path: str) -> str:
+    return path if path.startswith("/") else str(Path(path).expanduser().absolute())
 
 
 class OptimizerConfig(Settings):
@@ -30,7 +55,8 @@ class OptimizerConfig(Settings):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.2
     betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.98)
     epsilon: PositiveFloat = 1e-6
-    warmup_samples: Annotated[int, Field(ge=0)] = 2000 * 32768
+    warmup_samples: Annotated[int, Field(ge=0)] | None = None
+    """By default a twentieth of `train.dense_samples`. The paper's is 65,536,000 (2000 batches)."""
     gradient_norm_clip: PositiveFloat | None = None
 
 
@@ -130,8 +156,9 @@ class TrainConfig(Settings):
     data: TrainDataConfig = TrainDataConfig()
     experts: PositiveInt = 4
     """Number of experts n: one of `cluster.coarse.experts`."""
-    dense_samples: PositiveInt
-    """Samples that the dense baseline sees; in the paper 32 epochs of the data."""
+    dense_samples: PositiveInt | None = None
+    """Samples that the dense baseline sees; in the paper 32 epochs of the data. Required for training; the stages
+    before do without."""
     seed_share: Share = 27 / 32
     """Share of `dense_samples`, and of the schedule, that the common seed model is trained for."""
     reuse: str | None = None
@@ -142,8 +169,8 @@ class TrainConfig(Settings):
     `expert_budget`. Former name: `standing_models`."""
     expert_budget: Literal["shared", "full"] = "shared"
     """`shared`: the experts together see the remaining samples. `full`: every expert sees that many."""
-    batch_size: PositiveInt = 32768
-    """Global batch, over all workers of a run."""
+    batch_size: PositiveInt = 64
+    """Global batch, over all workers of a run; in the paper 32,768. At most `dense_samples`."""
     out_of_cluster_share: Share = 0.02
     """Share of an expert's pairs that are drawn from the other clusters."""
     controls: Annotated[tuple[Control, ...], Field(strict=False)] = ("dense",)
@@ -164,6 +191,26 @@ class TrainConfig(Settings):
             return values
         asked = [before[name] for name in before if values.get(name, name == "dense")]
         raise ValueError(f"{' and '.join(given)}: now one list; write controls: [{', '.join(asked)}] instead")
+
+    @property
+    def budget_samples(self) -> int:
+        """`dense_samples`, for what trains.
+
+        Raises:
+            UsageError: It is not set.
+        """
+        if self.dense_samples is None:
+            raise UsageError(
+                "train.dense_samples is not set: set it to the samples that one dense model would see, for example "
+                "32 times the number of pairs, or run the stages before training only (`--until assign`)"
+            )
+        return self.dense_samples
+
+    @property
+    def warmup_samples(self) -> int:
+        """`optimizer.warmup_samples`, or its default for this budget."""
+        given = self.optimizer.warmup_samples
+        return self.budget_samples // _WARMUP_PART if given is None else given
 
     @field_validator("controls", "reuse_models")
     @classmethod

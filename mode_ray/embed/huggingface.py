@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from mode_ray.config.captions import EncoderConfig, EncoderPlacement
+from mode_ray.embed.available import FIELD, require_encoder
 from mode_ray.embed.encoder import encoder_name, pick_device, unit_rows
 from mode_ray.errors import UsageError
 from mode_ray.util.packages import resolve_folder
@@ -35,7 +36,8 @@ class HuggingFaceEncoder:
     """
 
     def __init__(self, config: EncoderConfig, placement: EncoderPlacement, threads: int = 1) -> None:
-        path = resolve_folder(config.model, "encoder.model")
+        require_encoder(config)
+        path = resolve_folder(config.model, FIELD)
         self.name = encoder_name(config)
         self._pooling = _pooling(config, path)
         self._device = pick_device(placement.device)

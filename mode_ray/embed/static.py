@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from mode_ray.config.captions import EncoderConfig
+from mode_ray.embed.available import FIELD, TABLE_PATTERNS, TOKENIZER_PATTERNS, only_file
 from mode_ray.embed.encoder import encoder_name, unit_rows
 from mode_ray.errors import UsageError
 from mode_ray.util.packages import resolve_folder
@@ -27,15 +28,13 @@ class StaticEncoder:
     """
 
     def __init__(self, config: EncoderConfig) -> None:
-        folder = Path(resolve_folder(config.model, "encoder.model"))
+        folder = Path(resolve_folder(config.model, FIELD))
         self.name = encoder_name(config)
-        self._tokenizer = tokenizers.Tokenizer.from_file(
-            str(_only(folder, ("tokenizer.json", "*tokenizer*.json"), config))
-        )
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(only_file(folder, TOKENIZER_PATTERNS, config)))
         # wordllama's tokenizer pads to its training length; the mean must exclude padding.
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(config.max_tokens)
-        weights = _only(folder, ("*.safetensors",), config)
+        weights = only_file(folder, TABLE_PATTERNS, config)
         matrices = [tensor for tensor in load_file(weights).values() if tensor.ndim == 2]
         if len(matrices) != 1:
             raise UsageError(f"{weights}: contains {len(matrices)} matrices; a static encoder has exactly one")
@@ -58,14 +57,3 @@ class StaticEncoder:
         tokens = torch.from_numpy(np.fromiter(chain.from_iterable(token_lists), np.int64, count=int(ends[-1])))
         means_bd = torch.nn.functional.embedding_bag(tokens, self._table_vd, offsets, mode="mean")
         return unit_rows(means_bd.numpy())
-
-
-def _only(folder: Path, patterns: tuple[str, ...], config: EncoderConfig) -> Path:
-    """The one file below a folder that matches the first pattern with any match."""
-    matches = [sorted(folder.rglob(pattern)) for pattern in patterns] if folder.is_dir() else []
-    found = next((files for files in matches if files), [])
-    if len(found) != 1:
-        raise UsageError(
-            f"encoder.model: {config.model}: expected one {patterns[-1]} below {folder}, found {len(found)}"
-        )
-    return found[0]

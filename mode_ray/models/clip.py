@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
@@ -23,7 +22,7 @@ import torch
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.tokenizer import SimpleTokenizer
 
-from mode_ray.config.train import ModelConfig
+from mode_ray.config.train import FOLDER_WEIGHTS, ModelConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.models.architecture import (
     ARCHITECTURE_FIELD,
@@ -35,11 +34,12 @@ from mode_ray.models.architecture import (
     clip_config_of,
     hub_name,
     is_hub,
+    is_path,
 )
+from mode_ray.models.checkpoint import NUMPY_SUFFIXES, fit_state, local_checkpoint, read_checkpoint
 from mode_ray.storage import Location
 from mode_ray.util.packages import resolve_folder
 
-FOLDER_WEIGHTS = "folder"
 # From the SigLIP paper (arXiv 2303.15343, section 3.2): most pairs are negatives, and the initial bias reflects that.
 _SIGLIP_LOGITS = {"init_logit_scale": math.log(10), "init_logit_bias": -10}
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
@@ -81,24 +81,53 @@ def build_clip(config: ModelConfig, seed: int, *, logit_bias: bool = False) -> C
     """
     if config.pretrained == FOLDER_WEIGHTS:
         return load_clip(Location.parse(resolve_folder(config.architecture, ARCHITECTURE_FIELD)))
+    clip_config = described_clip(config, logit_bias=logit_bias)
+    folder = None if is_hub(config.pretrained) else architecture_folder(config)
+    files = {} if folder is None else _read_tokenizer_files(folder)
+    torch.manual_seed(seed)
+    with _config_errors_named(config):
+        clip = _create(clip_config, files)
+    if config.pretrained is not None:
+        _load_pretrained(clip.module, config.architecture, config.pretrained)
+    return clip
+
+
+def described_clip(config: ModelConfig, *, logit_bias: bool) -> Mapping[str, Any]:
+    """Content of `open_clip_config.json` of the model to build; the arguments are those of `build_clip`.
+
+    Raises:
+        UsageError: As `clip_config_of`; or the weights of the tag are not for this architecture.
+    """
     clip_config = _prepared_as_pretrained(clip_config_of(config), config)
     if logit_bias:
-        clip_config = {**clip_config, "model_cfg": _SIGLIP_LOGITS | clip_config["model_cfg"]}
-    folder = None if is_hub(config.pretrained) else architecture_folder(config)
-    files = {} if folder is None else _read_tokenizer_files(Location.parse(str(folder)))
-    torch.manual_seed(seed)
+        return {**clip_config, "model_cfg": _SIGLIP_LOGITS | clip_config["model_cfg"]}
+    return clip_config
+
+
+def empty_clip(config: ModelConfig, *, logit_bias: bool) -> torch.nn.Module:
+    """The module of `build_clip` with the names and shapes of its weights, but without memory for them.
+
+    Raises:
+        UsageError: The architecture cannot be built.
+    """
+    with _config_errors_named(config), tempfile.TemporaryDirectory(prefix="mode-ray-clip-") as temporary:
+        (Path(temporary) / CONFIG_FILE).write_text(json.dumps(described_clip(config, logit_bias=logit_bias)))
+        with torch.device("meta"), _root_logger_at(logging.ERROR):
+            module: torch.nn.Module = open_clip.create_model(
+                f"local-dir:{temporary}", load_weights=False, pretrained_text=False, device="meta"
+            )
+    return module
+
+
+@contextmanager
+def _config_errors_named(config: ModelConfig) -> Iterator[None]:
+    """Report the errors that open_clip raises for a wrong config by the field that named it."""
     try:
-        clip = _create(clip_config, files)
+        yield
     except (*_CONFIG_ERRORS, OSError) as error:
         hub = is_hub(config.pretrained)
         named = (PRETRAINED_FIELD, config.pretrained) if hub else (ARCHITECTURE_FIELD, config.architecture)
         raise UsageError(f"{named[0]}: {named[1]}: {_first_line(error)}") from None
-    if config.pretrained is not None:
-        try:
-            _load_pretrained(clip.module, config.architecture, config.pretrained)
-        except (RuntimeError, OSError, UnpicklingError, safetensors.SafetensorError) as error:
-            raise UsageError(f"{PRETRAINED_FIELD}: {config.pretrained}: {_first_line(error)}") from None
-    return clip
 
 
 def _first_line(error: Exception) -> str:
@@ -125,14 +154,21 @@ def _prepared_as_pretrained(clip_config: Mapping[str, Any], config: ModelConfig)
 def _load_pretrained(module: torch.nn.Module, architecture: str, pretrained: str) -> None:
     """Load the weights of a hub model, of a checkpoint file, or of a tag of a named architecture.
 
-    open_clip reads pickled checkpoints as weights only, and converts several formats.
+    open_clip downloads tags and hub models, and converts the weights of big_vision.
     """
-    if is_hub(pretrained):
-        open_clip.load_checkpoint(module, download_pretrained_from_hf(hub_name(pretrained)))
-    elif Path(pretrained).is_file():
-        open_clip.load_checkpoint(module, pretrained)
-    else:
-        module.load_state_dict(open_clip.create_model(architecture, pretrained=pretrained).state_dict())
+    try:
+        if is_hub(pretrained):
+            open_clip.load_checkpoint(module, download_pretrained_from_hf(hub_name(pretrained)))
+        elif not is_path(pretrained):
+            module.load_state_dict(open_clip.create_model(architecture, pretrained=pretrained).state_dict())
+        else:
+            with local_checkpoint(pretrained) as file:
+                if file.suffix in NUMPY_SUFFIXES:
+                    open_clip.load_checkpoint(module, str(file))
+                else:
+                    module.load_state_dict(fit_state(module, read_checkpoint(file, pretrained), pretrained))
+    except (*_CONFIG_ERRORS, OSError) as error:
+        raise UsageError(f"{PRETRAINED_FIELD}: {pretrained}: {_first_line(error)}") from None
 
 
 def load_clip(folder: Location) -> ClipModel:

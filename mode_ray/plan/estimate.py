@@ -111,7 +111,7 @@ def _stages(basis: Basis, train_samples_per_second: float | None) -> list[StageP
         "embed": rates.embed,
         "cluster": rates.cluster if not config.reuses_clustering else None,
         "assign": rates.assign,
-        "train": rates.train if train_samples_per_second is None else None,
+        "train": rates.train if config.trains and train_samples_per_second is None else None,
         "evaluate": rates.evaluate if config.evaluate.tasks else None,
     }
     require_fit(rates, config, [name for name, found in needed.items() if found is not None])
@@ -124,7 +124,7 @@ def _stages(basis: Basis, train_samples_per_second: float | None) -> list[StageP
         stages.append(assign_stage(basis, rates.assign))
     if train_samples_per_second is not None:
         stages.append(train_stage(basis, train_samples_per_second))
-    elif rates.train:
+    elif rates.train and config.trains:
         stages.append(train_stage(basis, rates.train.samples_per_second, rates.train.launch_seconds))
     if rates.evaluate and config.evaluate.tasks:
         stages.append(evaluate_stage(basis, rates.evaluate))
@@ -194,6 +194,8 @@ def _cost_assumption(shape: ClusterShape) -> str:
 def _training_assumption(basis: Basis, train_samples_per_second: float | None) -> str:
     if train_samples_per_second is not None:
         speed = f"{train_samples_per_second:g} a second and worker, as given"
+    elif not basis.config.trains:
+        return "training is left out: train.dense_samples is not set"
     elif basis.rates.train is not None:
         speed = f"{basis.rates.train.samples_per_second:,.1f} a second and worker, as in the run"
     else:

@@ -16,9 +16,10 @@ def training_samples(config: TrainConfig) -> float:
     runs of `train.plan.plan_trials`, without rounding to whole batches.
     """
     first = config.seed_share if has_seed(config) else 0.0
-    seed, rest = config.dense_samples * first, config.dense_samples * (1.0 - first)
+    dense = config.budget_samples
+    seed, rest = dense * first, dense * (1.0 - first)
     experts = rest if config.expert_budget == "shared" else rest * config.experts
-    control = {"dense": config.dense_samples, "dense_equal_total": seed + experts, "full": experts, "random": experts}
+    control = {"dense": dense, "dense_equal_total": seed + experts, "full": experts, "random": experts}
     return seed + experts + sum(control[name] for name in config.controls)
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from mode_ray.config.base import config_hash, with_current_names
 from mode_ray.errors import DataError, UsageError
-from mode_ray.run_directory import MANIFEST, STARTED, UNITS, is_unit_output, unit_output
+from mode_ray.run_directory import MANIFEST, RUN_CONFIG, STARTED, UNITS, is_unit_output, unit_output
 from mode_ray.stages.packed import PackedMapping
 from mode_ray.stages.unit_table import UNITS_SCHEMA, HashOfHashes, UnitTotals, units_table
 from mode_ray.storage import Location, is_damage
@@ -241,7 +241,8 @@ class Stage:
         ]
         raise UsageError(
             f"{self.directory}: stage {self.name} was begun with another config: {'; '.join(changed)}. "
-            "Choose another run directory, or delete this stage's directory (and those of the later stages)"
+            f"To resume with the values it was begun with, give --config {self.directory.parent / RUN_CONFIG}; for "
+            "others, choose another run directory, or delete this stage's directory (and those of the later stages)"
         )
 
 

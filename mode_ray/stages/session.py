@@ -34,6 +34,11 @@ _SET_BY_RAY = ("PYTHONBREAKPOINT",)
 _TIMED_OUT = "timed out during startup"
 
 
+def joins_cluster(config: RayConfig) -> bool:
+    """Whether a session uses a cluster that exists, whose nodes may differ from this machine."""
+    return ray.is_initialized() or bool(config.address or os.environ.get("RAY_ADDRESS"))
+
+
 @contextmanager
 def ray_session(config: RayConfig) -> Iterator[str]:
     """Join the cluster of the config or of RAY_ADDRESS; without one, start a cluster here and end it afterwards.

@@ -11,7 +11,8 @@ from mode_ray.assign.table import FINE, assigned_units, stream_assignments
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, TrainingError, UsageError
-from mode_ray.models.architecture import check_architecture, clip_config_of
+from mode_ray.models.architecture import clip_config_of
+from mode_ray.models.check import check_model
 from mode_ray.pairs.held_out import HeldOut, choose_held_out
 from mode_ray.pairs.index import load_index
 from mode_ray.pairs.reader import PairReader
@@ -46,7 +47,7 @@ def run_sweep(run: Run, say: Callable[[str], None]) -> SweepReport:
     if assigned is None:
         raise UsageError("the sweep needs the assign stage, which is not done: run `mode-ray assign` first")
     require_images(run.work_units)
-    check_architecture(config.train.model)
+    check_model(config.train)
     folder = sweep_directory(config.directory)
     clustering = Clustering.load(run.clusters)
     expert = swept_expert(config, clustering.widest_first(config.train.experts)[0])

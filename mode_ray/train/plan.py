@@ -78,15 +78,15 @@ def plan_trials(config: TrainConfig, pairs_n: np.ndarray, order: Sequence[int]) 
         order: Experts in the order of training (the paper: the widest cluster first).
     """
     n = config.experts
-    seed_samples = _whole_batches(config.dense_samples * config.seed_share, config.batch_size)
+    seed_samples = _whole_batches(config.budget_samples * config.seed_share, config.batch_size)
     has_seed = config.model.pretrained is None and seed_samples > 0
     first = config.seed_share if has_seed else 0.0
     seed = Trial(name=SEED, members=_everything(config, 0), samples=seed_samples, last_progress=first)
     seeds = [seed] if has_seed else []
-    rest = config.dense_samples * (1 - first)
+    rest = config.budget_samples * (1 - first)
     by_size_n = pairs_n / pairs_n.sum() if config.expert_budget == "shared" else np.ones(n)
     evenly_n = np.full(n, 1 / n if config.expert_budget == "shared" else 1.0)
-    dense_samples = _whole_batches(config.dense_samples, config.batch_size)
+    dense_samples = _whole_batches(config.budget_samples, config.batch_size)
 
     def continued(name: str, members: TrainingSet, share: float) -> Trial:
         """A trial that continues from the seed."""
@@ -134,6 +134,38 @@ def _whole_batches(samples: float, batch_size: int) -> int:
     return max(1, round(samples / batch_size)) * batch_size
 
 
+def small_trials(config: TrainConfig, trials: Sequence[Trial], pairs_n: np.ndarray) -> list[str]:
+    """Sentences on trials whose pairs or samples do not fill a batch, with the numbers.
+
+    Args:
+        config: The batch size and the budget.
+        trials: The planned runs.
+        pairs_n: Pairs of each expert, without those of other clusters.
+    """
+    batch, lines = config.batch_size, []
+    pairs = {
+        trial.name: int(pairs_n.sum() if trial.members.kind == "all" else pairs_n[trial.members.expert])
+        for trial in trials
+    }
+    few = [f"{name} ({count:,})" for name, count in pairs.items() if count < batch]
+    if few:
+        lines.append(
+            f"fewer pairs than train.batch_size={batch:,}: {', '.join(few)}; their batches repeat pairs, and a pair "
+            "and its repetition count as negatives of each other; set a smaller batch"
+        )
+    rest = config.budget_samples * (1 - (config.seed_share if any(trial.name == SEED for trial in trials) else 0.0))
+    if config.expert_budget == "shared":
+        shares_n = rest * pairs_n / pairs_n.sum()
+        short = int((shares_n < batch).sum())
+        if short:
+            lines.append(
+                f"{short} of {len(pairs_n)} experts get one batch of {batch:,} samples, because their share of "
+                f"train.dense_samples={config.budget_samples:,} is smaller (the smallest is {shares_n.min():,.0f}); "
+                "raise the budget or set a smaller batch"
+            )
+    return lines
+
+
 @dataclass(frozen=True, kw_only=True)
 class BudgetStatement:
     """The cost of the models in samples seen.
@@ -169,7 +201,7 @@ def budget_statement(config: TrainConfig, trials: Sequence[Trial]) -> BudgetStat
     """Add up the samples of planned trials; the total does not include controls."""
     samples = {trial.name: trial.samples for trial in trials}
     experts = {trial.name: trial.samples for trial in trials if trial.role == "expert"}
-    seed, dense = samples.get(SEED, 0), _whole_batches(config.dense_samples, config.batch_size)
+    seed, dense = samples.get(SEED, 0), _whole_batches(config.budget_samples, config.batch_size)
     total = seed + sum(experts.values())
     controls: dict[str, int] = {}
     for trial in trials:

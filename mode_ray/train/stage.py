@@ -13,12 +13,12 @@ from mode_ray.assign.table import fine_counts
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.base import fingerprint_fields
 from mode_ray.errors import TrainingError, UsageError
-from mode_ray.models.architecture import check_architecture
+from mode_ray.models.check import check_architecture
 from mode_ray.run_directory import PLAN_FILE, WORK_UNITS_FILE
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
 from mode_ray.stages.run import Run, StageReport
 from mode_ray.stages.work_unit import require_images, write_work_units
-from mode_ray.train.plan import Trial, budget_statement, expert_name, plan_trials
+from mode_ray.train.plan import Trial, budget_statement, expert_name, plan_trials, small_trials
 from mode_ray.train.reuse import Takeover, copy_models, plan_takeover
 from mode_ray.train.runs.lease import Lease
 from mode_ray.train.runs.queue import TrialQueue
@@ -44,6 +44,8 @@ def run_train(run: Run, stage: Stage, report: StageReport) -> Manifest:
     """
     training = _begin(run, stage)
     report.say(f"[train] {budget_statement(run.config.train, training.trials).line()}")
+    for line in small_trials(run.config.train, training.trials, training.pairs_n):
+        report.say(f"[train] warning: {line}")
     with Lease(stage.directory, partial(_say, report)) as lease:
         statuses = training.run(training.trials, initial_statuses(training.trials, stage.directory), lease, report)
     failed = [status for status in statuses.values() if status.state == "failed"]

@@ -9,7 +9,7 @@ PREFIX = "package:"
 
 
 def resolve_folder(name: str, field: str) -> str:
-    """Resolve `package:NAME/FOLDER` to the installed folder; other names are returned as they are.
+    """Resolve `package:NAME/FOLDER` to the installed folder, and `~`; other names are returned as they are.
 
     Args:
         name: A folder, a hub id, or a packaged folder.
@@ -18,6 +18,8 @@ def resolve_folder(name: str, field: str) -> str:
     Raises:
         UsageError: No such package is installed, or it has no such folder.
     """
+    if name.startswith("~"):
+        return str(Path(name).expanduser())
     if not name.startswith(PREFIX):
         return name
     package, _, folder = name.removeprefix(PREFIX).partition("/")

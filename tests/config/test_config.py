@@ -19,8 +19,8 @@ from mode_ray.storage import Location
 MINIMAL = """
 run: {run}
 captions: {{paths: [captions.parquet]}}
-train: {{dense_samples: 1000000}}
 """
+TRAINED = "train: {dense_samples: 1000000}\n"
 
 
 @pytest.fixture
@@ -39,18 +39,37 @@ def refusal(path: Path | str, *overrides: str) -> str:
 
 
 class TestDefaults:
-    def test_only_run_captions_and_budget_are_required(self, file: Path, tmp_path: Path) -> None:
+    def test_only_run_and_captions_are_required(self, file: Path, tmp_path: Path) -> None:
         config = load_config(str(file))
         assert config.directory.uri == str(tmp_path / "run")
         assert config.captions.paths == ("captions.parquet",)
 
-    def test_they_are_the_papers(self, file: Path) -> None:
+    def test_they_are_the_papers_but_for_a_model_and_a_batch_that_a_laptop_trains(self, file: Path) -> None:
         config = load_config(str(file))
         assert config.encoder.model == "princeton-nlp/sup-simcse-bert-base-uncased"
         assert config.cluster.fine.centers == 1024
         assert config.train.seed_share == 27 / 32
         assert config.routing.paper_lambda == 0.2
-        assert config.train.batch_size == 32768
+        assert (config.train.model.architecture, config.train.batch_size) == ("ViT-S-32", 64)
+
+    def test_the_preset_paper_has_the_papers(self, tmp_path: Path) -> None:
+        train = load_config("paper", [f"run={tmp_path}", "captions.paths=[captions.parquet]"]).train
+        assert (train.model.architecture, train.model.precision) == ("ViT-B-16", "bfloat16")
+        assert (train.batch_size, train.warmup_samples, train.dense_samples) == (32768, 2000 * 32768, 12_800_000_000)
+
+    def test_the_warmup_is_a_twentieth_of_the_budget(self, file: Path) -> None:
+        assert load_config(str(file), ["train.dense_samples=8192"]).train.warmup_samples == 409
+        given = ["train.dense_samples=8192", "train.optimizer.warmup_samples=0"]
+        assert load_config(str(file), given).train.warmup_samples == 0
+
+    def test_a_config_for_captions_alone_may_have_any_maps(self, file: Path) -> None:
+        config = load_config(str(file), ["cluster.coarse.experts=[2, 8]"])
+        assert not config.trains
+        with pytest.raises(UsageError, match=r"^train\.dense_samples is not set: set it to .*--until assign"):
+            _ = config.train.budget_samples
+        assert "train.experts=4 has no coarse map" in refusal(
+            file, "cluster.coarse.experts=[2, 8]", "train.dense_samples=5"
+        )
 
     @pytest.mark.parametrize("name", ["demo", "small", "paper"])
     def test_presets_are_found_by_name_and_valid(self, name: str, tmp_path: Path) -> None:
@@ -169,7 +188,7 @@ class TestRefusals:
         ],
     )
     def test_the_file_and_the_field_are_named(self, file: Path, text: str, problem: str) -> None:
-        file.write_text(file.read_text() + text)
+        file.write_text(file.read_text() + TRAINED + text)
         message = refusal(file)
         assert message.startswith(f"{file}: ")
         assert problem in message
@@ -181,8 +200,18 @@ class TestRefusals:
             "captions: paths is empty: name at least one file, directory or glob",
             "encoder.modl: unknown key",
             "run: is required",
-            "train: is required",
         ]
+
+    @pytest.mark.parametrize(
+        ("override", "said"),
+        [
+            ("evaluate.tasks=cars.yaml", "evaluate.tasks: is one string where a list is meant: write [cars.yaml]"),
+            ("train.controls=full", "train.controls: is one string where a list is meant: write [full]"),
+            ("cluster.coarse.experts=4", "cluster.coarse.experts: is one value where a list is meant: write [4]"),
+        ],
+    )
+    def test_one_value_where_a_list_is_meant_is_explained(self, file: Path, override: str, said: str) -> None:
+        assert said in refusal(file, override)
 
     def test_a_seed_that_takes_all_samples_is_refused(self, file: Path) -> None:
         assert "seed_share must be below 1" in refusal(file, "train.seed_share=1.0")
@@ -198,8 +227,13 @@ class TestFiles:
         message = refusal(tmp_path / "absent.yaml")
         assert message == f"{tmp_path}/absent.yaml: no such config file (and no preset of that name)"
 
-    def test_a_directory_is_refused(self, tmp_path: Path) -> None:
-        assert f"{tmp_path}: the config file cannot be read" in refusal(tmp_path)
+    def test_a_run_directory_is_refused_with_the_file_that_was_meant(self, file: Path, tmp_path: Path) -> None:
+        assert refusal(tmp_path) == f"{tmp_path}: a directory, not a config file, and it has no config.yaml"
+        file.rename(tmp_path / "config.yaml")
+        assert (
+            refusal(f"{tmp_path}/")
+            == f"{tmp_path}/: a run directory, not a config file: write {file.parent}/config.yaml"
+        )
 
     def test_broken_yaml_is_refused_in_one_line_with_its_place(self, file: Path) -> None:
         file.write_text("run: [a\ncaptions: {")

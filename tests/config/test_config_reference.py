@@ -36,7 +36,8 @@ def test_every_field_has_a_row() -> None:
 def test_a_row_tells_type_limits_default_and_meaning() -> None:
     page = config_reference()
     assert "| `seed_share` | float ≥ 0, ≤ 1 | `0.84375` | Share of `dense_samples`" in page
-    assert "| `dense_samples` | int > 0 | **required** | " in page
+    assert "| `dense_samples` | int > 0 or null | `null` | " in page
+    assert "| `paths` | list of str | **required** | " in page
     assert "| `gradient_norm_clip` | float > 0 or null | `null` |" in page
     assert "| `experts` | list of int | `[4]` | " in page
     assert "## `embed.pool` (placement)" in page

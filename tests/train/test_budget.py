@@ -202,7 +202,7 @@ def test_pretrained_runs_warm_up_to_the_peak_and_end_at_zero() -> None:
     train = config(experts=2, model={"pretrained": "hf-hub:some-lab/some-clip"})
     trials = plan(train, [300, 100])
     assert SEED not in trials
-    warmup = train.optimizer.warmup_samples / train.dense_samples
+    warmup = train.warmup_samples / PAPER_SAMPLES
     for trial in trials.values():
         assert (trial.first_progress, trial.last_progress, trial.parent) == (0.0, 1.0, None)
         rates = [

@@ -137,7 +137,7 @@ class TrainLoop:
         precision = torch.bfloat16 if config.model.precision == "bfloat16" else torch.float32
         loss = ContrastiveLoss(config.loss, rank)
         self._gradients = Gradients(self._model, loss, self.device, precision, placement.micro_batch_size)
-        self._warmup = warmup_share(trial, config.optimizer.warmup_samples, config.dense_samples)
+        self._warmup = warmup_share(trial, config.warmup_samples, config.budget_samples)
         self._gradient_norm = 0.0
 
     def run(

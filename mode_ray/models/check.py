@@ -1,0 +1,117 @@
+"""Checks `train.model` before the first stage: architecture, and the names and shapes in the checkpoint.
+
+A checkpoint is read in a process of its own, because torch and open_clip take memory that the driver would keep. The
+model is built without memory for its weights, and a checkpoint stays in its file.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path, PurePosixPath
+from urllib.request import Request, urlopen
+
+from mode_ray.config.train import FOLDER_WEIGHTS, ModelConfig, TrainConfig
+from mode_ray.errors import UsageError
+from mode_ray.models.architecture import (
+    ARCHITECTURE_FIELD,
+    HUB_WEIGHTS,
+    PRETRAINED_FIELD,
+    architecture_folder,
+    clip_config_of,
+    is_hub,
+    is_path,
+    near_names,
+    require_on_hub,
+)
+from mode_ray.models.files import find_problem
+
+_TIMEOUT_SECONDS = 5.0
+
+
+def check_architecture(config: ModelConfig) -> None:
+    """Check architecture and hub id, and that a folder's weights are complete; torch is not imported.
+
+    Raises:
+        UsageError: As for `clip_config_of`; or the folder or the hub has no complete weights.
+    """
+    clip_config_of(config)
+    if config.pretrained == FOLDER_WEIGHTS:
+        folder = architecture_folder(config)
+        if folder is None:
+            raise UsageError(
+                f"{PRETRAINED_FIELD}: {FOLDER_WEIGHTS} means the weights in the architecture's folder, but "
+                f"{ARCHITECTURE_FIELD}: {config.architecture} is no folder; set it to the model's folder"
+            )
+        problem = find_problem(folder)
+        if problem is not None:
+            raise UsageError(f"{PRETRAINED_FIELD}: {FOLDER_WEIGHTS}: {problem}")
+    elif config.pretrained is not None and is_hub(config.pretrained):
+        require_on_hub(config.pretrained, HUB_WEIGHTS)
+
+
+def check_model(config: TrainConfig) -> None:
+    """Check everything that the config says of the model to start from.
+
+    Raises:
+        UsageError: As `check_architecture`; or the tag or the checkpoint does not exist, is damaged, or is of another
+            model. The message names the first key or shape that differs.
+    """
+    check_architecture(config.model)
+    pretrained = config.model.pretrained
+    if pretrained is None or pretrained == FOLDER_WEIGHTS or is_hub(pretrained):
+        return
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    request = json.dumps({"model": config.model.model_dump(), "logit_bias": config.loss.kind == "siglip"})
+    done = subprocess.run(
+        [sys.executable, "-m", __name__], input=request, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode == UsageError.exit_code and done.stdout:
+        raise UsageError(done.stdout)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UsageError(f"{PRETRAINED_FIELD}: {pretrained}: the check of the checkpoint ended early ({last})")
+
+
+def _check_checkpoint(config: ModelConfig, *, logit_bias: bool) -> None:
+    """Check a tag or a checkpoint file; imports torch."""
+    from mode_ray.models.checkpoint import NUMPY_SUFFIXES, fit_state, local_checkpoint, read_checkpoint
+    from mode_ray.models.clip import described_clip, empty_clip
+
+    pretrained = str(config.pretrained)
+    if not is_path(pretrained):
+        _check_tag(config.architecture, pretrained)
+        described_clip(config, logit_bias=logit_bias)  # refuses a tag of another activation
+        return
+    with local_checkpoint(pretrained) as file:
+        if file.suffix not in NUMPY_SUFFIXES:
+            state = read_checkpoint(file, pretrained)
+            fit_state(empty_clip(config, logit_bias=logit_bias), state, pretrained)
+
+
+def _check_tag(architecture: str, tag: str) -> None:
+    import open_clip
+
+    place = f"{PRETRAINED_FIELD}: {tag}"
+    found = open_clip.get_pretrained_cfg(architecture, tag)
+    if not found:
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        hint = near_names(tag, tags) or (f"its tags: {', '.join(tags)}" if tags else "it has no tags")
+        raise UsageError(f"{place}: neither a file nor a tag of the architecture {architecture} ({hint})")
+    if found.get("hf_hub"):
+        repository, _, file = found["hf_hub"].rpartition("/")
+        require_on_hub(repository, (file, file.rsplit(".", 1)[0] + ".safetensors") if file else HUB_WEIGHTS, place)
+    elif not (Path.home() / ".cache/clip" / PurePosixPath(found["url"]).name).is_file():
+        try:
+            urlopen(Request(found["url"], method="HEAD"), timeout=_TIMEOUT_SECONDS).close()  # noqa: S310  (open_clip names the URL)
+        except OSError as error:
+            raise UsageError(f"{place}: not downloaded yet, and {found['url']} cannot be reached ({error})") from None
+
+
+if __name__ == "__main__":
+    asked = json.load(sys.stdin)
+    try:
+        _check_checkpoint(ModelConfig.model_validate(asked["model"]), logit_bias=asked["logit_bias"])
+    except UsageError as problem:
+        sys.stdout.write(str(problem))
+        sys.exit(problem.exit_code)

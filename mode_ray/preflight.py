@@ -1,0 +1,77 @@
+"""Checks before the first stage: what a later stage would only find after hours of earlier ones."""
+
+from collections.abc import Collection
+
+from mode_ray.captions.parquet import open_parquet
+from mode_ray.config.train import TrainConfig
+from mode_ray.embed.available import require_encoder
+from mode_ray.errors import DataError, UsageError
+from mode_ray.models.check import check_model
+from mode_ray.stages.run import Run
+from mode_ray.stages.session import joins_cluster
+from mode_ray.stages.work_unit import require_images
+
+
+def check_stages(run: Run, stages: Collection[str]) -> None:
+    """Check what some stages need besides the outputs of the stages before; task files are read with the config.
+
+    Args:
+        run: The run.
+        stages: The stages to be run, without those that are done.
+
+    Raises:
+        UsageError: A required field is missing, the batch does not fit the budget, there are no images, or the
+            encoder, architecture or checkpoint cannot be used.
+    """
+    config = run.config
+    if "train" in stages:
+        require_images(run.work_units)
+        check_batch(config.train)
+        _require_image_column(run)
+    if "evaluate" in stages and not config.evaluate.tasks:
+        raise UsageError(
+            "evaluate.tasks is empty: name at least one task file (docs/tasks.md), or stop before with `--until train`"
+        )
+    # The nodes of a cluster have caches of their own: there, the workers check the encoder.
+    if _encodes(run, stages) and not joins_cluster(config.ray):
+        require_encoder(config.encoder)
+    if "train" in stages:
+        check_model(config.train)
+
+
+def check_batch(config: TrainConfig) -> None:
+    """Check that the budget is given and has room for one batch.
+
+    Raises:
+        UsageError: It is not; the message has both numbers.
+    """
+    budget, batch = config.budget_samples, config.batch_size
+    if batch > budget:
+        raise UsageError(
+            f"train.batch_size={batch:,} is above train.dense_samples={budget:,}, so the budget has no room for one "
+            f"step: set train.batch_size to a small part of the budget, for example {max(1, budget // 100):,}"
+        )
+
+
+def _encodes(run: Run, stages: Collection[str]) -> bool:
+    """Whether one of the stages loads the caption encoder."""
+    return (
+        ("embed" in stages and not run.embeds_nothing)
+        or ("cluster" in stages and run.config.reuses_clustering)
+        or ("assign" in stages and run.config.embed.keep == "sample")
+        or "evaluate" in stages
+    )
+
+
+def _require_image_column(run: Run) -> None:
+    """Check the image column of the first parquet shard. Other shards are checked when they are read."""
+    first = next((unit for unit in run.work_units if unit.format == "parquet"), None)
+    if first is None:
+        return
+    field = run.config.captions.image_field
+    try:
+        names = open_parquet(first).schema_arrow.names
+    except DataError:
+        return  # the embed stage quarantines it with the reason
+    if field not in names:
+        raise UsageError(f"{first.uri}: no column {field!r} with images; set captions.image_field to one of {names}")
