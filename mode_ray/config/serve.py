@@ -1,5 +1,6 @@
 """The section `serve`: how a run is served. It has no influence on the output of a stage."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -7,6 +8,7 @@ from pydantic import Field, model_validator
 from mode_ray.config.base import Placement, PositiveFloat, PositiveInt, Share, Strings
 
 _SHA256_DIGITS = 64
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+")
 
 
 class ServeLimits(Placement):
@@ -61,6 +63,9 @@ class ServeConfig(Placement):
     """0 uses a free port."""
     token_hashes: Strings = ()
     """SHA-256, as 64 hex digits, of every accepted bearer token. Without any, no token is required."""
+    cors_origins: Strings = ()
+    """Web pages that may use the API from a browser, by their origin: `https://example.org`, or `*` for all. The page
+    of the service needs no entry."""
     templates: Strings = ("a photo of a {}.",)
     """Templates of labels that come without any. `{}` is replaced by the label."""
     limits: ServeLimits = ServeLimits()
@@ -104,4 +109,14 @@ class ServeConfig(Placement):
         for value in self.token_hashes:
             if len(value) != _SHA256_DIGITS or not set(value) <= set("0123456789abcdef"):
                 raise ValueError("token_hashes has an entry that is not a SHA-256 in 64 lower-case hex digits")
+        return self
+
+    @model_validator(mode="after")
+    def _origins_are_origins(self) -> Self:
+        for value in self.cors_origins:
+            if value != "*" and not _ORIGIN.fullmatch(value):
+                raise ValueError(
+                    f"cors_origins has {value!r}, which is no origin: write a scheme, a host and, if needed, a port, "
+                    "without a path or a slash at the end: https://example.org:8443"
+                )
         return self

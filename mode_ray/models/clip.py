@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 import safetensors.torch
@@ -37,6 +37,7 @@ from mode_ray.models.architecture import (
     is_path,
 )
 from mode_ray.models.checkpoint import NUMPY_SUFFIXES, fit_state, local_checkpoint, read_checkpoint
+from mode_ray.models.preprocess import read_model_config
 from mode_ray.storage import Location
 from mode_ray.util.packages import resolve_folder
 
@@ -45,6 +46,9 @@ _SIGLIP_LOGITS = {"init_logit_scale": math.log(10), "init_logit_bias": -10}
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
 # open_clip raises these for an invalid config: it validates little itself.
 _CONFIG_ERRORS = (ValueError, TypeError, KeyError, RuntimeError, AssertionError)
+
+
+Tokenizer = Callable[[list[str]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class ClipModel:
     """
 
     module: torch.nn.Module
-    tokenizer: Callable[[list[str]], torch.Tensor]
+    tokenizer: Tokenizer
     train_transform: Callable[[Any], torch.Tensor]
     eval_transform: Callable[[Any], torch.Tensor]
     config: Mapping[str, Any]
@@ -198,6 +202,23 @@ def load_clip(folder: Location) -> ClipModel:
             f"{folder / WEIGHTS_FILE}: damaged, or from another model ({reason}); train or copy it again"
         ) from None
     return clip
+
+
+def load_tokenizer(folder: Location) -> Tokenizer:
+    """The tokenizer of an expert folder, without the model.
+
+    Raises:
+        DataError: The config is missing, or is not one of an open_clip model.
+    """
+    config = read_model_config(folder)
+    if not config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
+        return cast(Tokenizer, _own_tokenizer(config["model_cfg"]["text_cfg"]))
+    with tempfile.TemporaryDirectory(prefix="mode-ray-tokenizer-") as temporary:
+        files = {CONFIG_FILE: json.dumps(config).encode(), **_read_tokenizer_files(folder)}
+        for name, data in files.items():
+            (Location.parse(temporary) / name).write_bytes(data)
+        tokenizer: Tokenizer = open_clip.get_tokenizer(f"local-dir:{temporary}")
+    return tokenizer
 
 
 def save_clip(folder: Location, clip: ClipModel, weights: Mapping[str, torch.Tensor] | None = None) -> None:

@@ -13,11 +13,12 @@ from mode_ray.errors import UsageError
 from mode_ray.models.clip import load_clip
 from mode_ray.models.fast_tokens import fast_tokenizer
 from mode_ray.models.preprocess import MAX_RESIZED_PIXELS, ImageGeometry, require_bounded
+from mode_ray.models.short_texts import encode_short_texts
 from mode_ray.storage import Location
 
 Precision = Literal["float32", "bfloat16", "float16"]
 _TEXTS_AT_ONCE = 256
-_CONTEXT_LENGTH = 77  # open_clip's, where a config states none
+CONTEXT_LENGTH = 77  # open_clip's, where a config states none
 # open_clip's defaults, for a config that states none.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
@@ -55,7 +56,7 @@ class Expert:
         # The same tokens, without open_clip's cache of words, which grows without bound in a service.
         self.tokenizer = fast_tokenizer(clip.tokenizer)
         self._transform = clip.eval_transform
-        self.context_length = int(clip.config["model_cfg"]["text_cfg"].get("context_length", _CONTEXT_LENGTH))
+        self.context_length = int(clip.config["model_cfg"]["text_cfg"].get("context_length", CONTEXT_LENGTH))
         self.geometry = ImageGeometry.of_model(clip.config)
         preprocess = clip.config.get("preprocess_cfg", {})
         self._mean_311 = self._channels(preprocess.get("mean", _MEAN))
@@ -122,7 +123,7 @@ class Expert:
         """Unit-norm embeddings of tokenized texts, float32 [b, d]."""
         self._take_threads()
         with self._arithmetic():
-            return self._rows(self._module.encode_text(tokens_bt.to(self.device), normalize=True))
+            return self._rows(encode_short_texts(self._module, tokens_bt.to(self.device)))
 
     def _channels(self, values: Sequence[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device).view(3, 1, 1)

@@ -41,9 +41,9 @@ class FastTokenizer:
         self._special = {tokenizer.decoder[token]: tokenizer.decoder[token] for token in tokenizer.all_special_ids}
         self._tokens: dict[str, tuple[int, ...]] = {}
 
-    def __call__(self, captions: Sequence[str]) -> torch.Tensor:
+    def __call__(self, captions: Sequence[str], context_length: int | None = None) -> torch.Tensor:
         """Tokens, int64 [b, context]."""
-        context = self._slow.context_length
+        context = context_length or self._slow.context_length
         rows = []
         for caption in captions:
             ids = [self._slow.sot_token_id, *self._encode(caption)[: context - 2], self._slow.eot_token_id]

@@ -75,29 +75,48 @@ class Router:
         """The expert of every fine center."""
         return self._centers.group_m
 
-    def classes(self, class_texts: Sequence[Sequence[str]], rule: RoutingRule | None = None) -> ClassRouting:
+    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """The caption encoder's embeddings, [texts, d]; zeros for a text without a word that it knows."""
+        return self._encoder.encode(list(texts))
+
+    def classes(
+        self,
+        class_texts: Sequence[Sequence[str]],
+        rule: RoutingRule | None = None,
+        flat_td: npt.NDArray[np.float32] | None = None,
+    ) -> ClassRouting:
         """Weights of a task; a class is the mean direction of the embeddings of its texts.
 
         Args:
             class_texts: For every class its name in every template.
             rule: Another rule than the config's.
+            flat_td: The embeddings of all these texts in their order, if they are known.
 
         Raises:
             NothingKnownError: The caption encoder knows no word of any class.
             UsageError: There are no classes.
         """
-        flat_td = self._encoder.encode([text for texts in class_texts for text in texts])
+        if flat_td is None:
+            flat_td = self.encode([text for texts in class_texts for text in texts])
         ends = np.cumsum([len(texts) for texts in class_texts])[:-1]
         rows = [_direction(rows_td) for rows_td in np.split(flat_td, ends)]
         known = [position for position, row_d in enumerate(rows) if row_d is not None]
         return ClassRouting(self._weights([row_d for row_d in rows if row_d is not None], rule), known)
 
-    def each(self, texts: Sequence[str], rule: RoutingRule | None = None, *, all_known: bool = False) -> Floats:
+    def each(
+        self,
+        texts: Sequence[str],
+        rule: RoutingRule | None = None,
+        texts_ld: npt.NDArray[np.float32] | None = None,
+        *,
+        all_known: bool = False,
+    ) -> Floats:
         """Weights of every text as a task of its own, [texts, experts].
 
         Args:
             texts: The texts.
             rule: Another rule than the config's.
+            texts_ld: Their embeddings, if they are known.
             all_known: Whether a text without a word that the caption encoder knows is an error; by default it gets
                 the mean weights of the others.
 
@@ -105,7 +124,8 @@ class Router:
             NothingKnownError: The caption encoder knows no word of any text or, with `all_known`, of one of them.
             UsageError: There are no texts.
         """
-        texts_ld = self._encoder.encode(list(texts))
+        if texts_ld is None:
+            texts_ld = self.encode(texts)
         known_l = texts_ld.any(axis=1)
         if all_known and not known_l.all():
             raise NothingKnownError(unknown_text(texts[int(known_l.argmin())]))

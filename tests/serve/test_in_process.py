@@ -44,7 +44,7 @@ class TestClose:
             classify_without_socket(service)
             experts = [client for client in service._clients.values() if isinstance(client, LocalExpert)]
             large: list[weakref.ref[Any]] = [weakref.ref(expert._model) for expert in experts]
-            large += [weakref.ref(service._open_router()), weakref.ref(service._cache)]
+            large += [weakref.ref(service._tasks._open_router()), weakref.ref(service._tasks._cache)]
             assert len(large) == served.n + 2
         gc.collect()
         assert [reference() for reference in large] == [None] * len(large)

@@ -1,7 +1,7 @@
 """Turns results of the service into answers: JSON models, or binary numbers if the client asks for them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,7 @@ def task_answer(task: RoutedTask, served: ServedRun) -> TaskAnswer:
         templates=list(definition.templates),
         texts=list(definition.texts),
         routing=routing_view(task, served),
+        truncated=list(task.truncated),
     )
 
 
@@ -93,6 +94,7 @@ def classify_answer(found: Scores, served: ServedRun, top: int | None, *, expert
         task=found.task.definition.id,
         degraded=bool(found.left_out),
         left_out=list(found.left_out),
+        truncated=list(found.task.truncated),
     )
 
 
@@ -106,6 +108,7 @@ def score_answer(found: Scores, served: ServedRun) -> ScoreAnswer:
         task=found.task.definition.id,
         degraded=bool(found.left_out),
         left_out=list(found.left_out),
+        truncated=list(found.task.truncated),
     )
 
 
@@ -123,7 +126,13 @@ def embed_answer(images: Embedded | None, texts: Embedded | None, *, by_expert: 
         )
 
     left_out = texts.left_out if texts else ()
-    return EmbedAnswer(images=view(images), texts=view(texts), degraded=bool(left_out), left_out=list(left_out))
+    return EmbedAnswer(
+        images=view(images),
+        texts=view(texts),
+        degraded=bool(left_out),
+        left_out=list(left_out),
+        truncated=list(texts.truncated) if texts else [],
+    )
 
 
 def clusters_answer(
@@ -166,10 +175,22 @@ def _matches(served: ServedRun, fine: int, contains: str) -> bool:
     return not contains or any(contains in text.casefold() for text in (*served.terms[fine], *served.captions[fine]))
 
 
-def answer_headers(left_out: tuple[int, ...], task: RoutedTask | None = None) -> dict[str, str]:
-    """The headers of an answer of the experts, in JSON and in binary."""
-    headers = {"X-Degraded": str(bool(left_out)).lower(), "X-Left-Out": ",".join(map(str, left_out))}
-    return headers if task is None else {**headers, "X-Task": task.definition.id}
+def answer_headers(found: Scores | Embedded | None) -> dict[str, str]:
+    """The headers of an answer of the experts, in JSON and in binary; None for an answer without texts."""
+    left_out = found.left_out if found else ()
+    truncated: Sequence[str] = ()
+    headers = {}
+    if isinstance(found, Scores):
+        truncated = found.task.truncated
+        headers["X-Task"] = found.task.definition.id
+    elif found:
+        truncated = found.truncated
+    return {
+        "X-Degraded": str(bool(left_out)).lower(),
+        "X-Left-Out": ",".join(map(str, left_out)),
+        "X-Truncated": str(len(truncated)),
+        **headers,
+    }
 
 
 async def respond(

@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.middleware.cors import CORSMiddleware
 
 from mode_ray import __version__
 from mode_ray.config.evaluate import RoutingRule
@@ -82,6 +83,15 @@ def create_app(get_service: GetService, config: ServeConfig) -> FastAPI:
     )
     install_error_handlers(app)
     app.add_middleware(Protection, config=config, get_metrics=lambda: get_service().metrics)
+    if config.cors_origins:
+        # Outside of the protection: a browser asks for permission without a token, and reads errors too.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "Retry-After", "X-Shape", *ANSWER_HEADERS],
+        )
     for routes in (_task_routes, _image_routes, _state_routes, compatible_routes):
         app.include_router(routes(get_service))
     app.include_router(page_routes(lambda: get_service().served.atlas))
@@ -134,7 +144,7 @@ def _image_routes(get_service: GetService) -> APIRouter:
             request,
             found.scores_il,
             lambda: classify_answer(found, service.served, wanted.top, experts=wanted.experts),
-            answer_headers(found.left_out, found.task),
+            answer_headers(found),
         )
 
     @router.post("/score", **_documented(ScoreRequest, ScoreAnswer))
@@ -148,7 +158,7 @@ def _image_routes(get_service: GetService) -> APIRouter:
             request,
             found.scores_il,
             lambda: score_answer(found, service.served),
-            answer_headers(found.left_out, found.task),
+            answer_headers(found),
         )
 
     @router.post("/embed", **_documented(EmbedRequest, EmbedAnswer))
@@ -158,17 +168,19 @@ def _image_routes(get_service: GetService) -> APIRouter:
         wanted = await read_request(request, EmbedRequest, service.config.limits)
         if not wanted.images and not wanted.texts:
             raise ServiceError("nothing_to_embed", "give at least one image or text", field="images")
+        by_expert = wanted.kind == "experts"
         images = texts = only = None
         if wanted.images:
             images = only = await service.embed_images(_bytes(wanted.images))
         if wanted.texts:
-            texts = only = await service.embed_texts(wanted.texts, wanted.rule, as_one_task=wanted.as_one_task)
-        by_expert = wanted.kind == "experts"
+            texts = only = await service.embed_texts(
+                wanted.texts, wanted.rule, as_one_task=wanted.as_one_task, pruned=not by_expert
+            )
         return await respond(
             request,
             None if only is None or by_expert or (images and texts) else only.concatenated,
             lambda: embed_answer(images, texts, by_expert=by_expert),
-            answer_headers(texts.left_out if texts else ()),
+            answer_headers(texts),
         )
 
     return router

@@ -1,7 +1,8 @@
 """Middleware around the application: bearer token, number of requests, size of the body, deadline.
 
 It also adds security headers, and logs one line per request without its content. Health checks and the page's files
-need no token and no place in the queue. It is plain ASGI, so that the body of a refused request is not read.
+need no token and no place in the queue. The work of a request ends when its client leaves. HEAD is answered as GET,
+without the body. It is plain ASGI, so that the body of a refused request is not read.
 """
 
 import asyncio
@@ -13,12 +14,13 @@ from collections.abc import Callable, Sequence
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mode_ray.config.serve import ServeConfig
 from mode_ray.serve.http.api_errors import REQUEST_ID_STATE, error_response, service_error_response
 from mode_ray.serve.http.request_ids import in_log, request_id
+from mode_ray.serve.http.request_stream import BoundedBody, until_client_leaves
 from mode_ray.serve.service.errors import ServiceError, overloaded, unavailable, where_it_failed
 from mode_ray.serve.service.metrics import ServeMetrics
 
@@ -35,6 +37,7 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
 }
 _SCHEME = "bearer "
+_CLIENT_LEFT = 499  # nginx's status for the log; nobody receives it
 
 _logger = logging.getLogger("mode_ray.serve.access")
 
@@ -59,8 +62,11 @@ class Protection:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method = scope["method"]
+        if method == "HEAD":
+            scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
-        answer = _Answer(send, request_id(headers))
+        answer = _Answer(send, request_id(headers), with_body=method != "HEAD")
         scope.setdefault("state", {})[REQUEST_ID_STATE] = answer.request_id
         began = time.monotonic()
         try:
@@ -68,10 +74,10 @@ class Protection:
         finally:
             # The route's pattern; path and query are content of the request.
             route = getattr(scope.get("route"), "path", "unknown")
-            status = answer.status or 499
+            status = answer.status or _CLIENT_LEFT
             self._get_metrics().requests(1.0, route=route, status=str(status))
             id_, milliseconds = in_log(answer.request_id), (time.monotonic() - began) * 1e3
-            _logger.info("%s %s %s %d %.0f ms", id_, scope["method"], route, status, milliseconds)
+            _logger.info("%s %s %s %d %.0f ms", id_, method, route, status, milliseconds)
 
     async def _guarded(self, scope: Scope, receive: Receive, answer: "_Answer", headers: Headers) -> None:
         try:
@@ -79,11 +85,13 @@ class Protection:
                 await self._app(scope, receive, answer.send)
                 return
             self._require_token(headers)
-            limited = _BoundedBody(receive, headers, self._config.limits.body_bytes)
-            if scope["method"] in ("GET", "HEAD"):
+            limited = BoundedBody(receive, headers, self._config.limits.body_bytes)
+            if scope["method"] == "GET":
                 await self._app(scope, limited.receive, answer.send)
                 return
             await self._in_queue(scope, limited.receive, answer)
+        except ClientDisconnect:  # while its body was read
+            return
         except ServiceError as error:
             await answer.refuse(scope, receive, service_error_response(error, answer.request_id))
         except Exception as error:  # noqa: BLE001  (the last place that can answer in the form of all errors)
@@ -98,7 +106,7 @@ class Protection:
         self._get_metrics().queue_length(self._running)
         try:
             async with asyncio.timeout(self._config.request_deadline_seconds):
-                await self._app(scope, receive, answer.send)
+                await until_client_leaves(receive, lambda watched: self._app(scope, watched, answer.send))
         except TimeoutError:
             seconds = self._config.request_deadline_seconds
             raise unavailable(f"the request was not answered within {seconds:g} seconds") from None
@@ -108,7 +116,7 @@ class Protection:
 
     def _is_open(self, scope: Scope) -> bool:
         path: str = scope["path"]
-        return scope["method"] in ("GET", "HEAD") and (path in OPEN_PATHS or path.startswith(OPEN_FOLDER))
+        return scope["method"] == "GET" and (path in OPEN_PATHS or path.startswith(OPEN_FOLDER))
 
     def _require_token(self, headers: Headers) -> None:
         hashes = self._config.token_hashes
@@ -130,8 +138,9 @@ def token_is_known(token: str, hashes: Sequence[str]) -> bool:
 class _Answer:
     """Sends an answer with the security headers; `status` is None until it has begun."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, *, with_body: bool) -> None:
         self._send = send
+        self._with_body = with_body
         self.request_id = request_id
         self.status: int | None = None
 
@@ -141,6 +150,8 @@ class _Answer:
             headers = MutableHeaders(scope=message)
             for name, value in SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
+        elif not self._with_body:
+            message = {**message, "body": b""}
         await self._send(message)
 
     async def refuse(self, scope: Scope, receive: Receive, response: JSONResponse) -> None:
@@ -149,27 +160,3 @@ class _Answer:
             if response.status_code == 401:
                 response.headers["WWW-Authenticate"] = "Bearer"
             await response(scope, receive, self.send)
-
-
-class _BoundedBody:
-    """Passes on a body up to a maximal size."""
-
-    def __init__(self, receive: Receive, headers: Headers, most_bytes: int) -> None:
-        self._receive = receive
-        self._most_bytes = most_bytes
-        self._bytes = 0
-        announced = headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > most_bytes:
-            raise ServiceError("body_too_large", self._refusal, 413)
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        self._bytes += len(message.get("body", b""))
-        if self._bytes > self._most_bytes:
-            # The only exception that FastAPI does not replace while it reads a body.
-            raise HTTPException(413, self._refusal)
-        return message
-
-    @property
-    def _refusal(self) -> str:
-        return f"the body is larger than the {self._most_bytes:,} bytes allowed (serve.limits.body_bytes)"

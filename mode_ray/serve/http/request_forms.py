@@ -7,15 +7,18 @@ from typing import Any, TypeVar, get_origin
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import ImmutableMultiDict, QueryParams, UploadFile
+from starlette.datastructures import FormData, ImmutableMultiDict, QueryParams, UploadFile
+from starlette.exceptions import HTTPException
 
 from mode_ray.config.serve import ServeLimits
-from mode_ray.serve.http.api_errors import invalid_request
+from mode_ray.serve.http.api_errors import invalid_request, name_fields
 from mode_ray.serve.http.schema import ImageData
 from mode_ray.serve.service.errors import ServiceError
 
 IMAGE_FIELD = "image"
 _IMAGES = "images"
+_NAMES_IN_A_FORM = {_IMAGES: IMAGE_FIELD}
+_NAMES_WITH_AN_IMAGE = {_IMAGES: "body"}
 _FIELDS_AT_MOST = 16
 _PARSED_IN_PLACE_BYTES = 1 << 16
 
@@ -38,11 +41,15 @@ async def read_request(request: Request, model: type[Model], limits: ServeLimits
     if kind == "application/json" or kind.endswith("+json"):
         return await _from_json(await request.body(), model)
     if kind == "multipart/form-data":
-        most_texts = limits.labels + limits.templates + limits.texts
-        async with request.form(max_files=limits.images + 1, max_fields=most_texts + _FIELDS_AT_MOST) as form:
+        name_fields(request, _NAMES_IN_A_FORM)
+        form = await _read_form(request, limits)
+        try:
             images = [await file.read() for file in form.getlist(IMAGE_FIELD) if isinstance(file, UploadFile)]
             return _from_fields(form, images, model)
+        finally:
+            await form.close()
     if kind.startswith("image/") or kind == "application/octet-stream":
+        name_fields(request, _NAMES_WITH_AN_IMAGE)
         return _from_fields(request.query_params, [await request.body()], model)
     raise ServiceError(
         "unsupported_media_type", "send application/json, multipart/form-data or an image (image/*)", 415
@@ -58,23 +65,54 @@ async def _from_json(body: bytes, model: type[Model]) -> Model:
         raise invalid_request(error) from None
 
 
+async def _read_form(request: Request, limits: ServeLimits) -> FormData:
+    most_fields = limits.labels + limits.templates + limits.texts + _FIELDS_AT_MOST
+    try:
+        return await request.form(max_files=limits.images + 1, max_fields=most_fields, max_part_size=limits.body_bytes)
+    except HTTPException as error:
+        if "Too many files" not in str(error.detail):
+            raise
+        message = f"more than {limits.images} images: at most {limits.images} are allowed (serve.limits.images)"
+        raise ServiceError("limit_exceeded", message, field=_IMAGES) from None
+
+
 def _from_fields(
     fields: ImmutableMultiDict[str, str | UploadFile] | QueryParams, images: Sequence[bytes], model: type[Model]
 ) -> Model:
+    """The request from the fields of a form, or of a query whose body is the image."""
     values: dict[str, Any] = {}
     if images:
         values[_IMAGES] = [ImageData.model_construct(base64=data) for data in images]
+    is_form = isinstance(fields, FormData)
     for name in fields.keys():  # noqa: SIM118  (iteration repeats names)
-        given = [value for value in fields.getlist(name) if isinstance(value, str)]
-        if name == IMAGE_FIELD and not given:
+        given = fields.getlist(name)
+        _require_kind(name, given, is_form=is_form)
+        if name == IMAGE_FIELD:
             continue
         field = model.model_fields.get(name)
-        is_list = field is not None and get_origin(field.annotation) is list and name != _IMAGES
-        values[name] = _listed(name, given) if is_list else given[-1] if given else None
+        is_list = field is not None and get_origin(field.annotation) is list
+        texts = [str(value) for value in given]
+        values[name] = _listed(name, texts) if is_list else texts[-1]
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise invalid_request(error) from None
+        raise invalid_request(error, _NAMES_IN_A_FORM) from None
+
+
+def _require_kind(name: str, given: Sequence[str | UploadFile], *, is_form: bool) -> None:
+    """Refuse a text as an image, and a file as a text."""
+    wrong = None
+    if not is_form:
+        if name in (IMAGE_FIELD, _IMAGES):
+            wrong = "the body is the image, so the query has none"
+    elif name == _IMAGES:
+        wrong = f"in a form, the files are called {IMAGE_FIELD}"
+    elif name == IMAGE_FIELD and not all(isinstance(value, UploadFile) for value in given):
+        wrong = "a text instead of a file: with curl, write -F image=@cat.jpg"
+    elif name != IMAGE_FIELD and any(isinstance(value, UploadFile) for value in given):
+        wrong = f"a file instead of a text: only {IMAGE_FIELD} takes files"
+    if wrong:
+        raise ServiceError("invalid_request", f"{name}: {wrong}", field=name)
 
 
 def _listed(name: str, given: Sequence[str]) -> Sequence[object]:

@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from mode_ray.config.evaluate import RoutingRule
+from mode_ray.serve.http.encoded_fields import Base64Image, InputTexts
 from mode_ray.serve.service.errors import ServiceError
 from mode_ray.serve.service.task_definition import TaskDefinition
 
 # A red and a blue pixel, so that the examples are valid requests.
 EXAMPLE_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAABCAIAAAB7QOjdAAAADUlEQVR42mP4zwAE/wEHAAH/PX2MSQAAAABJRU5ErkJggg=="
+
+_TRUNCATED = "labels or texts that are longer than the experts' context: they ignore the end of these"
 
 
 class _Message(BaseModel):
@@ -24,7 +27,9 @@ def _example(**fields: Any) -> ConfigDict:  # noqa: ANN401  (any JSON)
 class ImageData(_Message):
     """An image. The server never fetches an address."""
 
-    base64: Base64Bytes = Field(description="JPEG, PNG, WebP, GIF or BMP, recognised by its content")
+    base64: Base64Image = Field(
+        description="JPEG, PNG, WebP, GIF or BMP, recognised by its content; also URL-safe, or as a data URL"
+    )
 
 
 class _OfTask(_Message):
@@ -40,9 +45,12 @@ class _OfTask(_Message):
             rule: For a request without a rule.
 
         Raises:
-            ServiceError: The request has both labels and texts, or templates without labels.
+            ServiceError: The request has neither labels nor texts, both, or templates without labels.
         """
         given = TaskDefinition(**self._given(), rule=self.rule or rule)
+        if not given.names:
+            kind = "labels" if "labels" in type(self).model_fields else "texts"
+            raise ServiceError("no_texts", f"{kind}: give at least one", field=kind)
         if given.texts and (given.labels or given.templates):
             raise ServiceError("ambiguous_task", "give labels (with templates) or texts, not both", field="texts")
         used = (given.templates or tuple(templates)) if given.labels else ()
@@ -155,6 +163,7 @@ class TaskAnswer(_Message):
     templates: list[str]
     texts: list[str]
     routing: Routing
+    truncated: list[str] = Field(description=_TRUNCATED)
 
 
 class ExpertScores(_Message):
@@ -177,6 +186,7 @@ class ClassifyResult(_Message):
 class _ExpertsAnswer(_Message):
     degraded: bool = Field(description="whether an expert that belongs to the answer is missing")
     left_out: list[int] = Field(description="the missing experts")
+    truncated: list[str] = Field(description=_TRUNCATED)
 
 
 class ClassifyAnswer(_ExpertsAnswer):
@@ -284,9 +294,9 @@ class OpenAIEmbeddingRequest(BaseModel):
         extra="ignore", json_schema_extra={"examples": [{"model": "mode", "input": ["a cat on a sofa"]}]}
     )
 
-    input: str | list[str]
-    model: str = "mode"
-    encoding_format: Literal["float", "base64"] = "float"
+    input: InputTexts
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
 
 
@@ -307,6 +317,22 @@ class OpenAIEmbeddingAnswer(_Message):
     usage: dict[str, int]
 
 
+class OpenAIModel(_Message):
+    """The ensemble as a model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="when the server started, in Unix seconds")
+    owned_by: str = "mode_ray"
+
+
+class OpenAIModels(_Message):
+    """An answer as OpenAI defines it."""
+
+    object: Literal["list"] = "list"
+    data: list[OpenAIModel]
+
+
 class HuggingFaceParameters(BaseModel):
     """Parameters of the pipeline `zero-shot-image-classification`."""
 
@@ -324,7 +350,7 @@ class HuggingFaceRequest(BaseModel):
         json_schema_extra={"examples": [{"inputs": EXAMPLE_PNG, "parameters": {"candidate_labels": ["cat", "dog"]}}]},
     )
 
-    inputs: Base64Bytes
+    inputs: Base64Image
     parameters: HuggingFaceParameters
 
 
@@ -341,6 +367,7 @@ ANSWER_HEADERS: dict[str, Any] = {
         ("X-Task", "string", "id of the task; for classify and score"),
         ("X-Degraded", "boolean", "whether an expert that belongs to the answer is missing"),
         ("X-Left-Out", "string", "the missing experts, separated by commas"),
+        ("X-Truncated", "integer", "number of labels or texts that are longer than the experts' context"),
     )
 }
 """The headers of an answer, for the OpenAPI document."""

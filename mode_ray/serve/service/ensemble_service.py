@@ -2,6 +2,9 @@
 
 The event loop is never blocked: the caption encoder runs in its own thread; decoding and arithmetic share a few
 threads. A request keeps the clients that it began with, whatever `set_clients` does meanwhile.
+
+Requests take turns: each has at most one slice of texts in the queue of the caption encoder and of every expert, and
+one image per thread being decoded. A request that is cancelled, because its client left, needs no further turn.
 """
 
 import asyncio
@@ -28,16 +31,16 @@ from mode_ray.routing.mix import (
     per_query_scores,
     probabilities,
 )
-from mode_ray.routing.router import Router
-from mode_ray.serve.service.errors import ServiceError, over_limit, overloaded, unavailable
+from mode_ray.serve.service.errors import ServiceError, over_limit, unavailable
 from mode_ray.serve.service.expert_client import ExpertClient, ExpertDescription, ExpertUnavailable
-from mode_ray.serve.service.fan_out import FanOut, Gathered, TimedExpert
+from mode_ray.serve.service.fan_out import FanOut, Gathered, TimedExpert, side_by_side
 from mode_ray.serve.service.metrics import ServeMetrics
 from mode_ray.serve.service.served_run import ServedRun
-from mode_ray.serve.service.task_cache import CachedTask, TaskCache
-from mode_ray.serve.service.task_definition import TaskDefinition, check_definition
-from mode_ray.serve.service.task_routing import RoutedTask, class_rows, route, weights_of_each
-from mode_ray.serve.service.task_store import TaskStore
+from mode_ray.serve.service.task_cache import CachedTask, Classifier
+from mode_ray.serve.service.task_definition import TaskDefinition
+from mode_ray.serve.service.task_router import TaskRouter
+from mode_ray.serve.service.task_routing import RoutedTask, class_rows
+from mode_ray.serve.service.turns import Rows
 
 Floats = npt.NDArray[np.floating]
 Pixels = npt.NDArray[np.uint8]
@@ -76,12 +79,14 @@ class Embedded:
         concatenated: All side by side; those of texts are multiplied by the weights of the experts.
         dimensions: Width of every expert's part, in the order of the ids.
         left_out: Experts that did not answer; their part is 0.
+        truncated: Texts that are longer than the context of the experts, which ignore their end.
     """
 
     by_expert: Mapping[int, Floats]
     concatenated: Floats
     dimensions: Mapping[int, int]
     left_out: tuple[int, ...]
+    truncated: tuple[str, ...] = ()
 
 
 class EnsembleService:
@@ -105,14 +110,11 @@ class EnsembleService:
         self.config = config
         self.metrics = metrics
         self._clients = dict(clients)
-        self._router: Router | None = Router(served.load_encoder(), served.clustering, served.n, served.config.routing)
+        self._tasks = TaskRouter(served, config, metrics)
         self._images = ImageInput(served.geometry, config.limits.image_pixels, served.config.images, WEB_FORMATS)
         self._fan_out = FanOut(config, served.geometry.size, metrics)
-        self._cache = self._empty_cache()
-        self._store = TaskStore(served.task_directory, config.max_stored_tasks)
-        self._encoder_thread = ThreadPoolExecutor(1, thread_name_prefix="caption-encoder")
-        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="images")
-        self._waiting_tasks = 0
+        self._cores = os.cpu_count() or 1
+        self._threads = ThreadPoolExecutor(self._cores, thread_name_prefix="images")
         metrics.queue_length(0.0)  # a gauge that was never set is not exported
 
     def set_clients(self, clients: Mapping[int, ExpertClient]) -> None:
@@ -125,11 +127,9 @@ class EnsembleService:
         FastAPI caches the functions behind the routes for the life of the process (`fastapi.dependencies.models`, 4096
         entries). They refer to the service, so a closed service stays in memory: it must hold nothing large.
         """
-        self._encoder_thread.shutdown(wait=False, cancel_futures=True)
+        self._tasks.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._clients = {}
-        self._router = None
-        self._cache = self._empty_cache()  # a new one: running requests may be iterating over the old one
 
     async def describe_experts(self) -> dict[int, ExpertDescription | None]:
         """All experts of the run; None for those that are down."""
@@ -148,12 +148,7 @@ class EnsembleService:
 
     async def register(self, definition: TaskDefinition) -> RoutedTask:
         """Route a task and store it, so that every router of the run knows its id."""
-        task = await self._task(definition)
-        try:
-            await self._run(self._threads, self._store.save, definition)
-        except OSError:
-            raise unavailable("the task cannot be stored at present") from None
-        return task.routed
+        return await self._tasks.register(definition)
 
     async def task(self, task: TaskDefinition | str) -> RoutedTask:
         """A task's weights, by its definition or its id.
@@ -161,7 +156,8 @@ class EnsembleService:
         Raises:
             ServiceError: There is no such task, it exceeds a limit, or it cannot be routed.
         """
-        return (await self._task(task)).routed
+        _, routed = await self._tasks.task(task)
+        return routed
 
     async def score(
         self, images: Sequence[bytes], task: TaskDefinition | str, *, each_text_routed: bool = False
@@ -177,12 +173,11 @@ class EnsembleService:
             ServiceError: The request is wrong or too large, or no expert answers.
         """
         clients = self._clients
-        pixels_bhw3, cached = await _both(self._prepare(images), self._task(task))
-        routed = cached.routed
+        pixels_bhw3, (cached, routed) = await _both(self._prepare(images), self._tasks.task(task))
         weights: Floats = routed.weights_c
         if each_text_routed:
             texts = [texts[0] for texts in routed.definition.class_texts()]
-            weights = await self._routed(weights_of_each, texts, routed.definition.rule)
+            weights = await self._tasks.weights_of_each(texts, routed.definition.rule)
 
         async def cosines(expert: TimedExpert, description: ExpertDescription) -> Floats:
             features_bd, rows_ld = await _both(
@@ -191,7 +186,7 @@ class EnsembleService:
             return features_bd @ rows_ld.T
 
         gathered = await self._fan_out.gather(clients, weights, cosines)
-        self._cache.shrink()
+        self._tasks.shrink_cache()
         with self._timed("ensemble"):
             return await self._run(self._threads, self._mixed, routed, gathered)
 
@@ -219,45 +214,51 @@ class EnsembleService:
         )
 
     async def embed_texts(
-        self, texts: Sequence[str], rule: RoutingRule | None = None, *, as_one_task: bool = False
+        self,
+        texts: Sequence[str],
+        rule: RoutingRule | None = None,
+        *,
+        as_one_task: bool = False,
+        pruned: bool = True,
     ) -> Embedded:
         """Queries for an index of images: every expert's embedding times its weight.
+
+        The inner product with an image's embedding is the score of `score` with `each_text_routed` or, with
+        `as_one_task`, without it.
 
         Args:
             texts: The queries.
             rule: Another routing rule than the run's.
             as_one_task: Whether all texts together are the task; by default each is a task of its own.
+            pruned: Whether pruning applies, as it does to scores; otherwise all experts are asked.
 
         Raises:
             ServiceError: As `score`, or the width of an expert's part is unknown because it never answered.
         """
         clients = self._clients
-        weights = await self._text_weights(texts, rule or self.served.config.routing.rule, as_one_task=as_one_task)
+        rule = rule or self.served.config.routing.rule
+        if as_one_task:
+            weights: Floats = (await self.task(TaskDefinition(texts=tuple(texts), rule=rule))).weights_c
+        else:
+            weights = await self._tasks.weights_of_each(texts, rule)
 
         async def features(expert: TimedExpert, _: ExpertDescription) -> Floats:
-            return await expert.encode_texts(texts)
+            return np.concatenate([rows async for rows in expert.encode_texts(texts)])
 
-        # Not pruned: the inner product with a row of the index is a sum over all experts.
-        gathered = await self._fan_out.gather(clients, weights, features, pruned=False)
+        gathered = await self._fan_out.gather(clients, weights, features, pruned=pruned)
         dimensions = await self._dimensions(gathered.descriptions)
         parts = [
             gathered.answers.get(expert, np.zeros((len(texts), dimension), np.float32))
             for expert, dimension in dimensions.items()
         ]
+        cut = await self._tasks.truncated(texts)
         return Embedded(
             by_expert=gathered.answers,
             concatenated=concatenated_texts(parts, gathered.weights).astype(np.float32),
             dimensions=dimensions,
             left_out=gathered.left_out,
+            truncated=tuple(text for text, is_cut in zip(texts, cut, strict=True) if is_cut),
         )
-
-    async def _text_weights(self, texts: Sequence[str], rule: RoutingRule, *, as_one_task: bool) -> Floats:
-        """Weights of texts, [experts] as one task, else [texts, experts]."""
-        definition = TaskDefinition(texts=tuple(texts), rule=rule)
-        if as_one_task:
-            return (await self.task(definition)).weights_c
-        check_definition(definition, self.config.limits)
-        return await self._routed(weights_of_each, texts, rule)
 
     async def _dimensions(self, known: Mapping[int, ExpertDescription]) -> dict[int, int]:
         """The width of every expert's embeddings, also of experts that did not answer this request."""
@@ -272,53 +273,14 @@ class EnsembleService:
             dimensions[expert] = description.dimension
         return dimensions
 
-    def _empty_cache(self) -> TaskCache:
-        return TaskCache(self.config.cached_tasks, self.config.cached_task_bytes)
+    async def _classifier(self, task: CachedTask, expert: TimedExpert, description: ExpertDescription) -> Classifier:
+        class_texts = task.definition.class_texts()
 
-    def _open_router(self) -> Router:
-        router = self._router
-        if router is None:
-            raise unavailable("the service is closed")
-        return router
+        async def finish(flat_td: Rows) -> Classifier:
+            return await self._run(self._threads, class_rows, class_texts, flat_td)
 
-    async def _routed(self, function: Callable[..., _Result], *arguments: object) -> _Result:
-        """The result of a function of the router, in the thread of the caption encoder."""
-        with self._timed("route"):
-            return await self._run(self._encoder_thread, function, self._open_router(), *arguments)
-
-    async def _task(self, task: TaskDefinition | str) -> CachedTask:
-        task_id = task if isinstance(task, str) else task.id
-        found = self._cache.get(task_id)
-        self.metrics.task_cache(1.0, result="miss" if found is None else "hit")
-        if found is not None:
-            return found
-        definition = await self._stored(task) if isinstance(task, str) else task
-        check_definition(definition, self.config.limits)
-        if self._waiting_tasks >= self.config.max_queued_requests:
-            raise overloaded("too many new tasks are waiting for the caption encoder")
-        self._waiting_tasks += 1
-        try:
-            return self._cache.put(await self._routed(route, definition))
-        finally:
-            self._waiting_tasks -= 1
-
-    async def _stored(self, task_id: str) -> TaskDefinition:
-        try:
-            stored = await self._run(self._threads, self._store.load, task_id)
-        except OSError:
-            raise unavailable("the stored tasks cannot be read at present") from None
-        if stored is None:
-            raise ServiceError("unknown_task", "there is no task with this id: register it first", 404, field="task")
-        return stored
-
-    async def _classifier(self, task: CachedTask, expert: TimedExpert, description: ExpertDescription) -> Floats:
-        class_texts = task.routed.definition.class_texts()
-
-        async def compute() -> npt.NDArray[np.float32]:
-            flat_td = await expert.encode_texts([text for texts in class_texts for text in texts])
-            return await self._run(self._threads, class_rows, flat_td, class_texts)
-
-        return await task.classifier(expert.id, description, compute)
+        texts = [text for texts in class_texts for text in texts]
+        return await task.classifier(expert.id, description).get(texts, expert.encode_texts, finish)
 
     async def _prepare(self, images: Sequence[bytes]) -> Pixels:
         """Decode and resize all images, uint8 [b, h, w, 3]."""
@@ -327,13 +289,15 @@ class EnsembleService:
             raise ServiceError("no_images", "give at least one image", field="images")
         if len(images) > limits.images:
             raise over_limit("images", len(images), limits.images, "images", "images")
-        work = (
-            self._run(self._threads, self._images.prepare, data, f"image {number}")
-            for number, data in enumerate(images)
-        )
+        room = asyncio.Semaphore(self._cores)  # more images of one request would delay those of others
+
+        async def prepare(number: int, data: bytes) -> Pixels:
+            async with room:
+                return await self._run(self._threads, self._images.prepare, data, f"image {number}")
+
         with self._timed("decode"):
             try:
-                return np.stack(await asyncio.gather(*work))
+                return np.stack(await side_by_side([prepare(*image) for image in enumerate(images, start=1)]))
             except DataError as error:
                 raise ServiceError("bad_image", str(error), field="images") from None
 

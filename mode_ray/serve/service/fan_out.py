@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.floating]
 Answer = TypeVar("Answer")
 Work = Callable[["TimedExpert", ExpertDescription], Awaitable[Answer]]
 
-_TEXTS_PER_CALL = 256
+_TEXTS_PER_CALL = 64
 
 _logger = logging.getLogger(__name__)
 
@@ -63,13 +63,10 @@ class TimedExpert:
         """See `ExpertClient`."""
         return await self._in_time(self._client.encode_images(images_bhw3))
 
-    async def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """See `ExpertClient`."""
-        pieces = [
-            await self._in_time(self._client.encode_texts(texts[start : start + _TEXTS_PER_CALL]))
-            for start in range(0, len(texts), _TEXTS_PER_CALL)
-        ]
-        return np.concatenate(pieces)
+    async def encode_texts(self, texts: Sequence[str]) -> AsyncIterator[npt.NDArray[np.float32]]:
+        """Unit-norm embeddings of texts, in slices [l, d] in their order."""
+        for start in range(0, len(texts), _TEXTS_PER_CALL):
+            yield await self._in_time(self._client.encode_texts(texts[start : start + _TEXTS_PER_CALL]))
 
     async def _in_time(self, call: Awaitable[Answer]) -> Answer:
         try:
@@ -126,7 +123,7 @@ class FanOut:
                 kept = self._pruned(kept)
             asked = sorted((_used(kept) if pruned else everybody) - missing)
             self._metrics.experts_per_request(len(asked))
-            outcomes = await _side_by_side([self._ask(clients[expert], work) for expert in asked])
+            outcomes = await side_by_side([self._ask(clients[expert], work) for expert in asked])
             found = {expert: outcome for expert, outcome in zip(asked, outcomes, strict=True) if outcome is not None}
             missing |= set(asked) - set(found)
         left_out = tuple(sorted(wanted - set(found)))
@@ -167,7 +164,7 @@ def _used(weights: Floats) -> set[int]:
     return set(np.flatnonzero(np.atleast_2d(weights).any(axis=0)).tolist())
 
 
-async def _side_by_side(calls: Sequence[Coroutine[Any, Any, Answer]]) -> list[Answer]:
+async def side_by_side(calls: Sequence[Coroutine[Any, Any, Answer]]) -> list[Answer]:
     """All answers. If a call raises or the caller is cancelled, the other calls are cancelled."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:

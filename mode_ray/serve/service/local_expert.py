@@ -1,7 +1,8 @@
 """An expert in this process: its model runs in a thread, on batches of images of many requests.
 
 Requests that arrive during a batch form the next batch: batches grow with the load, and a single request does not wait
-for others. Batches of images and of texts alternate, so that a task with many texts does not delay other requests.
+for others. Batches of images and of texts alternate. A request that is larger than a batch is encoded in several, in
+turn with the other requests, so that it does not delay them.
 """
 
 import asyncio
@@ -20,8 +21,7 @@ from mode_ray.models.encode import Expert
 from mode_ray.serve.service.errors import where_it_failed
 from mode_ray.serve.service.expert_client import ExpertBusy, ExpertDescription, ExpertUnavailable
 from mode_ray.serve.service.metrics import ServeMetrics
-
-_TEXTS_PER_BATCH = 64
+from mode_ray.serve.service.turns import Turns
 
 _logger = logging.getLogger(__name__)
 
@@ -37,6 +37,20 @@ class _Job(Generic[_Input]):
     inputs: _Input
     answer: "asyncio.Future[Embeddings]"
     done: list[Embeddings] = field(default_factory=list)
+
+    def next(self, most: int) -> _Input:
+        """The first inputs that are not encoded yet."""
+        start = sum(map(len, self.done))
+        return self.inputs[start : start + most]
+
+    def take(self, rows_bd: Embeddings) -> bool:
+        """Add embeddings; returns whether these were the last ones, and then answers."""
+        self.done.append(rows_bd)
+        if sum(map(len, self.done)) < len(self.inputs):
+            return False
+        if not self.answer.done():
+            self.answer.set_result(self.done[0] if len(self.done) == 1 else np.concatenate(self.done))
+        return True
 
 
 class LocalExpert:
@@ -66,6 +80,7 @@ class LocalExpert:
         self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix=f"expert-{expert}")
         self._images: deque[_Job[Images]] = deque()
         self._texts: deque[_Job[Sequence[str]]] = deque()
+        self._turns = Turns()
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -142,17 +157,17 @@ class LocalExpert:
         batch = self._next_batch()
         if not batch:
             return
-        images_bhw3 = batch[0].inputs if len(batch) == 1 else np.concatenate([job.inputs for job in batch])
+        pieces = [job.next(self._config.max_batch_size) for job in batch]
         try:
-            rows_bd = await self._in_thread(self._encode_batches, images_bhw3)
+            rows_bd = await self._in_thread(self._encode_batch, pieces)
         except Exception as error:  # noqa: BLE001  (any error of the model is an error of these requests)
             for job in batch:
                 self._give_up(job.answer, error)
             return
-        ends = np.cumsum([len(job.inputs) for job in batch])
+        ends = np.cumsum([len(piece) for piece in pieces])
         for job, rows in zip(batch, np.split(rows_bd, ends[:-1]), strict=True):
-            if not job.answer.done():
-                job.answer.set_result(rows)
+            if not job.take(rows):
+                self._images.append(job)
 
     async def _run_texts(self) -> None:
         while self._texts and self._texts[0].answer.done():
@@ -160,47 +175,42 @@ class LocalExpert:
         if not self._texts:
             return
         job = self._texts.popleft()
-        start = sum(map(len, job.done))
-        piece = job.inputs[start : start + _TEXTS_PER_BATCH]
+        piece = job.next(self._turns.size)
         try:
-            job.done.append(await self._in_thread(self._open_model().encode_texts, piece))
+            rows_ld = await self._in_thread(self._turns.encode, self._open_model().encode_texts, piece)
         except Exception as error:  # noqa: BLE001  (as above)
             self._give_up(job.answer, error)
             return
-        if start + len(piece) < len(job.inputs):
+        if not job.take(rows_ld):
             self._texts.append(job)
-        elif not job.answer.done():
-            job.answer.set_result(np.concatenate(job.done))
 
     def _give_up(self, answer: "asyncio.Future[Embeddings]", error: Exception) -> None:
         _logger.error("expert %d failed: %s", self.id, where_it_failed(error))
         _fail(answer, ExpertUnavailable(f"expert {self.id}: {type(error).__name__}"))
 
     def _next_batch(self) -> list[_Job[Images]]:
-        """As many whole requests as fit into a batch; a larger request is encoded alone, in several passes."""
+        """As many whole requests as fit into a batch, or a part of one that is larger."""
         batch: list[_Job[Images]] = []
         size = 0
         while self._images:
             job = self._images[0]
-            if batch and size + len(job.inputs) > self._config.max_batch_size:
+            needed = len(job.next(self._config.max_batch_size))
+            if batch and size + needed > self._config.max_batch_size:
                 break
             self._images.popleft()
             if not job.answer.done():
                 batch.append(job)
-                size += len(job.inputs)
+                size += needed
         return batch
 
-    def _encode_batches(self, images_bhw3: Images) -> Embeddings:
-        model = self._open_model()
-        parts = []
-        for start in range(0, len(images_bhw3), self._config.max_batch_size):
-            piece = images_bhw3[start : start + self._config.max_batch_size]
-            parts.append(model.encode_pixels(piece))
-            self._metrics.batch_size(len(piece), expert=str(self.id))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    def _encode_batch(self, pieces: Sequence[Images]) -> Embeddings:
+        images_bhw3 = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        rows_bd = self._open_model().encode_pixels(images_bhw3)
+        self._metrics.batch_size(len(images_bhw3), expert=str(self.id))
+        return rows_bd
 
-    async def _in_thread(self, function: Callable[[_Input], Embeddings], value: _Input) -> Embeddings:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, value)
+    async def _in_thread(self, function: Callable[..., Embeddings], *arguments: object) -> Embeddings:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
 
 def _fail(answer: "asyncio.Future[Embeddings]", error: Exception) -> None:

@@ -61,7 +61,9 @@ def check_definition(task: TaskDefinition, limits: ServeLimits) -> None:
         ServiceError: A limit is exceeded, there are no texts, one is empty, or a template has no place for the label.
     """
     if not task.names:
-        raise ServiceError("no_texts", "give at least one label or text", field="labels")
+        raise ServiceError(
+            "no_texts", "give at least one label or text", field="labels" if task.templates else "texts"
+        )
     for field, values, limit in (
         ("labels", task.labels, limits.labels),
         ("templates", task.templates, limits.templates),
@@ -83,14 +85,15 @@ def check_definition(task: TaskDefinition, limits: ServeLimits) -> None:
 
 
 def _check_texts(texts: tuple[str, ...], limits: ServeLimits, field: str) -> None:
-    for number, text in enumerate(texts):
+    one = field.removesuffix("s")
+    for number, text in enumerate(texts, start=1):
         if len(text) > limits.text_characters:
             raise over_limit(
-                f"characters in {field} {number}", len(text), limits.text_characters, field, "text_characters"
+                f"characters in {one} {number}", len(text), limits.text_characters, field, "text_characters"
             )
         if not text.strip():
-            raise ServiceError("empty_text", f"{field} {number} is empty", field=field)
+            raise ServiceError("empty_text", f"{one} {number} is empty", field=field)
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise ServiceError("bad_text", f"{field} {number} is not valid Unicode", field=field) from None
+            raise ServiceError("bad_text", f"{one} {number} is not valid Unicode", field=field) from None

@@ -133,7 +133,7 @@ class TestTask:
         self, make_service: MakeService
     ) -> None:
         service = make_service()
-        router = service._open_router()
+        router = service._tasks._open_router()
         router._encoder = Forgetful(router._encoder, "xyzzy")
         bare = {"templates": ("{}",), "rule": "soft"}
         known = asyncio.run(service.task(TaskDefinition(labels=("cat",), **bare)))
