@@ -8,7 +8,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mode_ray.errors import DataError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 # PIL passes on any exception of its decoders.
 _DECODER_ERRORS = (
     OSError,
@@ -19,6 +19,7 @@ _DECODER_ERRORS = (
     KeyError,
     TypeError,
     OverflowError,
+    RuntimeError,
     struct.error,
     zlib.error,
 )

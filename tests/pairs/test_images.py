@@ -53,7 +53,7 @@ def test_what_is_no_image(data: bytes) -> None:
         decode_image(data, 1000, PLACE)
 
 
-@pytest.mark.parametrize("form", ["TIFF", "ICO", "PPM"])
+@pytest.mark.parametrize("form", ["ICO", "TGA", "SGI"])
 def test_formats_that_are_not_asked_for_are_not_opened(form: str) -> None:
     with pytest.raises(DataError, match="not an image of a known format"):
         decode_image(encoded(form), 1000, PLACE)
@@ -78,7 +78,7 @@ def test_a_file_that_was_cut(form: str) -> None:
         decode_image(data[: len(data) // 2], 1000, PLACE)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("form", FORMATS)
 def test_flipped_bytes_give_an_image_or_a_data_error(form: str) -> None:
     data, generator = encoded(form), np.random.default_rng(0)

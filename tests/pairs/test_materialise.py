@@ -68,7 +68,9 @@ class Source:
         numbers = range(12, PAIRS)
         table = pa.table({"image": [image(n) for n in numbers], "caption": [f"pair {n}" for n in numbers]})
         pq.write_table(table, data / "b.parquet", row_group_size=4)
-        self.captions = CaptionsConfig(paths=(str(data),), caption_field="caption", select="all")
+        self.captions = CaptionsConfig(
+            paths=(f"{data}/a.tar", f"{data}/b.parquet"), caption_field="caption", select="all"
+        )
         work_units = list_work_units(self.captions)
         root = Location(str(folder))
         self.folder = root / "all"

@@ -9,7 +9,8 @@ from mode_ray.captions.files import find_roots
 from mode_ray.captions.json_text import json_object
 from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.parquet import open_parquet, row_group_range
-from mode_ray.captions.webdataset import IMAGE_SUFFIXES, JSON_SUFFIX, TEXT_SUFFIX, read_tar_samples
+from mode_ray.captions.tar_samples import IMAGE_SUFFIXES, read_tar_samples
+from mode_ray.captions.webdataset import JSON_SUFFIX, TEXT_SUFFIX
 from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.evaluate.tasks.benchmark_layout import MEMBERS, BenchmarkLayout, present_classes
