@@ -211,7 +211,7 @@ class TestGoingOn:
     def test_a_source_that_is_gone_is_the_units_reason(self, source: Source) -> None:
         tars = source.tars()
         count = tars.begin(35, 1)
-        (Location(source.captions.paths[0]) / "a.tar").delete()
+        Location(source.captions.paths[0]).delete()
         worker = MaterialiseWorker(source.index, source.captions, 1, count)
         records: Sequence[Any] = list(UnitActor(worker, tars.folder, "now", 0).process(tars.left(count)))
         assert all("a.tar: no such file" in record.error for record in records)
