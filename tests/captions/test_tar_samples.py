@@ -159,7 +159,7 @@ class TestOrder:
     @pytest.mark.parametrize(
         ("members", "apart"),
         [
-            (pairs("0", "1")[::2] + pairs("0", "1")[1::2], r"'0'.*\(\.txt is apart from \.png\)"),
+            ([*pairs("0", "1")[::2], *pairs("0", "1")[1::2]], r"'0'.*\(\.txt is apart from \.png\)"),
             ([*pairs("0", "1"), ("0.json", b"{}")], r"'0'.*\(\.json is apart from \.png\)"),
             ([pairs("0")[0], ("1.txt", b"x"), pairs("0")[1]], r"'0'.*\(\.txt is apart from \.png\)"),
         ],
