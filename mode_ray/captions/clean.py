@@ -13,6 +13,7 @@ TOO_LONG = "caption too long"
 INVALID_UTF8 = "caption not UTF-8"
 DUPLICATE_KEY = "key repeated in its shard"
 NO_IMAGE = "no image"
+UNREAD_IMAGE = "no image of a format that is read, but"
 BAD_JSON = ".json member not a JSON object"
 BIG_JSON = ".json member too large"
 BAD_LINE = "line not a JSON object"
@@ -20,6 +21,7 @@ BIG_LINE = "line too long"
 BAD_KEY = "key neither text nor number"
 COLUMN_COUNT = "wrong number of columns"
 BAD_RECORD = "CSV row cannot be read (unclosed quote, or too long)"
+_BYTE_ORDER_MARK = "\ufeff"
 # The white space of `str.split`; `\s` of Arrow's regular expressions is ASCII only.
 _WHITE_SPACE = r"[\t-\r\x1c-\x1f\x{85}\p{Z}]+"
 
@@ -63,7 +65,8 @@ def clean(
 ) -> CaptionTable:
     """Keep the usable captions; count the others.
 
-    Unicode white space (as in `str.split`) is trimmed, and runs of it become one space. If several samples have the
+    A leading byte order mark is removed, Unicode white space (as in `str.split`) is trimmed, and runs of it become one
+    space: `normalised` does the same to one caption. If several samples have the
     same key, only the first is kept.
 
     Args:
@@ -73,6 +76,7 @@ def clean(
         found_reasons: String array of the reader's reasons to refuse a caption; null for none.
     """
     text, invalid = _decode(raw_captions)
+    text = pc.replace_substring_regex(text, f"^{_BYTE_ORDER_MARK}", "")
     text = pc.utf8_trim(pc.replace_substring_regex(text, _WHITE_SPACE, " "), " ")
     reasons = np.full(len(text), "", dtype=object)
     for mask, reason in (
@@ -94,6 +98,11 @@ def clean(
     examples = {str(name): f"row {rows[index]}" for name, index in zip(names, first, strict=True) if name}
     table = pa.table({**columns, "caption": text}).filter(pa.array(keep))
     return CaptionTable(table, len(reasons), refused, examples, np.flatnonzero(keep))
+
+
+def normalised(caption: str) -> str:
+    """A usable caption as `clean` writes it."""
+    return " ".join(caption.removeprefix(_BYTE_ORDER_MARK).split())
 
 
 def _true(mask: pa.Array) -> np.ndarray:

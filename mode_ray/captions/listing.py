@@ -32,7 +32,10 @@ _SPLIT_BY = "max_rows_per_unit"
 
 
 def list_work_units(
-    config: CaptionsConfig, known: Sequence[WorkUnit] = (), formats: Collection[ShardFormat] = ALL_FORMATS
+    config: CaptionsConfig,
+    known: Sequence[WorkUnit] = (),
+    formats: Collection[ShardFormat] = ALL_FORMATS,
+    field: str = "captions.paths",
 ) -> WorkUnitTable:
     """List the work units of a run in order of their URIs.
 
@@ -40,15 +43,16 @@ def list_work_units(
         config: The paths, and the size of a unit.
         known: An earlier listing. Files with unchanged size and time are not opened again.
         formats: File formats to include from directories.
+        field: The config field of the paths, for messages.
 
     Raises:
         DataError: A path does not exist or matches nothing, a directory has several formats, or a file has an unknown
             format or is named twice.
     """
-    files = find_files(config.paths, ShardChoice(config.format, formats, _logger.warning))
+    files = find_files(config.paths, ShardChoice(config.format, formats, _logger.warning), field)
     twice = [uri for uri, count in Counter(file.location.uri for file in files).items() if count > 1]
     if twice:
-        raise DataError(f"captions.paths: {twice[0]} is named twice; its pairs would be counted twice")
+        raise DataError(f"{field}: {twice[0]} is named twice; its pairs would be counted twice")
     files.sort()
     before = _KnownFiles(known)
 

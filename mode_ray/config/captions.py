@@ -11,8 +11,9 @@ class CaptionsConfig(Settings):
     """Where the image-caption pairs are stored and which of their texts are used."""
 
     paths: Strings
-    """Files, directories, globs; local, s3:// or gs://. A file that ends in `.txt` or `.list` is a listing: one
-    such path per line, `#` comments are skipped, and relative paths start at the listing's folder."""
+    """Files, directories, globs, ranges such as `{00000..00012}.tar`; local, s3:// or gs://. A file that ends in
+    `.txt` or `.list` is a listing: one such path per line, `#` comments are skipped, and relative paths start at the
+    listing's folder. docs/inputs.md has the details."""
     format: Literal["auto", "parquet", "webdataset", "jsonl", "csv", "tsv"] = "auto"
     """`auto`: by suffix, .parquet .pq, .tar, .jsonl .ndjson, .csv, .tsv; text formats may be compressed, and then also
     end in `.gz`, `.bz2`, `.xz` or `.zst`. JSON Lines, CSV and TSV hold captions only: they can be clustered and

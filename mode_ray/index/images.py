@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from mode_ray.captions.image_column import BadImageError, stored_image
 from mode_ray.captions.parquet import open_parquet, row_group_range
-from mode_ray.captions.webdataset import IMAGE_SUFFIXES, read_tar_samples
+from mode_ray.captions.tar_samples import IMAGE_SUFFIXES, read_tar_samples
 from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.stages.work_unit import WorkUnit

@@ -73,7 +73,8 @@ def index_stages(run: Run, train: Stage) -> IndexStages:
             "max_rows_per_unit": config.index.max_rows_per_unit,
         }
     )
-    work_units = list_work_units(listing, formats=PAIR_FORMATS)
+    field = "index.images" if config.index.images else "captions.paths"
+    work_units = list_work_units(listing, formats=PAIR_FORMATS, field=field)
     require_images(work_units)
     fields: dict[str, object] = {
         "captions.image_field": captions.image_field,

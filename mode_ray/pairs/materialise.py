@@ -26,7 +26,19 @@ from mode_ray.storage import Location
 
 _INDEX_FILE = "index.arrow"
 _PAIRS_PER_READ = 512
-_SUFFIXES_BY_HEAD = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp"}
+_SUFFIXES_BY_HEAD = {
+    b"\xff\xd8\xff": "jpg",
+    b"\x89PNG": "png",
+    b"GIF8": "gif",
+    b"BM": "bmp",
+    b"II*\0": "tif",
+    b"MM\0*": "tif",
+    b"\0\0\0\x0cjP  ": "jp2",
+    b"\xffO\xffQ": "j2k",
+    b"P4": "pbm",
+    b"P5": "pgm",
+    b"P6": "ppm",
+}
 _OTHER_SUFFIX = "jpg"  # images of unknown formats are copied unchanged
 
 
@@ -182,6 +194,8 @@ def image_suffix(image: bytes) -> str:
     """The file name suffix of an image, by its content."""
     if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
         return "webp"
+    if image[4:12] in (b"ftypavif", b"ftypavis"):
+        return "avif"
     return next((suffix for head, suffix in _SUFFIXES_BY_HEAD.items() if image.startswith(head)), _OTHER_SUFFIX)
 
 

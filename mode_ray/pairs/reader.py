@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mode_ray.captions.clean import normalised
 from mode_ray.captions.image_column import BadImageError, stored_image
 from mode_ray.captions.parquet import DEFAULT_CAPTION_FIELD, open_parquet
 from mode_ray.captions.webdataset import json_captions
@@ -232,6 +233,6 @@ def _stored_bytes(group: pq.RowGroupMetaData, names: frozenset[str]) -> int:
 
 def _normalise(caption: bytes, place: str) -> str:
     try:
-        return " ".join(caption.decode().split())
+        return normalised(caption.decode())
     except UnicodeDecodeError:
         raise DataError(f"{place}: its caption is not UTF-8; the file changed since it was assigned") from None

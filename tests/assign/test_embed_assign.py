@@ -53,11 +53,12 @@ def write_tar(file: Path, captions: list[str]) -> None:
 
 
 def config_of(run: str, captions: Path, keep: str, max_rows: int = 20) -> RunConfig:
-    """A small run."""
+    """A small run over all files of a folder."""
+    paths = [f"{captions}/*{suffix}" for suffix in sorted({file.suffix for file in captions.iterdir()})]
     return RunConfig.model_validate(
         {
             "run": run,
-            "captions": {"paths": [str(captions)], "max_rows_per_unit": max_rows},
+            "captions": {"paths": paths, "max_rows_per_unit": max_rows},
             "encoder": {"kind": "static", "model": "package:wordllama"},
             "embed": {"keep": keep, "pool": {"max_actors": 1, "retries_per_unit": 0}},
             "cluster": {"sample_rows": 10_000, "fine": {"centers": 8}, "coarse": {"experts": [2]}},

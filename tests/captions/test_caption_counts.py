@@ -31,7 +31,9 @@ def folder(tmp_path: Path) -> Path:
 
 def listed(folder: Path, select: str) -> tuple[CaptionsConfig, Sequence[WorkUnit]]:
     """The config and its shards; a parquet file has three units."""
-    config = CaptionsConfig.model_validate({"paths": [str(folder)], "select": select, "max_rows_per_unit": 5})
+    config = CaptionsConfig.model_validate(
+        {"paths": [f"{folder}/{{a.parquet,b.jsonl,c.csv,d.tar}}"], "select": select, "max_rows_per_unit": 5}
+    )
     work_units = list_work_units(config.model_copy(update={"max_rows_per_unit": 2}))
     return config, work_units
 

@@ -51,18 +51,21 @@ def test_panels_have_numbers_of_their_own_and_do_not_overlap() -> None:
 
 @pytest.mark.drill
 def test_a_scrape_of_a_real_run_shows_every_metric(tmp_path: Path) -> None:
-    config = write_small_run(tmp_path, PAIRS)
+    # Ray takes labels of ASCII only; the run directory may have any name.
+    folder = tmp_path / "josé 数据"
+    folder.mkdir()
+    config = write_small_run(folder, PAIRS)
     empty = pa.table({"caption": [""] * EMPTY, "image": pa.array([b"no matter"] * EMPTY, pa.binary())})
-    pq.write_table(empty, tmp_path / "empty.parquet")
-    (tmp_path / "bad.parquet").write_bytes(b"garbage")
+    pq.write_table(empty, folder / "empty.parquet")
+    (folder / "bad.parquet").write_bytes(b"garbage")
     values = yaml.safe_load(config.read_text())
-    values["captions"]["paths"] += [str(tmp_path / "empty.parquet"), str(tmp_path / "bad.parquet")]
+    values["captions"]["paths"] += [str(folder / "empty.parquet"), str(folder / "bad.parquet")]
     values["limits"] = {"max_quarantined_units": 1, "max_refused_share": 0.5}
     for stage in ("embed", "assign"):
         values[stage] = {"pool": {"max_actors": 1, "retries_per_unit": 0}}
     values["train"]["dense_samples"] = 160 * BATCH
     values["train"]["placement"] |= {"workers_per_run": 0, "log_interval_steps": 5}
-    config.write_text(yaml.safe_dump(values))
+    config.write_text(yaml.safe_dump(values, allow_unicode=True))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -80,7 +83,7 @@ def test_a_scrape_of_a_real_run_shows_every_metric(tmp_path: Path) -> None:
                 scrape = answer.read().decode()
             missing = {name for name in EXPORTED if f"\n{name}{{" not in scrape}
         assert not missing
-        run = str(tmp_path / "run")
+        run = f"{tmp_path}/jos%C3%A9 %E6%95%B0%E6%8D%AE/run"
         assert sample(scrape, "ray_mode_stage_rows_total", run=run, stage="embed") == PAIRS
         assert sample(scrape, "ray_mode_stage_rows_refused_total", run=run, stage="embed") == EMPTY
         assert sample(scrape, "ray_mode_stage_units_quarantined", run=run, stage="embed") == 1
@@ -89,7 +92,7 @@ def test_a_scrape_of_a_real_run_shows_every_metric(tmp_path: Path) -> None:
             assert sample(scrape, "ray_mode_stage_done", run=run, stage=stage) == 1
         for expert in ("seed", "n2/00", "n2/01"):
             assert sample(scrape, "ray_mode_expert_status", run=run, stage="train", expert=expert) == FINISHED
-        report = json.loads((tmp_path / "run/evaluation/report.json").read_text())
+        report = json.loads((folder / "run/evaluation/report.json").read_text())
         (row,) = [row for row in report["routing"] if row["rule"] == report["rule"]]
         entropy = sample(scrape, "ray_mode_routing_entropy", run=run, stage="evaluate", task="pairs")
         assert entropy == pytest.approx(row["normalised_entropy"])

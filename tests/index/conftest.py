@@ -55,7 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, architecture: Path) -> Run
     config = RunConfig.model_validate(
         {
             "run": str(folder / "run"),
-            "captions": {"paths": [str(data)]},
+            "captions": {"paths": [f"{data}/*.tar", f"{data}/*.parquet"]},
             "encoder": {"kind": "static", "model": "package:wordllama"},
             "cluster": {"sample_rows": 100, "fine": {"centers": len(TOPICS)}, "coarse": {"experts": [2]}},
             "train": {"model": {"architecture": str(architecture)}, "experts": 2, "dense_samples": 64},

@@ -68,7 +68,9 @@ class Source:
         numbers = range(12, PAIRS)
         table = pa.table({"image": [image(n) for n in numbers], "caption": [f"pair {n}" for n in numbers]})
         pq.write_table(table, data / "b.parquet", row_group_size=4)
-        self.captions = CaptionsConfig(paths=(str(data),), caption_field="caption", select="all")
+        self.captions = CaptionsConfig(
+            paths=(f"{data}/a.tar", f"{data}/b.parquet"), caption_field="caption", select="all"
+        )
         work_units = list_work_units(self.captions)
         root = Location(str(folder))
         self.folder = root / "all"
@@ -209,7 +211,7 @@ class TestGoingOn:
     def test_a_source_that_is_gone_is_the_units_reason(self, source: Source) -> None:
         tars = source.tars()
         count = tars.begin(35, 1)
-        (Location(source.captions.paths[0]) / "a.tar").delete()
+        Location(source.captions.paths[0]).delete()
         worker = MaterialiseWorker(source.index, source.captions, 1, count)
         records: Sequence[Any] = list(UnitActor(worker, tars.folder, "now", 0).process(tars.left(count)))
         assert all("a.tar: no such file" in record.error for record in records)

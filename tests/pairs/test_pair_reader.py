@@ -139,7 +139,7 @@ class TestParquet:
     def test_tars_and_parquet_files_in_one_index(self, tmp_path: Path) -> None:
         (tmp_path / "a.tar").write_bytes(tar_bytes(["a cat", "a dog"]))
         write_parquet(tmp_path, {"caption": ["a bird"], "image": [image(7)]})
-        reader, captions = reader_of(tmp_path)
+        reader, captions = reader_of(tmp_path / "*.tar", tmp_path / "*.parquet")
         pairs = reader.read([2, 0, 1])
         assert [pair.image for pair in pairs] == [image(7), image(0), image(1)]
         assert [pair.caption for pair in pairs] == [captions[2], captions[0], captions[1]]

@@ -84,7 +84,7 @@ def make_config(tmp_path: Path, data_folder: Path, architecture: Path) -> Callab
         return RunConfig.model_validate(
             {
                 "run": str(tmp_path / "run"),
-                "captions": {"paths": [str(data_folder)]},
+                "captions": {"paths": [f"{data_folder}/a.tar", f"{data_folder}/b.parquet"]},
                 "limits": limits or {},
                 "cluster": {"sample_rows": 48, "fine": {"centers": 4}, "coarse": {"experts": [2]}},
                 "train": fields | train | {"placement": placement},

@@ -1,6 +1,5 @@
 """The samples of a task, with one reader per layout of the data."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +9,8 @@ from mode_ray.captions.image_column import BadImageError, stored_image
 from mode_ray.captions.json_text import json_object
 from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.parquet import open_parquet, row_group_range
-from mode_ray.captions.webdataset import IMAGE_SUFFIXES, JSON_SUFFIX, TEXT_SUFFIX, read_tar_samples
+from mode_ray.captions.tar_samples import IMAGE_SUFFIXES, read_tar_samples
+from mode_ray.captions.webdataset import JSON_SUFFIX, TEXT_SUFFIX
 from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.evaluate.tasks.benchmark_layout import MEMBERS, BenchmarkLayout, present_classes
@@ -20,7 +20,6 @@ from mode_ray.storage import FileEntry, Location
 from mode_ray.util.read_ahead import read_ahead
 
 Split = Literal["test", "train"]
-_ShardFormat = Literal["auto", "parquet", "webdataset"]
 _Texts = tuple[str, ...] | None
 _MAX_IMAGE_BYTES = 64 << 20
 _ROWS_AT_ONCE = 256
@@ -56,19 +55,18 @@ def read_samples(task: Task, split: Split = "test") -> Iterator[Sample]:
         for work_unit in BenchmarkLayout(Location.parse(task.paths[0])).work_units(split):
             yield from _tar_samples(work_unit, MEMBERS[task.kind], _benchmark_reader(task))
     else:
-        for work_unit in _listed(task, paths, task.format):
+        for work_unit in _listed(task, "paths" if split == "test" else "train_paths"):
             yield from (
                 _webdataset_samples(task, work_unit) if work_unit.format == "webdataset" else _rows(task, work_unit)
             )
 
 
-def _listed(task: Task, paths: tuple[str, ...], shard_format: _ShardFormat) -> Sequence[WorkUnit]:
+def _listed(task: Task, field: Literal["paths", "train_paths"]) -> Sequence[WorkUnit]:
+    config = CaptionsConfig.model_validate({"paths": getattr(task, field), "format": task.format})
     try:
-        return list_work_units(CaptionsConfig(paths=paths, format=shard_format), formats=PAIR_FORMATS)
+        return list_work_units(config, formats=PAIR_FORMATS, field=field)
     except DataError as error:
-        # The fields of a task have no section.
-        message = re.sub(r"\bcaptions\.(?=(paths|format)\b)", "", str(error))
-        raise DataError(f"{task.place}: {message}") from None
+        raise DataError(f"{task.place}: {str(error).replace('captions.format', 'format')}") from None
 
 
 def _folder_samples(task: Task, roots: list[Location]) -> Iterator[Sample]:
