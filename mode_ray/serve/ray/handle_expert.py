@@ -26,7 +26,7 @@ from ray.serve.handle import DeploymentHandle
 from mode_ray.serve.service.expert_client import ExpertBusy, ExpertDescription, ExpertUnavailable
 
 _PROBE_INTERVAL_SECONDS = 0.5
-_SUSPECT_SECONDS = 1.0
+_SUSPECT_SECONDS = 0.5
 # How long calls wait for a probe: briefly if a replica died, because another one answers at once; longer after
 # silence, because experts may not answer a router for two to three seconds after another router died
 # (docs/serving.md).

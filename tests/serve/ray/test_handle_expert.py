@@ -186,7 +186,7 @@ class TestSilence:
             asked = HandleExpert(3, "expert-3", 30.0, lambda: None, lambda _: scripted)
             await asked.describe()
             slow = asyncio.create_task(asked.encode_texts(["hang"]))
-            await asyncio.sleep(1.3)  # it is suspected after a second
+            await asyncio.sleep(0.8)  # it is suspected after half a second
             assert asked._probe is not None
             assert (await asked.encode_texts(["a cat"])).shape == (1, 2)
             slow.cancel()
