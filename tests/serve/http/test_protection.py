@@ -132,7 +132,7 @@ class TestFields:
     def test_of_a_form(self, plain_url: str, form: list[tuple[str, str | bytes]], field: str, says: str) -> None:
         fields = [*form, *(("labels", label) for label in LABELS)]
         parts = [(name, ("x", value) if isinstance(value, bytes) else (None, value)) for name, value in fields]
-        answer = httpx.post(f"{plain_url}/v1/classify", files=parts)  # type: ignore[arg-type]
+        answer = httpx.post(f"{plain_url}/v1/classify", files=parts)
         error = error_of(answer)
         assert answer.status_code == 422
         assert says in str(error["message"])
