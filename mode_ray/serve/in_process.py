@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 from mode_ray.config.serve import ServeConfig
 from mode_ray.models.encode import Expert
 from mode_ray.serve.http.api import create_app
+from mode_ray.serve.http.header_deadline import protocol_with_header_deadline
 from mode_ray.serve.http.request_ids import RequestIds
 from mode_ray.serve.listening import bind, url_of
 from mode_ray.serve.service.ensemble_service import EnsembleService
@@ -48,10 +49,11 @@ def local_service(served: ServedRun, config: ServeConfig, metrics: ServeMetrics)
         yield service
 
 
-def uvicorn_server(app: ASGIApp) -> uvicorn.Server:
+def uvicorn_server(app: ASGIApp, config: ServeConfig) -> uvicorn.Server:
     """A server for the application. Its own log is off, because it would contain the queries."""
     settings = uvicorn.Config(
         RequestIds(app),
+        http=protocol_with_header_deadline(config.request_deadline_seconds),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -76,4 +78,4 @@ def serve_in_process(served: ServedRun, metrics: ServeMetrics, on_ready: Callabl
     config = served.config.serve
     with bind(config.host, config.port) as listening, local_service(served, config, metrics) as service:
         on_ready(url_of(*listening.getsockname()[:2]))
-        uvicorn_server(create_app(lambda: service, config)).run(sockets=[listening])
+        uvicorn_server(create_app(lambda: service, config), config).run(sockets=[listening])

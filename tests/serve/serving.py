@@ -58,7 +58,7 @@ def service_of(served: ServedRun, tasks: Path, **fields: object) -> Iterator[Ens
 def url_of_service(service: EnsembleService) -> Iterator[str]:
     """Serves over a real socket of the loopback while the block runs."""
     with bind(service.config.host, service.config.port) as listening:
-        server = uvicorn_server(create_app(lambda: service, service.config))
+        server = uvicorn_server(create_app(lambda: service, service.config), service.config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         deadline = time.monotonic() + START_DEADLINE_SECONDS

@@ -3,10 +3,12 @@
 One serving for all tests of the file, in their order.
 """
 
+import base64
 import json
 import os
 import re
 import signal
+import socket
 import sys
 import time
 import urllib.request
@@ -20,7 +22,7 @@ import psutil
 import pytest
 from expected_answers import TOLERANCE, Answers
 from serve_load import Reply
-from serving_process import CLIENTS, STOP_DEADLINE_SECONDS, MemorySampler, Serving, free_port, serving_of, until
+from serving_process import CLIENTS, STOP_DEADLINE_SECONDS, MemorySampler, Serving, free_port, png, serving_of, until
 from tiny_run import build_run, grow_run, save_expert
 
 from mode_ray.storage import Location
@@ -31,6 +33,7 @@ EXPERTS = 4
 REPLACED, HUNG, KILLED, ADDED = 0, 1, 2, 3
 # An expert that was answering a killed router is mute to the other for two to three seconds; see docs/serving.md.
 EXPERT_DEADLINE_SECONDS, REQUEST_DEADLINE_SECONDS = 4.0, 12.0
+MOST_TURN_SECONDS = 5.0
 SLACK_SECONDS = 3.0  # of two busy cores
 QUEUED = 16
 OVERLOAD = 4.0
@@ -120,6 +123,48 @@ class TestKills:
         for reply in load.replies:
             if reply.status == 200:
                 answers.require(reply, replaced=False)
+
+
+class TestTurns:
+    def test_large_tasks_hold_up_nobody_and_end_when_their_clients_leave(self, serving: Serving) -> None:
+        host, port = serving.url.removeprefix("http://").split(":")
+        image = base64.b64encode(png(1)).decode()
+
+        def large(name: str) -> socket.socket:
+            labels = [f"{name} number {number}" for number in range(1000)]
+            fields = {"images": [{"base64": image}], "labels": labels, "templates": [f"{i} {{}}" for i in range(10)]}
+            body = json.dumps(fields).encode()
+            head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}"
+            head += "\r\nContent-Type: application/json"
+            connection = socket.create_connection((host, int(port)), timeout=30)
+            connection.sendall(f"{head}\r\n\r\n".encode() + body)
+            return connection
+
+        def seconds_of(label: str) -> float:
+            began = time.monotonic()
+            fields = {"images": [{"base64": image}], "labels": [label]}
+            answer = httpx.post(f"{serving.url}/v1/classify", json=fields, timeout=30)
+            assert (answer.status_code, answer.json()["degraded"]) == (200, False)
+            return time.monotonic() - began
+
+        def worked_seconds() -> float:
+            pids = [pid for expert in range(EXPERTS) for pid in serving.replicas(f"expert-{expert}")]
+            return sum(float(psutil.Process(pid).cpu_times().user) for pid in pids)
+
+        running = [large(name) for name in ("cat", "dog", "bus", "apple")]
+        time.sleep(1.0)
+        beside = seconds_of("a zebra")
+        for connection in running:
+            connection.close()
+        time.sleep(1.0)
+        before = worked_seconds()
+        time.sleep(2.0)
+        still = worked_seconds() - before
+        after = seconds_of("a lion")
+        report("large tasks", [], beside=beside, after=after, worked_for_clients_that_left=still)
+        assert beside < MOST_TURN_SECONDS
+        assert after < MOST_TURN_SECONDS
+        assert still < 0.5, "the experts work for clients that left"
 
 
 class TestChanges:

@@ -66,18 +66,21 @@ class Protection:
         if method == "HEAD":
             scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
-        answer = _Answer(send, request_id(headers), with_body=method != "HEAD")
-        scope.setdefault("state", {})[REQUEST_ID_STATE] = answer.request_id
         began = time.monotonic()
-        try:
-            await self._guarded(scope, receive, answer, headers)
-        finally:
+
+        def record(status: int) -> None:
             # The route's pattern; path and query are content of the request.
             route = getattr(scope.get("route"), "path", "unknown")
-            status = answer.status or _CLIENT_LEFT
             self._get_metrics().requests(1.0, route=route, status=str(status))
             id_, milliseconds = in_log(answer.request_id), (time.monotonic() - began) * 1e3
             _logger.info("%s %s %s %d %.0f ms", id_, method, route, status, milliseconds)
+
+        answer = _Answer(send, request_id(headers), record, with_body=method != "HEAD")
+        scope.setdefault("state", {})[REQUEST_ID_STATE] = answer.request_id
+        try:
+            await self._guarded(scope, receive, answer, headers)
+        finally:
+            answer.end()
 
     async def _guarded(self, scope: Scope, receive: Receive, answer: "_Answer", headers: Headers) -> None:
         try:
@@ -136,10 +139,14 @@ def token_is_known(token: str, hashes: Sequence[str]) -> bool:
 
 
 class _Answer:
-    """Sends an answer with the security headers; `status` is None until it has begun."""
+    """Sends an answer with the security headers; `status` is None until it has begun.
 
-    def __init__(self, send: Send, request_id: str, *, with_body: bool) -> None:
+    It is recorded once, with its status, before the client has received its end.
+    """
+
+    def __init__(self, send: Send, request_id: str, record: Callable[[int], None], *, with_body: bool) -> None:
         self._send = send
+        self._record: Callable[[int], None] | None = record
         self._with_body = with_body
         self.request_id = request_id
         self.status: int | None = None
@@ -152,7 +159,15 @@ class _Answer:
                 headers.setdefault(name, value)
         elif not self._with_body:
             message = {**message, "body": b""}
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.end()
         await self._send(message)
+
+    def end(self) -> None:
+        """Record the answer, unless that is done."""
+        if self._record is not None:
+            self._record(self.status or _CLIENT_LEFT)
+            self._record = None
 
     async def refuse(self, scope: Scope, receive: Receive, response: JSONResponse) -> None:
         """Answer instead of the application, unless its answer has begun."""

@@ -3,9 +3,10 @@
 A handle is resolved at its first use, and a missing application counts as an expert that is down: a router must start
 and stay up whatever its experts do.
 
-An expert is *silent* if a call waited until its deadline and the expert answered no other call meanwhile: its only
-replica died and is being replaced, or hangs. Further requests then count it as down immediately, instead of waiting
-until their deadline, until a probe in the background is answered. A missing application is probed in the same way.
+While its only replica is being replaced, or hangs, an expert answers no call. Only the calls in flight wait for it:
+an expert is probed in the background as soon as a replica died, the application is missing, or a call waits although
+the expert answered no other one meanwhile. Further calls wait briefly for the answer of the probe. Then they count the
+expert as down immediately, until the probe is answered. An expert that lives answers a probe at once, however busy.
 """
 
 import asyncio
@@ -18,13 +19,18 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from mode_ray.serve.service.expert_client import ExpertBusy, ExpertDescription, ExpertUnavailable
 
 _PROBE_INTERVAL_SECONDS = 0.5
+_SUSPECT_SECONDS = 0.5
+# How long calls wait for a probe: briefly if a replica died, because another one answers at once; longer after
+# silence, because experts may not answer a router for two to three seconds after another router died
+# (docs/serving.md).
+_DEATH_GRACE_SECONDS, _SILENCE_GRACE_SECONDS = 0.5, 3.0
 _WAITED_SHARE = 0.9  # of the deadline; calls that were cancelled earlier, because a client left, do not count
 
 _logger = logging.getLogger(__name__)
@@ -36,6 +42,10 @@ class OtherWeights(ExpertUnavailable):
 
 class _Absent(ExpertUnavailable):
     """There is no application with the name."""
+
+
+class _Died(ExpertUnavailable):
+    """The replica that had the call is dead."""
 
 
 class HandleExpert:
@@ -67,6 +77,7 @@ class HandleExpert:
         self._description: ExpertDescription | None = None
         self._last_answer_seconds = -1.0
         self._probe: asyncio.Task[None] | None = None
+        self._down_from_seconds = 0.0  # from then on, calls fail if the running probe is not answered
         self._closed = False
 
     async def describe(self) -> ExpertDescription:
@@ -92,19 +103,41 @@ class HandleExpert:
             self._probe.cancel()
 
     async def _call(self, method: str, *arguments: object) -> object:
-        if self._probe is not None and not self._probe.done():
-            raise ExpertUnavailable(f"expert {self.id} ({self.application}) does not answer")
+        await self._wait_for_probe()
         began = time.monotonic()
+        suspicion = asyncio.get_running_loop().call_later(_SUSPECT_SECONDS, self._suspect, began)
         try:
             return await self._ask(method, *arguments)
         except _Absent:
-            self._begin_probe()
+            self._begin_probe(0.0)
+            raise
+        except _Died:
+            self._begin_probe(_DEATH_GRACE_SECONDS)
             raise
         except asyncio.CancelledError:
             waited_seconds = time.monotonic() - began
             if self._last_answer_seconds < began and waited_seconds > _WAITED_SHARE * self._deadline_seconds:
-                self._begin_probe()
+                self._begin_probe(0.0)
             raise
+        finally:
+            suspicion.cancel()
+
+    async def _wait_for_probe(self) -> None:
+        """Return when no probe runs.
+
+        Raises:
+            ExpertUnavailable: The running probe has not been answered in time.
+        """
+        if self._probe is None or self._probe.done():
+            return
+        await asyncio.wait((self._probe,), timeout=max(0.0, self._down_from_seconds - time.monotonic()))
+        if not self._probe.done():
+            raise ExpertUnavailable(f"expert {self.id} ({self.application}) does not answer")
+
+    def _suspect(self, began_seconds: float) -> None:
+        """Probe the expert if it answered nothing since a call began that is still waiting."""
+        if self._last_answer_seconds < began_seconds:
+            self._begin_probe(_SILENCE_GRACE_SECONDS)
 
     async def _ask(self, method: str, *arguments: object) -> object:
         try:
@@ -125,7 +158,8 @@ class HandleExpert:
             raise ExpertBusy(f"the queue of expert {self.id} ({self.application}) is full") from None
         except (RayError, RayServeException) as error:
             _logger.warning("expert %d (%s): %s", self.id, self.application, type(error).__name__)
-            raise ExpertUnavailable(f"expert {self.id} ({self.application}): {type(error).__name__}") from error
+            kind = _Died if isinstance(error, RayActorError) else ExpertUnavailable
+            raise kind(f"expert {self.id} ({self.application}): {type(error).__name__}") from error
         self._last_answer_seconds = time.monotonic()
         return answer
 
@@ -137,9 +171,16 @@ class HandleExpert:
                 raise _Absent(f"expert {self.id}: there is no application {self.application}") from None
         return self._handle
 
-    def _begin_probe(self) -> None:
-        if not self._closed and (self._probe is None or self._probe.done()):
+    def _begin_probe(self, grace_seconds: float) -> None:
+        """Probe the expert; calls wait for that at most as long as the grace."""
+        down_from_seconds = time.monotonic() + grace_seconds
+        if self._closed:
+            return
+        if self._probe is None or self._probe.done():
+            self._down_from_seconds = down_from_seconds
             self._probe = asyncio.get_running_loop().create_task(self._probe_until_it_answers())
+        else:
+            self._down_from_seconds = min(self._down_from_seconds, down_from_seconds)
 
     async def _probe_until_it_answers(self) -> None:
         while True:

@@ -6,12 +6,15 @@ A replacement gets another application name: the router changes from one applica
 answer mixes the image features of one model with the text features of another.
 """
 
+import json
 import os
+import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from mode_ray.errors import DataError, UsageError
+from mode_ray.models.files import find_problem
 from mode_ray.serve.ray.application_list import (
     Document,
     application,
@@ -77,8 +80,8 @@ class LiveServing:
                 experts that it does not have are ended.
 
         Raises:
-            UsageError: An expert is served already, nothing is served, or the grown run has experts that are neither
-                named nor live.
+            UsageError: There is no such expert, it is served already, nothing is served, or the grown run has experts
+                that are neither named nor live.
             DataError: An expert does not start, or a router cannot read the grown run; everything is as before.
         """
         document = self._document()
@@ -91,6 +94,8 @@ class LiveServing:
             _require_all(grown, {*kept, *experts})
         before = served_run(document, self._router)
         run = before if grown is None else grown.run.uri
+        for expert in experts:
+            _require_model(run, expert, folder)
         started: dict[int, str] = {}
         with_new = document
         for expert in experts:
@@ -144,7 +149,9 @@ class LiveServing:
         """
         document = self._document()
         old_name = self._served_name(document, expert)
-        folder = folder or application(document, old_name)["args"].get("folder")
+        given = application(document, old_name)["args"]
+        folder = folder or given.get("folder")
+        _require_model(given["run"], given["expert"], folder)
         new = other_model(document, self._router, expert, folder)
         self._start([new])
 
@@ -197,6 +204,24 @@ def _models(document: Document, served: Mapping[int, str]) -> dict[str, Location
         name: ServedRun.expert_folder(Location.parse(given["run"]), given["expert"], given.get("folder"))
         for name, given in arguments.items()
     }
+
+
+def _require_model(run: str, expert: int, folder: str | None) -> None:
+    """Check what an application would load, before it is started: on the cluster that takes half a minute.
+
+    Raises:
+        UsageError: The run has no such expert.
+        DataError: The model is missing or incomplete.
+    """
+    place = Location.parse(run)
+    try:
+        if not place.exists():
+            return  # only the nodes of the cluster have this path
+    except OSError:
+        return  # or the permission to read it
+    model = ServedRun.expert_folder(place, expert, folder)
+    if problem := find_problem(model):
+        raise DataError(f"{problem}: nothing is changed")
 
 
 def _require_all(grown: ServedRun, available: Collection[int]) -> None:
@@ -277,7 +302,7 @@ def wait_until_running(
             entry = live.get(name, {})
             if entry.get("status") == "DEPLOY_FAILED":
                 raise DataError(f"application {name} does not start: {_failure(entry)}")
-            reason = " ".join(" ".join(_messages(entry)).split())
+            reason = _reason([message for message in _messages(entry) if not _is_only_slow(message)])
             if reason and reason != said.get(name):
                 said[name] = reason
                 say(f"application {name} waits: {reason}")
@@ -293,7 +318,26 @@ def _messages(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _failure(entry: Mapping[str, Any]) -> str:
-    """The error in an application's status: the last line of its stack trace."""
-    messages = [str(entry.get("message", "")), *_messages(entry)]
-    lines = [line.strip() for message in messages for line in message.splitlines() if "Error" in line]
-    return lines[-1] if lines else " ".join(messages[0].split()) or "no reason given"
+    """The error in an application's status."""
+    return _reason([str(entry.get("message", "")), *_messages(entry)]) or "no reason given"
+
+
+def _is_only_slow(message: str) -> bool:
+    """Whether Ray Serve says that a start takes long, which needs nobody's help.
+
+    It says so after 30 seconds, also if the model is being loaded, or the resources are there and Ray is busy.
+    """
+    if "have taken more than" not in message:
+        return False
+    found = re.search(r"required for each replica: (\{.*?\}), total resources available: (\{.*?\})\.", message)
+    if found is None:
+        return "to initialize" in message
+    needed, there = (json.loads(amounts) for amounts in found.groups())
+    return all(float(there.get(name, 0.0)) >= float(amount) for name, amount in needed.items())
+
+
+def _reason(messages: Sequence[str]) -> str:
+    """What messages of Ray Serve say, in one line: of stack traces the error at their end only."""
+    lines = [line.strip() for message in messages for line in message.splitlines()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b.*: ", line)]
+    return errors[-1] if errors else " ".join(" ".join(lines).split())

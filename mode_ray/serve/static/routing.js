@@ -8,8 +8,9 @@ const RULES = {
 };
 
 /** Both sections, from an answer of the API. */
-export function routingView({ routing, left_out }) {
-  return element("div", { class: "routing" }, expertsSection(routing, new Set(left_out)), clustersSection(routing));
+export function routingView({ routing, left_out, truncated = [] }) {
+  const clusters = clustersSection(routing, truncated);
+  return element("div", { class: "routing" }, expertsSection(routing, new Set(left_out)), clusters);
 }
 
 /** What is missing in an answer, or null. */
@@ -64,7 +65,7 @@ function spread(entropy, ordered) {
   return `No expert stands out: ${alike}.`;
 }
 
-function clustersSection({ clusters, unknown = [] }) {
+function clustersSection({ clusters, unknown = [] }, truncated) {
   const groups = new Map();
   for (const hit of clusters) groups.set(hit.fine, [...(groups.get(hit.fine) ?? []), hit]);
   const items = [...groups.values()].map((hits) => {
@@ -87,10 +88,14 @@ function clustersSection({ clusters, unknown = [] }) {
     element("p", { class: "hint" }, "The cluster of training captions nearest to each label, with some of its captions."),
     ...shortened(element("ul", { class: "hits" }), items, CLUSTERS_SHOWN),
   );
-  if (unknown.length) {
-    const names = unknown.slice(0, 5).flatMap((name, place) => [place ? ", " : "", text(name)]);
-    const more = unknown.length > 5 ? ` and ${plural(unknown.length - 5, "other")}` : "";
-    section.append(element("p", { class: "notice" }, "Ignored in the weights, because the caption encoder knows no word of it: ", ...names, more, "."));
-  }
+  if (unknown.length) section.append(namesNotice("Ignored in the weights, because the caption encoder knows no word of it: ", unknown));
+  if (truncated.length) section.append(namesNotice("Too long for the experts, which ignore the end: ", truncated));
   return section;
+}
+
+/** A sentence about some labels. */
+function namesNotice(sentence, labels) {
+  const names = labels.slice(0, 5).flatMap((name, place) => [place ? ", " : "", text(name)]);
+  const more = labels.length > 5 ? ` and ${plural(labels.length - 5, "other")}` : "";
+  return element("p", { class: "notice" }, sentence, ...names, more, ".");
 }

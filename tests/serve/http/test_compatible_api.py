@@ -5,7 +5,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 from huggingface_hub import InferenceClient
-from openai import InternalServerError, OpenAI
+from openai import InternalServerError, NotFoundError, OpenAI
 from serving import ServeUrl, picture
 
 from mode_ray.serve.service.expert_client import ExpertUnavailable
@@ -50,6 +50,28 @@ class TestHuggingFace:
         assert [element.label for element in by_client] == result["labels"]
         np.testing.assert_allclose([entry["score"] for entry in answer.json()], result["probabilities"], rtol=1e-4)
 
+    def test_errors_name_its_fields(self, plain_url: str) -> None:
+        image = base64.b64encode(picture(1)).decode()
+        for inputs, parameters, field in (
+            ("https://example.org/cat.jpg", {"candidate_labels": LABELS}, "inputs"),
+            (base64.b64encode(b"no image").decode(), {"candidate_labels": LABELS}, "inputs"),
+            (image, {"candidate_labels": []}, "parameters.candidate_labels"),
+            (image, {"candidate_labels": LABELS, "hypothesis_template": "a"}, "parameters.hypothesis_template"),
+        ):
+            answer = httpx.post(plain_url, json={"inputs": inputs, "parameters": parameters})
+            assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
+
+
+class TestLangChain:
+    def test_its_client_gets_the_rows_with_its_setting(self, plain_url: str) -> None:
+        langchain_openai = pytest.importorskip("langchain_openai")
+        fields = {"base_url": f"{plain_url}/v1", "api_key": "none", "check_embedding_ctx_length": False}
+        texts = [f"thing number {number}" for number in range(1500)]  # it sends a thousand at a time
+        found = langchain_openai.OpenAIEmbeddings(**fields).embed_documents(texts)
+        own = httpx.post(f"{plain_url}/v1/embed", json={"texts": texts[-2:]}).json()["texts"]["concatenated"]
+        assert len(found) == len(texts)
+        np.testing.assert_allclose(found[-2:], own, atol=1e-5)
+
 
 class TestOpenAI:
     def test_its_client_gets_the_same_rows_as_base64_and_as_floats(self, plain_url: str) -> None:
@@ -64,6 +86,39 @@ class TestOpenAI:
         np.testing.assert_allclose(rows, own, atol=1e-5)
         np.testing.assert_allclose(single.data[0].embedding, rows[0], atol=1e-5)
         assert [entry.index for entry in by_default.data] == [0, 1]
+
+    def test_its_largest_batch_succeeds(self, plain_url: str) -> None:
+        texts = [f"thing number {number}" for number in range(2048)]
+        client = OpenAI(base_url=f"{plain_url}/v1", api_key="none", max_retries=0)
+        found = client.embeddings.create(model="mode", input=texts).data
+        assert [entry.index for entry in found] == list(range(2048))
+        single = client.embeddings.create(model="mode", input=texts[2047]).data[0]
+        np.testing.assert_allclose(found[2047].embedding, single.embedding, atol=1e-5)
+
+    def test_its_client_lists_the_model(self, plain_url: str) -> None:
+        client = OpenAI(base_url=f"{plain_url}/v1", api_key="none", max_retries=0)
+        assert [model.id for model in client.models.list()] == ["mode"]
+        assert client.models.retrieve("mode").owned_by == "mode_ray"
+        with pytest.raises(NotFoundError, match="the only model is mode"):
+            client.models.retrieve("other")
+
+    @pytest.mark.parametrize("fields", [{"encoding_format": None}, {"model": None}, {"dimensions": None}, {}])
+    def test_fields_may_be_null_or_missing(self, plain_url: str, fields: dict[str, None]) -> None:
+        answer = httpx.post(f"{plain_url}/v1/embeddings", json={"model": "mode", "input": "a cat", **fields})
+        assert answer.status_code == 200, answer.text
+        assert (answer.json()["model"], len(answer.json()["data"])) == ("mode", 1)
+
+    @pytest.mark.parametrize("tokens", [[15339, 1917], [[15339, 1917], [9]]])
+    def test_token_ids_are_refused_with_the_setting_of_langchain(self, plain_url: str, tokens: list[object]) -> None:
+        answer = httpx.post(f"{plain_url}/v1/embeddings", json={"model": "mode", "input": tokens})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["field"]) == (422, "input")
+        assert "check_embedding_ctx_length=False" in error["message"]
+
+    @pytest.mark.parametrize(("given", "field"), [([], "input"), (["a", " "], "input"), ([None], "input.0")])
+    def test_errors_name_its_field(self, plain_url: str, given: list[object], field: str) -> None:
+        error = httpx.post(f"{plain_url}/v1/embeddings", json={"model": "mode", "input": given}).json()["error"]
+        assert error["field"] == field
 
     def test_where_an_expert_is_down_there_is_no_row_that_lacks_its_part(self, serve_url: ServeUrl) -> None:
         with serve_url(failing={1: ExpertUnavailable("down")}) as url:

@@ -109,6 +109,87 @@ class TestErrors:
         assert (answer.status_code, error_of(answer)["code"]) == expected
 
 
+class TestFields:
+    """An error names the field as the request has it, and people count from 1."""
+
+    @pytest.mark.parametrize(
+        ("form", "field", "says"),
+        [
+            ([], "image", "image: Field required"),
+            ([("image", "cat.jpg")], "image", "write -F image=@cat.jpg"),
+            ([("images", picture(1))], "image", "the files are called image"),
+            ([("image", picture(1)), ("labels", b"cat")], "labels", "a file instead of a text"),
+            ([("image", b"x")], "image", "image 1"),
+            ([("image", picture(1)), ("image", b"x")], "image", "image 2"),
+            ([("image", b"x")] * 65, "image", "65 images: at most 64"),
+            ([("image", b"x")] * 70, "image", "more than 64 images"),
+            ([("image", picture(1)), ("top", "x")], "top", "top: "),
+            ([("image", picture(1)), ("labels", " ")], "labels", "label 1 is empty"),
+            ([("image", picture(1)), ("templates", "[1]")], "templates.0", "template 1: "),
+            ([("image", picture(1)), ("task", "0" * 32)], "task", "not both"),
+        ],
+    )
+    def test_of_a_form(self, plain_url: str, form: list[tuple[str, str | bytes]], field: str, says: str) -> None:
+        fields = [*form, *(("labels", label) for label in LABELS)]
+        parts = [(name, ("x", value) if isinstance(value, bytes) else (None, value)) for name, value in fields]
+        answer = httpx.post(f"{plain_url}/v1/classify", files=parts)
+        error = error_of(answer)
+        assert answer.status_code == 422
+        assert says in str(error["message"])
+        assert error["field"] == field
+
+    def test_of_a_form_without_labels(self, plain_url: str) -> None:
+        error = error_of(httpx.post(f"{plain_url}/v1/classify", files={"image": picture(1)}))
+        assert (error["field"], error["message"]) == ("labels", "labels: give at least one")
+
+    @pytest.mark.parametrize(
+        ("path", "fields", "field", "says"),
+        [
+            (
+                "/v1/classify",
+                {"images": [{"base64": "@@"}], "labels": LABELS},
+                "images.0.base64",
+                "image 1, base64: not",
+            ),
+            ("/v1/classify", {"images": as_json([b"x"]), "labels": LABELS}, "images", "image 1"),
+            ("/v1/score", {"images": as_json([picture(1)])}, "texts", "texts: give at least one"),
+            ("/v1/score", {"images": as_json([picture(1)]), "texts": ["a", ""]}, "texts", "text 2 is empty"),
+            ("/v1/tasks", {}, "labels", "labels: give at least one"),
+        ],
+    )
+    def test_of_json(self, plain_url: str, path: str, fields: dict[str, object], field: str, says: str) -> None:
+        error = error_of(httpx.post(plain_url + path, json=fields))
+        assert says in str(error["message"])
+        assert error["field"] == field
+
+    def test_of_an_image_as_the_body(self, plain_url: str) -> None:
+        headers = {"Content-Type": "image/png"}
+        answer = httpx.post(f"{plain_url}/v1/classify", params={"labels": LABELS}, content=b"x", headers=headers)
+        assert error_of(answer)["field"] == "body"
+
+
+class TestBase64:
+    def test_all_spellings_have_the_same_answer(self, plain_url: str) -> None:
+        data = picture(3)
+        plain, url_safe = base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode()
+        assert {"+", "/"} & set(plain)
+        wrapped = "\n".join(plain[start : start + 76] for start in range(0, len(plain), 76))
+        spellings = [plain, url_safe, url_safe.rstrip("="), wrapped, f"data:image/png;base64,{plain}"]
+        answers = []
+        for spelling in spellings:
+            fields = {"images": [{"base64": spelling}], "labels": LABELS}
+            answers.append(httpx.post(f"{plain_url}/v1/classify", json=fields).json()["results"])
+        assert answers == [answers[0]] * len(spellings)
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [("https://example.org/x", "fetches no addresses"), ("data:image/png,x", "must contain base64"), ("é", "not")],
+    )
+    def test_anything_else_is_refused_with_the_reason(self, plain_url: str, text: str, says: str) -> None:
+        fields = {"images": [{"base64": text}], "labels": LABELS}
+        assert says in str(error_of(httpx.post(f"{plain_url}/v1/classify", json=fields))["message"])
+
+
 class TestHeadersAndLogs:
     def test_answers_carry_security_headers(self, plain_url: str) -> None:
         answer = httpx.get(f"{plain_url}/v1/health")

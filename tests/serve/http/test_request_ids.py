@@ -10,6 +10,7 @@ from ray.serve._private.http_util import RequestIdMiddleware
 from serving import MakeService
 from starlette.types import ASGIApp
 
+from mode_ray.config.serve import ServeConfig
 from mode_ray.serve.http.api import create_app
 from mode_ray.serve.in_process import uvicorn_server
 
@@ -49,7 +50,7 @@ def logged_ids(caplog: pytest.LogCaptureFixture) -> list[str]:
 class TestInProcess:
     def test_a_plain_id_is_taken_and_any_other_replaced(self, app: ASGIApp, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "mode_ray")
-        served = uvicorn_server(app).config.app
+        served = uvicorn_server(app, ServeConfig()).config.app
         ids = [only_id(refused(served, given)) for given in (None, "", "mine-1", ODD, "x" * 65)]
         assert ids[2] == "mine-1"
         assert len(set(ids)) == len(ids)

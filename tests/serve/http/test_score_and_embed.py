@@ -59,6 +59,48 @@ class TestScore:
         assert rows_of(answer, "float32").shape == (1, 2)
 
 
+class TestAgreement:
+    @pytest.mark.parametrize("pruning", [{"experts": 1}, {"experts": 2}, {"share": 0.6}, {"share": 1.0}])
+    def test_inner_products_of_embeddings_are_the_scores_whatever_is_pruned(
+        self, serve_url: ServeUrl, pruning: dict[str, float]
+    ) -> None:
+        body = {"images": as_json([picture(1), picture(2)]), "texts": ["a cat", "a bus", "an apple", "a tram"]}
+        with serve_url(pruning=pruning) as url, httpx.Client(base_url=url, timeout=30) as client:
+            for fields, own in (({"as_one_task": False}, True), ({"as_one_task": True}, False)):
+                found = client.post("/v1/embed", json={**body, **fields}).json()
+                products = np.array(found["images"]["concatenated"]) @ np.array(found["texts"]["concatenated"]).T
+                scores = client.post("/v1/score", json={**body, "each_text_routed": own}).json()["scores"]
+                np.testing.assert_allclose(products, scores, atol=1e-5)
+            by_expert = client.post("/v1/embed", json={**body, "kind": "experts"}).json()["texts"]["experts"]
+            assert len(by_expert) == EXPERTS
+
+
+class TestTruncatedTexts:
+    LONG = "a cat " * 20  # the context has 16 tokens
+
+    def test_labels_that_the_experts_do_not_read_to_the_end_are_named(self, client: httpx.Client) -> None:
+        body = {"images": as_json([picture(1)]), "labels": ["cat", self.LONG]}
+        for path, answer in (
+            ("classify", client.post("/v1/classify", json=body)),
+            ("route", client.post("/v1/route", json={"labels": body["labels"]})),
+            ("score", client.post("/v1/score", json={"images": body["images"], "texts": body["labels"]})),
+            ("embed", client.post("/v1/embed", json={"texts": body["labels"]})),
+        ):
+            assert answer.json()["truncated"] == [self.LONG], path
+            assert path == "route" or answer.headers["X-Truncated"] == "1"
+
+    def test_a_template_may_make_them_too_long(self, client: httpx.Client) -> None:
+        template = "a photo " * 6 + "{}"
+        fields = {"labels": ["cat", "a red cat on a sofa"], "templates": ["{}", template]}
+        assert client.post("/v1/route", json=fields).json()["truncated"] == ["a red cat on a sofa"]
+
+    def test_clients_without_a_place_for_it_get_the_header(self, client: httpx.Client) -> None:
+        image = as_json([picture(1)])[0]["base64"]
+        parameters = {"candidate_labels": ["cat", self.LONG]}
+        assert client.post("/", json={"inputs": image, "parameters": parameters}).headers["X-Truncated"] == "1"
+        assert client.post("/v1/embeddings", json={"input": ["cat"]}).headers["X-Truncated"] == "0"
+
+
 class TestEmbed:
     def test_json_multipart_and_raw_bodies_get_the_same_rows(
         self, client: httpx.Client, images: Sequence[bytes]

@@ -1,13 +1,15 @@
 """Experts behind Ray Serve's handles, in Serve's local testing mode: real deployments, without a cluster."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pytest
 from ray import serve
+from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from tiny_run import save_expert
@@ -36,12 +38,31 @@ class Scripted:
             await asyncio.sleep(60.0)
         if texts == ["busy"]:
             raise ExpertBusy("full")
+        if texts == ["dead"]:
+            raise ActorDiedError
         return np.ones((len(texts), 2), np.float32)
 
 
 @pytest.fixture(scope="module")
 def scripted() -> DeploymentHandle[Any]:
     return serve.run(Scripted.bind(), name="scripted", _local_testing_mode=True)  # type: ignore[attr-defined]
+
+
+class Replaced:
+    """A handle whose only replica has died: describing waits for the new one, which comes with `back`."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+        self.back = asyncio.Event()
+        self.encode_texts = handle.encode_texts
+        self.describe = self
+
+    def remote(self) -> "asyncio.Task[Any]":
+        async def described() -> object:
+            await self.back.wait()
+            return await self._handle.describe.remote()
+
+        return asyncio.get_running_loop().create_task(described())
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +149,50 @@ class TestFailures:
         asyncio.run(ask())
 
 
+class TestDeath:
+    def test_calls_after_the_death_of_the_only_replica_do_not_wait_for_the_next_one(
+        self, scripted: DeploymentHandle[Any]
+    ) -> None:
+        async def ask() -> None:
+            asked = HandleExpert(3, "expert-3", 30.0, lambda: None, lambda _: scripted)
+            await asked.describe()
+            replaced = Replaced(scripted)
+            asked._handle = cast("DeploymentHandle[Any]", replaced)
+            with pytest.raises(ExpertUnavailable, match="ActorDiedError"):
+                await asked.encode_texts(["dead"])
+            began = time.monotonic()
+            for _ in range(20):
+                with pytest.raises(ExpertUnavailable, match="does not answer"):
+                    await asked.encode_texts(["a cat"])
+            assert time.monotonic() - began < 5.0
+            replaced.back.set()
+            await eventually(lambda: asked.encode_texts(["a cat"]))
+
+        asyncio.run(ask())
+
+    def test_where_another_replica_lives_no_later_call_is_refused(self, scripted: DeploymentHandle[Any]) -> None:
+        async def ask() -> None:
+            asked = HandleExpert(3, "expert-3", 30.0, lambda: None, lambda _: scripted)
+            with pytest.raises(ExpertUnavailable, match="ActorDiedError"):
+                await asked.encode_texts(["dead"])
+            assert (await asked.encode_texts(["a cat"])).shape == (1, 2)
+
+        asyncio.run(ask())
+
+
 class TestSilence:
+    def test_a_call_that_takes_long_is_none_while_a_probe_is_answered(self, scripted: DeploymentHandle[Any]) -> None:
+        async def ask() -> None:
+            asked = HandleExpert(3, "expert-3", 30.0, lambda: None, lambda _: scripted)
+            await asked.describe()
+            slow = asyncio.create_task(asked.encode_texts(["hang"]))
+            await asyncio.sleep(0.8)  # it is suspected after half a second
+            assert asked._probe is not None
+            assert (await asked.encode_texts(["a cat"])).shape == (1, 2)
+            slow.cancel()
+
+        asyncio.run(ask())
+
     def test_after_one_deadline_the_others_do_not_wait_until_it_answers_again(
         self, scripted: DeploymentHandle[Any]
     ) -> None:

@@ -18,7 +18,7 @@ from mode_ray.serve.ray.live import LiveServing
 from mode_ray.serve.service.served_run import ServedRun
 from mode_ray.storage import Location
 
-RUN = "s3://my-bucket/mode/run1"
+RUN = "/only/on/the/nodes/run1"
 WAITS = "Deployment 'Expert' has 1 replicas\nthat wait for {'CPU': 1.0}."
 SETTINGS = ServeConfig(request_deadline_seconds=0.02, expert_deadline_seconds=0.01)
 
@@ -27,12 +27,17 @@ class Cluster:
     """What Ray's REST interface does with lists, without a cluster: everything starts at once, or never."""
 
     def __init__(
-        self, document: dict[str, Any], never_starts: tuple[str, ...] = (), waits: tuple[str, ...] = ()
+        self,
+        document: dict[str, Any],
+        never_starts: tuple[str, ...] = (),
+        waits: tuple[str, ...] = (),
+        message: str = WAITS,
     ) -> None:
         self.submitted: list[dict[str, Any]] = []
         self.fails_with: str | None = None  # the run that a router cannot read
         self._never_starts = never_starts
         self._waits = waits
+        self._message = message
         self._live: dict[str, Any] = {}
         self.deploy_applications(document)
         self.submitted.clear()
@@ -48,7 +53,7 @@ class Cluster:
                 "name": application["name"],
                 "status": self._status(application["name"]),
                 "message": "Traceback …\n  mode_ray.errors.DataError: /models/broken: no open_clip_config.json\n",
-                "deployments": {"Expert": {"message": WAITS}} if application["name"] in self._waits else {},
+                "deployments": {"Expert": {"message": self._message}} if application["name"] in self._waits else {},
                 "deployed_app_config": copy.deepcopy(application),
             }
             for application in self._live["applications"]
@@ -106,6 +111,24 @@ class TestAdd:
     def test_one_that_is_there_is_refused(self, cluster: Cluster) -> None:
         with pytest.raises(UsageError, match="served already: mode-ray serve replace 2"):
             LiveServing(cluster, ignore).add([2])
+        assert not cluster.submitted
+
+    @pytest.mark.parametrize(("expert", "says"), [(9, "there is no expert 9: the run has 3, from 0 to 2"), (-1, "-1")])
+    def test_one_that_the_run_does_not_have_is_refused_before_anything_starts(
+        self, tmp_path: Path, expert: int, says: str
+    ) -> None:
+        cluster = Cluster(serve_document(build_run(tmp_path, 3, {}).run, [0, 1], SETTINGS))
+        with pytest.raises(UsageError, match=says):
+            LiveServing(cluster, ignore).add([expert])
+        assert not cluster.submitted
+
+    def test_a_model_that_is_missing_is_named_before_anything_starts(self, tmp_path: Path) -> None:
+        cluster = Cluster(serve_document(build_run(tmp_path, 3, {}).run, [0, 1], SETTINGS))
+        folder = str(tmp_path / "nowhere")
+        with pytest.raises(DataError, match=r"nowhere/open_clip_config.json: missing: nothing is changed"):
+            LiveServing(cluster, ignore).add([2], folder)
+        with pytest.raises(DataError, match=r"nowhere/open_clip_config.json: missing: nothing is changed"):
+            LiveServing(cluster, ignore).replace(1, folder)
         assert not cluster.submitted
 
 
@@ -251,6 +274,30 @@ class TestWhatCannotBeEdited:
 
 
 class TestWaiting:
+    @pytest.mark.parametrize(
+        ("available", "said"), [('{"CPU": 5.0}', False), ('{"CPU": 0.5}', True), ('{"GPU": 1.0}', True)]
+    )
+    def test_a_slow_start_is_no_reason_unless_resources_are_missing(self, available: str, said: bool) -> None:
+        scheduled = (
+            "Deployment 'Expert' has 1 replicas that have taken more than 30s to be scheduled. This may be due to …. "
+            f'Resources required for each replica: {{"CPU": 1.0}}, total resources available: {available}. Use …'
+        )
+        started = "Deployment 'Expert' has 1 replicas that have taken more than 30s to initialize. This may be …"
+        for message, expected in ((scheduled, said), (started, False)):
+            cluster = Cluster(serve_document(RUN, [0, 1], SETTINGS), waits=("expert-2",), message=message)
+            lines: list[str] = []
+            with pytest.raises(DataError, match="did not run"):
+                LiveServing(cluster, lines.append, deadline_seconds=0.0).add([2])
+            assert any("waits" in line for line in lines) == expected
+
+    def test_of_a_stack_trace_only_the_error_is_said(self) -> None:
+        trace = "failed to start 1 times. Error:\nray::Replica()\n  File x\nmode_ray.errors.DataError: a: missing\n"
+        cluster = Cluster(serve_document(RUN, [0, 1], SETTINGS), waits=("expert-2",), message=trace)
+        said: list[str] = []
+        with pytest.raises(DataError, match="did not run"):
+            LiveServing(cluster, said.append, deadline_seconds=0.0).add([2])
+        assert "application expert-2 waits: mode_ray.errors.DataError: a: missing" in said
+
     def test_what_it_waits_for_is_said_once_and_named_when_time_is_up(self) -> None:
         cluster = Cluster(serve_document(RUN, [0, 1], SETTINGS), waits=("expert-2",))
         said: list[str] = []
