@@ -3,7 +3,6 @@
 from collections.abc import Collection
 
 from mode_ray.captions.parquet import open_parquet
-from mode_ray.config.train import TrainConfig
 from mode_ray.embed.available import require_encoder
 from mode_ray.errors import DataError, UsageError
 from mode_ray.models.check import check_model
@@ -25,9 +24,10 @@ def check_stages(run: Run, stages: Collection[str]) -> None:
     """
     config = run.config
     if "train" in stages:
+        budget = config.train.budget_samples
         require_images(run.work_units)
-        check_batch(config.train)
         _require_image_column(run)
+        _require_room_for_a_batch(config.train.batch_size, budget)
     if "evaluate" in stages and not config.evaluate.tasks:
         raise UsageError(
             "evaluate.tasks is empty: name at least one task file (docs/tasks.md), or stop before with `--until train`"
@@ -39,13 +39,7 @@ def check_stages(run: Run, stages: Collection[str]) -> None:
         check_model(config.train)
 
 
-def check_batch(config: TrainConfig) -> None:
-    """Check that the budget is given and has room for one batch.
-
-    Raises:
-        UsageError: It is not; the message has both numbers.
-    """
-    budget, batch = config.budget_samples, config.batch_size
+def _require_room_for_a_batch(batch: int, budget: int) -> None:
     if batch > budget:
         raise UsageError(
             f"train.batch_size={batch:,} is above train.dense_samples={budget:,}, so the budget has no room for one "

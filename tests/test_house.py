@@ -43,6 +43,7 @@ ORDER = (
     "plan",
     "deploy",
     "demo",
+    "starter",
     "observe",
     "preflight",
     "pipeline",

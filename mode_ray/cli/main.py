@@ -12,12 +12,13 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from mode_ray import __version__
-from mode_ray.cli import clusters, pipeline, results, serve
+from mode_ray.cli import clusters, pipeline, results, serve, starter
 from mode_ray.errors import ModeRayError
 
 # The commands in the order of the help. Their names are those of the functions and groups.
 _PANELS: dict[str, tuple[Any, ...]] = {
     "Pipeline": (
+        starter.init,
         *(pipeline.run, pipeline.embed, pipeline.cluster, pipeline.assign, pipeline.train, pipeline.evaluate),
         pipeline.demo,
     ),

@@ -32,10 +32,25 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         UsageError: No such file, not YAML, an unknown key, a wrong type or value; it names file and field.
     """
-    preset = resources.files("mode_ray") / "presets" / f"{path}.yaml"
-    if path.isidentifier() and preset.is_file():
-        return _settings(RunConfig, f"preset {path}", preset.read_text(), overrides)
+    preset = preset_text(path)
+    if preset is not None:
+        return parse_config(preset, f"preset {path}", overrides)
     return read_settings(RunConfig, path, overrides, hint=" (and no preset of that name)")
+
+
+def preset_text(name: str) -> str | None:
+    """The YAML of a preset, which lacks `run` and `captions`; None if there is none of that name."""
+    file = resources.files("mode_ray") / "presets" / f"{name}.yaml"
+    return file.read_text() if name.isidentifier() and file.is_file() else None
+
+
+def parse_config(text: str, name: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """A run's config from YAML; `name` is for messages.
+
+    Raises:
+        UsageError: As `load_config`.
+    """
+    return _settings(RunConfig, name, text, overrides)
 
 
 def read_settings(kind: type[SettingsT], path: str, overrides: Sequence[str] = (), hint: str = "") -> SettingsT:

@@ -15,6 +15,7 @@ from mode_ray.train.plan import (
     expert_name,
     plan_trials,
     role_of,
+    small_trials,
 )
 from mode_ray.train.step.schedule import learning_rate, progress
 
@@ -212,3 +213,31 @@ def test_pretrained_runs_warm_up_to_the_peak_and_end_at_zero() -> None:
         assert rates[0] < 0.01
         assert max(rates) == pytest.approx(1.0, abs=1e-3)
         assert rates[-1] == pytest.approx(0.0, abs=1e-6)
+
+
+class TestSmallTrials:
+    """Batches that the pairs or the budget do not fill are said with the numbers."""
+
+    def said(self, pairs: list[int], **fields: Any) -> list[str]:  # noqa: ANN401
+        train = config(experts=len(pairs), **fields)
+        trials = plan_trials(train, np.array(pairs), range(len(pairs)))
+        return small_trials(train, trials, np.array(pairs))
+
+    def test_enough_of_both_is_not_mentioned(self) -> None:
+        assert self.said([100, 200], dense_samples=8192, batch_size=64) == []
+
+    def test_fewer_pairs_than_a_batch(self) -> None:
+        [line] = self.said([30, 90], dense_samples=81920, batch_size=64, controls=["random"])
+        assert line.startswith(
+            "fewer pairs than train.batch_size=64: n2/00 (30), random-n2/00 (30); their batches repeat"
+        )
+        [line] = self.said([30, 20], dense_samples=81920, batch_size=64)
+        assert "seed (50), dense (50), n2/00 (30), n2/01 (20);" in line
+
+    def test_a_share_of_the_budget_below_a_batch(self) -> None:
+        [line] = self.said([100, 900], dense_samples=3200, batch_size=64)
+        assert line.startswith(
+            "1 of 2 experts get one batch of 64 samples, because their share of train.dense_samples=3,200"
+        )
+        assert "(the smallest is 50)" in line
+        assert self.said([100, 900], dense_samples=3200, batch_size=64, expert_budget="full") == []

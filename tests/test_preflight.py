@@ -1,0 +1,123 @@
+"""What is checked before the first stage: each wrong setting is named within seconds, and nothing is written."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from rich.console import Console
+
+from mode_ray.config.load import with_values
+from mode_ray.config.run import RunConfig
+from mode_ray.errors import UsageError
+from mode_ray.observe.progress import Progress
+from mode_ray.pipeline import Pipeline, build_stages, open_run
+from mode_ray.run_directory import STAGE_NAMES
+
+Checked = Callable[[Mapping[str, object]], None]
+TASK = {"name": "colours", "kind": "classification", "paths": ["a.parquet"], "classes": ["red", "blue"]}
+
+
+def values(folder: Path) -> dict[str, Any]:
+    return {
+        "run": str(folder / "run"),
+        "captions": {"paths": [str(folder / "a.parquet")]},
+        "encoder": {"kind": "static", "model": "package:wordllama"},
+        "train": {"dense_samples": 8192},
+        "evaluate": {"tasks": [str(folder / "task.yaml")]},
+    }
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """A config of all stages that passes."""
+    pq.write_table(pa.table({"caption": ["a cat"] * 100, "image": [b"x"] * 100}), tmp_path / "a.parquet")
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(TASK))
+    return RunConfig.model_validate(values(tmp_path))
+
+
+@pytest.fixture
+def check(config: RunConfig) -> Checked:
+    """Checks all stages of the config with changes, as `mode-ray run` does before it starts Ray."""
+
+    def checked(changes: Mapping[str, object]) -> None:
+        Pipeline.open(with_values(config, changes), Progress(Console(quiet=True))).check(STAGE_NAMES)
+
+    return checked
+
+
+def test_the_smallest_config_passes(check: Checked) -> None:
+    check({})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train.dense_samples": None}, r"^train\.dense_samples is not set: set it to .* `--until assign`\)$"),
+        ({"evaluate.tasks": []}, r"^evaluate\.tasks is empty: name at least one task file"),
+        ({"train.batch_size": 32768}, r"^train\.batch_size=32,768 is above train\.dense_samples=8,192"),
+        (
+            {"captions.image_field": "img"},
+            r"a\.parquet: no column 'img' with images; set captions\.image_field to one",
+        ),
+        ({"train.model.architecture": "ViT-B32"}, r"^train\.model\.architecture: ViT-B32: .*did you mean ViT-B-32\?"),
+        ({"train.model.architecture": "./no/model"}, r"^train\.model\.architecture: .*/no/model: no such folder"),
+        ({"train.model.pretrained": "no/epoch.pt"}, r"^train\.model\.pretrained: .*/no/epoch\.pt: no such file"),
+        (
+            {"train.model.pretrained": "hf-hub:a/b"},
+            r"^train\.model\.pretrained: hf-hub:a/b: not in this machine's cache",
+        ),
+    ],
+)
+def test_what_training_and_evaluation_need(check: Checked, changes: Mapping[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        check(changes)
+
+
+def test_a_task_file_that_is_not_there(config: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^evaluate\.tasks: .*no\.yaml: no such file"):
+        build_stages(open_run(with_values(config, {"evaluate.tasks": [str(tmp_path / "no.yaml")]})))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_stages_before_training_ask_for_nothing_of_it(config: RunConfig) -> None:
+    alone = with_values(config, {"train.dense_samples": None, "evaluate.tasks": [], "captions.image_field": "img"})
+    Pipeline.open(alone, Progress(Console(quiet=True))).check(("embed", "cluster", "assign"))
+
+
+def test_other_values_than_a_stage_was_begun_with_name_the_runs_own_config(config: RunConfig, tmp_path: Path) -> None:
+    """For example a config of before that relied on defaults that are others now."""
+    former = with_values(config, {"train.batch_size": 32768, "train.model.architecture": "ViT-B-16"})
+    build_stages(open_run(former))["train"].begin(5)
+    with pytest.raises(UsageError, match="architecture was 'ViT-B-16', is 'ViT-S-32'") as caught:
+        Pipeline.open(config, Progress(Console(quiet=True)))
+    assert f"To resume with the values it was begun with, give --config {tmp_path}/run/config.yaml" in str(
+        caught.value
+    )
+
+
+def test_an_encoder_that_cannot_be_had_is_said_before_ray_starts(config: RunConfig, tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text(yaml.safe_dump({**values(tmp_path), "encoder": {}}))
+    # A hub that refuses connections, as behind a firewall; HF_HUB_OFFLINE would be answered without an attempt.
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
+    command = [str(Path(sys.executable).with_name("mode-ray")), "embed", "--config", str(file)]
+    began = time.monotonic()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith(
+        "mode-ray: encoder.model: princeton-nlp/sup-simcse-bert-base-uncased: not in this machine's"
+    )
+    assert "http://127.0.0.1:9 cannot be reached" in line
+    assert "run `hf download princeton-nlp/sup-simcse-bert-base-uncased`" in line
+    assert time.monotonic() - began < 30, "most of it is the start of Python on a busy machine"
+    assert not (tmp_path / "run/embeddings").exists()
