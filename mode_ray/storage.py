@@ -129,6 +129,11 @@ class Location:
         """Size of the file in bytes."""
         return int(self._info().size or 0)
 
+    def entry(self) -> "FileEntry | None":
+        """This file with its size and time, or None if it does not exist."""
+        info = self._info()
+        return None if info.type == pyarrow.fs.FileType.NotFound else FileEntry.of(self, info)
+
     def _info(self) -> pyarrow.fs.FileInfo:
         return self.filesystem.get_file_info(self.path)
 

@@ -145,14 +145,14 @@ class LeaseHolder:
 
 def lease_holder(directory: Location) -> LeaseHolder | None:
     """The holder of the lease of a stage's directory, or None."""
-    found = (directory / LEASE_FILE).glob_entries()
-    if not found:
+    found = (directory / LEASE_FILE).entry()
+    if found is None:
         return None
     try:
-        content = json.loads(found[0].location.read_text())
+        content = json.loads(found.location.read_text())
     except FileNotFoundError:  # released since
         return None
-    return LeaseHolder(_holder(content), found[0].modified_unix_seconds)
+    return LeaseHolder(_holder(content), found.modified_unix_seconds)
 
 
 def _holder(content: dict[str, str]) -> str:
