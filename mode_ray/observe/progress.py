@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from mode_ray.stages.manifest import Manifest, UnitRecord
-from mode_ray.train.runs.status import TrialStatus
+from mode_ray.train.runs.status import TrialStatus, at_checkpoint
 from mode_ray.util.tables import WideTable, duration, short_count
 
 _INTERVAL_SECONDS = 3.0
@@ -193,12 +193,18 @@ class Progress:
             self.say(f"[{manifest.stage}]   refused {count:,}: {reason}")
 
 
-def trials_table(statuses: Iterable[TrialStatus], now_unix_seconds: float) -> Group:
-    """One row per training run, and below the table a note for each that was relaunched or failed."""
+def trials_table(statuses: Iterable[TrialStatus], now_unix_seconds: float, *, ended: bool = False) -> Group:
+    """One row per training run, and below the table a note for each that was interrupted, relaunched or failed.
+
+    If the driver has `ended`, runs are shown as stopped that were running.
+    """
     headings = ("run", "state", "samples", "seen", "per s", "loss", "saved", "time")
     table, notes = WideTable("training runs", *headings, words=2), []
     for status in statuses:
-        table.add_row(status.trial, status.state, *_trial_cells(status, now_unix_seconds))
+        is_stopped = ended and status.state == "running"
+        shown = at_checkpoint(status) if is_stopped else status
+        state = "stopped" if is_stopped else status.state
+        table.add_row(status.trial, state, *_trial_cells(shown, now_unix_seconds))
         note = [f"launched {status.launches} times"] if status.launches > 1 else []
         if status.interrupted_by is not None and status.state != "finished":
             note.append(f"interrupted {status.interruptions} times, last: {status.interrupted_by}")

@@ -10,6 +10,7 @@ import yaml
 from rich.console import Group
 
 from mode_ray.errors import DataError, UsageError
+from mode_ray.observe.activity import STALL_SECONDS, Inactivity, inactivity
 from mode_ray.observe.progress import trials_table
 from mode_ray.run_directory import (
     FIT_PROGRESS,
@@ -42,6 +43,7 @@ class StageView:
         newest_unix_seconds: Last write to its directory by the storage's clock; 0 before the stage has begun.
         manifest: The manifest of a finished stage.
         trials: The training runs of the train stage.
+        inactivity: Of a started stage on which nobody seems to work.
     """
 
     name: str
@@ -52,10 +54,19 @@ class StageView:
     newest_unix_seconds: float = 0.0
     manifest: Manifest | None = None
     trials: Sequence[TrialStatus] = ()
+    inactivity: Inactivity | None = None
 
 
-def look_at_stage(run: Location, name: str) -> StageView:
+def look_at_stage(
+    run: Location, name: str, stall_seconds: float = STALL_SECONDS, now_unix_seconds: float | None = None
+) -> StageView:
     """The progress of a stage. A running stage takes one listing of its directory, and one file per training run.
+
+    Args:
+        run: The run directory.
+        name: Name of the stage.
+        stall_seconds: Time without output after which a stage counts as stalled.
+        now_unix_seconds: The time; by default that of this machine.
 
     Raises:
         DataError: A file of the stage is damaged.
@@ -82,14 +93,17 @@ def look_at_stage(run: Location, name: str) -> StageView:
     else:
         written = [entry.modified_unix_seconds for entry in entries if _is_unit(name, entry.location.name)]
         done, eta = len(written), units_eta_seconds(written, note["units"])
+    now = time.time() if now_unix_seconds is None else now_unix_seconds
+    found = inactivity(run, name, newest, now, stall_seconds)
     return StageView(
         name=name,
         state="started",
         done=done,
         units=note["units"],
-        eta_seconds=eta,
+        eta_seconds=eta if found is None else None,
         newest_unix_seconds=newest,
         trials=trials,
+        inactivity=found,
     )
 
 
@@ -135,20 +149,33 @@ def require_run(run: Location) -> None:
 def stages_table(run: Location, views: Sequence[StageView]) -> WideTable:
     """The table of `status_table` from views."""
     headings = ("stage", "state", "units", "rows in", "rows out", "refused", "left out", "time")
-    table = WideTable(str(run), *headings, words=2)
+    caption = "\n".join(view.inactivity.reason for view in views if view.inactivity is not None)
+    table = WideTable(str(run), *headings, words=2, caption=caption)
     for view in views:
-        table.add_row(view.name, view.state, *_cells(view))
+        table.add_row(view.name, _shown_state(view), *_cells(view))
     return table
 
 
 def trial_table(run: Location) -> Group | None:
     """One row per training run, or None if there are none."""
-    experts = run / STAGE_DIRECTORIES["train"]
-    folders = [file.parent for file in experts.files(recursive=True) if file.name == STATUS_FILE]
-    if not folders:
-        return None
-    statuses = [read_status(folder) for folder in folders]
-    return trials_table((status for status in statuses if status is not None), time.time())
+    view = look_at_stage(run, "train")
+    statuses = view.trials
+    if view.state != "started":
+        files = (run / STAGE_DIRECTORIES["train"]).files(recursive=True)
+        found = [read_status(file.parent) for file in files if file.name == STATUS_FILE]
+        statuses = [status for status in found if status is not None]
+    return trials_table(statuses, time.time(), ended=has_ended(view)) if statuses else None
+
+
+def has_ended(view: StageView) -> bool:
+    """Whether the stage is not done, but its driver has ended."""
+    return view.inactivity is not None and view.inactivity.ended
+
+
+def _shown_state(view: StageView) -> str:
+    if view.inactivity is None:
+        return view.state
+    return "stopped" if view.inactivity.ended else "stalled"
 
 
 def _cells(view: StageView) -> tuple[str, ...]:

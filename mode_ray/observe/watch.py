@@ -8,11 +8,11 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from mode_ray.observe.activity import inactivity
 from mode_ray.observe.progress import trials_table
-from mode_ray.observe.status import StageView, look_at_stage, require_run, stages_table
+from mode_ray.observe.status import StageView, has_ended, look_at_stage, require_run, stages_table
 from mode_ray.run_directory import MANIFEST, RUN_CONFIG, STAGE_DIRECTORIES, STAGE_NAMES
 from mode_ray.storage import Location
-from mode_ray.train.runs.lease import EXPIRY_SECONDS, lease_holder
 from mode_ray.util.tables import duration
 
 # Listing 250,000 outputs takes long, so listings take at most a tenth of the time.
@@ -44,7 +44,7 @@ class Watch:
         views: list[StageView] = []
         for name in self._names:
             if name not in self._done and all(view.state == "done" for view in views):
-                view = look_at_stage(self.run, name)
+                view = look_at_stage(self.run, name, self._stall_seconds, self._clock())
                 if view.state == "done":
                     self._done[name] = view
             else:
@@ -58,18 +58,15 @@ class Watch:
         return next((view for view in self.views if view.state != "done"), None)
 
     def stall(self) -> str | None:
-        """One sentence if nothing new was written for too long, or None.
-
-        This compares the clocks of the storage and of this machine. They should agree within a minute.
-        """
+        """One sentence if nobody seems to work on the current stage, or None."""
         view = self.at_work
         if view is None:
             return None
-        newest = view.newest_unix_seconds or self._previous_end(view.name)
-        silent = self._clock() - newest
-        if newest == 0.0 or silent < self._stall_seconds:
-            return None
-        return f"{view.name}: nothing new for {duration(silent)}; {self._who_is_at_work(view.name)}"
+        found = view.inactivity
+        if view.state == "absent":
+            newest = self._previous_end(view.name)
+            found = inactivity(self.run, view.name, newest, self._clock(), self._stall_seconds)
+        return None if found is None else found.reason
 
     def line(self) -> str:
         """The progress of the current stage in one line."""
@@ -86,18 +83,7 @@ class Watch:
         before = self._names[: self._names.index(name)]
         place = self.run / STAGE_DIRECTORIES[before[-1]] / MANIFEST if before else self.run / RUN_CONFIG
         entry = place.entry()
-        return entry.modified_unix_seconds if entry else 0.0
-
-    def _who_is_at_work(self, name: str) -> str:
-        resume = "the same command resumes"
-        if name != "train":
-            return f"if its driver has ended, {resume}"
-        holder = lease_holder(self.run / STAGE_DIRECTORIES[name])
-        if holder is None:
-            return f"no driver holds its lease: {resume}"
-        age = max(0.0, self._clock() - holder.renewed_unix_seconds)
-        renewed = f"{holder.name} holds its lease, renewed {duration(age)} ago"
-        return f"{renewed}: that driver has ended, {resume}" if age > 6 * EXPIRY_SECONDS else renewed
+        return 0.0 if entry is None else entry.modified_unix_seconds
 
 
 def watch_run(watch: Watch, console: Console, interval_seconds: float, sleep: Callable[[float], None]) -> None:
@@ -144,8 +130,10 @@ def _screen(watch: Watch, console: Console) -> Iterator[Callable[[], None]]:
 
 
 def _tables(watch: Watch) -> RenderableType:
-    view, stall = watch.at_work, watch.stall()
+    view = watch.at_work
     parts: list[RenderableType] = [stages_table(watch.run, watch.views)]
     if view is not None and view.trials:
-        parts.append(trials_table(view.trials, time.time()))
-    return Group(*parts, *([Text(stall)] if stall else []))
+        parts.append(trials_table(view.trials, time.time(), ended=has_ended(view)))
+    if view is not None and view.inactivity is None and (stall := watch.stall()) is not None:
+        parts.append(Text(stall))  # of a stage that has not begun: the table has no sentence about it
+    return Group(*parts)

@@ -103,6 +103,7 @@ def story(
             told.kills_with_checkpoints += bool(running_with_checkpoint(run))
             told.kills[victim] += 1
             if victim == "driver":
+                told.printed += driver.printed()
                 kill_tree(driver.process, RAY_ENDS_SECONDS)
                 driver = command(config, run, "train")
             else:
@@ -111,7 +112,7 @@ def story(
     finally:
         if driver.process.poll() is None:
             kill_tree(driver.process, RAY_ENDS_SECONDS)
-    told.printed = driver.printed()
+    told.printed += driver.printed()
     told.seconds = time.monotonic() - began
     print(f"kills {dict(told.kills)}, {told.kills_with_checkpoints} with a checkpoint, {told.seconds:.0f} s")  # noqa: T201
     assert code == 1, told.printed
@@ -155,6 +156,14 @@ def test_a_killed_worker_costs_no_launch(story: Story) -> None:
     # A controller's kill costs its run one, a driver's those of its slots; and each driver tries the rotten one again.
     allowed = len(runs) + story.kills["controller"] + (SLOTS + 1) * story.kills["driver"]
     assert len(runs) < launches <= allowed
+
+
+def test_lost_workers_and_launches_are_reported_with_rays_reason(story: Story) -> None:
+    lost = [line for line in story.printed.splitlines() if "interrupted (" in line]
+    # A loss just before a kill of the driver is not reported any more.
+    assert len(lost) >= story.kills["worker"] + story.kills["controller"] - story.kills["driver"]
+    assert any("samples: worker 0: Worker unexpectedly exits" in line for line in lost), lost
+    assert any("samples: controller lost: " in line or "samples: launcher lost: " in line for line in lost), lost
 
 
 def test_nothing_is_left_but_the_outcome(story: Story) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from terminal import require_words, shown_at_80_columns
 
 from mode_ray.errors import DataError, UsageError
 from mode_ray.observe.status import status_table, trial_table
-from mode_ray.run_directory import STATUS_FILE
+from mode_ray.run_directory import LEASE_FILE, STATUS_FILE
 from mode_ray.stages.manifest import Stage, UnitRecord
 from mode_ray.storage import Location
 from mode_ray.train.runs.status import TrialStatus
@@ -149,6 +150,72 @@ def test_a_large_run_fits_80_columns(run: Location) -> None:
     trials_shown = shown_at_80_columns(trial_table(run) or "")
     require_words(trials_shown, ["dense-equal-total", "12.8 B", "30 min ago", "22.2 h left"])
     assert trials_shown.count("state") == 1, "two blocks"
+
+
+class TestActivity:
+    """Nobody works on the run any more, for example after `ray job stop`."""
+
+    def begin(self, run: Location, minutes: float) -> None:
+        """A train stage whose files are so old."""
+        Stage("train", run / "experts", {}).begin(2)
+        running = TrialStatus(
+            trial="seed",
+            state="running",
+            samples=800,
+            samples_seen=700,
+            samples_per_second=3.0,
+            eta_seconds=34.0,
+            loss=2.0,
+            checkpoint_samples=640,
+        )
+        write_trial(run, running)
+        self.age(run, minutes, "started.json", "seed/status.json")
+
+    def age(self, run: Location, minutes: float, *files: str) -> None:
+        then = time.time() - 60 * minutes
+        for file in files:
+            os.utime((run / "experts" / file).path, (then, then))
+
+    def hold_lease(self, run: Location, minutes: float) -> None:
+        lease = {"driver": "x", "host": "node-7", "process": "12", "beats": "9"}
+        (run / "experts" / LEASE_FILE).write_text(json.dumps(lease))
+        self.age(run, minutes, LEASE_FILE)
+
+    @pytest.mark.parametrize("minutes", [2, 17])
+    @pytest.mark.parametrize("lease", [None, "as old as the files"])
+    def test_training_without_a_driver_is_stopped(self, run: Location, minutes: float, lease: str | None) -> None:
+        self.begin(run, minutes)
+        if lease is not None:
+            self.hold_lease(run, minutes)
+        table = status_table(run)
+        assert row(table, "train")[1:3] == ["stopped", "0/2"]
+        assert row(table, "train")[-1] == "", "no time left"
+        assert f"train: nothing new for {minutes} min; " in shown_at_80_columns(table)
+        seed = row(trials(run), "seed")
+        assert seed[:2] == ["seed", "stopped"]
+        assert seed[3:6] == ["80%", "", ""], "what it resumes from, no speed and no loss"
+        assert seed[-1] == ""
+
+    def test_a_lease_that_is_renewed_is_a_driver_at_work(self, run: Location) -> None:
+        self.begin(run, 2)
+        self.hold_lease(run, 0)
+        assert row(status_table(run), "train")[-1] == "34 s left"
+        assert row(trials(run), "seed")[1] == "running"
+
+    def test_a_driver_without_output_is_stalled(self, run: Location) -> None:
+        self.begin(run, 17)
+        self.hold_lease(run, 0)
+        table = status_table(run)
+        assert row(table, "train")[1] == "stalled"
+        require_words(shown_at_80_columns(table), ["process 12 on node-7 holds its lease"])
+        assert row(trials(run), "seed")[1] == "running"
+
+    def test_another_stage_is_stalled_after_ten_minutes(self, run: Location) -> None:
+        Stage("embed", run / "embeddings", {}).begin(2)
+        assert row(status_table(run), "embed")[1] == "started"
+        then = time.time() - 660
+        os.utime((run / "embeddings" / "started.json").path, (then, then))
+        assert row(status_table(run), "embed")[1] == "stalled"
 
 
 class TestTrials:
