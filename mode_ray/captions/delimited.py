@@ -94,6 +94,8 @@ class _Shard:
         if first is None and config.header:
             raise DataError(f"{work_unit.uri}: no header line that names the columns; replace or remove it")
         names = [text_key(name.strip()) for name in first or []]
+        if any("\r" in name for name in names):
+            raise DataError(f"{work_unit.uri}: lines end with a carriage return alone; convert them to line feeds")
         return cls(work_unit.uri, names, config.header, delimiter, reader.records())
 
     def column(self, name: str | None, setting: str) -> int:

@@ -9,7 +9,7 @@ decoded.
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -30,14 +30,14 @@ _JPEG_START = b"\xff\xd8\xff"
 _JPEG_MARKER, _JPEG_APP1, _JPEG_SCAN = 0xFF, 0xE1, 0xDA
 # PIL decodes JPEGs with four channels.
 _COLOR_SPACES = frozenset({"YCbCr", "Gray", "RGB"})
-_TURNS: dict[int, Callable[[Pixels], Pixels]] = {
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-    8: np.rot90,
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
 """What makes an image upright, by the value of the EXIF tag Orientation."""
 _16_BIT_MAX = 65_535
@@ -94,8 +94,8 @@ def decode_pixels(
     if data.startswith(_JPEG_START):
         pixels = _decode_jpeg(data, max_pixels, place)
         if pixels is not None:
-            turned = images.decoding == "standard" and _may_be_turned(data)
-            return _upright(pixels, _jpeg_orientation(data)) if turned else pixels
+            turn = _jpeg_turn(data) if images.decoding == "standard" else None
+            return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
     return rgb_pixels(open_image(data, max_pixels, place, formats), images, place)
 
 
@@ -121,8 +121,8 @@ def rgb_pixels(image: Image.Image, images: ImagesConfig, place: str) -> Pixels:
     with decoder_errors(place):
         if images.decoding == "open_clip":
             return np.array(image.convert("RGB"))
-        pixels = np.array(_opaque(_in_8_bits(image, place), images.background))
-        return _upright(pixels, _orientation(image))
+        opaque, turn = _opaque(_in_8_bits(image, place), images.background), _turn(image)
+        return np.array(opaque if turn is None else opaque.transpose(turn))
 
 
 @contextmanager
@@ -156,7 +156,17 @@ def _decode_jpeg(data: bytes, max_pixels: int, place: str) -> Pixels | None:
     return pixels
 
 
-def _may_be_turned(data: bytes) -> bool:
+def _jpeg_turn(data: bytes) -> Image.Transpose | None:
+    """What makes a JPEG upright; None for most, without opening them."""
+    if not _has_metadata(data):
+        return None
+    try:
+        return _turn(Image.open(io.BytesIO(data), formats=("JPEG",)))
+    except (*_DECODER_ERRORS, Image.DecompressionBombError):
+        return None
+
+
+def _has_metadata(data: bytes) -> bool:
     """Whether a JPEG has a segment APP1 before its pixels: EXIF and XMP are stored there."""
     at, end = len(_JPEG_START) - 1, len(data) - 3
     while at < end:
@@ -169,24 +179,13 @@ def _may_be_turned(data: bytes) -> bool:
     return False
 
 
-def _jpeg_orientation(data: bytes) -> object:
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes an image upright, by the EXIF tag Orientation; None for nothing, or for damaged metadata."""
     try:
-        return _orientation(Image.open(io.BytesIO(data), formats=("JPEG",)))
-    except (*_DECODER_ERRORS, Image.DecompressionBombError):
-        return None
-
-
-def _orientation(image: Image.Image) -> object:
-    """The value of the EXIF tag; None where there is none, or where the metadata are damaged."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     except _DECODER_ERRORS:
         return None
-
-
-def _upright(pixels: Pixels, orientation: object) -> Pixels:
-    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
-    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+    return _TURNS.get(orientation) if isinstance(orientation, int) else None
 
 
 def _opaque(image: Image.Image, background: str) -> Image.Image:

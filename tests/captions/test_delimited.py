@@ -253,6 +253,7 @@ class TestCompression:
         [
             (b"PK\x03\x04" + bytes(20), "zip data, which cannot be read; unpack it"),
             ("caption\na\n".encode("utf-16"), "UTF-16 text; convert it to UTF-8"),
+            (b"caption,n\ra cat,1\ra dog,2\r", "lines end with a carriage return alone; convert them"),
         ],
     )
     def test_what_is_not_read(self, tmp_path: Path, content: bytes, said: str) -> None:

@@ -8,9 +8,13 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import ExifTags, Image
 
+from mode_ray.config.images import ImagesConfig
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.models.clip import ClipModel
@@ -201,6 +205,30 @@ class TestBadImages:
         config = make_config(limits={"max_image_pixels": 24 * 24 - 1})
         with pytest.raises(DataError, match="24 x 24 pixels, more than 575 allowed"):
             PairDataset(all_pairs, config, new_clip(), seed=0)[[0]]
+
+
+def test_photos_are_upright(
+    data_folder: Path, all_pairs: PairIndex, make_config: Callable[..., RunConfig], new_clip: Callable[[], ClipModel]
+) -> None:
+    config, clip = make_config(), new_clip()
+    like_open_clip = config.model_copy(update={"images": ImagesConfig(decoding="open_clip")})
+    upright = PairDataset(all_pairs, config, clip, 0)[list(range(48))]
+    file = data_folder / "b.parquet"
+    table = pq.read_table(file)
+    turned = pa.array([turned_with_tag(data) for data in table["image"].to_pylist()])
+    pq.write_table(table.set_column(table.schema.get_field_index("image"), "image", turned), file)
+    batch = PairDataset(all_pairs, config, clip, 0)[list(range(48))]
+    assert batch.bad_images == ()
+    assert torch.equal(batch.images, upright.images)
+    assert not torch.equal(PairDataset(all_pairs, like_open_clip, clip, 0)[list(range(48))].images, upright.images)
+
+
+def turned_with_tag(data: bytes) -> bytes:
+    """An image as a phone stores it: turned, and with a tag how to turn it back."""
+    exif, stream = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.open(io.BytesIO(data)).transpose(Image.Transpose.ROTATE_90).save(stream, "PNG", exif=exif)
+    return stream.getvalue()
 
 
 def test_the_reader_finds_the_pairs_of_both_formats_in_any_order(

@@ -4,6 +4,9 @@ ROOT/test/0.tar, 1.tar, …    images, each with .cls (class number), .npy (0 or
 ROOT/test/nshards.txt        number of tars
 ROOT/train/…                 the same for the training split, if there is one
 ROOT/classnames.txt, zeroshot_classification_templates.txt, dataset_type.txt
+
+Text files are read as by clip-benchmark: blanks around a line, byte order marks and capitals in the type do not
+matter.
 """
 
 import io
@@ -41,8 +44,8 @@ class BenchmarkLayout:
         """
         if not (self.root / TYPE_FILE).exists():
             return "classification"
-        stated = " ".join(text_lines(self.root / TYPE_FILE)).strip()
-        kind = next((kind for kind in MEMBERS if kind == stated), None)
+        stated = " ".join(text_lines(self.root / TYPE_FILE))
+        kind = next((kind for kind in MEMBERS if kind == stated.lower()), None)
         if kind is None:
             raise UsageError(f"{self.root / TYPE_FILE}: {stated!r} is not one of {', '.join(MEMBERS)}")
         return kind
@@ -58,8 +61,8 @@ class BenchmarkLayout:
         if not tars:
             raise DataError(f"{folder}: no tar named 0.tar, 1.tar, …: not a {split} split of this layout")
         if (folder / SHARD_COUNT_FILE).exists():
-            stated = " ".join(text_lines(folder / SHARD_COUNT_FILE)).strip()
-            if stated != str(len(tars)):
+            stated = " ".join(text_lines(folder / SHARD_COUNT_FILE))
+            if not stated.isdecimal() or int(stated) != len(tars):
                 raise DataError(
                     f"{folder / SHARD_COUNT_FILE}: says {stated[:20]!r}, but there are {len(tars)} tars: copy again"
                 )
@@ -78,16 +81,33 @@ def present_classes(content: bytes) -> tuple[int, ...] | None:
     return tuple(np.flatnonzero(vector).tolist())
 
 
+def class_names(root: Location) -> list[str]:
+    """The class names of a set in the order of their numbers; raises `UsageError` if they cannot be read.
+
+    An empty line is a class without a name, as in the published set clevr_closest_object_distance.
+    """
+    return text_lines(root / CLASS_NAMES_FILE)
+
+
+def class_templates(root: Location) -> list[str]:
+    """The templates of a set; raises `UsageError` if they cannot be read."""
+    return [line for line in text_lines(root / TEMPLATES_FILE) if line]
+
+
 def text_lines(file: Location) -> list[str]:
-    """The lines of a file of the layout; raises `UsageError` if it cannot be read."""
+    """The lines of a file of the layout, without blanks around them and without empty lines at the end.
+
+    Raises:
+        UsageError: The file cannot be read.
+    """
     try:
         if file.size_bytes() > _MAX_TEXT_BYTES:
             raise UsageError(f"{file}: more than {_MAX_TEXT_BYTES:,} bytes")
-        text = file.read_text()
+        text = file.read_text().removeprefix("\ufeff")
     except FileNotFoundError:
         raise UsageError(f"{file}: missing; the layout of clip-benchmark requires it") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{file}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise UsageError(f"{file}: cannot be read: {error}") from None
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    return [line.strip() for line in text.rstrip().splitlines()]

@@ -121,7 +121,7 @@ def _webdataset_samples(task: Task, work_unit: WorkUnit) -> Iterator[Sample]:
 
 def _benchmark_reader(task: Task) -> Callable[[bytes, str], _Texts]:
     if task.kind == "retrieval":
-        return lambda content, place: tuple(_text(content, place).splitlines())
+        return lambda content, place: tuple(line.strip() for line in _text(content, place).splitlines())
     if task.kind == "classification":
         return lambda content, place: (_text(content, place),)
 
@@ -136,7 +136,7 @@ def _benchmark_reader(task: Task) -> Callable[[bytes, str], _Texts]:
 
 def _text(content: bytes, place: str) -> str:
     try:
-        return content.decode().strip()
+        return content.decode().removeprefix("\ufeff").strip()
     except UnicodeDecodeError:
         raise DataError(f"{place}: its text is not UTF-8") from None
 

@@ -13,13 +13,7 @@ from mode_ray.config.base import Settings, Strings
 from mode_ray.errors import UsageError
 from mode_ray.evaluate.metrics.metric_table import METRICS
 from mode_ray.evaluate.metrics.scored import TaskKind
-from mode_ray.evaluate.tasks.benchmark_layout import (
-    CLASS_NAMES_FILE,
-    MEMBERS,
-    TEMPLATES_FILE,
-    BenchmarkLayout,
-    text_lines,
-)
+from mode_ray.evaluate.tasks.benchmark_layout import MEMBERS, BenchmarkLayout, class_names, class_templates
 from mode_ray.evaluate.tasks.builtin_texts import PREFIX, builtin_texts
 from mode_ray.evaluate.tasks.clip_benchmark_texts import Texts
 from mode_ray.storage import Location
@@ -280,9 +274,9 @@ def _completed(values: Mapping[str, Any], task_file: Location) -> dict[str, Any]
         raise UsageError(f"kind: is {found['kind']}, but the set at {layout.root} is for {kind}")
     if kind != "retrieval":
         if "classes" not in found:
-            found["classes"] = text_lines(layout.root / CLASS_NAMES_FILE)
+            found["classes"] = class_names(layout.root)
         if "templates" not in found:
-            found["templates"] = text_lines(layout.root / TEMPLATES_FILE)
+            found["templates"] = class_templates(layout.root)
     return found
 
 

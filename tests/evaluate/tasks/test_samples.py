@@ -210,6 +210,15 @@ class TestBenchmarkLayout:
         found = list(read_samples(self.task(tmp_path, "retrieval")))
         assert [(sample.image, sample.texts) for sample in found] == [(b"1", ("a cat", "a tom cat")), (b"2", ("犬",))]
 
+    def test_blanks_and_marks_in_the_members_do_not_matter(self, tmp_path: Path) -> None:
+        self.write(tmp_path, "test", [[{"jpg": b"1", "cls": "\ufeff1 \n".encode()}]])
+        (tmp_path / "test" / "nshards.txt").write_text("\ufeff 01\n\n")
+        assert [sample.texts for sample in read_samples(self.task(tmp_path))] == [("1",)]
+        (tmp_path / "captions").mkdir()
+        self.write(tmp_path / "captions", "test", [[{"jpg": b"1", "txt": "\ufeffa cat \r\n a tom cat\r\n\r\n"}]])
+        found = list(read_samples(self.task(tmp_path / "captions", "retrieval")))
+        assert [sample.texts for sample in found] == [("a cat", "a tom cat")]
+
     def test_equal_captions_count_apart_as_clip_benchmark_has_it(self, tmp_path: Path) -> None:
         assert self.task(tmp_path, "retrieval").equal_captions == "apart"
         values = {"name": "t", "kind": "retrieval", "format": "clip-benchmark", "paths": ["."]}

@@ -261,6 +261,21 @@ class TestBenchmarkLayout:
             load_task(write_task(tmp_path, self.SET | changes))
         assert "\n" not in str(caught.value)
 
+    def test_blanks_marks_and_capitals_do_not_matter(self, tmp_path: Path) -> None:
+        self.write_set(
+            tmp_path,
+            classnames="\ufeffcat \r\nT-shirt\t\r\n  cat\r\n \r\n\r\n",
+            zeroshot_classification_templates="\ufeff\n a photo of a {c}. \n\n{c}\n\n",
+            dataset_type="\ufeff Classification\n\n",
+        )
+        task = load_task(write_task(tmp_path, self.SET))
+        assert task.classes == ("cat", "T-shirt", "cat")
+        assert task.class_texts()[0] == ["a photo of a cat.", "cat"]
+
+    def test_an_empty_line_between_class_names_is_a_class_without_a_name(self, tmp_path: Path) -> None:
+        self.write_set(tmp_path, classnames="near\n\nfar\n", zeroshot_classification_templates="{c} shapes")
+        assert load_task(write_task(tmp_path, self.SET)).classes == ("near", "", "far")
+
     def test_text_that_is_not_utf8_is_refused(self, tmp_path: Path) -> None:
         self.write_set(tmp_path)
         (tmp_path / "wds_pets" / "classnames.txt").write_bytes(b"cat\nd\xff\n")
