@@ -14,8 +14,9 @@ from PIL import Image
 from mode_ray.captions.json_text import json_object
 from mode_ray.captions.listing import list_work_units
 from mode_ray.captions.parquet import open_parquet
+from mode_ray.captions.tar_samples import read_tar_samples
 from mode_ray.captions.text_lines import open_lines
-from mode_ray.captions.webdataset import JSON_SUFFIX, MAX_JSON_BYTES, TEXT_SUFFIX, read_tar_samples
+from mode_ray.captions.webdataset import JSON_SUFFIX, MAX_JSON_BYTES, TEXT_SUFFIX
 from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.stages.work_unit import ShardFormat, WorkUnit
