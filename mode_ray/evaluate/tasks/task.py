@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
-from mode_ray.captions.files import find_roots
+from mode_ray.captions.files import find_roots, path_exists
 from mode_ray.config.base import Settings, Strings
 from mode_ray.errors import UsageError
 from mode_ray.evaluate.metrics.metric_table import METRICS
@@ -219,7 +219,7 @@ def task_files(paths: Sequence[str]) -> list[str]:
     files: list[str] = []
     for text in paths:
         try:
-            patterns = expand_path(text, parse_path, lambda uri: Location(uri).exists())
+            patterns = expand_path(text, parse_path, path_exists)
             for pattern in patterns:
                 matching = Location(pattern.base).glob(pattern.rest) if pattern.rest else []
                 if pattern.rest and not matching:
@@ -310,7 +310,7 @@ def _completed(values: Mapping[str, Any], task_file: Location) -> dict[str, Any]
 def _paths_beside(task_file: Location, text: str) -> list[str]:
     """The paths that one entry of a task names, absolute. Relative ones start at the folder of the task file."""
     resolve = partial(join_path, task_file.parent.uri)
-    found = [pattern.uri for pattern in expand_path(text, resolve, lambda uri: Location(uri).exists())]
+    found = [pattern.uri for pattern in expand_path(text, resolve, path_exists)]
     # The fingerprint of an evaluation has the paths of its tasks: absolute ones are kept as written.
     return [text] if len(found) == 1 and ("://" in text or text.startswith("/")) else found
 
