@@ -15,6 +15,7 @@ from mode_ray.config.run import RunConfig
 from mode_ray.embed.stage import embed_fields, run_embed
 from mode_ray.errors import UsageError
 from mode_ray.evaluate.stage import evaluate_fields, run_evaluate
+from mode_ray.evaluate.tasks.task import task_files
 from mode_ray.new_data.drift import run_drift
 from mode_ray.new_data.extend import ExtensionRequest, run_extension
 from mode_ray.new_data.table import drift_view
@@ -71,7 +72,7 @@ STAGES: Mapping[str, StageEntry] = {
     "evaluate": StageEntry(
         run_evaluate,
         evaluate_fields,
-        units=lambda run: len(run.config.evaluate.tasks),
+        units=lambda run: len(task_files(run.config.evaluate.tasks)),
         # It may leave out experts that failed, and checks itself what the train stage left.
         needs=("embed", "cluster", "assign"),
         # Which experts a task was measured with is stored beside its cosines.

@@ -84,7 +84,7 @@ def find_roots(paths: Sequence[str]) -> list[Location]:
     """
     roots = []
     for text in paths:
-        for pattern in expand_path(text, parse_path, _exists):
+        for pattern in expand_path(text, parse_path, path_exists):
             base = Location(pattern.base)
             matching = base.glob(pattern.rest, directories=True) if pattern.rest else []
             if pattern.rest and not matching:
@@ -93,7 +93,8 @@ def find_roots(paths: Sequence[str]) -> list[Location]:
     return roots
 
 
-def _exists(uri: str) -> bool:
+def path_exists(uri: str) -> bool:
+    """Whether something of a canonical URI exists; for `expand_path`."""
     return Location(uri).exists()
 
 
@@ -102,22 +103,27 @@ def _found(one: _Named, described: dict[Location, pyarrow.fs.FileInfo], choice: 
     try:
         if one.pattern.rest:
             files = one.location.glob(one.pattern.rest)
-            directories = [] if files else one.location.glob(one.pattern.rest, directories=True)
+            chosen = choice.choose(one.shown, files)
+            directories = [] if chosen else one.location.glob(one.pattern.rest, directories=True)
+            if not directories:
+                return chosen or files
         else:
             info = described.get(one.location)
-            if info is not None and info.type == pyarrow.fs.FileType.File:
-                return [FileEntry.of(one.location, info)]
-            is_directory = info is not None and info.type == pyarrow.fs.FileType.Directory
-            files, directories = [], [FileEntry.of(one.location, info)] if is_directory else []
+            if info is None or info.type == pyarrow.fs.FileType.NotFound:
+                return []
+            entry = FileEntry.of(one.location, info)
+            if info.type == pyarrow.fs.FileType.File:
+                return [entry]
+            directories = [entry]
         inside = [file for directory in directories for file in _data_files(directory.location)]
     except OSError as error:
         raise DataError(f"{one.shown}: cannot be listed ({error})") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{one.shown}: contains a name that is not UTF-8 ({error.object!r}): rename it") from None
-    chosen = choice.choose(one.shown, files or inside)
-    if directories and not chosen:
+    chosen = choice.choose(one.shown, inside)
+    if not chosen:
         raise DataError(f"{one.shown}: {nothing_found(inside)}")
-    return chosen or files
+    return chosen
 
 
 def _data_files(directory: Location) -> list[FileEntry]:
@@ -177,7 +183,7 @@ def _read_paths(path: str, field: str) -> list[_Named]:
 
 def _expanded(text: str, place: str, resolve: Callable[[str], str]) -> list[_Named]:
     try:
-        patterns = expand_path(text, resolve, _exists)
+        patterns = expand_path(text, resolve, path_exists)
     except UsageError as error:
         raise DataError(f"{place}: {error}") from None
     except OSError as error:

@@ -85,12 +85,7 @@ def _are_metadata(by_format: dict[ShardFormat, list[FileEntry]]) -> bool:
     """Whether every file that is no tar has the name of a tar beside it, but for the suffix."""
     tars = {file.location.uri.rpartition(".")[0] for file in by_format.get("webdataset", ())}
     others = [file for one, of_format in by_format.items() if one != "webdataset" for file in of_format]
-    return all(f"{file.location.parent.uri}/{stem}" in tars for file in others if (stem := _stem(file)))
-
-
-def _stem(file: FileEntry) -> str:
-    name = file.location.name.removesuffix(".gz")
-    return name.rpartition(".")[0] or name
+    return all(re.sub(r"\.[^./]+(\.(gz|bz2|xz|zst))?$", "", file.location.uri) in tars for file in others)
 
 
 def _count(files: Sequence[FileEntry]) -> str:

@@ -15,6 +15,7 @@ from mode_ray.config.images import ImagesConfig
 from mode_ray.config.serve import ServeConfig
 from mode_ray.config.sweep import SweepConfig
 from mode_ray.config.train import TrainConfig
+from mode_ray.errors import UsageError
 from mode_ray.storage import Location
 
 
@@ -77,4 +78,7 @@ class RunConfig(Settings):
     @property
     def directory(self) -> Location:
         """The run directory."""
-        return Location.parse(self.run)
+        try:
+            return Location.parse(self.run)
+        except UsageError as error:
+            raise UsageError(f"run: {error}") from None

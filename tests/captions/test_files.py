@@ -68,9 +68,9 @@ class TestPaths:
         assert found(f"{folder}/t/*") == ["0.parquet"]
         assert found(f"{folder}/t/_temporary/0/2.parquet", f"{folder}/t/_temporary") == ["2.parquet"] * 2
 
-    def test_a_wildcard_that_matches_directories_only_reads_these(self, folder: Location) -> None:
-        fill(folder, "t/date=1/0.parquet", "t/date=2/1.parquet", "t/date=2/_SUCCESS")
-        assert found(f"{folder}/t/date=*") == ["0.parquet", "1.parquet"]
+    def test_a_wildcard_that_matches_directories_and_no_shard_reads_these(self, folder: Location) -> None:
+        fill(folder, "t/date=1/0.parquet", "t/date=2/1.parquet", "t/date=2/_SUCCESS", "t/README.md")
+        assert found(f"{folder}/t/date=*") == found(f"{folder}/t/*") == ["0.parquet", "1.parquet"]
 
     def test_home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(tmp_path))

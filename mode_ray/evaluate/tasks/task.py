@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
-from mode_ray.captions.files import find_roots
+from mode_ray.captions.files import find_roots, path_exists
 from mode_ray.config.base import Settings, Strings
 from mode_ray.errors import UsageError
 from mode_ray.evaluate.metrics.metric_table import METRICS
@@ -17,7 +17,7 @@ from mode_ray.evaluate.tasks.benchmark_layout import MEMBERS, BenchmarkLayout, c
 from mode_ray.evaluate.tasks.builtin_texts import PREFIX, builtin_texts
 from mode_ray.evaluate.tasks.clip_benchmark_texts import Texts
 from mode_ray.storage import Location
-from mode_ray.util.path_notation import expand_path, join_path
+from mode_ray.util.path_notation import expand_path, join_path, parse_path
 
 BENCHMARK_FORMAT: Final = "clip-benchmark"
 FOLDER_FORMAT: Final = "folder"
@@ -204,6 +204,27 @@ def class_folders(roots: Iterable[Location]) -> list[str]:
     return sorted(names)
 
 
+def task_files(paths: Sequence[str]) -> list[str]:
+    """The task files of `evaluate.tasks`, with braces and wildcards expanded.
+
+    Raises:
+        UsageError: A path cannot be meant, cannot be listed, or nothing matches its wildcards.
+    """
+    files: list[str] = []
+    for text in paths:
+        try:
+            patterns = expand_path(text, parse_path, path_exists)
+            for pattern in patterns:
+                matching = Location(pattern.base).glob(pattern.rest) if pattern.rest else []
+                if pattern.rest and not matching:
+                    raise UsageError(f"{text}: nothing matches it")
+                # The text itself if it names one file, so that messages show what was written.
+                files += [entry.location.uri for entry in matching] or [text if len(patterns) == 1 else pattern.uri]
+        except (UsageError, OSError) as error:
+            raise UsageError(f"evaluate.tasks: {error}") from None
+    return files
+
+
 def load_tasks(paths: Sequence[str]) -> list[Task]:
     """Read the task files of a run.
 
@@ -211,7 +232,7 @@ def load_tasks(paths: Sequence[str]) -> list[Task]:
         UsageError: As `load_task`, or two tasks have the same name, which is the directory of their results.
     """
     tasks: dict[str, Task] = {}
-    for path in paths:
+    for path in task_files(paths):
         task = load_task(path)
         if task.name in tasks:
             raise UsageError(f"{path}: name: another task of evaluate.tasks is called {task.name!r} too; rename one")
@@ -283,7 +304,9 @@ def _completed(values: Mapping[str, Any], task_file: Location) -> dict[str, Any]
 def _paths_beside(task_file: Location, text: str) -> list[str]:
     """The paths that one entry of a task names, absolute. Relative ones start at the folder of the task file."""
     resolve = partial(join_path, task_file.parent.uri)
-    return [pattern.uri for pattern in expand_path(text, resolve, lambda uri: Location(uri).exists())]
+    found = [pattern.uri for pattern in expand_path(text, resolve, path_exists)]
+    # The fingerprint of an evaluation has the paths of its tasks: absolute ones are kept as written.
+    return [text] if len(found) == 1 and ("://" in text or text.startswith("/")) else found
 
 
 def _first_twice(names: Iterable[str]) -> str | None:

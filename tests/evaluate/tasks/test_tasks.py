@@ -114,6 +114,17 @@ class TestTaskFiles:
         with pytest.raises(UsageError, match=r"b/task\.yaml: name: another task .* called 'pets' too"):
             load_tasks([*paths, other])
 
+    def test_task_files_by_wildcards_and_braces(self, tmp_path: Path) -> None:
+        for name, values in (("a", CLASSIFICATION), ("b", RETRIEVAL)):
+            (tmp_path / name).mkdir()
+            write_task(tmp_path / name, values)
+        for text in (f"{tmp_path}/*/task.yaml", f"{tmp_path}/{{a,b}}/task.yaml"):
+            assert [task.name for task in load_tasks([text])] == ["pets", "captions"]
+        with pytest.raises(UsageError, match=r"evaluate\.tasks: .*/x\*\.yaml: nothing matches it"):
+            load_tasks([f"{tmp_path}/x*.yaml"])
+        with pytest.raises(UsageError, match=r"evaluate\.tasks: https://host/a\.yaml: .*download it"):
+            load_tasks(["https://host/a.yaml"])
+
     def test_a_directory_is_no_task_file(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"evaluate\.tasks: .*: cannot be read"):
             load_task(str(tmp_path))
@@ -136,7 +147,7 @@ class TestPaths:
         task = load_task(write_task(tmp_path / "tasks", CLASSIFICATION | {"paths": [given]}))
         assert task.paths == (str(tmp_path / found).rstrip("/"),)
 
-    @pytest.mark.parametrize("given", ["/data/pets.parquet", "s3://bucket/pets.parquet"])
+    @pytest.mark.parametrize("given", ["/data/pets.parquet", "s3://bucket/pets.parquet", "/data/pets/"])
     def test_absolute_ones_and_uris_stay(self, tmp_path: Path, given: str) -> None:
         assert load_task(write_task(tmp_path, CLASSIFICATION | {"paths": [given]})).paths == (given,)
 
@@ -197,6 +208,14 @@ class TestFolders:
         task = load_task(write_task(tmp_path, self.FOLDER))
         assert task.classes == ("cat", "sea_lion")
         assert task.names() == ["cat", "sea lion"]
+
+    def test_the_roots_may_be_a_range_or_a_wildcard(self, tmp_path: Path) -> None:
+        for name in ("part0/cat", "part1/dog", "v[1]/lion"):
+            (tmp_path / name).mkdir(parents=True)
+        for paths in (["part{0..1}"], ["part*"], ["part0::part1"]):
+            assert load_task(write_task(tmp_path, self.FOLDER | {"paths": paths})).classes == ("cat", "dog")
+        two = self.FOLDER | {"paths": ["v[1]", "part0"]}
+        assert load_task(write_task(tmp_path, two)).classes == ("cat", "lion")
 
     def test_a_task_may_name_some_of_them(self, tmp_path: Path) -> None:
         (tmp_path / "images" / "dog").mkdir(parents=True)
