@@ -34,7 +34,7 @@ class CaptionsConfig(Settings):
     quoting: Literal["auto", "quoted", "none"] = "auto"
     """CSV, TSV: `quoted`: fields may be in quotation marks, and such fields may contain line breaks (RFC 4180).
     `none`: quotation marks are text, as in CC3M and CC12M. `auto`: a field is quoted if its closing mark ends a
-    column. It may continue on further lines, unless these are whole rows themselves (TSV: the next line, CSV: the
+    column. It may continue on further lines, unless these are whole rows themselves (TSV: one of them, CSV: the
     next three)."""
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
     """CSV, TSV: the character between columns. Default: a comma in CSV, a tab in TSV."""
