@@ -5,6 +5,8 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from mode_ray.config.base import ActorPool, Placement, PositiveInt, Settings, Share, Strings
+from mode_ray.errors import UsageError
+from mode_ray.storage import Location
 
 
 class CaptionsConfig(Settings):
@@ -53,6 +55,15 @@ class CaptionsConfig(Settings):
     def _column_number(cls, value: object) -> object:
         """YAML reads the number of a column as an integer."""
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("image_root")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        """Workers may have another working directory."""
+        try:
+            return None if value is None else Location.parse(value).uri
+        except UsageError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("delimiter")
     @classmethod

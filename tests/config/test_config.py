@@ -291,6 +291,12 @@ class TestFingerprint:
         after = fingerprint_fields(section.model_copy(update=changed), "x")
         assert {name: after[name] for name in set(after) - set(before)} == {f"x.{n}": v for n, v in changed.items()}
 
+    def test_the_place_of_image_files_is_absolute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert CaptionsConfig(paths=("a",), image_root="pictures").image_root == str(tmp_path / "pictures")
+        with pytest.raises(ValidationError, match=r"image_root\n.*unknown scheme 'http'"):
+            CaptionsConfig(paths=("a",), image_root="http://x/y")
+
     def test_the_place_of_image_files_does_not_count(self) -> None:
         here = CaptionsConfig(paths=("a",))
         there = here.model_copy(update={"image_root": "s3://bucket/images"})
