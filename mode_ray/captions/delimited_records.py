@@ -17,8 +17,7 @@ _Line = tuple[int, str | None]
 
 _QUOTE = '"'
 _MAX_RECORD_LINES = 10_000
-_LINES_AHEAD = 1
-_LINES_AHEAD_COMMA = 3  # a line of a caption often has a comma, so one line is not enough evidence
+_ROWS_OF_COMMAS = 3  # a line of a caption often has a comma, so one line is not enough evidence
 
 
 class RecordReader:
@@ -34,7 +33,6 @@ class RecordReader:
         self._lines = lines
         self._delimiter = delimiter
         self._quoting = quoting
-        self._lines_ahead = _LINES_AHEAD_COMMA if delimiter == "," else _LINES_AHEAD
         self._count = 0
         self._ahead: deque[_Line] = deque()
         self._columns: int | None = None
@@ -82,64 +80,76 @@ class RecordReader:
             yield number, self._fitting(fields, text)
             return
         as_text = [*fields, *_without_line_end(text[unclosed:]).split(self._delimiter)]
-        if self._quoting == "auto" and self._next_lines_are_rows(as_text):
-            yield number, as_text
-            return
+        is_row = self._quoting == "auto" and len(as_text) == self._columns
         taken: list[_Line] = []
-        joined, closed_once = self._join(text, fields, unclosed, taken)
-        if joined is not None:
-            yield number, joined
-        elif self._quoting == "auto" and not closed_once:
-            # The quote ends nowhere, or inside a column: it is text.
+        joined, closed = self._join(text, fields, unclosed, taken, is_row=is_row)
+        fits = joined is not None and self._columns in (None, len(joined))
+        # Only the lines of one field are read again, so that reading takes linear time.
+        if self._quoting == "auto" and not fits and closed <= (joined is not None):
+            # The quote ends nowhere, inside a column, beyond other rows, or in a wrong number of columns: it is text.
             self._ahead.extendleft(reversed(taken))
             yield number, as_text
+        elif joined is not None:
+            yield number, joined
         else:
             yield number, None
             yield from ((line, None) for line, _ in taken)
 
-    def _join(self, text: str, fields: list[str], unclosed: int, taken: list[_Line]) -> tuple[list[str] | None, bool]:
+    def _join(
+        self, text: str, fields: list[str], unclosed: int, taken: list[_Line], *, is_row: bool
+    ) -> tuple[list[str] | None, int]:
         """Read further lines, into `taken`, until all quotes are closed.
 
+        Args:
+            text: The first line.
+            fields: Its fields before the one with the quote.
+            unclosed: Where that one begins.
+            taken: Receives the lines.
+            is_row: Whether the first line is a whole row if its quote is text.
+
         Returns:
-            The fields, or None for no valid record; and whether the first quote was closed.
+            The fields, or None for no valid record; and the number of fields of several lines that were closed.
         """
-        closed_once, searched = False, len(text)
+        closed, searched = 0, len(text)
         while len(taken) < _MAX_RECORD_LINES:
             line = self._next_line()
             if line is None:
-                return None, closed_once
+                return None, closed
             taken.append(line)
             if line[1] is None or len(text) + len(line[1]) > MAX_LINE_BYTES:
-                return None, closed_once
+                return None, closed
             text += line[1]
             end = _closing_quote(text, searched)
             searched = len(text)
+            if is_row and not closed and self._are_rows(taken, closed=end is not None):
+                return None, closed
             if end is None:
                 continue
             if not self._ends_field(text, end + 1):
-                return None, closed_once
-            closed_once = True
+                return None, closed
+            closed += 1
             more, next_unclosed = self._scan(text, unclosed)
             fields += more
             if next_unclosed is None:
-                return fields, closed_once
+                return fields, closed
             unclosed = next_unclosed
-        return None, closed_once
+        return None, closed
 
-    def _next_lines_are_rows(self, as_text: list[str]) -> bool:
-        """Whether the line of an unclosed quote is a whole row without it, and so are the lines after it."""
-        if self._columns is None or len(as_text) != self._columns:
-            return False
-        lines = [text for _, text in self._peek(self._lines_ahead) if text is not None]
-        if len(lines) < self._lines_ahead or any(self._row_length(text) != self._columns for text in lines):
-            return False
-        # A comma does not separate columns only, so in CSV the lines may still be those of a quoted caption.
-        return self._delimiter != "," or (self._columns > 1 and not any(map(self._closes, lines)))
+    def _are_rows(self, taken: list[_Line], *, closed: bool) -> bool:
+        """Whether the lines after an unclosed quote are rows of their own, so that the quote is text.
 
-    def _closes(self, text: str) -> bool:
-        """Whether a line ends a quoted field that began before it."""
-        end = _closing_quote(text, 0)
-        return end is not None and self._ends_field(text, end + 1)
+        Args:
+            taken: The lines.
+            closed: Whether the last of them closes the quote.
+        """
+        if self._delimiter != ",":
+            return self._is_row(taken[-1])
+        # The lines may still be those of a quoted caption: a comma does not separate columns only.
+        evidence = len(taken) == _ROWS_OF_COMMAS and not closed and self._columns != 1
+        return evidence and all(map(self._is_row, taken))
+
+    def _is_row(self, line: _Line) -> bool:
+        return line[1] is not None and self._row_length(line[1]) == self._columns
 
     def _row_length(self, text: str) -> int:
         """Number of fields of a line by itself."""
@@ -183,11 +193,6 @@ class RecordReader:
         if self._ahead:
             return self._ahead.popleft()
         return self._fetch()
-
-    def _peek(self, count: int) -> list[_Line]:
-        while len(self._ahead) < count and (line := self._fetch()) is not None:
-            self._ahead.append(line)
-        return list(self._ahead)[:count]
 
     def _fetch(self) -> _Line | None:
         line = next(self._lines, None)

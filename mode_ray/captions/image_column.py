@@ -53,7 +53,7 @@ def _file_content(path: str, image_root: str | None, place: str) -> bytes:
     # The data are untrusted: they may name files below the root only.
     if path.startswith(("/", "\\")) or "://" in path or ".." in path.replace("\\", "/").split("/"):
         raise BadImageError(f"{place}: {path!r} is not a path below captions.image_root")
-    file = Location.parse(image_root) / path
+    file = Location(image_root) / path
     try:
         size_bytes = file.size_bytes()
         if size_bytes > MAX_IMAGE_BYTES:

@@ -5,6 +5,8 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from mode_ray.config.base import ActorPool, Placement, PositiveInt, Settings, Share, Strings
+from mode_ray.errors import UsageError
+from mode_ray.storage import Location
 
 
 class CaptionsConfig(Settings):
@@ -35,7 +37,7 @@ class CaptionsConfig(Settings):
     quoting: Literal["auto", "quoted", "none"] = "auto"
     """CSV, TSV: `quoted`: fields may be in quotation marks, and such fields may contain line breaks (RFC 4180).
     `none`: quotation marks are text, as in CC3M and CC12M. `auto`: a field is quoted if its closing mark ends a
-    column. It may continue on further lines, unless these are whole rows themselves (TSV: the next line, CSV: the
+    column. It may continue on further lines, unless these are whole rows themselves (TSV: one of them, CSV: the
     next three)."""
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
     """CSV, TSV: the character between columns. Default: a comma in CSV, a tab in TSV."""
@@ -54,6 +56,15 @@ class CaptionsConfig(Settings):
     def _column_number(cls, value: object) -> object:
         """YAML reads the number of a column as an integer."""
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("image_root")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        """Workers may have another working directory."""
+        try:
+            return None if value is None else Location.parse(value).uri
+        except UsageError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("delimiter")
     @classmethod

@@ -61,8 +61,10 @@ def run_export(config: RunConfig, request: ExportRequest) -> None:
                 _copy_model(expert, own)
                 _copy_clustering(clusters, own / CLUSTERING_FOLDER)
                 (own / CARD_FILE).write_text(render_card(facts, "expert", request.license_id, expert))
-            n, encoder, routing = len(facts.experts), config.encoder, config.routing
-            write_description(folder, EnsembleDescription(experts=n, encoder=encoder, routing=routing))
+            description = EnsembleDescription(
+                experts=len(facts.experts), encoder=config.encoder, routing=config.routing, images=config.images
+            )
+            write_description(folder, description)
             card = render_card(facts, "ensemble", request.license_id)
         (folder / CARD_FILE).write_text(card)
 

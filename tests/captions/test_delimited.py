@@ -147,6 +147,23 @@ class TestQuotationMarks:
         rows = ['"wild horses', 'and boats "', '"steam', '"trains']
         assert texts(tmp_path, rows) == rows
 
+    def test_a_stray_mark_before_a_damaged_row_swallows_no_rows(self, tmp_path: Path) -> None:
+        content = b'url\tcaption\nu\t"wild horses\ndamaged\nu\tboats "\nu\tafter\n'
+        result = read(tmp_path, content, "a.tsv")
+        assert result.table["caption"].to_pylist() == ['"wild horses', 'boats "', "after"]
+        assert result.refused == {COLUMN_COUNT: 1}
+
+    @pytest.mark.parametrize("mark", [",", "\t"])
+    def test_a_stray_mark_in_a_damaged_row_swallows_no_rows(self, tmp_path: Path, mark: str) -> None:
+        content = f'url{mark}caption\nu{mark}n{mark}"wild horses\nu{mark}a cat\nu{mark}boats "\n'
+        result = read(tmp_path, content.encode(), delimiter=mark)
+        assert result.table["caption"].to_pylist() == ["a cat", 'boats "']
+        assert result.refused == {COLUMN_COUNT: 1}
+
+    def test_a_caption_of_several_lines_in_the_first_column(self, tmp_path: Path) -> None:
+        content = b'caption\turl\n"a cat\nand a dog"\tu\n"one"\tu\n'
+        assert read(tmp_path, content, "a.tsv").table["caption"].to_pylist() == ["a cat and a dog", "one"]
+
     @pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
     @pytest.mark.parametrize("lines", [2, 3, 20])
     def test_a_quoted_caption_of_several_lines(self, tmp_path: Path, name: str, lines: int) -> None:

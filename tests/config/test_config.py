@@ -8,8 +8,9 @@ import yaml
 from pydantic import ValidationError
 
 from mode_ray.config.base import Settings, config_hash, fingerprint_fields
-from mode_ray.config.captions import EmbedConfig, EncoderConfig
+from mode_ray.config.captions import CaptionsConfig, EmbedConfig, EncoderConfig
 from mode_ray.config.cluster import ClusterConfig
+from mode_ray.config.images import ImagesConfig
 from mode_ray.config.load import dump_config, load_config
 from mode_ray.config.run import RunConfig
 from mode_ray.config.train import TrainConfig
@@ -310,6 +311,32 @@ class TestFingerprint:
         after = fingerprint_fields(type(section).model_validate(changed), "x")
         assert {field for field in before if before[field] != after[field]} == {name}
         assert config_hash(before) != config_hash(after)
+
+    @pytest.mark.parametrize(
+        ("section", "changed"),
+        [
+            (CaptionsConfig(paths=("a",)), {"quoting": "none"}),
+            (CaptionsConfig(paths=("a",)), {"header": False}),
+            (ImagesConfig(), {"background": "#000000"}),
+        ],
+    )
+    def test_fields_that_were_added_count_where_they_are_set(
+        self, section: Settings, changed: dict[str, object]
+    ) -> None:
+        before = fingerprint_fields(section, "x")
+        after = fingerprint_fields(section.model_copy(update=changed), "x")
+        assert {name: after[name] for name in set(after) - set(before)} == {f"x.{n}": v for n, v in changed.items()}
+
+    def test_the_place_of_image_files_is_absolute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert CaptionsConfig(paths=("a",), image_root="pictures").image_root == str(tmp_path / "pictures")
+        with pytest.raises(ValidationError, match=r"image_root\n.*unknown scheme 'http'"):
+            CaptionsConfig(paths=("a",), image_root="http://x/y")
+
+    def test_the_place_of_image_files_does_not_count(self) -> None:
+        here = CaptionsConfig(paths=("a",))
+        there = here.model_copy(update={"image_root": "s3://bucket/images"})
+        assert fingerprint_fields(there, "x") == fingerprint_fields(here, "x")
 
     def test_its_values_survive_json_and_yaml(self) -> None:
         fields = fingerprint_fields(ClusterConfig(), "cluster")
