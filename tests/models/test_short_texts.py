@@ -9,7 +9,13 @@ from mode_ray.models.short_texts import encode_short_texts
 CONTEXT = 24
 VISION = {"image_size": 16, "patch_size": 8, "layers": 1, "width": 16, "head_width": 8}
 TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
-BATCHES: tuple[list[str], ...] = (["a cat"], ["a cat", "a tall tower in the fog"], ["", "a"], ["word " * CONTEXT, "a cat"], [])
+BATCHES: tuple[list[str], ...] = (
+    ["a cat"],
+    ["a cat", "a tall tower in the fog"],
+    ["", "a"],
+    ["word " * CONTEXT, "a cat"],
+    [],
+)
 
 
 @pytest.mark.parametrize("fields", [{}, {"no_causal_mask": True}, {"pool_type": "last"}, {"pool_type": "first"}])
