@@ -61,6 +61,7 @@ class Serving:
     def __init__(self, config: RunConfig, process: "subprocess.Popen[str]", said: list[str]) -> None:
         self.config = config
         self.process = process
+        self.said = said
         self.url = self._said(said, r"page: (http://\S+?)/?$")
         self.dashboard = self._said(said, r"dashboard: (http://\S+?)/?$")
         self.metrics = self._said(said, r"metrics: (http://\S+)$")

@@ -25,6 +25,7 @@ from serve_load import Reply
 from serving_process import CLIENTS, STOP_DEADLINE_SECONDS, MemorySampler, Serving, free_port, png, serving_of, until
 from tiny_run import build_run, grow_run, save_expert
 
+from mode_ray.cli import main
 from mode_ray.storage import Location
 
 pytestmark = [pytest.mark.drill, pytest.mark.slow]
@@ -77,14 +78,21 @@ def lost(replies: list[Reply]) -> list[Reply]:
     return [reply for reply in replies if reply.status != 200]
 
 
+class TestStart:
+    def test_nothing_is_said_of_a_start_that_is_only_slow(self, serving: Serving) -> None:
+        assert [line for line in serving.said if "waits" in line] == []
+
+
 class TestKills:
     def test_a_killed_expert_is_left_out_until_it_is_back(self, serving: Serving, answers: Answers) -> None:
         with serving.under_load() as load:
             os.kill(serving.replicas(f"expert-{KILLED}")[0], signal.SIGKILL)
             seconds = until(lambda: KILLED in (serving.left_out() or ()), "a degraded answer")
             seconds += until(lambda: serving.left_out() == [], "the expert is back")
-        report("expert killed", load.replies, back_seconds=seconds)
+        waited = [reply for reply in load.replies if reply.seconds > 0.8 * EXPERT_DEADLINE_SECONDS]
+        report("expert killed", load.replies, back_seconds=seconds, waited=len(waited))
         assert not lost(load.replies)
+        assert len(waited) <= CLIENTS, "only the calls in flight wait"
         require_bounded(load.replies)
         for reply in load.replies:
             assert set(reply.answer["left_out"]) <= {KILLED}
@@ -168,6 +176,16 @@ class TestTurns:
 
 
 class TestChanges:
+    def test_an_expert_that_does_not_exist_is_refused_at_once(
+        self, serving: Serving, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        began = time.monotonic()
+        assert main(["serve", "add", "9", "--address", serving.dashboard]) == 2
+        assert time.monotonic() - began < 2.0
+        said = capsys.readouterr().err
+        assert said.endswith(f"there is no expert 9: the run has {EXPERTS}, from 0 to {EXPERTS - 1}\n")
+        assert said.count("\n") == 1
+
     def test_an_expert_is_replaced_at_once(self, serving: Serving, answers: Answers, replacement: Location) -> None:
         others = {name: serving.replicas(name) for name in ("expert-1", "expert-2", "router")}
         with serving.under_load() as load:

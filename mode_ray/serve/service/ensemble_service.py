@@ -176,8 +176,7 @@ class EnsembleService:
         pixels_bhw3, (cached, routed) = await _both(self._prepare(images), self._tasks.task(task))
         weights: Floats = routed.weights_c
         if each_text_routed:
-            texts = [texts[0] for texts in routed.definition.class_texts()]
-            weights = await self._tasks.weights_of_each(texts, routed.definition.rule)
+            weights = await self._tasks.weights_of_each(cached)
 
         async def cosines(expert: TimedExpert, description: ExpertDescription) -> Floats:
             features_bd, rows_ld = await _both(
@@ -236,16 +235,17 @@ class EnsembleService:
             ServiceError: As `score`, or the width of an expert's part is unknown because it never answered.
         """
         clients = self._clients
-        rule = rule or self.served.config.routing.rule
-        if as_one_task:
-            weights: Floats = (await self.task(TaskDefinition(texts=tuple(texts), rule=rule))).weights_c
-        else:
-            weights = await self._tasks.weights_of_each(texts, rule)
+        definition = TaskDefinition(texts=tuple(texts), rule=rule or self.served.config.routing.rule)
+        with self._tasks.while_needed(definition) as cached:
+            if as_one_task:
+                weights: Floats = (await self.task(definition)).weights_c
+            else:
+                weights = await self._tasks.weights_of_each(cached)
 
-        async def features(expert: TimedExpert, _: ExpertDescription) -> Floats:
-            return np.concatenate([rows async for rows in expert.encode_texts(texts)])
+            async def features(expert: TimedExpert, description: ExpertDescription) -> Floats:
+                return await self._classifier(cached, expert, description)
 
-        gathered = await self._fan_out.gather(clients, weights, features, pruned=pruned)
+            gathered = await self._fan_out.gather(clients, weights, features, pruned=pruned)
         dimensions = await self._dimensions(gathered.descriptions)
         parts = [
             gathered.answers.get(expert, np.zeros((len(texts), dimension), np.float32))

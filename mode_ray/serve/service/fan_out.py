@@ -15,12 +15,13 @@ from mode_ray.routing.mix import keep_share, keep_top, without_experts
 from mode_ray.serve.service.errors import overloaded, unavailable
 from mode_ray.serve.service.expert_client import ExpertBusy, ExpertClient, ExpertDescription, ExpertUnavailable
 from mode_ray.serve.service.metrics import ServeMetrics
+from mode_ray.serve.service.turns import Turns
 
 Floats = npt.NDArray[np.floating]
 Answer = TypeVar("Answer")
 Work = Callable[["TimedExpert", ExpertDescription], Awaitable[Answer]]
 
-_TEXTS_PER_CALL = 64
+_CALLS_PER_DEADLINE = 10
 
 _logger = logging.getLogger(__name__)
 
@@ -48,12 +49,14 @@ class TimedExpert:
     Args:
         client: The expert.
         deadline_seconds: Of one call. Many texts take several calls, each with this deadline.
+        turns: Finds out how many texts a call has: calls take a small part of the deadline, also of a busy expert.
     """
 
-    def __init__(self, client: ExpertClient, deadline_seconds: float) -> None:
+    def __init__(self, client: ExpertClient, deadline_seconds: float, turns: Turns | None = None) -> None:
         self.id = client.id
         self._client = client
         self._deadline_seconds = deadline_seconds
+        self._turns = turns or Turns()
 
     async def describe(self) -> ExpertDescription:
         """See `ExpertClient`."""
@@ -65,8 +68,14 @@ class TimedExpert:
 
     async def encode_texts(self, texts: Sequence[str]) -> AsyncIterator[npt.NDArray[np.float32]]:
         """Unit-norm embeddings of texts, in slices [l, d] in their order."""
-        for start in range(0, len(texts), _TEXTS_PER_CALL):
-            yield await self._in_time(self._client.encode_texts(texts[start : start + _TEXTS_PER_CALL]))
+        start = 0
+        while start < len(texts):
+            piece = texts[start : start + self._turns.size]
+            start += len(piece)
+            began = time.monotonic()
+            rows_ld = await self._in_time(self._client.encode_texts(piece))
+            self._turns.took(len(piece), time.monotonic() - began)
+            yield rows_ld
 
     async def _in_time(self, call: Awaitable[Answer]) -> Answer:
         try:
@@ -90,6 +99,7 @@ class FanOut:
         self._deadline_seconds = config.expert_deadline_seconds
         self._image_size = image_size
         self._metrics = metrics
+        self._turns: dict[int, Turns] = {}
 
     async def gather(
         self,
@@ -145,7 +155,8 @@ class FanOut:
         """The answer; None if the expert is down or does not answer in time."""
         began = time.monotonic()
         try:
-            expert = TimedExpert(client, self._deadline_seconds)
+            turns = self._turns.setdefault(client.id, Turns(self._deadline_seconds / _CALLS_PER_DEADLINE))
+            expert = TimedExpert(client, self._deadline_seconds, turns)
             description = await expert.describe()
             if description.image_size != self._image_size:
                 raise ExpertUnavailable(f"it takes images of {description.image_size}, not {self._image_size}")

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +23,13 @@ class CachedTask:
     Attributes:
         definition: The task.
         routed: The task with its weights.
+        weights_of_each: Weights of every class as a task of its own, [l, experts].
         classifiers: Class embeddings [l, d]. An expert has one entry, for its newest weights.
     """
 
     definition: TaskDefinition
     routed: Gradual[RoutedTask] = field(default_factory=Gradual)
+    weights_of_each: Gradual[npt.NDArray[np.floating]] = field(default_factory=Gradual)
     classifiers: dict[_Key, Gradual[Classifier]] = field(default_factory=dict)
 
     def classifier(self, expert: int, description: ExpertDescription) -> Gradual[Classifier]:
@@ -41,7 +44,8 @@ class CachedTask:
     @property
     def size_bytes(self) -> int:
         """Size of the embeddings."""
-        return self.routed.size_bytes + sum(classifier.size_bytes for classifier in self.classifiers.values())
+        parts: list[Gradual[Any]] = [self.routed, self.weights_of_each, *self.classifiers.values()]
+        return sum(part.size_bytes for part in parts)
 
 
 class TaskCache:
@@ -73,6 +77,10 @@ class TaskCache:
         self._tasks.move_to_end(definition.id)
         self.shrink()
         return task
+
+    def drop(self, task_id: str) -> None:
+        """Drop a task, if it is cached."""
+        self._tasks.pop(task_id, None)
 
     def shrink(self) -> None:
         """Drop tasks until the bounds hold."""

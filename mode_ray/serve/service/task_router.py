@@ -10,7 +10,6 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mode_ray.config.evaluate import RoutingRule
 from mode_ray.config.serve import ServeConfig
 from mode_ray.models.context import TextContext
 from mode_ray.routing.router import Router
@@ -98,16 +97,35 @@ class TaskRouter:
             raise unavailable("the task cannot be stored at present") from None
         return routed
 
-    async def weights_of_each(self, texts: Sequence[str], rule: RoutingRule) -> Floats:
-        """Weights of every text as a task of its own, [texts, experts].
+    @contextmanager
+    def while_needed(self, definition: TaskDefinition) -> Iterator[CachedTask]:
+        """A task that leaves the cache when the block succeeds, unless it was there before.
+
+        What was computed in a block that fails, for example because it takes too long, stays for the next request.
 
         Raises:
-            ServiceError: The texts exceed a limit, or the caption encoder knows no word of any of them.
+            ServiceError: It exceeds a limit.
         """
-        check_definition(TaskDefinition(texts=tuple(texts), rule=rule), self._config.limits)
+        check_definition(definition, self._config.limits)
+        known = self._cache.get(definition.id)
+        yield known or self._cache.put(definition)
+        if known is None:
+            self._cache.drop(definition.id)
+
+    async def weights_of_each(self, cached: CachedTask) -> Floats:
+        """Weights of every class as a task of its own, by its text in the first template, [l, experts].
+
+        Raises:
+            ServiceError: The caption encoder knows no word of any of them.
+        """
+        definition = cached.definition
+        texts = [texts[0] for texts in definition.class_texts()]
+
+        async def finish(texts_ld: Rows) -> Floats:
+            return await self._in_thread(weights_of_each, self._open_router(), texts, definition.rule, texts_ld)
+
         with self._timed():
-            texts_ld = np.concatenate([rows async for rows in self._encode(texts)])
-            return await self._in_thread(weights_of_each, self._open_router(), texts, rule, texts_ld)
+            return await cached.weights_of_each.get(texts, self._encode, finish)
 
     async def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Whether each text is longer than the context of the experts, which ignore its end."""

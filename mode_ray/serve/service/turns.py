@@ -32,9 +32,12 @@ class Turns:
         """Encode one slice, and adapt the size of the next ones."""
         began = self._clock()
         rows = function(texts)
-        took_seconds = self._clock() - began
-        if took_seconds > self._seconds:
-            self.size = max(_LEAST, self.size // 2)
-        elif len(texts) >= self.size and took_seconds < self._seconds / 2:
-            self.size = min(_MOST, 2 * self.size)
+        self.took(len(texts), self._clock() - began)
         return rows
+
+    def took(self, texts: int, seconds: float) -> None:
+        """Adapt the size of the next slices to how long a slice took."""
+        if seconds > self._seconds:
+            self.size = max(_LEAST, min(self.size, texts) // 2)
+        elif texts >= self.size and seconds < self._seconds / 2:
+            self.size = min(_MOST, 2 * self.size)

@@ -115,15 +115,17 @@ class TestAdd:
 
     @pytest.mark.parametrize(("expert", "says"), [(9, "there is no expert 9: the run has 3, from 0 to 2"), (-1, "-1")])
     def test_one_that_the_run_does_not_have_is_refused_before_anything_starts(
-        self, tmp_path: Path, expert: int, says: str
+        self, served_folder: Path, expert: int, says: str
     ) -> None:
-        cluster = Cluster(serve_document(build_run(tmp_path, 3, {}).run, [0, 1], SETTINGS))
+        cluster = Cluster(serve_document(str(served_folder), [0, 1], SETTINGS))
         with pytest.raises(UsageError, match=says):
             LiveServing(cluster, ignore).add([expert])
         assert not cluster.submitted
 
-    def test_a_model_that_is_missing_is_named_before_anything_starts(self, tmp_path: Path) -> None:
-        cluster = Cluster(serve_document(build_run(tmp_path, 3, {}).run, [0, 1], SETTINGS))
+    def test_a_model_that_is_missing_is_named_before_anything_starts(
+        self, served_folder: Path, tmp_path: Path
+    ) -> None:
+        cluster = Cluster(serve_document(str(served_folder), [0, 1], SETTINGS))
         folder = str(tmp_path / "nowhere")
         with pytest.raises(DataError, match=r"nowhere/open_clip_config.json: missing: nothing is changed"):
             LiveServing(cluster, ignore).add([2], folder)
