@@ -60,7 +60,7 @@ def test_the_smallest_config_passes(check: Checked) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"train.dense_samples": None}, r"^train\.dense_samples is not set: set it to .* `--until assign`\)$"),
+        ({"train.dense_samples": None}, r"^train\.dense_samples is not set: set it to .*`--until assign`\)$"),
         ({"evaluate.tasks": []}, r"^evaluate\.tasks is empty: name at least one task file"),
         ({"train.batch_size": 32768}, r"^train\.batch_size=32,768 is above train\.dense_samples=8,192"),
         (

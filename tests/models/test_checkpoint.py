@@ -201,6 +201,19 @@ class TestRefusals:
         with pytest.raises(UsageError, match=r"^train\.model\.pretrained: folder: .*safetensors: missing"):
             check_model(TrainConfig(model=config(architecture, "folder")))
 
+    @pytest.mark.parametrize(
+        ("model", "said"),
+        [
+            ({"embed_dim": 16}, "model_cfg has no vision_cfg and no text_cfg"),
+            ({"embed_dim": 16, "vision_cfg": {}, "text_cfg": {"hf_model_name": "a/roberta"}}, "it needs a/roberta of"),
+            ({"embed_dim": 16, "vision_cfg": {}, "text_cfg": {"hf_tokenizer_name": "a/words"}}, "it needs a/words of"),
+        ],
+    )
+    def test_parts_of_an_architecture_that_are_missing(self, tmp_path: Path, model: object, said: str) -> None:
+        (tmp_path / CONFIG_FILE).write_text(json.dumps({"model_cfg": model}))
+        with pytest.raises(UsageError, match=rf"^train\.model\.architecture: {tmp_path}: {said}"):
+            check_model(TrainConfig(model=config(tmp_path, None)))
+
     @pytest.mark.parametrize("slip", ["ViT-B32", "vit-b-32", "ViT-B/32", "VITB32"])
     def test_an_architecture_with_a_slip(self, slip: str) -> None:
         with pytest.raises(UsageError, match=r"^train\.model\.architecture: .*did you mean ViT-B-32\?"):
