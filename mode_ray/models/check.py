@@ -98,7 +98,13 @@ def check_model(config: TrainConfig) -> None:
 
 def _check_checkpoint(config: ModelConfig, *, logit_bias: bool) -> None:
     """Check a tag or a checkpoint file; imports torch."""
-    from mode_ray.models.checkpoint import NUMPY_SUFFIXES, fit_state, local_checkpoint, read_checkpoint
+    from mode_ray.models.checkpoint import (
+        NUMPY_SUFFIXES,
+        fit_state,
+        local_checkpoint,
+        read_checkpoint,
+        require_arrays,
+    )
     from mode_ray.models.clip import described_clip, empty_clip
 
     pretrained = str(config.pretrained)
@@ -107,7 +113,9 @@ def _check_checkpoint(config: ModelConfig, *, logit_bias: bool) -> None:
         described_clip(config, logit_bias=logit_bias)  # refuses a tag of another activation
         return
     with local_checkpoint(pretrained) as file:
-        if file.suffix not in NUMPY_SUFFIXES:
+        if file.suffix in NUMPY_SUFFIXES:
+            require_arrays(file, pretrained)
+        else:
             state = read_checkpoint(file, pretrained)
             fit_state(empty_clip(config, logit_bias=logit_bias), state, pretrained)
 
