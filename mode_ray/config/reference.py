@@ -32,8 +32,8 @@ architecture, the checkpoint, the image column, the task files, and whether the 
 
 The defaults of training suit a laptop; the paper's are in the preset `paper`. Up to version 0.1.0 these defaults were
 the paper's: `train.model.architecture: ViT-B-16`, `train.model.precision: bfloat16`, `train.batch_size: 32768`,
-`train.optimizer.warmup_samples: 65536000`. A run that was begun with them keeps them: its own `config.yaml` has every
-value, so resume it with `--config RUN/config.yaml`, or write these values into your file.
+`train.optimizer.warmup_samples: 65536000`. A run that was begun with them keeps them: where your file does not set
+these fields, the stages use the values in the run's own `config.yaml`.
 
 A stage that has begun keeps its config. To change a field, choose another run directory or delete the stage's
 directory. Sections marked *placement* only decide where and how fast to work, and may change at any time.
