@@ -10,6 +10,7 @@ from mode_ray.captions.listing import list_work_units, read_listing, write_listi
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.stage import cluster_fields, run_cluster
 from mode_ray.config.base import ActorPool, config_hash
+from mode_ray.config.former_defaults import keep_former_defaults
 from mode_ray.config.load import dump_config
 from mode_ray.config.run import RunConfig
 from mode_ray.embed.stage import embed_fields, run_embed
@@ -86,7 +87,9 @@ def open_run(config: RunConfig) -> Run:
 
     Raises:
         DataError: The input does not exist.
+        UsageError: The config in the run directory is damaged.
     """
+    config = keep_former_defaults(config, config.directory / RUN_CONFIG)
     listed_before = read_listing(config.directory / LISTING, config.captions)
     return Run(config, list_work_units(config.captions, listed_before))
 

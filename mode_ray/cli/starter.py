@@ -10,7 +10,7 @@ from mode_ray.errors import UsageError
 
 def init(
     data: Annotated[
-        list[str], typer.Argument(metavar="DATA...", help="Files, directories or globs; local, s3:// or gs://.")
+        list[str], typer.Argument(metavar="DATA", help="Files, directories or globs; local, s3:// or gs://.")
     ],
     to: Annotated[str, typer.Option(metavar="FILE", help="The config file to write.")] = "mode-ray.yaml",
     run: Annotated[str | None, optional("The run directory (default: FILE without suffix, and -run).")] = None,

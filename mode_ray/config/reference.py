@@ -26,14 +26,14 @@ Unknown keys and wrong types are refused, and the message names the field. `demo
 give the name instead of a file. `mode-ray init DATA` writes a commented config after a look at the data, and with
 `--preset paper` it takes over the settings of that preset.
 
-Only `run` and `captions` are required. `train` also needs `train.dense_samples`, `evaluate` needs
+Only `run` and `captions` are required. `train` also needs `train.dense_samples`, and `evaluate` needs
 `evaluate.tasks`. What the stages of a command need is checked before the first of them starts: the encoder, the
 architecture, the checkpoint, the image column, the task files, and whether the batch fits the budget.
 
 The defaults of training suit a laptop; the paper's are in the preset `paper`. Up to version 0.1.0 these defaults were
 the paper's: `train.model.architecture: ViT-B-16`, `train.model.precision: bfloat16`, `train.batch_size: 32768`,
-`train.optimizer.warmup_samples: 65536000`. A run that was begun with them keeps them: its own `config.yaml` has every
-value, so resume it with `--config RUN/config.yaml`, or write these values into your file.
+`train.optimizer.warmup_samples: 65536000`. A run that was begun with them keeps them: where your file does not set
+these fields, the stages use the values in the run's own `config.yaml`.
 
 A stage that has begun keeps its config. To change a field, choose another run directory or delete the stage's
 directory. Sections marked *placement* only decide where and how fast to work, and may change at any time.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mode_ray.cluster.reuse import read_reused
+from mode_ray.config.former_defaults import keep_former_defaults
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.export.card import CARD_FILE, is_license, render_card
@@ -12,7 +13,7 @@ from mode_ray.export.facts import ExpertFacts, RunFacts, collect_facts
 from mode_ray.export.target import new_directory
 from mode_ray.models.architecture import WEIGHTS_FILE, model_files
 from mode_ray.routing.description import EnsembleDescription, write_description
-from mode_ray.run_directory import CLUSTERING_FOLDER, expert_folder, stage_directories
+from mode_ray.run_directory import CLUSTERING_FOLDER, RUN_CONFIG, expert_folder, stage_directories
 from mode_ray.storage import Location
 
 
@@ -42,6 +43,7 @@ def run_export(config: RunConfig, request: ExportRequest) -> None:
         UsageError: The train stage is not done, there is no such expert, or the target is not empty.
         DataError: A model or the clustering is missing or damaged.
     """
+    config = keep_former_defaults(config, config.directory / RUN_CONFIG)  # the card names the architecture
     _check(config, request)
     facts = collect_facts(config)
     clusters = stage_directories(config.directory)["cluster"]

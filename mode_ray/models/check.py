@@ -17,6 +17,7 @@ from mode_ray.models.architecture import (
     ARCHITECTURE_FIELD,
     HUB_WEIGHTS,
     PRETRAINED_FIELD,
+    TOKENIZER_FILES,
     architecture_folder,
     clip_config_of,
     is_hub,
@@ -25,6 +26,7 @@ from mode_ray.models.architecture import (
     require_on_hub,
 )
 from mode_ray.models.files import find_problem
+from mode_ray.util.hub import hub_problem
 
 _TIMEOUT_SECONDS = 5.0
 
@@ -33,9 +35,10 @@ def check_architecture(config: ModelConfig) -> None:
     """Check architecture and hub id, and that a folder's weights are complete; torch is not imported.
 
     Raises:
-        UsageError: As for `clip_config_of`; or the folder or the hub has no complete weights.
+        UsageError: As for `clip_config_of`; or the folder or the hub has no complete weights, or the text tower or
+            tokenizer that the architecture names cannot be had.
     """
-    clip_config_of(config)
+    _check_parts(config)
     if config.pretrained == FOLDER_WEIGHTS:
         folder = architecture_folder(config)
         if folder is None:
@@ -48,6 +51,26 @@ def check_architecture(config: ModelConfig) -> None:
             raise UsageError(f"{PRETRAINED_FIELD}: {FOLDER_WEIGHTS}: {problem}")
     elif config.pretrained is not None and is_hub(config.pretrained):
         require_on_hub(config.pretrained, HUB_WEIGHTS)
+
+
+def _check_parts(config: ModelConfig) -> None:
+    """Check that the model's config has its parts, and that those on the hub can be had."""
+    hub = is_hub(config.pretrained)
+    place = f"{PRETRAINED_FIELD}: {config.pretrained}" if hub else f"{ARCHITECTURE_FIELD}: {config.architecture}"
+    model = clip_config_of(config)["model_cfg"]
+    missing = [name for name in ("embed_dim", "vision_cfg", "text_cfg") if name not in model]
+    if missing:
+        raise UsageError(
+            f"{place}: model_cfg has no {' and no '.join(missing)}, so it is no config of an open_clip model"
+        )
+    text = model["text_cfg"]
+    folder = None if hub else architecture_folder(config)
+    own_tokenizer = folder is not None and any(file.name in TOKENIZER_FILES for file in folder.files())
+    tower, tokenizer = text.get("hf_model_name"), None if own_tokenizer else text.get("hf_tokenizer_name")
+    for name, files in ((tower, ("config.json",)), (tokenizer, TOKENIZER_FILES)):
+        problem = None if name is None or Path(name).is_dir() else hub_problem(name, files)
+        if problem is not None:
+            raise UsageError(f"{place}: it needs {name} of the Hugging Face hub: {problem}")
 
 
 def check_model(config: TrainConfig) -> None:
@@ -75,7 +98,13 @@ def check_model(config: TrainConfig) -> None:
 
 def _check_checkpoint(config: ModelConfig, *, logit_bias: bool) -> None:
     """Check a tag or a checkpoint file; imports torch."""
-    from mode_ray.models.checkpoint import NUMPY_SUFFIXES, fit_state, local_checkpoint, read_checkpoint
+    from mode_ray.models.checkpoint import (
+        NUMPY_SUFFIXES,
+        fit_state,
+        local_checkpoint,
+        read_checkpoint,
+        require_arrays,
+    )
     from mode_ray.models.clip import described_clip, empty_clip
 
     pretrained = str(config.pretrained)
@@ -84,7 +113,9 @@ def _check_checkpoint(config: ModelConfig, *, logit_bias: bool) -> None:
         described_clip(config, logit_bias=logit_bias)  # refuses a tag of another activation
         return
     with local_checkpoint(pretrained) as file:
-        if file.suffix not in NUMPY_SUFFIXES:
+        if file.suffix in NUMPY_SUFFIXES:
+            require_arrays(file, pretrained)
+        else:
             state = read_checkpoint(file, pretrained)
             fit_state(empty_clip(config, logit_bias=logit_bias), state, pretrained)
 

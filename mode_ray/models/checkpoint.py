@@ -10,13 +10,16 @@ from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import BadZipFile
 
+import numpy as np
 import safetensors.torch
 import torch
 from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 from safetensors import SafetensorError
 
+from mode_ray.config.train import FOLDER_WEIGHTS
 from mode_ray.errors import UsageError
 from mode_ray.models.architecture import ARCHITECTURE_FIELD, PRETRAINED_FIELD
 from mode_ray.storage import Location
@@ -35,6 +38,8 @@ _IGNORED = {"input_resolution", "context_length", "vocab_size", "text.transforme
 _RESIZED = {"positional_embedding", "text.positional_embedding", "visual.positional_embedding", "visual.pos_embed"}
 _UNREADABLE = (RuntimeError, OSError, EOFError, UnpicklingError, SafetensorError, ValueError, KeyError, AttributeError)
 
+_SAFETENSORS_HEAD = 9
+
 State = dict[str, torch.Tensor]
 
 
@@ -48,7 +53,10 @@ def local_checkpoint(name: str) -> Iterator[Path]:
     location = Location.parse(name)
     try:
         if location.is_directory():
-            raise UsageError(f"{PRETRAINED_FIELD}: {name}: a directory; name the checkpoint file in it")
+            raise UsageError(
+                f"{PRETRAINED_FIELD}: {name}: a directory; name the checkpoint file in it, or give a model's folder "
+                f"as {ARCHITECTURE_FIELD} with {PRETRAINED_FIELD}: {FOLDER_WEIGHTS}"
+            )
         if not location.exists():
             raise UsageError(f"{PRETRAINED_FIELD}: {location}: no such file")
         if location.size_bytes() == 0:
@@ -79,6 +87,20 @@ def read_checkpoint(file: Path, name: str) -> State:
     except _UNREADABLE as error:
         raise UsageError(f"{PRETRAINED_FIELD}: {name}: {_unreadable(error)}") from None
     return _bare_names(_state_in(content, name), name)
+
+
+def require_arrays(file: Path, name: str) -> None:
+    """Check that a file of big_vision is complete; open_clip compares its arrays with the model when it converts them.
+
+    Raises:
+        UsageError: It is damaged.
+    """
+    try:
+        arrays = np.load(file, mmap_mode="r")
+        if isinstance(arrays, np.lib.npyio.NpzFile):
+            arrays.close()
+    except (*_UNREADABLE, BadZipFile) as error:
+        raise UsageError(f"{PRETRAINED_FIELD}: {name}: {_unreadable(error)}") from None
 
 
 def fit_state(module: torch.nn.Module, state: Mapping[str, torch.Tensor], name: str) -> State:
@@ -113,7 +135,10 @@ def fit_state(module: torch.nn.Module, state: Mapping[str, torch.Tensor], name: 
 
 
 def _content(file: Path) -> Any:  # noqa: ANN401 - whatever the file holds
-    if file.suffix == ".safetensors":
+    with file.open("rb") as opened:
+        head = opened.read(_SAFETENSORS_HEAD)
+    # By the content, as people rename files: safetensors begin with the length of their header, which is JSON.
+    if head.endswith(b"{") and len(head) == _SAFETENSORS_HEAD:
         return safetensors.torch.load_file(file)
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)

@@ -239,7 +239,7 @@ def summary(look: DataLook) -> str:
         images = "without images"
     else:
         images = f"with images (the first has {look.image_size[0]} x {look.image_size[1]} pixels)"
-    size = f"{look.bytes / 1e9:,.1f} GB" if look.bytes >= 1e9 else f"{look.bytes / 1e6:,.2f} MB"
+    size = f"{look.bytes / 1e9:,.3g} GB" if look.bytes >= 1e8 else f"{look.bytes:,} bytes"
     return (
         f"{look.shards:,} {look.format} shard{'s' if look.shards > 1 else ''}, {size}, about {look.captions:,} "
         f"captions {images}; the first caption: {json.dumps(look.caption[:_SHOWN_CHARACTERS], ensure_ascii=False)}"

@@ -188,5 +188,13 @@ class TestSettings:
         assert "\n" not in str(caught.value)
 
     def test_a_folder_without_a_model(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match=r"encoder\.model: .* has no config\.json; name the folder of a"):
+            load(tmp_path)
+        (tmp_path / "config.json").write_text("{}")
+        with pytest.raises(
+            UsageError, match=r"encoder\.model: .* has no weights \(model\.safetensors or pytorch_model"
+        ):
+            load(tmp_path)
+        (tmp_path / "model.safetensors").touch()
         with pytest.raises(UsageError, match=r"encoder\.model: .*: cannot be loaded"):
             load(tmp_path)

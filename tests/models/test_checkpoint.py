@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -76,6 +77,10 @@ class TestForms:
         assert built.keys() == state.keys()
         for name, tensor in state.items():
             torch.testing.assert_close(built[name], tensor, atol=1e-3, rtol=1e-3)
+
+    def test_safetensors_by_any_name(self, architecture: Path, tmp_path: Path, state: State) -> None:
+        safetensors.torch.save_file(dict(state), tmp_path / "model.bin")
+        assert check(config(architecture, tmp_path / "model.bin")) == ""
 
     def test_the_format_of_old_pytorch(self, architecture: Path, tmp_path: Path, state: State) -> None:
         torch.save(dict(state), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
@@ -163,7 +168,7 @@ class TestRefusals:
         with pytest.raises(UsageError, match=r"^train\.model\.pretrained: "):
             build_clip(config(architecture, file), seed=0)
 
-    @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+    @pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".npz"])
     @pytest.mark.parametrize("part", [0.0, 0.5, 0.9])
     def test_a_file_that_is_empty_or_cut_off(
         self, architecture: Path, tmp_path: Path, state: State, suffix: str, part: float
@@ -171,6 +176,8 @@ class TestRefusals:
         file = tmp_path / f"weights{suffix}"
         if suffix == ".pt":
             torch.save(dict(state), file)
+        elif suffix == ".npz":
+            np.savez(file, **{name: tensor.numpy() for name, tensor in state.items()})  # type: ignore[arg-type]
         else:
             safetensors.torch.save_file(dict(state), file)
         whole = file.read_bytes()
@@ -200,6 +207,19 @@ class TestRefusals:
             check_model(TrainConfig(model=config("ViT-B-32", "folder")))
         with pytest.raises(UsageError, match=r"^train\.model\.pretrained: folder: .*safetensors: missing"):
             check_model(TrainConfig(model=config(architecture, "folder")))
+
+    @pytest.mark.parametrize(
+        ("model", "said"),
+        [
+            ({"embed_dim": 16}, "model_cfg has no vision_cfg and no text_cfg"),
+            ({"embed_dim": 16, "vision_cfg": {}, "text_cfg": {"hf_model_name": "a/roberta"}}, "it needs a/roberta of"),
+            ({"embed_dim": 16, "vision_cfg": {}, "text_cfg": {"hf_tokenizer_name": "a/words"}}, "it needs a/words of"),
+        ],
+    )
+    def test_parts_of_an_architecture_that_are_missing(self, tmp_path: Path, model: object, said: str) -> None:
+        (tmp_path / CONFIG_FILE).write_text(json.dumps({"model_cfg": model}))
+        with pytest.raises(UsageError, match=rf"^train\.model\.architecture: {tmp_path}: {said}"):
+            check_model(TrainConfig(model=config(tmp_path, None)))
 
     @pytest.mark.parametrize("slip", ["ViT-B32", "vit-b-32", "ViT-B/32", "VITB32"])
     def test_an_architecture_with_a_slip(self, slip: str) -> None:

@@ -229,10 +229,16 @@ class TestTraining:
         train = TrainRates(trials=6, samples=64_000, samples_per_second=10.0, launch_seconds=5.0)
         rates = replace(rates_of(config_of()), train=train)
         other = config_of(train={"dense_samples": 32_000, "batch_size": 100, "model": {"architecture": "ViT-L-14"}})
-        with pytest.raises(UsageError, match=r"train\.model\.architecture='ViT-B-16' \(the config has 'ViT-L-14'\)"):
+        with pytest.raises(UsageError, match=r"train\.model\.architecture='ViT-S-32' \(the config has 'ViT-L-14'\)"):
             make_plan(other, rates, inventory_of(1e6))
         plan = make_plan(other, rates, inventory_of(1e6), PlanOptions(train_samples_per_second=3.0))
         assert plan.stages[3].stage == "train"
+
+    def test_left_out_of_a_config_without_a_budget(self) -> None:
+        train = TrainRates(trials=6, samples=64_000, samples_per_second=10.0, launch_seconds=5.0)
+        plan = make_plan(config_of(train={}), replace(rates_of(config_of()), train=train), inventory_of(1e6))
+        assert [stage.stage for stage in plan.stages] == ["embed", "cluster", "assign"]
+        assert "training is left out: train.dense_samples is not set" in plan.assumptions
 
     def test_left_out_without_a_rate_and_that_is_said(self) -> None:
         config = config_of()
