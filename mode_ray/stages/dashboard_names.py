@@ -4,9 +4,9 @@ import re
 
 from mode_ray.storage import Location
 
-_OTHER = re.compile(r"[^A-Za-z0-9._/-]")
+_OTHER = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def shown_name(directory: Location, parts: int = 1) -> str:
-    """The last parts of a directory's path, with `_` for what is not ASCII: Ray uses names as tags of metrics."""
-    return _OTHER.sub("_", "/".join(directory.uri.rstrip("/").split("/")[-parts:])) or "_"
+    """The last parts of a directory's path, with `_` for what is not ASCII: Ray uses names in tags of metrics and names of files."""
+    return _OTHER.sub("_", ".".join(directory.uri.rstrip("/").split("/")[-parts:])) or "_"

@@ -7,7 +7,7 @@ from mode_ray.storage import Location
 @pytest.mark.parametrize(
     ("uri", "parts", "name"),
     [
-        ("/data/my-run/embeddings", 2, "my-run/embeddings"),
+        ("/data/my-run/embeddings", 2, "my-run.embeddings"),
         ("s3://bucket/mode/run1", 1, "run1"),
         ("/data/猫 run", 1, "__run"),
         ("/data/猫", 1, "_"),
