@@ -58,7 +58,9 @@ def make_atlas(run: Run, sample_captions: int | None = None) -> Location:
         sample_captions = max(MIN_SAMPLE_CAPTIONS, SAMPLE_CAPTIONS_PER_CENTER * _centers(run))
     wanted = choose_rows(rows, run.work_units, sample_captions, run.config.cluster.seed)
     by_unit = {work_unit.unit: work_unit for work_unit in run.work_units}
-    sample_one = ray.remote(num_cpus=1)(_sample_unit).options(max_retries=_IO_RETRIES, retry_exceptions=[OSError])
+    sample_one = ray.remote(num_cpus=1)(_sample_unit).options(
+        name="atlas: captions of a unit", max_retries=_IO_RETRIES, retry_exceptions=[OSError]
+    )
     samples = [
         sample_one.remote(run.config, by_unit[unit], count, run.clusters, rows) for unit, count in wanted.items()
     ]

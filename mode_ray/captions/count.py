@@ -56,6 +56,7 @@ def count_all_captions(
         batch_format="pyarrow",
         num_cpus=pool.cpus_per_actor,
     )
+    results.set_name("count_captions")
     done, written = len(counts), time.monotonic()
     for row in results.iter_rows():
         done += 1

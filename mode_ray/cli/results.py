@@ -86,6 +86,8 @@ def search(
         say(query)
         for hit in hits:
             say(f"  {hit.score:.4f}  {hit.key}  {hit.source}, row {hit.row}")
+            if hit.caption is not None:
+                say(f"          {' '.join(hit.caption.split())}")
 
 
 def _lines(file: "Location") -> list[str]:

@@ -16,6 +16,7 @@ from mode_ray.config.cluster import ClusterPlacement, FineConfig
 from mode_ray.config.run import RunConfig
 from mode_ray.embed.encoder import encoder_name
 from mode_ray.run_directory import FIT_PROGRESS
+from mode_ray.stages.dashboard_names import shown_name
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
 from mode_ray.stages.run import Run, StageReport
 from mode_ray.storage import Location
@@ -56,7 +57,9 @@ def _fit(run: Run, stage: Stage, report: StageReport) -> Manifest:
     _say_if_too_few_cpus(config.placement, report.say)
     began = time.monotonic()
     # max_calls: a process that has fitted a clustering is too large to idle.
-    task = ray.remote(num_cpus=config.placement.cpus, max_calls=1)(_fit_and_save).options(name="cluster")
+    task = ray.remote(num_cpus=config.placement.cpus, max_calls=1)(_fit_and_save).options(
+        name=f"cluster {shown_name(run.directory)}"
+    )
     fitting = task.remote(run.config, run.embeddings, stage.directory)
     fit = FitProgress(config.fine, report)
     while not ray.wait([fitting], timeout=_LOOK_SECONDS)[0]:

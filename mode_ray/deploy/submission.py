@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # In addition to .rayignore and .gitignore.
 EXCLUDES = (".git/", ".venv/", "__pycache__/", "*.tar", "*.parquet", "*.safetensors", "*.pt")
+# After `ray job stop` a driver that trains writes checkpoints; by default Ray kills it after 3 seconds.
+_JOB_ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _POLL_SECONDS = 2.0
 _LONGEST_SILENCE_SECONDS = 300.0
@@ -87,7 +89,7 @@ class JobServer:
                 runtime_env={
                     "working_dir": str(request.working_dir),
                     "excludes": list(EXCLUDES),
-                    "env_vars": dict(request.environment),
+                    "env_vars": {**_JOB_ENVIRONMENT, **request.environment},
                 },
             )
 

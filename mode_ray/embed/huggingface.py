@@ -4,10 +4,8 @@ This uses transformers, because the paper's SimCSE model needs the pooler output
 replace it by a mean for that model's folder.
 """
 
-import json
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +14,10 @@ from transformers import AutoModel, AutoTokenizer
 from mode_ray.config.captions import EncoderConfig, EncoderPlacement
 from mode_ray.embed.available import FIELD, require_encoder
 from mode_ray.embed.encoder import encoder_name, pick_device, unit_rows
+from mode_ray.embed.pooling import pooling_of
 from mode_ray.errors import UsageError
 from mode_ray.util.packages import resolve_folder
 from mode_ray.util.threads import limited_threads
-
-Pooling = Literal["pooler", "mean", "cls"]
 
 
 class HuggingFaceEncoder:
@@ -39,7 +36,7 @@ class HuggingFaceEncoder:
         require_encoder(config)
         path = resolve_folder(config.model, FIELD)
         self.name = encoder_name(config)
-        self._pooling = _pooling(config, path)
+        self._pooling = pooling_of(config, path)
         self._device = pick_device(placement.device)
         self._dtype = getattr(torch, config.dtype)
         self._batch_size = placement.batch_size
@@ -103,18 +100,3 @@ class HuggingFaceEncoder:
             return hidden_btd[:, 0]
         weights_bt1 = mask_bt.unsqueeze(-1).to(hidden_btd.dtype)
         return (hidden_btd * weights_bt1).sum(1) / weights_bt1.sum(1).clamp(min=1)
-
-
-def _pooling(config: EncoderConfig, path: str) -> Pooling:
-    """The configured pooling; `auto` is that of a sentence-transformers folder, else the pooler."""
-    if config.pooling != "auto":
-        return config.pooling
-    asked = Path(path) / "1_Pooling" / "config.json"
-    if not asked.is_file():
-        return "pooler"
-    modes = json.loads(asked.read_text())
-    if modes.get("pooling_mode_mean_tokens"):
-        return "mean"
-    if modes.get("pooling_mode_cls_token"):
-        return "cls"
-    raise UsageError(f"{asked}: only mean and first-token pooling are supported; set encoder.pooling")

@@ -7,8 +7,12 @@ from typing import Literal
 import jinja2
 
 from mode_ray.cluster.calibration import calibration_of
+from mode_ray.config.captions import EncoderConfig
+from mode_ray.embed.pooling import pooling_of
+from mode_ray.errors import UsageError
 from mode_ray.export.facts import ExpertFacts, RunFacts
 from mode_ray.run_directory import CLUSTERING_FOLDER, expert_folder
+from mode_ray.util.packages import PREFIX, resolve_folder
 
 CARD_FILE = "README.md"
 _SHOWN_PATHS = 5
@@ -63,7 +67,25 @@ def render_card(
         more_paths=max(0, len(facts.config.captions.paths) - _SHOWN_PATHS),
         shown_terms=_SHOWN_TERMS,
         clustering=CLUSTERING_FOLDER,
+        **_encoder_fields(facts.config.encoder),
     )
+
+
+def _encoder_fields(encoder: EncoderConfig) -> dict[str, str | None]:
+    """How the card's script loads the caption encoder; `pooled` is None if it cannot without mode_ray."""
+    if encoder.kind != "huggingface":
+        return {"pooled": None}
+    try:
+        pooled = pooling_of(encoder, resolve_folder(encoder.model, "encoder.model"))
+    except UsageError:  # the encoder's package or folder is not on this machine: an export does not need it
+        return {"pooled": None}
+    package, _, folder = encoder.model.removeprefix(PREFIX).partition("/")
+    is_package = encoder.model.startswith(PREFIX)
+    return {
+        "pooled": pooled,
+        "encoder_package": package if is_package else None,
+        "encoder_path": folder if is_package else encoder.model,
+    }
 
 
 @functools.cache

@@ -3,12 +3,14 @@
 The embeddings depend on no task: the query carries the weights (`mode_ray.index.query`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from mode_ray.captions.read import read_captions
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError
 from mode_ray.index.images import EncodedImage, read_images
@@ -23,6 +25,13 @@ from mode_ray.storage import Location
 
 NO_IMAGE = "no image"
 BAD_IMAGE = "undecodable image"
+
+
+class ImagesOfUnit(NamedTuple):
+    """What a worker reads: the encoded images of a unit, and the first caption of each row that has one."""
+
+    images: Sequence[EncodedImage]
+    caption_by_row: Mapping[int, str]
 
 
 class IndexWorker:
@@ -47,11 +56,19 @@ class IndexWorker:
         self._images = ImageInput(first.geometry, config.limits.max_image_pixels, config.images)
         self._batch_size = placement.batch_size
 
-    def read(self, work_unit: WorkUnit) -> list[EncodedImage]:
-        """Read the encoded images of the work unit."""
-        return list(read_images(work_unit, self._captions))
+    def read(self, work_unit: WorkUnit) -> ImagesOfUnit:
+        """Read the encoded images of the work unit, and their captions if it has any."""
+        images = list(read_images(work_unit, self._captions))
+        try:
+            table = read_captions(work_unit, self._captions).table
+        except DataError:
+            return ImagesOfUnit(images, {})  # `index.images` may name files without captions
+        by_row: dict[int, str] = {}
+        for row, caption in zip(table["row"].to_pylist(), table["caption"].to_pylist(), strict=True):
+            by_row.setdefault(row, caption)
+        return ImagesOfUnit(images, by_row)
 
-    def compute(self, work_unit: WorkUnit, source: list[EncodedImage]) -> tuple[pa.Table, UnitRecord]:
+    def compute(self, work_unit: WorkUnit, source: ImagesOfUnit) -> tuple[pa.Table, UnitRecord]:
         """Decode and embed them in batches."""
         rows: list[int] = []
         keys: list[str] = []
@@ -59,7 +76,7 @@ class IndexWorker:
         batch: list[Pixels] = []
         refused: dict[str, int] = {}
         examples: dict[str, str] = {}
-        for image in source:
+        for image in source.images:
             prepared, reason, place = self._prepare(image, work_unit)
             if prepared is None:
                 refused[reason] = refused.get(reason, 0) + 1
@@ -76,12 +93,13 @@ class IndexWorker:
         record = UnitRecord(
             unit=work_unit.unit,
             source=work_unit.uri,
-            rows_in=len(source),
+            rows_in=len(source.images),
             rows_out=len(rows),
             refused=refused,
             examples=examples,
         )
-        return index_table(rows, keys, np.concatenate(parts) if parts else self._nothing()), record
+        captions = [source.caption_by_row.get(row) for row in rows]
+        return index_table(rows, keys, captions, np.concatenate(parts) if parts else self._nothing()), record
 
     def _prepare(self, image: EncodedImage, work_unit: WorkUnit) -> tuple[Pixels | None, str, str]:
         place = f"row {image.row}"

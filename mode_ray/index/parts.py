@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from mode_ray.cluster.search.nearest import import_faiss
 from mode_ray.errors import DataError, UsageError
-from mode_ray.index.vectors import embedding_rows
-from mode_ray.run_directory import part_name
+from mode_ray.index.vectors import CAPTION, embedding_rows
+from mode_ray.run_directory import part_name, unit_output
 from mode_ray.stages.manifest import read_output, read_units
 from mode_ray.storage import Location
 
@@ -33,12 +34,14 @@ class Hit:
         source: The image's file.
         row: Its row there.
         key: Its name.
+        caption: The first caption of its pair; None without one, or if the index is of mode_ray 0.1.
     """
 
     score: float
     source: str
     row: int
     key: str
+    caption: str | None = None
 
 
 def build_parts(embeddings: Location, target: Location, rows_per_part: int) -> int:
@@ -135,16 +138,18 @@ class ImageIndex:
     ) -> list[Hit]:
         """The files, rows and names of found images."""
         numbers = np.searchsorted(self._ends, np.asarray(position_k), side="right").tolist()
-        tables = {
-            number: read_output(self._embeddings, self._units[number].unit, ["row", "key"]) for number in numbers
-        }
+        tables = {number: self._names(self._units[number].unit) for number in set(numbers)}
         found = []
         for score, position, number in zip(score_k, position_k, numbers, strict=True):
             record, table = self._units[number], tables[number]
             place = int(position) - int(self._ends[number] - record.rows_out)
-            row, key = table["row"][place].as_py(), table["key"][place].as_py()
-            found.append(Hit(float(score), record.source, int(row), str(key)))
+            found.append(Hit(float(score), record.source, **table.slice(place, 1).to_pylist()[0]))
         return found
+
+    def _names(self, unit: str) -> pa.Table:
+        """Row, key and caption of every image of a unit."""
+        stored = unit_output(self._embeddings, unit).read_parquet_footer().schema.to_arrow_schema().names
+        return read_output(self._embeddings, unit, [name for name in ("row", "key", CAPTION) if name in stored])
 
 
 def _unit_rows(embeddings: Location) -> Iterator[Float32Array]:

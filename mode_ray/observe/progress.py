@@ -101,7 +101,7 @@ class Progress:
             self._observer.begin(stage, units, done, actors)
         self._stage, self._units, self._done, self._rows = stage, units, done, 0
         self._began = self._last = time.monotonic()
-        self._states = {}
+        self._states, self._interruptions = {}, {}
         self.say(f"[{stage}] {done} of {units} units done before" if done else f"[{stage}] begins")
 
     def unit(self, record: UnitRecord) -> None:

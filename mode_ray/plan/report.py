@@ -1,18 +1,15 @@
 """A plan and its rates as rich tables of at most 80 columns, and as JSON."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
 
 from mode_ray.plan.estimate import Plan
 from mode_ray.plan.machines import SECONDS_PER_HOUR
 from mode_ray.plan.rates import Rates
-from mode_ray.util.tables import duration
+from mode_ray.util.tables import WideTable, duration
 
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -24,10 +21,9 @@ def plan_json(plan: Plan) -> str:
 
 def plan_tables(plan: Plan) -> RenderableType:
     """The plan as a table, with its assumptions below."""
-    table = _table(
-        f"{plan.inventory.rows:,.0f} captions in {plan.inventory.units:,} work units",
-        ("stage", "actors", "core-hours", "GPU-hours", "wall", "reads", "writes", "cost"),
-    )
+    headings = ("stage", "actors", "core-hours", "GPU-hours", "wall", "reads", "writes", "cost")
+    title = f"{plan.inventory.rows:,.0f} captions in {plan.inventory.units:,} work units"
+    table = WideTable(title, *headings)
     for stage in plan.stages:
         table.add_row(
             stage.stage,
@@ -61,9 +57,9 @@ def plan_tables(plan: Plan) -> RenderableType:
     return Group(table, *(escape(line) for line in lines))
 
 
-def rates_table(rates: Rates) -> Table:
+def rates_table(rates: Rates) -> WideTable:
     """The rates of a run per actor, process or worker."""
-    table = _table(f"rates of {escape(rates.run)}", ("stage", "rows", "rate", "fixed"))
+    table = WideTable(f"rates of {rates.run}", "stage", "rows", "rate", "fixed")
     for name, shard in (("embed", rates.embed), ("assign", rates.assign)):
         if shard:
             rate = f"{_per_second(shard.row_seconds)} rows/s an actor"
@@ -80,14 +76,6 @@ def rates_table(rates: Rates) -> Table:
     if (evaluate := rates.evaluate) is not None:
         rate = f"{evaluate.images * evaluate.models / max(evaluate.seconds, 1e-3):,.1f} images x models/s"
         table.add_row("evaluate", f"{evaluate.images:,}", rate, "")
-    return table
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    """A table without side borders; the first column is aligned left, the others right."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in columns:
-        table.add_column(column, justify="right" if column != columns[0] else "left")
     return table
 
 

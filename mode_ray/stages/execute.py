@@ -20,6 +20,7 @@ from ray.util.annotations import RayDeprecationWarning
 from mode_ray.config.base import ActorPool
 from mode_ray.errors import ModeRayError, WorkerError
 from mode_ray.stages.actor import UnitActor, UnitWorker
+from mode_ray.stages.dashboard_names import shown_name
 from mode_ray.stages.ledger import UnitLedger
 from mode_ray.stages.manifest import UnitRecord, record_book
 from mode_ray.stages.packed import PackedMapping
@@ -84,10 +85,11 @@ def run_units(
     pool = work.pool
     actor = (work.worker, tuple(work.arguments), directory.uri, attempt, pool.retries_per_unit)
     ledger = UnitLedger(work_units, pool, attempt, on_record)
-    for record in _run_tasks(work_units, actor, pool, ledger.units_per_task):
+    name = shown_name(directory, parts=2)
+    for record in _run_tasks(work_units, actor, pool, ledger.units_per_task, name):
         ledger.take(record)
     if lost := ledger.lost():
-        for record in _run_tasks(lost, actor, pool, 1):
+        for record in _run_tasks(lost, actor, pool, 1, name):
             ledger.take(record)
     ledger.give_up()
     return ledger.records
@@ -100,9 +102,12 @@ def cluster_resources() -> dict[str, float]:
 
 
 def _run_tasks(
-    work_units: Sequence[WorkUnit], actor: tuple[Any, ...], pool: ActorPool, units_per_task: int
+    work_units: Sequence[WorkUnit], actor: tuple[Any, ...], pool: ActorPool, units_per_task: int, name: str
 ) -> Iterator[UnitRecord]:
-    """The records of the units, in order of arrival; none for units whose tasks were lost too often."""
+    """The records of the units, in order of arrival; none for units whose tasks were lost too often.
+
+    Ray's dashboard shows the data set by `name`, and its actors by the name of the worker's class.
+    """
     tasks = -(-len(work_units) // units_per_task)
     table = ray.put(WorkUnitTable.of(work_units))
     strategy = ray.data.ActorPoolStrategy(
@@ -117,7 +122,7 @@ def _run_tasks(
         warnings.simplefilter("ignore", RayDeprecationWarning)
         places = ray.data.from_items(list(range(len(work_units))), override_num_blocks=tasks)
         results = places.map_batches(
-            _PoolActor,
+            type(getattr(actor[0], "__name__", "UnitWorker"), (_PoolActor,), {}),
             batch_size=None,
             batch_format="pyarrow",
             compute=strategy,
@@ -127,6 +132,7 @@ def _run_tasks(
             max_restarts=-1,
             max_task_retries=pool.retries_per_unit,
         )
+    results.set_name(name)
     # This concerns lost tasks only: errors inside an actor come back as rows.
     results.context.max_errored_blocks = -1
     results.context.max_consecutive_actor_init_deaths = _LOST_STARTS

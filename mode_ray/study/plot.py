@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -10,7 +10,11 @@ from matplotlib.figure import Figure
 
 from mode_ray.study.results import LinePoint
 
+LineStyle: TypeAlias = str | tuple[int, tuple[int, ...]]
+
 _LOGARITHMIC_FROM = 8.0  # the largest place over the smallest
+_MARKERS = "osD^vP*X<>"
+_DASHES: Sequence[LineStyle] = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)))
 _INCHES = (7.5, 4.5)
 _DOTS_PER_INCH = 140
 
@@ -29,7 +33,26 @@ def study_png(
     axis: str,
     against: Literal["value", "samples"],
 ) -> bytes:
+    """The picture of `study_figure`."""
+    return png_of(study_figure(lines, labels, axis, against))
+
+
+def png_of(figure: Figure) -> bytes:
+    """A figure as PNG, the same bytes each time."""
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
+    return sink.getvalue()
+
+
+def study_figure(
+    lines: Mapping[str, Sequence[LinePoint]],
+    labels: Sequence[str],
+    axis: str,
+    against: Literal["value", "samples"],
+) -> Figure:
     """Draw all lines, with bars of one standard deviation over the seeds.
+
+    Each line has a marker of its own, and is thinner than the lines below it, so that equal lines are all visible.
 
     Args:
         lines: By name.
@@ -53,28 +76,26 @@ def study_png(
         placed = [(place + shift, point) for place, point in drawn if place is not None]
         all_places += [place for place, _ in placed]
         bars = [100 * (point.deviation or 0.0) for _, point in placed]
-        mode = name.startswith("MoDE")
         axes.errorbar(
             [place for place, _ in placed],
             [100 * point.mean for _, point in placed],
             yerr=bars if any(bars) else None,
             label=name,
-            marker="o",
-            markersize=4,
+            marker=_MARKERS[number % len(_MARKERS)],
+            markersize=max(4.0, 9.0 - number),
             capsize=3,
-            linewidth=2.0 if mode else 1.2,
-            linestyle="none" if named else "-" if mode else "--",
+            linewidth=max(0.8, 3.4 - 0.4 * number),
+            linestyle="none" if named else _DASHES[number % len(_DASHES)],
         )
     if named:
         axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
     elif all_places and min(all_places) > 0 and max(all_places) >= _LOGARITHMIC_FROM * min(all_places):
         axes.set_xscale("log", base=2)
-        if against == "value" and numbers is not None:
-            axes.set_xticks(numbers, labels)
+    if against == "value" and numbers is not None:
+        axes.set_xticks(numbers, labels)  # the studied values only: there is nothing between two and four experts
+        axes.set_xticks([], minor=True)
     axes.set_xlabel(axis if against == "value" else "training samples, all models behind a result together")
     axes.set_ylabel("mean over tasks (%)")
     axes.grid(visible=True, linewidth=0.4)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
-    return sink.getvalue()
+    return figure

@@ -8,12 +8,14 @@ from rich.table import Table
 from rich.text import Text
 
 _GAP = 2
+_NOTHING = ("", "\N{EN DASH}")
 
 
 class WideTable:
     """A table whose first column names the rows; the other columns are numbers or short words.
 
-    Columns that do not fit in the width follow in more blocks, which repeat the first column.
+    Columns that do not fit in the width follow in more blocks, which repeat the first column. No cell is shortened.
+    Columns without any content are left out.
 
     Args:
         title: Printed above the table, without markup.
@@ -57,14 +59,15 @@ class WideTable:
             yield Text(self._caption)
 
     def _blocks(self, width: int) -> list[list[int]]:
+        by_column = list(zip(*self.rows, strict=True)) if self.rows else [()] * len(self._headings)
         first, *others = (
             max(line.cell_len for cell in (heading, *cells) for line in cell.split(allow_blank=True))
-            for heading, cells in zip(
-                self._headings, zip(*self.rows, strict=True) if self.rows else [()] * len(self._headings), strict=True
-            )
+            for heading, cells in zip(self._headings, by_column, strict=True)
         )
         blocks, left = [[0]], width - first
         for column, size in enumerate(others, start=1):
+            if self.rows and all(cell.plain in _NOTHING for cell in by_column[column]):
+                continue
             if size + _GAP > left and len(blocks[-1]) > 1:
                 blocks.append([0])
                 left = width - first

@@ -6,6 +6,7 @@ extend the clustering by an expert. Run C trains that expert alone, from A's see
 
 import io
 import json
+import shlex
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,6 +198,28 @@ def test_all_of_it_exports(runs: Runs, tmp_path: Path) -> None:
     ).read_bytes()
     assert main(["export", "--config", config, "--to", str(tmp_path / "mean"), "--average"]) == 0
     load_clip(Location.parse(str(tmp_path / "mean")))
+
+
+def test_the_commands_of_the_readme_work_as_typed(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From README, "New data", in an empty directory with A and new pairs; only A's path and the sizes differ."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new").symlink_to(runs.folder / "B-pairs")
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    section = readme.split("### New data\n")[1].split("\n### ")[0]
+    commands = [line.strip() for line in section.splitlines() if line.startswith("    mode-ray")]
+    assert [command.split()[1] for command in commands] == [
+        *("run", "drift", "cluster", "run", "train", "evaluate", "serve", "serve")
+    ]
+    sizes = {"new/*.tar": "new/*.parquet", "--centers 8": "--centers 3", "train.experts=5": "train.experts=3"}
+    typed = "\n".join(commands[:-2])  # tests/serve adds experts to a service
+    for written, here in {**sizes, "$A": str(runs.folder / "A")}.items():
+        assert written in typed
+        typed = typed.replace(written, here)
+    for command in typed.splitlines():
+        assert main(shlex.split(command)[1:]) == 0, command
+    new = tmp_path / "grown/C/experts/n3/02"
+    assert (new / "open_clip_config.json").exists()
+    assert json.loads((tmp_path / "grown/C/evaluation/report.json").read_text())["models"]
 
 
 def test_a_run_that_is_not_finished_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ from mode_ray.run_directory import CHECKPOINT_FOLDER
 from mode_ray.stages.manifest import read_output
 from mode_ray.stages.work_unit import unit_name
 from mode_ray.storage import Location
-from mode_ray.train.runs.checkpoints import whole_checkpoints
+from mode_ray.train.runs.checkpoints import checkpoint_name, whole_checkpoints
 
 pytestmark = [pytest.mark.drill, pytest.mark.alone]
 
@@ -171,6 +171,27 @@ def test_nothing_is_left_but_the_outcome(story: Story) -> None:
     left = {str(folder.parent.relative_to(experts)) for folder in experts.glob(f"**/{CHECKPOINT_FOLDER}")}
     assert left <= {story.rotten}
     assert not (story.run / "experts/lease.json").exists()
+
+
+def test_sigterm_writes_a_last_checkpoint_and_leaves_the_run_waiting(assigned: Path) -> None:
+    run = assigned / "stopped"
+    shutil.copytree(assigned / "assigned", run)
+    changes = ["train.dense_samples=640000", "train.placement.checkpoint_interval_seconds=3600"]
+    driver, began = command(assigned / "config.yaml", run, "train", *changes), time.monotonic()
+    try:
+        wait_for(lambda: set(run.glob("experts/seed/progress.json")), driver, began)
+        driver.process.terminate()
+        driver.process.wait(120)
+    finally:
+        if driver.process.poll() is None:
+            driver.process.kill()
+    status = json.loads((run / "experts/seed/status.json").read_text())
+    (checkpoint,) = checkpoints_of(run)
+    assert f"stopped; last checkpoints: seed at {status['checkpoint_samples']:,} samples" in driver.printed()
+    assert status["state"] == "waiting"
+    assert status["samples_seen"] == status["checkpoint_samples"] > 0
+    assert checkpoint.name == checkpoint_name(status["checkpoint_samples"])
+    assert not (run / "experts/lease.json").exists()
 
 
 def victims_of(

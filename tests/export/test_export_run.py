@@ -1,14 +1,20 @@
 """Exported folders: what open_clip loads, what the cards say, and that nothing half-written is left."""
 
 import re
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
+import tokenizers
 import torch
+import transformers
 import yaml
+from PIL import Image
+from scipy.special import softmax
 
 import mode_ray
 from mode_ray.atlas.data import AtlasFacts, atlas_data
@@ -18,12 +24,13 @@ from mode_ray.cli import main
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.load import dump_config
 from mode_ray.config.run import RunConfig
+from mode_ray.embed.encoder import encoder_name
 from mode_ray.errors import DataError, UsageError
 from mode_ray.export import run as export_run
 from mode_ray.export.run import ExportRequest, run_export
 from mode_ray.models.clip import load_clip
 from mode_ray.models.encode import Expert
-from mode_ray.run_directory import SUMMARY_FILE
+from mode_ray.run_directory import SUMMARY_FILE, stage_directories
 from mode_ray.storage import Location
 
 MODEL_FILES = {"open_clip_config.json", "open_clip_model.safetensors"}
@@ -56,6 +63,41 @@ def front_matter(card: str) -> dict[str, object]:
     return values
 
 
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """An image file."""
+    file = tmp_path / "picture.png"
+    Image.effect_noise((40, 24), 200).convert("RGB").save(file)
+    return file
+
+
+def scripts(folder: Path) -> list[str]:
+    """The Python scripts of a folder's card."""
+    return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+
+
+def run_script(script: str, folder: Path, image: Path) -> dict[str, Any]:
+    """Run a script of a card as a user would, with the two names filled in; returns its variables."""
+    made: dict[str, Any] = {}
+    exec(script.replace("FOLDER", str(folder)).replace("IMAGE.png", str(image)), made)  # noqa: S102 - the card's code
+    return made
+
+
+def save_tiny_encoder(folder: Path) -> None:
+    """A random BERT of 8 dimensions, as the centers of the run."""
+    torch.manual_seed(0)
+    words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "a", "photo", "of", "cat", "dog", "."])}
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    transformers.BertModel(transformers.BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))  # noqa: S106 - no secret
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",  # noqa: S106
+        unk_token="[UNK]",  # noqa: S106
+    ).save_pretrained(folder)
+
+
 class TestOneExpert:
     def test_it_is_the_experts_own_bytes_with_the_clustering_beside(
         self, export: Export, directories: Mapping[str, Location]
@@ -67,24 +109,23 @@ class TestOneExpert:
             assert (folder / name).read_bytes() == (directories["train"] / "n3/01" / name).read_bytes()
         assert Clustering.load(Location.parse(str(folder / "clustering"))).encoder_name == "tiny-encoder"
 
-    def test_open_clip_loads_it_as_the_card_says(self, export: Export, images: torch.Tensor) -> None:
+    def test_the_cards_script_gives_the_probabilities_of_the_model(
+        self, export: Export, picture: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         folder = export(expert=1)
-        code = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[0]
-        made: dict[str, object] = {}
-        exec(code.replace("FOLDER", str(folder)), made)  # noqa: S102  (the card's own code)
-        model = made["model"]
-        assert isinstance(model, open_clip.CLIP)
-        with torch.inference_mode():
-            features = model.eval().encode_image(images, normalize=True)
-        expert = Expert(Location.parse(str(folder)), "cpu")
-        np.testing.assert_allclose(features, expert.encode_images(images), atol=1e-6)
+        made = run_script(scripts(folder)[0], folder, picture)
+        model = Expert(Location.parse(str(folder)), "cpu")
+        texts_ld = model.encode_texts(["a photo of a cat.", "a photo of a dog."])
+        image_1d = model.encode_images(model.prepare(Image.open(picture))[None])
+        expected = softmax(model.logit_scale * (image_1d @ texts_ld.T).astype(np.float64), axis=1)[0]
+        np.testing.assert_allclose(made["probabilities"], expected, atol=1e-5)
+        assert capsys.readouterr().out == "".join(
+            f"{label}: {probability:.1%}\n" for label, probability in zip(("cat", "dog"), expected, strict=True)
+        )
 
-    def test_the_cards_routing_is_the_packages_own(self, export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_cards_routing_is_the_packages_own(self, export: Export, picture: Path) -> None:
         folder = export(expert=0)
-        monkeypatch.chdir(folder)
-        code = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
-        made: dict[str, Callable[..., np.ndarray]] = {}
-        exec(code, made)  # noqa: S102  (the card's own code)
+        made = run_script(scripts(folder)[1], folder, picture)
         texts_ld = np.random.default_rng(0).normal(size=(5, 8))
         texts_ld /= np.linalg.norm(texts_ld, axis=1, keepdims=True)
         clustering = Clustering.load(Location.parse(str(folder / "clustering")))
@@ -151,6 +192,24 @@ class TestCards:
 
 
 class TestAll:
+    @pytest.mark.parametrize("pooling", ["pooler", "mean", "cls"])
+    def test_the_cards_script_without_mode_ray_gives_what_the_one_with_it_gives(
+        self, make_config: Callable[..., RunConfig], tmp_path: Path, picture: Path, pooling: str
+    ) -> None:
+        save_tiny_encoder(tmp_path / "encoder")
+        config = make_config()
+        shutil.copytree(config.run, tmp_path / "run")
+        encoder = {"model": str(tmp_path / "encoder"), "pooling": pooling}
+        values = {**config.model_dump(mode="json"), "run": str(tmp_path / "run"), "encoder": encoder}
+        config = RunConfig.model_validate(values)
+        clusters = stage_directories(config.directory)["cluster"]
+        replace(Clustering.load(clusters), encoder_name=encoder_name(config.encoder)).save(clusters)
+        folder = tmp_path / "out"
+        run_export(config, ExportRequest(target=Location.parse(str(folder))))
+        with_mode_ray, without = (run_script(script, folder, picture) for script in scripts(folder))
+        np.testing.assert_allclose(without["weights"], with_mode_ray["found"].weights, atol=1e-5)
+        np.testing.assert_allclose(without["probabilities"], with_mode_ray["found"].probabilities[0], atol=1e-5)
+
     def test_every_expert_is_a_folder_beside_one_clustering_and_one_card(self, export: Export) -> None:
         folder = export()
         files = {"README.md", "mode_ray.json", "clustering"}

@@ -126,6 +126,8 @@ def test_hits_name_file_row_and_key(config: RunConfig, embedded: Stage, query: Q
     assert files == ["a.parquet"] * (PARQUET_ROWS - 2) + ["b.tar"] * TAR_SAMPLES
     assert [hit.row for hit in hits] == [0, 1, 3, 4, 6, 7, 8, 0, 1, 2, 3]
     assert [hit.key for hit in hits[-2:]] == ["s2", "s3"]
+    assert [hit.caption for hit in hits[:3]] == ["caption 0", "caption 1", "caption 3"]
+    assert [hit.caption for hit in hits[-2:]] == ["a caption", "a caption"]
     assert len(index.search(query.encode(QUERIES), 1000)[0][0]) == USABLE
 
 

@@ -98,6 +98,9 @@ class TestIndex:
         said = capsys.readouterr().out
         assert "a dog" in said
         assert said.count(".parquet") + said.count(".tar") >= 2
+        captions = [line for line in said.splitlines() if line.startswith(" " * 10)]
+        assert len(captions) == 2
+        assert all("caption" in line for line in captions), "the caption of each image is below it"
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -4,12 +4,13 @@ import io
 from typing import Any
 
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 from terminal import require_words, shown_at_80_columns
 
 from mode_ray.config.study import StudyConfig
 from mode_ray.evaluate.report.schema import ReportData, check_report
-from mode_ray.study.plot import numbers_of, study_png
+from mode_ray.study.plot import numbers_of, png_of, study_figure, study_png
 from mode_ray.study.results import LinePoint, Measured, StudyResults, lines
 from mode_ray.study.run import study_table
 
@@ -94,6 +95,10 @@ class TestDifferences:
         assert [one.line for one in found.task_differences("dense")] == ["a"]
 
 
+def flat(labels: list[str]) -> list[LinePoint]:
+    return [LinePoint(label=label, mean=0.5, deviation=None, samples=1000.0) for label in labels]
+
+
 class TestThePicture:
     @pytest.mark.parametrize("against", ["value", "samples"])
     @pytest.mark.parametrize("labels", [["1", "2", "16"], ["MiniLM", "words", "SimCSE"], ["0.3", "0.5", "0"]])
@@ -105,6 +110,26 @@ class TestThePicture:
         unknown = [LinePoint(label=labels[0], mean=0.4, deviation=None, samples=None)]
         png = study_png({"MoDE-n (calibrated)": points, "dense": unknown}, labels, "axis", against)
         assert Image.open(io.BytesIO(png)).size[0] > 800
+
+    @pytest.mark.parametrize("labels", [["2", "4", "6"], ["2", "4", "32"]])
+    def test_there_are_ticks_at_the_studied_values_only(self, labels: list[str]) -> None:
+        (axes,) = study_figure({"dense": flat(labels)}, labels, "experts", "value").axes
+        assert [
+            (tick.get_text(), place) for tick, place in zip(axes.get_xticklabels(), axes.get_xticks(), strict=True)
+        ] == [(label, float(label)) for label in labels]
+        assert len(axes.get_xticks(minor=True)) == 0
+
+    def test_equal_lines_are_all_visible(self) -> None:
+        labels, names = ["2", "4"], ["MoDE-n (calibrated)", "MoDE-n (soft)", "dense", "best single expert"]
+        figure = study_figure({name: flat(labels) for name in names}, labels, "experts", "value")
+        axes: Any = figure.axes[0]
+        drawn = [container.lines[0] for container in axes.containers]
+        assert len({(line.get_marker(), line.get_linestyle()) for line in drawn}) == len(names)
+        axes.get_legend().remove()
+        picture = Image.open(io.BytesIO(png_of(figure))).convert("RGB")
+        colors = {color for _, color in picture.getcolors(1 << 20) or []}
+        for line in drawn:
+            assert tuple(round(255 * part) for part in to_rgb(line.get_color())) in colors, line.get_linestyle()
 
     def test_labels_are_numbers_only_together(self) -> None:
         assert numbers_of(["1", "2.5"]) == [1.0, 2.5]

@@ -47,6 +47,27 @@ def test_where_it_does_not_the_first_column_names_the_rows_of_each_block() -> No
     ]
 
 
+def test_a_column_without_content_is_left_out() -> None:
+    made = WideTable("", "run", "speed", "loss", "vs dense")
+    made.add_row("n4/00", "", "1.5", "\N{EN DASH}")
+    made.add_row("n4/01", "", "0", "")
+    assert [line.split() for line in lines(made, 40)] == [
+        ["run", "loss"],
+        ["─" * 11],
+        ["n4/00", "1.5"],
+        ["n4/01", "0"],
+    ]
+
+
+def test_names_are_never_shortened() -> None:
+    made = WideTable("", "run", "state", words=2)
+    for number in range(4):
+        made.add_row(f"n4/{number:02d}-of-a-long-name", "finished")
+    shown = lines(made, 30)
+    assert "…" not in "".join(shown)
+    assert sum("of-a-long-name" in line for line in shown) == 4
+
+
 def test_without_rows_the_headings_are_shown() -> None:
     assert lines(WideTable("", "stage", "state"), 40)[0] == "stage  state"
 

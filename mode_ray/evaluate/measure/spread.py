@@ -11,6 +11,7 @@ from mode_ray.evaluate.measure.measurements import TaskSummary
 from mode_ray.evaluate.measure.options import MeasureOptions
 from mode_ray.evaluate.tasks.samples import Split
 from mode_ray.evaluate.tasks.task import Task
+from mode_ray.stages.dashboard_names import shown_name
 from mode_ray.storage import Location
 from mode_ray.util.ray_tasks import task_result
 
@@ -33,14 +34,15 @@ def measure_tasks(
         ModeRayError: As `measure_task`.
     """
     placement = config.evaluate.placement
-    options = {"num_cpus": placement.cpus_per_task, "num_gpus": placement.gpus_per_task}
-    encode: Any = ray.remote(_encode_part).options(**options)  # Ray has no types for varying arguments
-    measure: Any = ray.remote(_measure).options(**options)
+    options: dict[str, Any] = {"num_cpus": placement.cpus_per_task, "num_gpus": placement.gpus_per_task}
+    encode: Any = ray.remote(_encode_part)  # Ray has no types for varying arguments
+    measure: Any = ray.remote(_measure)
     workers = range(placement.workers_per_task) if placement.workers_per_task > 1 else ()
     pending = []
     for directory, task in tasks.items():
-        parts = [encode.remote(config, task, models, directory, worker) for worker in workers]
-        pending.append(measure.remote(config, task, models, directory, *parts))
+        options["name"] = f"evaluate {shown_name(config.directory)} {shown_name(directory)}"
+        parts = [encode.options(**options).remote(config, task, models, directory, worker) for worker in workers]
+        pending.append(measure.options(**options).remote(config, task, models, directory, *parts))
     while pending:
         ready, pending = ray.wait(pending, num_returns=1)
         on_summary(task_result(ready[0]))

@@ -189,8 +189,16 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 
 
 def signed(fraction: float | None) -> str:
-    """A difference of fractions in points, with a sign: 0.019 as +1.9."""
-    return _DASH if fraction is None else f"{fraction * 100:+.1f}".replace("-", _MINUS)
+    """A difference of fractions in points, with a sign unless it is shown as zero: 0.019 as +1.9."""
+    if fraction is None:
+        return _DASH
+    points = f"{fraction * 100:+.1f}"
+    return "0.0" if float(points) == 0.0 else points.replace("-", _MINUS)
+
+
+def direction(fraction: float | None) -> str:
+    """The CSS class of a difference: `up` or `down`; empty if it is shown as zero."""
+    return {"+": "up", _MINUS: "down"}.get(signed(fraction)[0], "")
 
 
 def compact(count: float | None) -> str:
@@ -314,6 +322,6 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for shown in (percent, signed, compact, duration, clipped):
+    for shown in (percent, signed, direction, compact, duration, clipped):
         environment.filters[shown.__name__] = shown
     return environment

@@ -50,6 +50,10 @@ class CheckpointSchedule:
         self._checkpoint_at = now
         self._checkpointed_samples = samples
 
+    def request(self) -> None:
+        """Make a checkpoint due after the next step."""
+        self._checkpoint_at = -float("inf")
+
     def saw_preemption(self) -> None:
         """Stop asking for preempted nodes: one was found, and its checkpoint is being written."""
         self._asks = False

@@ -17,6 +17,7 @@ from mode_ray.config.base import config_hash, fingerprint_fields
 from mode_ray.config.train import TrainPlacement
 from mode_ray.errors import ModeRayError
 from mode_ray.run_directory import CHECKPOINT_FOLDER, ERROR_FILE
+from mode_ray.stages.dashboard_names import shown_name
 from mode_ray.storage import Location
 from mode_ray.train.runs.interruptions import InterruptionNotes, ray_reason
 from mode_ray.train.runs.prepare import prepare_training_set
@@ -45,7 +46,7 @@ class TrialEnd:
 
 def launch(job: TrialJob, placement: TrainPlacement) -> "ray.ObjectRef[Any]":
     """Start the zero-CPU task that runs one trial's trainer."""
-    options = launcher_options(placement, f"train {job.trial.name}")
+    options = launcher_options(placement, f"train {shown_name(job.config.directory)} {job.trial.name}")
     reference: ray.ObjectRef[Any] = ray.remote(fit_trial).options(**options).remote(job)
     return reference
 

@@ -11,12 +11,13 @@ from typing import Any
 import ray
 
 from mode_ray.config.train import TrainPlacement
-from mode_ray.run_directory import CHECKPOINT_FOLDER, INTERRUPTIONS_FILE, PROGRESS_FILE
+from mode_ray.run_directory import CHECKPOINT_FOLDER, INTERRUPTIONS_FILE, PROGRESS_FILE, STOP_FILE
 from mode_ray.train.plan import Trial
 from mode_ray.train.runs.interruptions import ray_reason, read_interruptions
 from mode_ray.train.runs.launcher import TrialEnd, launch
 from mode_ray.train.runs.queue import TrialQueue
 from mode_ray.train.runs.status import TrialStatus, read_status, write_status
+from mode_ray.train.runs.stop import PATIENCE_SECONDS, write_last_checkpoints
 from mode_ray.train.runs.trial import TrialJob, read_progress
 from mode_ray.util.ray_tasks import cancel_unfinished
 
@@ -30,10 +31,12 @@ def run_trials(
     placement: TrainPlacement,
     on_change: Callable[[Mapping[str, TrialStatus]], None],
     check: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, TrialStatus]:
     """Run all trials of a queue; returns when none is waiting or running.
 
-    `on_change` and `check` are called once a second. An exception of `check` ends all runs that were launched.
+    `on_change` and `check` are called once a second. An exception of `check` ends all runs that were launched. After
+    SIGTERM the runs get some seconds to write a checkpoint, which `say` reports.
     """
     launchers: dict[ray.ObjectRef[Any], tuple[Trial, float]] = {}
     files = _StatusFiles(jobs)
@@ -60,8 +63,13 @@ def run_trials(
                     (jobs[trial.name].folder / CHECKPOINT_FOLDER).delete()
                 else:
                     queue.failed(trial, end.reason, seconds, again=end.again)
-    except (KeyboardInterrupt, SystemExit):
-        # Ray raises SystemExit for SIGTERM. The files must not show runs that have ended.
+    except SystemExit:  # raised by Ray for SIGTERM
+        files.take_last_checkpoints(queue, [trial for trial, _ in launchers.values()], say)
+        queue.stopped()
+        files.write(queue.statuses)
+        raise
+    except KeyboardInterrupt:
+        # The files must not show runs that have ended.
         queue.stopped()
         files.write(queue.statuses)
         raise
@@ -94,7 +102,7 @@ class _StatusFiles:
 
     def forget_last_launch(self, trial: Trial) -> None:
         """Delete what the last launch of a trial left: otherwise its figures would be shown as new ones."""
-        for name in (PROGRESS_FILE, INTERRUPTIONS_FILE):
+        for name in (PROGRESS_FILE, INTERRUPTIONS_FILE, STOP_FILE):
             (self._folders[trial.name] / name).delete()
         self._interruptions[trial.name] = 0
 
@@ -116,6 +124,16 @@ class _StatusFiles:
             progress = read_progress(folder)
             if progress is not None:
                 queue.progressed(trial, progress)
+
+    def take_last_checkpoints(self, queue: TrialQueue, running: Sequence[Trial], say: Callable[[str], None]) -> None:
+        """Let the running trials write a checkpoint before their driver ends."""
+        say(f"stopping: up to {PATIENCE_SECONDS:.0f} s for a checkpoint of each of {len(running)} runs")
+        written = write_last_checkpoints({trial.name: self._folders[trial.name] for trial in running})
+        for trial in running:
+            if trial.name in written and (progress := read_progress(self._folders[trial.name])) is not None:
+                queue.progressed(trial, progress)
+        points = [f"{name} at {samples:,} samples" for name, samples in written.items()]
+        say(f"stopped; last checkpoints: {', '.join(points) or 'none'}; the same command resumes")
 
     def write(self, statuses: Mapping[str, TrialStatus]) -> None:
         """Write the statuses that changed."""

@@ -16,7 +16,16 @@ from terminal import require_words, shown_at_80_columns
 from mode_ray.errors import DataError
 from mode_ray.evaluate.report.plots import Curve, loss_figure, pruning_figure, size_histogram
 from mode_ray.evaluate.report.pruning import pruning_steps
-from mode_ray.evaluate.report.render import compact, duration, render_report, result_rows, results_table, verdict
+from mode_ray.evaluate.report.render import (
+    compact,
+    direction,
+    duration,
+    render_report,
+    result_rows,
+    results_table,
+    signed,
+    verdict,
+)
 from mode_ray.evaluate.report.schema import check_report
 
 
@@ -171,6 +180,20 @@ def test_an_oracle_is_never_the_best_of_a_column(report: dict[str, Any]) -> None
 def test_a_page_of_an_oracle_alone_has_no_best(report: dict[str, Any]) -> None:
     report["models"] = [model for model in report["models"] if model["kind"] == "oracle"]
     assert 'class="n best' not in render_report(report)
+
+
+@pytest.mark.parametrize(
+    ("change", "shown", "css"),
+    [
+        (0.019, "+1.9", "up"),
+        (0.0, "0.0", ""),
+        (-0.0004, "0.0", ""),
+        (-0.019, "\N{MINUS SIGN}1.9", "down"),
+        (None, "\N{EN DASH}", ""),
+    ],
+)
+def test_a_difference_of_zero_is_neither_up_nor_down(change: float | None, shown: str, css: str) -> None:
+    assert (signed(change), direction(change)) == (shown, css)
 
 
 def test_the_terminal_table_fits_80_columns(report: dict[str, Any]) -> None:

@@ -30,6 +30,13 @@ class TestCheckpoints:
         assert clock.order(1109.0, 16, is_writing=False) != Order.CHECKPOINT
         assert clock.order(1110.0, 16, is_writing=False) == Order.CHECKPOINT
 
+    def test_a_requested_one_is_due_once_at_the_next_step(self) -> None:
+        clock = schedule()
+        clock.request()
+        assert clock.order(1001.0, 8, is_writing=True) == Order.NOTHING
+        assert clock.order(1001.1, 16, is_writing=False) == Order.CHECKPOINT
+        assert clock.order(1001.2, 24, is_writing=False) == Order.NOTHING
+
     def test_none_is_due_while_one_is_written(self) -> None:
         clock = schedule()
         assert clock.order(2000.0, 8, is_writing=True) == Order.NOTHING
