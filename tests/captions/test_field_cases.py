@@ -25,7 +25,7 @@ from mode_ray.pairs.reader import PairReader
 from mode_ray.storage import Location
 
 GENERATOR = Path(__file__).resolve().parents[3] / "shared" / "field" / "cases_data.py"
-# Not checked here.
+# Checked in tests/captions/test_field_formats.py and tests/models/test_checkpoint.py.
 LEFT_OUT = (
     "string_views",
     "stray_quotes",
