@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,9 +106,12 @@ def test_an_encoder_that_cannot_be_had_is_said_before_ray_starts(config: RunConf
     file.write_text(yaml.safe_dump({**values(tmp_path), "encoder": {}}))
     # A hub that refuses connections, as behind a firewall; HF_HUB_OFFLINE would be answered without an attempt.
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
+    environment |= {
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(tmp_path / "home"),
+        "RAY_TMPDIR": str(tmp_path / "ray"),
+    }
     command = [str(Path(sys.executable).with_name("mode-ray")), "embed", "--config", str(file)]
-    began = time.monotonic()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
@@ -118,5 +120,5 @@ def test_an_encoder_that_cannot_be_had_is_said_before_ray_starts(config: RunConf
     )
     assert "http://127.0.0.1:9 cannot be reached" in line
     assert "run `hf download princeton-nlp/sup-simcse-bert-base-uncased`" in line
-    assert time.monotonic() - began < 30, "most of it is the start of Python on a busy machine"
+    assert not (tmp_path / "ray").exists(), "Ray was started, which takes longer than the check"
     assert not (tmp_path / "run/embeddings").exists()
