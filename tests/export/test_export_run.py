@@ -94,7 +94,7 @@ def save_tiny_encoder(folder: Path) -> None:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="[PAD]",
+        pad_token="[PAD]",  # noqa: S106
         unk_token="[UNK]",  # noqa: S106
     ).save_pretrained(folder)
 
