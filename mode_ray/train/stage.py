@@ -24,6 +24,7 @@ from mode_ray.train.runs.lease import Lease
 from mode_ray.train.runs.queue import TrialQueue
 from mode_ray.train.runs.scheduler import run_trials
 from mode_ray.train.runs.status import TrialStatus, initial_statuses, stored_statuses, waiting_again
+from mode_ray.train.runs.stop import sigterm_as_exit
 from mode_ray.train.runs.trackers import check_trackers
 from mode_ray.train.runs.trial import TrialJob
 from mode_ray.util.ray_tasks import task_result
@@ -134,7 +135,7 @@ class _Training:
             if trial.name in statuses
         }
         queue = TrialQueue(trials, statuses, placement.concurrent_runs, placement.max_launches)
-        with report.watching_trials() as on_change:
+        with report.watching_trials() as on_change, sigterm_as_exit():
             return run_trials(jobs, queue, placement, on_change, lease.check, partial(_say, report))
 
     def finish(self, statuses: Mapping[str, TrialStatus]) -> Manifest:

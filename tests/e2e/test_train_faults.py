@@ -181,7 +181,7 @@ def test_sigterm_writes_a_last_checkpoint_and_leaves_the_run_waiting(assigned: P
     try:
         wait_for(lambda: set(run.glob("experts/seed/progress.json")), driver, began)
         driver.process.terminate()
-        driver.process.wait(120)
+        assert driver.process.wait(120) != 0
     finally:
         if driver.process.poll() is None:
             driver.process.kill()

@@ -63,7 +63,7 @@ def run_trials(
                     (jobs[trial.name].folder / CHECKPOINT_FOLDER).delete()
                 else:
                     queue.failed(trial, end.reason, seconds, again=end.again)
-    except SystemExit:  # raised by Ray for SIGTERM
+    except SystemExit:  # SIGTERM, see sigterm_as_exit
         files.take_last_checkpoints(queue, [trial for trial, _ in launchers.values()], say)
         queue.stopped()
         files.write(queue.statuses)

@@ -4,8 +4,11 @@ Workers end with their driver. Before it ends, it writes a file to the directory
 the run's progress finds it, and rank 0 orders a checkpoint.
 """
 
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from mode_ray.run_directory import PROGRESS_FILE, STOP_FILE
 from mode_ray.storage import Location
@@ -16,6 +19,26 @@ STOPPED_SAMPLES = "stopped_samples"
 # Kubernetes kills 30 seconds after SIGTERM.
 PATIENCE_SECONDS = 25.0
 _LOOK_SECONDS = 0.5
+
+
+@contextmanager
+def sigterm_as_exit() -> Iterator[None]:
+    """Raise SystemExit in the main thread for SIGTERM.
+
+    The handler that Ray installs in a driver prints a stack trace, and aborts the process three seconds later.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread can have handlers
+        return
+
+    def stop(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def write_last_checkpoints(

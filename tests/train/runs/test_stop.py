@@ -1,6 +1,7 @@
 """A driver that ends by SIGTERM asks its runs for a checkpoint, and waits for it a limited time."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from mode_ray.train.runs.checkpoint_writer import CheckpointWriter
 from mode_ray.train.runs.checkpoints import checkpoint_name, whole_checkpoints
 from mode_ray.train.runs.progress_writer import ProgressWriter
 from mode_ray.train.runs.rank_zero import RankZero
-from mode_ray.train.runs.stop import STOPPED_SAMPLES, write_last_checkpoints
+from mode_ray.train.runs.stop import STOPPED_SAMPLES, sigterm_as_exit, write_last_checkpoints
 from mode_ray.train.runs.trackers import Trackers
 from mode_ray.train.step.loop import Snapshot
 
@@ -41,6 +42,14 @@ def rank_zero(folder: Location) -> RankZero:
 def progress(folder: Location) -> dict[str, float]:
     figures: dict[str, float] = json.loads((folder / PROGRESS_FILE).read_text())
     return figures
+
+
+def test_sigterm_is_an_exit_and_the_handler_before_it_comes_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, sigterm_as_exit():
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 class TestWorker:
