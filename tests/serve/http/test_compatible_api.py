@@ -65,7 +65,11 @@ class TestHuggingFace:
 class TestLangChain:
     def test_its_client_gets_the_rows_with_its_setting(self, plain_url: str) -> None:
         langchain_openai = pytest.importorskip("langchain_openai")
-        fields = {"base_url": f"{plain_url}/v1", "api_key": "none", "check_embedding_ctx_length": False}
+        fields = {
+            "base_url": f"{plain_url}/v1",
+            "api_key": "none",
+            "check_embedding_ctx_length": False,
+        }  # pragma: allowlist secret
         texts = [f"thing number {number}" for number in range(1500)]  # it sends a thousand at a time
         found = langchain_openai.OpenAIEmbeddings(**fields).embed_documents(texts)
         own = httpx.post(f"{plain_url}/v1/embed", json={"texts": texts[-2:]}).json()["texts"]["concatenated"]
