@@ -190,7 +190,7 @@ def failures(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> dic
 
     def fail(folder: Path) -> Failure:
         config = write_config(folder, settings(folder))
-        return Failure(folder, run_command("run", "--config", config, RAY_ADDRESS=address))
+        return Failure(folder, run_command("run", "--config", config, "--until", "assign", RAY_ADDRESS=address))
 
     with ThreadPoolExecutor(len(folders)) as commands:
         return dict(zip(folders, commands.map(fail, folders.values()), strict=True))
