@@ -70,6 +70,7 @@ class TestDefault:
         assert [file for file in (folder / "state").rglob("*") if file.is_file()] == []
 
 
+@pytest.mark.drill
 def test_a_token_of_the_user_is_respected(tmp_path: Path) -> None:
     own = tmp_path / "own"
     own.write_text("0123456789" * 4)

@@ -218,6 +218,7 @@ class TestResume:
                 assert (folder / name).stat().st_mtime_ns == times[name]
 
 
+@pytest.mark.drill
 def test_damaged_embeddings_are_left_out_by_name_with_the_mend(kept: Stages, tmp_path: Path) -> None:
     shutil.copytree(kept.config.run, tmp_path / "run")
     config = kept.config.model_copy(update={"run": str(tmp_path / "run")})

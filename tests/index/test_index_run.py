@@ -115,6 +115,7 @@ class TestLeavingOutAnExpert:
         alone, _ = index.search(np.concatenate([np.zeros_like(text), text], axis=1), USABLE)
         np.testing.assert_allclose([hit.score for hit in found], alone[0], atol=1e-6)
 
+    @pytest.mark.drill
     def test_an_index_made_without_it_has_a_block_of_zeros(self, config: RunConfig) -> None:
         (stage_directories(config.directory)["train"] / "n2/00").delete()
         build(without_0(config))
@@ -126,6 +127,7 @@ class TestLeavingOutAnExpert:
         np.testing.assert_allclose(np.linalg.norm(rows_nd[:, 16:], axis=1), 1.0, atol=1e-5)
         assert len(search_index(without_0(config), ["a dog"], 3)[0]) == 3
 
+    @pytest.mark.drill
     def test_a_search_with_an_expert_that_the_index_lacks_is_refused(self, config: RunConfig) -> None:
         build(without_0(config))
         with pytest.raises(DataError, match=r"made without expert 0: search without it \(evaluate.leave_out_experts="):

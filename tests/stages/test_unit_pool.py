@@ -294,6 +294,7 @@ class TestOnRay:
             == 4
         )
 
+    @pytest.mark.drill
     def test_a_shard_that_kills_its_worker_is_quarantined_alone(self, folder: Path) -> None:
         class Killed:
             """Local, so that it reaches the workers by value."""

@@ -55,6 +55,7 @@ class Recorded(Quiet):
         return nullcontext(lambda statuses: self.seen.append(dict(statuses)))
 
 
+@pytest.mark.drill
 def test_an_expert_that_fails_is_retried_alone_and_completes_the_stage(
     ray_session: None,
     make_config: Callable[..., RunConfig],

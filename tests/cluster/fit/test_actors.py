@@ -120,6 +120,7 @@ def test_rows_are_taken_by_position_from_any_actor(
         np.testing.assert_array_equal(three.take(positions), whole[positions])
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("balanced", [False, True])
 def test_the_fit_has_the_same_bits_if_an_actor_is_killed(
     three: ActorRows, local: Mapping[bool, FineFit], balanced: bool
