@@ -155,7 +155,7 @@ def _write(run: Run, assigned: bool, *results: CaptionSample | str) -> Location:
     }
     priced = config.assign.rule == "priced"
     about = {
-        "Run": config.directory.uri,
+        "Run": run.directory.uri,
         "Made": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
         "Encoder": f"{clustering.encoder_name}, {clustering.dimension} dimensions",
         "Usable captions": f"{usable:,}",

@@ -98,8 +98,7 @@ class FitProgress:
         if done is not None and not self._is_extended:
             self._is_extended = True
             self._report.say(
-                f"[cluster] the clusters are not balanced after {done} iterations: continuing with up to "
-                f"{self._iterations} more, which end when the objective has converged"
+                f"[cluster] not balanced after {done} iterations: continuing, for up to {self._iterations} more"
             )
         if newest["iteration"] != self._seen:
             self._seen = newest["iteration"]

@@ -1,13 +1,12 @@
 """Extends a copy of a run's clustering by new centers for its far captions."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import ray
 
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.cluster.reuse import ReusedClustering, read_reused
-from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.new_data.drift import finished_assignments, tally_assignments
 from mode_ray.new_data.far_captions import FarSample, collect_far, read_far
@@ -67,24 +66,24 @@ def run_extension(run: Run, request: ExtensionRequest, on_record: Callable[[Unit
     collected = collect_far(run, sample, assigned.content_hash, on_record)
     # max_calls: after a fit, the process holds too much memory to stay idle.
     task = ray.remote(num_cpus=cluster.placement.cpus, max_calls=1)(_fit_and_save).options(name="cluster extend")
-    task_result(task.remote(config, request, collected, reused, count))
+    task_result(task.remote(replace(run, work_units=()), request, collected, reused, count))
     return Clustering.load(request.target)
 
 
 def _fit_and_save(
-    config: RunConfig,
+    run: Run,
     request: ExtensionRequest,
     collected: Location,
     reused: ReusedClustering,
     count: FarCaptions,
 ) -> None:
-    parent = reused.clustering
+    config, parent = run.config, reused.clustering
     new = fit_new_centers(parent, read_far(collected), count, request.centers, config.cluster)
     beside = config.train.experts if request.new_expert else None
     provenance = {
         "parent": reused.source.uri,
         "parent_content_hash": reused.content_hash,
-        "run": config.directory.uri,
+        "run": run.directory.uri,
         "first_center": len(parent.centers_md),
         "centers": request.centers,
         "new_expert_beside": beside,

@@ -106,7 +106,7 @@ def collect_far(run: Run, sample: FarSample, assigned_hash: str, on_record: Call
         "inputs.assign": assigned_hash,
     }
     # Each sample has its own directory, so that another quantile does not overwrite finished units.
-    stage = Stage("cluster extend", config.directory / FAR_DIRECTORY / config_hash(fields), fields)
+    stage = Stage("cluster extend", run.directory / FAR_DIRECTORY / config_hash(fields), fields)
     if stage.state() != "done":
         wanted = [work_unit for work_unit in run.work_units if sample.rows_by_unit.get(work_unit.unit, 0) > 0]
         arguments = (replace(run, work_units=()), sample)

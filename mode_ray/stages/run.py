@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mode_ray.config.run import RunConfig
@@ -22,15 +22,15 @@ class Run:
     Attributes:
         config: The run's config.
         work_units: The input as it was listed when the run was opened.
+        directory: The run directory, absolute: tasks of Ray may have another working directory than the driver.
     """
 
     config: RunConfig
     work_units: Sequence[WorkUnit]
+    directory: Location = field(init=False)
 
-    @property
-    def directory(self) -> Location:
-        """The run directory."""
-        return self.config.directory
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "directory", self.config.directory)
 
     @property
     def embeddings(self) -> Location:

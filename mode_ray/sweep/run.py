@@ -48,7 +48,7 @@ def run_sweep(run: Run, say: Callable[[str], None]) -> SweepReport:
         raise UsageError("the sweep needs the assign stage, which is not done: run `mode-ray assign` first")
     require_images(run.work_units)
     check_model(config.train)
-    folder = sweep_directory(config.directory)
+    folder = sweep_directory(run.directory)
     clustering = Clustering.load(run.clusters)
     expert = swept_expert(config, clustering.widest_first(config.train.experts)[0])
     # A separate task, because it needs memory for assignments and images.

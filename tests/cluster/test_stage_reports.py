@@ -27,8 +27,7 @@ def test_a_fit_that_continues_is_announced_once_with_its_new_bound() -> None:
     assert said.lines == [
         "19/20",
         "20/20",
-        "[cluster] the clusters are not balanced after 20 iterations: continuing with up to 20 more, which end when "
-        "the objective has converged",
+        "[cluster] not balanced after 20 iterations: continuing, for up to 20 more",
         "22/40",
         "23/40",
     ]
