@@ -109,7 +109,7 @@ def _centers(captions: int) -> int:
     """A power of two with some fifty captions a center; fewer captions than 32 get half as many centers."""
     if captions < 2 * 16:
         return max(1, captions // 2)
-    return min(_MOST_CENTERS, max(16, 1 << (captions // _CAPTIONS_PER_CENTER).bit_length() - 1))
+    return min(_MOST_CENTERS, max(16, 1 << max(1, captions // _CAPTIONS_PER_CENTER).bit_length() - 1))
 
 
 def _experts(captions: int) -> int:

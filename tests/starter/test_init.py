@@ -127,7 +127,7 @@ class TestFormats:
         look = look_at([str(write_tar(tmp_path / "a.tar", members))])
         assert look.captions == pytest.approx(1000, rel=0.05)
 
-    @pytest.mark.parametrize("pairs", [1, 3, 20, 31, 5000])
+    @pytest.mark.parametrize("pairs", [1, 3, 20, 31, 5000, 32, 48, 49])
     def test_any_number_of_captions_gives_a_valid_config(self, tmp_path: Path, pairs: int) -> None:
         file = write_parquet(tmp_path / "a.parquet", {"caption": ["a b"] * pairs, "image": [png(0)] * pairs})
         config, _ = made([file], tmp_path)
