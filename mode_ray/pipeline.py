@@ -132,18 +132,26 @@ class Pipeline:
         self._checked: set[str] = set()
 
     @classmethod
-    def open(cls, config: RunConfig, progress: Progress) -> "Pipeline":
-        """List the input, check it against what the run directory holds, and write the run's config.
+    def open(cls, config: RunConfig, progress: Progress, names: Sequence[str] = ()) -> "Pipeline":
+        """List the input, check it, and write the run's config.
+
+        Nothing is written if a check fails, so a refused config leaves no run directory behind.
+
+        Args:
+            config: The run's config.
+            progress: Prints and exports what happens.
+            names: The stages that will run; as `check`.
 
         Raises:
             DataError: The input does not exist.
-            UsageError: The run directory was begun with another config, a task file is wrong, or a source of a
-                finished stage was replaced.
+            UsageError: The run directory was begun with another config, a task file is wrong, a source of a
+                finished stage was replaced, or as `check`.
         """
         run = open_run(config)
         logger = json_logger() if log_format(config.ray.log_format) == "json" else None
         progress.follow(config.directory.uri, logger, lambda: PipelineMetrics(config.directory.uri))
         pipeline = cls(run, build_stages(run), progress)
+        pipeline.check(names)
         pipeline.claim()
         return pipeline
 

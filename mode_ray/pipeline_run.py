@@ -78,10 +78,9 @@ def run(config: RunConfig | str | Path, until: str = "evaluate", *, quiet: bool 
     if until not in STAGE_NAMES:
         raise UsageError(f"until={until!r}: the stages are {', '.join(STAGE_NAMES)}")
     settings = config if isinstance(config, RunConfig) else load_config(str(config))
-    pipeline = Pipeline.open(settings, Progress(Console(quiet=quiet)))
     names = STAGE_NAMES[: STAGE_NAMES.index(until) + 1]
+    pipeline = Pipeline.open(settings, Progress(Console(quiet=quiet)), names)
     if not pipeline.is_done(names):
-        pipeline.check(names)
         with ray_session(settings.ray):
             pipeline.run(names)
     return PipelineRun(settings)

@@ -10,6 +10,7 @@ which is its folder in `experts/` (`mode_ray.train.plan`). This module imports n
 status` is fast.
 """
 
+from mode_ray.errors import UsageError
 from mode_ray.storage import Location
 
 STAGE_DIRECTORIES = {
@@ -157,3 +158,16 @@ def sweep_storage(sweep: Location) -> Location:
 def served_tasks(run: Location) -> Location:
     """The tasks that clients register with the service of a run, unless `serve.task_directory` names another place."""
     return run / "serving" / "tasks"
+
+
+def require_run(run: Location) -> None:
+    """Check that a directory is that of a run.
+
+    Raises:
+        UsageError: It is not; the message says which directory was probably meant.
+    """
+    if (run / RUN_CONFIG).exists():
+        return
+    if run.name == RUN_CONFIG and run.exists():
+        raise UsageError(f"{run}: the config of a run, not its directory: give {run.parent}")
+    raise UsageError(f"{run}: no run here (no {RUN_CONFIG}); give the directory that the config calls `run`")

@@ -47,7 +47,7 @@ def check(config: RunConfig) -> Checked:
     """Checks all stages of the config with changes, as `mode-ray run` does before it starts Ray."""
 
     def checked(changes: Mapping[str, object]) -> None:
-        Pipeline.open(with_values(config, changes), Progress(Console(quiet=True))).check(STAGE_NAMES)
+        Pipeline.open(with_values(config, changes), Progress(Console(quiet=True)), STAGE_NAMES)
 
     return checked
 
@@ -75,9 +75,12 @@ def test_the_smallest_config_passes(check: Checked) -> None:
         ),
     ],
 )
-def test_what_training_and_evaluation_need(check: Checked, changes: Mapping[str, object], said: str) -> None:
+def test_what_training_and_evaluation_need(
+    check: Checked, tmp_path: Path, changes: Mapping[str, object], said: str
+) -> None:
     with pytest.raises(UsageError, match=said):
         check(changes)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_task_file_that_is_not_there(config: RunConfig, tmp_path: Path) -> None:
@@ -88,7 +91,7 @@ def test_a_task_file_that_is_not_there(config: RunConfig, tmp_path: Path) -> Non
 
 def test_the_stages_before_training_ask_for_nothing_of_it(config: RunConfig) -> None:
     alone = with_values(config, {"train.dense_samples": None, "evaluate.tasks": [], "captions.image_field": "img"})
-    Pipeline.open(alone, Progress(Console(quiet=True))).check(("embed", "cluster", "assign"))
+    Pipeline.open(alone, Progress(Console(quiet=True)), ("embed", "cluster", "assign"))
 
 
 def test_other_values_than_a_stage_was_begun_with_name_the_runs_own_config(config: RunConfig, tmp_path: Path) -> None:

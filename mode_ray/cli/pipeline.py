@@ -23,11 +23,10 @@ def run_stages(config: "RunConfig", names: Sequence[str], to: Console) -> None:
     from mode_ray.run_directory import report_page
     from mode_ray.stages.session import ray_session
 
-    pipeline = Pipeline.open(config, Progress(to))
+    pipeline = Pipeline.open(config, Progress(to), names)
     if pipeline.is_done(names):
         to.print(f"nothing to do: {', '.join(names)} done before", highlight=False)
     else:
-        pipeline.check(names)
         with ray_session(config.ray):
             pipeline.run(names)
     if "evaluate" in names:

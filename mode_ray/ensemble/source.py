@@ -21,6 +21,7 @@ from mode_ray.run_directory import (
     FINE_FILE,
     RUN_CONFIG,
     expert_folder,
+    require_run,
     stage_directories,
 )
 from mode_ray.stages.manifest import read_manifest
@@ -72,6 +73,8 @@ def find_source(source: str | Path | Location, leave_out: Sequence[int]) -> Ense
         return _of_run(place, leave_out)
     if (place / CLUSTERING_FOLDER / FINE_FILE).exists():
         return _of_export(place, leave_out)
+    if place.name == RUN_CONFIG:
+        require_run(place)
     if not place.exists():
         raise UsageError(f"{place}: no such directory; name a run, a folder that `mode-ray export` wrote, or hf-hub:…")
     raise UsageError(
@@ -85,10 +88,8 @@ def read_run_config(run: Location, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         UsageError: There is none, or it is wrong.
     """
-    file = run / RUN_CONFIG
-    if not file.exists():
-        raise UsageError(f"{run}: not a run directory: it has no {RUN_CONFIG}")
-    return load_config(file.uri, [*overrides, f"run={run.uri}"])
+    require_run(run)
+    return load_config((run / RUN_CONFIG).uri, [*overrides, f"run={run.uri}"])
 
 
 def _parsed(source: str | Path | Location) -> Location:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from rich.console import Group
 
-from mode_ray.errors import DataError, UsageError
+from mode_ray.errors import DataError
 from mode_ray.observe.activity import STALL_SECONDS, Inactivity, inactivity
 from mode_ray.observe.progress import trials_table
 from mode_ray.run_directory import (
@@ -21,6 +21,7 @@ from mode_ray.run_directory import (
     STATUS_FILE,
     TASK_SUMMARY,
     is_unit_output,
+    require_run,
 )
 from mode_ray.stages.manifest import Manifest, StageState, read_manifest
 from mode_ray.storage import FileEntry, Location
@@ -138,12 +139,6 @@ def status_table(run: Location) -> WideTable:
     """
     require_run(run)
     return stages_table(run, [look_at_stage(run, name) for name in STAGE_DIRECTORIES])
-
-
-def require_run(run: Location) -> None:
-    """Raise `UsageError` if this is not the directory of a run."""
-    if not (run / RUN_CONFIG).exists():
-        raise UsageError(f"{run}: no run here (no config.yaml); give the directory that the config calls `run`")
 
 
 def stages_table(run: Location, views: Sequence[StageView]) -> WideTable:

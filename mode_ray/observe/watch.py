@@ -10,8 +10,8 @@ from rich.text import Text
 
 from mode_ray.observe.activity import inactivity
 from mode_ray.observe.progress import trials_table
-from mode_ray.observe.status import StageView, has_ended, look_at_stage, require_run, stages_table
-from mode_ray.run_directory import MANIFEST, RUN_CONFIG, STAGE_DIRECTORIES, STAGE_NAMES
+from mode_ray.observe.status import StageView, has_ended, look_at_stage, stages_table
+from mode_ray.run_directory import MANIFEST, RUN_CONFIG, STAGE_DIRECTORIES, STAGE_NAMES, require_run
 from mode_ray.storage import Location
 from mode_ray.util.tables import duration
 

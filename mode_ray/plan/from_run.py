@@ -18,7 +18,7 @@ from mode_ray.embed.table import EMBEDDING
 from mode_ray.errors import UsageError
 from mode_ray.plan.rates import ClusterRates, EvaluateRates, Rates, ShardRates, TrainRates, measured_settings
 from mode_ray.plan.training import evaluated_models
-from mode_ray.run_directory import STATUS_FILE, UNITS, stage_directories
+from mode_ray.run_directory import RUN_CONFIG, STATUS_FILE, UNITS, require_run, stage_directories
 from mode_ray.stages.manifest import UnitRecord, read_manifest, read_record, read_units, unit_outputs
 from mode_ray.storage import Location
 from mode_ray.train.runs.status import TrialStatus, read_status
@@ -33,9 +33,8 @@ def rates_from_run(run: Location) -> Rates:
     Raises:
         UsageError: The directory has no run, or no stage of the run has finished a unit.
     """
-    if not (run / "config.yaml").exists():
-        raise UsageError(f"--from {run}: no run here (no config.yaml); give the directory that a config calls `run`")
-    config = load_config(str(run / "config.yaml"))
+    require_run(run)
+    config = load_config((run / RUN_CONFIG).uri)
     places = stage_directories(run)
     embedded, assigned = _records(places["embed"]), _records(places["assign"])
     train = train_rates(_statuses(places["train"]))

@@ -1,10 +1,9 @@
 """A bounded look at a run's data: format, fields, an example of each, and about how many captions there are."""
 
-import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -20,6 +19,7 @@ from mode_ray.captions.webdataset import JSON_SUFFIX, MAX_JSON_BYTES, TEXT_SUFFI
 from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.stages.work_unit import ShardFormat, WorkUnit
+from mode_ray.starter.delimited import look_at_delimited
 
 SHARDS_READ = 2
 _ROWS_READ = 64
@@ -57,6 +57,8 @@ class DataLook:
         image_field: Parquet: the column of the images; None without one.
         has_images: Whether the pairs have images.
         fields: Other columns, fields or suffixes.
+        header: CSV, TSV: whether the first line names the columns.
+        delimiter: CSV, TSV: the character between columns, where it is not the usual one of the format.
         caption: The first caption.
         image_size: Width and height of the first image.
     """
@@ -70,6 +72,8 @@ class DataLook:
     image_field: str | None
     has_images: bool
     fields: Sequence[str]
+    header: bool
+    delimiter: str | None
     caption: str
     image_size: tuple[int, int] | None
 
@@ -80,6 +84,8 @@ class _Rows:
 
     rows: Sequence[Mapping[str, Any]]
     captions: float
+    header: bool = True
+    delimiter: str | None = None
 
 
 def look_at(paths: Sequence[str]) -> DataLook:
@@ -113,6 +119,8 @@ def look_at(paths: Sequence[str]) -> DataLook:
         image_field=image_field if has_images and first.format == "parquet" else None,
         has_images=has_images,
         fields=[name for name in names if name not in (caption_field, image_field)],
+        header=all(shard.header for shard in read),
+        delimiter=read[0].delimiter,
         caption=" ".join(caption.split()),
         image_size=size,
     )
@@ -131,9 +139,9 @@ def _beginning(unit: WorkUnit) -> _Rows:
             lines = _lines(unit)
             return _estimated(unit, [row for line in lines if (row := _object(line)) is not None], lines)
         case "csv" | "tsv":
-            lines = _lines(unit)
-            text = io.StringIO("\n".join(line.decode(errors="replace") for line in lines))
-            return _estimated(unit, list(csv.DictReader(text, delimiter="," if unit.format == "csv" else "\t")), lines)
+            seen = look_at_delimited(unit, (*_CAPTION_NAMES, *_IMAGE_NAMES, *_NOT_CAPTIONS), _ROWS_READ)
+            estimated = _estimated(unit, seen.rows, _lines(unit))
+            return replace(estimated, header=seen.header, delimiter=seen.delimiter)
 
 
 def _useful(field: pa.Field) -> bool:

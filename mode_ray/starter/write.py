@@ -49,6 +49,10 @@ def _head(look: DataLook, run: str) -> list[str]:
         lines.append("  # The captions are the .txt members. For those of the .json members, set caption_field.")
     elif look.caption_field != DEFAULT_CAPTION_FIELD or look.format == "webdataset":
         lines.append(f"  caption_field: {_quoted(look.caption_field)}")
+    if not look.header:
+        lines.append("  header: false  # the first line is a row, so columns have numbers, from 0")
+    if look.delimiter is not None:
+        lines.append(f"  delimiter: {_quoted(look.delimiter)}")
     if look.image_field is not None and look.image_field != defaults["image_field"].default:
         lines.append(f"  image_field: {_quoted(look.image_field)}")
     if look.fields:

@@ -46,7 +46,7 @@ def _run_one(name: str, config: RunConfig, others: Sequence[Location], console: 
     try:
         for stage, source in copy_finished_stages(config, others).items():
             console.print(f"[{name}] {stage}: copied from {source}", markup=False, highlight=False, soft_wrap=True)
-        pipeline = Pipeline.open(config, Progress(console))
+        pipeline = Pipeline.open(config, Progress(console), STAGE_NAMES)
         if not pipeline.is_done(STAGE_NAMES):
             console.print(f"[{name}] {config.run}", markup=False, highlight=False, soft_wrap=True)
             pipeline.run(STAGE_NAMES)

@@ -64,6 +64,12 @@ def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
         status_table(Location.parse(str(tmp_path)))
 
 
+def test_the_config_of_a_run_names_the_directory(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(UsageError, match=f"config.yaml: the config of a run, not its directory: give {tmp_path}$"):
+        status_table(Location.parse(str(tmp_path / "config.yaml")))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

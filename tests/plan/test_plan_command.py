@@ -40,7 +40,7 @@ class TestMistakes:
                 ["--rows", "1e9"],
                 "--from RUN is missing: name a finished or partly finished run to read the rates from",
             ),
-            (["--from", "/nowhere/run"], "--from /nowhere/run: no run here (no config.yaml)"),
+            (["--from", "/nowhere/run"], "/nowhere/run: no run here (no config.yaml)"),
         ],
     )
     def test_one_sentence_and_exit_code_2(

@@ -19,7 +19,10 @@ class TestServe:
     ) -> None:
         assert main(["serve", str(tmp_path), "--in-process"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line == f"mode-ray: {tmp_path}: not a run directory: it has no config.yaml"
+        assert (
+            line
+            == f"mode-ray: {tmp_path}: no run here (no config.yaml); give the directory that the config calls `run`"
+        )
 
     def test_a_run_that_is_not_trained_is_one_sentence(
         self, served_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

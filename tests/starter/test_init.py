@@ -80,6 +80,10 @@ class TestFormats:
         texts = {
             "a.jsonl.gz": "".join(json.dumps({"title": text, "key": i}) + "\n" for i, text in enumerate(CAPTIONS)),
             "a.tsv": "filepath\ttitle\n" + "".join(f"/img/{i}.jpg\t{text}\n" for i, text in enumerate(CAPTIONS)),
+            # As CC12M and CC3M are.
+            "b.tsv": "".join(f"http://x.y/{i}.jpg\t{text}\n" for i, text in enumerate(CAPTIONS)),
+            "c.tsv": "".join(f"{text}\thttp://x.y/{i}.jpg\n" for i, text in enumerate(CAPTIONS)),
+            "d.csv": "Bild;Beschreibung\n" + "".join(f"{i}.jpg;{text}\n" for i, text in enumerate(CAPTIONS)),
         }
         if kind in rows:
             return write_parquet(tmp_path / "a.parquet", rows[kind])
@@ -99,6 +103,9 @@ class TestFormats:
             ("parquet-unknown-names", "beschreibung", None),
             ("a.jsonl.gz", "title", None),
             ("a.tsv", "title", None),
+            ("b.tsv", "1", None),
+            ("c.tsv", "0", None),
+            ("d.csv", "Beschreibung", None),
         ],
         indirect=["data"],
     )
