@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from mode_ray.config.captions import EncoderConfig, EncoderPlacement
 from mode_ray.embed.available import FIELD, require_encoder
@@ -42,6 +43,8 @@ class HuggingFaceEncoder:
         self._batch_size = placement.batch_size
         self._max_tokens = config.max_tokens
         self._streams = threads if self._device.type == "cpu" else 1
+        # The bar has no end of line where standard error is a file, and a start of the service is not its output.
+        disable_progress_bar()
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(path)
             model, loading = AutoModel.from_pretrained(path, output_loading_info=True)

@@ -5,7 +5,7 @@ import { element, percent, plural } from "./elements.js";
 import { EXAMPLES, exampleFile } from "./examples.js";
 import { Tray } from "./images.js";
 import { errorCard, rankingCard } from "./ranking.js";
-import { degradedNotice, routingView } from "./routing.js";
+import { notices, routingView } from "./routing.js";
 
 const byId = (id) => document.getElementById(id);
 const form = byId("ask");
@@ -107,7 +107,7 @@ async function askAll(files, request, signal) {
       card = await rankingCard(file, result);
       said.textContent = `${count}${result.labels[0]}, ${percent(result.probabilities[0])}`;
       byId("routing").replaceChildren(routingView(found));
-      byId("notice").replaceChildren(...[degradedNotice(found)].filter(Boolean));
+      byId("notice").replaceChildren(...notices(found));
     } catch (error) {
       if (signal.aborted || !(error instanceof ApiError) || !isOfImage(error)) throw error;
       card = await errorCard(file, error.message);

@@ -3,19 +3,26 @@
 import { bar, element, listed, percent, plural, quotes, shortened, text } from "./elements.js";
 
 const CLUSTERS_SHOWN = 6;
+const NAME_CHARACTERS = 60;
 const RULES = {
   uniform: "The rule is uniform: all experts have the same weight, whatever the labels.",
 };
 
 /** Both sections, from an answer of the API. */
-export function routingView({ routing, left_out, truncated = [] }) {
-  const clusters = clustersSection(routing, truncated);
-  return element("div", { class: "routing" }, expertsSection(routing, new Set(left_out)), clusters);
+export function routingView({ routing, left_out }) {
+  return element("div", { class: "routing" }, expertsSection(routing, new Set(left_out)), clustersSection(routing));
 }
 
-/** What is missing in an answer, or null. */
-export function degradedNotice({ degraded, left_out }) {
-  if (!degraded) return null;
+/** What an answer leaves out: experts, and labels or their ends. */
+export function notices({ degraded, left_out, routing: { unknown = [] }, truncated = [] }) {
+  return [
+    degraded && degradedNotice(left_out),
+    unknown.length && namesNotice("Ignored in the weights, because the caption encoder knows no word of it: ", unknown),
+    truncated.length && namesNotice("Too long for the experts, which ignore the end: ", truncated),
+  ].filter(Boolean);
+}
+
+function degradedNotice(left_out) {
   const who = left_out.length === 1 ? "Expert" : "Experts";
   return element(
     "p",
@@ -65,7 +72,7 @@ function spread(entropy, ordered) {
   return `No expert stands out: ${alike}.`;
 }
 
-function clustersSection({ clusters, unknown = [] }, truncated) {
+function clustersSection({ clusters }) {
   const groups = new Map();
   for (const hit of clusters) groups.set(hit.fine, [...(groups.get(hit.fine) ?? []), hit]);
   const items = [...groups.values()].map((hits) => {
@@ -81,21 +88,22 @@ function clustersSection({ clusters, unknown = [] }, truncated) {
     if (captions.length) item.append(quotes(captions));
     return item;
   });
-  const section = element(
+  return element(
     "section",
     { "aria-labelledby": "hits-title" },
     element("h2", { id: "hits-title" }, "Nearest clusters"),
     element("p", { class: "hint" }, "The cluster of training captions nearest to each label, with some of its captions."),
     ...shortened(element("ul", { class: "hits" }), items, CLUSTERS_SHOWN),
   );
-  if (unknown.length) section.append(namesNotice("Ignored in the weights, because the caption encoder knows no word of it: ", unknown));
-  if (truncated.length) section.append(namesNotice("Too long for the experts, which ignore the end: ", truncated));
-  return section;
 }
 
 /** A sentence about some labels. */
 function namesNotice(sentence, labels) {
-  const names = labels.slice(0, 5).flatMap((name, place) => [place ? ", " : "", text(name)]);
+  const names = labels.slice(0, 5).flatMap((name, place) => [place ? ", " : "", text(clipped(name))]);
   const more = labels.length > 5 ? ` and ${plural(labels.length - 5, "other")}` : "";
   return element("p", { class: "notice" }, sentence, ...names, more, ".");
+}
+
+function clipped(name) {
+  return name.length > NAME_CHARACTERS ? `${name.slice(0, NAME_CHARACTERS).trimEnd()}…` : name;
 }
