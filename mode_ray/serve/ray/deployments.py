@@ -178,7 +178,7 @@ class RouterDeployment:
             if self._clients.get(id_) is client:
                 self._take(self._clients | {id_: self._client(id_, name)})
 
-        client = HandleExpert(id_, name, self._settings.expert_deadline_seconds, renew)
+        client = HandleExpert(id_, name, self._settings, renew)
         return client
 
     def _take(self, clients: dict[int, HandleExpert]) -> None:

@@ -7,6 +7,8 @@ While its only replica is being replaced, or hangs, an expert answers no call. O
 an expert is probed in the background as soon as a replica died, the application is missing, or a call waits although
 the expert answered no other one meanwhile. Further calls wait briefly for the answer of the probe. Then they count the
 expert as down immediately, until the probe is answered. An expert that lives answers a probe at once, however busy.
+
+Small requests share calls, see `CoalescedCalls`.
 """
 
 import asyncio
@@ -23,6 +25,8 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
+from mode_ray.config.serve import ServeConfig
+from mode_ray.serve.service.coalesced_calls import CoalescedCalls, Embeddings
 from mode_ray.serve.service.expert_client import ExpertBusy, ExpertDescription, ExpertUnavailable
 
 _PROBE_INTERVAL_SECONDS = 0.5
@@ -54,7 +58,8 @@ class HandleExpert:
     Args:
         expert: The expert's id.
         application: Name of its application.
-        deadline_seconds: How long callers wait for an answer; the same deadline holds for a probe.
+        settings: Deadline of a call and of a probe, size of a call, and replicas of the expert, each of which has one
+            call of this router at a time.
         on_other_weights: Called when the application has other weights than those it described: class embeddings of
             the described weights are no longer valid.
         resolve: Finds the handle of an application; blocks, and raises if there is none.
@@ -64,13 +69,13 @@ class HandleExpert:
         self,
         expert: int,
         application: str,
-        deadline_seconds: float,
+        settings: ServeConfig,
         on_other_weights: Callable[[], None],
         resolve: Callable[[str], DeploymentHandle[Any]] = serve.get_app_handle,
     ) -> None:
         self.id = expert
         self.application = application
-        self._deadline_seconds = deadline_seconds
+        self._deadline_seconds = settings.expert_deadline_seconds
         self._on_other_weights = on_other_weights
         self._resolve = resolve
         self._handle: DeploymentHandle[Any] | None = None
@@ -79,6 +84,9 @@ class HandleExpert:
         self._probe: asyncio.Task[None] | None = None
         self._down_from_seconds = 0.0  # from then on, calls fail if the running probe is not answered
         self._closed = False
+        limits = settings.max_batch_size, settings.expert_replicas.max, settings.expert_deadline_seconds
+        self._images = CoalescedCalls(self._encode_images, *limits)
+        self._texts = CoalescedCalls(self._encode_texts, *limits)
 
     async def describe(self) -> ExpertDescription:
         """See `ExpertClient`; the application is asked once."""
@@ -86,21 +94,29 @@ class HandleExpert:
             self._description = cast(ExpertDescription, await self._call("describe"))
         return self._description
 
-    async def encode_images(self, images_bhw3: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    async def encode_images(self, images_bhw3: npt.NDArray[np.uint8]) -> Embeddings:
         """See `ExpertClient`; ExpertUnavailable also if the application has other weights by now."""
-        source = (await self.describe()).source
-        return cast("npt.NDArray[np.float32]", await self._call("encode_images", images_bhw3, source))
+        await self._wait_for_probe()
+        return await self._images.encode(images_bhw3)
 
-    async def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    async def encode_texts(self, texts: Sequence[str]) -> Embeddings:
         """See `ExpertClient`; errors as `encode_images`."""
-        source = (await self.describe()).source
-        return cast("npt.NDArray[np.float32]", await self._call("encode_texts", list(texts), source))
+        await self._wait_for_probe()
+        return await self._texts.encode(texts)
 
     def close(self) -> None:
         """Stop probing; running calls continue."""
         self._closed = True
         if self._probe is not None:
             self._probe.cancel()
+
+    async def _encode_images(self, images_bhw3: npt.NDArray[np.uint8]) -> Embeddings:
+        source = (await self.describe()).source
+        return cast(Embeddings, await self._call("encode_images", images_bhw3, source))
+
+    async def _encode_texts(self, texts: Sequence[str]) -> Embeddings:
+        source = (await self.describe()).source
+        return cast(Embeddings, await self._call("encode_texts", list(texts), source))
 
     async def _call(self, method: str, *arguments: object) -> object:
         await self._wait_for_probe()
@@ -132,7 +148,7 @@ class HandleExpert:
             return
         await asyncio.wait((self._probe,), timeout=max(0.0, self._down_from_seconds - time.monotonic()))
         if not self._probe.done():
-            raise ExpertUnavailable(f"expert {self.id} ({self.application}) does not answer")
+            raise ExpertUnavailable(self._silence())
 
     def _suspect(self, began_seconds: float) -> None:
         """Probe the expert if it answered nothing since a call began that is still waiting."""
@@ -181,6 +197,16 @@ class HandleExpert:
             self._probe = asyncio.get_running_loop().create_task(self._probe_until_it_answers())
         else:
             self._down_from_seconds = min(self._down_from_seconds, down_from_seconds)
+        asyncio.get_running_loop().call_later(grace_seconds, self._fail_waiting)
+
+    def _fail_waiting(self) -> None:
+        """End the requests that wait for a call, if the probe has not been answered."""
+        if self._probe is not None and not self._probe.done():
+            self._images.fail_waiting(self._silence())
+            self._texts.fail_waiting(self._silence())
+
+    def _silence(self) -> str:
+        return f"expert {self.id} ({self.application}) does not answer"
 
     async def _probe_until_it_answers(self) -> None:
         while True:

@@ -14,6 +14,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from tiny_run import save_expert
 
+from mode_ray.config.serve import ServeConfig
 from mode_ray.models.encode import Expert
 from mode_ray.serve.applications import expert
 from mode_ray.serve.ray.deployments import ExpertArguments
@@ -73,7 +74,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def client(handle: DeploymentHandle[Any], on_other_weights: Callable[[], None] = lambda: None) -> HandleExpert:
-    return HandleExpert(3, "expert-3", DEADLINE_SECONDS, on_other_weights, lambda _: handle)
+    return HandleExpert(
+        3, "expert-3", ServeConfig(expert_deadline_seconds=DEADLINE_SECONDS), on_other_weights, lambda _: handle
+    )
 
 
 async def in_time(call: Awaitable[object]) -> object:
@@ -111,7 +114,13 @@ class TestAnswers:
         arguments = ExpertArguments(run=str(served_folder), expert=2, folder=str(folder))
         told: list[str] = []
         handles = {"first": serve.run(expert(arguments), name="expert-3", _local_testing_mode=True)}
-        asked = HandleExpert(3, "expert-3", 30.0, lambda: told.append("other"), lambda _: handles["first"])
+        asked = HandleExpert(
+            3,
+            "expert-3",
+            ServeConfig(expert_deadline_seconds=30.0),
+            lambda: told.append("other"),
+            lambda _: handles["first"],
+        )
 
         async def ask() -> None:
             before = await asked.describe()
@@ -140,7 +149,9 @@ class TestFailures:
 
         async def ask() -> None:
             nonlocal there
-            asked = HandleExpert(3, "expert-3", DEADLINE_SECONDS, lambda: None, resolve)
+            asked = HandleExpert(
+                3, "expert-3", ServeConfig(expert_deadline_seconds=DEADLINE_SECONDS), lambda: None, resolve
+            )
             with pytest.raises(ExpertUnavailable, match="no application expert-3"):
                 await asked.describe()
             there = True
@@ -154,7 +165,9 @@ class TestDeath:
         self, scripted: DeploymentHandle[Any]
     ) -> None:
         async def ask() -> None:
-            asked = HandleExpert(3, "expert-3", 30.0, lambda: None, lambda _: scripted)
+            asked = HandleExpert(
+                3, "expert-3", ServeConfig(expert_deadline_seconds=30.0), lambda: None, lambda _: scripted
+            )
             await asked.describe()
             replaced = Replaced(scripted)
             asked._handle = cast("DeploymentHandle[Any]", replaced)
@@ -172,7 +185,9 @@ class TestDeath:
 
     def test_where_another_replica_lives_no_later_call_is_refused(self, scripted: DeploymentHandle[Any]) -> None:
         async def ask() -> None:
-            asked = HandleExpert(3, "expert-3", 30.0, lambda: None, lambda _: scripted)
+            asked = HandleExpert(
+                3, "expert-3", ServeConfig(expert_deadline_seconds=30.0), lambda: None, lambda _: scripted
+            )
             with pytest.raises(ExpertUnavailable, match="ActorDiedError"):
                 await asked.encode_texts(["dead"])
             assert (await asked.encode_texts(["a cat"])).shape == (1, 2)
@@ -183,7 +198,9 @@ class TestDeath:
 class TestSilence:
     def test_a_call_that_takes_long_is_none_while_a_probe_is_answered(self, scripted: DeploymentHandle[Any]) -> None:
         async def ask() -> None:
-            asked = HandleExpert(3, "expert-3", 30.0, lambda: None, lambda _: scripted)
+            asked = HandleExpert(
+                3, "expert-3", ServeConfig(expert_deadline_seconds=30.0), lambda: None, lambda _: scripted
+            )
             await asked.describe()
             slow = asyncio.create_task(asked.encode_texts(["hang"]))
             await asyncio.sleep(0.8)  # it is suspected after half a second
