@@ -1,7 +1,7 @@
 """The section `train`: model, optimizer, loss, data, budgets and resources."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,6 +13,36 @@ ReusableModels = Literal["seed", "dense", "experts"]
 FOLDER_WEIGHTS = "folder"
 """Value of `train.model.pretrained`: the weights in the architecture's folder."""
 _WARMUP_PART = 20
+
+
+class UnlockedGroups(Settings):
+    """A tower that is locked but for its last layer groups."""
+
+    groups: PositiveInt
+    """The number of layer groups that stay trainable, as open_clip counts them."""
+
+
+TowerLock = Literal["none", "all"] | UnlockedGroups
+
+
+class LockConfig(Settings):
+    """Which parts of the towers training leaves unchanged (LiT, arXiv 2111.07991). Projections stay trainable."""
+
+    image: TowerLock = "none"
+    """`all`: the whole trunk. `{groups: 2}`: all but its last two layer groups, as by open_clip's
+    `--lock-image-unlocked-groups 2`."""
+    text: TowerLock = "none"
+    """As `image`; the groups are those of open_clip's `--lock-text-unlocked-layers`."""
+
+
+class TowersConfig(Settings):
+    """Pretrained weights of single towers, for architectures without a pretrained CLIP."""
+
+    image: str | None = None
+    """A state dict of the image trunk, a network of timm: a path, a URI, or `package:NAME/FILE`. Names of another
+    library are accepted if the tensors have the same order."""
+    text: str | None = None
+    """The folder of a Hugging Face encoder, local or `package:NAME/FOLDER`, for the text tower."""
 
 
 class ModelConfig(Settings):
@@ -28,6 +58,9 @@ class ModelConfig(Settings):
     so that `architecture` is ignored. It is checked before the first stage."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """`bfloat16` suits GPUs, and CPUs with AMX or AVX-512 BF16. Other CPUs are slow with it."""
+    towers: TowersConfig = TowersConfig()
+    lock: LockConfig = LockConfig()
+    added: ClassVar[frozenset[str]] = frozenset({"towers", "lock"})
 
     @field_validator("architecture")
     @classmethod
@@ -42,6 +75,12 @@ class ModelConfig(Settings):
         if name is None or name == FOLDER_WEIGHTS:
             return name
         return _absolute(name) if name.startswith("~") or Path(name).is_file() else name
+
+    @model_validator(mode="after")
+    def _one_source_of_weights(self) -> Self:
+        if self.pretrained is not None and self.towers != TowersConfig():
+            raise ValueError("pretrained has the weights of both towers: leave out either pretrained or towers")
+        return self
 
 
 def _absolute(path: str) -> str:

@@ -35,8 +35,12 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "chat_template.jinja",
 )
+ENCODER_CONFIG = "config.json"
+"""transformers' config of a Hugging Face text tower, so that no hub is needed to build the tower."""
+TEXT_FILES = (*TOKENIZER_FILES, ENCODER_CONFIG)
 ARCHITECTURE_FIELD = "train.model.architecture"
 PRETRAINED_FIELD = "train.model.pretrained"
+IMAGE_TOWER_FIELD, TEXT_TOWER_FIELD = "train.model.towers.image", "train.model.towers.text"
 HUB_PREFIX = "hf-hub:"
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz", ".npy")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -133,7 +137,7 @@ def hub_file(pretrained: str, file: str) -> Path:
 
 def model_files(folder: Location) -> list[Location]:
     """The files of a model's folder that open_clip needs. The config is last: a copy that has it is complete."""
-    order = (*TOKENIZER_FILES, WEIGHTS_FILE, CONFIG_FILE)
+    order = (*TEXT_FILES, WEIGHTS_FILE, CONFIG_FILE)
     return sorted((file for file in folder.files() if file.name in order), key=lambda file: order.index(file.name))
 
 

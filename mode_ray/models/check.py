@@ -15,8 +15,11 @@ from mode_ray.config.train import FOLDER_WEIGHTS, ModelConfig, TrainConfig
 from mode_ray.errors import UsageError
 from mode_ray.models.architecture import (
     ARCHITECTURE_FIELD,
+    ENCODER_CONFIG,
     HUB_WEIGHTS,
+    IMAGE_TOWER_FIELD,
     PRETRAINED_FIELD,
+    TEXT_TOWER_FIELD,
     TOKENIZER_FILES,
     architecture_folder,
     clip_config_of,
@@ -26,7 +29,9 @@ from mode_ray.models.architecture import (
     require_on_hub,
 )
 from mode_ray.models.files import find_problem
+from mode_ray.storage import Location
 from mode_ray.util.hub import hub_problem
+from mode_ray.util.packages import resolve_file, resolve_folder
 
 _TIMEOUT_SECONDS = 5.0
 
@@ -65,8 +70,13 @@ def _check_parts(config: ModelConfig) -> None:
         )
     text = model["text_cfg"]
     folder = None if hub else architecture_folder(config)
-    own_tokenizer = folder is not None and any(file.name in TOKENIZER_FILES for file in folder.files())
-    tower, tokenizer = text.get("hf_model_name"), None if own_tokenizer else text.get("hf_tokenizer_name")
+    held = set() if folder is None else {file.name for file in folder.files()}
+    if config.towers.text is not None:
+        held |= {file.name for file in Location.parse(resolve_folder(config.towers.text, TEXT_TOWER_FIELD)).files()}
+    if config.towers.image is not None:
+        resolve_file(config.towers.image, IMAGE_TOWER_FIELD)
+    tower = None if ENCODER_CONFIG in held else text.get("hf_model_name")
+    tokenizer = None if held.intersection(TOKENIZER_FILES) else text.get("hf_tokenizer_name")
     for name, files in ((tower, ("config.json",)), (tokenizer, TOKENIZER_FILES)):
         problem = None if name is None or Path(name).is_dir() else hub_problem(name, files)
         if problem is not None:

@@ -44,8 +44,12 @@ State = dict[str, torch.Tensor]
 
 
 @contextmanager
-def local_checkpoint(name: str) -> Iterator[Path]:
+def local_checkpoint(name: str, field: str = PRETRAINED_FIELD) -> Iterator[Path]:
     """The checkpoint file as a file of this machine; a remote one is copied to a temporary folder meanwhile.
+
+    Args:
+        name: The file's path or URI.
+        field: The config field that names it, for messages.
 
     Raises:
         UsageError: There is no such file, or it is empty or cannot be copied.
@@ -54,13 +58,13 @@ def local_checkpoint(name: str) -> Iterator[Path]:
     try:
         if location.is_directory():
             raise UsageError(
-                f"{PRETRAINED_FIELD}: {name}: a directory; name the checkpoint file in it, or give a model's folder "
+                f"{field}: {name}: a directory; name the checkpoint file in it, or give a model's folder "
                 f"as {ARCHITECTURE_FIELD} with {PRETRAINED_FIELD}: {FOLDER_WEIGHTS}"
             )
         if not location.exists():
-            raise UsageError(f"{PRETRAINED_FIELD}: {location}: no such file")
+            raise UsageError(f"{field}: {location}: no such file")
         if location.size_bytes() == 0:
-            raise UsageError(f"{PRETRAINED_FIELD}: {location}: the file is empty; copy the checkpoint again")
+            raise UsageError(f"{field}: {location}: the file is empty; copy the checkpoint again")
         if location.is_local:
             yield Path(location.path)
             return
@@ -69,15 +73,16 @@ def local_checkpoint(name: str) -> Iterator[Path]:
             location.copy_to(copy)
             yield Path(copy.path)
     except OSError as error:
-        raise UsageError(f"{PRETRAINED_FIELD}: {location}: cannot be read ({_first_line(error)})") from None
+        raise UsageError(f"{field}: {location}: cannot be read ({_first_line(error)})") from None
 
 
-def read_checkpoint(file: Path, name: str) -> State:
+def read_checkpoint(file: Path, name: str, field: str = PRETRAINED_FIELD) -> State:
     """The weights of a checkpoint, under the names of the bare model. They stay in the file until they are used.
 
     Args:
         file: The file on this machine.
         name: The checkpoint as the user wrote it, for messages.
+        field: The config field that names it, for messages.
 
     Raises:
         UsageError: The file is damaged, or not a checkpoint.
@@ -85,8 +90,9 @@ def read_checkpoint(file: Path, name: str) -> State:
     try:
         content = _content(file)
     except _UNREADABLE as error:
-        raise UsageError(f"{PRETRAINED_FIELD}: {name}: {_unreadable(error)}") from None
-    return _bare_names(_state_in(content, name), name)
+        raise UsageError(f"{field}: {name}: {_unreadable(error)}") from None
+    place = f"{field}: {name}"
+    return _bare_names(_state_in(content, place), place)
 
 
 def require_arrays(file: Path, name: str) -> None:
@@ -157,7 +163,7 @@ def _unreadable(error: Exception) -> str:
     return f"damaged, cut off or no checkpoint ({text}); copy it again"
 
 
-def _state_in(content: object, name: str) -> Mapping[str, torch.Tensor]:
+def _state_in(content: object, place: str) -> Mapping[str, torch.Tensor]:
     """The state dict in the content of a file."""
     while isinstance(content, Mapping):
         inner = next((content[key] for key in _WRAPPING_ENTRIES if isinstance(content.get(key), Mapping)), None)
@@ -166,12 +172,12 @@ def _state_in(content: object, name: str) -> Mapping[str, torch.Tensor]:
             if tensors:
                 return tensors
             found = ", ".join(str(key) for key in list(content)[:5]) or "nothing"
-            raise UsageError(f"{PRETRAINED_FIELD}: {name}: holds no weights, only: {found}")
+            raise UsageError(f"{place}: holds no weights, only: {found}")
         content = inner
-    raise UsageError(f"{PRETRAINED_FIELD}: {name}: holds a {type(content).__name__}, not a state dict")
+    raise UsageError(f"{place}: holds a {type(content).__name__}, not a state dict")
 
 
-def _bare_names(state: Mapping[str, torch.Tensor], name: str) -> State:
+def _bare_names(state: Mapping[str, torch.Tensor], place: str) -> State:
     bare: State = {}
     for key, tensor in state.items():
         short = key.replace(_COMPILED, ".")
@@ -180,7 +186,7 @@ def _bare_names(state: Mapping[str, torch.Tensor], name: str) -> State:
         ) is not None:
             short = short.removeprefix(prefix)
         if short in bare:
-            raise UsageError(f"{PRETRAINED_FIELD}: {name}: holds {short} twice, once as {key}; save one model alone")
+            raise UsageError(f"{place}: holds {short} twice, once as {key}; save one model alone")
         bare[short] = tensor
     return bare
 

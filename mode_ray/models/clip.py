@@ -1,7 +1,8 @@
 """Builds open_clip models from a config, and loads and saves expert folders.
 
-An expert folder has `open_clip_config.json`, `open_clip_model.safetensors` and, for a tokenizer of the Hugging Face
-hub, the tokenizer's files. open_clip can load it with `local-dir:PATH`, without this package.
+An expert folder has `open_clip_config.json`, `open_clip_model.safetensors` and, for a tokenizer or text tower of the
+Hugging Face hub, the tokenizer's files and the tower's config. open_clip can load it with `local-dir:PATH`, without
+this package; for such a text tower it reads the tower's config from the hub.
 """
 
 import copy
@@ -9,6 +10,7 @@ import functools
 import json
 import logging
 import math
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +29,10 @@ from mode_ray.errors import DataError, UsageError
 from mode_ray.models.architecture import (
     ARCHITECTURE_FIELD,
     CONFIG_FILE,
+    ENCODER_CONFIG,
     PRETRAINED_FIELD,
+    TEXT_FILES,
+    TEXT_TOWER_FIELD,
     TOKENIZER_FILES,
     WEIGHTS_FILE,
     architecture_folder,
@@ -38,11 +43,13 @@ from mode_ray.models.architecture import (
 )
 from mode_ray.models.checkpoint import NUMPY_SUFFIXES, fit_state, local_checkpoint, read_checkpoint
 from mode_ray.models.preprocess import read_model_config
+from mode_ray.models.tower_weights import load_towers
 from mode_ray.storage import Location
 from mode_ray.util.packages import resolve_folder
 
 # From the SigLIP paper (arXiv 2303.15343, section 3.2): most pairs are negatives, and the initial bias reflects that.
 _SIGLIP_LOGITS = {"init_logit_scale": math.log(10), "init_logit_bias": -10}
+_ENCODER, _TOKENIZER = "hf_model_name", "hf_tokenizer_name"  # of open_clip's text_cfg
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
 # open_clip raises these for an invalid config: it validates little itself.
 _CONFIG_ERRORS = (ValueError, TypeError, KeyError, RuntimeError, AssertionError)
@@ -61,7 +68,7 @@ class ClipModel:
         train_transform: PIL image to float32 [3, h, w], with random crops.
         eval_transform: The same without randomness.
         config: Content of `open_clip_config.json`.
-        tokenizer_files: Contents by file name, for a tokenizer of the hub; empty for open_clip's own tokenizer.
+        text_files: Contents by file name, for a tokenizer or a text tower of the hub; empty for open_clip's own.
     """
 
     module: torch.nn.Module
@@ -69,7 +76,7 @@ class ClipModel:
     train_transform: Callable[[Any], torch.Tensor]
     eval_transform: Callable[[Any], torch.Tensor]
     config: Mapping[str, Any]
-    tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
+    text_files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def build_clip(config: ModelConfig, seed: int, *, logit_bias: bool = False) -> ClipModel:
@@ -87,12 +94,15 @@ def build_clip(config: ModelConfig, seed: int, *, logit_bias: bool = False) -> C
         return load_clip(Location.parse(resolve_folder(config.architecture, ARCHITECTURE_FIELD)))
     clip_config = described_clip(config, logit_bias=logit_bias)
     folder = None if is_hub(config.pretrained) else architecture_folder(config)
-    files = {} if folder is None else _read_tokenizer_files(folder)
+    files = {} if folder is None else _read_text_files(folder)
+    if config.towers.text is not None:
+        files = _read_text_files(Location.parse(resolve_folder(config.towers.text, TEXT_TOWER_FIELD))) | files
     torch.manual_seed(seed)
     with _config_errors_named(config):
         clip = _create(clip_config, files)
     if config.pretrained is not None:
         _load_pretrained(clip.module, config.architecture, config.pretrained)
+    load_towers(clip.module, config.towers)
     return clip
 
 
@@ -189,7 +199,7 @@ def load_clip(folder: Location) -> ClipModel:
     except ValueError:
         raise DataError(f"{folder / CONFIG_FILE}: not valid JSON; train or copy this model again") from None
     try:
-        clip = _create(config, _read_tokenizer_files(folder))
+        clip = _create(config, _read_text_files(folder))
     except _CONFIG_ERRORS as error:
         raise DataError(
             f"{folder / CONFIG_FILE}: not a config of an open_clip model ({error}); train or copy this model again"
@@ -211,10 +221,10 @@ def load_tokenizer(folder: Location) -> Tokenizer:
         DataError: The config is missing, or is not one of an open_clip model.
     """
     config = read_model_config(folder)
-    if not config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
+    if not config["model_cfg"]["text_cfg"].get(_TOKENIZER):
         return cast(Tokenizer, _own_tokenizer(config["model_cfg"]["text_cfg"]))
     with tempfile.TemporaryDirectory(prefix="mode-ray-tokenizer-") as temporary:
-        files = {CONFIG_FILE: json.dumps(config).encode(), **_read_tokenizer_files(folder)}
+        files = {CONFIG_FILE: json.dumps(config).encode(), **_read_text_files(folder)}
         for name, data in files.items():
             (Location.parse(temporary) / name).write_bytes(data)
         tokenizer: Tokenizer = open_clip.get_tokenizer(f"local-dir:{temporary}")
@@ -228,33 +238,66 @@ def save_clip(folder: Location, clip: ClipModel, weights: Mapping[str, torch.Ten
     """
     state = clip.module.state_dict() if weights is None else weights
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    for name, data in clip.tokenizer_files.items():
+    for name, data in clip.text_files.items():
         (folder / name).write_bytes(data)
     (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(tensors))
     (folder / CONFIG_FILE).write_text(json.dumps(clip.config, indent=2))
 
 
-def _create(config: Mapping[str, Any], tokenizer_files: Mapping[str, bytes]) -> ClipModel:
+def _create(config: Mapping[str, Any], text_files: Mapping[str, bytes]) -> ClipModel:
     with tempfile.TemporaryDirectory(prefix="mode-ray-clip-") as temporary:
         # A folder for open_clip's `local-dir:` scheme.
         folder = Location.parse(temporary)
-        (folder / CONFIG_FILE).write_text(json.dumps(config))
-        for file, data in tokenizer_files.items():
+        for file, data in text_files.items():
             (folder / file).write_bytes(data)
+        built, config = _with_text_tower(config, folder)
+        (folder / CONFIG_FILE).write_text(json.dumps(built))
         name = f"local-dir:{temporary}"
         with _root_logger_at(logging.ERROR):  # open_clip warns that the folder has no weights, which is intended
             module, train_transform, eval_transform = open_clip.create_model_and_transforms(
                 name, load_weights=False, pretrained_text=False, output_dict=True
             )
         text_config = config["model_cfg"]["text_cfg"]
-        hub_tokenizer = text_config.get("hf_tokenizer_name")
-        if hub_tokenizer and not tokenizer_files:
+        hub_tokenizer = text_config.get(_TOKENIZER)
+        if hub_tokenizer and not any((folder / file).exists() for file in TOKENIZER_FILES):
             _fetch_tokenizer(hub_tokenizer, temporary)
+        if text_config.get(_ENCODER) and not (folder / ENCODER_CONFIG).exists():
+            (folder / ENCODER_CONFIG).write_text(module.text.config.to_json_string())
         tokenizer = open_clip.get_tokenizer(name) if hub_tokenizer else _own_tokenizer(text_config)
-        files = _read_tokenizer_files(folder)
+        files = _read_text_files(folder)
     preprocess = {key: module.visual.preprocess_cfg[key] for key in _PREPROCESS_KEYS}
     complete = {**copy.deepcopy(dict(config)), "preprocess_cfg": preprocess}
     return ClipModel(module, tokenizer, train_transform, eval_transform, complete, files)
+
+
+def _with_text_tower(config: Mapping[str, Any], folder: Location) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The config to build a model with, and the config to store.
+
+    open_clip takes the name of a Hugging Face text tower from the hub, or as a folder. A stored config must not name a
+    folder of this machine. The tower is built from the config in `folder`, if there is one.
+    """
+    text = dict(config["model_cfg"]["text_cfg"])
+    name = text.get(_ENCODER)
+    if name is None:
+        return config, config
+    if Path(name).is_dir():
+        for file, data in _read_text_files(Location.parse(name)).items():
+            if not (folder / file).exists():
+                (folder / file).write_bytes(data)
+        text |= {key: _public_name(folder, name) for key in (_ENCODER, _TOKENIZER) if key in text}
+    stored = _with_text(config, text)
+    local = (folder / ENCODER_CONFIG).exists()
+    return (_with_text(config, {**text, _ENCODER: folder.path}) if local else stored), stored
+
+
+def _public_name(folder: Location, name: str) -> str:
+    """The hub's name of an encoder that was given as a folder, from its config; else the folder's own name."""
+    origin = json.loads((folder / ENCODER_CONFIG).read_text()).get("_name_or_path", "")
+    return origin if re.fullmatch(r"[\w.-]+/[\w.-]+", origin) else Path(name).name
+
+
+def _with_text(config: Mapping[str, Any], text: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**config, "model_cfg": {**config["model_cfg"], "text_cfg": text}}
 
 
 def _own_tokenizer(text_config: Mapping[str, Any]) -> SimpleTokenizer:
@@ -280,8 +323,8 @@ def _fetch_tokenizer(name: str, folder: str) -> None:
     AutoTokenizer.from_pretrained(name).save_pretrained(folder)
 
 
-def _read_tokenizer_files(folder: Location) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.files() if file.name in TOKENIZER_FILES}
+def _read_text_files(folder: Location) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.files() if file.name in TEXT_FILES}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Folders inside installed Python packages: models and model configs from a package index."""
+"""Files inside installed Python packages: models and model configs from a package index."""
 
 import importlib.util
 from pathlib import Path
@@ -18,6 +18,18 @@ def resolve_folder(name: str, field: str) -> str:
     Raises:
         UsageError: No such package is installed, or it has no such folder.
     """
+    path = resolve_file(name, field)
+    if name.startswith(PREFIX) and not Path(path).is_dir():
+        raise UsageError(f"{field}: {name}: {path} is not a folder")
+    return path
+
+
+def resolve_file(name: str, field: str) -> str:
+    """As `resolve_folder`, for a file or a folder.
+
+    Raises:
+        UsageError: No such package is installed, or it has no such file.
+    """
     if name.startswith("~"):
         return str(Path(name).expanduser())
     if not name.startswith(PREFIX):
@@ -28,6 +40,6 @@ def resolve_folder(name: str, field: str) -> str:
     if spec is None or not spec.submodule_search_locations:
         raise UsageError(f"{field}: {name}: no package {package!r} is installed; pip install it first")
     path = Path(spec.submodule_search_locations[0]) / folder
-    if not path.is_dir():
-        raise UsageError(f"{field}: {name}: {path} is not a folder")
+    if not path.exists():
+        raise UsageError(f"{field}: {name}: the installed package has no {folder}; install another version of it")
     return str(path)

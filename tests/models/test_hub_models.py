@@ -155,13 +155,13 @@ class TestTokenizersOfTheirOwn:
         folder = Location.parse(str(tmp_path / "expert"))
         save_clip(folder, clip)
         names = {file.name for file in folder.files()}
-        assert names == {CONFIG_FILE, WEIGHTS_FILE, *clip.tokenizer_files}
+        assert names == {CONFIG_FILE, WEIGHTS_FILE, *clip.text_files}
         assert "tokenizer.json" in names
-        assert set(clip.tokenizer_files) <= set(TOKENIZER_FILES)
+        assert set(clip.text_files) <= set(TOKENIZER_FILES)
         assert torch.equal(load_clip(folder).tokenizer(TEXTS), clip.tokenizer(TEXTS))
 
     def test_open_clips_own_needs_no_file(self, new_clip: Callable[[], ClipModel]) -> None:
-        assert new_clip().tokenizer_files == {}
+        assert new_clip().text_files == {}
 
     def test_one_that_cannot_be_had_is_a_usage_error(self, tiny: Path) -> None:
         with_word_tokenizer(tiny)

@@ -15,6 +15,7 @@ import torch
 
 from mode_ray.errors import ModeRayError, TrainingError
 from mode_ray.models.clip import ClipModel, build_clip, load_clip, save_clip
+from mode_ray.models.locking import lock_towers
 from mode_ray.models.preprocess import ImageGeometry, ImageInput
 from mode_ray.run_directory import ERROR_FILE, METRICS_FILE, STATE_FILE
 from mode_ray.storage import Location
@@ -193,11 +194,14 @@ def _one_line(error: ModeRayError) -> str:
 
 
 def _initial_model(job: TrialJob) -> ClipModel:
-    """The parent's model, or a new one."""
-    if job.trial.parent is not None:
-        return load_clip(job.experts / job.trial.parent)
+    """The parent's model, or a new one, with its towers locked."""
     train = job.config.train
-    return build_clip(train.model, train.seed, logit_bias=train.loss.kind == "siglip")
+    if job.trial.parent is not None:
+        clip = load_clip(job.experts / job.trial.parent)
+    else:
+        clip = build_clip(train.model, train.seed, logit_bias=train.loss.kind == "siglip")
+    lock_towers(clip.module, train.model.lock)
+    return clip
 
 
 def _restore_on_all_ranks(loop: TrainLoop, checkpoint: Location) -> None:

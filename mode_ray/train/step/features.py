@@ -71,5 +71,5 @@ class FeatureModel(torch.nn.Module):
     @property
     def draws_random_numbers(self) -> bool:
         """Whether the forward pass drops anything at random."""
-        rates = (getattr(module, name, None) for module in self.modules() for name in _DROP_RATES)
+        rates = (getattr(module, name, None) for module in self.modules() if module.training for name in _DROP_RATES)
         return any(isinstance(rate, float) and rate > 0 for rate in rates)

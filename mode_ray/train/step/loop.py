@@ -11,6 +11,7 @@ import torch.distributed
 
 from mode_ray.config.train import TrainConfig
 from mode_ray.errors import DataError, TrainingError, UsageError
+from mode_ray.models.locking import set_training
 from mode_ray.train.data import LoaderFactory, TrainBatch
 from mode_ray.train.plan import Trial
 from mode_ray.train.step.batch_counts import BatchCounts, all_gather_sum
@@ -129,7 +130,8 @@ class TrainLoop:
         self.device = device or next(module.parameters()).device
         placement = config.placement
         multiple = _LENGTH_MULTIPLE if placement.compile or self.device.type != "cpu" else 1
-        module = module.to(self.device).train()
+        module = module.to(self.device)
+        set_training(module)
         features = FeatureModel(module, causal_text(module, placement.text_length_groups, multiple))
         _check(features, config)
         self._model = ParallelModel(features, placement, self.device, rank.world_size)

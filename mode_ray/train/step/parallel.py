@@ -134,8 +134,8 @@ def transformer_blocks(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 
 def has_batch_norm(module: torch.nn.Module) -> bool:
-    """Whether a model has batch normalisation: its outputs depend on the other samples of the batch."""
-    return any(isinstance(child, _BatchNorm) for child in module.modules())
+    """Whether a model has batch normalisation in training mode: outputs depend on the other samples of the batch."""
+    return any(isinstance(child, _BatchNorm) and child.training for child in module.modules())
 
 
 def _compile(features: FeatureModel) -> None:
