@@ -200,6 +200,13 @@ class TrainConfig(Settings):
     before do without."""
     seed_share: Share = 27 / 32
     """Share of `dense_samples`, and of the schedule, that the common seed model is trained for."""
+    seed_from_pretrained: bool = False
+    """With `model.pretrained`: the seed begins with these weights. By default they take its place, and the experts
+    begin with them."""
+    expert_schedule: Literal["continue", "restart"] = "continue"
+    """Learning rate of the experts, and of controls that continue the seed. `continue`: one schedule for seed and
+    expert, as in the paper; at a seed share of 27/32, experts begin at about 6 % of the peak rate. `restart`: it is warmed
+    up and decayed again over the expert's own samples, with the same share of warm-up as the dense run."""
     reuse: str | None = None
     """Directory of another run. Its seed, dense baseline and experts are copied if they are models of this config.
     Only the other models are trained (`mode-ray train add`). Former name: `standing`."""
@@ -220,6 +227,7 @@ class TrainConfig(Settings):
     the experts' sizes."""
     seed: Seed = 0
     placement: TrainPlacement = TrainPlacement()
+    added: ClassVar[frozenset[str]] = frozenset({"seed_from_pretrained", "expert_schedule"})
 
     @model_validator(mode="before")
     @classmethod
@@ -246,6 +254,12 @@ class TrainConfig(Settings):
         return self.dense_samples
 
     @property
+    def has_seed(self) -> bool:
+        """Whether a seed is trained: not if its share is 0, or if pretrained weights take its place."""
+        replaced = self.model.pretrained is not None and not self.seed_from_pretrained
+        return self.seed_share > 0.0 and not replaced
+
+    @property
     def warmup_samples(self) -> int:
         """`optimizer.warmup_samples`, or its default for this budget."""
         given = self.optimizer.warmup_samples
@@ -269,6 +283,8 @@ class TrainConfig(Settings):
                     f"batch_size={self.batch_size} is not a multiple of {workers}, a number of workers that "
                     "placement.workers_per_run and max_workers_per_run allow: the batch cannot be split evenly"
                 )
+        if self.seed_from_pretrained and self.model.pretrained is None:
+            raise ValueError("seed_from_pretrained needs model.pretrained: the weights that the seed begins with")
         if self.loss.kind == "siglip" and self.loss.mask_equal_captions:
             raise ValueError("loss.mask_equal_captions goes with loss.kind=clip only")
         return self

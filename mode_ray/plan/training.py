@@ -3,11 +3,6 @@
 from mode_ray.config.train import TrainConfig
 
 
-def has_seed(config: TrainConfig) -> bool:
-    """Whether a seed model is trained."""
-    return config.model.pretrained is None and config.seed_share > 0.0
-
-
 def training_samples(config: TrainConfig) -> float:
     """Samples that all training runs see together.
 
@@ -15,7 +10,7 @@ def training_samples(config: TrainConfig) -> float:
     (`expert_budget: shared`) or each (`full`). `TrainConfig.controls` describes the controls. This is the sum over the
     runs of `train.plan.plan_trials`, without rounding to whole batches.
     """
-    first = config.seed_share if has_seed(config) else 0.0
+    first = config.seed_share if config.has_seed else 0.0
     dense = config.budget_samples
     seed, rest = dense * first, dense * (1.0 - first)
     experts = rest if config.expert_budget == "shared" else rest * config.experts
@@ -31,4 +26,4 @@ def evaluated_models(config: TrainConfig) -> int:
 
 def training_runs(config: TrainConfig) -> int:
     """Number of training runs: one per evaluated model, and the seed model."""
-    return evaluated_models(config) + int(has_seed(config))
+    return evaluated_models(config) + int(config.has_seed)

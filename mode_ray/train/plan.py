@@ -9,6 +9,7 @@ import numpy as np
 
 from mode_ray.config.train import Control, TrainConfig
 from mode_ray.pairs.members import TrainingSet
+from mode_ray.train.learning_rate import learning_rate
 
 SEED: Final = "seed"
 DENSE: Final = "dense"
@@ -18,6 +19,7 @@ Role = Literal["seed", "expert"] | Control
 _ROLES: Mapping[str, Role] = {SEED: "seed", DENSE: "dense", DENSE_EQUAL_TOTAL: "dense_equal_total"}
 # After the dense runs' seeds, so that no two models trained on all data see it in the same order.
 _FULL_SEEDS_FROM = 3
+_SLOW_RATE = 0.1  # of the peak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +81,9 @@ def plan_trials(config: TrainConfig, pairs_n: np.ndarray, order: Sequence[int]) 
     """
     n = config.experts
     seed_samples = _whole_batches(config.budget_samples * config.seed_share, config.batch_size)
-    has_seed = config.model.pretrained is None and seed_samples > 0
+    has_seed = config.has_seed and seed_samples > 0
     first = config.seed_share if has_seed else 0.0
+    begins = 0.0 if config.expert_schedule == "restart" else first
     seed = Trial(name=SEED, members=_everything(config, 0), samples=seed_samples, last_progress=first)
     seeds = [seed] if has_seed else []
     rest = config.budget_samples * (1 - first)
@@ -94,7 +97,7 @@ def plan_trials(config: TrainConfig, pairs_n: np.ndarray, order: Sequence[int]) 
             name=name,
             members=members,
             samples=_whole_batches(rest * share, config.batch_size),
-            first_progress=first,
+            first_progress=begins,
             parent=SEED if has_seed else None,
         )
 
@@ -132,6 +135,21 @@ def _whole_batches(samples: float, batch_size: int) -> int:
     if samples <= 0:
         return 0
     return max(1, round(samples / batch_size)) * batch_size
+
+
+def slow_experts(config: TrainConfig) -> str | None:
+    """A sentence if the experts begin at less than a tenth of the peak rate; they then hardly differ from the seed."""
+    if not config.has_seed or config.expert_schedule == "restart":
+        return None
+    warmup = config.warmup_samples / config.budget_samples
+    at_begin = learning_rate(1.0, config.seed_share, min(1.0, warmup))
+    if config.seed_share < warmup or at_begin >= _SLOW_RATE:
+        return None
+    return (
+        f"with train.seed_share={config.seed_share:g} the experts begin at {100 * at_begin:.0f} % of the peak "
+        "learning rate: on short schedules they hardly differ from the seed; set train.expert_schedule: restart, or a "
+        "smaller seed share"
+    )
 
 
 def small_trials(config: TrainConfig, trials: Sequence[Trial], pairs_n: np.ndarray) -> list[str]:

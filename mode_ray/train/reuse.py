@@ -28,7 +28,17 @@ from mode_ray.train.runs.trial import planned_trials_of
 # Copied before the model: a folder that open_clip can load is complete.
 _TRAINING_FILES = (STATE_FILE, PROGRESS_FILE, METRICS_FILE)
 # Experts of one ensemble must start from the same weights, at the same point of the schedule.
-_SHARED_FIELDS = ("train.model.pretrained", "train.loss.kind", "train.seed_share")
+_SHARED_FIELDS = (
+    "train.model.pretrained",
+    "train.model.towers.image",
+    "train.model.towers.text",
+    "train.model.lock.image",
+    "train.model.lock.text",
+    "train.loss.kind",
+    "train.seed_share",
+    "train.seed_from_pretrained",
+    "train.expert_schedule",
+)
 # Initial values of learned parameters are not part of the architecture.
 _INITIAL_VALUES = frozenset({"init_logit_scale", "init_logit_bias"})
 

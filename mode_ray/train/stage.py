@@ -18,7 +18,7 @@ from mode_ray.run_directory import PLAN_FILE, WORK_UNITS_FILE
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
 from mode_ray.stages.run import Run, StageReport
 from mode_ray.stages.work_unit import require_images, write_work_units
-from mode_ray.train.plan import Trial, budget_statement, expert_name, plan_trials, small_trials
+from mode_ray.train.plan import Trial, budget_statement, expert_name, plan_trials, slow_experts, small_trials
 from mode_ray.train.reuse import Takeover, copy_models, plan_takeover
 from mode_ray.train.runs.lease import Lease
 from mode_ray.train.runs.queue import TrialQueue
@@ -45,7 +45,8 @@ def run_train(run: Run, stage: Stage, report: StageReport) -> Manifest:
     """
     training = _begin(run, stage)
     report.say(f"[train] {budget_statement(run.config.train, training.trials).line()}")
-    for line in small_trials(run.config.train, training.trials, training.pairs_n):
+    slow = slow_experts(run.config.train)
+    for line in [*small_trials(run.config.train, training.trials, training.pairs_n), *([slow] if slow else [])]:
         report.say(f"[train] warning: {line}")
     with Lease(stage.directory, partial(_say, report)) as lease:
         statuses = training.run(training.trials, initial_statuses(training.trials, stage.directory), lease, report)

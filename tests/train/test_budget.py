@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mode_ray.config.train import TrainConfig
+from mode_ray.train.learning_rate import learning_rate
 from mode_ray.train.plan import (
     DENSE,
     DENSE_EQUAL_TOTAL,
@@ -17,7 +18,7 @@ from mode_ray.train.plan import (
     role_of,
     small_trials,
 )
-from mode_ray.train.step.schedule import learning_rate, progress
+from mode_ray.train.step.schedule import progress
 
 PAPER_SAMPLES = 32 * 400_000_000
 PAPER_BATCH = 32_768

@@ -13,6 +13,7 @@ from mode_ray.config.train import TrainConfig
 from mode_ray.errors import DataError, TrainingError, UsageError
 from mode_ray.models.locking import set_training
 from mode_ray.train.data import LoaderFactory, TrainBatch
+from mode_ray.train.learning_rate import learning_rate
 from mode_ray.train.plan import Trial
 from mode_ray.train.step.batch_counts import BatchCounts, all_gather_sum
 from mode_ray.train.step.features import FeatureModel
@@ -20,7 +21,7 @@ from mode_ray.train.step.gradients import Gradients
 from mode_ray.train.step.losses import ContrastiveLoss
 from mode_ray.train.step.parallel import ParallelModel, has_batch_norm
 from mode_ray.train.step.rank import ONLY_RANK, Rank
-from mode_ray.train.step.schedule import learning_rate, progress, warmup_share
+from mode_ray.train.step.schedule import progress, warmup_share
 from mode_ray.train.step.text_groups import causal_text
 
 _MAX_LOGIT_SCALE = math.log(100)

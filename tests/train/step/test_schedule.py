@@ -2,11 +2,14 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
+from mode_ray.config.train import TrainConfig
 from mode_ray.pairs.members import TrainingSet
-from mode_ray.train.plan import Trial
-from mode_ray.train.step.schedule import learning_rate, progress, warmup_share
+from mode_ray.train.learning_rate import learning_rate
+from mode_ray.train.plan import Trial, plan_trials, slow_experts
+from mode_ray.train.step.schedule import progress, warmup_share
 
 ALL = TrainingSet(kind="all")
 SEED = Trial(name="seed", members=ALL, samples=27_000, last_progress=27 / 32)
@@ -71,3 +74,53 @@ class TestWarmUp:
 
     def test_it_never_takes_more_than_the_whole_run(self) -> None:
         assert warmup_share(Trial(name="n4/00", members=ALL, samples=1_000), 1_600, 32_000) == 1.0
+
+
+class TestRestart:
+    @staticmethod
+    def planned(**fields: object) -> dict[str, Trial]:
+        config = TrainConfig.model_validate(
+            {"dense_samples": 32_000, "batch_size": 10, "experts": 2, "seed_share": 0.5, **fields}
+        )
+        return {trial.name: trial for trial in plan_trials(config, np.array([1, 1]), [0, 1])}
+
+    def test_the_rate_is_warmed_up_and_decayed_over_the_experts_own_samples(self) -> None:
+        expert = self.planned(expert_schedule="restart")["n2/00"]
+        share = warmup_share(expert, 1_600, 32_000)
+        assert (expert.parent, expert.samples, share) == ("seed", 8_000, 0.05)
+        rates = [learning_rate(1.0, progress(expert, at), share) for at in (0, 200, 400, 8_000)]
+        assert rates == pytest.approx([0.0, 0.5, 1.0, 0.0])
+
+    def test_seed_and_dense_stay_as_they_are(self) -> None:
+        restarted, continued = self.planned(expert_schedule="restart"), self.planned()
+        assert [restarted[name] for name in ("seed", "dense")] == [continued[name] for name in ("seed", "dense")]
+        assert continued["n2/00"].first_progress == 0.5
+
+    @pytest.mark.parametrize(
+        ("fields", "slow"),
+        [
+            ({}, False),
+            ({"seed_share": 27 / 32}, True),
+            ({"seed_share": 27 / 32, "expert_schedule": "restart"}, False),
+            ({"seed_share": 27 / 32, "model": {"pretrained": "openai"}}, False),
+            ({"seed_share": 0.02, "optimizer": {"warmup_samples": 16_000}}, False),
+        ],
+    )
+    def test_experts_that_begin_below_a_tenth_of_the_peak_are_warned_of(
+        self, fields: dict[str, object], slow: bool
+    ) -> None:
+        config = TrainConfig.model_validate({"dense_samples": 32_000, "seed_share": 0.5, **fields})
+        found = slow_experts(config)
+        assert (found is not None) == slow
+        assert found is None or "begin at 7 % of the peak learning rate" in found
+
+
+class TestSeedFromPretrained:
+    def test_the_seed_begins_with_the_weights_instead_of_being_replaced(self) -> None:
+        model = {"model": {"pretrained": "openai"}}
+        assert set(TestRestart.planned(**model)) == {"n2/00", "n2/01", "dense"}
+        assert set(TestRestart.planned(**model, seed_from_pretrained=True)) == {"seed", "n2/00", "n2/01", "dense"}
+
+    def test_without_weights_it_is_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"seed_from_pretrained needs model\.pretrained"):
+            TrainConfig.model_validate({"seed_from_pretrained": True})
