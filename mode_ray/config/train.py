@@ -205,8 +205,8 @@ class TrainConfig(Settings):
     begin with them."""
     expert_schedule: Literal["continue", "restart"] = "continue"
     """Learning rate of the experts, and of controls that continue the seed. `continue`: one schedule for seed and
-    expert, as in the paper; at a seed share of 27/32, experts begin at about 6 % of the peak rate. `restart`: it is warmed
-    up and decayed again over the expert's own samples, with the same share of warm-up as the dense run."""
+    expert, as in the paper; at a seed share of 27/32, experts begin at about 6 % of the peak rate. `restart`: it is
+    warmed up and decayed again over the expert's own samples, with the same share of warm-up as the dense run."""
     reuse: str | None = None
     """Directory of another run. Its seed, dense baseline and experts are copied if they are models of this config.
     Only the other models are trained (`mode-ray train add`). Former name: `standing`."""
