@@ -3,7 +3,7 @@
 import io
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -16,14 +16,16 @@ from PIL import ExifTags, Image
 
 from mode_ray.config.images import ImagesConfig
 from mode_ray.config.run import RunConfig
+from mode_ray.config.train import TrainPlacement
 from mode_ray.errors import DataError, UsageError
 from mode_ray.models.clip import ClipModel
 from mode_ray.pairs.index import PairIndex
 from mode_ray.pairs.order import SampleOrder
-from mode_ray.pairs.reader import PairReader
+from mode_ray.pairs.reader import Pair, PairReader
 from mode_ray.pairs.training_set import write_index
 from mode_ray.storage import Location
-from mode_ray.train.data import PairDataset, TrainBatch, train_loader
+from mode_ray.train.data import PairDataset, train_loader
+from mode_ray.train.step.batch import TrainBatch
 from mode_ray.train.step.rank import ONLY_RANK, Rank
 from mode_ray.util.threads import limited_threads
 
@@ -42,7 +44,8 @@ def make_dataset(
 def load(
     dataset: PairDataset, first: int = 0, rank: int = 0, world_size: int = 1, workers: int = 0
 ) -> list[TrainBatch]:
-    return list(train_loader(dataset, range(first, SAMPLES, BATCH), Rank(rank, world_size), workers))
+    placement = TrainPlacement(loader_workers=workers)
+    return list(train_loader(dataset, range(first, SAMPLES, BATCH), Rank(rank, world_size), placement))
 
 
 def assert_equal(left: list[TrainBatch], right: list[TrainBatch]) -> None:
@@ -59,7 +62,7 @@ class TestBatches:
         batches = load(make_dataset(0))
         assert len(batches) == SAMPLES // BATCH
         for batch in batches:
-            assert (batch.images.shape, batch.images.dtype) == ((BATCH, 3, 16, 16), torch.float32)
+            assert (batch.images.shape, batch.images.dtype) == ((BATCH, 3, 16, 16), torch.uint8)
             assert (batch.texts.shape, batch.texts.dtype) == ((BATCH, 16), torch.int64)
             assert batch.bad_images == ()
 
@@ -69,7 +72,7 @@ class TestBatches:
         # The end-of-text token sits behind the caption, so texts are compared by their third token, the colour.
         colour_tokens = new_clip().tokenizer(["a red", "a green", "a blue"])[:, 2].tolist()
         for batch in load(make_dataset(0)):
-            brightest = batch.images.mean(dim=(2, 3)).argmax(dim=1)
+            brightest = batch.images.float().mean(dim=(2, 3)).argmax(dim=1)
             for token, channel in zip(batch.texts[:, 2].tolist(), brightest.tolist(), strict=True):
                 if token in colour_tokens:
                     assert channel == colour_tokens.index(token)
@@ -107,16 +110,16 @@ class TestBatches:
     ) -> None:
         loaded: list[str] = []
         torch_threads: list[int] = []
-        real = PairDataset.__getitem__
+        real = PairDataset._decode
 
-        def noting(self: PairDataset, positions: list[int]) -> TrainBatch:
-            batch = real(self, positions)
+        def noting(self: PairDataset, positions: Sequence[int], pairs: Sequence[Pair]) -> TrainBatch:
+            batch = real(self, positions, pairs)
             torch_threads.append(torch.get_num_threads())
             loaded.append(threading.current_thread().name)
             return batch
 
-        monkeypatch.setattr(PairDataset, "__getitem__", noting)
-        batches = iter(train_loader(make_dataset(0), range(0, SAMPLES, BATCH), ONLY_RANK, workers=0))
+        monkeypatch.setattr(PairDataset, "_decode", noting)
+        batches = iter(train_loader(make_dataset(0), range(0, SAMPLES, BATCH), ONLY_RANK, TrainPlacement()))
         with limited_threads(2):  # of the model's
             next(batches)
             deadline = time.monotonic() + 30

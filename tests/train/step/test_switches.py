@@ -19,8 +19,8 @@ from mode_ray.config.train import ModelConfig, TrainConfig
 from mode_ray.errors import UsageError
 from mode_ray.models.clip import build_clip
 from mode_ray.pairs.members import TrainingSet
-from mode_ray.train.data import TrainBatch
 from mode_ray.train.plan import Trial
+from mode_ray.train.step.batch import TrainBatch
 from mode_ray.train.step.loop import NonFiniteError, TrainLoop
 from mode_ray.train.step.schedule import learning_rate
 
