@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +26,9 @@ from mode_ray.pairs.reader import Pair, PairReader
 from mode_ray.pairs.training_set import write_index
 from mode_ray.storage import Location
 from mode_ray.train.data import PairDataset, train_loader
-from mode_ray.train.step.batch import TrainBatch
+from mode_ray.train.step.batch import TextPreparation, TrainBatch
 from mode_ray.train.step.rank import ONLY_RANK, Rank
+from mode_ray.train.step.text_groups import GroupedTexts, TextGrouping
 from mode_ray.util.threads import limited_threads
 
 BATCH = 8
@@ -128,6 +130,51 @@ class TestBatches:
         assert len(loaded) == 4, "three batches more than were taken are loaded in advance"
         assert threading.current_thread().name not in loaded
         assert set(torch_threads) == {1}, "a team of threads of its own would slow the model's"
+
+    def test_captions_are_grouped_as_the_loop_would(
+        self,
+        all_pairs: PairIndex,
+        make_config: Callable[..., RunConfig],
+        new_clip: Callable[[], ClipModel],
+    ) -> None:
+        prepare = TextPreparation(TextGrouping("argmax", 0, groups=2, multiple=8), micro_batch_size=5)
+        plain = PairDataset(all_pairs, make_config(), new_clip(), 0)
+        grouped = PairDataset(all_pairs, make_config(), new_clip(), 0, prepare=prepare)
+        tokens = plain[range(8)].texts
+        assert isinstance(tokens, torch.Tensor)
+        for workers in (0, 1):
+            batch = load(grouped, workers=workers)[0]
+            assert [len(part.places_b) for part in batch.texts if isinstance(part, GroupedTexts)] == [5, 3]
+            for found, expected in zip(batch.texts, prepare(tokens), strict=True):
+                assert isinstance(expected, GroupedTexts)
+                assert found[2] == expected.shapes
+                assert all(map(torch.equal, found[:2], expected.tensors))
+
+    def test_batches_in_advance_are_bounded_in_bytes(
+        self, make_dataset: Callable[[int], PairDataset], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        dataset = make_dataset(0)
+        batch_bytes = BATCH * dataset.sample_bytes
+        assert batch_bytes >= sum(t.nbytes for t in dataset[range(BATCH)].tensors())
+
+        def loader(**placement: int) -> Any:  # noqa: ANN401 - torch's loader
+            return train_loader(dataset, range(0, SAMPLES, BATCH), ONLY_RANK, TrainPlacement(**placement))
+
+        assert loader(loader_workers=2).prefetch_factor == 4
+        bounded = loader(loader_workers=2, read_ahead_bytes=5 * batch_bytes)
+        assert (bounded.num_workers, bounded.prefetch_factor) == (2, 2)
+        assert caplog.messages == []
+        few = loader(loader_workers=3, read_ahead_bytes=2 * batch_bytes)
+        assert (few.num_workers, few.prefetch_factor) == (2, 1)
+        assert "2 of 3 loader processes are started" in caplog.text
+
+    def test_the_next_pairs_are_read_while_a_batch_is_decoded(
+        self, make_dataset: Callable[[int], PairDataset]
+    ) -> None:
+        dataset = make_dataset(0)
+        batches = dataset.batches([range(start, start + BATCH) for start in range(0, SAMPLES, BATCH)])
+        next(batches)
+        assert any(thread.name.startswith("read-ahead") for thread in threading.enumerate())
 
     def test_a_mapped_index_goes_to_loader_processes_by_its_path(
         self,
