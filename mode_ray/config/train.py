@@ -80,7 +80,7 @@ class TrainDataConfig(Settings):
     """Neighbouring pairs of a source shard that stay together when they are shuffled: in every epoch in the mode
     `index`, once while copying in the mode `materialised`. One request reads a block. 1 shuffles single pairs; 16 to
     64 suits the mode `index` with object stores and large batches."""
-    read_block_pairs: PositiveInt | None = 256
+    read_block_pairs: PositiveInt | None = 512
     """In the mode `materialised`, neighbouring pairs of the shuffled copy that stay together in every epoch, so that
     reading is nearly sequential: one request reads up to this many pairs. None: as many as `block_pairs`."""
     pairs_per_shard: PositiveInt = 10_000

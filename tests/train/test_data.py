@@ -50,11 +50,17 @@ def load(
     return list(train_loader(dataset, range(first, SAMPLES, BATCH), Rank(rank, world_size), placement))
 
 
+def tokens_of(batch: TrainBatch) -> torch.Tensor:
+    """The captions of a batch that are not grouped."""
+    assert isinstance(batch.texts, torch.Tensor)
+    return batch.texts
+
+
 def assert_equal(left: list[TrainBatch], right: list[TrainBatch]) -> None:
     assert len(left) == len(right)
     for a, b in zip(left, right, strict=True):
         assert torch.equal(a.images, b.images)
-        assert torch.equal(a.texts, b.texts)
+        assert torch.equal(tokens_of(a), tokens_of(b))
         assert torch.equal(a.caption_ids, b.caption_ids)
         assert a.ledger == b.ledger != 0
 
@@ -65,7 +71,7 @@ class TestBatches:
         assert len(batches) == SAMPLES // BATCH
         for batch in batches:
             assert (batch.images.shape, batch.images.dtype) == ((BATCH, 3, 16, 16), torch.uint8)
-            assert (batch.texts.shape, batch.texts.dtype) == ((BATCH, 16), torch.int64)
+            assert (tokens_of(batch).shape, tokens_of(batch).dtype) == ((BATCH, 16), torch.int64)
             assert batch.bad_images == ()
 
     def test_images_stay_with_their_captions(
@@ -75,7 +81,7 @@ class TestBatches:
         colour_tokens = new_clip().tokenizer(["a red", "a green", "a blue"])[:, 2].tolist()
         for batch in load(make_dataset(0)):
             brightest = batch.images.float().mean(dim=(2, 3)).argmax(dim=1)
-            for token, channel in zip(batch.texts[:, 2].tolist(), brightest.tolist(), strict=True):
+            for token, channel in zip(tokens_of(batch)[:, 2].tolist(), brightest.tolist(), strict=True):
                 if token in colour_tokens:
                     assert channel == colour_tokens.index(token)
 
@@ -88,7 +94,7 @@ class TestBatches:
         joined = [
             TrainBatch(
                 torch.cat([p.images for p in part]),
-                torch.cat([p.texts for p in part]),
+                torch.cat([tokens_of(p) for p in part]),
                 torch.cat([p.caption_ids for p in part]),
                 ledger=sum(p.ledger for p in part) % 2**63,
             )
@@ -140,8 +146,7 @@ class TestBatches:
         prepare = TextPreparation(TextGrouping("argmax", 0, groups=2, multiple=8), micro_batch_size=5)
         plain = PairDataset(all_pairs, make_config(), new_clip(), 0)
         grouped = PairDataset(all_pairs, make_config(), new_clip(), 0, prepare=prepare)
-        tokens = plain[range(8)].texts
-        assert isinstance(tokens, torch.Tensor)
+        tokens = tokens_of(plain[range(8)])
         for workers in (0, 1):
             batch = load(grouped, workers=workers)[0]
             assert [len(part.places_b) for part in batch.texts if isinstance(part, GroupedTexts)] == [5, 3]
@@ -157,14 +162,15 @@ class TestBatches:
         batch_bytes = BATCH * dataset.sample_bytes
         assert batch_bytes >= sum(t.nbytes for t in dataset[range(BATCH)].tensors())
 
-        def loader(**placement: int) -> Any:  # noqa: ANN401 - torch's loader
-            return train_loader(dataset, range(0, SAMPLES, BATCH), ONLY_RANK, TrainPlacement(**placement))
+        def loader(workers: int, read_ahead_bytes: int) -> Any:  # noqa: ANN401 - torch's loader
+            placement = TrainPlacement(loader_workers=workers, read_ahead_bytes=read_ahead_bytes)
+            return train_loader(dataset, range(0, SAMPLES, BATCH), ONLY_RANK, placement)
 
-        assert loader(loader_workers=2).prefetch_factor == 4
-        bounded = loader(loader_workers=2, read_ahead_bytes=5 * batch_bytes)
+        assert loader(2, 100 * batch_bytes).prefetch_factor == 4
+        bounded = loader(2, 5 * batch_bytes)
         assert (bounded.num_workers, bounded.prefetch_factor) == (2, 2)
         assert caplog.messages == []
-        few = loader(loader_workers=3, read_ahead_bytes=2 * batch_bytes)
+        few = loader(3, 2 * batch_bytes)
         assert (few.num_workers, few.prefetch_factor) == (2, 1)
         assert "2 of 3 loader processes are started" in caplog.text
 
@@ -195,7 +201,7 @@ class TestBatches:
         order = SampleOrder(48, seed=0)
         again = 48 + order.pairs_at(np.arange(48, 96)).tolist().index(order.pairs_at([0])[0])
         first, second = dataset[[0]], dataset[[again]]
-        assert torch.equal(first.texts, second.texts)
+        assert torch.equal(tokens_of(first), tokens_of(second))
         assert not torch.equal(first.images, second.images)
 
     def test_loading_leaves_the_global_random_state_alone(self, make_dataset: Callable[[int], PairDataset]) -> None:
@@ -240,7 +246,7 @@ class TestBadImages:
         assert "a.tar: sample 5: not an image of a known format" in batch.bad_images[0]
         # The two decoded pairs, as they were, and the first of them again: as many as without the bad one.
         assert torch.equal(batch.images, before.images[[1, 2, 1]])
-        assert torch.equal(batch.texts, before.texts[[1, 2, 1]])
+        assert torch.equal(tokens_of(batch), tokens_of(before)[[1, 2, 1]])
 
     def test_a_batch_without_any_image_is_an_error(
         self, make_dataset: Callable[[int], PairDataset], spoil: Callable[..., None]

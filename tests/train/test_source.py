@@ -37,8 +37,8 @@ def test_gpus_read_copies_of_what_is_in_an_object_store(
     ("data", "expected"),
     [
         ({"mode": "index", "block_pairs": 3}, 3),
-        ({"mode": "materialised", "block_pairs": 3}, 256),
-        ({"mode": "materialised", "read_block_pairs": 512}, 512),
+        ({"mode": "materialised", "block_pairs": 3}, 512),
+        ({"mode": "materialised", "read_block_pairs": 300}, 300),
         ({"mode": "materialised", "block_pairs": 3, "read_block_pairs": None}, 3),
     ],
 )
@@ -54,7 +54,7 @@ def test_the_order_of_version_0_1_0_has_the_fields_of_then(make_config: Callable
 
     assert fields(mode="index") == {"train.data.mode": "index"}
     assert fields(mode="materialised", read_block_pairs=None) == {"train.data.mode": "materialised"}
-    assert fields() == {"train.data.mode": "materialised", "train.data.read_block_pairs": 256}
+    assert fields() == {"train.data.mode": "materialised", "train.data.read_block_pairs": 512}
 
 
 WITHOUT_RAY = """

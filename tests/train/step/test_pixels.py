@@ -1,6 +1,7 @@
 """Pixels are normalised on the training device, to the same floats as in the loader of version 0.1.0."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ def test_it_is_open_clips(module: torch.nn.Module) -> None:
 
 
 def test_it_equals_the_former_loaders_floats_bit_for_bit(module: torch.nn.Module) -> None:
-    config = module.visual.preprocess_cfg
+    visual: Any = module.visual
+    config = visual.preprocess_cfg
     mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ("mean", "std"))
     former = PIXELS.float()
     torch.addcmul(-mean / std, former, 1 / (255 * std), out=former)
