@@ -39,6 +39,7 @@ from mode_ray.util.threads import limited_threads
 
 _PREFETCHED_BATCHES = 4  # by each loader process, at most
 _BATCHES_AHEAD = 3  # by the loader thread, at most
+_FEWEST_FOR_A_GPU = 2
 _LEDGER_BITS = 63
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the file system of Linux where loader processes leave their batches
 _TOKEN_BYTES = 8
@@ -235,6 +236,12 @@ def _loader_processes(placement: TrainPlacement, most_batches: int, batch_bytes:
         UsageError: Not even one batch of each fits in `/dev/shm`.
     """
     wanted = placement.loader_processes
+    if placement.use_gpu and wanted < _FEWEST_FOR_A_GPU:
+        _logger.warning(
+            "a GPU is fed by %s, which loads a few hundred images per second: the GPU will mostly wait. Raise "
+            "train.placement.cpus_per_worker and train.placement.loader_workers to the cores of a machine per GPU",
+            "one loader process" if wanted else "one thread of its worker",
+        )
     processes = min(wanted, most_batches)
     if processes < wanted:
         _logger.warning(

@@ -174,6 +174,20 @@ class TestBatches:
         assert (few.num_workers, few.prefetch_factor) == (2, 1)
         assert "2 of 3 loader processes are started" in caplog.text
 
+    @pytest.mark.parametrize(("workers", "warned"), [(0, "one thread"), (1, "one loader process"), (2, None)])
+    def test_a_gpu_without_loader_processes_is_warned_of(
+        self,
+        make_dataset: Callable[[int], PairDataset],
+        caplog: pytest.LogCaptureFixture,
+        workers: int,
+        warned: str | None,
+    ) -> None:
+        placement = TrainPlacement(use_gpu=True, loader_workers=workers)
+        train_loader(make_dataset(0), range(0, SAMPLES, BATCH), ONLY_RANK, placement)
+        assert len(caplog.messages) == (warned is not None)
+        if warned is not None:
+            assert f"a GPU is fed by {warned}" in caplog.text
+
     def test_the_next_pairs_are_read_while_a_batch_is_decoded(
         self, make_dataset: Callable[[int], PairDataset]
     ) -> None:

@@ -1,6 +1,7 @@
 """The training loop, without Ray: open_clip's model and losses, AdamW, a schedule counted in samples."""
 
 import io
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -19,12 +20,13 @@ from mode_ray.train.step.batch_counts import BatchCounts, all_gather_sum
 from mode_ray.train.step.features import FeatureModel
 from mode_ray.train.step.gradients import Gradients
 from mode_ray.train.step.losses import ContrastiveLoss
-from mode_ray.train.step.parallel import ParallelModel, has_batch_norm
+from mode_ray.train.step.parallel import MOST_GRAPHS, ParallelModel, compiled_graphs, has_batch_norm
 from mode_ray.train.step.pixels import PixelNormaliser
 from mode_ray.train.step.rank import ONLY_RANK, Rank
 from mode_ray.train.step.schedule import learning_rate, progress, warmup_share
 from mode_ray.train.step.text_groups import causal_text
 
+_logger = logging.getLogger(__name__)
 _MAX_LOGIT_SCALE = math.log(100)
 _BAD_IMAGES_TOLERATED = 10
 # GPU kernels and compiled graphs are fast for these lengths. On the CPU, shorter captions are always faster.
@@ -151,6 +153,7 @@ class TrainLoop:
         self._gradients = Gradients(self._model, ContrastiveLoss(config.loss, rank), normalise, self.prepare_texts)
         self._warmup = warmup_share(trial, config.warmup_samples, config.budget_samples)
         self._gradient_norm = 0.0
+        self._warned_of_graphs = False
 
     def run(
         self,
@@ -277,6 +280,16 @@ class TrainLoop:
         self._own = BatchCounts()
         self._check_bad_images(self.state.counts, self.state.samples_seen)
 
+    def _check_graphs(self) -> None:
+        """Warn once if the model is compiled again and again: each graph takes minutes, and there is a limit."""
+        if self._model.is_compiled and not self._warned_of_graphs and compiled_graphs() > MOST_GRAPHS:
+            self._warned_of_graphs = True
+            _logger.warning(
+                "%s: torch.compile has compiled %d graphs; blocks with more than %d run without compilation, which is "
+                "slower. Set train.placement.compile=false, and report the architecture",
+                *(self._trial.name, compiled_graphs(), MOST_GRAPHS),
+            )
+
     def _log(self, loss: float, rate: float, wait_share: float, on_log: Callable[[dict[str, float]], None]) -> None:
         point = {
             "samples": float(self.state.samples_seen),
@@ -288,6 +301,7 @@ class TrainLoop:
             "data_wait_share": wait_share,
         }
         self.state.history.append(point)
+        self._check_graphs()
         on_log(point)
 
 

@@ -33,13 +33,20 @@ from mode_ray.train.step.features import FeatureModel
 from mode_ray.train.step.text_groups import GroupedTexts
 
 _BLOCK_LISTS = ("resblocks", "blocks", "layers", "layer")
+MOST_GRAPHS = 16
+"""Most graphs of one block that are compiled."""
 _C_COMPILERS = ("cc", "gcc", "clang")
 _logger = logging.getLogger(__name__)
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class ParallelModel:
-    """A feature model, wrapped as the config says."""
+    """A feature model, wrapped as the config says.
+
+    Attributes:
+        features: The model without wrappers.
+        is_compiled: Whether its blocks are compiled.
+    """
 
     def __init__(
         self, features: FeatureModel, placement: TrainPlacement, device: torch.device, world_size: int
@@ -50,7 +57,8 @@ class ParallelModel:
         self._sharded = world_size > 1 and placement.strategy == "fsdp"
         if placement.gradient_checkpointing:
             features.clip.set_grad_checkpointing()
-        if is_compiled(placement, device):
+        self.is_compiled = is_compiled(placement, device)
+        if self.is_compiled:
             _compile(features)
         in_bfloat16 = placement.gradient_reduction == "bfloat16"
         self._module: Any = features
@@ -175,6 +183,8 @@ def compiled_graphs() -> int:
 
 def _compile(features: FeatureModel) -> None:
     """Compile block by block: the blocks of a tower share a graph, with any wrapper around the model."""
+    # Above this limit PyTorch runs a block without compiling it. Its default is 8.
+    torch._dynamo.config.recompile_limit = MOST_GRAPHS
     blocks = transformer_blocks(features)
     for name, block in blocks.items():
         # Groups of captions have different lengths, so shapes of text blocks are dynamic from the start.
