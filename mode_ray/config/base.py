@@ -44,8 +44,8 @@ class Settings(BaseModel):
     )
     versioned: ClassVar[bool] = True
     added: ClassVar[frozenset[str]] = frozenset()
-    """Fields newer than version 0.1.0. A fingerprint leaves them out while they have their default, so that a run
-    which was begun before they existed keeps its fingerprint."""
+    """Fields newer than version 0.1.0. A fingerprint leaves them out while they have their default or are None, so
+    that a run which was begun before they existed keeps its fingerprint."""
     unversioned: ClassVar[frozenset[str]] = frozenset()
     """Fields that no fingerprint has, such as the place of files."""
 
@@ -78,13 +78,13 @@ class ActorPool(Placement):
 def fingerprint_fields(settings: Settings, prefix: str) -> dict[str, object]:
     """The dotted fields of a config section that decide its output, as JSON values.
 
-    Placements and `unversioned` fields are left out, and so are fields of `added` that have their default.
+    Placements and `unversioned` fields are left out, and so are fields of `added` that have their default or are None.
     """
     fields: dict[str, object] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         at_default = value == type(settings).model_fields[name].default
-        if name in settings.unversioned or (name in settings.added and at_default):
+        if name in settings.unversioned or (name in settings.added and (at_default or value is None)):
             continue
         if not isinstance(value, Settings):
             fields[f"{prefix}.{name}"] = json.loads(json.dumps(value))

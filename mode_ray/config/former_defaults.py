@@ -14,6 +14,8 @@ FORMER_DEFAULTS: dict[str, object] = {
     "train.model.precision": "bfloat16",
     "train.optimizer.warmup_samples": 2000 * 32768,
     "train.batch_size": 32768,
+    "train.data.mode": "index",
+    "train.data.read_block_pairs": None,  # there was no such field
 }
 
 

@@ -25,7 +25,7 @@ def write_checkpoint(folder: Location, snapshot: Snapshot) -> None:
 def read_checkpoint(folder: Location) -> Snapshot:
     """Read a complete checkpoint."""
     weights = safetensors.torch.load((folder / CHECKPOINT_WEIGHTS).read_bytes())
-    return Snapshot(weights, (folder / STATE_FILE).read_bytes())
+    return Snapshot(weights, (folder / STATE_FILE).read_bytes)
 
 
 def whole_checkpoints(checkpoints: Location) -> list[Location]:

@@ -23,6 +23,7 @@ from mode_ray.train.runs.interruptions import InterruptionNotes, ray_reason
 from mode_ray.train.runs.prepare import prepare_training_set
 from mode_ray.train.runs.trackers import end_failed_run
 from mode_ray.train.runs.trial import TrialJob, read_error
+from mode_ray.train.source import sample_order_fields
 
 _CHECKPOINTS_KEPT = 2
 # Shows runs and workers on the Train page of Ray's dashboard; off by default in Ray 2.60.
@@ -71,12 +72,13 @@ def fit_trial(job: TrialJob) -> TrialEnd:
 def checkpoints_folder(job: TrialJob) -> Location:
     """The folder of a trial's checkpoints. It depends on everything that affects the weights."""
     config = {**fingerprint_fields(job.config.train, "train"), **fingerprint_fields(job.config.images, "images")}
+    config |= sample_order_fields(job.config)
     version = config_hash({**config, "trial": repr(job.trial)})
     return job.folder / CHECKPOINT_FOLDER / f"{job.trial.name.replace('/', '-')}-{version}"
 
 
 def _fit(job: TrialJob) -> TrialEnd:
-    from ray.train.torch import TorchTrainer  # imports torch, which the driver does not need
+    from ray.train.torch import TorchConfig, TorchTrainer  # they import torch, which the driver does not need
 
     os.environ.setdefault(_STATE_TRACKING, "1")
     placement, checkpoints = job.config.train.placement, checkpoints_folder(job)
@@ -86,6 +88,7 @@ def _fit(job: TrialJob) -> TrialEnd:
     trainer = TorchTrainer(
         _train,
         train_loop_config={"job": job, "checkpoints": checkpoints},
+        torch_config=TorchConfig(timeout_s=round(placement.process_group_timeout_seconds)),
         scaling_config=scaling_config(placement),
         run_config=TrainRunConfig(
             name=checkpoints.name,  # Ray Train resumes a run with the same name

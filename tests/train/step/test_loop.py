@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from mode_ray.config.run import RunConfig
+from mode_ray.config.train import TrainPlacement
 from mode_ray.errors import DataError, TrainingError
 from mode_ray.models.clip import ClipModel
 from mode_ray.pairs.index import PairIndex
 from mode_ray.pairs.members import TrainingSet
-from mode_ray.train.data import PairDataset, TrainBatch, train_loader
+from mode_ray.train.data import PairDataset, train_loader
 from mode_ray.train.plan import Trial
+from mode_ray.train.step.batch import TrainBatch
 from mode_ray.train.step.loop import TrainLoop
 from mode_ray.train.step.rank import ONLY_RANK
 
@@ -36,7 +38,7 @@ class Run:
 
     def go(self, after_step: Callable[[], None] = lambda: None) -> "Run":
         def loader(first: int) -> Any:  # noqa: ANN401
-            return train_loader(self._dataset, range(first, self.samples, BATCH), ONLY_RANK, 0)
+            return train_loader(self._dataset, range(first, self.samples, BATCH), ONLY_RANK, TrainPlacement())
 
         self.loop.run(loader, self.points.append, after_step)
         return self
