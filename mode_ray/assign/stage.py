@@ -46,7 +46,7 @@ class AssignWorker:
         self._captions = config.captions
         self._embeddings = embeddings
         if embeddings is None:
-            self._encoder = load_encoder(config.encoder, config.embed.encoder, threads)
+            self._encoder = load_encoder(config.encoder, config.embed.encoder.elsewhere, threads)
             clustering.compatible_with(self._encoder.name, self._encoder.dimension)
 
     def read(self, work_unit: WorkUnit) -> CaptionTable:

@@ -111,6 +111,13 @@ class EncoderPlacement(Placement):
 
     batch_size: PositiveInt = 64
     device: str = "auto"
+    """`auto`: CUDA for an actor of the embed stage with GPUs (`embed.pool.gpus_per_actor`), else the CPU. In other
+    stages, the encoder follows the resources of their own tasks; only `cpu` applies there too."""
+
+    @property
+    def elsewhere(self) -> "EncoderPlacement":
+        """The placement in a process that is not an actor of the embed stage: it may have no GPU."""
+        return self if self.device == "cpu" else self.model_copy(update={"device": "auto"})
 
 
 class EmbedConfig(Settings):

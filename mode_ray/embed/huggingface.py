@@ -13,9 +13,10 @@ from transformers import AutoModel, AutoTokenizer
 
 from mode_ray.config.captions import EncoderConfig, EncoderPlacement
 from mode_ray.embed.available import FIELD, require_encoder
-from mode_ray.embed.encoder import encoder_name, pick_device, unit_rows
+from mode_ray.embed.encoder import encoder_name, unit_rows
 from mode_ray.embed.pooling import pooling_of
 from mode_ray.errors import UsageError
+from mode_ray.util.devices import pick_device
 from mode_ray.util.packages import resolve_folder
 from mode_ray.util.threads import limited_threads
 
