@@ -29,6 +29,7 @@ def own(file: Path, tmp_path: Path) -> Location:
 def values(config: RunConfig) -> dict[str, object]:
     train = config.train
     return {
+        "encoder.dtype": config.encoder.dtype,
         "train.model.architecture": train.model.architecture,
         "train.model.precision": train.model.precision,
         "train.optimizer.warmup_samples": train.optimizer.warmup_samples,
