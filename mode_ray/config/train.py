@@ -205,6 +205,12 @@ class TrainPlacement(Placement):
         return self
 
     @model_validator(mode="after")
+    def _gpus_need_workers(self) -> Self:
+        if self.use_gpu and self.workers_per_run == 0:
+            raise ValueError("use_gpu needs workers_per_run above 0: the launcher's process is granted no GPU")
+        return self
+
+    @model_validator(mode="after")
     def _elastic(self) -> Self:
         if self.max_workers_per_run is not None and self.workers_per_run == 0:
             raise ValueError("max_workers_per_run needs workers_per_run above 0: the launcher's process cannot grow")

@@ -165,7 +165,7 @@ def search_index(config: RunConfig, texts: Sequence[str], count: int, *, as_one_
     clusters = stage_directories(config.directory)["cluster"]
     clustering = Clustering.load_for(clusters, encoder_name(config.encoder))
     experts = [None if folder is None else Expert(folder, "cpu") for folder in models]
-    encoder = load_encoder(config.encoder, config.embed.encoder)
+    encoder = load_encoder(config.encoder, config.embed.encoder.elsewhere)
     query = QueryEncoder(experts, encoder, clustering, config.routing)
     index = ImageIndex(embeddings, parts, int(built.summary["parts"]))
     scores_lk, positions_lk = index.search(query.encode(texts, as_one_task=as_one_task), count)

@@ -70,7 +70,7 @@ def _measure(
     from mode_ray.evaluate.measure.similarities import measure_task
 
     options = MeasureOptions.of(config)
-    encoder = load_encoder(config.encoder, config.embed.encoder, options.placement.threads_per_task)
+    encoder = load_encoder(config.encoder, config.embed.encoder.elsewhere, options.placement.threads_per_task)
     splits = {split: [part[split] for part in parts] for split in parts[0]} if parts else None
     summary = measure_task(task, models, encoder, directory, options, splits)
     if parts:

@@ -34,6 +34,7 @@ from mode_ray.train.runs.trial_data import TrialData
 from mode_ray.train.step.batch import TrainBatch
 from mode_ray.train.step.loop import NonFiniteError, Snapshot, TrainLoop
 from mode_ray.train.step.rank import Rank
+from mode_ray.util.devices import require_cuda
 
 _logger = logging.getLogger(__name__)
 
@@ -158,9 +159,14 @@ def _roll_back_on_all_ranks(loop: TrainLoop, reporter: Reporter, checkpoints: Lo
 
 
 def _device(job: TrialJob) -> torch.device:
-    """The device that Ray assigned to this worker."""
+    """The device that Ray assigned to this worker.
+
+    Raises:
+        UsageError: `use_gpu` is set, and the worker cannot use a GPU; Ray Train would then return the CPU.
+    """
     if not job.config.train.placement.use_gpu:
         return torch.device("cpu")
+    require_cuda("train.placement.use_gpu")
     device = ray.train.torch.get_device()
     torch.cuda.set_device(device)
     return device
