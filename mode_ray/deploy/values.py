@@ -8,6 +8,8 @@ from mode_ray.config.base import PositiveFloat, PositiveInt, Settings, Strings
 
 Name = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
 BucketUri = Annotated[str, Field(pattern=r"^(s3|gs)://[a-z0-9][a-z0-9._-]+(/[A-Za-z0-9._/-]*[A-Za-z0-9])?$")]
+# After this time without a machine, Ray's autoscaler tries the next pool that fits. Ray's own default is an hour.
+SPOT_TIMEOUT_SECONDS = 600
 Count = Annotated[int, Field(ge=0)]
 
 
