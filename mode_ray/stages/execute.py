@@ -130,6 +130,7 @@ def _run_tasks(
             num_gpus=pool.gpus_per_actor,
             fn_constructor_args=(table, *actor),
             max_restarts=-1,
+            **({"label_selector": dict(pool.label_selector)} if pool.label_selector else {}),
             max_task_retries=pool.retries_per_unit,
         )
     results.set_name(name)

@@ -19,6 +19,8 @@ from mode_ray.storage import Location
 from mode_ray.train.runs.failure_budget import FailureBudget
 from mode_ray.train.runs.trial import read_error
 
+PREEMPTED = "preempted"
+"""Field of a report to Ray Train: its checkpoint was written because a machine of the run is about to be preempted."""
 _logger = logging.getLogger(__name__)
 _OUT_OF_MEMORY = "running low on memory"
 _USED_MEMORY = re.compile(r"was ([\d.]+GB) used / ([\d.]+GB) limit")
@@ -41,6 +43,13 @@ class InterruptionNotes(UserCallback):
         self._max_failures = max_failures
         self._budget = FailureBudget(max_failures)
         self._preempted: set[str | None] = set()
+        self._announced = False
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ANN401, ARG002
+        """Note a preemption that was announced. Its workers may end without an exception."""
+        if metrics[0].get(PREEMPTED):
+            self._note(f"a machine is preempted; checkpoint at {metrics[0]['samples']:,} samples")
+            self._announced = True
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ANN401, ARG002
         """Note the first rank that was lost. A note that cannot be written is logged, and training resumes.
@@ -60,7 +69,9 @@ class InterruptionNotes(UserCallback):
             if set(preempted.values()) <= self._preempted:
                 return
             self._preempted |= set(preempted.values())
-            self._note(f"worker {min(preempted)}: its machine was preempted")
+            if not self._announced:
+                self._note(f"worker {min(preempted)}: its machine was preempted")
+            self._announced = False
             return
         rank, error = min(worker_exceptions.items())
         reason = f"worker {rank}: {ray_reason(error)}"

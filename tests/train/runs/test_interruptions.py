@@ -10,7 +10,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from mode_ray.errors import TrainingError
 from mode_ray.run_directory import ERROR_FILE
 from mode_ray.storage import Location
-from mode_ray.train.runs.interruptions import InterruptionNotes, ray_reason, read_interruptions
+from mode_ray.train.runs.interruptions import PREEMPTED, InterruptionNotes, ray_reason, read_interruptions
 from mode_ray.train.runs.trial import read_error
 
 # Of Ray 2.60, shortened.
@@ -89,6 +89,15 @@ class TestNotes:
             notes.after_exception(None, {0: collateral, 1: WorkerHealthCheckFailedError("", failure=lost)})
         assert read_interruptions(folder) == ["worker 1: its machine was preempted"]
         assert read_error(folder) is None
+
+    def test_an_announced_preemption_is_noted_with_its_checkpoint_and_once(self, folder: Location) -> None:
+        notes = InterruptionNotes(folder, lambda: 0, 0)
+        notes.after_report(None, [{"samples": 2000, PREEMPTED: False}], None)
+        notes.after_report(None, [{"samples": 4000, PREEMPTED: True}, {"samples": 4000}], None)
+        notes.after_exception(None, {0: RayActorError(actor_id="a1", preempted=True)})
+        assert read_interruptions(folder) == ["a machine is preempted; checkpoint at 4,000 samples"]
+        notes.after_exception(None, {0: RayActorError(actor_id="a2", preempted=True)})
+        assert read_interruptions(folder)[1:] == ["worker 0: its machine was preempted"]
 
     def test_a_permanent_error_of_a_worker_ends_the_run_without_another_start(self, folder: Location) -> None:
         (folder / ERROR_FILE).write_text("a.tar: sample 3: damaged")
