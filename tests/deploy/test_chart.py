@@ -57,7 +57,8 @@ def helm() -> str:
 
 @pytest.fixture(scope="module", params=VALUES)
 def rendered(request: pytest.FixtureRequest, helm: str) -> tuple[str, Objects]:
-    return request.param, render(helm, request.param, EVERYTHING)
+    values: str = request.param
+    return values, render(helm, values, EVERYTHING)
 
 
 @pytest.fixture

@@ -48,7 +48,10 @@ def test_every_node_of_a_cluster_is_checked(ray_session: None, tmp_path: Path) -
 
 
 def test_pods_come_from_kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = {"get pods --namespace mode-ray --output json": {"items": []}, "get nodes --output json": {"items": []}}
+    answers: dict[str, dict[str, list[object]]] = {
+        "get pods --namespace mode-ray --output json": {"items": []},
+        "get nodes --output json": {"items": []},
+    }
     script = '#!/bin/sh\ncase "$*" in\n'
     script += "".join(f"'{words}') echo '{json.dumps(answer)}';;\n" for words, answer in answers.items())
     (tmp_path / "kubectl").write_text(script + "*) exit 1;; esac\n")

@@ -74,8 +74,10 @@ def story(
     with local_cluster(folder, kill_tree, further, num_cpus=0) as cluster:
         for _ in range(2):
             cluster.add_node()
-        submit = ("submit", "--submission-id", JOB, "--working-dir", str(folder / "model"))
-        submit += ("--", "mode-ray", "run", "--config", str(config))
+        submit = [
+            *("submit", "--submission-id", JOB, "--working-dir", str(folder / "model")),
+            *("--", "mode-ray", "run", "--config", str(config)),
+        ]
         refused = ray_job(cluster, None, *submit).communicate()[0]
         job = ray_job(cluster, token, *submit)
         try:

@@ -24,7 +24,7 @@ from metadata_server import metadata_server
 from mode_ray.deploy.spot_watcher import local_ray_nodes
 from mode_ray.run_directory import CHECKPOINT_FOLDER
 
-pytestmark = pytest.mark.drill
+pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
 DEADLINE_SECONDS = 120.0
 NOTICE_SECONDS = 12.0
