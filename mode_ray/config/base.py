@@ -65,6 +65,9 @@ class ActorPool(Placement):
     cpus_per_actor: PositiveFloat = 1.0
     gpus_per_actor: Annotated[float, Field(ge=0.0)] = 0.0
     threads_per_actor: PositiveInt = 1
+    label_selector: Annotated[dict[str, str], Field(strict=False)] = Field(default_factory=dict)
+    """Node labels that every actor requires, for example `{"mode-ray/pool": "cpu"}`: without it a large pool of CPU
+    actors makes the autoscaler start GPU machines."""
     retries_per_unit: Annotated[int, Field(ge=0)] = 3
     """Further attempts after an I/O error, before the unit is quarantined."""
 

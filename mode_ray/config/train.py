@@ -156,12 +156,13 @@ class TrainPlacement(Placement):
     """Most memory of one worker for batches that are loaded in advance. Batches of loader processes are in the shared
     memory of the container (`/dev/shm`): it needs this much for every worker on the machine."""
     checkpoint_interval_seconds: PositiveFloat = 600.0
-    max_failures: Annotated[int, Field(ge=0)] = 3
-    """Worker failures within one launch that Ray Train recovers from."""
+    max_failures: Annotated[int, Field(ge=-1)] = 3
+    """Worker failures without a newer checkpoint that are repaired. A newer checkpoint resets the count. -1 for any
+    number."""
     max_preemptions: Annotated[int, Field(ge=-1)] = -1
     """Preempted machines that Ray Train recovers from, not counted as failures. -1 for any number."""
     max_launches: PositiveInt = 3
-    """Launches of one run by the scheduler. A lost launcher or controller costs one."""
+    """Launches of one run by the scheduler without a newer checkpoint. A lost launcher or controller costs one."""
     nonfinite: Literal["stop", "rollback"] = "stop"
     """What happens if loss or gradient is not a finite number; the weights are never updated with it. `stop` ends the
     run. `rollback` returns to the last checkpoint and skips that batch."""

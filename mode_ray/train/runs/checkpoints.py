@@ -10,10 +10,18 @@ from mode_ray.run_directory import CHECKPOINT_WEIGHTS, STATE_FILE
 from mode_ray.storage import Location
 from mode_ray.train.step.loop import Snapshot
 
+_PREFIX = "checkpoint-"
+
 
 def checkpoint_name(samples_seen: int) -> str:
     """Name of a checkpoint's folder; names sort by samples."""
-    return f"checkpoint-{samples_seen:018d}"
+    return f"{_PREFIX}{samples_seen:018d}"
+
+
+def checkpoint_samples(checkpoints: Location) -> int:
+    """Samples of the newest complete checkpoint, 0 without one."""
+    newest = whole_checkpoints(checkpoints)[-1:]
+    return int(newest[0].name.removeprefix(_PREFIX)) if newest else 0
 
 
 def write_checkpoint(folder: Location, snapshot: Snapshot) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -78,13 +79,17 @@ def checkpoints_folder(job: TrialJob) -> Location:
 
 
 def _fit(job: TrialJob) -> TrialEnd:
-    from ray.train.torch import TorchConfig, TorchTrainer  # they import torch, which the driver does not need
+    # These import torch, which the driver does not need.
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from mode_ray.train.runs.checkpoints import checkpoint_samples
 
     os.environ.setdefault(_STATE_TRACKING, "1")
     placement, checkpoints = job.config.train.placement, checkpoints_folder(job)
     storage = checkpoints.parent
     _delete_torn_snapshot(checkpoints)
-    notes: Any = InterruptionNotes(job.folder)  # ray.train.RunConfig has the types of Ray Train V1
+    # ray.train.RunConfig has the types of Ray Train V1.
+    notes: Any = InterruptionNotes(job.folder, partial(checkpoint_samples, checkpoints), placement.max_failures)
     trainer = TorchTrainer(
         _train,
         train_loop_config={"job": job, "checkpoints": checkpoints},
@@ -94,9 +99,8 @@ def _fit(job: TrialJob) -> TrialEnd:
             name=checkpoints.name,  # Ray Train resumes a run with the same name
             storage_path=storage.path,
             storage_filesystem=None if storage.is_local else storage.filesystem,
-            failure_config=FailureConfig(
-                max_failures=placement.max_failures, max_preemption_failures=placement.max_preemptions
-            ),
+            # Ray's own limit counts failures of the whole launch; the notes count those without progress.
+            failure_config=FailureConfig(max_failures=-1, max_preemption_failures=placement.max_preemptions),
             checkpoint_config=CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
             callbacks=[notes],
         ),
@@ -112,7 +116,8 @@ def _fit(job: TrialJob) -> TrialEnd:
         causes = [f"worker {rank}: {ray_reason(cause)}" for rank, cause in sorted(error.worker_failures.items())]
         return TrialEnd(read_error(job.folder) or "; ".join(causes) or _last_line(error))
     except TrainingFailedError as error:
-        return TrialEnd(_last_line(error), again=True)
+        reason = read_error(job.folder)
+        return TrialEnd(reason or _last_line(error), again=reason is None)
     except ray.exceptions.RayActorError as error:
         return TrialEnd(f"controller lost: {ray_reason(error)}", again=True)
     return TrialEnd(read_error(job.folder))
