@@ -126,7 +126,7 @@ def _run_tasks(
         num_cpus=pool.cpus_per_actor,
         num_gpus=pool.gpus_per_actor,
         label_selector=dict(pool.label_selector) or None,
-        fn_constructor_args=(table, starts, *actor),
+        fn_constructor_args=(_Shared(table, starts), *actor),
     )
     results.set_name(name)
     # This concerns lost tasks only: errors inside an actor come back as rows.
@@ -162,6 +162,19 @@ class _Starts:
         return self._counts[task]
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """What all actors of a pool use.
+
+    Attributes:
+        table: The work units.
+        starts: Handle of the `_Starts`.
+    """
+
+    table: "ray.ObjectRef[WorkUnitTable]"
+    starts: Any
+
+
 class _PoolActor:
     """A `UnitActor` for Ray Data: places in the table of units in, records and failures as JSON out.
 
@@ -171,16 +184,15 @@ class _PoolActor:
 
     def __init__(
         self,
-        table: "ray.ObjectRef[WorkUnitTable]",
-        starts: Any,  # noqa: ANN401 - the handle of a `_Starts`
+        shared: "_Shared",
         worker: Callable[..., UnitWorker],
         arguments: Sequence[Any],
         directory: str,
         attempt: str,
         retries: int,
     ) -> None:
-        self._work_units: WorkUnitTable = ray.get(table)
-        self._starts = starts
+        self._work_units: WorkUnitTable = ray.get(shared.table)
+        self._starts = shared.starts
         self._most_starts = retries + 1
         self._actor: UnitActor | None = None
         self._failure = ""
