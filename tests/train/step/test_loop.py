@@ -65,6 +65,25 @@ def batch(new_clip: Callable[[], ClipModel]) -> TrainBatch:
     return TrainBatch(images, texts, torch.arange(BATCH))
 
 
+def test_pixels_and_grouped_captions_train_as_the_floats_and_tokens_of_before(
+    new_clip: Callable[[], ClipModel], all_pairs: PairIndex, make_config: Callable[..., RunConfig]
+) -> None:
+    config, losses = make_config(), []
+    for former in (False, True):
+        clip = new_clip()
+        loop = TrainLoop(clip.module, trial(6 * BATCH), config.train, 0.0)
+        dataset = PairDataset(all_pairs, config, clip, 7, prepare=None if former else loop.prepare_texts)
+        batches = [dataset[range(start, start + BATCH)] for start in range(0, 6 * BATCH, BATCH)]
+        if former:  # the loader's floats of version 0.1.0
+            visual: Any = clip.module.visual
+            mean, std = (torch.tensor(visual.preprocess_cfg[name]).view(-1, 1, 1) for name in ("mean", "std"))
+            floats = [torch.addcmul(-mean / std, batch.images.float(), 1 / (255 * std)) for batch in batches]
+            batches = [replace(batch, images=images) for batch, images in zip(batches, floats, strict=True)]
+        losses.append([loop.step(batch) for batch in batches])
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 6
+
+
 def with_bad_images(batch: TrainBatch, count: int) -> TrainBatch:
     return replace(batch, bad_images=tuple(f"a.tar: sample {number}: damaged" for number in range(count)))
 
