@@ -51,7 +51,9 @@ class IndexWorker:
         placement = config.index.placement
         torch.set_num_threads(config.index.pool.threads_per_actor)
         self._captions = config.captions
-        self._experts = [None if folder is None else Expert(folder, placement.device) for folder in models]
+        self._experts = [
+            None if folder is None else Expert(folder, placement.device, config.index.precision) for folder in models
+        ]
         # Experts of one run share their architecture.
         first = next(expert for expert in self._experts if expert is not None)
         self._width = first.dimension
