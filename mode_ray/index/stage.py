@@ -81,6 +81,8 @@ def index_stages(run: Run, train: Stage) -> IndexStages:
         "captions.key_field": captions.key_field,
         "captions.format": captions.format,
         "index.max_rows_per_unit": config.index.max_rows_per_unit,
+        # Indexes of before have no such field.
+        **({} if config.index.precision == "float32" else {"index.precision": config.index.precision}),
         "index.images (files found)": combined_hash(sorted({work_unit.uri for work_unit in work_units})),
         "limits.max_image_pixels": config.limits.max_image_pixels,
         "inputs.train": config_hash(train.fields),

@@ -58,7 +58,7 @@ def _encode_part(
 
     options = MeasureOptions.of(config)
     torch.set_num_threads(options.placement.threads_per_task)
-    experts = {name: Expert(folder) for name, folder in models.items()}
+    experts = {name: Expert(folder, precision=options.precision) for name, folder in models.items()}
     splits: Sequence[Split] = ("test", "train") if task.linear_probe else ("test",)
     folder = directory / _PARTS / str(worker)
     return {split: encode_part(task, split, experts, options, worker, folder / split) for split in splits}
