@@ -22,6 +22,7 @@ from mode_ray.models.clip import ClipModel, build_clip
 from mode_ray.pairs.index import PairIndex, index_columns, index_rows
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.train.data import PairDataset
+from mode_ray.train.step.batch import TextPreparation
 
 WORDS = (
     *("a", "photo", "of", "the", "red", "blue", "small", "old", "dog", "cat", "house", "tree", "under", "on"),
@@ -177,10 +178,13 @@ def _jpeg(rng: np.random.Generator, pixels: int) -> bytes:
     return buffer.getvalue()
 
 
-def dataset(units: list[WorkUnit], config: RunConfig, clip: ClipModel) -> PairDataset:
-    """The training path over the pairs of some tars."""
+def dataset(
+    units: list[WorkUnit], config: RunConfig, clip: ClipModel, prepare: TextPreparation | None = None
+) -> PairDataset:
+    """The training path over the pairs of some tars; `prepare` groups the captions in the loader."""
     schema = index_columns(tars=True)
     tables = [
         index_rows(read_captions(unit, config.captions).table, number, schema) for number, unit in enumerate(units)
     ]
-    return PairDataset(PairIndex(units, pa.concat_tables(tables).combine_chunks()), config, clip, seed=0)
+    index = PairIndex(units, pa.concat_tables(tables).combine_chunks())
+    return PairDataset(index, config, clip, seed=0, prepare=prepare)

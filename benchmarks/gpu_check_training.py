@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice, product
 from pathlib import Path
@@ -22,8 +22,9 @@ from open_clip.loss import ClipLoss
 from mode_ray.config.run import RunConfig
 from mode_ray.models.clip import ClipModel
 from mode_ray.pairs.members import TrainingSet
-from mode_ray.train.data import PairDataset, TrainBatch, train_loader
+from mode_ray.train.data import PairDataset, train_loader
 from mode_ray.train.plan import Trial
+from mode_ray.train.step.batch import TrainBatch
 from mode_ray.train.step.loop import TrainLoop
 from mode_ray.train.step.parallel import transformer_blocks
 from mode_ray.train.step.rank import ONLY_RANK, Rank
@@ -45,8 +46,16 @@ def loop_of(config: RunConfig, clip: ClipModel, device: torch.device, rank: Rank
 
 def batches_of(data: PairDataset, config: RunConfig, workers: int = 0, rank: Rank = ONLY_RANK) -> Iterator[TrainBatch]:
     """The batches of a config, from the product's loader."""
-    positions = range(0, config.train.budget_samples, config.train.batch_size)
-    return iter(train_loader(data, positions, rank, workers))
+    return iter(loader_of(data, config, workers, rank=rank))
+
+
+def loader_of(
+    data: PairDataset, config: RunConfig, workers: int, first: int = 0, rank: Rank = ONLY_RANK
+) -> Iterable[TrainBatch]:
+    """The product's loader with so many processes, beginning at a sample."""
+    positions = range(first, config.train.budget_samples, config.train.batch_size)
+    placement = config.train.placement.model_copy(update={"loader_workers": workers})
+    return train_loader(data, positions, rank, placement, pin_memory=torch.cuda.is_available())
 
 
 def check_loop(context: Context, marks: Marks) -> None:
@@ -139,8 +148,8 @@ def check_train_speed(context: Context, marks: Marks) -> None:
             config = run_config(context.folder, architecture, batch, 3 * steps, placement={"compile": compiled})
             clip = built(config)
             loop = loop_of(config, clip, context.device)
-            data = dataset(units, config, clip)
-            resident = next(batches_of(data, config))
+            data = dataset(units, config, clip, loop.prepare_texts)
+            resident = next(batches_of(data, config)).to(context.device)
             loop.step(resident)
             rates[compiled] = batch / context.seconds(lambda step=loop.step, one=resident: step(one), steps)  # type: ignore[misc]
         marks.note(f"{name}_step_samples_per_second", rates[False])
@@ -149,16 +158,17 @@ def check_train_speed(context: Context, marks: Marks) -> None:
         if eager_mark:
             marks.at_least(f"{name}_eager", rates[False], eager_mark, speed=True)
             marks.at_least(f"{name}_compiled", rates[True], compiled_mark, speed=True)
-        fed = _fed_rate(context, config, data, batch, processes)
+        fed = _fed_rate(context, config, data, processes)
         marks.at_least(f"{name}_fed_over_resident", fed / rates[context.on_cuda], 0.95, speed=True)
-        peer, peer_loss = _open_clip_rate(context, config, resident, steps)
+        plain = next(batches_of(dataset(units, config, clip), config))
+        peer, peer_loss = _open_clip_rate(context, config, plain, steps)
         marks.note(f"{name}_open_clip_samples_per_second", peer)
         marks.at_least(f"{name}_over_open_clip", max(rates.values()) / peer, 1.15, speed=True)
         ours = loop_of(config, built(config), context.device).step(resident)
         marks.at_most(f"{name}_loss_from_open_clip", abs(ours - peer_loss), 0.02)
 
 
-def _fed_rate(context: Context, config: RunConfig, data: PairDataset, batch: int, processes: int) -> float:
+def _fed_rate(context: Context, config: RunConfig, data: PairDataset, processes: int) -> float:
     """Samples a second of the loop with its loader, after the first third."""
     loop = loop_of(config, built(config), context.device)
     times: list[float] = []
@@ -166,12 +176,9 @@ def _fed_rate(context: Context, config: RunConfig, data: PairDataset, batch: int
     def after_step() -> None:
         times.append(time.perf_counter())
 
-    def loader(first: int) -> Any:  # noqa: ANN401  (an iterable of batches)
-        return train_loader(data, range(first, config.train.budget_samples, batch), ONLY_RANK, processes)
-
-    loop.run(loader, lambda _: None, after_step)
+    loop.run(lambda first: loader_of(data, config, processes, first), lambda _: None, after_step)
     first = len(times) // 3
-    return batch * (len(times) - 1 - first) / (times[-1] - times[first])
+    return config.train.batch_size * (len(times) - 1 - first) / (times[-1] - times[first])
 
 
 def _open_clip_rate(context: Context, config: RunConfig, batch: TrainBatch, steps: int) -> tuple[float, float]:
@@ -182,6 +189,7 @@ def _open_clip_rate(context: Context, config: RunConfig, batch: TrainBatch, step
     clip = built(config)
     module: Any = clip.module.to(context.device).train()
     images = _normalised(batch, clip).to(context.device)
+    assert isinstance(batch.texts, torch.Tensor)
     texts = batch.texts.to(context.device)
     loss_of = ClipLoss(local_loss=True, gather_with_grad=True, cache_labels=True)
     decayed = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
@@ -247,9 +255,7 @@ def check_loader(context: Context, marks: Marks) -> None:
     loop = loop_of(config, clip, context.device)
     points: list[dict[str, float]] = []
     loop.run(
-        lambda first: train_loader(
-            data, range(first, config.train.budget_samples, batch), ONLY_RANK, (counts or [1])[-1]
-        ),
+        lambda first: loader_of(data, config, (counts or [1])[-1], first),
         points.append,
         lambda: None,
     )
