@@ -26,7 +26,9 @@ def test_a_failure_is_an_exit_code_and_one_sentence_with_the_fix(
     printed = capsys.readouterr().out
     table, fixes = printed.split("\n\n")
     assert max(len(line.rstrip()) for line in table.splitlines()) <= 80
-    assert "here: bucket: give this machine's identity the right to write, read, delete below" in fixes
+    assert "here: bucket: give this machine's identity the right to write, read, delete below" in " ".join(
+        fixes.split()
+    )
 
 
 def test_the_disk_is_compared_with_the_captions_of_the_run(

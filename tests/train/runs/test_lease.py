@@ -117,10 +117,11 @@ class TestStorageTrouble:
             blocked = self.trouble(directory)
             time.sleep(0.1)
             blocked.rmdir()
-            (directory / LEASE_FILE).write_text(json.dumps(other))
-            time.sleep(0.3)
-            with pytest.raises(TrainingError, match="process 41 on spot-7"):
-                lease.check()
+            with pytest.raises(TrainingError, match="process 41 on spot-7"):  # noqa: PT012  (it is repeated)
+                for _ in range(100):  # a beat that began before this write may replace it
+                    (directory / LEASE_FILE).write_text(json.dumps(other))
+                    time.sleep(0.1)
+                    lease.check()
 
     def test_by_default_two_minutes_of_trouble_end_nothing(self) -> None:
         assert PATIENCE_SECONDS >= 120.0
