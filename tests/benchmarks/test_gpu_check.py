@@ -16,7 +16,6 @@ def lines_of(*options: str, status: int = 0) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.alone
 @pytest.mark.drill
 def test_every_check_runs_small_and_nothing_of_a_gpu_passes() -> None:
     *checks, verdict = lines_of("--device", "cpu", "--quick")
