@@ -7,14 +7,17 @@ from typing import TypeAlias
 
 import numpy as np
 
+from mode_ray.errors import DataError
 from mode_ray.evaluate.measure.measurements import load_array, save_array
 from mode_ray.evaluate.measure.options import MeasureOptions
-from mode_ray.evaluate.tasks.samples import Split, read_samples
+from mode_ray.evaluate.tasks.samples import Sample, Split, read_samples
 from mode_ray.evaluate.tasks.task import Task
 from mode_ray.evaluate.tasks.usable_samples import UsableSamples
 from mode_ray.models.encode import Expert
+from mode_ray.models.preprocess import ImageInput
 from mode_ray.pairs.images import Pixels
 from mode_ray.storage import Location
+from mode_ray.util.read_ahead import read_ahead
 
 Features: TypeAlias = dict[str, np.ndarray]
 """Unit rows by model, float32 [i, d]."""
@@ -103,15 +106,18 @@ def _encode_share(
     workers: int,
 ) -> tuple[UsableSamples, list[int], Features]:
     batch_size = options.placement.batch_size
-    images = options.image_input(next(iter(experts.values())).geometry)
+    decode = partial(_decode, options.image_input(next(iter(experts.values())).geometry))
     usable, numbers = UsableSamples(task), list[int]()
     chunks: dict[str, list[np.ndarray]] = {name: [] for name in experts}
     batch: list[Pixels] = []
     encode = partial(_encode, experts, chunks)
-    for number, sample in enumerate(read_samples(task, split)):
-        if number // batch_size % workers != worker:
-            continue
-        pixels_hw3 = usable.take(sample, images.prepare)
+    numbered = enumerate(read_samples(task, split))
+    own = ((number, sample) for number, sample in numbered if number // batch_size % workers == worker)
+    # While the models encode a batch, threads decode the next one.
+    for number, sample, prepared in read_ahead(
+        decode, own, ahead=batch_size, threads=options.placement.threads_per_task
+    ):
+        pixels_hw3 = usable.take(sample, prepared)
         if pixels_hw3 is not None:
             numbers.append(number)
             batch.append(pixels_hw3)
@@ -121,6 +127,16 @@ def _encode_share(
     encode(batch)
     nothing = np.empty((0, 0), np.float32)
     return usable, numbers, {name: np.concatenate(parts) if parts else nothing for name, parts in chunks.items()}
+
+
+def _decode(images: ImageInput, numbered: tuple[int, Sample]) -> tuple[int, Sample, Pixels | DataError | None]:
+    number, sample = numbered
+    if sample.image is None:
+        return number, sample, None
+    try:
+        return number, sample, images.prepare(sample.image, sample.place)
+    except DataError as error:
+        return number, sample, error
 
 
 def _encode(experts: Mapping[str, Expert], chunks: dict[str, list[np.ndarray]], batch: list[Pixels]) -> None:

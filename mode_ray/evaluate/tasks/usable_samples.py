@@ -1,7 +1,7 @@
 """The usable samples of a task: images decoded once, labels as numbers, and counts of the rest."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -65,12 +65,12 @@ class UsableSamples:
         """Number of used images."""
         return len(self._labels_of_image)
 
-    def take(self, sample: Sample, prepare: Callable[[bytes, str], Pixels]) -> Pixels | None:
+    def take(self, sample: Sample, prepared: Pixels | DataError | None) -> Pixels | None:
         """The prepared image of a usable sample. Other samples are counted and return None.
 
         Args:
             sample: The sample.
-            prepare: Decodes an image, given with its place; raises `DataError` for one that cannot be used.
+            prepared: Its image, or why the image cannot be used; None if the sample has no image.
 
         Raises:
             DataError: A label is not a class number; the message names file, row and field.
@@ -78,14 +78,11 @@ class UsableSamples:
         texts = [text for text in sample.texts or () if text.strip()]
         numbers = () if self._task.kind == "retrieval" else self._class_numbers(texts, sample.place)
         reason, place = self._refusal(sample, texts, numbers), sample.place
-        if reason is None and sample.image is not None:
-            try:
-                pixels = prepare(sample.image, sample.place)
-            except DataError as error:
-                reason, place = _BAD_IMAGE, str(error)
-            else:
-                self._add(texts, numbers, sample)
-                return pixels
+        if reason is None and isinstance(prepared, DataError):
+            reason, place = _BAD_IMAGE, str(prepared)
+        if reason is None and isinstance(prepared, np.ndarray):
+            self._add(texts, numbers, sample)
+            return prepared
         self._count(str(reason), place)
         return None
 
@@ -128,7 +125,7 @@ class UsableSamples:
         return by_image
 
     def _refusal(self, sample: Sample, texts: list[str], numbers: tuple[int, ...]) -> str | None:
-        """Why a sample cannot be used, checked before its image is decoded."""
+        """Why a sample cannot be used, whatever its image is."""
         # An image of a multi-label task may have no label.
         if sample.texts is None or (not texts and self._task.kind != "multilabel"):
             return _NO_TEXT
