@@ -1,6 +1,6 @@
-"""Checks `train.model` before the first stage: architecture, and the names and shapes in the checkpoint.
+"""Checks `train.model` before the first stage: architecture, names and shapes of its weights, and what is locked.
 
-A checkpoint is read in a process of its own, because torch and open_clip take memory that the driver would keep. The
+Weights are read in a process of its own, because torch and open_clip take memory that the driver would keep. The
 model is built without memory for its weights, and a checkpoint stays in its file.
 """
 
@@ -8,10 +8,11 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path, PurePosixPath
 from urllib.request import Request, urlopen
 
-from mode_ray.config.train import FOLDER_WEIGHTS, ModelConfig, TrainConfig
+from mode_ray.config.train import FOLDER_WEIGHTS, LockConfig, ModelConfig, TowersConfig, TrainConfig
 from mode_ray.errors import UsageError
 from mode_ray.models.architecture import (
     ARCHITECTURE_FIELD,
@@ -88,11 +89,11 @@ def check_model(config: TrainConfig) -> None:
 
     Raises:
         UsageError: As `check_architecture`; or the tag or the checkpoint does not exist, is damaged, or is of another
-            model. The message names the first key or shape that differs.
+            model, as are the weights of a tower. The message names the first key or shape that differs. Or a tower
+            cannot be locked as the config says.
     """
     check_architecture(config.model)
-    pretrained = config.model.pretrained
-    if pretrained is None or pretrained == FOLDER_WEIGHTS or is_hub(pretrained):
+    if not (_names_checkpoint(config.model) or _has_towers(config.model) or _locks(config.model)):
         return
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     request = json.dumps({"model": config.model.model_dump(), "logit_bias": config.loss.kind == "siglip"})
@@ -103,7 +104,34 @@ def check_model(config: TrainConfig) -> None:
         raise UsageError(done.stdout)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise UsageError(f"{PRETRAINED_FIELD}: {pretrained}: the check of the checkpoint ended early ({last})")
+        raise UsageError(f"train.model: the check of the model's weights ended early ({last})")
+
+
+def _names_checkpoint(config: ModelConfig) -> bool:
+    """Whether `pretrained` is a tag or a file, and not a folder that `check_architecture` has checked."""
+    return config.pretrained not in (None, FOLDER_WEIGHTS) and not is_hub(config.pretrained)
+
+
+def _has_towers(config: ModelConfig) -> bool:
+    return config.towers != TowersConfig()
+
+
+def _locks(config: ModelConfig) -> bool:
+    return config.lock != LockConfig()
+
+
+def _check_parts_of_model(config: ModelConfig, *, logit_bias: bool) -> None:
+    """Check the weights of single towers, and the locks; imports torch."""
+    from mode_ray.models.clip import empty_clip
+    from mode_ray.models.locking import lock_towers
+    from mode_ray.models.tower_weights import load_towers
+
+    module = empty_clip(config, logit_bias=logit_bias)
+    with warnings.catch_warnings():
+        # Only names and shapes are checked: torch warns that the module has no memory to copy the weights to.
+        warnings.filterwarnings("ignore", message=".*which is a no-op")
+        load_towers(module, config.towers)
+    lock_towers(module, config.lock)
 
 
 def _check_checkpoint(config: ModelConfig, *, logit_bias: bool) -> None:
@@ -151,8 +179,12 @@ def _check_tag(architecture: str, tag: str) -> None:
 
 if __name__ == "__main__":
     asked = json.load(sys.stdin)
+    model = ModelConfig.model_validate(asked["model"])
     try:
-        _check_checkpoint(ModelConfig.model_validate(asked["model"]), logit_bias=asked["logit_bias"])
+        if _names_checkpoint(model):
+            _check_checkpoint(model, logit_bias=asked["logit_bias"])
+        if _has_towers(model) or _locks(model):
+            _check_parts_of_model(model, logit_bias=asked["logit_bias"])
     except UsageError as problem:
         sys.stdout.write(str(problem))
         sys.exit(problem.exit_code)

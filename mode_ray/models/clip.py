@@ -93,13 +93,9 @@ def build_clip(config: ModelConfig, seed: int, *, logit_bias: bool = False) -> C
     if config.pretrained == FOLDER_WEIGHTS:
         return load_clip(Location.parse(resolve_folder(config.architecture, ARCHITECTURE_FIELD)))
     clip_config = described_clip(config, logit_bias=logit_bias)
-    folder = None if is_hub(config.pretrained) else architecture_folder(config)
-    files = {} if folder is None else _read_text_files(folder)
-    if config.towers.text is not None:
-        files = _read_text_files(Location.parse(resolve_folder(config.towers.text, TEXT_TOWER_FIELD))) | files
     torch.manual_seed(seed)
     with _config_errors_named(config):
-        clip = _create(clip_config, files)
+        clip = _create(clip_config, _text_files(config))
     if config.pretrained is not None:
         _load_pretrained(clip.module, config.architecture, config.pretrained)
     load_towers(clip.module, config.towers)
@@ -125,7 +121,7 @@ def empty_clip(config: ModelConfig, *, logit_bias: bool) -> torch.nn.Module:
         UsageError: The architecture cannot be built.
     """
     with _config_errors_named(config), tempfile.TemporaryDirectory(prefix="mode-ray-clip-") as temporary:
-        (Path(temporary) / CONFIG_FILE).write_text(json.dumps(described_clip(config, logit_bias=logit_bias)))
+        _write_folder(Location.parse(temporary), described_clip(config, logit_bias=logit_bias), _text_files(config))
         with torch.device("meta"), _root_logger_at(logging.ERROR):
             module: torch.nn.Module = open_clip.create_model(
                 f"local-dir:{temporary}", load_weights=False, pretrained_text=False, device="meta"
@@ -244,10 +240,7 @@ def _create(config: Mapping[str, Any], text_files: Mapping[str, bytes]) -> ClipM
     with tempfile.TemporaryDirectory(prefix="mode-ray-clip-") as temporary:
         # A folder for open_clip's `local-dir:` scheme.
         folder = Location.parse(temporary)
-        for file, data in text_files.items():
-            (folder / file).write_bytes(data)
-        built, config = _with_text_tower(config, folder)
-        (folder / CONFIG_FILE).write_text(json.dumps(built))
+        config = _write_folder(folder, config, text_files)
         name = f"local-dir:{temporary}"
         with _root_logger_at(logging.ERROR):  # open_clip warns that the folder has no weights, which is intended
             module, train_transform, eval_transform = open_clip.create_model_and_transforms(
@@ -264,6 +257,24 @@ def _create(config: Mapping[str, Any], text_files: Mapping[str, bytes]) -> ClipM
     preprocess = {key: module.visual.preprocess_cfg[key] for key in _PREPROCESS_KEYS}
     complete = {**copy.deepcopy(dict(config)), "preprocess_cfg": preprocess}
     return ClipModel(module, tokenizer, train_transform, eval_transform, complete, files)
+
+
+def _write_folder(folder: Location, config: Mapping[str, Any], text_files: Mapping[str, bytes]) -> Mapping[str, Any]:
+    """Write a folder that open_clip can build a model from, without weights. Returns the config to store."""
+    for file, data in text_files.items():
+        (folder / file).write_bytes(data)
+    built, stored = _with_text_tower(config, folder)
+    (folder / CONFIG_FILE).write_text(json.dumps(built))
+    return stored
+
+
+def _text_files(config: ModelConfig) -> dict[str, bytes]:
+    """Tokenizer and config of the text tower, from the architecture's folder or the tower's."""
+    folder = None if is_hub(config.pretrained) else architecture_folder(config)
+    files = {} if folder is None else _read_text_files(folder)
+    if config.towers.text is not None:
+        files = _read_text_files(Location.parse(resolve_folder(config.towers.text, TEXT_TOWER_FIELD))) | files
+    return files
 
 
 def _with_text_tower(config: Mapping[str, Any], folder: Location) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -42,7 +42,8 @@ def _lock(module: torch.nn.Module, tower: str, lock: TowerLock) -> None:
         with redirect_stdout(io.StringIO()):  # open_clip prints how many layers it unlocks
             method(unlocked)
     except (RuntimeError, AttributeError, NotImplementedError, KeyError, AssertionError) as error:
-        raise UsageError(f"{place}: open_clip cannot lock it ({first_line(error)}); set all or none") from None
+        what = "a part of this tower" if unlocked else "this tower"
+        raise UsageError(f"{place}: open_clip cannot lock {what} ({first_line(error)}); set all or none") from None
     locked = before - {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     if not locked:
         raise UsageError(f"{place}: the tower has no more than {unlocked} layer groups, so nothing would be locked")

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import open_clip
@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from mode_ray.config.train import ModelConfig
+from mode_ray.config.train import ModelConfig, TrainConfig
 from mode_ray.errors import UsageError
-from mode_ray.models.check import check_architecture
+from mode_ray.models.check import _check_parts_of_model, check_architecture, check_model
 from mode_ray.models.clip import ClipModel, build_clip, load_clip, save_clip
 from mode_ray.storage import Location
 
@@ -150,6 +150,24 @@ class TestWrong:
     def test_it_is_said_before_the_first_stage(self, towers: dict[str, str], said: str) -> None:
         with pytest.raises(UsageError, match=said):
             check_architecture(config(**{"text": MINILM, **towers}))
+
+    def test_what_does_not_fit_is_said_before_the_first_stage(self, clip: ClipModel, tmp_path: Path) -> None:
+        file = tmp_path / "other.safetensors"
+        state = cast(Any, clip.module).visual.trunk.state_dict()
+        other = {**state, "conv_stem.weight": torch.zeros(8, 3, 3, 3)}
+        safetensors.torch.save_file({key: value.contiguous() for key, value in other.items()}, file)
+        fields = {"architecture": PRESET, "towers": {"image": str(file), "text": MINILM}}
+        with pytest.raises(UsageError, match=r"towers\.image: .*conv_stem\.weight has shape"):
+            check_model(TrainConfig.model_validate({"model": fields}))
+
+    def test_a_tower_is_not_locked_in_part_if_open_clip_cannot(self) -> None:
+        fields = {"architecture": PRESET, "towers": {"text": MINILM}}
+        whole, part = (ModelConfig.model_validate({**fields, "lock": {"text": t}}) for t in ("all", {"groups": 2}))
+        _check_parts_of_model(whole, logit_bias=False)
+        with pytest.raises(
+            UsageError, match=r"lock\.text: open_clip cannot lock a part of this tower .*set all or none"
+        ):
+            _check_parts_of_model(part, logit_bias=False)
 
     def test_an_architecture_without_such_a_tower(self) -> None:
         named = ModelConfig.model_validate({"architecture": "ViT-S-32-alt", "towers": {"text": MINILM}})
