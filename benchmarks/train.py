@@ -25,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import matplotlib as mpl
@@ -249,10 +248,11 @@ class Ceiling:
         data = TrialData(job)
         data.write_index()
         clip = build_clip(job.config.train.model, 0)
-        dataset = PairDataset(data.open(), job.config, clip, job.trial.members.seed, data.captions)
-        loader = train_loader(dataset, range(0, CACHED_BATCHES * BATCH, BATCH), ONLY_RANK, 0)
-        self._batches = list(islice(loader, CACHED_BATCHES))
         self._loop = TrainLoop(clip.module, job.trial, job.config.train, 0.0)
+        seed = job.trial.members.seed
+        dataset = PairDataset(data.open(), job.config, clip, seed, data.captions, self._loop.prepare_texts)
+        batches = range(0, CACHED_BATCHES * BATCH, BATCH)
+        self._batches = list(train_loader(dataset, batches, ONLY_RANK, job.config.train.placement))
 
     def samples_per_second(self, steps: int) -> float:
         """The rate after a few steps."""

@@ -85,6 +85,7 @@ def ray_session() -> Iterator[None]:
     ray.init(
         address="local",
         num_cpus=4,
+        num_gpus=1,  # Ray grants it like a real one
         include_dashboard=False,
         object_store_memory=300_000_000,
         log_to_driver=False,

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.observe.progress import Progress
 from mode_ray.pipeline import Pipeline, build_stages, open_run
+from mode_ray.preflight import check_gpus, gpus_of_stages
 from mode_ray.run_directory import STAGE_NAMES
+from mode_ray.util.devices import CudaState
 
 Checked = Callable[[Mapping[str, object]], None]
 TASK = {"name": "colours", "kind": "classification", "paths": ["a.parquet"], "classes": ["red", "blue"]}
@@ -81,6 +84,34 @@ def test_what_training_and_evaluation_need(
     with pytest.raises(UsageError, match=said):
         check(changes)
     assert not (tmp_path / "run").exists()
+
+
+GPUS = CudaState("2.14.1+cu130", wheel="13.0", driver="13.0", gpus=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "said"),
+    [
+        (
+            {"embed.pool.gpus_per_actor": 1.0},
+            replace(GPUS, driver="12.8", gpus=0),
+            r"^embed\.pool\.gpus_per_actor=1: the NVIDIA driver is too old",
+        ),
+        (
+            {"train.placement.use_gpu": True},
+            replace(GPUS, driver=None),
+            r"^train\.placement\.gpus_per_worker=1: there is",
+        ),
+        ({"evaluate.placement.gpus_per_task": 2.0}, GPUS, r"gpus_per_task=2: this machine has 1 usable GPUs"),
+        ({"cluster.placement.gpus": 2.0}, GPUS, r"^cluster\.placement\.gpus=2: this machine has 1 usable GPUs"),
+    ],
+)
+def test_gpus_that_this_machine_does_not_have(
+    config: RunConfig, changes: Mapping[str, object], state: CudaState, said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        check_gpus(gpus_of_stages(with_values(config, changes)), cuda=lambda: state)
+    check_gpus(gpus_of_stages(with_values(config, {"assign.pool.gpus_per_actor": 1.0})), cuda=lambda: GPUS)
 
 
 def test_a_task_file_that_is_not_there(config: RunConfig, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ The stage reads the embeddings if the embed stage kept them. Otherwise it reads,
 pass.
 """
 
+from typing import Protocol
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -12,7 +14,7 @@ from mode_ray.assign.table import assignment_table
 from mode_ray.captions.clean import CaptionTable
 from mode_ray.captions.read import read_captions
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.cluster.search.nearest import FlatSearch, Float32Array, NearestCenters
+from mode_ray.cluster.search.nearest import Float32Array, Int32Array, NearestCenters
 from mode_ray.config.base import fingerprint_fields
 from mode_ray.config.run import RunConfig
 from mode_ray.embed.load import load_encoder
@@ -25,6 +27,7 @@ from mode_ray.stages.resume import run_work_unit_stage
 from mode_ray.stages.run import Run, StageReport
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
+from mode_ray.util.devices import pick_device
 
 
 class AssignWorker:
@@ -46,7 +49,7 @@ class AssignWorker:
         self._captions = config.captions
         self._embeddings = embeddings
         if embeddings is None:
-            self._encoder = load_encoder(config.encoder, config.embed.encoder, threads)
+            self._encoder = load_encoder(config.encoder, config.embed.encoder.elsewhere, threads)
             clustering.compatible_with(self._encoder.name, self._encoder.dimension)
 
     def read(self, work_unit: WorkUnit) -> CaptionTable:
@@ -73,11 +76,27 @@ class AssignWorker:
         return table, unit_record(work_unit, source)
 
 
+class CenterSearch(Protocol):
+    """The nearest center of every vector."""
+
+    def search(self, vectors_bd: npt.NDArray[np.floating]) -> tuple[Int32Array, Float32Array]:
+        """Ids int32 [b] by squared distance plus price, and squared distances float32 [b] without it."""
+        ...
+
+
 def center_search(
     centers_md: Float32Array, prices_m: npt.NDArray[np.floating] | None, threads: int, *, gpu: bool
-) -> NearestCenters | FlatSearch:
-    """The search of the stage: faiss on this process's GPU, or compiled code with pruning on CPU threads."""
-    return FlatSearch(centers_md, prices_m, gpu=True) if gpu else NearestCenters(centers_md, prices_m, threads)
+) -> CenterSearch:
+    """The search of the stage: every distance on the GPU that Ray granted, or with pruning on CPU threads.
+
+    Raises:
+        UsageError: The GPU cannot be used.
+    """
+    if not gpu:
+        return NearestCenters(centers_md, prices_m, threads)
+    from mode_ray.cluster.search.dense import DenseSearch  # imports torch, which the driver does not need
+
+    return DenseSearch(centers_md, prices_m, pick_device("auto"))
 
 
 def assign_fields(run: Run) -> dict[str, object]:

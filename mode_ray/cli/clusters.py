@@ -1,19 +1,16 @@
-"""The commands for clusters: estimates of a run, launch files, and jobs on a running cluster."""
+"""The commands for clusters: estimates of a run, launch files, and checks of a cluster."""
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from mode_ray.cli.shared import Config, Overrides, console, flag, load, optional, say
-from mode_ray.deploy.submission import DEFAULT_ADDRESS, JobRequest, JobServer
 from mode_ray.errors import UsageError
 
-_INTERRUPTED = 130
+if TYPE_CHECKING:
+    from mode_ray.storage import Location
 
 
 def plan(
@@ -96,63 +93,44 @@ def cluster_config(
     return int(check and bool(changed))
 
 
-def submit(
-    ctx: typer.Context,
-    words: Annotated[
-        list[str], typer.Argument(metavar="COMMAND", help="The command.", default_factory=list, show_default=False)
-    ],
-    address: Annotated[
-        str, typer.Option(metavar="URL", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard.")
-    ] = DEFAULT_ADDRESS,
-    working_dir: Annotated[Path, typer.Option(help="Folder to copy to the job.")] = Path(),
-    token_file: Annotated[
-        Path | None, optional("File with the cluster's token (default: RAY_AUTH_TOKEN_PATH).")
+def doctor(
+    overrides: Overrides,
+    config: Annotated[
+        str | None, optional("Config of a run: its directory is tried, its cluster joined.", metavar="FILE")
     ] = None,
-    env: Annotated[
-        list[str] | None, optional("A variable for the job; the dashboard shows it.", metavar="NAME[=VALUE]")
-    ] = None,
-    job_id: Annotated[str | None, optional("Name of the job (default: chosen by Ray).", "--id")] = None,
-    no_wait: Annotated[bool, flag("--no-wait", "Exit once the job is submitted.")] = False,
-    follow: Annotated[str | None, optional("Follow a job that was submitted before.", metavar="JOB")] = None,
+    bucket: Annotated[str | None, optional("Directory to try (default: the run's).", metavar="URI")] = None,
+    namespace: Annotated[str | None, optional("Kubernetes namespace whose pods are checked with kubectl.")] = None,
 ) -> int:
-    """Run a command as a job on a running cluster, and follow it.
+    """Check machines, GPUs, storage and clocks before money is spent.
 
-    The job runs any mode-ray command in a copy of the working directory. submit exits with the job's exit code.
-
-    Options come before the command: mode-ray submit --address URL run --config my.yaml
+    With a cluster (RAY_ADDRESS or ray.address), every node is checked. Exit code 1 if a check fails.
     """
-    if bool(words) == bool(follow):
-        raise UsageError("submit: name a command, such as `run --config my.yaml`, or a job to --follow")
-    request = None
-    if words:
-        from mode_ray.deploy.job_checks import check_command, job_variables
+    from mode_ray.config.run import RayConfig
+    from mode_ray.deploy.doctor import Checkup, examine, table
+    from mode_ray.storage import Location
 
-        check_command(*_parsed(ctx, words), working_dir)
-        command = ["python", "-m", "mode_ray", *words]
-        request = JobRequest(command, working_dir, job_variables(env or [], os.environ), job_id)
-    server = JobServer(address, token_file.expanduser() if token_file else None)
-    job = str(follow) if request is None else server.submit(request)
-    commands = (
-        f"follow it: mode-ray submit --address {server.address} --follow {job}\n"
-        f"stop it: ray job stop --address {server.address} {job}"
+    if overrides and config is None:
+        raise UsageError(f"doctor: {overrides[0]} overrides a field of a config: give it by --config")
+    settings = load(config, overrides) if config is not None else None
+    directory = bucket or (settings.run if settings is not None else None)
+    ray = settings.ray if settings is not None else RayConfig()
+    checkup = Checkup(
+        bucket=Location.parse(directory) if directory else None,
+        pairs=_pairs_of(settings.directory) if settings is not None else None,
+        cluster=bool(ray.address or os.environ.get("RAY_ADDRESS")),
+        ray=ray,
+        namespace=namespace,
     )
-    if request is not None:
-        say(f"submitted: {job}")
-    if no_wait:
-        say(commands)
-        return 0
-    try:
-        code, ended = server.follow(job, lambda text: print(text, end="", flush=True))  # noqa: T201 - the job's own log
-    except KeyboardInterrupt:
-        say(f"\n{job} continues to run.\n{commands}")
-        return _INTERRUPTED
-    say(f"{job}: {ended}")
-    return code
+    findings = examine(checkup)
+    console().print(table(findings), highlight=False)
+    return int(any(finding.state == "failed" for _, finding in findings))
 
 
-def _parsed(ctx: typer.Context, words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
-    """The name and the parameters of the command in a command line, without running it."""
-    root = ctx.find_root()
-    group = cast("TyperGroup", root.command)
-    _, command, rest = group.resolve_command(root, list(words))
-    return words[0], command.make_context(words[0], rest, parent=root).params if command else {}
+def _pairs_of(run: "Location") -> int | None:
+    """Captions of a run that has embedded or assigned them."""
+    from mode_ray.run_directory import stage_directories
+    from mode_ray.stages.manifest import read_manifest
+
+    directories = stage_directories(run)
+    manifests = [read_manifest(directories[stage]) for stage in ("assign", "embed")]
+    return next((manifest.rows_in for manifest in manifests if manifest is not None), None)

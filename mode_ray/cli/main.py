@@ -27,7 +27,7 @@ _PANELS: dict[str, tuple[Any, ...]] = {
         *(results.sweep, results.study),
     ),
     "Serving": (serve.group,),
-    "Clusters": (clusters.plan, clusters.cluster_config, clusters.submit),
+    "Clusters": (clusters.plan, clusters.cluster_config, clusters.doctor),
 }
 _INTERRUPTED = 130
 
@@ -58,9 +58,7 @@ for _panel, _commands in _PANELS.items():
         if isinstance(_command, typer.Typer):
             app.add_typer(_command, rich_help_panel=_panel)
         else:
-            # The words after `submit` are a separate command line.
-            _settings = {"allow_interspersed_args": _command is not clusters.submit}
-            app.command(_name_of(_command), rich_help_panel=_panel, context_settings=_settings)(_command)
+            app.command(_name_of(_command), rich_help_panel=_panel)(_command)
 
 
 def _print_version(asked: bool) -> None:

@@ -17,6 +17,7 @@ from mode_ray.config.run import RunConfig
 from mode_ray.embed.encoder import encoder_name
 from mode_ray.run_directory import FIT_PROGRESS
 from mode_ray.stages.dashboard_names import shown_name
+from mode_ray.stages.execute import cluster_resources
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
 from mode_ray.stages.run import Run, StageReport
 from mode_ray.storage import Location
@@ -54,10 +55,11 @@ def _fit(run: Run, stage: Stage, report: StageReport) -> Manifest:
     """Fit in a Ray task of its own, so that it gets its CPUs on whichever node has them."""
     config = run.config.cluster
     stage.begin(1)
-    _say_if_too_few_cpus(config.placement, report.say)
+    _say_if_too_little_room(config.placement, report.say)
     began = time.monotonic()
     # max_calls: a process that has fitted a clustering is too large to idle.
-    task = ray.remote(num_cpus=config.placement.cpus, max_calls=1)(_fit_and_save).options(
+    gpus = config.placement.gpus if config.placement.workers == 1 else 0.0
+    task = ray.remote(num_cpus=config.placement.cpus, num_gpus=gpus, max_calls=1)(_fit_and_save).options(
         name=f"cluster {shown_name(run.directory)}"
     )
     fitting = task.remote(run.config, run.embeddings, stage.directory)
@@ -117,14 +119,20 @@ def balance_line(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _say_if_too_few_cpus(placement: ClusterPlacement, say: Callable[[str], None]) -> None:
+def _say_if_too_little_room(placement: ClusterPlacement, say: Callable[[str], None]) -> None:
     """Actors that find no room wait, for an autoscaler maybe: without a word that would look like a fit that hangs."""
-    there = float(ray.cluster_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
+    there = cluster_resources()["CPU"]
     wanted = placement.cpus * (1 + (placement.workers if placement.workers > 1 else 0))
     if wanted > there:
         say(
             f"[cluster] needs {wanted:g} CPUs, the cluster has {there:g}: waiting for more to join; where none will, "
             "lower cluster.placement.workers or cluster.placement.cpus"
+        )
+    gpus, there = placement.gpus * placement.workers, cluster_resources()["GPU"]
+    if gpus > there:
+        say(
+            f"[cluster] needs {gpus:g} GPUs, the cluster has {there:g}: waiting for more to join; where none will, "
+            "lower cluster.placement.workers or cluster.placement.gpus"
         )
 
 
@@ -139,14 +147,15 @@ def _newest_report(directory: Location) -> dict[str, Any] | None:
 def _fit_and_save(config: RunConfig, embeddings: Location, directory: Location) -> dict[str, Any]:
     from mode_ray.cluster.both_steps import fit_clustering
     from mode_ray.cluster.fit.actors import ActorRows  # these need torch, which the driver has no use for
+    from mode_ray.cluster.fit.device_rows import sample_rows
     from mode_ray.cluster.fit.sample import plan_sample, read_sample
-    from mode_ray.cluster.fit.sample_rows import LocalRows, SampleRows
+    from mode_ray.cluster.fit.sample_rows import SampleRows
 
     cluster, clock = config.cluster, FitClock()
     parts = plan_sample(embeddings, cluster.sample_rows, cluster.seed)
     sample: SampleRows
     if cluster.placement.workers == 1:
-        sample = LocalRows(read_sample(embeddings, parts, cluster.seed), cluster.placement.threads)
+        sample = sample_rows(read_sample(embeddings, parts, cluster.seed), cluster.placement)
         clock.ended("read")
     else:
         sample = ActorRows(embeddings, parts, cluster.seed, cluster.placement)

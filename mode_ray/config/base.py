@@ -44,8 +44,8 @@ class Settings(BaseModel):
     )
     versioned: ClassVar[bool] = True
     added: ClassVar[frozenset[str]] = frozenset()
-    """Fields newer than version 0.1.0. A fingerprint leaves them out while they have their default, so that a run
-    which was begun before they existed keeps its fingerprint."""
+    """Fields newer than version 0.1.0. A fingerprint leaves them out while they have their default or are None, so
+    that a run which was begun before they existed keeps its fingerprint."""
     unversioned: ClassVar[frozenset[str]] = frozenset()
     """Fields that no fingerprint has, such as the place of files."""
 
@@ -65,6 +65,9 @@ class ActorPool(Placement):
     cpus_per_actor: PositiveFloat = 1.0
     gpus_per_actor: Annotated[float, Field(ge=0.0)] = 0.0
     threads_per_actor: PositiveInt = 1
+    label_selector: Annotated[dict[str, str], Field(strict=False)] = Field(default_factory=dict)
+    """Node labels that every actor requires, for example `{"mode-ray/pool": "cpu"}`: without it a large pool of CPU
+    actors makes the autoscaler start GPU machines."""
     retries_per_unit: Annotated[int, Field(ge=0)] = 3
     """Further attempts after an I/O error, before the unit is quarantined."""
 
@@ -78,13 +81,13 @@ class ActorPool(Placement):
 def fingerprint_fields(settings: Settings, prefix: str) -> dict[str, object]:
     """The dotted fields of a config section that decide its output, as JSON values.
 
-    Placements and `unversioned` fields are left out, and so are fields of `added` that have their default.
+    Placements and `unversioned` fields are left out, and so are fields of `added` that have their default or are None.
     """
     fields: dict[str, object] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         at_default = value == type(settings).model_fields[name].default
-        if name in settings.unversioned or (name in settings.added and at_default):
+        if name in settings.unversioned or (name in settings.added and (at_default or value is None)):
             continue
         if not isinstance(value, Settings):
             fields[f"{prefix}.{name}"] = json.loads(json.dumps(value))

@@ -102,15 +102,24 @@ class EncoderConfig(Settings):
     pooling: Literal["auto", "pooler", "mean", "cls"] = "auto"
     """`auto`: the pooling that a sentence-transformers folder specifies, otherwise the pooler output (SimCSE)."""
     max_tokens: PositiveInt = 64
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of the forward pass. Embeddings are always stored as float16."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the forward pass. `auto`: bfloat16 on GPUs, float32 on CPUs. Embeddings are always stored as
+    float16."""
 
 
 class EncoderPlacement(Placement):
     """Speed of the encoder."""
 
-    batch_size: PositiveInt = 64
+    batch_size: PositiveInt | None = None
+    """Captions that go through the encoder at once; by default 64 on CPUs and 1,024 on GPUs."""
     device: str = "auto"
+    """`auto`: CUDA for an actor of the embed stage with GPUs (`embed.pool.gpus_per_actor`), else the CPU. In other
+    stages, the encoder follows the resources of their own tasks; only `cpu` applies there too."""
+
+    @property
+    def elsewhere(self) -> "EncoderPlacement":
+        """The placement in a process that is not an actor of the embed stage: it may have no GPU."""
+        return self if self.device == "cpu" else self.model_copy(update={"device": "auto"})
 
 
 class EmbedConfig(Settings):

@@ -46,6 +46,9 @@ class ClusterPlacement(Placement):
     """CPUs of the task, and of each actor."""
     threads: PositiveInt = 2
     """Threads of the task, and of each actor."""
+    gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs of the task or, with several `workers`, of each actor. The rows are then searched on the GPU. The centers
+    equal those of a fit on CPUs up to rows that are equally far from two centers within rounding."""
 
 
 class ClusterConfig(Settings):

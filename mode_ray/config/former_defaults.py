@@ -8,12 +8,15 @@ from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.storage import Location
 
-# Up to version 0.1.0, by dotted name: the paper's.
+# Up to version 0.1.0, by dotted name.
 FORMER_DEFAULTS: dict[str, object] = {
+    "encoder.dtype": "float32",
     "train.model.architecture": "ViT-B-16",
     "train.model.precision": "bfloat16",
     "train.optimizer.warmup_samples": 2000 * 32768,
     "train.batch_size": 32768,
+    "train.data.mode": "index",
+    "train.data.read_block_pairs": None,  # there was no such field
 }
 
 

@@ -111,14 +111,20 @@ class LossConfig(Settings):
 class TrainDataConfig(Settings):
     """How the pairs of a training set are read, and in which order."""
 
-    mode: Literal["index", "materialised"] = "index"
+    mode: Literal["auto", "index", "materialised"] = "auto"
     """`index`: pairs are read from the source shards, and nothing is copied. `materialised`: each training set is
-    first copied into shards of its own, balanced and shuffled."""
+    first copied into shards of its own, balanced and shuffled. `auto`: `materialised` with `use_gpu` if the pairs are
+    in an object store, otherwise `index`."""
     block_pairs: PositiveInt = 1
-    """Neighbouring pairs of a shard that stay together when an epoch is shuffled, so that one request reads them. 1
-    shuffles single pairs, best for local disks; 16 to 64 suits object stores and large batches."""
+    """Neighbouring pairs of a source shard that stay together when they are shuffled: in every epoch in the mode
+    `index`, once while copying in the mode `materialised`. One request reads a block. 1 shuffles single pairs; 16 to
+    64 suits the mode `index` with object stores and large batches."""
+    read_block_pairs: PositiveInt | None = 512
+    """In the mode `materialised`, neighbouring pairs of the shuffled copy that stay together in every epoch, so that
+    reading is nearly sequential: one request reads up to this many pairs. None: as many as `block_pairs`."""
     pairs_per_shard: PositiveInt = 10_000
     """Most pairs of a materialised shard. There are at least as many shards as workers times loader workers."""
+    added: ClassVar[frozenset[str]] = frozenset({"read_block_pairs"})
 
 
 class TrainPlacement(Placement):
@@ -143,15 +149,20 @@ class TrainPlacement(Placement):
     launcher_label_selector: Annotated[dict[str, str], Field(strict=False)] = Field(default_factory=dict)
     """Node labels for the launcher tasks, for example the head's; by default the driver's own node."""
     threads_per_worker: PositiveInt = 1
-    loader_workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that read and decode for one worker. 0 uses threads of the worker itself."""
+    loader_workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """Processes that read and decode for one worker. 0 uses threads of the worker itself. `auto`: with `use_gpu` one
+    less than `cpus_per_worker`, but at least 1; otherwise 0."""
+    read_ahead_bytes: PositiveInt = 4_000_000_000
+    """Most memory of one worker for batches that are loaded in advance. Batches of loader processes are in the shared
+    memory of the container (`/dev/shm`): it needs this much for every worker on the machine."""
     checkpoint_interval_seconds: PositiveFloat = 600.0
-    max_failures: Annotated[int, Field(ge=0)] = 3
-    """Worker failures within one launch that Ray Train recovers from."""
+    max_failures: Annotated[int, Field(ge=-1)] = 3
+    """Worker failures without a newer checkpoint that are repaired. A newer checkpoint resets the count. -1 for any
+    number."""
     max_preemptions: Annotated[int, Field(ge=-1)] = -1
     """Preempted machines that Ray Train recovers from, not counted as failures. -1 for any number."""
     max_launches: PositiveInt = 3
-    """Launches of one run by the scheduler. A lost launcher or controller costs one."""
+    """Launches of one run by the scheduler without a newer checkpoint. A lost launcher or controller costs one."""
     nonfinite: Literal["stop", "rollback"] = "stop"
     """What happens if loss or gradient is not a finite number; the weights are never updated with it. `stop` ends the
     run. `rollback` returns to the last checkpoint and skips that batch."""
@@ -164,8 +175,12 @@ class TrainPlacement(Placement):
     the same gradients. By default a worker's whole part of the batch."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    compile: bool = False
-    """Compile the model with `torch.compile`."""
+    gradient_reduction: Literal["float32", "bfloat16"] = "float32"
+    """Type in which workers exchange gradients. `bfloat16` halves the traffic and rounds them."""
+    process_group_timeout_seconds: PositiveFloat = 600.0
+    """How long workers wait for each other in one collective operation before the run fails and restarts."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the model with `torch.compile`. `auto`: on GPUs, if the machine has a C compiler."""
     text_length_groups: PositiveInt = 4
     """Captions of a batch are sorted into this many groups by length, and each group is padded to its longest caption:
     the same features for less work. Only for causal text towers. 1 pads all to the context length."""
@@ -174,6 +189,27 @@ class TrainPlacement(Placement):
     """Trackers besides TensorBoard. Their packages must be installed on the workers."""
     tracker_project: str = "mode_ray"
     """Project (W&B) or experiment (MLflow) of the runs."""
+
+    @property
+    def loader_processes(self) -> int:
+        """`loader_workers` as a number."""
+        if self.loader_workers != "auto":
+            return self.loader_workers
+        return max(1, int(self.cpus_per_worker) - 1) if self.use_gpu else 0
+
+    @model_validator(mode="after")
+    def _gpu_needs_a_worker(self) -> Self:
+        if self.use_gpu and self.workers_per_run == 0:
+            raise ValueError(
+                "use_gpu needs workers_per_run above 0: the launcher's process has no GPU; set workers_per_run: 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_need_workers(self) -> Self:
+        if self.use_gpu and self.workers_per_run == 0:
+            raise ValueError("use_gpu needs workers_per_run above 0: the launcher's process is granted no GPU")
+        return self
 
     @model_validator(mode="after")
     def _elastic(self) -> Self:

@@ -1,1 +1,1 @@
-"""Launch files of clusters, rendered from one file of values, and jobs submitted to clusters."""
+"""Launch files of clusters rendered from one file of values, the watcher of spot machines, and checks of a cluster."""

@@ -1,25 +1,23 @@
 """Launch files rendered from values with one template per file. A name without a value is an error.
 
-Files in `templates/` without the suffix `.j2` are copied unchanged. The files in `starters/`, which a user edits, are
-written only if they are missing.
+Files in `templates/` without the suffix `.j2`, such as the Helm chart, are copied unchanged. The files in `starters/`,
+which a user edits, are written only if they are missing.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import PurePosixPath
 
 import jinja2
 
 from mode_ray.config.load import read_settings
-from mode_ray.deploy.values import ClusterValues
+from mode_ray.deploy.values import OLDEST_DRIVER, ClusterValues
 from mode_ray.storage import Location
 
 VALUES_FILE = "values.yaml"
 _PACKAGE = "mode_ray.deploy"
 _SUFFIX = ".j2"
-_STAGE_JOBS = ("embed", "cluster", "assign", "train", "evaluate", "pipeline")
-_JOB_TEMPLATE = "kuberay/job.yaml.j2"
 _NOTE = "# Rendered by `mode-ray cluster-config` from values.yaml: change that file and render again.\n"
 
 
@@ -52,14 +50,10 @@ def render_all(values: ClusterValues) -> dict[str, str]:
         autoescape=False,  # noqa: S701 - YAML; `to_json` quotes the values of an operator
     )
     environment.filters["to_json"] = json.dumps
-    given = {**dict(values), "ray_version": metadata.version("ray")}
+    given = {**dict(values), "oldest_driver": OLDEST_DRIVER}
     files = {}
-    # Files whose names begin with `_` are imported by the templates.
-    for name in environment.list_templates(filter_func=lambda name: not PurePosixPath(name).name.startswith("_")):
-        if name == _JOB_TEMPLATE:
-            for stage in _STAGE_JOBS:
-                files[f"kuberay/jobs/{stage}.yaml"] = _rendered(environment, name, {**given, "stage": stage})
-        elif name.endswith(_SUFFIX):
+    for name in environment.list_templates(filter_func=lambda name: not _is_imported(name)):
+        if name.endswith(_SUFFIX):
             files[name.removesuffix(_SUFFIX)] = _rendered(environment, name, given)
         else:
             files[name], _, _ = loader.get_source(environment, name)
@@ -84,6 +78,11 @@ def stale_files(files: Mapping[str, str], folder: Location) -> list[str]:
         except FileNotFoundError:
             stale.append(name)
     return stale
+
+
+def _is_imported(name: str) -> bool:
+    """Whether a file is a part of other templates."""
+    return PurePosixPath(name).name.startswith("_") and name.endswith(_SUFFIX)
 
 
 def _rendered(environment: jinja2.Environment, name: str, given: Mapping[str, object]) -> str:

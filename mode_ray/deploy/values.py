@@ -1,13 +1,18 @@
-"""The values of a cluster: bucket, images, machine types and pool sizes."""
+"""The values of a `ray up` cluster: bucket, images, machine types and pools. Kubernetes uses the chart's."""
 
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from mode_ray.config.base import PositiveFloat, PositiveInt, Settings, Strings
+from mode_ray.config.base import PositiveFloat, PositiveInt, Settings
 
 Name = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
 BucketUri = Annotated[str, Field(pattern=r"^(s3|gs)://[a-z0-9][a-z0-9._-]+(/[A-Za-z0-9._/-]*[A-Za-z0-9])?$")]
+# After this time without a machine, Ray's autoscaler tries the next pool that fits. Ray's own default is an hour.
+SPOT_TIMEOUT_SECONDS = 600
+OLDEST_DRIVER = 580
+"""Major version of the oldest NVIDIA driver for CUDA 13, which torch from PyPI is built for."""
+ImageId = Annotated[str, Field(pattern=r"^ami-[0-9a-f]+$")]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -66,8 +71,10 @@ class AwsValues(Settings):
     """ARN of an instance profile that may start and stop machines; docs/operations.md has its policy."""
     worker_instance_profile: str
     """ARN of an instance profile that may only read and write the bucket."""
-    image_id: str | None = None
-    """AMI with Docker and the NVIDIA driver; by default Ray's AMI for the region."""
+    cpu_image_id: ImageId
+    """AMI with Docker, for the head and the CPU machines."""
+    gpu_image_id: ImageId
+    """AMI with Docker, NVIDIA's container toolkit and a driver of version 580 or newer."""
 
 
 class GcpValues(Settings):
@@ -89,36 +96,6 @@ class GcpValues(Settings):
     """Disk image with Docker and the NVIDIA driver."""
 
 
-class PodSize(Settings):
-    """Requests and limits of a pod."""
-
-    cpus: PositiveInt
-    memory_gib: PositiveInt
-    shared_memory_gib: PositiveInt
-    """Size of /dev/shm, where Ray keeps its objects; part of `memory_gib`."""
-    gpus: Count = 0
-
-
-class KubernetesValues(Settings):
-    """KubeRay on GKE, EKS or another cluster."""
-
-    namespace: Name = "mode-ray"
-    service_account: Name = "mode-ray"
-    service_account_annotations: dict[str, str] = Field(default_factory=dict)
-    """For access to the bucket: `iam.gke.io/gcp-service-account` (GKE), `eks.amazonaws.com/role-arn` (EKS)."""
-    token_secret: Name = "mode-ray-token"  # noqa: S105 - the name of a secret, not one
-    """Secret with Ray's token under the key `auth_token`."""
-    environment_secret: Name | None = None
-    """Secret whose keys become variables of all pods, for example AWS_ACCESS_KEY_ID if there are no roles."""
-    spot_label: dict[str, str] = Field(default_factory=lambda: {"cloud.google.com/gke-spot": "true"})
-    """Label and taint of spot nodes: `{"eks.amazonaws.com/capacityType": "SPOT"}` on EKS."""
-    gpu_node_label: dict[str, str] = Field(default_factory=dict)
-    """Label of the nodes with the wanted GPU, for example `{"cloud.google.com/gke-accelerator": "nvidia-l4"}`."""
-    head: PodSize
-    cpu: PodSize
-    gpu: PodSize
-
-
 class SingleNode(Settings):
     """A cluster of one machine, reached by SSH."""
 
@@ -126,24 +103,12 @@ class SingleNode(Settings):
     user: str = "ubuntu"
 
 
-class Serving(Settings):
-    """The HTTP service of the ensemble."""
+class Training(Settings):
+    """The first run on these clusters."""
 
     run: str = "run1"
-    """The served run: a path below the bucket."""
+    """A path below the bucket."""
     experts: PositiveInt = 4
-    replicas: PositiveInt = 2
-    """Smallest number of replicas of the router and of every expert."""
-    most_replicas: PositiveInt = 8
-    gpus_per_expert: Annotated[float, Field(ge=0.0)] = 0.25
-    token_hashes: Strings = ()
-    """SHA-256 (hex) of the accepted bearer tokens. If empty, the service is open."""
-
-    @model_validator(mode="after")
-    def _bounds(self) -> Self:
-        if self.replicas > self.most_replicas:
-            raise ValueError(f"replicas={self.replicas} is above most_replicas={self.most_replicas}")
-        return self
 
 
 class Alarms(Settings):
@@ -155,6 +120,8 @@ class Alarms(Settings):
     idle_gpu_minutes: PositiveInt = 30
     checkpoint_minutes: PositiveInt = 30
     """Should be several times `train.placement.checkpoint_interval_seconds`."""
+    webhook: str | None = None
+    """URL that Alertmanager posts the alarms to. Without it they are only shown."""
 
 
 class ClusterValues(Settings):
@@ -164,19 +131,20 @@ class ClusterValues(Settings):
     bucket: BucketUri
     """Bucket of runs, data and configs: s3://… or gs://…, optionally with a prefix."""
     image: Images
+    spot_timeout_seconds: PositiveInt = SPOT_TIMEOUT_SECONDS
+    """A machine that does not come in this time is requested from the next pool that fits."""
     idle_minutes: PositiveInt = 5
     """An idle worker is released after this time."""
     pools: Pools
     aws: AwsValues
     gcp: GcpValues
-    kubernetes: KubernetesValues
     single_node: SingleNode = SingleNode()
-    serve: Serving = Serving()
+    training: Training = Training()
     alarms: Alarms = Alarms()
 
     @model_validator(mode="after")
     def _sizes(self) -> Self:
-        for place in ("aws", "gcp", "kubernetes"):
+        for place in ("aws", "gcp"):
             if getattr(self, place).gpu.gpus == 0:
                 raise ValueError(f"{place}.gpu.gpus is 0: the pool of the experts needs machines with GPUs")
         return self

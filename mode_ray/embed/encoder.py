@@ -1,14 +1,11 @@
 """The interface of caption encoders, the names of their embedding spaces, and helpers that encoders share."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from mode_ray.config.captions import EncoderConfig
 from mode_ray.errors import DataError
-
-if TYPE_CHECKING:
-    import torch
 
 
 class CaptionEncoder(Protocol):
@@ -57,12 +54,3 @@ def unit_rows(vectors_bd: np.ndarray) -> np.ndarray:
     norms_b1 = np.linalg.norm(vectors_bd, axis=1, keepdims=True)
     scaled: np.ndarray = (vectors_bd / np.where(norms_b1 > 0, norms_b1, 1)).astype(np.float32)
     return scaled
-
-
-def pick_device(name: str) -> "torch.device":
-    """The named torch device; `auto` is CUDA if available, else the CPU."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)

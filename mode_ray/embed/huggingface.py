@@ -4,8 +4,10 @@ This uses transformers, because the paper's SimCSE model needs the pooler output
 replace it by a mean for that model's folder.
 """
 
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,11 +16,21 @@ from transformers.utils.logging import disable_progress_bar
 
 from mode_ray.config.captions import EncoderConfig, EncoderPlacement
 from mode_ray.embed.available import FIELD, require_encoder
-from mode_ray.embed.encoder import encoder_name, pick_device, unit_rows
+from mode_ray.embed.encoder import encoder_name, unit_rows
 from mode_ray.embed.pooling import pooling_of
+from mode_ray.embed.token_chunks import Batch, ChunkTokenizer, TokenChunk, chunk_starts
 from mode_ray.errors import UsageError
+from mode_ray.util.devices import pick_device
 from mode_ray.util.packages import resolve_folder
+from mode_ray.util.read_ahead import read_ahead
 from mode_ray.util.threads import limited_threads
+
+_ROWS_PER_CHUNK = 65_536
+_LEAST_ROWS_PER_CHUNK = 8_192
+_CPU_BATCH, _GPU_BATCH = 64, 1_024
+
+_Encoded: TypeAlias = tuple[int, np.ndarray, np.ndarray]
+"""First row of a chunk, the order of its rows, and their embeddings."""
 
 
 class HuggingFaceEncoder:
@@ -27,26 +39,34 @@ class HuggingFaceEncoder:
     Args:
         config: Model, pooling, arithmetic.
         placement: Batch size and device.
-        threads: CPU threads of the forward pass.
+        threads: CPU threads of the tokenizer and, without a GPU, of the forward pass.
+        rows_per_chunk: Captions that are tokenized ahead of the model, and whose embeddings leave a GPU in one copy.
 
     Raises:
         UsageError: The model cannot be loaded, or has no weights for the configured pooling.
     """
 
-    def __init__(self, config: EncoderConfig, placement: EncoderPlacement, threads: int = 1) -> None:
+    def __init__(
+        self,
+        config: EncoderConfig,
+        placement: EncoderPlacement,
+        threads: int = 1,
+        rows_per_chunk: int = _ROWS_PER_CHUNK,
+    ) -> None:
         require_encoder(config)
         path = resolve_folder(config.model, FIELD)
         self.name = encoder_name(config)
         self._pooling = pooling_of(config, path)
         self._device = pick_device(placement.device)
-        self._dtype = getattr(torch, config.dtype)
-        self._batch_size = placement.batch_size
-        self._max_tokens = config.max_tokens
-        self._streams = threads if self._device.type == "cpu" else 1
+        self._on_cpu = self._device.type == "cpu"
+        self._dtype = _dtype(config.dtype, self._device)
+        self._threads = threads
+        self._rows_per_chunk = rows_per_chunk
         # The bar has no end of line where standard error is a file, and a start of the service is not its output.
         disable_progress_bar()
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(path)
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            # transformers chooses torch's fused attention (sdpa) for every architecture that has it.
             model, loading = AutoModel.from_pretrained(path, output_loading_info=True)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
@@ -63,36 +83,61 @@ class HuggingFaceEncoder:
                 if isinstance(module, torch.nn.Linear):
                     module.to(self._dtype)
         self.dimension = int(model.config.hidden_size)
+        batch_size = placement.batch_size or (_CPU_BATCH if self._on_cpu else _GPU_BATCH)
+        self._tokenizer = ChunkTokenizer(tokenizer, config.max_tokens, batch_size)
 
     def encode(self, captions: list[str]) -> np.ndarray:
-        """Embed captions, sorted by length into batches to reduce padding."""
+        """Embed captions in chunks, each sorted by length into batches to reduce padding.
+
+        The next chunk is tokenized while the model encodes one. On a GPU, tokens come from pinned memory in one copy a
+        chunk, and the embeddings of a chunk are copied back while the GPU works on the next one.
+        """
         if not captions:
             return np.empty((0, self.dimension), np.float32)
-        tokens = self._tokenizer(captions, truncation=True, max_length=self._max_tokens)
-        lengths = np.array([len(ids) for ids in tokens["input_ids"]])
-        order = np.argsort(-lengths, kind="stable")
         embeddings_bd = np.empty((len(captions), self.dimension), np.float32)
+        least = self._rows_per_chunk if self._on_cpu else min(self._rows_per_chunk, _LEAST_ROWS_PER_CHUNK)
+        starts = chunk_starts(len(captions), self._rows_per_chunk, least)
 
-        @torch.inference_mode()
-        def embed(start: int) -> None:
-            chosen = order[start : start + self._batch_size]
-            batch = self._tokenizer.pad(
-                {name: [values[index] for index in chosen] for name, values in tokens.items()},
-                return_tensors="pt",
-            ).to(self._device)
-            with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-                output = self._model(**batch)
-            embeddings_bd[chosen] = self._pool(output, batch["attention_mask"]).float().cpu().numpy()
+        with limited_threads(1), ThreadPoolExecutor(self._threads) as tokenizing:
 
-        starts = range(0, len(captions), self._batch_size)
-        # On CPUs, threads process different batches: within one product of so short texts they would mostly wait.
-        with (
-            limited_threads(1),
-            ThreadPoolExecutor(self._streams, initializer=torch.set_num_threads, initargs=(1,)) as streams,
-        ):
-            for _ in streams.map(embed, starts):
-                pass
+            def tokenize(start: int) -> TokenChunk:
+                chunk = self._tokenizer.chunk(captions[start : start + starts.step], tokenizing)
+                return chunk if self._on_cpu else chunk.pin_memory()
+
+            chunks = zip(starts, read_ahead(tokenize, starts, ahead=1), strict=True)
+            encode = self._encode_on_cpu if self._on_cpu else self._encode_on_gpu
+            for start, order_b, rows_bd in encode(chunks):
+                embeddings_bd[start + order_b] = rows_bd
         return unit_rows(embeddings_bd)
+
+    def _encode_on_cpu(self, chunks: Iterable[tuple[int, TokenChunk]]) -> Iterator[_Encoded]:
+        # Threads process different batches: within one product of so short texts they would mostly wait.
+        with ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,)) as streams:
+            for start, chunk in chunks:
+                parts = list(streams.map(partial(self._embed, chunk), chunk.batches))
+                yield start, chunk.order_b, torch.cat(parts).numpy()
+
+    def _encode_on_gpu(self, chunks: Iterable[tuple[int, TokenChunk]]) -> Iterator[_Encoded]:
+        waiting: tuple[int, np.ndarray, torch.Tensor, torch.cuda.Event] | None = None
+        for start, chunk in chunks:
+            moved = chunk.to(self._device)
+            rows_bd = torch.cat([self._embed(moved, batch) for batch in moved.batches])
+            copied_bd = torch.empty(rows_bd.shape, pin_memory=True).copy_(rows_bd, non_blocking=True)
+            is_copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            is_copied.record()
+            # Only now, with this chunk queued, wait for the one before it.
+            if waiting is not None:
+                yield _copied(*waiting)
+            waiting = start, chunk.order_b, copied_bd, is_copied
+        if waiting is not None:
+            yield _copied(*waiting)
+
+    @torch.inference_mode()
+    def _embed(self, chunk: TokenChunk, batch: Batch) -> torch.Tensor:
+        inputs = chunk.inputs(batch)
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            output = self._model(**inputs)
+        return self._pool(output, inputs["attention_mask"]).float()
 
     def _pool(self, output: Any, mask_bt: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 - differs by model
         if self._pooling == "pooler":
@@ -103,3 +148,17 @@ class HuggingFaceEncoder:
             return hidden_btd[:, 0]
         weights_bt1 = mask_bt.unsqueeze(-1).to(hidden_btd.dtype)
         return (hidden_btd * weights_bt1).sum(1) / weights_bt1.sum(1).clamp(min=1)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    """The arithmetic of a config; `auto` is bfloat16 on GPUs that compute in it, else float32."""
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _copied(start: int, order_b: np.ndarray, rows_bd: torch.Tensor, is_copied: torch.cuda.Event) -> _Encoded:
+    is_copied.synchronize()
+    return start, order_b, rows_bd.numpy()

@@ -18,7 +18,7 @@ from mode_ray.ensemble.images import ImageInput
 from mode_ray.ensemble.source import EnsembleSource, find_source
 from mode_ray.ensemble.task import NearestCluster, Task, Template, class_texts_of
 from mode_ray.errors import UsageError
-from mode_ray.models.encode import Expert, Precision, checked_device
+from mode_ray.models.encode import Expert, Precision
 from mode_ray.routing.mix import (
     concatenated_images,
     concatenated_texts,
@@ -30,6 +30,7 @@ from mode_ray.routing.mix import (
 from mode_ray.routing.router import Router
 from mode_ray.routing.weights import mean_direction
 from mode_ray.storage import Location
+from mode_ray.util.devices import pick_device
 
 if TYPE_CHECKING:
     import torch
@@ -374,4 +375,5 @@ def load(
     """
     if dtype not in get_args(Precision):
         raise UsageError(f"dtype={dtype!r}: use one of {', '.join(get_args(Precision))}")
-    return Ensemble(find_source(source, leave_out), checked_device(device), dtype)
+    pick_device(device)  # before anything is loaded
+    return Ensemble(find_source(source, leave_out), device, dtype)

@@ -4,6 +4,7 @@ The embeddings depend on no task: the query carries the weights (`mode_ray.index
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from mode_ray.routing.mix import concatenated_images
 from mode_ray.stages.manifest import UnitRecord
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
+from mode_ray.util.read_ahead import read_ahead
 
 NO_IMAGE = "no image"
 BAD_IMAGE = "undecodable image"
@@ -49,12 +51,15 @@ class IndexWorker:
         placement = config.index.placement
         torch.set_num_threads(config.index.pool.threads_per_actor)
         self._captions = config.captions
-        self._experts = [None if folder is None else Expert(folder, placement.device) for folder in models]
+        self._experts = [
+            None if folder is None else Expert(folder, placement.device, config.index.precision) for folder in models
+        ]
         # Experts of one run share their architecture.
         first = next(expert for expert in self._experts if expert is not None)
         self._width = first.dimension
         self._images = ImageInput(first.geometry, config.limits.max_image_pixels, config.images)
         self._batch_size = placement.batch_size
+        self._threads = config.index.pool.threads_per_actor
 
     def read(self, work_unit: WorkUnit) -> ImagesOfUnit:
         """Read the encoded images of the work unit, and their captions if it has any."""
@@ -69,15 +74,17 @@ class IndexWorker:
         return ImagesOfUnit(images, by_row)
 
     def compute(self, work_unit: WorkUnit, source: ImagesOfUnit) -> tuple[pa.Table, UnitRecord]:
-        """Decode and embed them in batches."""
+        """Embed them in batches; threads decode the next ones meanwhile."""
         rows: list[int] = []
         keys: list[str] = []
         parts: list[np.ndarray] = []
         batch: list[Pixels] = []
         refused: dict[str, int] = {}
         examples: dict[str, str] = {}
-        for image in source.images:
-            prepared, reason, place = self._prepare(image, work_unit)
+        found = read_ahead(
+            partial(self._prepare, work_unit), source.images, ahead=2 * self._batch_size, threads=self._threads
+        )
+        for image, (prepared, reason, place) in zip(source.images, found, strict=True):
             if prepared is None:
                 refused[reason] = refused.get(reason, 0) + 1
                 examples.setdefault(reason, place)
@@ -101,7 +108,7 @@ class IndexWorker:
         captions = [source.caption_by_row.get(row) for row in rows]
         return index_table(rows, keys, captions, np.concatenate(parts) if parts else self._nothing()), record
 
-    def _prepare(self, image: EncodedImage, work_unit: WorkUnit) -> tuple[Pixels | None, str, str]:
+    def _prepare(self, work_unit: WorkUnit, image: EncodedImage) -> tuple[Pixels | None, str, str]:
         place = f"row {image.row}"
         if image.data is None:
             return None, NO_IMAGE, image.problem or place

@@ -81,6 +81,8 @@ def index_stages(run: Run, train: Stage) -> IndexStages:
         "captions.key_field": captions.key_field,
         "captions.format": captions.format,
         "index.max_rows_per_unit": config.index.max_rows_per_unit,
+        # Indexes of before have no such field.
+        **({} if config.index.precision == "float32" else {"index.precision": config.index.precision}),
         "index.images (files found)": combined_hash(sorted({work_unit.uri for work_unit in work_units})),
         "limits.max_image_pixels": config.limits.max_image_pixels,
         "inputs.train": config_hash(train.fields),
@@ -165,7 +167,7 @@ def search_index(config: RunConfig, texts: Sequence[str], count: int, *, as_one_
     clusters = stage_directories(config.directory)["cluster"]
     clustering = Clustering.load_for(clusters, encoder_name(config.encoder))
     experts = [None if folder is None else Expert(folder, "cpu") for folder in models]
-    encoder = load_encoder(config.encoder, config.embed.encoder)
+    encoder = load_encoder(config.encoder, config.embed.encoder.elsewhere)
     query = QueryEncoder(experts, encoder, clustering, config.routing)
     index = ImageIndex(embeddings, parts, int(built.summary["parts"]))
     scores_lk, positions_lk = index.search(query.encode(texts, as_one_task=as_one_task), count)

@@ -8,13 +8,13 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from mode_ray.embed.encoder import pick_device, unit_rows
-from mode_ray.errors import UsageError
+from mode_ray.embed.encoder import unit_rows
 from mode_ray.models.clip import load_clip
 from mode_ray.models.fast_tokens import fast_tokenizer
 from mode_ray.models.preprocess import MAX_RESIZED_PIXELS, ImageGeometry, require_bounded
 from mode_ray.models.short_texts import encode_short_texts
 from mode_ray.storage import Location
+from mode_ray.util.devices import pick_device
 
 Precision = Literal["float32", "bfloat16", "float16"]
 _TEXTS_AT_ONCE = 256
@@ -139,16 +139,3 @@ class Expert:
     def _take_threads(self) -> None:
         if self._threads is not None and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
-
-
-def checked_device(name: str) -> str:
-    """A device's name, checked before anything is loaded.
-
-    Raises:
-        UsageError: torch has no such device, or none on this machine.
-    """
-    try:
-        torch.empty(0, device=pick_device(name))
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device={name!r}: {str(error).splitlines()[0]}") from None
-    return name

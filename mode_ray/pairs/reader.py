@@ -1,6 +1,6 @@
 """Reads single pairs, image bytes and caption, from the source shards."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -18,10 +18,11 @@ from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.pairs.byte_ranges import merge_ranges
 from mode_ray.pairs.index import SHARD, PairIndex
+from mode_ray.pairs.s3_ranges import SCHEME, S3Ranges
 from mode_ray.storage import is_damage
 
 _OPEN_LOCAL_FILES = 64
-_OPEN_REMOTE_FILES = 4096  # an open remote file has no connection, only the size that opening it requested
+_OPEN_REMOTE_FILES = 4096  # such as GCS: an open file has no connection, only the size that opening it requested
 _CACHED_ROW_GROUPS = 16
 _CONCURRENT_REQUESTS = 16
 READ_SLACK = 0.2
@@ -121,14 +122,14 @@ class PairReader:
         requests = list(zip(merged.files_q.tolist(), merged.starts_q.tolist(), merged.ends_q.tolist(), strict=True))
         local = {number: self._index.work_units[number].location.is_local for number in set(merged.files_q.tolist())}
         sent = [
-            None if local[number] else self._readers.submit(self._read_range, self._remote_tar, number, start, end)
+            None if local[number] else self._readers.submit(self._read_range, number, start, end)
             for number, start, end in requests
         ]
         self.counters.requests += len(requests)
         self.counters.bytes_read += merged.request_bytes
         self.counters.member_bytes += merged.range_bytes
         contents = [
-            future.result() if future else self._read_range(self._local_tar, *request)
+            future.result() if future else self._read_range(*request)
             for future, request in zip(sent, requests, strict=True)
         ]
         begins = (starts - merged.starts_q[merged.request_r]).tolist()
@@ -144,12 +145,13 @@ class PairReader:
                 members.append(content)
             pairs[place] = Pair(members[0], self._tar_caption(members[1], columns, place, where), where)
 
-    def _read_range(self, opened: Callable[[int], pa.NativeFile], number: int, start: int, end: int) -> bytes:
+    def _read_range(self, number: int, start: int, end: int) -> bytes:
         """Bytes of a tar; fewer if the tar ends earlier."""
-        file = opened(number)
-        # Beyond the end of a file, Arrow's S3 files raise an error; other files return fewer bytes.
-        size = max(0, min(end, file.size()) - start)
         location = self._index.work_units[number].location
+        if location.uri.startswith(SCHEME):
+            return location.complete(lambda: self._s3.read(location, start, end))
+        file = self._local_tar(number) if location.is_local else self._remote_tar(number)
+        size = max(0, min(end, file.size()) - start)
         return bytes(location.complete(lambda: file.read_at(size, start))) if size else b""
 
     def _tar_caption(self, content: bytes, columns: _Columns, place: int, where: str) -> str:
@@ -183,6 +185,10 @@ class PairReader:
         text = caption.encode() if isinstance(caption, str) else caption
         self.counters.member_bytes += len(image) + len(text)
         return Pair(image, _normalise(text, place), place, problem)
+
+    @cached_property
+    def _s3(self) -> S3Ranges:
+        return S3Ranges(_CONCURRENT_REQUESTS)
 
     @cached_property
     def _readers(self) -> ThreadPoolExecutor:

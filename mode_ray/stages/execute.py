@@ -6,7 +6,7 @@ threads beside the computation.
 
 import json
 import traceback
-import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data.context import AutoscalingConfig
-from ray.util.annotations import RayDeprecationWarning
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mode_ray.config.base import ActorPool
 from mode_ray.errors import ModeRayError, WorkerError
@@ -116,22 +116,18 @@ def _run_tasks(
         # Tasks that wait in the queue of an actor that is lost count as tried: a unit tried alone must not wait there.
         max_tasks_in_flight_per_actor=1 if units_per_task == 1 else None,
     )
-    with warnings.catch_warnings():
-        # By default lost tasks are retried for ever. This is the only way to bound that in Ray 2.60, which announces
-        # that 2.64 removes it.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        places = ray.data.from_items(list(range(len(work_units))), override_num_blocks=tasks)
-        results = places.map_batches(
-            type(getattr(actor[0], "__name__", "UnitWorker"), (_PoolActor,), {}),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=strategy,
-            num_cpus=pool.cpus_per_actor,
-            num_gpus=pool.gpus_per_actor,
-            fn_constructor_args=(table, *actor),
-            max_restarts=-1,
-            max_task_retries=pool.retries_per_unit,
-        )
+    starts = ray.remote(num_cpus=0)(_Starts).options(scheduling_strategy=_on_this_node()).remote()
+    places = ray.data.from_items(list(range(len(work_units))), override_num_blocks=tasks)
+    results = places.map_batches(
+        type(getattr(actor[0], "__name__", "UnitWorker"), (_PoolActor,), {}),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=strategy,
+        num_cpus=pool.cpus_per_actor,
+        num_gpus=pool.gpus_per_actor,
+        label_selector=dict(pool.label_selector) or None,
+        fn_constructor_args=(_Shared(table, starts), *actor),
+    )
     results.set_name(name)
     # This concerns lost tasks only: errors inside an actor come back as rows.
     results.context.max_errored_blocks = -1
@@ -150,22 +146,54 @@ def _run_tasks(
         ) from error
 
 
+def _on_this_node() -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+class _Starts:
+    """Counts how often each task was begun: an actor on the driver's node, which outlives those of the pool."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+
+    def begin(self, task: int) -> int:
+        """Count a start of a task, named by its first place, and return the number of its starts."""
+        self._counts[task] += 1
+        return self._counts[task]
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What all actors of a pool use.
+
+    Attributes:
+        table: The work units.
+        starts: Handle of the `_Starts`.
+    """
+
+    table: "ray.ObjectRef[WorkUnitTable]"
+    starts: Any
+
+
 class _PoolActor:
     """A `UnitActor` for Ray Data: places in the table of units in, records and failures as JSON out.
 
-    Failures are rows, not exceptions, because Ray Data treats exceptions like lost tasks.
+    Failures are rows, not exceptions, because Ray Data treats exceptions like lost tasks. Ray repeats lost tasks
+    without a limit; a task that was begun too often returns no rows.
     """
 
     def __init__(
         self,
-        table: "ray.ObjectRef[WorkUnitTable]",
+        shared: "_Shared",
         worker: Callable[..., UnitWorker],
         arguments: Sequence[Any],
         directory: str,
         attempt: str,
         retries: int,
     ) -> None:
-        self._work_units: WorkUnitTable = ray.get(table)
+        self._work_units: WorkUnitTable = ray.get(shared.table)
+        self._starts = shared.starts
+        self._most_starts = retries + 1
         self._actor: UnitActor | None = None
         self._failure = ""
         try:
@@ -177,11 +205,12 @@ class _PoolActor:
         """Process the units at places (column `item`) of the table; returns rows of either `record` or `failure`."""
         records: list[str | None] = []
         failures: list[str | None] = []
+        items = batch["item"].to_pylist()
         if self._actor is None:
             failures.append(self._failure)
-        else:
+        elif ray.get(self._starts.begin.remote(items[0])) <= self._most_starts:
             try:
-                work_units = [self._work_units[place] for place in batch["item"].to_pylist()]
+                work_units = [self._work_units[place] for place in items]
                 records += (record.to_json() for record in self._actor.process(work_units))
             except Exception as error:  # noqa: BLE001 - the driver raises it
                 failures.append(_failure_to_json(error))

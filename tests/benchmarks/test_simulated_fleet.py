@@ -6,9 +6,13 @@ from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
+from mode_ray.config.train import TrainConfig
 from mode_ray.stages.work_unit import WorkUnit
+from mode_ray.storage import Location
+from mode_ray.train.plan import plan_trials
 
 FLEET = Path(__file__).resolve().parents[2] / "benchmarks" / "simulated_fleet.py"
 
@@ -37,6 +41,23 @@ def test_lost_machines_cost_time_and_no_units(fleet: ModuleType) -> None:
     assert run.spot.losses > 5
     assert arrived == Counter(work_unit.unit for work_unit in work_units)
     assert 0.9 < run.utilisation < 1.0
+
+
+def test_training_uses_the_budgets_of_the_product(fleet: ModuleType, tmp_path: Path) -> None:
+    def states(**placement: float) -> Counter[str]:
+        values = {"workers_per_run": 16, "concurrent_runs": 16, "use_gpu": True, **placement}
+        config = TrainConfig.model_validate(
+            {"experts": 4, "dense_samples": 3_000_000_000, "batch_size": 32_768, "controls": [], "placement": values}
+        )
+        trials = plan_trials(config, np.full(4, 10_000_000, dtype=np.int64), range(4))
+        run = fleet.TrainingRun(config, trials, Location(str(tmp_path)), fleet.Bookkeeping())
+        states = Counter(status.state for status in run.run().values())
+        assert run.spot.losses > (100 if set(states) == {"finished"} else 0)
+        return states
+
+    assert states(max_failures=3) == {"finished": 5}
+    assert states(max_failures=0)["failed"] >= 1
+    assert states(max_failures=3, checkpoint_interval_seconds=1e6)["failed"] >= 1, "no loss leaves progress"
 
 
 def test_events_come_in_the_order_of_their_times(fleet: ModuleType) -> None:

@@ -280,7 +280,7 @@ class TestFingerprint:
             "encoder.model": "princeton-nlp/sup-simcse-bert-base-uncased",
             "encoder.pooling": "auto",
             "encoder.max_tokens": 64,
-            "encoder.dtype": "float32",
+            "encoder.dtype": "auto",
         }
 
     @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """A run that was begun with a default of before keeps it, unless the config sets the field."""
 
+from functools import reduce
 from pathlib import Path
 
 import pytest
+import yaml
 
+from mode_ray.config.base import fingerprint_fields
 from mode_ray.config.former_defaults import FORMER_DEFAULTS, keep_former_defaults
 from mode_ray.config.load import dump_config, load_config, with_values
 from mode_ray.config.run import RunConfig
@@ -27,13 +30,7 @@ def own(file: Path, tmp_path: Path) -> Location:
 
 
 def values(config: RunConfig) -> dict[str, object]:
-    train = config.train
-    return {
-        "train.model.architecture": train.model.architecture,
-        "train.model.precision": train.model.precision,
-        "train.optimizer.warmup_samples": train.optimizer.warmup_samples,
-        "train.batch_size": train.batch_size,
-    }
+    return {name: reduce(getattr, name.split("."), config) for name in FORMER_DEFAULTS}
 
 
 def test_fields_that_the_config_does_not_set_are_kept(file: Path, own: Location) -> None:
@@ -50,6 +47,15 @@ def test_fields_that_it_sets_are_as_it_says(file: Path, own: Location) -> None:
 def test_other_values_of_the_run_are_no_defaults(file: Path, own: Location) -> None:
     own.write_text(dump_config(with_values(load_config(str(file)), {"train.batch_size": 128})))
     assert keep_former_defaults(load_config(str(file)), own).train.batch_size == 64
+
+
+def test_a_field_that_did_not_exist_is_none_and_changes_no_fingerprint(file: Path, own: Location) -> None:
+    written = yaml.safe_load(own.read_text())
+    del written["train"]["data"]["read_block_pairs"]
+    own.write_text(yaml.safe_dump(written))
+    kept = keep_former_defaults(load_config(str(file)), own)
+    assert kept.train.data.read_block_pairs is None
+    assert "train.data.read_block_pairs" not in fingerprint_fields(kept.train, "train")
 
 
 def test_a_new_run_has_the_defaults_of_now(file: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ VALUES = str(Path(__file__).resolve().parents[2] / "cluster_configs/values.yaml"
         ("aws.gpu.gpus=0", "aws.gpu.gpus is 0: the pool of the experts needs machines with GPUs"),
         ("aws.regio=x", "aws.regio: unknown key"),
         ("name=Mode_Ray", "name: string should match pattern"),
-        ("serve.replicas=9", "serve: replicas=9 is above most_replicas=8"),
+        ("aws.cpu_image_id=ubuntu", "aws.cpu_image_id: string should match pattern"),
     ],
 )
 def test_a_wrong_value_is_named(override: str, said: str) -> None:

@@ -1,26 +1,22 @@
 """Every rendered launch file is valid under the schema of its reader, which refuses unknown fields."""
 
-import os
 import re
+import subprocess
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import boto3
 import botocore.validate
-import jsonschema
 import pytest
 import yaml
 from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
-from ray.autoscaler._private.constants import AUTOSCALER_METRIC_PORT
 from ray.autoscaler._private.util import prepare_config, validate_config
-from ray.serve.schema import ServeDeploySchema
 
 from mode_ray.config.load import load_config
 from mode_ray.config.run import RunConfig
 from mode_ray.deploy.render import missing_starters, read_values, render_all, stale_files
-from mode_ray.deploy.values import ClusterValues
+from mode_ray.deploy.values import SPOT_TIMEOUT_SECONDS, ClusterValues
 from mode_ray.storage import Location
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -29,15 +25,11 @@ VALUES = str(CONFIGS / "values.yaml")
 # Each of them takes other branches of the templates.
 OTHERS = (
     "bucket=gs://pairs/mode",
-    "aws.image_id=ami-0123456789abcdef0",
-    "kubernetes.environment_secret=bucket-keys",
-    'kubernetes.spot_label={"eks.amazonaws.com/capacityType": SPOT}',
-    "kubernetes.gpu_node_label={}",
+    "aws.gpu_image_id=ami-00000000000000002",
     "pools.cpu={fewest: 2, most: 7}",
-    "serve={run: run2, experts: 2, token_hashes: [00ff]}",
+    "training={run: run2, experts: 2}",
+    "alarms.webhook=https://hooks.example.com/mode",
 )
-STAGES = ("embed", "cluster", "assign", "train", "evaluate", "pipeline")
-KUBERAY = ("kuberay/cluster.yaml", "kuberay/service.yaml", *(f"kuberay/jobs/{stage}.yaml" for stage in STAGES))
 RAY_UP = ("aws.yaml", "gcp.yaml", "single-node.yaml")
 RAY_FOLDER = "/tmp/ray"  # noqa: S108 - Ray's own, on every node
 POOLS = {"head": "head", "cpu_spot": "cpu", "gpu_spot": "gpu", "gpu_on_demand": "gpu"}
@@ -65,19 +57,21 @@ class TestTheCommittedFiles:
 
     def test_nothing_else_lies_where_they_are(self) -> None:
         rendered = set(render_all(read_values(VALUES)))
-        folders = ("kuberay", "monitoring")
+        folders = ("chart", "monitoring")
         there = {str(file.relative_to(CONFIGS)) for name in folders for file in (CONFIGS / name).rglob("*.y*ml")}
         assert there <= rendered
 
 
 def test_every_file_is_yaml(files: dict[str, str]) -> None:
     for name, text in files.items():
+        if name.startswith("chart/templates/"):
+            continue  # Go templates: test_chart renders them
         assert all(isinstance(part, dict) for part in load_all(text)), name
 
 
 def test_no_file_holds_a_token_or_key(files: dict[str, str]) -> None:
     for name, text in files.items():
-        assert not re.search(r"RAY_AUTH_TOKEN\b|SECRET_ACCESS_KEY|password", text), name
+        assert not re.search(r"RAY_AUTH_TOKEN\b|SECRET_ACCESS_KEY=|password: *[^\s,}]{9}", text), name
 
 
 class TestRayUp:
@@ -111,6 +105,40 @@ class TestRayUp:
             assert not report.has_errors(), (name, report.generate_report())
             assert not unknown, (name, unknown)
 
+    @pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
+    def test_every_pool_has_an_image_and_gpu_machines_check_their_driver(
+        self, files: dict[str, str], name: str, values: ClusterValues
+    ) -> None:
+        types = load(files[name])["available_node_types"]
+        if name == "aws.yaml":
+            images = {pool: kind["node_config"]["ImageId"] for pool, kind in types.items()}
+            assert images["head"] == images["cpu_spot"] == values.aws.cpu_image_id
+            assert images["gpu_spot"] == images["gpu_on_demand"] == values.aws.gpu_image_id
+        for pool in ("gpu_spot", "gpu_on_demand"):
+            assert "-ge 580" in types[pool]["initialization_commands"][-1]
+
+    @pytest.mark.parametrize(("driver", "code"), [("580.65.06", 0), ("570.86.15", 1), ("", 1)])
+    def test_a_machine_with_an_old_driver_ends_with_the_reason(
+        self, files: dict[str, str], driver: str, code: int, tmp_path: Path
+    ) -> None:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho {driver}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        command = load(files["aws.yaml"])["available_node_types"]["gpu_spot"]["initialization_commands"][-1]
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        ended = subprocess.run(
+            ["/bin/bash", "-c", command], env=environment, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == code
+        assert ("older than 580: choose another image" in ended.stderr) == bool(code)
+
+    @pytest.mark.parametrize("cloud", ["aws", "gcp"])
+    def test_every_worker_watches_for_the_notice_of_its_cloud(self, files: dict[str, str], cloud: str) -> None:
+        config = load(files[f"{cloud}.yaml"])
+        watcher = config["worker_start_ray_commands"][-1]
+        assert f"python -m mode_ray.deploy.spot_watcher --cloud={cloud}" in watcher
+        head = " ".join(config["head_start_ray_commands"])
+        assert f"RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S={SPOT_TIMEOUT_SECONDS};" in head
+
     def test_gpu_machines_get_the_gpu_image(self, files: dict[str, str], values: ClusterValues) -> None:
         for name in ("aws.yaml", "gcp.yaml"):
             config = load(files[name])
@@ -121,102 +149,50 @@ class TestRayUp:
             }
 
 
-class TestKubeRay:
-    @pytest.mark.parametrize("name", KUBERAY)
-    def test_the_operator_knows_every_field(self, files: dict[str, str], name: str) -> None:
-        manifest = load(files[name])
-        jsonschema.Draft7Validator(crd_schema(manifest["kind"])).validate(manifest)
-
-    def test_an_unknown_field_would_be_found(self, files: dict[str, str]) -> None:
-        manifest = load(files["kuberay/cluster.yaml"])
-        manifest["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["memory"] = "1Gi"
-        with pytest.raises(jsonschema.ValidationError, match="'memory' was unexpected"):
-            jsonschema.Draft7Validator(crd_schema("RayCluster")).validate(manifest)
-
-    @pytest.mark.parametrize("name", KUBERAY)
-    def test_every_pod_may_run_where_it_must_and_only_with_a_token(self, files: dict[str, str], name: str) -> None:
-        cluster = cluster_of(load(files[name]))
-        assert cluster["authOptions"]["mode"] == "token"
-        assert cluster["autoscalerOptions"]["version"] == "v2"
-        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-        groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
-        assert groups["gpu-spot"]["priority"] > groups["gpu-on-demand"]["priority"]
-        for group in (cluster["headGroupSpec"], *groups.values()):
-            pod = group["template"]["spec"]
-            (container,) = pod["containers"]
-            assert pod["restartPolicy"] == "Never"
-            assert pod["securityContext"]["runAsNonRoot"]
-            assert {"readinessProbe", "livenessProbe"} <= set(container)
-            assert {mount["name"] for mount in container["volumeMounts"]} == {part["name"] for part in pod["volumes"]}
-            memory = next(part["emptyDir"] for part in pod["volumes"] if part["name"] == "shared-memory")
-            assert memory["medium"] == "Memory"
-            selected, tolerated = set(pod.get("nodeSelector", {})), {one["key"] for one in pod.get("tolerations", [])}
-            if group["labels"]["ray.io/market-type"] == "spot":
-                assert selected & tolerated, "spot nodes are chosen by a label, and tainted with it"
-            if "nvidia.com/gpu" in container["resources"]["limits"]:
-                assert "nvidia.com/gpu" in tolerated
-
-    @pytest.mark.parametrize("stage", STAGES)
-    def test_a_job_runs_the_script_of_its_stage_again_until_it_is_done(
-        self, files: dict[str, str], stage: str, values: ClusterValues
-    ) -> None:
-        spec = load(files[f"kuberay/jobs/{stage}.yaml"])["spec"]
-        assert spec["entrypoint"] == f"python /opt/mode_ray/jobs/{stage}.py --config {values.bucket}/config.yaml"
-        assert (REPOSITORY / f"jobs/{stage}.py").is_file()
-        assert spec["backoffLimit"] > 0
-        assert spec["shutdownAfterJobFinishes"]
-
-    def test_serve_accepts_the_service(self, files: dict[str, str], values: ClusterValues) -> None:
-        text = load(files["kuberay/service.yaml"])["spec"]["serveConfigV2"]
-        schema = ServeDeploySchema.model_validate(load(text))
-        names = [f"expert-{number}" for number in range(values.serve.experts)]
-        assert [application.name for application in schema.applications] == [*names, "router"]
-
-    def test_all_lie_in_one_namespace_that_exists(self, files: dict[str, str], values: ClusterValues) -> None:
-        namespace, account = load_all(files["kuberay/base.yaml"])
-        assert (namespace["kind"], account["kind"]) == ("Namespace", "ServiceAccount")
-        assert namespace["metadata"]["name"] == account["metadata"]["namespace"] == values.kubernetes.namespace
-        for name in KUBERAY:
-            manifest = load(files[name])
-            assert manifest["metadata"]["namespace"] == values.kubernetes.namespace
-            pods = [cluster_of(manifest)["headGroupSpec"], *cluster_of(manifest)["workerGroupSpecs"]]
-            assert {pod["template"]["spec"]["serviceAccountName"] for pod in pods} == {account["metadata"]["name"]}
-
-
 class TestTheRunsConfig:
+    @pytest.fixture(params=["aws", "gcp"])
+    def cloud(self, request: pytest.FixtureRequest) -> str:
+        cloud: str = request.param
+        return cloud
+
     @pytest.fixture
-    def config(self, files: dict[str, str], tmp_path: Path) -> RunConfig:
-        (tmp_path / "run.yaml").write_text(files["run.yaml"])
+    def config(self, files: dict[str, str], cloud: str, tmp_path: Path) -> RunConfig:
+        (tmp_path / "run.yaml").write_text(files[f"run-{cloud}.yaml"])
         return load_config(str(tmp_path / "run.yaml"))
 
-    def test_every_label_it_selects_is_on_a_pool_of_every_cluster(
-        self, files: dict[str, str], config: RunConfig
+    def test_every_label_it_selects_is_on_a_pool(self, files: dict[str, str], config: RunConfig, cloud: str) -> None:
+        labels = [kind["labels"] for kind in load(files[f"{cloud}.yaml"])["available_node_types"].values()]
+        placement = config.train.placement
+        pool = config.assign.pool.label_selector
+        for selector in (placement.label_selector, placement.launcher_label_selector, pool):
+            assert selector
+            assert any(selector.items() <= of_pool.items() for of_pool in labels), selector
+        chosen = [one for one in labels if placement.label_selector.items() <= one.items()]
+        assert {one["ray.io/market-type"] for one in chosen} == {"spot", "on-demand"}
+
+    def test_the_actors_fill_the_machines_of_this_cloud(
+        self, config: RunConfig, values: ClusterValues, cloud: str
     ) -> None:
-        placement = config.train.placement
-        for cluster, labels in labels_by_cluster(files).items():
-            for selector in (placement.label_selector, placement.launcher_label_selector):
-                assert selector
-                assert any(selector.items() <= of_pool.items() for of_pool in labels), (cluster, selector)
+        cpus = values.pools.cpu.most * getattr(values, cloud).cpu.cpus
+        assert config.embed.pool.max_actors == config.assign.pool.max_actors == cpus
 
-    def test_both_gpu_pools_are_selected_alike(self, files: dict[str, str], config: RunConfig) -> None:
-        for cluster, labels in labels_by_cluster(files).items():
-            chosen = [one for one in labels if config.train.placement.label_selector.items() <= one.items()]
-            assert {one["ray.io/market-type"] for one in chosen} == {"spot", "on-demand"}, cluster
-
-    def test_a_runs_workers_fit_on_one_machine(self, values: ClusterValues, config: RunConfig) -> None:
-        placement = config.train.placement
-        for machine in (values.aws.gpu, values.gcp.gpu, values.kubernetes.gpu):
-            assert placement.workers_per_run <= machine.gpus
-            assert placement.workers_per_run * placement.cpus_per_worker <= machine.cpus
+    def test_a_runs_workers_fit_on_one_machine(self, values: ClusterValues, config: RunConfig, cloud: str) -> None:
+        placement, machine = config.train.placement, getattr(values, cloud).gpu
+        assert placement.workers_per_run <= machine.gpus
+        assert placement.workers_per_run * placement.cpus_per_worker <= machine.cpus
 
 
 class TestMonitoring:
-    def test_the_alarms_are_the_same_for_both_kinds_of_prometheus(self, files: dict[str, str]) -> None:
-        alone = load(files["monitoring/alarms.yml"])
-        operated = next(
-            part for part in load_all(files["kuberay/monitoring.yaml"]) if part["kind"] == "PrometheusRule"
-        )
-        assert operated["spec"] == alone
+    def test_the_alarms_of_the_chart_are_those_of_a_head_without_that_of_the_head(self, files: dict[str, str]) -> None:
+        alone, chart = load(files["monitoring/alarms.yml"]), load(files["chart/alarms.yml"])
+        assert alone["groups"][:-1] == chart["groups"]
+        assert [rule["alert"] for rule in alone["groups"][-1]["rules"]] == ["RayHeadDown"]
+
+    def test_alarms_go_to_the_webhook(self, files: dict[str, str]) -> None:
+        (receiver,) = load(files["monitoring/alertmanager.yml"])["receivers"]
+        (target,) = load(files["monitoring/prometheus.yml"])["alerting"]["alertmanagers"]
+        assert receiver.get("webhook_configs", []) in ([], [{"url": "https://hooks.example.com/mode"}])
+        assert target["static_configs"] == [{"targets": ["127.0.0.1:9093"]}]
 
     def test_every_metric_of_rays_in_an_alarm_is_exported(self, files: dict[str, str]) -> None:
         sources = "".join(file.read_text() for file in ray_sources_with_metrics())
@@ -247,23 +223,12 @@ class TestMonitoring:
         assert f"-v {RAY_FOLDER}:{RAY_FOLDER}" in config["docker"]["run_options"]
         made = f"install -d -m 1777 {RAY_FOLDER}"
         assert made in config["initialization_commands"], "the container's user writes to it"
-        for service in load(files["monitoring/compose.yaml"])["services"].values():
+        services = load(files["monitoring/compose.yaml"])["services"]
+        for service in (services["prometheus"], services["grafana"]):
             assert f"{RAY_FOLDER}:{RAY_FOLDER}:ro" in service["volumes"]
         (scraped,) = load(files["monitoring/prometheus.yml"])["scrape_configs"]
         (listed,) = scraped["file_sd_configs"][0]["files"]
         assert listed == f"{RAY_FOLDER}/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"
-
-    @pytest.mark.parametrize("name", KUBERAY)
-    def test_the_operator_scrapes_nodes_and_autoscaler(self, files: dict[str, str], name: str) -> None:
-        monitor = next(part for part in load_all(files["kuberay/monitoring.yaml"]) if part["kind"] == "PodMonitor")
-        scraped = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
-        cluster = cluster_of(load(files[name]))
-        head, *workers = (
-            {port["name"]: port["containerPort"] for port in group["template"]["spec"]["containers"][0]["ports"]}
-            for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
-        )
-        assert {port: head[port] for port in scraped} == {"metrics": 8080, "as-metrics": AUTOSCALER_METRIC_PORT}
-        assert all("metrics" in ports for ports in workers)
 
     def test_what_the_containers_mount_exists(self, files: dict[str, str]) -> None:
         services = load(files["monitoring/compose.yaml"])["services"]
@@ -287,52 +252,6 @@ def load(text: str) -> dict[str, Any]:
 
 def load_all(text: str) -> list[dict[str, Any]]:
     return list(yaml.load_all(text, yaml.CSafeLoader))
-
-
-def labels_by_cluster(files: Mapping[str, str]) -> dict[str, list[dict[str, str]]]:
-    """The labels of every pool."""
-    found = {}
-    for name in ("aws.yaml", "gcp.yaml"):
-        found[name] = [kind["labels"] for kind in load(files[name])["available_node_types"].values()]
-    for name in KUBERAY:
-        cluster = cluster_of(load(files[name]))
-        found[name] = [group["labels"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
-    return found
-
-
-def cluster_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    spec = manifest["spec"]
-    cluster: dict[str, Any] = spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
-    return cluster
-
-
-@cache
-def crd_schema(kind: str) -> dict[str, Any]:
-    """KubeRay's schema of a kind, in which unknown fields are errors; the test is skipped without it."""
-    named = os.environ.get("MODE_RAY_KUBERAY_CRDS")
-    folder = Path(named) if named else REPOSITORY.parent / "shared" / "kuberay-crds"
-    file = folder / f"ray.io_{kind.lower()}s.yaml"
-    if not file.is_file():
-        pytest.skip(f"no KubeRay schemas at {folder}: set MODE_RAY_KUBERAY_CRDS to a folder with its config/crd/bases")
-    versions = yaml.load(file.read_text(), yaml.CSafeLoader)["spec"]["versions"]
-    schema: dict[str, Any] = next(one["schema"]["openAPIV3Schema"] for one in versions if one["name"] == "v1")
-    schema["properties"]["metadata"] = {"type": "object"}
-    return closed(schema)
-
-
-def closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """A Kubernetes schema as JSON Schema, without unknown fields."""
-    if schema.get("x-kubernetes-int-or-string"):
-        return {"anyOf": [{"type": "integer"}, {"type": "string"}]}
-    made = {key: value for key, value in schema.items() if not key.startswith("x-kubernetes")}
-    if "properties" in schema:
-        made["properties"] = {name: closed(part) for name, part in schema["properties"].items()}
-        if not schema.get("x-kubernetes-preserve-unknown-fields"):
-            made["additionalProperties"] = False
-    for key in ("items", "additionalProperties"):
-        if isinstance(schema.get(key), dict):
-            made[key] = closed(schema[key])
-    return made
 
 
 def ray_sources_with_metrics() -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""The stages as jobs on a Ray cluster: `ray job submit … python jobs/<stage>.py`, and our own submit."""
+"""The stages as jobs on a Ray cluster: `ray job submit … python jobs/<stage>.py`."""
 
 import json
 import re
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from expert_runs import write_small_run
-from fault_runs import COMMAND
 from local_cluster import RAY, local_cluster, shell_environment
 
 pytestmark = pytest.mark.drill
@@ -103,42 +102,6 @@ def own_lines(printed: str) -> list[str]:
     """What the job wrote, without the lines of Ray's command line, processes and nodes."""
     of_ray = re.compile(r"(\x1b\[\d+m)?(\d{4}-|\[\d{4}-|\()|\s*$")
     return [line for line in printed.splitlines() if not of_ray.match(line)]
-
-
-def own_submit(dashboard: str, folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    """`mode-ray submit` in the config's folder, to its end."""
-    return subprocess.run(
-        [str(COMMAND), "submit", "--address", dashboard, *words],
-        cwd=folder,
-        env=shell_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=JOB_DEADLINE_SECONDS,
-        check=False,
-    )
-
-
-def test_our_own_submit_follows_the_job_and_ends_with_its_exit_code(
-    dashboard: str, embedded: "subprocess.CompletedProcess[str]", folder: Path
-) -> None:
-    elsewhere = f"run={folder}/elsewhere"
-    ended = own_submit(dashboard, folder, "--id", "too-early", "evaluate", "--config", "config.yaml", elsewhere)
-    assert ended.returncode == 2, ended.stdout
-    assert "mode-ray: evaluate needs the " in ended.stdout
-    assert ended.stdout.splitlines()[-1] == "too-early: failed, exit code 2"
-    again = own_submit(dashboard, folder, "--follow", "too-early")
-    assert again.returncode == 2
-    assert again.stdout.splitlines()[-2:] == ended.stdout.splitlines()[-2:]
-
-
-def test_a_job_that_is_not_there_and_an_id_that_was_used_are_refused(dashboard: str, folder: Path) -> None:
-    absent = own_submit(dashboard, folder, "--follow", "absent")
-    assert (absent.returncode, "absent does not exist" in absent.stdout) == (2, True), absent.stdout
-    words = ("--id", "twice", "--no-wait", "embed", "--config", "config.yaml")
-    assert own_submit(dashboard, folder, *words).returncode == 0
-    twice = own_submit(dashboard, folder, *words)
-    assert (twice.returncode, "already exists" in twice.stdout) == (2, True), twice.stdout
 
 
 def test_a_job_that_fails_says_so_by_exit_code_and_message(dashboard: str, folder: Path) -> None:

@@ -19,7 +19,7 @@ from expert_runs import BATCH, write_small_run
 from mode_ray.observe.metrics import EXPORTED, STATE_NUMBERS
 from mode_ray.run_directory import STAGE_NAMES
 
-DASHBOARD = Path(__file__).resolve().parents[2] / "cluster_configs" / "grafana" / "mode_ray_pipeline.json"
+DASHBOARD = Path(__file__).resolve().parents[2] / "cluster_configs" / "chart" / "dashboards" / "mode_ray_pipeline.json"
 DRIVER = Path(__file__).with_name("pipeline_metrics_driver.py")
 DEADLINE_SECONDS = 60.0
 PAIRS, EMPTY = 96, 3

@@ -1,6 +1,7 @@
 """Transformer encoders: the real MiniLM against sentence-transformers, pooling by folder, and what is refused."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from sentence_transformers import SentenceTransformer
 
 from mode_ray.config.captions import EncoderConfig, EncoderPlacement
 from mode_ray.embed.encoder import CaptionEncoder
+from mode_ray.embed.huggingface import HuggingFaceEncoder
 from mode_ray.embed.load import load_encoder
+from mode_ray.embed.token_chunks import ChunkTokenizer, chunk_starts
 from mode_ray.errors import UsageError
 from mode_ray.util.packages import resolve_folder
 
@@ -106,6 +109,47 @@ class TestMiniLM:
 
     def test_no_caption_gives_no_row(self, encoder: CaptionEncoder) -> None:
         assert encoder.encode([]).shape == (0, 384)
+
+
+class TestChunks:
+    def test_tokens_and_masks_are_those_of_transformers(self) -> None:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(resolve_folder(MINILM, "model"))
+        with ThreadPoolExecutor(2) as threads:
+            chunk = ChunkTokenizer(tokenizer, 16, batch_size=3).chunk(CAPTIONS, threads)
+        assert [batch.rows for batch in chunk.batches] == [3, 3, 2]
+        for batch in chunk.batches:
+            captions = [CAPTIONS[place] for place in chunk.order_b[batch.first : batch.first + batch.rows]]
+            theirs = tokenizer(captions, truncation=True, max_length=16, padding=True, return_tensors="pt")
+            for name, values in chunk.inputs(batch).items():
+                assert torch.equal(values, theirs[name]), name
+
+    def test_the_types_of_tokens_are_kept_where_they_are_not_all_zero(self, tmp_path: Path) -> None:
+        save_tokenizer(tmp_path)
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+        tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+        sequence = [("[CLS]", 2), ("$A", 1), ("[SEP]", 1)]
+        tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single=" ".join(f"{piece}:{kind}" for piece, kind in sequence),
+            special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+        )
+        with ThreadPoolExecutor(1) as threads:
+            chunk = ChunkTokenizer(tokenizer, 16, batch_size=4).chunk(["cat", "red cat"], threads)
+        inputs = chunk.inputs(chunk.batches[0])
+        assert inputs["input_ids"].tolist() == [[2, 5, 7, 3], [2, 7, 3, 0]]
+        assert inputs["token_type_ids"].tolist() == [[2, 1, 1, 1], [2, 1, 1, 0]]
+
+    @pytest.mark.parametrize("rows_per_chunk", [1, 3, 8])
+    def test_embeddings_do_not_depend_on_the_chunks(self, tmp_path: Path, rows_per_chunk: int) -> None:
+        folder = save_bert(tmp_path)
+        captions = [" ".join(WORDS[4:][: 1 + number % 7]) for number in range(20)]
+        config, placement = EncoderConfig(model=str(folder)), EncoderPlacement(batch_size=4)
+        in_chunks = HuggingFaceEncoder(config, placement, 2, rows_per_chunk).encode(captions)
+        assert in_chunks == pytest.approx(load(folder).encode(captions), abs=1e-6)
+
+    def test_a_gpu_gets_at_least_four_chunks_of_a_unit_unless_they_are_small(self) -> None:
+        assert chunk_starts(1_000_000, 65_536, 8_192).step == 65_536
+        assert list(chunk_starts(100_000, 65_536, 8_192)) == [0, 25_000, 50_000, 75_000]
+        assert list(chunk_starts(10_000, 65_536, 8_192)) == [0, 8_192]
 
 
 class TestPooling:

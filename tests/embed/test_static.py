@@ -116,7 +116,7 @@ class TestPackagedFolders:
             ("package:no_such_package/x", "no package 'no_such_package' is installed; pip install it"),
             ("package:no_such.package/x", "no package 'no_such.package' is installed"),
             ("package:", "no package '' is installed"),
-            ("package:wordllama/absent", "absent is not a folder"),
+            ("package:wordllama/absent", "the installed package has no absent"),
             ("package:this", "no package 'this' is installed"),
         ],
     )

@@ -41,7 +41,9 @@ OVERLOAD = 4.0
 OVERLOAD_SECONDS = 60.0
 RECOVERY_SECONDS = 10.0
 MOST_GROWTH_BYTES = 300 << 20
-DASHBOARD_FILE = Path(__file__).resolve().parents[2] / "cluster_configs" / "grafana" / "mode_ray_serving.json"
+DASHBOARD_FILE = (
+    Path(__file__).resolve().parents[2] / "cluster_configs" / "chart" / "dashboards" / "mode_ray_serving.json"
+)
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,10 @@
 import io
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,15 +17,18 @@ from PIL import ExifTags, Image
 
 from mode_ray.config.images import ImagesConfig
 from mode_ray.config.run import RunConfig
+from mode_ray.config.train import TrainPlacement
 from mode_ray.errors import DataError, UsageError
 from mode_ray.models.clip import ClipModel
 from mode_ray.pairs.index import PairIndex
 from mode_ray.pairs.order import SampleOrder
-from mode_ray.pairs.reader import PairReader
+from mode_ray.pairs.reader import Pair, PairReader
 from mode_ray.pairs.training_set import write_index
 from mode_ray.storage import Location
-from mode_ray.train.data import PairDataset, TrainBatch, train_loader
+from mode_ray.train.data import PairDataset, train_loader
+from mode_ray.train.step.batch import TextPreparation, TrainBatch
 from mode_ray.train.step.rank import ONLY_RANK, Rank
+from mode_ray.train.step.text_groups import GroupedTexts, TextGrouping
 from mode_ray.util.threads import limited_threads
 
 BATCH = 8
@@ -42,14 +46,21 @@ def make_dataset(
 def load(
     dataset: PairDataset, first: int = 0, rank: int = 0, world_size: int = 1, workers: int = 0
 ) -> list[TrainBatch]:
-    return list(train_loader(dataset, range(first, SAMPLES, BATCH), Rank(rank, world_size), workers))
+    placement = TrainPlacement(loader_workers=workers)
+    return list(train_loader(dataset, range(first, SAMPLES, BATCH), Rank(rank, world_size), placement))
+
+
+def tokens_of(batch: TrainBatch) -> torch.Tensor:
+    """The captions of a batch that are not grouped."""
+    assert isinstance(batch.texts, torch.Tensor)
+    return batch.texts
 
 
 def assert_equal(left: list[TrainBatch], right: list[TrainBatch]) -> None:
     assert len(left) == len(right)
     for a, b in zip(left, right, strict=True):
         assert torch.equal(a.images, b.images)
-        assert torch.equal(a.texts, b.texts)
+        assert torch.equal(tokens_of(a), tokens_of(b))
         assert torch.equal(a.caption_ids, b.caption_ids)
         assert a.ledger == b.ledger != 0
 
@@ -59,8 +70,8 @@ class TestBatches:
         batches = load(make_dataset(0))
         assert len(batches) == SAMPLES // BATCH
         for batch in batches:
-            assert (batch.images.shape, batch.images.dtype) == ((BATCH, 3, 16, 16), torch.float32)
-            assert (batch.texts.shape, batch.texts.dtype) == ((BATCH, 16), torch.int64)
+            assert (batch.images.shape, batch.images.dtype) == ((BATCH, 3, 16, 16), torch.uint8)
+            assert (tokens_of(batch).shape, tokens_of(batch).dtype) == ((BATCH, 16), torch.int64)
             assert batch.bad_images == ()
 
     def test_images_stay_with_their_captions(
@@ -69,8 +80,8 @@ class TestBatches:
         # The end-of-text token sits behind the caption, so texts are compared by their third token, the colour.
         colour_tokens = new_clip().tokenizer(["a red", "a green", "a blue"])[:, 2].tolist()
         for batch in load(make_dataset(0)):
-            brightest = batch.images.mean(dim=(2, 3)).argmax(dim=1)
-            for token, channel in zip(batch.texts[:, 2].tolist(), brightest.tolist(), strict=True):
+            brightest = batch.images.float().mean(dim=(2, 3)).argmax(dim=1)
+            for token, channel in zip(tokens_of(batch)[:, 2].tolist(), brightest.tolist(), strict=True):
                 if token in colour_tokens:
                     assert channel == colour_tokens.index(token)
 
@@ -83,7 +94,7 @@ class TestBatches:
         joined = [
             TrainBatch(
                 torch.cat([p.images for p in part]),
-                torch.cat([p.texts for p in part]),
+                torch.cat([tokens_of(p) for p in part]),
                 torch.cat([p.caption_ids for p in part]),
                 ledger=sum(p.ledger for p in part) % 2**63,
             )
@@ -107,16 +118,16 @@ class TestBatches:
     ) -> None:
         loaded: list[str] = []
         torch_threads: list[int] = []
-        real = PairDataset.__getitem__
+        real = PairDataset._decode
 
-        def noting(self: PairDataset, positions: list[int]) -> TrainBatch:
-            batch = real(self, positions)
+        def noting(self: PairDataset, positions: Sequence[int], pairs: Sequence[Pair]) -> TrainBatch:
+            batch = real(self, positions, pairs)
             torch_threads.append(torch.get_num_threads())
             loaded.append(threading.current_thread().name)
             return batch
 
-        monkeypatch.setattr(PairDataset, "__getitem__", noting)
-        batches = iter(train_loader(make_dataset(0), range(0, SAMPLES, BATCH), ONLY_RANK, workers=0))
+        monkeypatch.setattr(PairDataset, "_decode", noting)
+        batches = iter(train_loader(make_dataset(0), range(0, SAMPLES, BATCH), ONLY_RANK, TrainPlacement()))
         with limited_threads(2):  # of the model's
             next(batches)
             deadline = time.monotonic() + 30
@@ -125,6 +136,65 @@ class TestBatches:
         assert len(loaded) == 4, "three batches more than were taken are loaded in advance"
         assert threading.current_thread().name not in loaded
         assert set(torch_threads) == {1}, "a team of threads of its own would slow the model's"
+
+    def test_captions_are_grouped_as_the_loop_would(
+        self,
+        all_pairs: PairIndex,
+        make_config: Callable[..., RunConfig],
+        new_clip: Callable[[], ClipModel],
+    ) -> None:
+        prepare = TextPreparation(TextGrouping("argmax", 0, groups=2, multiple=8), micro_batch_size=5)
+        plain = PairDataset(all_pairs, make_config(), new_clip(), 0)
+        grouped = PairDataset(all_pairs, make_config(), new_clip(), 0, prepare=prepare)
+        tokens = tokens_of(plain[range(8)])
+        for workers in (0, 1):
+            batch = load(grouped, workers=workers)[0]
+            assert [len(part.places_b) for part in batch.texts if isinstance(part, GroupedTexts)] == [5, 3]
+            for found, expected in zip(batch.texts, prepare(tokens), strict=True):
+                assert isinstance(expected, GroupedTexts)
+                assert found[2] == expected.shapes
+                assert all(map(torch.equal, found[:2], expected.tensors))
+
+    def test_batches_in_advance_are_bounded_in_bytes(
+        self, make_dataset: Callable[[int], PairDataset], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        dataset = make_dataset(0)
+        batch_bytes = BATCH * dataset.sample_bytes
+        assert batch_bytes >= sum(t.nbytes for t in dataset[range(BATCH)].tensors())
+
+        def loader(workers: int, read_ahead_bytes: int) -> Any:  # noqa: ANN401 - torch's loader
+            placement = TrainPlacement(loader_workers=workers, read_ahead_bytes=read_ahead_bytes)
+            return train_loader(dataset, range(0, SAMPLES, BATCH), ONLY_RANK, placement)
+
+        assert loader(2, 100 * batch_bytes).prefetch_factor == 4
+        bounded = loader(2, 5 * batch_bytes)
+        assert (bounded.num_workers, bounded.prefetch_factor) == (2, 2)
+        assert caplog.messages == []
+        few = loader(3, 2 * batch_bytes)
+        assert (few.num_workers, few.prefetch_factor) == (2, 1)
+        assert "2 of 3 loader processes are started" in caplog.text
+
+    @pytest.mark.parametrize(("workers", "warned"), [(0, "one thread"), (1, "one loader process"), (2, None)])
+    def test_a_gpu_without_loader_processes_is_warned_of(
+        self,
+        make_dataset: Callable[[int], PairDataset],
+        caplog: pytest.LogCaptureFixture,
+        workers: int,
+        warned: str | None,
+    ) -> None:
+        placement = TrainPlacement(use_gpu=True, loader_workers=workers)
+        train_loader(make_dataset(0), range(0, SAMPLES, BATCH), ONLY_RANK, placement)
+        assert len(caplog.messages) == (warned is not None)
+        if warned is not None:
+            assert f"a GPU is fed by {warned}" in caplog.text
+
+    def test_the_next_pairs_are_read_while_a_batch_is_decoded(
+        self, make_dataset: Callable[[int], PairDataset]
+    ) -> None:
+        dataset = make_dataset(0)
+        batches = dataset.batches([range(start, start + BATCH) for start in range(0, SAMPLES, BATCH)])
+        next(batches)
+        assert any(thread.name.startswith("read-ahead") for thread in threading.enumerate())
 
     def test_a_mapped_index_goes_to_loader_processes_by_its_path(
         self,
@@ -145,7 +215,7 @@ class TestBatches:
         order = SampleOrder(48, seed=0)
         again = 48 + order.pairs_at(np.arange(48, 96)).tolist().index(order.pairs_at([0])[0])
         first, second = dataset[[0]], dataset[[again]]
-        assert torch.equal(first.texts, second.texts)
+        assert torch.equal(tokens_of(first), tokens_of(second))
         assert not torch.equal(first.images, second.images)
 
     def test_loading_leaves_the_global_random_state_alone(self, make_dataset: Callable[[int], PairDataset]) -> None:
@@ -190,7 +260,7 @@ class TestBadImages:
         assert "a.tar: sample 5: not an image of a known format" in batch.bad_images[0]
         # The two decoded pairs, as they were, and the first of them again: as many as without the bad one.
         assert torch.equal(batch.images, before.images[[1, 2, 1]])
-        assert torch.equal(batch.texts, before.texts[[1, 2, 1]])
+        assert torch.equal(tokens_of(batch), tokens_of(before)[[1, 2, 1]])
 
     def test_a_batch_without_any_image_is_an_error(
         self, make_dataset: Callable[[int], PairDataset], spoil: Callable[..., None]

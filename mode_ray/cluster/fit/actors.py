@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
+from mode_ray.cluster.fit.device_rows import sample_rows
 from mode_ray.cluster.fit.sample import SamplePart, distribute_sample, read_sample
-from mode_ray.cluster.fit.sample_rows import CandidateSearch, Hashes, LocalRows
+from mode_ray.cluster.fit.sample_rows import CandidateSearch, Hashes, SampleRows
 from mode_ray.cluster.fit.sums import Float64Array, PartialSums
 from mode_ray.cluster.search.nearest import Float32Array
 from mode_ray.config.cluster import ClusterPlacement
@@ -20,17 +21,19 @@ _MAX_RESTARTS = 16
 
 
 class _RowsActor:
-    """Holds one part of the sample; each method is that of `LocalRows`.
+    """Holds one part of the sample; each method is that of `SampleRows`.
 
     The part is read by the first call, because Ray does not pass on the type of an error in an actor's constructor.
     """
 
-    def __init__(self, embeddings: Location, parts: Sequence[SamplePart], seed: int, threads: int) -> None:
-        self._embeddings, self._parts, self._seed, self._threads = embeddings, parts, seed, threads
+    def __init__(
+        self, embeddings: Location, parts: Sequence[SamplePart], seed: int, placement: ClusterPlacement
+    ) -> None:
+        self._embeddings, self._parts, self._seed, self._placement = embeddings, parts, seed, placement
 
     @cached_property
-    def _rows(self) -> LocalRows:
-        return LocalRows(read_sample(self._embeddings, self._parts, self._seed), self._threads)
+    def _rows(self) -> SampleRows:
+        return sample_rows(read_sample(self._embeddings, self._parts, self._seed), self._placement)
 
     def hashes(self) -> Hashes:
         return self._rows.hashes()
@@ -66,9 +69,12 @@ class ActorRows:
     ) -> None:
         shares = [own for own in distribute_sample(parts, placement.workers) if own]
         actor: Any = ray.remote(
-            num_cpus=placement.cpus, max_restarts=_MAX_RESTARTS, max_task_retries=_MAX_RESTARTS
-        )(_RowsActor)  # fmt: skip
-        self._actors: list[Any] = [actor.remote(embeddings, own, seed, placement.threads) for own in shares]
+            num_cpus=placement.cpus,
+            num_gpus=placement.gpus,
+            max_restarts=_MAX_RESTARTS,
+            max_task_retries=_MAX_RESTARTS,
+        )(_RowsActor)
+        self._actors: list[Any] = [actor.remote(embeddings, own, seed, placement) for own in shares]
         self._ends = np.cumsum([sum(part.end - part.begin for part in own) for own in shares])
         self._search: tuple[int, Any] | None = None
 

@@ -21,7 +21,7 @@ _ROWS_PER_BATCH = 16_384
 # Small enough to stay in a core's cache between the steps of a projection.
 _ROWS_PER_PROJECTION = 2_048
 # Distances are rounded to multiples of this step, which float64 adds exactly.
-_DISTANCE_STEP = 2.0**-24
+DISTANCE_STEP = 2.0**-24
 HISTOGRAM_BINS = 16_384
 HISTOGRAM_END = 4.0
 
@@ -155,7 +155,7 @@ class LocalRows:
     def sizes(self, search: CandidateSearch, prices_m: Float64Array) -> Float64Array:
         """See `SampleRows`."""
         fine_n, _ = self._assign_candidates(search, prices_m)
-        return np.bincount(fine_n, self._weights(search), minlength=len(prices_m)).astype(np.float64)
+        return np.bincount(fine_n, self.weights(search), minlength=len(prices_m)).astype(np.float64)
 
     def distance_histogram(self, centers_md: Float32Array) -> npt.NDArray[np.int64]:
         """See `SampleRows`."""
@@ -233,14 +233,14 @@ class LocalRows:
         for _ in self._pool.map(move, range(0, self._sums_md.shape[1], columns_per_thread)):
             pass
         self._fine_n = fine_n
-        exact_n = np.round(squared_distance_n.astype(np.float64) / _DISTANCE_STEP) * _DISTANCE_STEP
+        exact_n = np.round(squared_distance_n.astype(np.float64) / DISTANCE_STEP) * DISTANCE_STEP
         return PartialSums(
             self._sums_md.copy(),
             np.bincount(fine_n, minlength=m).astype(np.int64),
             np.bincount(fine_n, exact_n, minlength=m).astype(np.float64),
         )
 
-    def _weights(self, search: CandidateSearch) -> Float32Array | None:
+    def weights(self, search: CandidateSearch) -> Float32Array | None:
         """Weight of every row, float32 [n]; None if all are 1. They are the same in all searches of a fit."""
         if not len(search.heavy_hashes):
             return None

@@ -1,4 +1,4 @@
-"""Exact nearest-center search: compiled and pruned on CPUs, faiss on GPUs."""
+"""Exact nearest-center search on CPUs, compiled and pruned."""
 
 import importlib
 from collections.abc import Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _BOUNDS_PER_BATCH = 524_288
 _MIN_ROWS_PER_BATCH = 128
 _TASKS_PER_THREAD = 32
-_FLAT_ROWS_PER_BATCH = 32_768
+_MOST_ROWS_PER_BATCH = 32_768
 # Far above the float32 error of a bound (about 1e-6), far below the gaps between distances.
 _SLACK = 1e-5
 
@@ -82,7 +82,7 @@ class NearestCenters:
         self._bias_m = squared_m + torch.from_numpy(self._prices_m)
         self._scale = float(squared_m.max()) + float(np.abs(self._prices_m).max())
         rows = _BOUNDS_PER_BATCH // len(self._centers_md)
-        self._rows_per_batch = min(_FLAT_ROWS_PER_BATCH, max(_MIN_ROWS_PER_BATCH, rows))
+        self._rows_per_batch = min(_MOST_ROWS_PER_BATCH, max(_MIN_ROWS_PER_BATCH, rows))
 
     def search(
         self,
@@ -209,63 +209,6 @@ class NearestCenters:
             with ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,)) as threads:
                 for done in [threads.submit(bound_each, task) for task in tasks]:
                     done.result()
-
-
-class FlatSearch:
-    """The same search with faiss, which computes every distance: the fastest way on GPUs.
-
-    A price becomes an additional coordinate: sqrt(price - lowest price) for the center and 0 for the vector add the
-    price, up to a constant, to the squared distance. faiss breaks ties.
-
-    Args:
-        centers_md: float32 [m, d].
-        prices_m: [m], in units of squared distance; None for the plain nearest center.
-        gpu: Search on this process's first GPU.
-
-    Raises:
-        ValueError: A center or price is not finite, or shapes do not fit.
-        UsageError: faiss is not installed, or does not support the GPU.
-    """
-
-    def __init__(
-        self, centers_md: Float32Array, prices_m: npt.NDArray[np.floating] | None = None, *, gpu: bool
-    ) -> None:
-        faiss = import_faiss()
-        centers_md, prices = checked_centers(centers_md, prices_m)
-        self._surcharge_m = prices - prices.min()
-        self._dimension = centers_md.shape[1]
-        self._index = faiss.IndexFlatL2(self._dimension + 1)
-        if gpu:
-            if not getattr(faiss, "get_num_gpus", lambda: 0)():
-                raise UsageError(
-                    "the nearest-center search is configured for a GPU, but faiss finds none: "
-                    "install 'mode_ray[gpu]', or set assign.pool.gpus_per_actor=0"
-                )
-            self._index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._index)
-        self._index.add(np.column_stack([centers_md, np.sqrt(self._surcharge_m)]).astype(np.float32))
-
-    def search(self, vectors_bd: npt.NDArray[np.floating]) -> tuple[Int32Array, Float32Array]:
-        """As `NearestCenters.search`.
-
-        Raises:
-            ValueError: As there.
-        """
-        if vectors_bd.ndim != 2 or vectors_bd.shape[1] != self._dimension:
-            raise ValueError(f"vectors of shape {vectors_bd.shape} do not fit centers of dimension {self._dimension}")
-        fine_b = np.empty(len(vectors_bd), np.int32)
-        squared_distance_b = np.empty(len(vectors_bd), np.float32)
-        for start in range(0, len(vectors_bd), _FLAT_ROWS_PER_BATCH):
-            rows = slice(start, start + _FLAT_ROWS_PER_BATCH)
-            query = np.zeros((len(vectors_bd[rows]), self._dimension + 1), np.float32)
-            query[:, :-1] = vectors_bd[rows]
-            bad = np.flatnonzero(~np.isfinite(query).all(axis=1))
-            if len(bad):
-                raise ValueError(f"{len(bad)} vectors are NaN or infinite, the first at row {start + bad[0]}")
-            total_b1, fine_b1 = self._index.search(query, 1)
-            fine_b[rows] = fine_b1[:, 0]
-            # |x|^2 - 2xc + |c|^2 in float32 may come out a little below zero.
-            squared_distance_b[rows] = np.maximum(total_b1[:, 0] - self._surcharge_m[fine_b[rows]], 0.0)
-        return fine_b, squared_distance_b
 
 
 def checked_centers(

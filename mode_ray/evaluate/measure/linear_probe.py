@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mode_ray.embed.encoder import pick_device
 from mode_ray.errors import DataError
+from mode_ray.util.devices import pick_device
 
 PENALTIES = tuple(10.0**exponent for exponent in range(1, -7, -1))
 _HELD_OUT_SHARE = 0.2

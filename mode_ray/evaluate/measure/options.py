@@ -1,6 +1,7 @@
 """How the images of evaluation tasks are decoded and encoded."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from mode_ray.config.captions import LimitsConfig
 from mode_ray.config.evaluate import EvaluatePlacement
@@ -17,16 +18,18 @@ class MeasureOptions:
         placement: Batch size, workers and threads.
         images: How images become pixels.
         limits: The limit on the size of images, if `placement` has none of its own.
+        precision: Arithmetic of the models.
     """
 
     placement: EvaluatePlacement
     images: ImagesConfig = field(default_factory=ImagesConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @classmethod
     def of(cls, config: RunConfig) -> "MeasureOptions":
         """The options of a run."""
-        return cls(config.evaluate.placement, config.images, config.limits)
+        return cls(config.evaluate.placement, config.images, config.limits, config.evaluate.precision)
 
     def image_input(self, geometry: ImageGeometry) -> ImageInput:
         """The input of images for models of a geometry."""

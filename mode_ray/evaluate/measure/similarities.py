@@ -49,7 +49,7 @@ def measure_task(
             not defined on the samples.
     """
     torch.set_num_threads(options.placement.threads_per_task)
-    experts = {name: Expert(folder) for name, folder in models.items()}
+    experts = {name: Expert(folder, precision=options.precision) for name, folder in models.items()}
     # Classes come before images, so that a name without an embedding is reported at once.
     sides = None if task.kind == "retrieval" else _class_sides(task, experts, encoder)
 

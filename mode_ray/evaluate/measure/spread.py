@@ -58,7 +58,7 @@ def _encode_part(
 
     options = MeasureOptions.of(config)
     torch.set_num_threads(options.placement.threads_per_task)
-    experts = {name: Expert(folder) for name, folder in models.items()}
+    experts = {name: Expert(folder, precision=options.precision) for name, folder in models.items()}
     splits: Sequence[Split] = ("test", "train") if task.linear_probe else ("test",)
     folder = directory / _PARTS / str(worker)
     return {split: encode_part(task, split, experts, options, worker, folder / split) for split in splits}
@@ -70,7 +70,7 @@ def _measure(
     from mode_ray.evaluate.measure.similarities import measure_task
 
     options = MeasureOptions.of(config)
-    encoder = load_encoder(config.encoder, config.embed.encoder, options.placement.threads_per_task)
+    encoder = load_encoder(config.encoder, config.embed.encoder.elsewhere, options.placement.threads_per_task)
     splits = {split: [part[split] for part in parts] for split in parts[0]} if parts else None
     summary = measure_task(task, models, encoder, directory, options, splits)
     if parts:

@@ -65,7 +65,7 @@ class ServedRun:
             UsageError: It cannot be found.
             DataError: Its files are damaged.
         """
-        return load_encoder(self.config.encoder, self.config.embed.encoder)
+        return load_encoder(self.config.encoder, self.config.embed.encoder.elsewhere)
 
     @classmethod
     def load(cls, run: Location, overrides: Sequence[str] = ()) -> Self:

@@ -9,6 +9,7 @@ import ray.train
 
 from mode_ray.storage import Location
 from mode_ray.train.runs.checkpoints import checkpoint_name, whole_checkpoints, write_checkpoint
+from mode_ray.train.runs.interruptions import PREEMPTED
 from mode_ray.train.step.loop import Snapshot
 
 _ASYNC = ray.train.CheckpointUploadMode.ASYNC
@@ -55,18 +56,18 @@ class CheckpointWriter:
         if writing is not None:
             writing.result()
 
-    def write(self, snapshot: Snapshot, samples: int, then: Callable[[], None]) -> None:
+    def write(self, snapshot: Snapshot, samples: int, then: Callable[[], None], *, preempted: bool = False) -> None:
         """Wait for the previous checkpoint, and begin to write this one.
 
-        `then` is called in the writing thread once the checkpoint is complete.
+        `then` is called in the writing thread once the checkpoint is complete. `preempted` is reported to Ray Train.
         """
         self.wait()
         if self._under_ray:
-            self._writing = self._report(snapshot, samples, then)
+            self._writing = self._report(snapshot, samples, then, preempted=preempted)
         else:
             self._writing = self._thread.submit(self._write_and_delete_older, snapshot, samples, then)
 
-    def _report(self, snapshot: Snapshot, samples: int, then: Callable[[], None]) -> Future[None]:
+    def _report(self, snapshot: Snapshot, samples: int, then: Callable[[], None], *, preempted: bool) -> Future[None]:
         """Report the checkpoint to Ray Train, whose upload thread calls back to write it."""
         name, writing = checkpoint_name(samples), Future[None]()
         storage = ray.train.get_context().get_storage()
@@ -80,7 +81,7 @@ class CheckpointWriter:
             return target
 
         ray.train.report(
-            {"samples": samples},
+            {"samples": samples, PREEMPTED: preempted},
             checkpoint=target,
             checkpoint_dir_name=name,
             checkpoint_upload_mode=_ASYNC,

@@ -10,10 +10,18 @@ from mode_ray.run_directory import CHECKPOINT_WEIGHTS, STATE_FILE
 from mode_ray.storage import Location
 from mode_ray.train.step.loop import Snapshot
 
+_PREFIX = "checkpoint-"
+
 
 def checkpoint_name(samples_seen: int) -> str:
     """Name of a checkpoint's folder; names sort by samples."""
-    return f"checkpoint-{samples_seen:018d}"
+    return f"{_PREFIX}{samples_seen:018d}"
+
+
+def checkpoint_samples(checkpoints: Location) -> int:
+    """Samples of the newest complete checkpoint, 0 without one."""
+    newest = whole_checkpoints(checkpoints)[-1:]
+    return int(newest[0].name.removeprefix(_PREFIX)) if newest else 0
 
 
 def write_checkpoint(folder: Location, snapshot: Snapshot) -> None:
@@ -25,7 +33,7 @@ def write_checkpoint(folder: Location, snapshot: Snapshot) -> None:
 def read_checkpoint(folder: Location) -> Snapshot:
     """Read a complete checkpoint."""
     weights = safetensors.torch.load((folder / CHECKPOINT_WEIGHTS).read_bytes())
-    return Snapshot(weights, (folder / STATE_FILE).read_bytes())
+    return Snapshot(weights, (folder / STATE_FILE).read_bytes)
 
 
 def whole_checkpoints(checkpoints: Location) -> list[Location]:

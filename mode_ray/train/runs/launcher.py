@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -23,6 +24,7 @@ from mode_ray.train.runs.interruptions import InterruptionNotes, ray_reason
 from mode_ray.train.runs.prepare import prepare_training_set
 from mode_ray.train.runs.trackers import end_failed_run
 from mode_ray.train.runs.trial import TrialJob, read_error
+from mode_ray.train.source import sample_order_fields
 
 _CHECKPOINTS_KEPT = 2
 # Shows runs and workers on the Train page of Ray's dashboard; off by default in Ray 2.60.
@@ -71,29 +73,34 @@ def fit_trial(job: TrialJob) -> TrialEnd:
 def checkpoints_folder(job: TrialJob) -> Location:
     """The folder of a trial's checkpoints. It depends on everything that affects the weights."""
     config = {**fingerprint_fields(job.config.train, "train"), **fingerprint_fields(job.config.images, "images")}
+    config |= sample_order_fields(job.config)
     version = config_hash({**config, "trial": repr(job.trial)})
     return job.folder / CHECKPOINT_FOLDER / f"{job.trial.name.replace('/', '-')}-{version}"
 
 
 def _fit(job: TrialJob) -> TrialEnd:
-    from ray.train.torch import TorchTrainer  # imports torch, which the driver does not need
+    # These import torch, which the driver does not need.
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from mode_ray.train.runs.checkpoints import checkpoint_samples
 
     os.environ.setdefault(_STATE_TRACKING, "1")
     placement, checkpoints = job.config.train.placement, checkpoints_folder(job)
     storage = checkpoints.parent
     _delete_torn_snapshot(checkpoints)
-    notes: Any = InterruptionNotes(job.folder)  # ray.train.RunConfig has the types of Ray Train V1
+    # ray.train.RunConfig has the types of Ray Train V1.
+    notes: Any = InterruptionNotes(job.folder, partial(checkpoint_samples, checkpoints), placement.max_failures)
     trainer = TorchTrainer(
         _train,
         train_loop_config={"job": job, "checkpoints": checkpoints},
+        torch_config=TorchConfig(timeout_s=round(placement.process_group_timeout_seconds)),
         scaling_config=scaling_config(placement),
         run_config=TrainRunConfig(
             name=checkpoints.name,  # Ray Train resumes a run with the same name
             storage_path=storage.path,
             storage_filesystem=None if storage.is_local else storage.filesystem,
-            failure_config=FailureConfig(
-                max_failures=placement.max_failures, max_preemption_failures=placement.max_preemptions
-            ),
+            # Ray's own limit counts failures of the whole launch; the notes count those without progress.
+            failure_config=FailureConfig(max_failures=-1, max_preemption_failures=placement.max_preemptions),
             checkpoint_config=CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
             callbacks=[notes],
         ),
@@ -109,7 +116,8 @@ def _fit(job: TrialJob) -> TrialEnd:
         causes = [f"worker {rank}: {ray_reason(cause)}" for rank, cause in sorted(error.worker_failures.items())]
         return TrialEnd(read_error(job.folder) or "; ".join(causes) or _last_line(error))
     except TrainingFailedError as error:
-        return TrialEnd(_last_line(error), again=True)
+        reason = read_error(job.folder)
+        return TrialEnd(reason or _last_line(error), again=reason is None)
     except ray.exceptions.RayActorError as error:
         return TrialEnd(f"controller lost: {ray_reason(error)}", again=True)
     return TrialEnd(read_error(job.folder))

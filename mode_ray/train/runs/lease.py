@@ -2,6 +2,8 @@
 
 A lease is alive if its file changes while another driver watches it, so clocks of different machines do not matter. A
 driver that was suspended until its lease expired and was taken over finds the other driver's id in the file, and ends.
+A driver that cannot read or write the file keeps training for two minutes: storage that fails for everyone lets nobody
+take over. If another driver does take over meanwhile, the first one ends at its next successful read.
 """
 
 import json
@@ -21,13 +23,19 @@ from mode_ray.storage import Location
 
 BEAT_SECONDS = 2.0
 EXPIRY_SECONDS = 10.0
+PATIENCE_SECONDS = 120.0
 _READS_PER_BEAT = 4
 
 
 class Lease:
     """The right to train in a directory, held within a `with` block.
 
-    `say` is called with a line of text before waiting for an old lease to expire.
+    Args:
+        directory: Directory of the train stage.
+        say: Takes a line of text before waiting for an old lease to expire, and when the lease cannot be renewed.
+        beat_seconds: Time between renewals.
+        expiry_seconds: A lease that was not renewed for this time is taken over.
+        patience_seconds: A driver that could not renew its lease for this time ends.
 
     Raises:
         TrainingError: On entering, if another driver holds the lease.
@@ -39,11 +47,13 @@ class Lease:
         say: Callable[[str], None],
         beat_seconds: float = BEAT_SECONDS,
         expiry_seconds: float = EXPIRY_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self._file = directory / LEASE_FILE
         self._say = say
         self._beat_seconds = beat_seconds
         self._expiry_seconds = expiry_seconds
+        self._patience_seconds = patience_seconds
         self._driver = secrets.token_hex(8)
         self._beats = 0
         self._ended = threading.Event()
@@ -68,7 +78,7 @@ class Lease:
         """Check that the lease is still held.
 
         Raises:
-            TrainingError: It could not be renewed in time, or another driver took it over.
+            TrainingError: Another driver took it over, or it could not be renewed for `patience_seconds`.
         """
         if self._lost is not None:
             raise TrainingError(self._lost)
@@ -98,7 +108,7 @@ class Lease:
                 )
 
     def _beat_until_ended(self) -> None:
-        renewed = time.monotonic()
+        renewed, is_failing = time.monotonic(), False
         while not self._ended.wait(self._beat_seconds):
             try:
                 found = self._read()
@@ -106,11 +116,15 @@ class Lease:
                     self._lost = f"{self._file}: another driver ({_holder(found)}) took over"
                     return
                 self._write()
-                renewed = time.monotonic()
+                renewed, is_failing = time.monotonic(), False
             except (OSError, ValueError) as error:
-                if time.monotonic() - renewed > self._expiry_seconds:
-                    self._lost = f"{self._file}: cannot be renewed ({' '.join(str(error).split())})"
+                reason = f"{self._file}: cannot be renewed ({' '.join(str(error).split())})"
+                if time.monotonic() - renewed > self._patience_seconds:
+                    self._lost = reason
                     return
+                if not is_failing:
+                    self._say(f"{reason}; training continues for up to {self._patience_seconds:.0f} s without it")
+                    is_failing = True
 
     def _read(self) -> dict[str, str] | None:
         try:

@@ -76,4 +76,4 @@ def materialise(job: TrialJob) -> None:
 def readers(placement: TrainPlacement) -> int:
     """The largest number of processes that read a run's tars concurrently."""
     workers = max(1, placement.max_workers_per_run or placement.workers_per_run)
-    return workers * max(1, placement.loader_workers)
+    return workers * max(1, placement.loader_processes)

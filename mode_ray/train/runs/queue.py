@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mode_ray.train.plan import Trial
+from mode_ray.train.runs.failure_budget import FailureBudget
 from mode_ray.train.runs.status import TrialStatus, interrupted, waiting_again, with_progress
 
 
@@ -19,14 +20,14 @@ class TrialQueue:
         trials: All trials, in order of priority.
         statuses: Statuses by trial name; finished trials are not started again.
         concurrent: Maximum number of trials at the same time.
-        max_launches: Maximum number of launches of one trial in this invocation.
+        max_launches: Maximum number of launches of one trial in this invocation without a newer checkpoint.
     """
 
     trials: Sequence[Trial]
     statuses: dict[str, TrialStatus]
     concurrent: int
     max_launches: int
-    _launches_here: dict[str, int] = field(default_factory=dict)
+    _budgets: dict[str, FailureBudget] = field(default_factory=dict)
 
     def startable(self) -> list[Trial]:
         """Trials to start now: the first waiting ones whose parent is finished, up to the free slots."""
@@ -42,7 +43,8 @@ class TrialQueue:
     def started(self, trial: Trial) -> None:
         """Note that a trial's launcher was started."""
         status = self.statuses[trial.name]
-        self._launches_here[trial.name] = self._launches_here.get(trial.name, 0) + 1
+        checkpoint = status.checkpoint_samples or 0
+        self._budgets.setdefault(trial.name, FailureBudget(self.max_launches - 1, checkpoint))
         self._set(trial, state="running", launches=status.launches + 1)
 
     def progressed(self, trial: Trial, progress: Mapping[str, float]) -> None:
@@ -66,8 +68,9 @@ class TrialQueue:
 
     def failed(self, trial: Trial, reason: str, seconds: float, *, again: bool) -> None:
         """Note that a launch failed; `again` if another one may succeed. The children of a failed trial fail too."""
-        spent = self.statuses[trial.name].seconds + seconds
-        if again and self._launches_here[trial.name] < self.max_launches:
+        status = self.statuses[trial.name]
+        spent = status.seconds + seconds
+        if again and self._budgets[trial.name].failed(status.checkpoint_samples or 0):
             self.interrupted(trial, reason)
             self._set(trial, state="waiting", seconds=spent)
             return

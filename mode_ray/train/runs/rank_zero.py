@@ -55,7 +55,7 @@ class RankZero:
         if preempted:
             self._schedule.saw_preemption()
         then = self.trackers.preempted if preempted else self.trackers.flush
-        self.checkpoints.write(snapshot, samples, then)
+        self.checkpoints.write(snapshot, samples, then, preempted=preempted)
         self._schedule.began_checkpoint(time.monotonic(), samples)
         if self._is_stopping and self._last_checkpoint is None:
             self._last_checkpoint = samples

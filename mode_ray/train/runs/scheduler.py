@@ -116,14 +116,13 @@ class _StatusFiles:
             folder = self._folders[trial.name]
             losses = read_interruptions(folder)[self._interruptions[trial.name] :]
             self._interruptions[trial.name] += len(losses)
+            progress = read_progress(folder)
+            if progress is not None:
+                queue.progressed(trial, progress)
             for reason in losses:
                 queue.interrupted(trial, reason)
             if losses:
                 (folder / PROGRESS_FILE).delete()  # of the workers that were lost
-                continue
-            progress = read_progress(folder)
-            if progress is not None:
-                queue.progressed(trial, progress)
 
     def take_last_checkpoints(self, queue: TrialQueue, running: Sequence[Trial], say: Callable[[str], None]) -> None:
         """Let the running trials write a checkpoint before their driver ends."""

@@ -15,6 +15,7 @@ from mode_ray.run_directory import TRAINING_SETS, WORK_UNITS_FILE, training_set_
 from mode_ray.stages.work_unit import WorkUnit, read_work_units
 from mode_ray.storage import Location
 from mode_ray.train.runs.trial import TrialJob
+from mode_ray.train.source import source_mode
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class TrialData:
     @property
     def is_materialised(self) -> bool:
         """Whether the set is copied to its own tars."""
-        return self.job.config.train.data.mode == "materialised"
+        return source_mode(self.job.config) == "materialised"
 
     def write_index(self) -> None:
         """Write the index over the source shards, unless it exists.

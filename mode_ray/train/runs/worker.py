@@ -19,7 +19,7 @@ from mode_ray.models.locking import lock_towers
 from mode_ray.models.preprocess import ImageGeometry, ImageInput
 from mode_ray.run_directory import ERROR_FILE, METRICS_FILE, STATE_FILE
 from mode_ray.storage import Location
-from mode_ray.train.data import PairDataset, TrainBatch, train_loader
+from mode_ray.train.data import PairDataset, train_loader
 from mode_ray.train.plan import SEED
 from mode_ray.train.runs.checkpoints import read_checkpoint
 from mode_ray.train.runs.measure import HeldOutMeasure
@@ -31,8 +31,10 @@ from mode_ray.train.runs.reporter import (
 )
 from mode_ray.train.runs.trial import TrialJob, read_error
 from mode_ray.train.runs.trial_data import TrialData
+from mode_ray.train.step.batch import TrainBatch
 from mode_ray.train.step.loop import NonFiniteError, Snapshot, TrainLoop
 from mode_ray.train.step.rank import Rank
+from mode_ray.util.devices import require_cuda
 
 _logger = logging.getLogger(__name__)
 
@@ -77,11 +79,11 @@ def _train(job: TrialJob, checkpoints: Location, rank: Rank) -> None:
         loop.load_state_on_all_ranks((job.experts / job.trial.parent / STATE_FILE).read_bytes(), continues=False)
     data = TrialData(job)
     members = data.open()
-    dataset = PairDataset(members, job.config, clip, job.trial.members.seed, data.captions)
+    dataset = PairDataset(members, job.config, clip, job.trial.members.seed, data.captions, loop.prepare_texts)
 
     def loader(first: int) -> Iterable[TrainBatch]:
         batches = range(first, job.trial.samples, train.batch_size)
-        return train_loader(dataset, batches, rank, placement.loader_workers)
+        return train_loader(dataset, batches, rank, placement, pin_memory=loop.device.type == "cuda")
 
     with open_reporter_on_all_ranks(job, loop, checkpoints, rank) as reporter:
         after_step = reporter.after_step_on_all_ranks
@@ -157,9 +159,14 @@ def _roll_back_on_all_ranks(loop: TrainLoop, reporter: Reporter, checkpoints: Lo
 
 
 def _device(job: TrialJob) -> torch.device:
-    """The device that Ray assigned to this worker."""
+    """The device that Ray assigned to this worker.
+
+    Raises:
+        UsageError: `use_gpu` is set, and the worker cannot use a GPU; Ray Train would then return the CPU.
+    """
     if not job.config.train.placement.use_gpu:
         return torch.device("cpu")
+    require_cuda("train.placement.use_gpu")
     device = ray.train.torch.get_device()
     torch.cuda.set_device(device)
     return device

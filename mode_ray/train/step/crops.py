@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchvision.transforms import Compose, InterpolationMode, Normalize, RandomResizedCrop
+from torchvision.transforms import Compose, InterpolationMode, RandomResizedCrop
 
 from mode_ray.util.counter_random import uniform_numbers
 
@@ -24,22 +24,18 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """The parameters of open_clip's training transform.
+    """The parameters of open_clip's training transform, without its normalisation (`mode_ray.train.step.pixels`).
 
     Attributes:
         size: Height and width of the result.
         scale: Smallest and largest area of a crop, as a share of the image's area.
         ratio: Smallest and largest aspect ratio of a crop, width / height.
-        mean: Mean of each channel, for pixels from 0 to 1.
-        std: Standard deviation of each channel.
         mode: Interpolation, `bicubic` or `bilinear`.
     """
 
     size: tuple[int, int]
     scale: tuple[float, float]
     ratio: tuple[float, float]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     mode: str
 
     @classmethod
@@ -54,15 +50,12 @@ class TrainTransform:
         if names != ["RandomResizedCrop", "MaybeConvertMode", "MaybeToTensor", "Normalize"]:
             raise TypeError(f"not the training transform of open_clip: {names or transform!r}")
         crop: RandomResizedCrop = steps[0]
-        normalize: Normalize = steps[-1]
         if crop.interpolation not in (InterpolationMode.BICUBIC, InterpolationMode.BILINEAR):
             raise TypeError(f"not the training transform of open_clip: interpolation {crop.interpolation}")
         return cls(
             size=tuple(crop.size),
             scale=tuple(crop.scale),
             ratio=tuple(crop.ratio),
-            mean=tuple(normalize.mean),
-            std=tuple(normalize.std),
             mode=crop.interpolation.value,
         )
 
@@ -82,11 +75,6 @@ class TrainTransform:
         top, left, height, width = crop_box(pixels.shape[1], pixels.shape[2], self.ratio, drawn)
         cropped = pixels[None, :, top : top + height, left : left + width]
         return torch.nn.functional.interpolate(cropped, self.size, mode=self.mode, antialias=True)[0]
-
-    def normalised_(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalise pixels from 0 to 255, float32 [b, 3, h, w], in place."""
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return torch.addcmul(-mean / std, images, 1 / (255 * std), out=images)
 
 
 def crop_box(height: int, width: int, ratio: tuple[float, float], drawn: Sequence[float]) -> Box:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from mode_ray.train.step.text_groups import CausalText, GroupedTexts
+from mode_ray.train.step.text_groups import CausalText, GroupedTexts, TextGrouping
 
 IMAGE = "image_features"
 TEXT = "text_features"
@@ -26,9 +26,10 @@ class FeatureModel(torch.nn.Module):
         self.clip: Any = clip
         self._causal_text = causal_text
 
-    def prepare(self, texts: torch.Tensor) -> torch.Tensor | GroupedTexts:
-        """Prepare tokens for `forward`: int64 [b, context] in main memory, grouped if the tower supports it."""
-        return texts if self._causal_text is None else self._causal_text.group(texts)
+    @property
+    def text_grouping(self) -> TextGrouping | None:
+        """How captions are grouped for `forward`; None if it takes tokens."""
+        return None if self._causal_text is None else self._causal_text.grouping
 
     def forward(self, images: torch.Tensor, texts: torch.Tensor | GroupedTexts) -> dict[str, torch.Tensor]:
         """Features of pairs.
@@ -37,8 +38,8 @@ class FeatureModel(torch.nn.Module):
         change logits by up to 0.4.
 
         Args:
-            images: [b, 3, h, w].
-            texts: Output of `prepare`.
+            images: Normalised, [b, 3, h, w].
+            texts: int64 [b, context], or in the groups of `text_grouping`.
 
         Returns:
             `image_features` and `text_features` float32 [b, d]; `logit_scale`, a factor; `logit_bias` if the model has

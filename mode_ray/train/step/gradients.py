@@ -9,10 +9,11 @@ from contextlib import nullcontext
 
 import torch
 
-from mode_ray.train.data import TrainBatch
+from mode_ray.train.step.batch import TextPreparation, Texts, TrainBatch
 from mode_ray.train.step.features import IMAGE, LOGIT_BIAS, LOGIT_SCALE, TEXT
 from mode_ray.train.step.losses import ContrastiveLoss
 from mode_ray.train.step.parallel import ParallelModel
+from mode_ray.train.step.pixels import PixelNormaliser
 
 _PAIRED = (IMAGE, TEXT)
 _LOGIT = (LOGIT_SCALE, LOGIT_BIAS)
@@ -20,36 +21,38 @@ _SEED_BITS = 32
 
 
 class Gradients:
-    """Computes loss and gradients."""
+    """Computes loss and gradients.
+
+    Args:
+        model: The wrapped model.
+        loss: The loss of the global batch.
+        normalise: Normalises pixels; has device and precision of the step.
+        prepare: Groups captions, and has the size of a micro-batch.
+    """
 
     def __init__(
-        self,
-        model: ParallelModel,
-        loss: ContrastiveLoss,
-        device: torch.device,
-        precision: torch.dtype,
-        micro_batch_size: int | None,
+        self, model: ParallelModel, loss: ContrastiveLoss, normalise: PixelNormaliser, prepare: TextPreparation
     ) -> None:
         self._model = model
         self._loss = loss
-        self._device = device
-        self._precision = precision
-        self._micro_batch_size = micro_batch_size
+        self._normalise = normalise
+        self._prepare = prepare
         self._seeded = model.features.draws_random_numbers
 
     def compute(self, batch: TrainBatch, seed: int) -> torch.Tensor:
         """Add the gradients of this rank's part of a batch, averaged over the ranks.
 
         Args:
-            batch: The batch, in main memory.
+            batch: The batch, in main memory or on the device.
             seed: Seed of the model's random draws, such as dropped patches.
 
         Returns:
             The loss of this rank's part, on the device.
         """
-        size = self._micro_batch_size or len(batch.images)
-        images, texts = torch.split(batch.images, size), torch.split(batch.texts, size)
-        ids = batch.caption_ids.to(self._device, non_blocking=True)
+        size = self._prepare.micro_batch_size or len(batch.images)
+        images = torch.split(batch.images, size)
+        texts = batch.texts if isinstance(batch.texts, tuple) else self._prepare(batch.texts)
+        ids = batch.caption_ids.to(self._normalise.device, non_blocking=True)
         if len(images) == 1:
             loss = self._loss(self._features(images[0], texts[0], seed), ids)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -79,15 +82,15 @@ class Gradients:
                 )
         return loss.detach()
 
-    def _features(self, images: torch.Tensor, texts: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
+    def _features(self, images: torch.Tensor, texts: Texts, seed: int) -> dict[str, torch.Tensor]:
         if self._seeded:
             # Both passes must draw the same numbers. This seeds the CPU's generator too, which open_clip uses.
             torch.manual_seed(seed % 2**_SEED_BITS)
-        prepared = self._model.features.prepare(texts)
-        moved = images.to(self._device, non_blocking=True), prepared.to(self._device)
-        with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
+        device, precision = self._normalise.device, self._normalise.precision
+        inputs = self._normalise(images.to(device, non_blocking=True)), texts.to(device)
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             # Without a graph, use the bare model: DDP's reducer would wait for gradients.
-            return self._model(*moved) if torch.is_grad_enabled() else self._model.features(*moved)
+            return self._model(*inputs) if torch.is_grad_enabled() else self._model.features(*inputs)
 
 
 def _gradient(leaf: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,13 @@
 """The training loop, without Ray: open_clip's model and losses, AdamW, a schedule counted in samples."""
 
 import io
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import astuple, dataclass, field
+from functools import cached_property, partial
 
 import torch
 import torch.distributed
@@ -12,18 +15,20 @@ import torch.distributed
 from mode_ray.config.train import TrainConfig
 from mode_ray.errors import DataError, TrainingError, UsageError
 from mode_ray.models.locking import set_training
-from mode_ray.train.data import LoaderFactory, TrainBatch
 from mode_ray.train.learning_rate import learning_rate
 from mode_ray.train.plan import Trial
+from mode_ray.train.step.batch import LoaderFactory, TextPreparation, TrainBatch, batches_on_device
 from mode_ray.train.step.batch_counts import BatchCounts, all_gather_sum
 from mode_ray.train.step.features import FeatureModel
 from mode_ray.train.step.gradients import Gradients
 from mode_ray.train.step.losses import ContrastiveLoss
-from mode_ray.train.step.parallel import ParallelModel, has_batch_norm
+from mode_ray.train.step.parallel import MOST_GRAPHS, ParallelModel, compiled_graphs, has_batch_norm
+from mode_ray.train.step.pixels import PixelNormaliser
 from mode_ray.train.step.rank import ONLY_RANK, Rank
 from mode_ray.train.step.schedule import progress, warmup_share
 from mode_ray.train.step.text_groups import causal_text
 
+_logger = logging.getLogger(__name__)
 _MAX_LOGIT_SCALE = math.log(100)
 _BAD_IMAGES_TOLERATED = 10
 # GPU kernels and compiled graphs are fast for these lengths. On the CPU, shorter captions are always faster.
@@ -85,11 +90,16 @@ class Snapshot:
 
     Attributes:
         weights: Whole weights by the bare model's names; empty on ranks above 0.
-        state: Optimizer and loop state for `load_state_on_all_ranks`; complete on rank 0 only.
+        serialise_state: Returns `state`. It takes seconds for a large model, so the thread that writes calls it.
     """
 
     weights: Mapping[str, torch.Tensor]
-    state: bytes
+    serialise_state: Callable[[], bytes]
+
+    @cached_property
+    def state(self) -> bytes:
+        """Optimizer and loop state for `load_state_on_all_ranks`; complete on rank 0 only."""
+        return self.serialise_state()
 
 
 class TrainLoop:
@@ -106,6 +116,7 @@ class TrainLoop:
     Attributes:
         state: The progress of the run.
         device: Device to train on.
+        prepare_texts: Groups the captions of a batch. A loader that calls it saves the step this work.
 
     Raises:
         UsageError: The model does not support the loss or micro-batches.
@@ -130,7 +141,9 @@ class TrainLoop:
         self._rank = rank
         self.device = device or next(module.parameters()).device
         placement = config.placement
-        multiple = _LENGTH_MULTIPLE if placement.compile or self.device.type != "cpu" else 1
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 where a product is in float32
+        multiple = _LENGTH_MULTIPLE if placement.compile is True or self.device.type != "cpu" else 1
         module = module.to(self.device)
         set_training(module)
         features = FeatureModel(module, causal_text(module, placement.text_length_groups, multiple))
@@ -138,10 +151,12 @@ class TrainLoop:
         self._model = ParallelModel(features, placement, self.device, rank.world_size)
         self._optimizer = _adamw(features, config)
         precision = torch.bfloat16 if config.model.precision == "bfloat16" else torch.float32
-        loss = ContrastiveLoss(config.loss, rank)
-        self._gradients = Gradients(self._model, loss, self.device, precision, placement.micro_batch_size)
+        self.prepare_texts = TextPreparation(features.text_grouping, placement.micro_batch_size)
+        normalise = PixelNormaliser(module, self.device, precision)
+        self._gradients = Gradients(self._model, ContrastiveLoss(config.loss, rank), normalise, self.prepare_texts)
         self._warmup = warmup_share(trial, config.warmup_samples, config.budget_samples)
         self._gradient_norm = 0.0
+        self._warned_of_graphs = False
 
     def run(
         self,
@@ -161,7 +176,7 @@ class TrainLoop:
             DataError: Too many images cannot be decoded.
         """
         steps, began, waited = 0, time.monotonic(), 0.0
-        batches = iter(loader(self.state.samples_seen))
+        batches = batches_on_device(loader(self.state.samples_seen), self.device)
         while self.state.samples_seen < self._trial.samples:
             asked = time.monotonic()
             batch = next(batches)
@@ -181,7 +196,7 @@ class TrainLoop:
             after_step()
 
     def step(self, batch: TrainBatch) -> float:
-        """One optimizer step on one global batch. Collective: every rank passes its part, in main memory.
+        """One optimizer step on one global batch. Collective: every rank passes its part.
 
         Returns:
             The loss, averaged over the ranks.
@@ -230,10 +245,8 @@ class TrainLoop:
         """Weights, optimizer and loop state of the whole run. Collective: every rank calls it after the same step."""
         self._all_gather_counts()
         weights = self._model.gather_weights()
-        buffer = io.BytesIO()
         optimizer = self._model.gather_optimizer_state(self._optimizer)
-        torch.save({"optimizer": optimizer, "loop": vars(self.state)}, buffer)
-        return Snapshot(weights, buffer.getvalue())
+        return Snapshot(weights, partial(_serialised, {"optimizer": optimizer, "loop": deepcopy(vars(self.state))}))
 
     def load_weights_on_all_ranks(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Load the weights of a snapshot, taken with any number of ranks. Collective."""
@@ -270,6 +283,16 @@ class TrainLoop:
         self._own = BatchCounts()
         self._check_bad_images(self.state.counts, self.state.samples_seen)
 
+    def _check_graphs(self) -> None:
+        """Warn once if the model is compiled again and again: each graph takes minutes, and there is a limit."""
+        if self._model.is_compiled and not self._warned_of_graphs and compiled_graphs() > MOST_GRAPHS:
+            self._warned_of_graphs = True
+            _logger.warning(
+                "%s: torch.compile has compiled %d graphs; blocks with more than %d run without compilation, which is "
+                "slower. Set train.placement.compile=false, and report the architecture",
+                *(self._trial.name, compiled_graphs(), MOST_GRAPHS),
+            )
+
     def _log(self, loss: float, rate: float, wait_share: float, on_log: Callable[[dict[str, float]], None]) -> None:
         point = {
             "samples": float(self.state.samples_seen),
@@ -281,7 +304,14 @@ class TrainLoop:
             "data_wait_share": wait_share,
         }
         self.state.history.append(point)
+        self._check_graphs()
         on_log(point)
+
+
+def _serialised(state: Mapping[str, object]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()
 
 
 def _counts_of(batch: TrainBatch) -> BatchCounts:

@@ -4,12 +4,16 @@ Weights and optimizer state are loaded and gathered as whole tensors, under the 
 therefore does not depend on the number of processes or on the strategy.
 """
 
+import logging
+import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from typing import Any
 
 import torch
 import torch.distributed
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -18,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -29,11 +33,20 @@ from mode_ray.train.step.features import FeatureModel
 from mode_ray.train.step.text_groups import GroupedTexts
 
 _BLOCK_LISTS = ("resblocks", "blocks", "layers", "layer")
+MOST_GRAPHS = 16
+"""Most graphs of one block that are compiled."""
+_C_COMPILERS = ("cc", "gcc", "clang")
+_logger = logging.getLogger(__name__)
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class ParallelModel:
-    """A feature model, wrapped as the config says."""
+    """A feature model, wrapped as the config says.
+
+    Attributes:
+        features: The model without wrappers.
+        is_compiled: Whether its blocks are compiled.
+    """
 
     def __init__(
         self, features: FeatureModel, placement: TrainPlacement, device: torch.device, world_size: int
@@ -44,19 +57,24 @@ class ParallelModel:
         self._sharded = world_size > 1 and placement.strategy == "fsdp"
         if placement.gradient_checkpointing:
             features.clip.set_grad_checkpointing()
-        if placement.compile:
+        self.is_compiled = is_compiled(placement, device)
+        if self.is_compiled:
             _compile(features)
+        in_bfloat16 = placement.gradient_reduction == "bfloat16"
         self._module: Any = features
         if self._sharded:
             mesh = init_device_mesh(device.type, (world_size,))
+            policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if in_bfloat16 else None)
             for block in transformer_blocks(features).values():
-                fully_shard(block, mesh=mesh)
+                fully_shard(block, mesh=mesh, mp_policy=policy)
             # FSDP2 refuses to shard scalars.
-            fully_shard(features, mesh=mesh, ignored_params=set(features.logit_parameters))
+            fully_shard(features, mesh=mesh, mp_policy=policy, ignored_params=set(features.logit_parameters))
         elif world_size > 1:
             self._module = DistributedDataParallel(
                 features, gradient_as_bucket_view=True, broadcast_buffers=has_batch_norm(features)
             )
+            if in_bfloat16:
+                self._module.register_comm_hook(None, bf16_compress_hook)
 
     def __call__(self, images: torch.Tensor, texts: torch.Tensor | GroupedTexts) -> dict[str, torch.Tensor]:
         """Features as of `FeatureModel.forward`. Their gradients are averaged over the processes."""
@@ -106,9 +124,12 @@ class ParallelModel:
         set_model_state_dict(self.features.clip, dict(weights), options=StateDictOptions(full_state_dict=True))
 
     def gather_optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """An optimizer's state in main memory, by parameter name; empty on ranks above 0. Collective."""
+        """Copies of an optimizer's state in main memory, by parameter name; empty on ranks above 0. Collective."""
         # Before the first step torch would create the state with a step of its own, and count it.
-        return get_optimizer_state_dict(self.features.clip, optimizer, options=_WHOLE) if optimizer.state else {}
+        if not optimizer.state:
+            return {}
+        state = get_optimizer_state_dict(self.features.clip, optimizer, options=_WHOLE)
+        return deepcopy(state) if self._on_cpu else state
 
     def load_optimizer_state_on_all_ranks(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Load a whole optimizer state. Collective: every rank passes all of it."""
@@ -138,8 +159,32 @@ def has_batch_norm(module: torch.nn.Module) -> bool:
     return any(isinstance(child, _BatchNorm) and child.training for child in module.modules())
 
 
+def is_compiled(placement: TrainPlacement, device: torch.device) -> bool:
+    """Whether a model is compiled: as the config says, or by default on GPUs."""
+    if placement.compile != "auto":
+        return placement.compile
+    if device.type != "cuda":
+        return False
+    if not any(shutil.which(compiler) for compiler in _C_COMPILERS):
+        _logger.warning(
+            "train.placement.compile=auto: the model is not compiled, because this machine has no C compiler, which "
+            "Triton needs; install gcc, or set train.placement.compile=false"
+        )
+        return False
+    return True
+
+
+def compiled_graphs() -> int:
+    """Number of graphs that this process has compiled so far."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
 def _compile(features: FeatureModel) -> None:
     """Compile block by block: the blocks of a tower share a graph, with any wrapper around the model."""
+    # Above this limit PyTorch runs a block without compiling it. Its default is 8.
+    torch._dynamo.config.recompile_limit = MOST_GRAPHS
     blocks = transformer_blocks(features)
     for name, block in blocks.items():
         # Groups of captions have different lengths, so shapes of text blocks are dynamic from the start.

@@ -204,11 +204,13 @@ def test_the_stage_reports_progress_and_two_actors_give_the_same_bytes_as_one_pr
     assert set(clustering_files(alone)) == {"fine.safetensors", "coarse-n2.safetensors", "coarse-n4.safetensors"}
 
 
-def test_more_workers_than_cpus_are_reported_before_waiting(
+def test_more_workers_than_cpus_or_gpus_are_reported_before_waiting(
     embeddings: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    placement = run_config(tmp_path, 1).cluster.placement.model_copy(update={"workers": 500})
+    placement = run_config(tmp_path, 1).cluster.placement.model_copy(update={"workers": 500, "gpus": 1.0})
     lines: list[str] = []
-    run._say_if_too_few_cpus(placement, lines.append)
-    assert lines == [line for line in lines if "needs 250.5 CPUs, the cluster has 4" in line]
-    assert "lower cluster.placement.workers" in lines[0]
+    run._say_if_too_little_room(placement, lines.append)
+    cpus, gpus = lines
+    assert "needs 250.5 CPUs, the cluster has 4: " in cpus
+    assert "needs 500 GPUs, the cluster has 1: " in gpus
+    assert all("lower cluster.placement.workers" in line for line in lines)

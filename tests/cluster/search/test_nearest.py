@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mode_ray.cluster.search import nearest
-from mode_ray.cluster.search.nearest import FlatSearch, NearestCenters
+from mode_ray.cluster.search.nearest import NearestCenters
 from mode_ray.errors import UsageError
 
 
@@ -42,16 +42,6 @@ def test_equal_centers_are_a_tie_for_the_lowest_id() -> None:
     centers[[2, 4, 6]] = centers[2]
     fine, _ = NearestCenters(centers).search(np.repeat(centers[[6]], 50, axis=0))
     assert set(fine.tolist()) == {2}
-
-
-def test_flat_search_gives_the_same() -> None:
-    rng = np.random.default_rng(5)
-    vectors, centers = rng.normal(size=(3000, 24)).astype(np.float32), rng.normal(size=(50, 24)).astype(np.float32)
-    for prices in (None, rng.normal(size=50)):
-        fine, squared = NearestCenters(centers, prices).search(vectors)
-        flat_fine, flat_squared = FlatSearch(centers, prices, gpu=False).search(vectors)
-        np.testing.assert_array_equal(flat_fine, fine)
-        np.testing.assert_allclose(flat_squared, squared, rtol=1e-4, atol=1e-4)
 
 
 def test_a_result_depends_on_its_vector_alone_to_the_last_bit() -> None:

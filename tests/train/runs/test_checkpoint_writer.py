@@ -11,7 +11,7 @@ from mode_ray.train.runs.checkpoint_writer import CheckpointWriter
 from mode_ray.train.runs.checkpoints import checkpoint_name, read_checkpoint, whole_checkpoints
 from mode_ray.train.step.loop import Snapshot
 
-SNAPSHOT = Snapshot({"weight": torch.ones(2)}, b"state")
+SNAPSHOT = Snapshot({"weight": torch.ones(2)}, lambda: b"state")
 DEADLINE_SECONDS = 30.0
 
 

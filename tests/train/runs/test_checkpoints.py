@@ -10,7 +10,7 @@ from mode_ray.storage import Location
 from mode_ray.train.runs.checkpoints import checkpoint_name, read_checkpoint, whole_checkpoints, write_checkpoint
 from mode_ray.train.step.loop import Snapshot
 
-SNAPSHOT = Snapshot({"a.weight": torch.arange(6.0).reshape(2, 3), "logit_scale": torch.tensor(2.5)}, b"state")
+SNAPSHOT = Snapshot({"a.weight": torch.arange(6.0).reshape(2, 3), "logit_scale": torch.tensor(2.5)}, lambda: b"state")
 
 
 @pytest.fixture

@@ -34,7 +34,9 @@ class TestWhatARunAsksFor:
         assert scaling._resources_per_worker_not_none["accelerator_type:A100"] > 0
         assert scaling._label_selector_per_worker(2) == [labels, labels]
 
-    def test_a_run_in_the_launchers_process_cannot_grow(self) -> None:
+    def test_a_run_in_the_launchers_process_has_no_gpu_and_cannot_grow(self) -> None:
+        with pytest.raises(ValueError, match="use_gpu needs workers_per_run above 0"):
+            TrainPlacement(workers_per_run=0, use_gpu=True)
         with pytest.raises(ValueError, match="max_workers_per_run needs workers_per_run above 0"):
             asked(workers_per_run=0, max_workers_per_run=2)
 

@@ -10,7 +10,7 @@ import pytest
 from mode_ray.errors import TrainingError
 from mode_ray.run_directory import LEASE_FILE
 from mode_ray.storage import Location
-from mode_ray.train.runs.lease import Lease
+from mode_ray.train.runs.lease import PATIENCE_SECONDS, Lease
 
 
 @pytest.fixture
@@ -78,3 +78,50 @@ def test_a_driver_that_was_overtaken_ends_and_leaves_the_lease_to_the_other(dire
         with pytest.raises(TrainingError, match="process 41 on spot-7"):
             lease.check()
     assert content(directory) == other
+
+
+class TestStorageTrouble:
+    """The lease's file is replaced by a folder: every read and write of it fails, as with storage that is down."""
+
+    def trouble(self, directory: Location) -> Path:
+        file = Path((directory / LEASE_FILE).path)
+        file.unlink(missing_ok=True)
+        file.mkdir()
+        return file
+
+    def test_trouble_longer_than_the_expiry_ends_nothing_and_is_reported_once(self, directory: Location) -> None:
+        said: list[str] = []
+        with Lease(directory, said.append, beat_seconds=0.02, expiry_seconds=0.1, patience_seconds=60.0) as lease:
+            blocked = self.trouble(directory)
+            time.sleep(0.5)
+            lease.check()
+            blocked.rmdir()
+            time.sleep(0.2)
+            lease.check()
+            assert content(directory)["driver"] == lease._driver
+        assert [line for line in said if "cannot be renewed" in line] == said
+        assert len(said) == 1
+        assert "training continues for up to 60 s" in said[0]
+
+    def test_trouble_longer_than_the_patience_ends_the_driver(self, directory: Location) -> None:
+        with Lease(directory, silent, beat_seconds=0.02, expiry_seconds=0.1, patience_seconds=0.2) as lease:
+            blocked = self.trouble(directory)
+            time.sleep(0.6)
+            with pytest.raises(TrainingError, match="cannot be renewed"):
+                lease.check()
+            blocked.rmdir()
+
+    def test_a_driver_that_was_overtaken_during_the_trouble_ends(self, directory: Location) -> None:
+        other = {"driver": "other", "host": "spot-7", "process": "41", "beats": "1"}
+        with Lease(directory, silent, beat_seconds=0.02, expiry_seconds=0.1, patience_seconds=60.0) as lease:
+            blocked = self.trouble(directory)
+            time.sleep(0.1)
+            blocked.rmdir()
+            with pytest.raises(TrainingError, match="process 41 on spot-7"):  # noqa: PT012  (it is repeated)
+                for _ in range(100):  # a beat that began before this write may replace it
+                    (directory / LEASE_FILE).write_text(json.dumps(other))
+                    time.sleep(0.1)
+                    lease.check()
+
+    def test_by_default_two_minutes_of_trouble_end_nothing(self) -> None:
+        assert PATIENCE_SECONDS >= 120.0

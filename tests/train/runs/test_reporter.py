@@ -9,6 +9,7 @@ import pytest
 from trials import BATCH, DENSE_TRIAL
 
 from mode_ray.config.run import RunConfig
+from mode_ray.config.train import TrainPlacement
 from mode_ray.models.clip import ClipModel
 from mode_ray.pairs.index import PairIndex
 from mode_ray.train.data import PairDataset, train_loader
@@ -65,7 +66,7 @@ class Run:
         at_end: Callable[[], None] = lambda: None,
     ) -> None:
         def loader(first: int) -> Any:  # noqa: ANN401
-            return train_loader(self._dataset, range(first, DENSE_TRIAL.samples, BATCH), ONLY_RANK, 0)
+            return train_loader(self._dataset, range(first, DENSE_TRIAL.samples, BATCH), ONLY_RANK, TrainPlacement())
 
         writer = CheckpointWriter(self.checkpoints, under_ray=False)
         progress = ProgressWriter(self._progress, time.monotonic())

@@ -101,6 +101,18 @@ class TestFailures:
         assert states(waiting) == {"dense": "failed"}
         assert waiting.startable() == []
 
+    def test_lost_launches_with_a_newer_checkpoint_between_them_end_nothing(self) -> None:
+        waiting = queue(1, 2, DENSE)
+        for number in range(1, 31):
+            start(waiting)
+            saved = {"checkpoint_samples": 20.0 * number, "checkpoint_unix_seconds": 1e9 + number}
+            waiting.progressed(DENSE, {"samples": 20.0 * number + 8, "workers": 1.0} | saved)
+            waiting.failed(DENSE, "launcher lost", 1.0, again=True)
+        assert states(waiting) == {"dense": "waiting"}
+        start(waiting)
+        waiting.failed(DENSE, "launcher lost", 1.0, again=True)
+        assert states(waiting) == {"dense": "failed"}, "the 31st made no progress since the 30th, the second such loss"
+
     def test_one_that_recovers_keeps_its_launches_and_the_reason_of_the_loss(self) -> None:
         waiting = queue(1, 3, DENSE)
         start(waiting)

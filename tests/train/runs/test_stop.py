@@ -58,7 +58,7 @@ class TestWorker:
         rank_zero.write_last_progress(8)  # the thread that writes it finds the request
         assert rank_zero.after_step(16) == Order.CHECKPOINT
         assert STOPPED_SAMPLES not in progress(folder)
-        rank_zero.write_checkpoint(Snapshot({"w": torch.zeros(2)}, b"state"), 16, preempted=False)
+        rank_zero.write_checkpoint(Snapshot({"w": torch.zeros(2)}, lambda: b"state"), 16, preempted=False)
         rank_zero.checkpoints.wait()
         assert rank_zero.after_step(24) == Order.NOTHING
         rank_zero.write_last_progress(24)

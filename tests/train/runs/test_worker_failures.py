@@ -16,13 +16,13 @@ from mode_ray.errors import UsageError
 from mode_ray.models.architecture import CONFIG_FILE
 from mode_ray.models.clip import load_clip
 from mode_ray.run_directory import ERROR_FILE, METRICS_FILE
-from mode_ray.train.data import TrainBatch
 from mode_ray.train.runs.launcher import TrialEnd, checkpoints_folder, fit_trial
 from mode_ray.train.runs.queue import TrialQueue
 from mode_ray.train.runs.scheduler import run_trials
 from mode_ray.train.runs.status import initial_statuses, read_status
 from mode_ray.train.runs.trial import TrialJob, read_metrics
 from mode_ray.train.runs.worker import train_on_all_ranks
+from mode_ray.train.step.batch import TrainBatch
 from mode_ray.train.step.loop import TrainLoop
 from mode_ray.train.step.rank import ONLY_RANK, Rank
 

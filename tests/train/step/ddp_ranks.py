@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor
 
 from mode_ray.config.train import TrainConfig
 from mode_ray.pairs.members import TrainingSet
-from mode_ray.train.data import TrainBatch
 from mode_ray.train.plan import Trial
+from mode_ray.train.step.batch import TrainBatch
 from mode_ray.train.step.loop import NonFiniteError, TrainLoop
 from mode_ray.train.step.rank import Rank
 

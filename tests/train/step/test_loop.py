@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from mode_ray.config.run import RunConfig
+from mode_ray.config.train import TrainPlacement
 from mode_ray.errors import DataError, TrainingError
 from mode_ray.models.clip import ClipModel
 from mode_ray.pairs.index import PairIndex
 from mode_ray.pairs.members import TrainingSet
-from mode_ray.train.data import PairDataset, TrainBatch, train_loader
+from mode_ray.train.data import PairDataset, train_loader
 from mode_ray.train.plan import Trial
+from mode_ray.train.step.batch import TrainBatch
 from mode_ray.train.step.loop import TrainLoop
 from mode_ray.train.step.rank import ONLY_RANK
 
@@ -36,7 +38,7 @@ class Run:
 
     def go(self, after_step: Callable[[], None] = lambda: None) -> "Run":
         def loader(first: int) -> Any:  # noqa: ANN401
-            return train_loader(self._dataset, range(first, self.samples, BATCH), ONLY_RANK, 0)
+            return train_loader(self._dataset, range(first, self.samples, BATCH), ONLY_RANK, TrainPlacement())
 
         self.loop.run(loader, self.points.append, after_step)
         return self
@@ -61,6 +63,25 @@ def batch(new_clip: Callable[[], ClipModel]) -> TrainBatch:
     texts = new_clip().tokenizer([f"picture {number}" for number in range(BATCH)])
     images = torch.randn((BATCH, 3, 16, 16), generator=torch.Generator().manual_seed(0))
     return TrainBatch(images, texts, torch.arange(BATCH))
+
+
+def test_pixels_and_grouped_captions_train_as_the_floats_and_tokens_of_before(
+    new_clip: Callable[[], ClipModel], all_pairs: PairIndex, make_config: Callable[..., RunConfig]
+) -> None:
+    config, losses = make_config(), []
+    for former in (False, True):
+        clip = new_clip()
+        loop = TrainLoop(clip.module, trial(6 * BATCH), config.train, 0.0)
+        dataset = PairDataset(all_pairs, config, clip, 7, prepare=None if former else loop.prepare_texts)
+        batches = [dataset[range(start, start + BATCH)] for start in range(0, 6 * BATCH, BATCH)]
+        if former:  # the loader's floats of version 0.1.0
+            visual: Any = clip.module.visual
+            mean, std = (torch.tensor(visual.preprocess_cfg[name]).view(-1, 1, 1) for name in ("mean", "std"))
+            floats = [torch.addcmul(-mean / std, batch.images.float(), 1 / (255 * std)) for batch in batches]
+            batches = [replace(batch, images=images) for batch, images in zip(batches, floats, strict=True)]
+        losses.append([loop.step(batch) for batch in batches])
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 6
 
 
 def with_bad_images(batch: TrainBatch, count: int) -> TrainBatch:

@@ -15,8 +15,8 @@ from mode_ray.config.train import ModelConfig, TrainConfig
 from mode_ray.models.clip import build_clip, load_clip, save_clip
 from mode_ray.pairs.members import TrainingSet
 from mode_ray.storage import Location
-from mode_ray.train.data import TrainBatch
 from mode_ray.train.plan import Trial
+from mode_ray.train.step.batch import TrainBatch
 from mode_ray.train.step.loop import TrainLoop
 from mode_ray.train.step.parallel import transformer_blocks
 

@@ -19,10 +19,11 @@ from mode_ray.config.train import ModelConfig, TrainConfig
 from mode_ray.errors import UsageError
 from mode_ray.models.clip import build_clip
 from mode_ray.pairs.members import TrainingSet
-from mode_ray.train.data import TrainBatch
 from mode_ray.train.learning_rate import learning_rate
 from mode_ray.train.plan import Trial
+from mode_ray.train.step.batch import TrainBatch
 from mode_ray.train.step.loop import NonFiniteError, TrainLoop
+from mode_ray.train.step.parallel import MOST_GRAPHS, compiled_graphs
 
 BATCH = 16
 STEPS = 5
@@ -142,6 +143,25 @@ class TestClip:
         assert [loop.step(batch) for batch in batches] == pytest.approx(expected, abs=1e-3)
         assert module.transformer.resblocks[0]._compiled_call_impl is not None
         assert loop.gather_snapshot().weights.keys() == module.state_dict().keys()
+
+    @pytest.mark.drill
+    def test_captions_of_other_lengths_compile_no_further_graphs(
+        self, tmp_path: Path, make_config: Callable[..., RunConfig], batches: list[TrainBatch]
+    ) -> None:
+        module: Any = build(tmp_path)
+        context = module.context_length
+        loop = loop_of(module, train_config(make_config, placement={"compile": True, "text_length_groups": 3}))
+        counts = []
+        for step, batch in enumerate([*batches, *batches]):
+            assert isinstance(batch.texts, torch.Tensor)
+            texts = batch.texts.clone()
+            longest = 3 + (7 * step) % (context - 3)
+            texts[:, longest - 1 :] = 0
+            texts[:, longest - 1] = 49407  # the end token
+            loop.step(replace(batch, texts=texts))
+            counts.append(compiled_graphs())
+        assert counts[-1] == counts[3] > 0
+        assert counts[-1] <= MOST_GRAPHS
 
     @pytest.mark.gpu
     @pytest.mark.parametrize("compiled", [False, True])

@@ -45,7 +45,7 @@ class TestGroups:
     def test_each_group_is_as_long_as_its_longest_caption(
         self, new_clip: Callable[[], ClipModel], tokens: torch.Tensor
     ) -> None:
-        texts = grouped(new_clip().module).group(tokens)
+        texts = grouped(new_clip().module).grouping.group(tokens)
         # With start and end tokens: "" 2, "a" 3, "b" 3 | "tree" 3, "two cats" 4 | 9 and a cut one, 16.
         assert texts.shapes == ((3, 3), (2, 4), (2, 16))
         assert len(texts.tokens) == 3 * 3 + 2 * 4 + 2 * 16
@@ -53,19 +53,19 @@ class TestGroups:
     def test_places_lead_to_the_end_of_every_caption_in_the_batchs_order(
         self, new_clip: Callable[[], ClipModel], tokens: torch.Tensor
     ) -> None:
-        texts = grouped(new_clip().module).group(tokens)
+        texts = grouped(new_clip().module).grouping.group(tokens)
         assert torch.equal(texts.tokens[texts.places_b], tokens.max(dim=-1).values)
 
-    def test_lengths_are_rounded_up_but_not_beyond_the_context(
+    def test_lengths_are_rounded_up_even_beyond_the_context(
         self, new_clip: Callable[[], ClipModel], tokens: torch.Tensor
     ) -> None:
-        texts = grouped(new_clip().module, multiple=6).group(tokens)
-        assert [length for _, length in texts.shapes] == [6, 6, CONTEXT]
+        texts = grouped(new_clip().module, multiple=6).grouping.group(tokens)
+        assert [length for _, length in texts.shapes] == [6, 6, 18]
 
     def test_more_groups_than_captions_are_one_each(
         self, new_clip: Callable[[], ClipModel], tokens: torch.Tensor
     ) -> None:
-        texts = grouped(new_clip().module, groups=50).group(tokens)
+        texts = grouped(new_clip().module, groups=50).grouping.group(tokens)
         assert [captions for captions, _ in texts.shapes] == [1] * len(CAPTIONS)
 
 
@@ -80,7 +80,7 @@ class TestFeatures:
             (False, {"proj_type": "none"}),
         ],
     )
-    @pytest.mark.parametrize("multiple", [1, 8])
+    @pytest.mark.parametrize("multiple", [1, 8, 5])  # 5: longer than the context
     def test_they_and_their_gradients_are_those_of_the_model_itself(
         self, tmp_path: Path, tokens: torch.Tensor, custom_text: bool, text: dict[str, Any], multiple: int
     ) -> None:
@@ -89,7 +89,7 @@ class TestFeatures:
         gradients, features = [], []
         for way in (causal_text(module, 3, multiple), None):
             model = FeatureModel(module, way)
-            prepared = model.prepare(tokens)
+            prepared = tokens if way is None else way.grouping.group(tokens)
             assert isinstance(prepared, GroupedTexts) is (way is not None)
             output = model(torch.zeros((1, 3, 16, 16)), prepared)[TEXT]
             module.zero_grad()
@@ -105,7 +105,9 @@ class TestFeatures:
         module: Any = build(tmp_path, pool_type="eos", eos_id=49407)
         tokens = torch.randint(1, 1000, (4, CONTEXT), generator=torch.Generator().manual_seed(2))
         way = grouped(module)
-        torch.testing.assert_close(way.encode(way.group(tokens)), module.encode_text(tokens), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            way.encode(way.grouping.group(tokens)), module.encode_text(tokens), rtol=0, atol=1e-6
+        )
 
 
 class TestWhereItDoesNotApply:
