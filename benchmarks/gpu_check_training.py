@@ -378,6 +378,8 @@ def main() -> None:
     """One of the two ranks of `check_two_processes`."""
     folder, device = Path(sys.argv[1]), torch.device(sys.argv[2])
     number, batch, steps = map(int, sys.argv[3:])
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # as in gpu_check.py
     store = torch.distributed.FileStore(str(folder / "store"), 2)  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=number, world_size=2)
     print(json.dumps(_rank_losses(folder, str(folder / "tower"), device, Rank(number, 2), batch, steps)))

@@ -29,3 +29,8 @@ class WorkerError(ModeRayError):
 
 class TrainingError(ModeRayError):
     """A training run that cannot continue, or that failed permanently: exit code 1."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its class if it has none; for messages that quote a library's error."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

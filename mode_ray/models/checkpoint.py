@@ -20,7 +20,7 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed,
 from safetensors import SafetensorError
 
 from mode_ray.config.train import FOLDER_WEIGHTS
-from mode_ray.errors import UsageError
+from mode_ray.errors import UsageError, first_line
 from mode_ray.models.architecture import ARCHITECTURE_FIELD, PRETRAINED_FIELD
 from mode_ray.storage import Location
 
@@ -73,7 +73,7 @@ def local_checkpoint(name: str, field: str = PRETRAINED_FIELD) -> Iterator[Path]
             location.copy_to(copy)
             yield Path(copy.path)
     except OSError as error:
-        raise UsageError(f"{field}: {location}: cannot be read ({_first_line(error)})") from None
+        raise UsageError(f"{field}: {location}: cannot be read ({first_line(error)})") from None
 
 
 def read_checkpoint(file: Path, name: str, field: str = PRETRAINED_FIELD) -> State:
@@ -155,7 +155,7 @@ def _content(file: Path) -> Any:  # noqa: ANN401 - whatever the file holds
 
 
 def _unreadable(error: Exception) -> str:
-    text = _first_line(error)
+    text = first_line(error)
     if "TorchScript" in str(error):
         return "a TorchScript archive, which is a program; give an open_clip tag such as `openai`, or a state dict"
     if isinstance(error, UnpicklingError) and "Weights only load failed" in text:
@@ -213,7 +213,3 @@ def _require_equal_shapes(
     unknown = next((key for key in file if key not in model), None)
     if unknown is not None:
         raise UsageError(f"{place}: {unknown} is not in the architecture; {other}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

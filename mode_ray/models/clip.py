@@ -25,7 +25,7 @@ from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.tokenizer import SimpleTokenizer
 
 from mode_ray.config.train import FOLDER_WEIGHTS, ModelConfig
-from mode_ray.errors import DataError, UsageError
+from mode_ray.errors import DataError, UsageError, first_line
 from mode_ray.models.architecture import (
     ARCHITECTURE_FIELD,
     CONFIG_FILE,
@@ -141,11 +141,7 @@ def _config_errors_named(config: ModelConfig) -> Iterator[None]:
     except (*_CONFIG_ERRORS, OSError) as error:
         hub = is_hub(config.pretrained)
         named = (PRETRAINED_FIELD, config.pretrained) if hub else (ARCHITECTURE_FIELD, config.architecture)
-        raise UsageError(f"{named[0]}: {named[1]}: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{named[0]}: {named[1]}: {first_line(error)}") from None
 
 
 def _prepared_as_pretrained(clip_config: Mapping[str, Any], config: ModelConfig) -> Mapping[str, Any]:
@@ -182,7 +178,7 @@ def _load_pretrained(module: torch.nn.Module, architecture: str, pretrained: str
                 else:
                     module.load_state_dict(fit_state(module, read_checkpoint(file, pretrained), pretrained))
     except (*_CONFIG_ERRORS, OSError) as error:
-        raise UsageError(f"{PRETRAINED_FIELD}: {pretrained}: {_first_line(error)}") from None
+        raise UsageError(f"{PRETRAINED_FIELD}: {pretrained}: {first_line(error)}") from None
 
 
 def load_clip(folder: Location) -> ClipModel:

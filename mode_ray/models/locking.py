@@ -14,7 +14,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mode_ray.config.train import LockConfig, TowerLock, UnlockedGroups
-from mode_ray.errors import UsageError
+from mode_ray.errors import UsageError, first_line
 
 LOCK_FIELD = "train.model.lock"
 
@@ -42,7 +42,7 @@ def _lock(module: torch.nn.Module, tower: str, lock: TowerLock) -> None:
         with redirect_stdout(io.StringIO()):  # open_clip prints how many layers it unlocks
             method(unlocked)
     except (RuntimeError, AttributeError, NotImplementedError, KeyError, AssertionError) as error:
-        raise UsageError(f"{place}: open_clip cannot lock it ({_first_line(error)}); set all") from None
+        raise UsageError(f"{place}: open_clip cannot lock it ({first_line(error)}); set all or none") from None
     locked = before - {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     if not locked:
         raise UsageError(f"{place}: the tower has no more than {unlocked} layer groups, so nothing would be locked")
@@ -84,7 +84,3 @@ def state_hash(state: Mapping[str, torch.Tensor]) -> str:
 
 def _joined(module: str, name: str) -> str:
     return f"{module}.{name}" if module else name
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
