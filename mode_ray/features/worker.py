@@ -14,8 +14,10 @@ from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError
 from mode_ray.features.table import Half, feature_table
 from mode_ray.models.clip import ClipModel, build_clip
+from mode_ray.models.crops import TrainTransform
 from mode_ray.models.fast_tokens import fast_tokenizer
 from mode_ray.models.locking import lock_towers
+from mode_ray.models.pixels import PixelNormaliser
 from mode_ray.models.preprocess import ImageGeometry, ImageInput
 from mode_ray.models.tokens import CachedTokenizer
 from mode_ray.models.trunks import divide
@@ -25,8 +27,6 @@ from mode_ray.pairs.reader import Pair, PairReader
 from mode_ray.stages.manifest import UnitRecord
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
-from mode_ray.train.step.crops import TrainTransform
-from mode_ray.train.step.pixels import PixelNormaliser
 from mode_ray.util.devices import pick_device
 from mode_ray.util.read_ahead import read_ahead
 

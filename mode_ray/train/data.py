@@ -24,6 +24,7 @@ from mode_ray.config.run import RunConfig
 from mode_ray.config.train import TrainPlacement
 from mode_ray.errors import DataError, UsageError
 from mode_ray.models.clip import ClipModel
+from mode_ray.models.crops import TrainTransform
 from mode_ray.models.fast_tokens import fast_tokenizer
 from mode_ray.models.tokens import CachedTokenizer
 from mode_ray.pairs.images import decode_pixels
@@ -32,7 +33,6 @@ from mode_ray.pairs.order import SampleOrder
 from mode_ray.pairs.reader import Pair, PairReader
 from mode_ray.train.source import read_block_pairs
 from mode_ray.train.step.batch import TextPreparation, TrainBatch
-from mode_ray.train.step.crops import TrainTransform
 from mode_ray.train.step.rank import Rank
 from mode_ray.util.read_ahead import read_ahead
 from mode_ray.util.threads import limited_threads

@@ -15,6 +15,7 @@ import torch.distributed
 from mode_ray.config.train import TrainConfig
 from mode_ray.errors import DataError, TrainingError, UsageError
 from mode_ray.models.locking import set_training
+from mode_ray.models.pixels import PixelNormaliser
 from mode_ray.train.learning_rate import learning_rate
 from mode_ray.train.plan import Trial
 from mode_ray.train.step.batch import LoaderFactory, TextPreparation, TrainBatch, batches_on_device
@@ -23,7 +24,6 @@ from mode_ray.train.step.features import FeatureModel
 from mode_ray.train.step.gradients import Gradients
 from mode_ray.train.step.losses import ContrastiveLoss
 from mode_ray.train.step.parallel import MOST_GRAPHS, ParallelModel, compiled_graphs, has_batch_norm
-from mode_ray.train.step.pixels import PixelNormaliser
 from mode_ray.train.step.rank import ONLY_RANK, Rank
 from mode_ray.train.step.schedule import progress, warmup_share
 from mode_ray.train.step.text_groups import causal_text

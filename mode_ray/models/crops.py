@@ -24,7 +24,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """The parameters of open_clip's training transform, without its normalisation (`mode_ray.train.step.pixels`).
+    """The parameters of open_clip's training transform, without its normalisation (`mode_ray.models.pixels`).
 
     Attributes:
         size: Height and width of the result.
