@@ -4,23 +4,25 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mode_ray.config.base import ActorPool, Placement, PositiveInt, Settings
+from mode_ray.config.base import ActorPool, Placement, PositiveInt, Seed, Settings
 
 
 class FeaturesPlacement(Placement):
     """Speed of the trunks."""
 
     batch_size: PositiveInt = 64
+    """Views of images, and captions, that go through a trunk at once."""
     device: str = "auto"
 
 
 class FeaturesConfig(Settings):
-    """The stage `features`, which runs with `train.data.mode: features`; docs/training.md is the guide."""
+    """Features of locked towers. The stage `features` computes them with `train.data.mode: features` only."""
 
     views: Annotated[int, Field(ge=1, le=64)] = 1
-    """Features of every image, each of another view. Training draws one of them for every sample."""
+    """Random crops of every image. Training takes one of them for every sample."""
     augmented: bool = True
-    """Views are random crops, as training sees them. False: one view, resized and cropped at the center, as evaluation
-    sees the image."""
+    """False: one view of every image instead, resized and cropped as for evaluation."""
+    seed: Seed = 0
+    """Seed of the crops. Runs with different `train.seed` can share their features."""
     pool: ActorPool = ActorPool()
     trunk: FeaturesPlacement = FeaturesPlacement()

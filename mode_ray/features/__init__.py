@@ -1,1 +1,1 @@
-"""Features of locked trunks, computed once for all training runs that share the trunk."""
+"""The stage `features`: runs the locked trunks over all pairs once, for every training run that shares them."""

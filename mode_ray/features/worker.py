@@ -1,36 +1,35 @@
-"""Computes the features of one work unit's assigned pairs."""
+"""Computes the features of one work unit's pairs. An image with several captions goes through the trunk once."""
 
-import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from mode_ray.assign.table import read_assignments
+from mode_ray.captions.clean import CaptionTable
+from mode_ray.captions.read import read_captions
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError
-from mode_ray.features.table import Half, feature_table
-from mode_ray.models.clip import ClipModel, build_clip
-from mode_ray.models.crops import TrainTransform
+from mode_ray.features.views import Views
+from mode_ray.models.clip import build_clip
 from mode_ray.models.fast_tokens import fast_tokenizer
 from mode_ray.models.locking import lock_towers
 from mode_ray.models.pixels import PixelNormaliser
-from mode_ray.models.preprocess import ImageGeometry, ImageInput
 from mode_ray.models.tokens import CachedTokenizer
 from mode_ray.models.trunks import divide
-from mode_ray.pairs.images import decode_pixels
+from mode_ray.pairs.feature_table import FeatureNote, Half, PairFeatures, feature_table
 from mode_ray.pairs.index import PairIndex, index_columns, index_rows
-from mode_ray.pairs.reader import Pair, PairReader
+from mode_ray.pairs.reader import Pair, PairReader, caption_id
 from mode_ray.stages.manifest import UnitRecord
 from mode_ray.stages.work_unit import WorkUnit
-from mode_ray.storage import Location
 from mode_ray.util.devices import pick_device
 from mode_ray.util.read_ahead import read_ahead
 
-UNDECODABLE = "undecodable image"
+UNDECODABLE = "image cannot be decoded"
+
+Float32Array = npt.NDArray[np.float32]
 
 
 class FeatureWorker:
@@ -38,128 +37,117 @@ class FeatureWorker:
 
     Args:
         config: The run's config.
-        assignments: Directory of the assign stage.
 
     Raises:
-        UsageError: The model cannot be built, or its towers have no trunk.
+        UsageError: The model cannot be built, or a tower has no trunk.
     """
 
-    def __init__(self, config: RunConfig, assignments: Location) -> None:
+    def __init__(self, config: RunConfig) -> None:
         torch.set_num_threads(config.features.pool.threads_per_actor)
         self._config = config
-        self._assignments = assignments
         self._device = pick_device(config.features.trunk.device)
         clip = build_clip(config.train.model, config.train.seed, logit_bias=config.train.loss.kind == "siglip")
         lock_towers(clip.module, config.train.model.lock)
         clip.module.eval().to(self._device)
         self._trunks = divide(clip.module)
-        self._views = Views.of(clip, config)
+        self._views = Views(clip, config)
         self._normalise = PixelNormaliser(clip.module, self._device, torch.float32)
         self._tokenizer = CachedTokenizer(fast_tokenizer(clip.tokenizer))
 
-    def read(self, work_unit: WorkUnit) -> pa.Table:
-        """Read which pairs are assigned. Images are read while the trunk computes, because they may fill the memory.
+    def read(self, work_unit: WorkUnit) -> CaptionTable:
+        """Read and clean the captions. Images are read while the trunk computes, because they may fill the memory."""
+        return read_captions(work_unit, self._config.captions)
+
+    def compute(self, work_unit: WorkUnit, source: CaptionTable) -> tuple[pa.Table, UnitRecord]:
+        """Compute the features of images and captions in batches.
 
         Raises:
-            DataError: The unit has no assignments: it was quarantined.
+            DataError: Features are not finite numbers in float16.
         """
-        return read_assignments(self._assignments, work_unit.unit)
-
-    def compute(self, work_unit: WorkUnit, source: pa.Table) -> tuple[pa.Table, UnitRecord]:
-        """Compute the features of images and captions in batches."""
-        index = PairIndex([work_unit], index_rows(source, 0, index_columns(tars=work_unit.format == "webdataset")))
-        reader = PairReader(index, self._config.captions)
-        size = self._config.features.trunk.batch_size
-        starts = range(0, len(index), size)
-        read = partial(_read, reader, len(index), size)
-        images, texts, problems = [], [], []
-        for start, pairs in zip(starts, read_ahead(read, starts, ahead=1), strict=True):
-            found = self._images(work_unit, start, pairs)
-            images.append(found[0])
-            problems += found[1]
-            texts.append(self._texts([pair.caption for pair in pairs]))
-        bad = [problem for problem in problems if problem is not None]
+        captions, row_p = source.table, source.table["row"].to_numpy()
+        schema = index_columns(tars=work_unit.format == "webdataset")
+        reader = PairReader(PairIndex([work_unit], index_rows(captions, 0, schema)), self._config.captions)
+        _, first_i, image_p = np.unique(row_p, return_index=True, return_inverse=True)
+        images, problems = self._image_features(work_unit, reader, row_p, first_i)
+        texts = captions["caption"].to_pylist()
+        features = PairFeatures(
+            image_bvk=_half(images, work_unit)[image_p],
+            text_bk=_half(self.text_features(texts), work_unit),
+            caption_id_b=np.array([caption_id(text) for text in texts], np.int64),
+            problems=[problems[image] for image in image_p.tolist()],
+        )
+        bad = [problem for problem in features.problems if problem is not None]
         record = UnitRecord(
             unit=work_unit.unit,
             source=work_unit.uri,
-            rows_in=len(index),
-            rows_out=len(index) - len(bad),
-            refused={UNDECODABLE: len(bad)} if bad else {},
-            examples={UNDECODABLE: bad[0]} if bad else {},
+            rows_in=source.rows_in,
+            rows_out=len(texts) - len(bad),
+            refused={**source.refused, **({UNDECODABLE: len(bad)} if bad else {})},
+            examples={**source.examples, **({UNDECODABLE: bad[0]} if bad else {})},
         )
-        return feature_table(source, np.concatenate(images), np.concatenate(texts), problems), record
+        note = FeatureNote(self._trunks.trunk_hash, self._views.count)
+        return feature_table(captions, features, note), record
 
-    def _images(self, work_unit: WorkUnit, start: int, pairs: Sequence[Pair]) -> tuple[Half, list[str | None]]:
-        """Features of all views [b, views, k], zeros for images that cannot be decoded, and why they cannot."""
-        pixels, problems = [], []
-        for place, pair in enumerate(pairs, start):
-            try:
-                pixels.append(self._views.prepare(pair, work_unit.unit, place))
-                problems.append(None)
-            except DataError as error:
-                pixels.append(self._views.nothing())
-                problems.append(str(error))
-        images = torch.from_numpy(np.concatenate(pixels)).to(self._device)
+    def image_features(self, pixels: npt.NDArray[np.uint8]) -> Float32Array:
+        """Features of views uint8 [b, 3, h, w], float32 [b, k]."""
         with torch.inference_mode():
-            rows = self._trunks.image.trunk(self._normalise(images)).half().cpu().numpy()
-        rows_bvk: Half = rows.reshape(len(pairs), self._views.count, -1).copy()
-        rows_bvk[[problem is not None for problem in problems]] = 0
-        return rows_bvk, problems
+            images = self._normalise(torch.from_numpy(pixels).to(self._device))
+            features: Float32Array = self._trunks.image.trunk(images).float().cpu().numpy()
+        return features
 
-    def _texts(self, captions: Sequence[str]) -> Half:
-        distinct = list(dict.fromkeys(captions))
+    def text_features(self, captions: Sequence[str]) -> Float32Array:
+        """Features of captions, float32 [b, k]."""
+        distinct = list(dict.fromkeys(captions)) or [""]
+        size, parts = self._config.features.trunk.batch_size, []
         with torch.inference_mode():
-            rows: Half = self._trunks.text.trunk(self._tokenizer(distinct).to(self._device)).half().cpu().numpy()
+            for start in range(0, len(distinct), size):
+                tokens = self._tokenizer(distinct[start : start + size]).to(self._device)
+                parts.append(self._trunks.text.trunk(tokens).float().cpu().numpy())
         places = {caption: place for place, caption in enumerate(distinct)}
-        return rows[[places[caption] for caption in captions]]
+        features: Float32Array = np.concatenate(parts)[[places[caption] for caption in captions]]
+        return features
+
+    def _image_features(
+        self, work_unit: WorkUnit, reader: PairReader, row_p: npt.NDArray[np.int64], first_i: npt.NDArray[np.intp]
+    ) -> tuple[Float32Array, list[str | None]]:
+        """Features [i, views, k] of the images at some pairs, and why they have none; those without have zeros."""
+        size = max(1, self._config.features.trunk.batch_size // self._views.count)
+        parts: list[Float32Array] = []
+        problems: list[str | None] = []
+        starts = range(0, len(first_i), size)
+        read: Callable[[int], list[Pair]] = partial(_read, reader, first_i, size)
+        for start, pairs in zip(starts, read_ahead(read, starts, ahead=1), strict=True):
+            pixels = []
+            for pair, row in zip(pairs, row_p[first_i[start : start + size]].tolist(), strict=True):
+                try:
+                    pixels.append(self._views.prepare(pair, work_unit.unit, row))
+                    problems.append(None)
+                except DataError as error:
+                    pixels.append(self._views.nothing())
+                    problems.append(str(error))
+            part = self.image_features(np.concatenate(pixels)).reshape(len(pairs), self._views.count, -1)
+            part[[problem is not None for problem in problems[start:]]] = 0
+            parts.append(part)
+        if not parts:  # a unit without captions
+            parts = [self.image_features(self._views.nothing()).reshape(1, self._views.count, -1)[:0]]
+        return np.concatenate(parts), problems
 
 
-class Views:
-    """The views of an image that the trunk sees: random crops, or the one of evaluation.
+def _read(reader: PairReader, first_i: npt.NDArray[np.intp], size: int, start: int) -> list[Pair]:
+    return reader.read(first_i[start : start + size])
 
-    Attributes:
-        count: Views of an image.
+
+def _half(features: Float32Array, work_unit: WorkUnit) -> Half:
+    """Features as they are stored.
+
+    Raises:
+        DataError: Some are not finite.
     """
-
-    def __init__(self, config: RunConfig, transform: TrainTransform, evaluation: ImageInput) -> None:
-        self._config = config
-        self._transform = transform
-        self._evaluation = evaluation
-        self.count = config.features.views if config.features.augmented else 1
-
-    @classmethod
-    def of(cls, clip: ClipModel, config: RunConfig) -> "Views":
-        """The views for a model."""
-        geometry = ImageGeometry.of_model(clip.config)
-        evaluation = ImageInput(geometry, config.limits.max_image_pixels, config.images)
-        return cls(config, TrainTransform.of(clip.train_transform), evaluation)
-
-    def prepare(self, pair: Pair, unit: str, place: int) -> np.ndarray:
-        """The views of a pair's image, uint8 [views, 3, h, w]; the same in every run with this seed.
-
-        Args:
-            pair: The pair.
-            unit: Its work unit.
-            place: Its place in the unit.
-
-        Raises:
-            DataError: The image is missing or cannot be decoded.
-        """
-        if not self._config.features.augmented:
-            pixels_hw3 = self._evaluation.prepare(pair.encoded(), pair.place)
-            return np.ascontiguousarray(pixels_hw3.transpose(2, 0, 1))[None]
-        decoded = decode_pixels(pair.encoded(), self._config.limits.max_image_pixels, pair.place, self._config.images)
-        pixels: Any = torch.from_numpy(decoded).permute(2, 0, 1)
-        seed = zlib.crc32(f"{self._config.train.seed} {unit}".encode())
-        positions = np.arange(place * self.count, (place + 1) * self.count)
-        crops = [self._transform.crop(pixels, drawn) for drawn in self._transform.draw(seed, positions)]
-        views: np.ndarray = torch.stack(crops).numpy()
-        return views
-
-    def nothing(self) -> np.ndarray:
-        """Black views, for an image that has none."""
-        return np.zeros((self.count, 3, *self._transform.size), np.uint8)
-
-
-def _read(reader: PairReader, pairs: int, size: int, start: int) -> list[Pair]:
-    return reader.read(range(start, min(start + size, pairs)))
+    with np.errstate(over="ignore"):
+        half = features.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise DataError(
+            f"{work_unit.uri}: features of this trunk are no finite numbers in float16; train with another "
+            "train.data.mode, or other weights"
+        )
+    return half

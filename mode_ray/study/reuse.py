@@ -13,7 +13,7 @@ from mode_ray.run_directory import MANIFEST, STARTED
 from mode_ray.stages.manifest import read_manifest
 from mode_ray.storage import Location
 
-_SHARED_STAGES = ("embed", "cluster", "assign")
+_SHARED_STAGES = ("embed", "cluster", "assign", "features")
 # These fields decide the experts and the controls, never the seed or the dense model.
 _EXPERTS_ONLY = frozenset(
     {
@@ -32,7 +32,8 @@ def seed_fields(config: RunConfig) -> dict[str, object]:
     train = fingerprint_fields(config.train, "train")
     own = {name: value for name, value in train.items() if name not in _EXPERTS_ONLY}
     data = {**fingerprint_fields(config.captions, "captions"), **fingerprint_fields(config.images, "images")}
-    return {**own, **data}
+    features = fingerprint_fields(config.features, "features") if config.uses_features else {}
+    return {**own, **data, **features}
 
 
 def with_shared_seeds(configs: Sequence[RunConfig]) -> list[RunConfig]:
@@ -53,7 +54,9 @@ def with_shared_seeds(configs: Sequence[RunConfig]) -> list[RunConfig]:
 
 
 def copy_finished_stages(config: RunConfig, others: Sequence[Location]) -> Mapping[str, Location]:
-    """Copy embeddings, clustering and assignments that another run has made with the same fields.
+    """Copy embeddings, clustering, assignments and features that another run has made with the same fields.
+
+    On one local disk, the copies are further names of the same files.
 
     A stage that was begun is not touched. The file that marks a stage as begun is copied last, so an interrupted copy
     is made again.
@@ -84,4 +87,4 @@ def _copy(source: Location, target: Location) -> None:
     last = (MANIFEST, STARTED)
     files = [file for file in source.files(recursive=True) if file not in [source / name for name in last]]
     for file in (*files, *(source / name for name in last)):
-        file.copy_to(target / file.uri.removeprefix(f"{source.uri}/"))
+        file.link_or_copy_to(target / file.uri.removeprefix(f"{source.uri}/"))
