@@ -47,6 +47,48 @@ def other(config: RunConfig, **changes: object) -> RunConfig:
     return with_values(config, {"run": f"{config.run}-other", **changes})
 
 
+def on_features(config: RunConfig) -> RunConfig:
+    """The run, with training on features of a pretrained trunk."""
+    lock = {"image": "all", "text": "all"}
+    return with_values(
+        config, {"train.data.mode": "features", "train.model.lock": lock, "train.model.pretrained": "openai"}
+    )
+
+
+class TestFeatures:
+    def test_runs_of_other_clusters_and_seeds_share_them(self, config: RunConfig) -> None:
+        config = on_features(config)
+        finish(config, "embed", "cluster", "assign", "features")
+        wanted = other(config, **{"cluster.fine.centers": 16, "train.seed": 3, "train.controls": ["dense", "random"]})
+        copied = copy_finished_stages(wanted, [config.directory])
+        assert set(copied) == {"embed", "features"}
+        assert states(wanted)["features"] == "done"
+
+    def test_other_views_or_locks_are_computed(self, config: RunConfig) -> None:
+        config = on_features(config)
+        finish(config, "embed", "features")
+        for changes in ({"features.views": 2}, {"train.model.lock.text": {"groups": 1}}):
+            assert set(copy_finished_stages(other(config, **changes), [config.directory])) == {"embed"}
+            other(config).directory.delete()
+
+    def test_on_one_disk_a_copy_is_the_same_file(self, config: RunConfig) -> None:
+        config = on_features(config)
+        finish(config, "features")
+        copy_finished_stages(other(config), [config.directory])
+        files = [Path((run.directory / "features/below/output.txt").path) for run in (config, other(config))]
+        assert files[0].samefile(files[1])
+
+    def test_training_depends_on_them_and_they_on_no_stage_before(self, config: RunConfig) -> None:
+        stages = build_stages(Run(on_features(config), list_work_units(config.captions)))
+        assert list(stages) == ["embed", "cluster", "assign", "features", "train", "evaluate"]
+        inputs = {
+            name: {field for field in stage.fields if field.startswith("inputs.")} for name, stage in stages.items()
+        }
+        assert inputs["features"] == set()
+        assert inputs["train"] == {"inputs.assign", "inputs.features"}
+        assert inputs["evaluate"] == {"inputs.train"}
+
+
 class TestCopying:
     def test_a_run_with_other_experts_gets_all_that_comes_before_them(self, config: RunConfig) -> None:
         finish(config, "embed", "cluster", "assign", "train")
