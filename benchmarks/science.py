@@ -125,6 +125,7 @@ def study_of(options: argparse.Namespace, data: ScienceData) -> StudyConfig:
             "points": points,
             "seeds": seeds,
             "seed_clustering": True,
+            "keep_models": not options.heads,  # 100 MB each, mostly the trunks
         }
     )
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from mode_ray.config.base import config_hash, fingerprint_fields
 from mode_ray.config.load import with_values
 from mode_ray.config.run import RunConfig
+from mode_ray.models.architecture import WEIGHTS_FILE
 from mode_ray.pipeline import build_stages, open_run
-from mode_ray.run_directory import MANIFEST, STARTED
+from mode_ray.run_directory import MANIFEST, STARTED, STATE_FILE, stage_directories
 from mode_ray.stages.manifest import read_manifest
 from mode_ray.storage import Location
 
@@ -81,6 +82,21 @@ def copy_finished_stages(config: RunConfig, others: Sequence[Location]) -> Mappi
                 copied[name] = source
                 break
     return copied
+
+
+def delete_weights(config: RunConfig, others: Sequence[RunConfig]) -> None:
+    """Delete the weights of a finished run's models and of its optimizers; the results stay.
+
+    Args:
+        config: The run.
+        others: Runs that may reuse its models; those that they do are kept.
+    """
+    reused = {name for other in others if other.train.reuse == config.run for name in other.train.reuse_models}
+    experts = stage_directories(config.directory)["train"]
+    kept = [experts / name for name in reused]
+    for file in experts.files(recursive=True):
+        if file.name in (WEIGHTS_FILE, STATE_FILE) and file.parent not in kept:
+            file.delete()
 
 
 def _copy(source: Location, target: Location) -> None:

@@ -12,7 +12,7 @@ from mode_ray.config.run import RunConfig
 from mode_ray.pipeline import build_stages
 from mode_ray.stages.run import Run
 from mode_ray.storage import Location
-from mode_ray.study.reuse import copy_finished_stages
+from mode_ray.study.reuse import copy_finished_stages, delete_weights
 
 
 @pytest.fixture
@@ -87,6 +87,26 @@ class TestFeatures:
         assert inputs["features"] == set()
         assert inputs["train"] == {"inputs.assign", "inputs.features"}
         assert inputs["evaluate"] == {"inputs.train"}
+
+
+def test_weights_that_no_other_run_reuses_are_deleted(config: RunConfig) -> None:
+    experts = config.directory / "experts"
+    names = [
+        f"{model}/{file}"
+        for model in ("seed", "dense", "n4/00")
+        for file in ("open_clip_model.safetensors", "metrics.json")
+    ]
+    for name in names:
+        (experts / name).write_text("x")
+    reusing = other(config, **{"train.reuse": config.run, "train.reuse_models": ["seed", "dense"]})
+
+    def left() -> list[str]:
+        return [name for name in names if (experts / name).exists()]
+
+    delete_weights(config, [config, reusing])
+    assert left() == [name for name in names if name != "n4/00/open_clip_model.safetensors"]
+    delete_weights(config, [config])
+    assert left() == [name for name in names if name.endswith(".json")]
 
 
 class TestCopying:
