@@ -125,7 +125,7 @@ def build_stages(run: Run) -> dict[str, Stage]:
             continue
         inputs = {} if entry.independent else before
         stages[name] = Stage(name, directory, {**entry.fields(run), **inputs}, entry.free)
-        own = {f"inputs.{name}": config_hash(stages[name].fields)}
+        own: dict[str, object] = {f"inputs.{name}": config_hash(stages[name].fields)}
         before = {**before, **own} if entry.independent else own
     return stages
 

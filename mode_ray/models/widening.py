@@ -6,18 +6,23 @@ With linear projections, n times the embedding dimension gives exactly n times t
 from mode_ray.config.train import TrainConfig
 from mode_ray.errors import UsageError
 from mode_ray.models.clip import ClipModel, build_clip
-from mode_ray.models.locking import lock_towers
+from mode_ray.models.locking import lock_towers, locked_state
 
 
 def build_wide_clip(train: TrainConfig, factor: int) -> ClipModel:
-    """A model whose embedding dimension is `factor` times that of the config, with its towers locked.
+    """A model with the locked parts of the config's, and `factor` times its embedding dimension.
 
     Raises:
         UsageError: Its trained parameters are not `factor` times as many: more is trained than linear projections.
     """
-    model = train.model
-    clip = build_clip(model, train.seed, logit_bias=train.loss.kind == "siglip", embed_factor=factor)
-    lock_towers(clip.module, model.lock)
+    narrow, clip = (
+        build_clip(train.model, train.seed, logit_bias=train.loss.kind == "siglip", embed_factor=each)
+        for each in (1, factor)
+    )
+    for each in (narrow, clip):
+        lock_towers(each.module, train.model.lock)
+    # Locked weights that are drawn depend on all that is drawn before them.
+    clip.module.load_state_dict(locked_state(narrow.module), strict=False)
     width = int(clip.config["model_cfg"]["embed_dim"])
     for name, parameter in clip.module.named_parameters():
         if parameter.requires_grad and parameter.ndim > 0 and width not in parameter.shape:

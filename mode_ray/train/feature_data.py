@@ -41,7 +41,7 @@ class FeatureDataset:
     @property
     def sample_bytes(self) -> int:
         """Memory of one sample of a batch."""
-        return _BYTES * (self._rows.images_ivk.shape[2] + self._rows.texts_lk.shape[1])
+        return _BYTES * int(self._rows.images_ivk.shape[2] + self._rows.texts_lk.shape[1])
 
     def __getitem__(self, positions: Sequence[int]) -> TrainBatch:
         """The samples at these positions, as one batch."""
@@ -81,5 +81,5 @@ def _bits(values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
 
 def _numbers(positions: Sequence[int]) -> npt.NDArray[np.int64]:
     if isinstance(positions, range):
-        return np.arange(positions.start, positions.stop, positions.step, np.int64)
+        return np.arange(positions.start, positions.stop, positions.step, dtype=np.int64)
     return np.asarray(positions, np.int64)

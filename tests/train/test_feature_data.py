@@ -164,10 +164,8 @@ class TestTheLoop:
             loop = TrainLoop(
                 clip.module, Trial(name="dense", members=DENSE_TRIAL.members, samples=48), config.train, 0.0
             )
-            batches = [
-                TrainBatch(*parts, torch.arange(BATCH))
-                for parts in zip(*(torch.split(one, BATCH) for one in inputs), strict=True)
-            ]
+            first, second = (torch.split(one, BATCH) for one in inputs)
+            batches = [TrainBatch(*pair, torch.arange(BATCH)) for pair in zip(first, second, strict=True)]
             losses.append([loop.step(batch) for batch in batches])
         assert losses[1] == pytest.approx(losses[0], abs=1e-5)
         assert losses[0][-1] != pytest.approx(losses[0][0], abs=1e-3)

@@ -208,7 +208,9 @@ def _intervals(sources: ReportSources, models: Sequence[ModelRow]) -> list[Inter
     drawn = {}
     for model in models:
         kind = model["kind"]
-        key = {**DENSE_RUNS, "mode": model.get("rule"), "full": kind, "random": kind}.get(kind)
+        keys: dict[str, str | None] = {"mode": model.get("rule"), "full": kind, "random": kind}
+        keys |= {str(control): name for control, name in DENSE_RUNS.items()}
+        key = keys.get(kind)
         if key is not None:
             drawn[model["name"]] = {task.name: sources.results[task.name].draws[key] for task in sources.tasks}
     scores = {

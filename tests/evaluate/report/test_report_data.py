@@ -160,6 +160,7 @@ def test_every_line_that_may_be_compared_has_intervals(sources: ReportSources, d
     assert {row["model"] for row in data["intervals"]} == {
         "dense",
         "dense, equal total",
+        "dense, batches of one cluster",
         "MoDE-2 (soft)",
         "MoDE-2 (uniform)",
         "Full-2 (uniform)",

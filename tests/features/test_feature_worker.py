@@ -38,7 +38,7 @@ BAD_ROW = 4
 
 def picture(number: int) -> bytes:
     buffer = io.BytesIO()
-    pixels = np.random.default_rng(number).integers(0, 255, (40, 30, 3)).astype(np.uint8)
+    pixels = np.random.default_rng(number).integers(0, 255, (120, 100, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
@@ -123,7 +123,7 @@ class TestAUnit:
                 torch.testing.assert_close(head(torch.from_numpy(float32)), whole, atol=1e-5, rtol=0.0)
                 assert np.array_equal(half, float32.astype(np.float16))
                 # The cost of storing float16.
-                rounded = torch.nn.functional.normalize(head(torch.from_numpy(half).float()))
+                rounded = torch.nn.functional.normalize(head(torch.from_numpy(half.astype(np.float32))))
                 assert (rounded - torch.nn.functional.normalize(whole)).abs().max() < 1e-3
 
     def test_the_file_names_its_trunk(self, config: RunConfig) -> None:
@@ -145,6 +145,7 @@ def test_a_tower_without_a_trunk_is_refused(config: RunConfig) -> None:
         FeatureWorker(with_values(config, {"train.model.lock.image": {"groups": 2}}))
 
 
+@pytest.mark.drill
 def test_a_worker_that_was_killed_leaves_what_another_completes_byte_for_byte(
     config_file: Path, config: RunConfig, tmp_path: Path
 ) -> None:
