@@ -41,8 +41,8 @@ from mode_ray.train.step.loop import TrainLoop
 from mode_ray.train.step.rank import ONLY_RANK
 
 BATCH = 256
-VIEWS = 4
-IMAGES, QUICK_IMAGES = 2048, 256
+VIEWS = 2
+IMAGES, QUICK_IMAGES = 2048, 64
 # Batches of one measurement.
 CACHED, UNCACHED = 400, 4
 QUICK_CACHED, QUICK_UNCACHED = 50, 1
