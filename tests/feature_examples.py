@@ -27,7 +27,7 @@ def text_of(caption: str) -> np.ndarray:
 
 
 def write_features(
-    directory: Location, units: Sequence[Sequence[Row]], trunks: Sequence[str] = ("t", "t", "t")
+    directory: Location, units: Sequence[Sequence[Row]], trunks: Sequence[str] = "tt", transforms: Sequence[str] = "cc"
 ) -> None:
     """Write the outputs of a features stage, unit `u0` first, and finish it."""
     stage = Stage("features", directory, {})
@@ -47,6 +47,6 @@ def write_features(
             problems=[row[3] for row in rows],
         )
         record = UnitRecord(unit=f"u{number}", source=f"/data/u{number}.tar", rows_in=len(rows), rows_out=len(rows))
-        table = feature_table(captions, features, FeatureNote(trunks[number], VIEWS))
+        table = feature_table(captions, features, FeatureNote(trunks[number], VIEWS, transforms[number]))
         records.append(write_unit(unit_output(directory, record.unit), table, record))
     stage.finish(records, {})

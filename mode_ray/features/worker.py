@@ -14,6 +14,7 @@ from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError
 from mode_ray.features.views import Views
 from mode_ray.models.clip import build_clip
+from mode_ray.models.crops import transform_of
 from mode_ray.models.fast_tokens import fast_tokenizer
 from mode_ray.models.locking import lock_towers
 from mode_ray.models.pixels import PixelNormaliser
@@ -51,6 +52,7 @@ class FeatureWorker:
         clip.module.eval().to(self._device)
         self._trunks = divide(clip.module)
         self._views = Views(clip, config)
+        self._note = FeatureNote(self._trunks.trunk_hash, self._views.count, transform_of(clip))
         self._normalise = PixelNormaliser(clip.module, self._device, torch.float32)
         self._tokenizer = CachedTokenizer(fast_tokenizer(clip.tokenizer))
 
@@ -85,8 +87,7 @@ class FeatureWorker:
             refused={**source.refused, **({UNDECODABLE: len(bad)} if bad else {})},
             examples={**source.examples, **({UNDECODABLE: bad[0]} if bad else {})},
         )
-        note = FeatureNote(self._trunks.trunk_hash, self._views.count)
-        return feature_table(captions, features, note), record
+        return feature_table(captions, features, self._note), record
 
     def image_features(self, pixels: npt.NDArray[np.uint8]) -> Float32Array:
         """Features of views uint8 [b, 3, h, w], float32 [b, k]."""

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,12 @@ import numpy.typing as npt
 from mode_ray.errors import DataError, UsageError
 from mode_ray.pairs.feature_table import CAPTION_ID, IMAGE, PROBLEM, TEXT, FeatureNote, Half, feature_column
 from mode_ray.pairs.index import SHARD, PairIndex
-from mode_ray.run_directory import MANIFEST
 from mode_ray.stages.manifest import read_manifest, read_output, unit_outputs
 from mode_ray.storage import Location
 from mode_ray.util.read_ahead import read_ahead
 
 _CAPTION_BITS = 20  # of a pair's key; the rest are of its row
-_NOTE = "note.json"
+_ABOUT = "about.json"
 _IDS = {"key": np.int64, "image": np.int32, "text": np.int32, "caption_id": np.int64}
 
 Int64Array = npt.NDArray[np.int64]
@@ -47,7 +46,7 @@ class FeatureRows:
         key_p: Row and caption index of each pair, ascending within a work unit.
         first_by_unit: First pair of each work unit, and the one after its last.
         problems: Why the pairs without an image have none.
-        trunk: Hash of the weights of the trunks.
+        note: What they were computed with.
     """
 
     images_ivk: Half
@@ -58,14 +57,14 @@ class FeatureRows:
     key_p: Int64Array
     first_by_unit: Mapping[str, tuple[int, int]]
     problems: Mapping[int, str]
-    trunk: str
+    note: FeatureNote
 
     @classmethod
     def open(cls, features: Location) -> "FeatureRows":
         """Map the output of a features stage that is done; the first process on a node writes the files.
 
         Raises:
-            UsageError: The stage is not done, or its outputs are of different trunks.
+            UsageError: The stage is not done, or its outputs were computed with different weights or transforms.
             DataError: An output is missing or damaged.
         """
         manifest = read_manifest(features)
@@ -75,7 +74,7 @@ class FeatureRows:
         with _locked(folder.with_suffix(".lock")):
             if not folder.exists():
                 _write(features, folder)
-        note = json.loads((folder / _NOTE).read_text())
+        about = json.loads((folder / _ABOUT).read_text())
         ids = {name: np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in _IDS}
         return cls(
             images_ivk=np.load(folder / "images.npy", mmap_mode="r").view(np.ndarray),
@@ -84,9 +83,9 @@ class FeatureRows:
             text_p=ids["text"],
             caption_id_p=ids["caption_id"],
             key_p=ids["key"],
-            first_by_unit={unit: (first, end) for unit, first, end in note["units"]},
-            problems={int(pair): problem for pair, problem in note["problems"].items()},
-            trunk=note["trunk"],
+            first_by_unit={unit: (first, end) for unit, first, end in about["units"]},
+            problems={int(pair): problem for pair, problem in about["problems"].items()},
+            note=FeatureNote(**about["note"]),
         )
 
     def pairs_of(self, index: PairIndex) -> Int64Array:
@@ -146,7 +145,8 @@ def _write(features: Location, folder: Path) -> None:
     _write_features(outputs, plan, temporary)
     for name, kind in _IDS.items():
         np.save(temporary / f"{name}.npy", plan.ids[name].astype(kind))
-    (temporary / _NOTE).write_text(json.dumps({"units": plan.units, "problems": plan.problems, "trunk": plan.trunk}))
+    about = {"units": plan.units, "problems": plan.problems, "note": asdict(plan.note)}
+    (temporary / _ABOUT).write_text(json.dumps(about))
     temporary.rename(folder)
 
 
@@ -157,36 +157,33 @@ class _Plan:
     Attributes:
         units: Name, first pair and the one after the last.
         ids: The arrays of `_IDS`.
-        order_p: For each pair of a unit's table, in its order, its number.
+        order_p: Where each pair is in the outputs, counted over all of them.
         problems: By pair.
-        trunk: The hash of all outputs.
+        note: That of all outputs.
     """
 
     units: Sequence[tuple[str, int, int]]
     ids: Mapping[str, npt.NDArray[Any]]
     order_p: Int64Array
     problems: Mapping[int, str]
-    trunk: str
+    note: FeatureNote
 
     @classmethod
     def of(cls, features: Location, units: Sequence[str]) -> "_Plan":
         """Read what the outputs hold besides the features.
 
         Raises:
-            UsageError: They are of different trunks.
+            UsageError: They were computed with different weights or transforms.
         """
         parts: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in (*_IDS, "order")}
         listed: list[tuple[str, int, int]] = []
         problems: dict[int, str] = {}
-        trunks: dict[str, str] = {}
+        notes: dict[FeatureNote, str] = {}
         pairs = images = 0
         columns = ["row", "caption_index", CAPTION_ID, PROBLEM]
-        for unit, table in zip(
-            units,
-            read_ahead(lambda unit: read_output(features, unit, columns), units, ahead=4, threads=4),
-            strict=True,
-        ):
-            trunks.setdefault(FeatureNote.of(table.schema).trunk, unit)
+        tables = read_ahead(lambda unit: read_output(features, unit, columns), units, ahead=4, threads=4)
+        for unit, table in zip(units, tables, strict=True):
+            notes.setdefault(FeatureNote.of(table.schema), unit)
             key_p = _keys(table["row"].to_numpy(), table["caption_index"].to_numpy())
             order = np.argsort(key_p, kind="stable")
             bad = table[PROBLEM].is_valid().to_numpy()[order]
@@ -195,28 +192,27 @@ class _Plan:
             parts["caption_id"].append(table[CAPTION_ID].to_numpy()[order])
             parts["image"].append(np.where(bad, -1, image_p + images))
             parts["order"].append(order + pairs)
-            texts = table[PROBLEM].to_pylist() if bad.any() else []
-            problems |= {pairs + place: texts[order[place]] for place in np.flatnonzero(bad).tolist()}
+            reasons = table[PROBLEM].to_pylist() if bad.any() else []
+            problems |= {pairs + place: reasons[order[place]] for place in np.flatnonzero(bad).tolist()}
             listed.append((unit, pairs, pairs + len(key_p)))
             pairs, images = pairs + len(key_p), images + (int(image_p.max()) + 1 if len(image_p) else 0)
-        if len(trunks) > 1:
-            one, other = list(trunks.values())[:2]
+        if len(notes) > 1:
+            (one, first), (other, second) = list(notes.items())[:2]
+            what = "weights" if one.trunk != other.trunk else "image transforms"
             raise UsageError(
-                f"{features}: the features of {one} and {other} are of different weights: delete this directory and "
+                f"{features}: the features of {first} and {second} are of different {what}: delete this directory and "
                 "run `mode-ray features` again"
             )
         ids = {name: np.concatenate(parts[name]) for name in _IDS if name != "text"}
         _, ids["text"] = np.unique(ids["caption_id"], return_inverse=True)
-        return cls(listed, ids, np.concatenate(parts["order"]), problems, next(iter(trunks)))
+        return cls(listed, ids, np.concatenate(parts["order"]), problems, next(iter(notes)))
 
 
 def _write_features(outputs: Sequence[Location], plan: "_Plan", folder: Path) -> None:
     """Write the features of every image, and of the first pair of every caption."""
     schema = outputs[0].read_parquet_footer().schema.to_arrow_schema()
-    views, (width, text_width) = (
-        FeatureNote.of(schema).views,
-        (schema.field(name).type.list_size for name in (IMAGE, TEXT)),
-    )
+    width, text_width = (schema.field(name).type.list_size for name in (IMAGE, TEXT))
+    views = plan.note.views
     image_p, text_p = plan.ids["image"], plan.ids["text"]
     images = _new_array(folder / "images.npy", (int(image_p.max()) + 1, views, width // views))
     texts = _new_array(folder / "texts.npy", (int(text_p.max()) + 1, text_width))
@@ -239,14 +235,18 @@ def _new_array(file: Path, shape: tuple[int, ...]) -> Any:  # noqa: ANN401 - a n
     return np.lib.format.open_memmap(file, "w+", np.float16, shape)
 
 
-def require_same_trunk(rows: FeatureRows, trunk: str, features: Location) -> None:
-    """Check that features were computed with the weights of a model's trunk.
+def require_same_input(rows: FeatureRows, trunk: str, transform: str, features: Location) -> None:
+    """Check that features were computed with the trunk and the transform of a model.
 
     Raises:
         UsageError: They were not.
     """
-    if rows.trunk != trunk:
-        raise UsageError(
-            f"{features / MANIFEST}: these features are of other weights than the model's locked parts: restore the "
-            "weights, or delete this directory and run `mode-ray features` again"
-        )
+    for found, wanted, what in (
+        (rows.note.trunk, trunk, "other weights than the model's locked parts"),
+        (rows.note.transform, transform, "another image transform than the model's (size, crops, mean or deviation)"),
+    ):
+        if found != wanted:
+            raise UsageError(
+                f"{features}: these features are of {what}: restore the model, or delete this directory and run "
+                "`mode-ray features` again"
+            )

@@ -28,10 +28,12 @@ class FeatureNote:
     Attributes:
         trunk: Hash of the weights of the trunks.
         views: Views of every image.
+        transform: How pixels become the input of the trunk.
     """
 
     trunk: str
     views: int
+    transform: str
 
     @classmethod
     def of(cls, schema: pa.Schema) -> "FeatureNote":

@@ -8,7 +8,7 @@ import pytest
 from feature_examples import Row, image_of, text_of, write_features
 
 from mode_ray.errors import DataError, UsageError
-from mode_ray.pairs.feature_rows import FeatureRows, require_same_trunk
+from mode_ray.pairs.feature_rows import FeatureRows, require_same_input
 from mode_ray.pairs.index import PairIndex
 from mode_ray.pairs.reader import caption_id
 from mode_ray.stages.work_unit import WorkUnit
@@ -90,8 +90,16 @@ class TestRefused:
         with pytest.raises(UsageError, match="features of u0 and u1 are of different weights: delete"):
             FeatureRows.open(directory)
 
-    def test_features_of_other_weights_than_the_models(self, features: Location) -> None:
+    def test_outputs_of_different_transforms(self, tmp_path: Path) -> None:
+        directory = Location.parse(str(tmp_path))
+        write_features(directory, UNITS, transforms=("128 pixels", "224 pixels"))
+        with pytest.raises(UsageError, match="features of u0 and u1 are of different image transforms: delete"):
+            FeatureRows.open(directory)
+
+    def test_features_of_another_model(self, features: Location) -> None:
         rows = FeatureRows.open(features)
-        require_same_trunk(rows, "t", features)
-        with pytest.raises(UsageError, match="are of other weights than the model's locked parts"):
-            require_same_trunk(rows, "other", features)
+        require_same_input(rows, "t", "c", features)
+        with pytest.raises(UsageError, match="are of other weights than the model's locked parts: restore the model"):
+            require_same_input(rows, "other", "c", features)
+        with pytest.raises(UsageError, match="are of another image transform than the model's"):
+            require_same_input(rows, "t", "other", features)

@@ -1,5 +1,6 @@
 """Batches of features: the same pairs at the same positions as batches of images, and the same training."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,15 @@ class TestRefused:
     def test_features_of_other_weights(self, computed: Compute, make_job: MakeJob, locked: Fields) -> None:
         computed()
         assert "of other weights than the model's locked parts" in self.ended(make_job(DENSE_TRIAL, **locked, seed=9))
+
+    def test_features_of_another_transform(
+        self, computed: Compute, make_job: MakeJob, locked: Fields, architecture: Path, tmp_path: Path
+    ) -> None:
+        computed()
+        model = json.loads((architecture / "open_clip_config.json").read_text())
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({**model, "preprocess_cfg": {"mean": [0.5] * 3}}))
+        job = make_job(DENSE_TRIAL, **{**locked, "model": {"architecture": str(tmp_path), "lock": LOCK}})
+        assert "are of another image transform than the model's" in self.ended(job)
 
     def test_no_features_at_all(self, make_job: MakeJob, locked: Fields) -> None:
         assert "the features stage is not done" in self.ended(make_job(DENSE_TRIAL, **locked))

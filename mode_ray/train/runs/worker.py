@@ -15,10 +15,11 @@ import torch
 
 from mode_ray.errors import ModeRayError, TrainingError
 from mode_ray.models.clip import ClipModel, build_clip, load_clip, save_clip
+from mode_ray.models.crops import transform_of
 from mode_ray.models.locking import lock_towers
 from mode_ray.models.preprocess import ImageGeometry, ImageInput
 from mode_ray.models.widening import build_wide_clip
-from mode_ray.pairs.feature_rows import FeatureRows, require_same_trunk
+from mode_ray.pairs.feature_rows import FeatureRows, require_same_input
 from mode_ray.pairs.index import PairIndex
 from mode_ray.run_directory import ERROR_FILE, METRICS_FILE, STATE_FILE
 from mode_ray.storage import Location
@@ -113,7 +114,7 @@ def _dataset(data: TrialData, members: PairIndex, clip: ClipModel, loop: TrainLo
     """The samples of a trial: images and captions, or their features.
 
     Raises:
-        UsageError: The features were computed with other weights.
+        UsageError: The features were computed with other weights or another transform.
         DataError: A pair has no features.
     """
     job = data.job
@@ -121,7 +122,7 @@ def _dataset(data: TrialData, members: PairIndex, clip: ClipModel, loop: TrainLo
     if loop.trunk_hash is None:
         return PairDataset(members, job.config, clip, seed, data.captions, loop.prepare_texts).in_order(order)
     rows = FeatureRows.open(job.features)
-    require_same_trunk(rows, loop.trunk_hash, job.features)
+    require_same_input(rows, loop.trunk_hash, transform_of(clip), job.features)
     return FeatureDataset(rows, members, order, seed)
 
 
