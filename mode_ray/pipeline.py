@@ -17,6 +17,7 @@ from mode_ray.embed.stage import embed_fields, run_embed
 from mode_ray.errors import UsageError
 from mode_ray.evaluate.stage import evaluate_fields, run_evaluate
 from mode_ray.evaluate.tasks.task import task_files
+from mode_ray.features.stage import features_fields, run_features
 from mode_ray.new_data.drift import run_drift
 from mode_ray.new_data.extend import ExtensionRequest, run_extension
 from mode_ray.new_data.table import drift_view
@@ -45,6 +46,8 @@ class StageEntry:
         pool: Its actors; None for a stage that does not work shard by shard.
         needs: The stages that must be done before; None for all earlier ones.
         free: Fields that may change after it has begun; see `Stage`.
+        independent: Whether its output does not depend on the stages before.
+        belongs: Whether a run has this stage.
     """
 
     run: Callable[[Run, Stage, StageReport], Manifest]
@@ -53,6 +56,8 @@ class StageEntry:
     pool: Callable[[RunConfig], ActorPool] | None = None
     needs: Sequence[str] | None = None
     free: Sequence[str] = ()
+    independent: bool = False
+    belongs: Callable[[RunConfig], bool] = lambda _: True
 
 
 STAGES: Mapping[str, StageEntry] = {
@@ -68,6 +73,15 @@ STAGES: Mapping[str, StageEntry] = {
         assign_fields,
         units=lambda run: len(run.work_units),
         pool=lambda config: config.assign.pool,
+    ),
+    "features": StageEntry(
+        run_features,
+        features_fields,
+        units=lambda run: len(run.work_units),
+        pool=lambda config: config.features.pool,
+        needs=(),
+        independent=True,
+        belongs=lambda config: config.uses_features,
     ),
     "train": StageEntry(run_train, train_fields),
     "evaluate": StageEntry(
@@ -95,7 +109,9 @@ def open_run(config: RunConfig) -> Run:
 
 
 def build_stages(run: Run) -> dict[str, Stage]:
-    """Every stage with the fields that decide its output: its config sections and the hash of the stage before.
+    """Every stage with the fields that decide its output: its config sections and the hash of its input.
+
+    The input is the stage before it, and the independent stages between the two.
 
     Raises:
         UsageError: A task file is wrong, or the clustering to reuse does not fit.
@@ -105,8 +121,12 @@ def build_stages(run: Run) -> dict[str, Stage]:
     before: dict[str, object] = {}
     for name, directory in stage_directories(run.directory).items():
         entry = STAGES[name]
-        stages[name] = Stage(name, directory, {**entry.fields(run), **before}, entry.free)
-        before = {f"inputs.{name}": config_hash(stages[name].fields)}
+        if not entry.belongs(run.config):
+            continue
+        inputs = {} if entry.independent else before
+        stages[name] = Stage(name, directory, {**entry.fields(run), **inputs}, entry.free)
+        own: dict[str, object] = {f"inputs.{name}": config_hash(stages[name].fields)}
+        before = {**before, **own} if entry.independent else own
     return stages
 
 
@@ -172,16 +192,20 @@ class Pipeline:
         (run.directory / VERSIONS).write_text(json.dumps(package_versions(), indent=1))
 
     def is_done(self, names: Sequence[str]) -> bool:
-        """Whether there is nothing left to do."""
-        return all(self._states[name] == "done" for name in names)
+        """Whether there is nothing left to do.
+
+        Raises:
+            UsageError: As `check`.
+        """
+        return all(self._states[name] == "done" for name in self._present(names))
 
     def check(self, names: Sequence[str]) -> None:
         """Check what stages need before the first one starts. Ray is not needed; `run` does not check again.
 
         Raises:
-            UsageError: As `check_stages`.
+            UsageError: The run has none of these stages, or as `check_stages`.
         """
-        left = {name for name in names if self._states[name] != "done"} - self._checked
+        left = {name for name in self._present(names) if self._states[name] != "done"} - self._checked
         check_stages(self._run, left)
         self._checked |= left
 
@@ -193,7 +217,7 @@ class Pipeline:
             ModeRayError: As the stages raise.
         """
         self.check(names)
-        for name in names:
+        for name in self._present(names):
             if self._states[name] == "done":
                 self._progress.say(f"[{name}] done before")
                 continue
@@ -277,6 +301,20 @@ class Pipeline:
         # A reused clustering may have been copied without an atlas; its captions can be sampled now.
         if not (run.clusters / SUMMARY_FILE).exists():
             self._progress.say(f"[assign] atlas: {self.make_atlas()}")
+
+    def _present(self, names: Sequence[str]) -> list[str]:
+        """Those of some stages that the run has.
+
+        Raises:
+            UsageError: It has none of them.
+        """
+        present = [name for name in names if name in self._states]
+        if names and not present:
+            raise UsageError(
+                f"{', '.join(names)}: this run has no such stage; set train.data.mode=features, so that training "
+                "reads features instead of images"
+            )
+        return present
 
     def _require_earlier(self, name: str) -> None:
         order = list(self._stages)

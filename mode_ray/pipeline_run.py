@@ -14,7 +14,7 @@ from mode_ray.errors import UsageError
 from mode_ray.evaluate.report.schema import ReportData
 from mode_ray.evaluate.stage import load_report
 from mode_ray.observe.progress import Progress
-from mode_ray.observe.status import StageView, look_at_stage
+from mode_ray.observe.status import StageView, look_at_stage, stages_of
 from mode_ray.pipeline import Pipeline
 from mode_ray.run_directory import STAGE_NAMES, stage_directories
 from mode_ray.stages.manifest import read_manifest
@@ -38,7 +38,7 @@ class PipelineRun:
 
     def status(self) -> Mapping[str, StageView]:
         """Every stage by name: `state` (`absent`, `started` or `done`), `done` and `units`, and more."""
-        return {name: look_at_stage(self.config.directory, name) for name in STAGE_NAMES}
+        return {name: look_at_stage(self.config.directory, name) for name in stages_of(self.config.directory)}
 
     @property
     def report(self) -> ReportData:
@@ -68,7 +68,8 @@ def run(config: RunConfig | str | Path, until: str = "evaluate", *, quiet: bool 
 
     Args:
         config: The run's config, or its YAML file or preset.
-        until: The last stage to run: `embed`, `cluster`, `assign`, `train` or `evaluate`.
+        until: The last stage to run: `embed`, `cluster`, `assign`, `features` (with `train.data.mode: features`),
+            `train` or `evaluate`.
         quiet: Print no progress.
 
     Raises:

@@ -26,10 +26,11 @@ def check_stages(run: Run, stages: Collection[str], cuda: Callable[[], CudaState
             encoder, architecture, checkpoint or GPUs cannot be used.
     """
     config = run.config
-    if "train" in stages:
-        budget = config.train.budget_samples
+    budget = config.train.budget_samples if "train" in stages else None
+    if {"features", "train"} & set(stages):
         require_images(run.work_units)
         _require_image_column(run)
+    if budget is not None:
         _require_room_for_a_batch(config.train.batch_size, budget)
     if "evaluate" in stages and not config.evaluate.tasks:
         raise UsageError(
@@ -40,7 +41,7 @@ def check_stages(run: Run, stages: Collection[str], cuda: Callable[[], CudaState
         check_gpus({stage: gpus for stage, gpus in gpus_of_stages(config).items() if stage in stages}, cuda)
     if _encodes(run, stages) and not joins_cluster(config.ray):
         require_encoder(config.encoder)
-    if "train" in stages:
+    if {"features", "train"} & set(stages):
         check_model(config.train)
 
 
@@ -51,6 +52,7 @@ def gpus_of_stages(config: RunConfig) -> dict[str, tuple[str, float]]:
         "embed": ("embed.pool.gpus_per_actor", config.embed.pool.gpus_per_actor),
         "cluster": ("cluster.placement.gpus", config.cluster.placement.gpus),
         "assign": ("assign.pool.gpus_per_actor", config.assign.pool.gpus_per_actor),
+        "features": ("features.pool.gpus_per_actor", config.features.pool.gpus_per_actor),
         "train": ("train.placement.gpus_per_worker", train.gpus_per_worker if train.use_gpu else 0.0),
         "evaluate": ("evaluate.placement.gpus_per_task", config.evaluate.placement.gpus_per_task),
     }

@@ -1,7 +1,7 @@
 """The layout of a run directory: the name of every directory and file in it.
 
     config.yaml  versions.json  shards.parquet
-    embeddings/ clusters/ assignments/ experts/ evaluation/     one directory a stage
+    embeddings/ clusters/ assignments/ features/ experts/ evaluation/     one directory per stage
     far_captions/ index/ serving/ sweep/                        written by commands beside the stages
 
 Other modules read and write these files and import their names from here. Two kinds of names belong to others: the
@@ -17,10 +17,13 @@ STAGE_DIRECTORIES = {
     "embed": "embeddings",
     "cluster": "clusters",
     "assign": "assignments",
+    "features": "features",
     "train": "experts",
     "evaluate": "evaluation",
 }
 STAGE_NAMES = tuple(STAGE_DIRECTORIES)
+OPTIONAL_STAGES = frozenset({"features"})
+"""Stages that only some runs have."""
 
 # In the run directory itself.
 RUN_CONFIG = "config.yaml"

@@ -272,6 +272,19 @@ class Location:
                 piece = functools.partial(source.read_at, min(_COPIED_AT_ONCE_BYTES, size - start), start)
                 stream.write(self.complete(piece))
 
+    def link_or_copy_to(self, target: "Location") -> None:
+        """Give this file a second name, or copy it where the two are not on one local disk.
+
+        Only for files that are never changed in place. Every write of this class replaces the file.
+        """
+        if self.is_local and target.is_local:
+            Path(target.path).parent.mkdir(parents=True, exist_ok=True)
+            Path(target.path).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another file system, or one without links
+                os.link(self.path, target.path)
+                return
+        self.copy_to(target)
+
     def write_bytes(self, data: bytes) -> None:
         """Write the whole file, atomically."""
         with self.open_atomic() as stream:

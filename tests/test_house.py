@@ -32,6 +32,7 @@ ORDER = (
     "assign",
     "pairs",
     "models",
+    "features",
     "train",
     "routing",
     "atlas",

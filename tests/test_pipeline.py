@@ -138,3 +138,9 @@ def test_training_on_captions_alone_is_refused_before_any_stage(tmp_path: Path) 
     with pytest.raises(UsageError, match=r"captions\.jsonl: holds captions only .* experts train on parquet or"):
         run.run(["embed", "cluster", "assign", "train"])
     assert not (tmp_path / "run/embeddings").exists()
+
+
+def test_a_stage_that_a_run_does_not_have_is_named(config: RunConfig) -> None:
+    with pytest.raises(UsageError, match=r"^features: this run has no such stage; set train\.data\.mode=features"):
+        pipeline(config).check(["features"])
+    assert not pipeline(config).is_done(["assign", "features"])

@@ -50,6 +50,8 @@ def test_stages_run_until_the_one_that_is_named_and_are_skipped_afterwards(
 
 
 def test_an_unknown_stage_is_named_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="until='fit': the stages are embed, cluster, assign, train, evaluate"):
+    with pytest.raises(
+        UsageError, match="until='fit': the stages are embed, cluster, assign, features, train, evaluate"
+    ):
         mode_ray.run(config_of(tmp_path), until="fit")
     assert not (tmp_path / "run").exists()

@@ -19,7 +19,8 @@ from mode_ray.errors import ModeRayError
 _PANELS: dict[str, tuple[Any, ...]] = {
     "Pipeline": (
         starter.init,
-        *(pipeline.run, pipeline.embed, pipeline.cluster, pipeline.assign, pipeline.train, pipeline.evaluate),
+        *(pipeline.run, pipeline.embed, pipeline.cluster, pipeline.assign, pipeline.features, pipeline.train),
+        pipeline.evaluate,
         pipeline.demo,
     ),
     "Results": (

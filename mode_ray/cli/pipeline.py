@@ -61,6 +61,7 @@ def _stage_group(name: Stage, help_text: str) -> typer.Typer:
 embed = _stage("embed", "Embed the captions.")
 cluster = _stage_group("cluster", "Fit the fine centers and group them into experts.")
 assign = _stage("assign", "Assign every caption to its nearest center.")
+features = _stage("features", "Compute the features of locked towers, with train.data.mode=features.")
 train = _stage_group("train", "Train the seed, the dense baseline and the experts.")
 evaluate = _stage_group("evaluate", "Evaluate on the tasks and write the report.")
 

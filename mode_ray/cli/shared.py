@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _LOG_WIDTH = 140
 
-Stage = Literal["embed", "cluster", "assign", "train", "evaluate"]
+Stage = Literal["embed", "cluster", "assign", "features", "train", "evaluate"]
 
 
 class CommandGroup(TyperGroup):

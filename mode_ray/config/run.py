@@ -11,6 +11,7 @@ from mode_ray.config.base import Placement, PositiveInt, Settings
 from mode_ray.config.captions import CaptionsConfig, EmbedConfig, EncoderConfig, LimitsConfig
 from mode_ray.config.cluster import AssignConfig, ClusterConfig, DriftConfig
 from mode_ray.config.evaluate import EvaluateConfig, IndexConfig, RoutingConfig
+from mode_ray.config.features import FeaturesConfig
 from mode_ray.config.images import ImagesConfig
 from mode_ray.config.serve import ServeConfig
 from mode_ray.config.sweep import SweepConfig
@@ -48,6 +49,7 @@ class RunConfig(Settings):
     cluster: ClusterConfig = ClusterConfig()
     assign: AssignConfig = AssignConfig()
     drift: DriftConfig = DriftConfig()
+    features: FeaturesConfig = FeaturesConfig()
     train: TrainConfig = TrainConfig()
     sweep: SweepConfig = SweepConfig()
     routing: RoutingConfig = RoutingConfig()
@@ -69,6 +71,11 @@ class RunConfig(Settings):
     def trains(self) -> bool:
         """Whether the config says how long to train; without, only the stages up to `assign` can run."""
         return self.train.dense_samples is not None
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether training reads the features of locked trunks instead of images."""
+        return self.train.data.mode == "features"
 
     @property
     def reuses_clustering(self) -> bool:

@@ -34,6 +34,8 @@ class StudyConfig(Settings):
     """The horizontal axis of the picture: the values, or the training samples behind each result."""
     seeds: Annotated[tuple[Seed, ...], Field(strict=False)] = (0,)
     """Training seeds; every point is run with each of them."""
+    keep_models: bool = True
+    """False: the weights of a run's models are deleted once it is evaluated, but for those that other runs reuse."""
     seed_clustering: bool = False
     """Use the training seed for the clustering, too, so that the deviation over seeds includes that of the clustering.
     By default the runs of one point share their clustering."""

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from mode_ray.config.base import Placement, PositiveFloat, PositiveInt, Seed, Settings, Share
 from mode_ray.errors import UsageError
 
-Control = Literal["dense", "dense_equal_total", "full", "random"]
+Control = Literal["dense", "dense_equal_total", "wide", "clustered", "full", "random"]
 ReusableModels = Literal["seed", "dense", "experts"]
 FOLDER_WEIGHTS = "folder"
 """Value of `train.model.pretrained`: the weights in the architecture's folder."""
@@ -33,6 +33,11 @@ class LockConfig(Settings):
     `--lock-image-unlocked-groups 2`."""
     text: TowerLock = "none"
     """As `image`; the groups are those of open_clip's `--lock-text-unlocked-layers`."""
+
+    @property
+    def locks_both(self) -> bool:
+        """Whether a part of each tower is locked."""
+        return self.image != "none" and self.text != "none"
 
 
 class TowersConfig(Settings):
@@ -111,10 +116,11 @@ class LossConfig(Settings):
 class TrainDataConfig(Settings):
     """How the pairs of a training set are read, and in which order."""
 
-    mode: Literal["auto", "index", "materialised"] = "auto"
+    mode: Literal["auto", "index", "materialised", "features"] = "auto"
     """`index`: pairs are read from the source shards, and nothing is copied. `materialised`: each training set is
     first copied into shards of its own, balanced and shuffled. `auto`: `materialised` with `use_gpu` if the pairs are
-    in an object store, otherwise `index`."""
+    in an object store, otherwise `index`. `features`: the stage `features` runs the locked towers over all pairs
+    once, and training reads their features; it needs `train.model.lock` for both towers."""
     block_pairs: PositiveInt = 1
     """Neighbouring pairs of a source shard that stay together when they are shuffled: in every epoch in the mode
     `index`, once while copying in the mode `materialised`. One request reads a block. 1 shuffles single pairs; 16 to
@@ -260,7 +266,9 @@ class TrainConfig(Settings):
     `dense_equal_total`: the same for as many samples as seed and experts see together, on a schedule of its own;
     (27 + 5n)/32 of `dense_samples` with the paper's seed share and `expert_budget: full`. `full`: n models from the
     seed, each on all data in an order of its own. `random`: n models from the seed on rows distributed at random, in
-    the experts' sizes."""
+    the experts' sizes. `wide`: as `dense`, but with n times the embedding dimension, so that it has as many trained
+    parameters as all experts; for locked towers with linear projections. `clustered`: as `dense`, but every batch is
+    from one expert's clusters; batches are drawn in proportion to the experts' pairs."""
     seed: Seed = 0
     placement: TrainPlacement = TrainPlacement()
     added: ClassVar[frozenset[str]] = frozenset({"seed_from_pretrained", "expert_schedule"})
@@ -321,6 +329,16 @@ class TrainConfig(Settings):
                 )
         if self.seed_from_pretrained and self.model.pretrained is None:
             raise ValueError("seed_from_pretrained needs model.pretrained: the weights that the seed begins with")
+        if self.data.mode == "features" and not self.model.lock.locks_both:
+            raise ValueError(
+                "data.mode=features needs model.lock.image and model.lock.text: a tower that is trained as a whole "
+                "has no features to compute once"
+            )
+        if "wide" in self.controls and (not self.model.lock.locks_both or self.model.pretrained is not None):
+            raise ValueError(
+                "the control wide needs model.lock.image and model.lock.text, and no model.pretrained: only new "
+                "linear projections of locked towers can be made n times as wide; leave it out of controls"
+            )
         if self.loss.kind == "siglip" and self.loss.mask_equal_captions:
             raise ValueError("loss.mask_equal_captions goes with loss.kind=clip only")
         return self

@@ -79,13 +79,14 @@ class ClipModel:
     text_files: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def build_clip(config: ModelConfig, seed: int, *, logit_bias: bool = False) -> ClipModel:
+def build_clip(config: ModelConfig, seed: int, *, logit_bias: bool = False, embed_factor: int = 1) -> ClipModel:
     """Build a model: randomly initialised, or with the weights of `pretrained`.
 
     Args:
         config: Architecture and weights.
         seed: Seed of the initialisation.
         logit_bias: Give the model SigLIP's learned bias and initial scale, unless its config has its own.
+        embed_factor: Multiply the dimension of the embeddings by this.
 
     Raises:
         UsageError: The architecture, folder, hub model, tag or checkpoint file does not exist.
@@ -93,6 +94,9 @@ def build_clip(config: ModelConfig, seed: int, *, logit_bias: bool = False) -> C
     if config.pretrained == FOLDER_WEIGHTS:
         return load_clip(Location.parse(resolve_folder(config.architecture, ARCHITECTURE_FIELD)))
     clip_config = described_clip(config, logit_bias=logit_bias)
+    if embed_factor != 1:
+        shape = clip_config["model_cfg"]
+        clip_config = {**clip_config, "model_cfg": {**shape, "embed_dim": embed_factor * shape["embed_dim"]}}
     torch.manual_seed(seed)
     with _config_errors_named(config):
         clip = _create(clip_config, _text_files(config))

@@ -15,6 +15,7 @@ from mode_ray.observe.progress import trials_table
 from mode_ray.run_directory import (
     FIT_PROGRESS,
     LEASE_FILE,
+    OPTIONAL_STAGES,
     RUN_CONFIG,
     STAGE_DIRECTORIES,
     STARTED,
@@ -56,6 +57,15 @@ class StageView:
     manifest: Manifest | None = None
     trials: Sequence[TrialStatus] = ()
     inactivity: Inactivity | None = None
+
+
+def stages_of(run: Location) -> list[str]:
+    """The stages of a run, in order; an optional one only once it has begun."""
+    return [
+        name
+        for name, directory in STAGE_DIRECTORIES.items()
+        if name not in OPTIONAL_STAGES or (run / directory / STARTED).exists()
+    ]
 
 
 def look_at_stage(
@@ -138,7 +148,7 @@ def status_table(run: Location) -> WideTable:
         UsageError: There is no run in this directory.
     """
     require_run(run)
-    return stages_table(run, [look_at_stage(run, name) for name in STAGE_DIRECTORIES])
+    return stages_table(run, [look_at_stage(run, name) for name in stages_of(run)])
 
 
 def stages_table(run: Location, views: Sequence[StageView]) -> WideTable:

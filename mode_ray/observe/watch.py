@@ -10,7 +10,7 @@ from rich.text import Text
 
 from mode_ray.observe.activity import inactivity
 from mode_ray.observe.progress import trials_table
-from mode_ray.observe.status import StageView, has_ended, look_at_stage, stages_table
+from mode_ray.observe.status import StageView, has_ended, look_at_stage, stages_of, stages_table
 from mode_ray.run_directory import MANIFEST, RUN_CONFIG, STAGE_DIRECTORIES, STAGE_NAMES, require_run
 from mode_ray.storage import Location
 from mode_ray.util.tables import duration
@@ -33,7 +33,7 @@ class Watch:
         self, run: Location, until: str, stall_seconds: float, clock: Callable[[], float] = time.time
     ) -> None:
         self.run = run
-        self._names = STAGE_NAMES[: STAGE_NAMES.index(until) + 1]
+        self._until = until
         self._stall_seconds = stall_seconds
         self._clock = clock
         self._done: dict[str, StageView] = {}
@@ -42,7 +42,7 @@ class Watch:
     def look(self) -> None:
         """Read the progress of the stages that were not done before."""
         views: list[StageView] = []
-        for name in self._names:
+        for name in self._names():
             if name not in self._done and all(view.state == "done" for view in views):
                 view = look_at_stage(self.run, name, self._stall_seconds, self._clock())
                 if view.state == "done":
@@ -78,9 +78,16 @@ class Watch:
         left = "" if view.eta_seconds is None else f", about {duration(view.eta_seconds)} left"
         return f"[{view.name}] {view.done:,} of {view.units:,} units{left}"
 
+    def _names(self) -> list[str]:
+        """The stages to wait for; an optional one only once it has begun, unless it is the last."""
+        wanted = STAGE_NAMES[: STAGE_NAMES.index(self._until) + 1]
+        there = stages_of(self.run)
+        return [name for name in wanted if name in there or name == self._until]
+
     def _previous_end(self, name: str) -> float:
         """When the previous stage ended; 0 if there is none or the storage has no times."""
-        before = self._names[: self._names.index(name)]
+        names = self._names()
+        before = names[: names.index(name)]
         place = self.run / STAGE_DIRECTORIES[before[-1]] / MANIFEST if before else self.run / RUN_CONFIG
         entry = place.entry()
         return 0.0 if entry is None else entry.modified_unix_seconds

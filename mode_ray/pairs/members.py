@@ -31,8 +31,8 @@ class TrainingSet:
     """The pairs that a model is trained on.
 
     Attributes:
-        kind: `all` pairs; the pairs of one `expert`; or a `random` partition of the pairs with the experts' sizes (the
-            control).
+        kind: `all` pairs; the pairs of one `expert`; a `random` partition of the pairs with the experts' sizes (a
+            control); or `clustered`: all pairs, those of the first expert first (another control).
         experts: n, for `expert` and `random`.
         expert: Number of the expert, from 0.
         out_of_cluster_share: Share of the set that is sampled from the other clusters.
@@ -40,7 +40,7 @@ class TrainingSet:
         held_out_below: Rows whose hash is below this are left out (`mode_ray.pairs.held_out`); 0 for none.
     """
 
-    kind: Literal["all", "expert", "random"]
+    kind: Literal["all", "expert", "random", "clustered"]
     experts: int = 1
     expert: int = 0
     out_of_cluster_share: float = 0.0
@@ -52,6 +52,8 @@ class TrainingSet:
         """This set without the fields that do not affect its pairs, so that sets of equal pairs are equal."""
         if self.kind == "all":
             return TrainingSet(kind="all", held_out_below=self.held_out_below)
+        if self.kind == "clustered":
+            return replace(self, seed=0)
         return self if self.kind == "random" or self.out_of_cluster_share else replace(self, seed=0)
 
     @property
@@ -62,6 +64,8 @@ class TrainingSet:
         digest = hashlib.blake2b(repr(self.drawn).encode(), digest_size=4).hexdigest()
         if self.kind == "all":
             return f"all-{digest}"
+        if self.kind == "clustered":
+            return f"clustered-n{self.experts}-{digest}"
         return f"{'random-' if self.kind == 'random' else ''}n{self.experts}-{self.expert:02d}-{digest}"
 
 
@@ -75,6 +79,10 @@ def stream_members(
     Raises:
         DataError: The set is empty, or no work unit has assignments.
     """
+    if members.kind == "clustered":
+        for expert in range(members.experts):
+            yield from stream_members(replace(members, kind="expert", expert=expert), assignments, work_units, group_m)
+        return
     numbered = assigned_units(assignments, work_units)
     schema = index_columns(tars=any(work_unit.format == "webdataset" for _, work_unit in numbered))
     choose = _chooser(members, assignments, numbered, group_m)

@@ -5,15 +5,25 @@ demand, so an order needs no memory for any N.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from mode_ray.util.counter_random import UInt64Array, draw_keys, mix
+from mode_ray.util.counter_random import UInt64Array, draw_keys, mix, uniform_numbers
 
 _ROUNDS = 6
 
 Int64Array = npt.NDArray[np.int64]
+
+
+class PairOrder(Protocol):
+    """The sequence of a run's samples."""
+
+    def pairs_at(self, positions: npt.ArrayLike) -> Int64Array:
+        """The pairs at these positions of the sequence, int64 [b]."""
+        ...
 
 
 class SampleOrder:
@@ -56,6 +66,56 @@ class SampleOrder:
         short = (places >= first_short) & ~behind
         pairs[short] = self._blocks * self._block + places[short] - first_short
         return pairs
+
+
+class GroupedOrder:
+    """A sequence in which every batch is from one group of pairs, such as a cluster.
+
+    Batch number j is from a group that is drawn in proportion to the groups' sizes. Within a group, batches follow its
+    own `SampleOrder`, so every pair is seen once before any is repeated.
+
+    Args:
+        sizes: Pairs of each group; the groups follow each other in the training set.
+        seed: Seed of groups and permutations.
+        batch_size: Samples of a batch.
+        block_pairs: As of `SampleOrder`.
+    """
+
+    def __init__(self, sizes: Sequence[int], seed: int, batch_size: int, block_pairs: int = 1) -> None:
+        self._ends = np.cumsum(sizes, dtype=np.int64)
+        self._starts = self._ends - np.asarray(sizes, np.int64)
+        self._orders = [
+            SampleOrder(size, seed * len(sizes) + group, block_pairs) if size else None
+            for group, size in enumerate(sizes)
+        ]
+        self._seed = seed
+        self._batch_size = batch_size
+        # Group of each batch so far, and how many batches of that group precede it.
+        self._group_j = np.empty(0, np.int64)
+        self._number_j = np.empty(0, np.int64)
+
+    def pairs_at(self, positions: npt.ArrayLike) -> Int64Array:
+        """The pairs at these positions of the sequence, int64 [b]."""
+        batches, within = np.divmod(np.asarray(positions, np.int64), self._batch_size)
+        if len(batches) and batches.max() >= len(self._group_j):
+            self._draw(2 * (int(batches.max()) + 1))
+        groups, places = self._group_j[batches], self._number_j[batches] * self._batch_size + within
+        pairs = np.empty_like(places)
+        for group in np.unique(groups).tolist():
+            order = self._orders[group]
+            here = groups == group
+            if order is not None:  # empty groups are never drawn
+                pairs[here] = self._starts[group] + order.pairs_at(places[here])
+        return pairs
+
+    def _draw(self, count: int) -> None:
+        """Draw the groups of the first batches. Earlier batches keep theirs."""
+        drawn = uniform_numbers(f"groups {self._seed}", np.arange(count), 1)[:, 0] * self._ends[-1]
+        self._group_j = np.searchsorted(self._ends, drawn, side="right")
+        self._number_j = np.empty(count, np.int64)
+        for group in range(len(self._ends)):
+            here = np.flatnonzero(self._group_j == group)
+            self._number_j[here] = np.arange(len(here))
 
 
 def permute(places: Int64Array, size: int, keys: UInt64Array) -> Int64Array:

@@ -1,5 +1,6 @@
 """Reads single pairs, image bytes and caption, from the source shards."""
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -52,6 +53,11 @@ class Pair:
         if self.problem:
             raise DataError(self.problem)
         return self.image
+
+
+def caption_id(caption: str) -> int:
+    """A hash of a caption, 64 bits signed; equal for different captions with probability 2^-64 only."""
+    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), signed=True)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """The number of models that a config trains and evaluates, and their samples, computed without the data."""
 
 from mode_ray.config.train import TrainConfig
+from mode_ray.train.plan import DENSE_RUNS
 
 
 def training_samples(config: TrainConfig) -> float:
@@ -14,13 +15,14 @@ def training_samples(config: TrainConfig) -> float:
     dense = config.budget_samples
     seed, rest = dense * first, dense * (1.0 - first)
     experts = rest if config.expert_budget == "shared" else rest * config.experts
-    control = {"dense": dense, "dense_equal_total": seed + experts, "full": experts, "random": experts}
+    control = {name: float(dense) for name in DENSE_RUNS}
+    control |= {"dense_equal_total": seed + experts, "full": experts, "random": experts}
     return seed + experts + sum(control[name] for name in config.controls)
 
 
 def evaluated_models(config: TrainConfig) -> int:
     """Number of evaluated models: n experts, one per dense control, n per other control."""
-    dense = sum(name in ("dense", "dense_equal_total") for name in config.controls)
+    dense = sum(name in DENSE_RUNS for name in config.controls)
     return config.experts * (1 + len(config.controls) - dense) + dense
 
 

@@ -48,6 +48,11 @@ class Run:
         return self.stage_directory("assign")
 
     @property
+    def features(self) -> Location:
+        """Directory of the features stage; only some runs have it."""
+        return self.stage_directory("features")
+
+    @property
     def experts(self) -> Location:
         """Directory of the train stage."""
         return self.stage_directory("train")

@@ -13,6 +13,8 @@ from mode_ray.evaluate.report.schema import ModelRow, ReportData
 _TITLES = {
     "dense": "dense",
     "dense_equal_total": "dense, equal total",
+    "wide": "dense, as wide as all experts",
+    "clustered": "dense, batches of one cluster",
     "best_expert": "best single expert",
     "oracle": "oracle: best expert per task",
     "full": "Full-n",

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from mode_ray.config.base import config_hash, fingerprint_fields
 from mode_ray.config.load import with_values
 from mode_ray.config.run import RunConfig
+from mode_ray.models.architecture import WEIGHTS_FILE
 from mode_ray.pipeline import build_stages, open_run
-from mode_ray.run_directory import MANIFEST, STARTED
+from mode_ray.run_directory import MANIFEST, STARTED, STATE_FILE, stage_directories
 from mode_ray.stages.manifest import read_manifest
 from mode_ray.storage import Location
 
-_SHARED_STAGES = ("embed", "cluster", "assign")
+_SHARED_STAGES = ("embed", "cluster", "assign", "features")
 # These fields decide the experts and the controls, never the seed or the dense model.
 _EXPERTS_ONLY = frozenset(
     {
@@ -32,7 +33,8 @@ def seed_fields(config: RunConfig) -> dict[str, object]:
     train = fingerprint_fields(config.train, "train")
     own = {name: value for name, value in train.items() if name not in _EXPERTS_ONLY}
     data = {**fingerprint_fields(config.captions, "captions"), **fingerprint_fields(config.images, "images")}
-    return {**own, **data}
+    features = fingerprint_fields(config.features, "features") if config.uses_features else {}
+    return {**own, **data, **features}
 
 
 def with_shared_seeds(configs: Sequence[RunConfig]) -> list[RunConfig]:
@@ -53,7 +55,9 @@ def with_shared_seeds(configs: Sequence[RunConfig]) -> list[RunConfig]:
 
 
 def copy_finished_stages(config: RunConfig, others: Sequence[Location]) -> Mapping[str, Location]:
-    """Copy embeddings, clustering and assignments that another run has made with the same fields.
+    """Copy embeddings, clustering, assignments and features that another run has made with the same fields.
+
+    On one local disk, the copies are further names of the same files.
 
     A stage that was begun is not touched. The file that marks a stage as begun is copied last, so an interrupted copy
     is made again.
@@ -80,8 +84,23 @@ def copy_finished_stages(config: RunConfig, others: Sequence[Location]) -> Mappi
     return copied
 
 
+def delete_weights(config: RunConfig, others: Sequence[RunConfig]) -> None:
+    """Delete the weights of a finished run's models and of its optimizers; the results stay.
+
+    Args:
+        config: The run.
+        others: Runs that may reuse its models; those that they do are kept.
+    """
+    reused = {name for other in others if other.train.reuse == config.run for name in other.train.reuse_models}
+    experts = stage_directories(config.directory)["train"]
+    kept = [experts / name for name in reused]
+    for file in experts.files(recursive=True):
+        if file.name in (WEIGHTS_FILE, STATE_FILE) and file.parent not in kept:
+            file.delete()
+
+
 def _copy(source: Location, target: Location) -> None:
     last = (MANIFEST, STARTED)
     files = [file for file in source.files(recursive=True) if file not in [source / name for name in last]]
     for file in (*files, *(source / name for name in last)):
-        file.copy_to(target / file.uri.removeprefix(f"{source.uri}/"))
+        file.link_or_copy_to(target / file.uri.removeprefix(f"{source.uri}/"))

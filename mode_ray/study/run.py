@@ -13,6 +13,7 @@ from mode_ray.run_directory import stage_directories
 from mode_ray.study.plan import StudyPoint, plan_study
 from mode_ray.study.plot import study_png
 from mode_ray.study.results import LinePoint, StudyResults, lines
+from mode_ray.study.reuse import delete_weights
 from mode_ray.study.series import run_series
 from mode_ray.util.tables import WideTable
 
@@ -41,6 +42,8 @@ def run_study(study: StudyConfig, console: Console) -> StudyResults:
         report = load_report(stage_directories(point.config.directory)["evaluate"])
         results = results.with_report(point.label, point.seed, report)
         _write(study, points, results)
+        if not study.keep_models:
+            delete_weights(point.config, [other.config for other in points])
 
     run_series({name: point.config for name, point in by_name.items()}, console, take)
     for title, rows in _tables(study, results).items():

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -24,15 +24,16 @@ from mode_ray.config.run import RunConfig
 from mode_ray.config.train import TrainPlacement
 from mode_ray.errors import DataError, UsageError
 from mode_ray.models.clip import ClipModel
+from mode_ray.models.crops import TrainTransform
 from mode_ray.models.fast_tokens import fast_tokenizer
 from mode_ray.models.tokens import CachedTokenizer
 from mode_ray.pairs.images import decode_pixels
 from mode_ray.pairs.index import PairIndex
-from mode_ray.pairs.order import SampleOrder
-from mode_ray.pairs.reader import Pair, PairReader
+from mode_ray.pairs.order import PairOrder, SampleOrder
+from mode_ray.pairs.reader import Pair, PairReader, caption_id
+from mode_ray.train.feature_data import FeatureDataset
 from mode_ray.train.source import read_block_pairs
 from mode_ray.train.step.batch import TextPreparation, TrainBatch
-from mode_ray.train.step.crops import TrainTransform
 from mode_ray.train.step.rank import Rank
 from mode_ray.util.read_ahead import read_ahead
 from mode_ray.util.threads import limited_threads
@@ -69,7 +70,7 @@ class PairDataset:
         prepare: TextPreparation | None = None,
     ) -> None:
         self._reader = PairReader(index, captions or config.captions)
-        self._order = SampleOrder(len(index), seed, read_block_pairs(config))
+        self._order: PairOrder = SampleOrder(len(index), seed, read_block_pairs(config))
         self._max_pixels = config.limits.max_image_pixels
         self._images = config.images
         self._transform = TrainTransform.of(clip.train_transform)
@@ -77,6 +78,11 @@ class PairDataset:
         self._seed = seed
         self._prepare = prepare
         self._context = int(self._tokenizer([""]).shape[1])
+
+    def in_order(self, order: PairOrder) -> Self:
+        """This data set, with another order of its samples."""
+        self._order = order
+        return self
 
     @property
     def sample_bytes(self) -> int:
@@ -119,7 +125,7 @@ class PairDataset:
         return TrainBatch(
             images=images,
             texts=tokens if self._prepare is None else self._prepare(tokens),
-            caption_ids=torch.tensor([_caption_id(caption) for caption in captions]),
+            caption_ids=torch.tensor([caption_id(caption) for caption in captions]),
             bad_images=tuple(bad),
             ledger=ledger % 2**_LEDGER_BITS,
         )
@@ -135,10 +141,6 @@ def _empty_pixels(shape: tuple[int, ...]) -> torch.Tensor:
     return pixels.resize_(shape)
 
 
-def _caption_id(caption: str) -> int:
-    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), signed=True)
-
-
 def _ledger_entry(position: int, pair: Pair) -> int:
     content = f"{position} {zlib.crc32(pair.image)} {zlib.crc32(pair.caption.encode())}"
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest())
@@ -152,8 +154,8 @@ class _RankPositions:
         self._size = batches.step // rank.world_size
         self._offset = rank.number * self._size
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return (list(range(start + self._offset, start + self._offset + self._size)) for start in self._batches)
+    def __iter__(self) -> Iterator[range]:
+        return (range(start + self._offset, start + self._offset + self._size) for start in self._batches)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -173,7 +175,12 @@ class _LoaderProcessBatches(IterableDataset[TrainBatch]):
 
 
 def train_loader(
-    dataset: PairDataset, batches: range, rank: Rank, placement: TrainPlacement, *, pin_memory: bool = False
+    dataset: PairDataset | FeatureDataset,
+    batches: range,
+    rank: Rank,
+    placement: TrainPlacement,
+    *,
+    pin_memory: bool = False,
 ) -> Iterable[TrainBatch]:
     """One rank's part of every global batch, in order; some batches are prepared in advance.
 
@@ -197,8 +204,9 @@ def train_loader(
     positions = _RankPositions(batches, rank)
     batch_bytes = batches.step // rank.world_size * dataset.sample_bytes
     most = max(1, placement.read_ahead_bytes // batch_bytes)
-    processes = _loader_processes(placement, most, batch_bytes)
-    if processes == 0:
+    # Features need no decoding, so one thread is enough.
+    processes = 0 if isinstance(dataset, FeatureDataset) else _loader_processes(placement, most, batch_bytes)
+    if processes == 0 or isinstance(dataset, FeatureDataset):
         return _loaded_by_a_thread(dataset, positions, ahead=min(most, _BATCHES_AHEAD), pin_memory=pin_memory)
     # Loader processes are forked from a server without threads: a fork of Ray's worker may inherit a held lock.
     context = multiprocessing.get_context("forkserver")
@@ -215,7 +223,7 @@ def train_loader(
 
 
 def _loaded_by_a_thread(
-    dataset: PairDataset, positions: _RankPositions, *, ahead: int, pin_memory: bool
+    dataset: PairDataset | FeatureDataset, positions: _RankPositions, *, ahead: int, pin_memory: bool
 ) -> Iterator[TrainBatch]:
     batches = dataset.batches(positions)
 

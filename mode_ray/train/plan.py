@@ -14,9 +14,18 @@ from mode_ray.train.learning_rate import learning_rate
 SEED: Final = "seed"
 DENSE: Final = "dense"
 DENSE_EQUAL_TOTAL: Final = "dense-equal-total"
+WIDE: Final = "wide"
+CLUSTERED: Final = "clustered"
 
 Role = Literal["seed", "expert"] | Control
-_ROLES: Mapping[str, Role] = {SEED: "seed", DENSE: "dense", DENSE_EQUAL_TOTAL: "dense_equal_total"}
+DENSE_RUNS: Mapping[Control, str] = {
+    "dense": DENSE,
+    "dense_equal_total": DENSE_EQUAL_TOTAL,
+    "wide": WIDE,
+    "clustered": CLUSTERED,
+}
+"""The controls that are one model, and the names of their trials."""
+_ROLES: Mapping[str, Role] = {SEED: "seed", **{name: control for control, name in DENSE_RUNS.items()}}
 # After the dense runs' seeds, so that no two models trained on all data see it in the same order.
 _FULL_SEEDS_FROM = 3
 _SLOW_RATE = 0.1  # of the peak
@@ -107,9 +116,13 @@ def plan_trials(config: TrainConfig, pairs_n: np.ndarray, order: Sequence[int]) 
 
     experts = [continued(expert_name(n, expert), subset("expert", expert), by_size_n[expert]) for expert in order]
     total = sum(trial.samples for trial in (*seeds, *experts))
+    clustered = TrainingSet(kind="clustered", experts=n, seed=config.seed + 1)
     controls: dict[Control, list[Trial]] = {
         "dense": [Trial(name=DENSE, members=_everything(config, 1), samples=dense_samples)],
         "dense_equal_total": [Trial(name=DENSE_EQUAL_TOTAL, members=_everything(config, 2), samples=total)],
+        # In the dense run's order: they differ from it in one respect only.
+        "wide": [Trial(name=WIDE, members=_everything(config, 1), samples=dense_samples)],
+        "clustered": [Trial(name=CLUSTERED, members=clustered, samples=dense_samples)],
         "full": [
             continued(expert_name(n, expert, "full"), _everything(config, _FULL_SEEDS_FROM + expert), evenly_n[expert])
             for expert in range(n)
@@ -120,7 +133,7 @@ def plan_trials(config: TrainConfig, pairs_n: np.ndarray, order: Sequence[int]) 
         ],
     }
     # The dense runs follow the seed: they do not depend on it, so they can use the other slots while it is trained.
-    dense = [trial for name in ("dense", "dense_equal_total") if name in config.controls for trial in controls[name]]
+    dense = [trial for name in DENSE_RUNS if name in config.controls for trial in controls[name]]
     ensembles = [trial for name in ("full", "random") if name in config.controls for trial in controls[name]]
     return [*seeds, *dense, *experts, *ensembles]
 
@@ -162,7 +175,7 @@ def small_trials(config: TrainConfig, trials: Sequence[Trial], pairs_n: np.ndarr
     """
     batch, lines = config.batch_size, []
     pairs = {
-        trial.name: int(pairs_n.sum() if trial.members.kind == "all" else pairs_n[trial.members.expert])
+        trial.name: int(pairs_n[trial.members.expert] if trial.members.kind in ("expert", "random") else pairs_n.sum())
         for trial in trials
     }
     few = [f"{name} ({count:,})" for name, count in pairs.items() if count < batch]

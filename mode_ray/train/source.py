@@ -1,10 +1,10 @@
-"""Where a run reads its pairs: from the source shards, or from tars of its own."""
+"""Where a run reads its pairs: from the source shards, from tars of its own, or as features of locked trunks."""
 
 from typing import Literal
 
 from mode_ray.config.run import RunConfig
 
-SourceMode = Literal["index", "materialised"]
+SourceMode = Literal["index", "materialised", "features"]
 
 
 def source_mode(config: RunConfig) -> SourceMode:
@@ -20,7 +20,7 @@ def source_mode(config: RunConfig) -> SourceMode:
 def read_block_pairs(config: RunConfig) -> int:
     """Neighbouring pairs that stay together when an epoch is shuffled."""
     data = config.train.data
-    if source_mode(config) == "index" or data.read_block_pairs is None:
+    if source_mode(config) != "materialised" or data.read_block_pairs is None:
         return data.block_pairs
     return data.read_block_pairs
 

@@ -154,6 +154,20 @@ class TestTheStudy:
         assert {Path(task).stem for config in runs for task in config.evaluate.tasks} == {split}
         assert {config.train.seed for config in runs} == seeds
 
+    def test_heads_have_a_study_of_their_own(self, plan: Any) -> None:  # noqa: ANN401
+        runs = plan("--heads --seeds 3")
+        assert {Path(config.run).parts[-3] for config in runs.values()} == {"heads-development"}
+        assert {config.uses_features for config in runs.values()} == {True}
+        first = runs["mode4, seed 3"]
+        assert set(first.train.controls) == {"dense", "wide", "clustered", "full", "random"}
+        assert runs["mode16, seed 3"].train.reuse == first.run
+        assert {config.train.model for config in runs.values()} == {first.train.model}
+
+    def test_heads_are_reported_for_eight_seeds_of_their_own(self, plan: Any) -> None:  # noqa: ANN401
+        development, final = plan("--heads"), plan("--heads --final --emoji e --photos p")
+        seeds = [{config.train.seed for config in runs.values()} for runs in (development, final)]
+        assert seeds == [set(range(8)), set(range(10, 18))]
+
     @pytest.mark.parametrize("more", ["--seeds 0", "--explore", "--quick"])
     def test_the_final_report_takes_no_other_setting(self, science: ModuleType, more: str) -> None:
         with pytest.raises(SystemExit):

@@ -104,7 +104,7 @@ def test_help_shows_the_commands_in_panels_at_80_columns(
     panels = [line.split()[1] for line in lines if line.startswith("╭")]
     assert panels == ["Options", "Pipeline", "Results", "Serving", "Clusters"]
     first = [line.split()[1] for line in lines if line.startswith("│ ") and line[2] != " "]
-    assert first[first.index("run") :][:6] == ["run", "embed", "cluster", "assign", "train", "evaluate"]
+    assert first[first.index("run") :][:7] == ["run", "embed", "cluster", "assign", "features", "train", "evaluate"]
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

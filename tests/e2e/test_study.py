@@ -96,3 +96,26 @@ def test_two_points_share_what_they_can_and_end_in_one_table(
     assert main(["study", "--config", str(study / "study.yaml")]) == 0
     assert {file: file.stat().st_mtime_ns for file in points.rglob("metrics.json")} == before
     assert "begins" not in capsys.readouterr().out
+
+
+def test_points_on_locked_towers_share_their_features_and_leave_no_weights(study: Path, ray_session: None) -> None:
+    changes = {
+        "train.data.mode": "features",
+        "train.model.lock": {"image": {"groups": 1}, "text": {"groups": 1}},
+        "train.controls": ["dense", "wide", "clustered"],
+        "features.views": 2,
+    }
+    about = {"study": str(study / "heads"), "base": str(study / "base.yaml"), "changes": changes, "keep_models": False}
+    (study / "heads.yaml").write_text(yaml.safe_dump({**about, "field": "cluster.fine.centers", "values": [8, 6]}))
+    assert main(["study", "--config", str(study / "heads.yaml")]) == 0
+    first, second = (study / f"heads/points/{m}-seed0" for m in (8, 6))
+    assert not (first / "clusters/fine.safetensors").samefile(second / "clusters/fine.safetensors")
+    outputs = sorted((first / "features").glob("*.parquet"))
+    assert len(outputs) == 2  # one unit, and the list of units
+    assert all(file.samefile(second / "features" / file.name) for file in outputs)
+    results = json.loads((study / "heads/study.json").read_text())
+    compared = {row["line"] for row in results["differences"] if row["label"] == "6"}
+    assert {"dense", "dense, as wide as all experts", "dense, batches of one cluster"} <= compared
+    left = {str(file.parent.relative_to(study / "heads/points")) for file in study.glob("heads/**/open_clip_model.*")}
+    assert left == {"8-seed0/experts/seed", "8-seed0/experts/dense"}
+    assert main(["status", str(second)]) == 0

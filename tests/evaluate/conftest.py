@@ -86,7 +86,7 @@ def sources(tmp_path: Path) -> ReportSources:
                 "dense_samples": 8 * BATCH,
                 "seed_share": 0.5,
                 "batch_size": BATCH,
-                "controls": ["dense", "dense_equal_total", "full", "random"],
+                "controls": ["dense", "dense_equal_total", "clustered", "full", "random"],
             },
             "routing": {"rule": "soft"},
             "evaluate": {"rules": ["soft", "uniform"], "tasks": [str(tmp_path / "pets.yaml")]},

@@ -106,6 +106,11 @@ class TestMembers:
             own_share = (EXPERT[part] == number).mean()
             assert own_share == pytest.approx(np.mean(number == EXPERT), abs=0.1)
 
+    def test_the_clustered_control_has_all_pairs_expert_by_expert(self, assignments: Location) -> None:
+        chosen = select(assignments, TrainingSet(kind="clustered", experts=3, seed=5))
+        assert sorted(chosen) == list(range(1000))
+        assert (np.diff(EXPERT[chosen]) >= 0).all()
+
     def test_an_expert_without_pairs_is_an_error(self, assignments: Location) -> None:
         with pytest.raises(DataError, match=r"expert 3 of 4 has no pairs; lower train\.experts"):
             select(assignments, TrainingSet(kind="expert", experts=4, expert=3))

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mode_ray.pairs.order import SampleOrder, permute
+from mode_ray.pairs.order import GroupedOrder, SampleOrder, permute
 from mode_ray.util.counter_random import draw_keys, uniform_numbers
 
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 48, 97, 100, 128, 1000, 1009, 4096, 10_007, 65_536, 99_991]
@@ -122,3 +122,39 @@ class TestUniformNumbers:
         assert np.allclose(numbers.mean(axis=0), 0.5, atol=0.006)
         assert np.allclose(np.cov(numbers.T), np.eye(4) / 12, atol=0.002)
         assert abs(np.corrcoef(numbers[:-1, 0], numbers[1:, 0])[0, 1]) < 0.02
+
+
+class TestBatchesOfOneGroup:
+    SIZES = (300, 0, 100, 600)
+    BATCH = 20
+
+    def batches(self, count: int, seed: int = 0) -> np.ndarray:
+        pairs = GroupedOrder(self.SIZES, seed, self.BATCH).pairs_at(np.arange(count * self.BATCH))
+        return pairs.reshape(count, self.BATCH)
+
+    def groups(self, batches: np.ndarray) -> np.ndarray:
+        return np.searchsorted(np.cumsum(self.SIZES), batches, side="right")
+
+    def test_every_batch_is_of_one_group_in_proportion_to_the_sizes(self) -> None:
+        groups = self.groups(self.batches(2000))
+        assert (groups == groups[:, :1]).all()
+        shares = np.bincount(groups[:, 0], minlength=4) / 2000
+        assert shares == pytest.approx([0.3, 0.0, 0.1, 0.6], abs=0.04)
+
+    def test_a_group_repeats_no_pair_before_all_were_seen(self) -> None:
+        batches = self.batches(200)
+        groups = self.groups(batches)[:, 0]
+        for group, size in enumerate(self.SIZES):
+            seen = batches[groups == group].reshape(-1)
+            for start in range(0, len(seen) - size, size or 1):
+                assert len(set(seen[start : start + size].tolist())) == size
+
+    def test_positions_can_be_asked_for_alone_and_in_any_order(self) -> None:
+        whole = self.batches(64).reshape(-1)
+        order = GroupedOrder(self.SIZES, 0, self.BATCH)
+        for position in (1279, 0, 640, 7, 1278):
+            assert order.pairs_at([position]).tolist() == [whole[position]]
+
+    def test_seeds_draw_other_groups_and_pairs(self) -> None:
+        assert (self.groups(self.batches(64)) != self.groups(self.batches(64, seed=1))).any()
+        assert set(self.batches(1000).ravel()) == set(self.batches(1000, seed=1).ravel()) == set(range(1000))

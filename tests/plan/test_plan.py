@@ -210,7 +210,7 @@ class TestTraining:
 
     @pytest.mark.parametrize("budget", ["shared", "full"])
     def test_controls_are_counted_as_training_deals_them_out(self, budget: str) -> None:
-        controls = ["dense", "dense_equal_total", "full", "random"]
+        controls = ["dense", "dense_equal_total", "clustered", "full", "random"]
         train = {"dense_samples": 32_000, "batch_size": 100, "expert_budget": budget, "controls": controls}
         config = config_of(train=train)
         trials = plan_trials(config.train, np.full(4, 1000), range(4))

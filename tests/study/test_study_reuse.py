@@ -12,7 +12,7 @@ from mode_ray.config.run import RunConfig
 from mode_ray.pipeline import build_stages
 from mode_ray.stages.run import Run
 from mode_ray.storage import Location
-from mode_ray.study.reuse import copy_finished_stages
+from mode_ray.study.reuse import copy_finished_stages, delete_weights
 
 
 @pytest.fixture
@@ -45,6 +45,68 @@ def states(config: RunConfig) -> dict[str, str]:
 
 def other(config: RunConfig, **changes: object) -> RunConfig:
     return with_values(config, {"run": f"{config.run}-other", **changes})
+
+
+def on_features(config: RunConfig) -> RunConfig:
+    """The run, with training on features of a pretrained trunk."""
+    lock = {"image": "all", "text": "all"}
+    return with_values(
+        config, {"train.data.mode": "features", "train.model.lock": lock, "train.model.pretrained": "openai"}
+    )
+
+
+class TestFeatures:
+    def test_runs_of_other_clusters_and_seeds_share_them(self, config: RunConfig) -> None:
+        config = on_features(config)
+        finish(config, "embed", "cluster", "assign", "features")
+        wanted = other(config, **{"cluster.fine.centers": 16, "train.seed": 3, "train.controls": ["dense", "random"]})
+        copied = copy_finished_stages(wanted, [config.directory])
+        assert set(copied) == {"embed", "features"}
+        assert states(wanted)["features"] == "done"
+
+    def test_other_views_or_locks_are_computed(self, config: RunConfig) -> None:
+        config = on_features(config)
+        finish(config, "embed", "features")
+        for changes in ({"features.views": 2}, {"train.model.lock.text": {"groups": 1}}):
+            assert set(copy_finished_stages(other(config, **changes), [config.directory])) == {"embed"}
+            other(config).directory.delete()
+
+    def test_on_one_disk_a_copy_is_the_same_file(self, config: RunConfig) -> None:
+        config = on_features(config)
+        finish(config, "features")
+        copy_finished_stages(other(config), [config.directory])
+        files = [Path((run.directory / "features/below/output.txt").path) for run in (config, other(config))]
+        assert files[0].samefile(files[1])
+
+    def test_training_depends_on_them_and_they_on_no_stage_before(self, config: RunConfig) -> None:
+        stages = build_stages(Run(on_features(config), list_work_units(config.captions)))
+        assert list(stages) == ["embed", "cluster", "assign", "features", "train", "evaluate"]
+        inputs = {
+            name: {field for field in stage.fields if field.startswith("inputs.")} for name, stage in stages.items()
+        }
+        assert inputs["features"] == set()
+        assert inputs["train"] == {"inputs.assign", "inputs.features"}
+        assert inputs["evaluate"] == {"inputs.train"}
+
+
+def test_weights_that_no_other_run_reuses_are_deleted(config: RunConfig) -> None:
+    experts = config.directory / "experts"
+    names = [
+        f"{model}/{file}"
+        for model in ("seed", "dense", "n4/00")
+        for file in ("open_clip_model.safetensors", "metrics.json")
+    ]
+    for name in names:
+        (experts / name).write_text("x")
+    reusing = other(config, **{"train.reuse": config.run, "train.reuse_models": ["seed", "dense"]})
+
+    def left() -> list[str]:
+        return [name for name in names if (experts / name).exists()]
+
+    delete_weights(config, [config, reusing])
+    assert left() == [name for name in names if name != "n4/00/open_clip_model.safetensors"]
+    delete_weights(config, [config])
+    assert left() == [name for name in names if name.endswith(".json")]
 
 
 class TestCopying:

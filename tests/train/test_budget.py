@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from mode_ray.config.train import TrainConfig
+from mode_ray.pairs.members import TrainingSet
 from mode_ray.train.learning_rate import learning_rate
 from mode_ray.train.plan import (
+    CLUSTERED,
     DENSE,
     DENSE_EQUAL_TOTAL,
     SEED,
+    WIDE,
     Trial,
     budget_statement,
     expert_name,
@@ -154,6 +157,29 @@ def test_dense_runs_start_with_the_seed_and_control_ensembles_after_the_experts(
     train = config(experts=2, controls=["random", "full", "dense_equal_total", "dense"])
     roles = [trial.role for trial in plan_trials(train, np.full(2, 100), [0, 1])]
     assert roles == ["seed", "dense", "dense_equal_total", *["expert"] * 2, *["full"] * 2, *["random"] * 2]
+
+
+def test_the_wide_and_the_clustered_control_see_what_the_dense_run_sees() -> None:
+    locked = {"lock": {"image": "all", "text": "all"}}
+    trials = plan(config(experts=4, controls=["clustered", "wide", "dense"], model=locked))
+    assert {trials[name].samples for name in (DENSE, WIDE, CLUSTERED)} == {PAPER_SAMPLES}
+    assert {(trials[name].first_progress, trials[name].parent) for name in (DENSE, WIDE, CLUSTERED)} == {(0.0, None)}
+    assert trials[WIDE].members == trials[DENSE].members  # in the same order
+    assert trials[CLUSTERED].members == TrainingSet(kind="clustered", experts=4, seed=1)
+    assert [role_of(name) for name in (WIDE, CLUSTERED)] == ["wide", "clustered"]
+
+
+@pytest.mark.parametrize(
+    "model", [{}, {"lock": {"image": "all"}}, {"pretrained": "x.pt", "lock": {"image": "all", "text": "all"}}]
+)
+def test_the_wide_control_needs_locked_towers_and_new_projections(model: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"the control wide needs model\.lock\.image and model\.lock\.text"):
+        config(controls=["wide"], model=model)
+
+
+def test_features_need_a_lock_of_both_towers() -> None:
+    with pytest.raises(ValueError, match=r"data\.mode=features needs model\.lock\.image and model\.lock\.text"):
+        config(data={"mode": "features"}, model={"lock": {"image": "all"}})
 
 
 @pytest.mark.parametrize("name", ["n4", "other-n4/00", "n4/00/x", ""])

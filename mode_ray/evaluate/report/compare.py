@@ -23,11 +23,10 @@ from mode_ray.routing.weights import (
     per_query_weights,
     routing_weights,
 )
-from mode_ray.train.plan import DENSE, DENSE_EQUAL_TOTAL
+from mode_ray.train.plan import DENSE_RUNS
 
 PRUNING_SHARES = (0.5, 0.8, 0.9, 0.95, 0.99)
 _ALL_COUNTS_UP_TO = 8
-_DENSE_RUNS = (DENSE, DENSE_EQUAL_TOTAL)
 
 Metrics = Mapping[str, float]
 Keep = Literal["top", "share"]
@@ -142,7 +141,7 @@ def compare(
     single = {}
     for name, cosines_il in measured.cosines.items():
         scored = measured.scored(task, cosines_il)
-        single[name] = drawn(name, scored) if name in _DENSE_RUNS else measure(scored)
+        single[name] = drawn(name, scored) if name in DENSE_RUNS.values() else measure(scored)
     mixed = {
         control: drawn(control, measured.scored(task, _uniform_scores(measured, names)))
         for control, names in controls.items()

@@ -33,13 +33,18 @@ from mode_ray.evaluate.tasks.task import Task
 from mode_ray.routing.weights import RoutingWeights, nearest_centers, top_centers
 from mode_ray.stages.manifest import read_manifest
 from mode_ray.stages.work_unit import WorkUnit
-from mode_ray.train.plan import DENSE, DENSE_EQUAL_TOTAL, expert_name
+from mode_ray.train.plan import DENSE, DENSE_RUNS, expert_name
 from mode_ray.train.runs.trial import read_metrics
 from mode_ray.util.versions import package_versions
 
 MetricsByTask = dict[str, dict[str, float]]
 _CONTROL_TITLES: dict[Literal["full", "random"], str] = {"full": "Full", "random": "Random"}
-_DENSE_RUNS = {"dense": DENSE, "dense_equal_total": DENSE_EQUAL_TOTAL}
+_DENSE_TITLES: dict[Literal["dense", "dense_equal_total", "wide", "clustered"], str] = {
+    "dense": "dense",
+    "dense_equal_total": "dense, equal total",
+    "wide": "dense, as wide as all experts",
+    "clustered": "dense, batches of one cluster",
+}
 _CAPTIONS_PER_EXPERT = 8
 _CAPTIONS_PER_CLUSTER = 3
 _NEAREST_PER_TEXT = 3
@@ -129,10 +134,10 @@ def _models(sources: ReportSources) -> list[ModelRow]:
     def single(name: str) -> MetricsByTask:
         return {task: dict(results.single[name]) for task, results in sources.results.items()}
 
-    if DENSE in samples:
-        add("dense", "dense", [DENSE], single(DENSE))
-    if DENSE_EQUAL_TOTAL in samples:
-        add("dense, equal total", "dense_equal_total", [DENSE_EQUAL_TOTAL], single(DENSE_EQUAL_TOTAL))
+    for dense, title in _DENSE_TITLES.items():
+        name = DENSE_RUNS[dense]
+        if name in samples:
+            add(title, dense, [name], single(name))
     for rule in sources.config.evaluate.rules:
         by_task = {task: dict(results.rules[rule]) for task, results in sources.results.items()}
         add(f"MoDE-{n} ({rule})", "mode", experts, by_task, rule)
@@ -203,7 +208,9 @@ def _intervals(sources: ReportSources, models: Sequence[ModelRow]) -> list[Inter
     drawn = {}
     for model in models:
         kind = model["kind"]
-        key = {**_DENSE_RUNS, "mode": model.get("rule"), "full": kind, "random": kind}.get(kind)
+        keys: dict[str, str | None] = {"mode": model.get("rule"), "full": kind, "random": kind}
+        keys |= {str(control): name for control, name in DENSE_RUNS.items()}
+        key = keys.get(kind)
         if key is not None:
             drawn[model["name"]] = {task.name: sources.results[task.name].draws[key] for task in sources.tasks}
     scores = {

@@ -26,11 +26,11 @@ from mode_ray.evaluate.report.plots import (
 )
 from mode_ray.evaluate.report.pruning import pruning_steps
 from mode_ray.evaluate.report.schema import DifferenceRow, IntervalRow, ModelRow, ReportData, TaskRow, check_report
+from mode_ray.train.plan import DENSE_RUNS
 from mode_ray.util.tables import WideTable
 
 Outcome = Literal["win", "tie", "loss", "unknown"]
 _CHOSEN_BY_LABELS = ("best_expert", "oracle")
-_DENSE_KINDS = ("dense", "dense_equal_total")
 
 MAX_CAPTION_CHARACTERS = 110
 MAX_CLASSES_SHOWN = 40
@@ -138,7 +138,7 @@ def render_report(report: Mapping[str, Any], thumbnails: Mapping[int, Sequence[b
     clusters = data.get("fine_clusters", [])
     steps = pruning_steps(data.get("pruning", []))
     curves = [
-        Curve(row["samples"], row["loss"], row.get("expert"), dashed=row.get("kind") in _DENSE_KINDS)
+        Curve(row["samples"], row["loss"], row.get("expert"), dashed=row.get("kind") in DENSE_RUNS)
         for row in data.get("losses", [])
     ]
     chosen, probes = _chosen_differences(data), data.get("linear_probes", {}).values()
@@ -301,6 +301,12 @@ def _comparisons(rows: Sequence[ResultRow], mode: ResultRow) -> list[str]:
             remarks.append(f"{helps}: {signed(gain)} points against {name}, with randomly distributed rows ({level}).")
         elif kind == "dense_equal_total":
             remarks.append(f"At equal total samples: {signed(gain)} points against one dense model ({level}).")
+        elif kind == "wide":
+            what = f"against one model as wide as all experts ({level})"
+            remarks.append(f"At equal trained parameters: {signed(gain)} points {what}.")
+        elif kind == "clustered":
+            what = f"against one dense model with batches of one cluster at a time ({level})"
+            remarks.append(f"Experts beyond such batches: {signed(gain)} points {what}.")
         elif kind == "full":
             what = f"against {name}, models on all data in different orders ({level})"
             remarks.append(f"Specialisation: {signed(gain)} points {what}.")

@@ -11,7 +11,19 @@ from typing_extensions import TypedDict
 
 from mode_ray.errors import DataError
 
-ModelKind = Literal["dense", "dense_equal_total", "mode", "best_expert", "oracle", "single", "full", "random", "seed"]
+ModelKind = Literal[
+    "dense",
+    "dense_equal_total",
+    "wide",
+    "clustered",
+    "mode",
+    "best_expert",
+    "oracle",
+    "single",
+    "full",
+    "random",
+    "seed",
+]
 # Names in reports of earlier versions.
 _RENAMED_KINDS = {"best_single": "oracle"}
 

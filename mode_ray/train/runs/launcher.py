@@ -74,6 +74,8 @@ def checkpoints_folder(job: TrialJob) -> Location:
     """The folder of a trial's checkpoints. It depends on everything that affects the weights."""
     config = {**fingerprint_fields(job.config.train, "train"), **fingerprint_fields(job.config.images, "images")}
     config |= sample_order_fields(job.config)
+    if job.config.uses_features:
+        config |= fingerprint_fields(job.config.features, "features")
     version = config_hash({**config, "trial": repr(job.trial)})
     return job.folder / CHECKPOINT_FOLDER / f"{job.trial.name.replace('/', '-')}-{version}"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mode_ray.config.run import RunConfig
 from mode_ray.pairs.members import TrainingSet
-from mode_ray.run_directory import ERROR_FILE, METRICS_FILE, PLAN_FILE, PROGRESS_FILE
+from mode_ray.run_directory import ERROR_FILE, METRICS_FILE, PLAN_FILE, PROGRESS_FILE, stage_directories
 from mode_ray.stages.manifest import read_manifest
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial
@@ -41,6 +41,11 @@ class TrialJob:
     def folder(self) -> Location:
         """The trial's own directory."""
         return self.experts / self.trial.name
+
+    @property
+    def features(self) -> Location:
+        """Directory of the features, which the run has with `train.data.mode: features`."""
+        return stage_directories(self.config.directory)["features"]
 
 
 def planned_trials_of(summary: Mapping[str, Any]) -> list[Trial]:

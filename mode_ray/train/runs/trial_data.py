@@ -8,14 +8,16 @@ import numpy as np
 
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.captions import CaptionsConfig
+from mode_ray.errors import DataError
 from mode_ray.pairs.index import PairIndex
 from mode_ray.pairs.materialise import MaterialisedSet, SourceIndex, captions_of_tars
+from mode_ray.pairs.order import GroupedOrder, PairOrder, SampleOrder
 from mode_ray.pairs.training_set import open_training_set, provenance, write_training_set
-from mode_ray.run_directory import TRAINING_SETS, WORK_UNITS_FILE, training_set_file
+from mode_ray.run_directory import PLAN_FILE, TRAINING_SETS, WORK_UNITS_FILE, training_set_file
 from mode_ray.stages.work_unit import WorkUnit, read_work_units
 from mode_ray.storage import Location
-from mode_ray.train.runs.trial import TrialJob
-from mode_ray.train.source import source_mode
+from mode_ray.train.runs.trial import TrialJob, training_summary
+from mode_ray.train.source import read_block_pairs, source_mode
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class TrialData:
 
     @property
     def is_materialised(self) -> bool:
-        """Whether the set is copied to its own tars."""
-        return source_mode(self.job.config) == "materialised"
+        """Whether the set is copied to its own tars; these are shuffled, so a set in groups is not."""
+        return source_mode(self.job.config) == "materialised" and self.job.trial.members.kind != "clustered"
 
     def write_index(self) -> None:
         """Write the index over the source shards, unless it exists.
@@ -50,6 +52,26 @@ class TrialData:
             DataError: It was not written, or was made of other assignments.
         """
         return self.materialised().open() if self.is_materialised else self.open_source()
+
+    def order(self, pairs: int) -> PairOrder:
+        """The order of the trial's samples.
+
+        Args:
+            pairs: Size of the training set.
+
+        Raises:
+            DataError: The set is in groups, and the stage's plan, which has their sizes, does not fit it.
+        """
+        train, members = self.job.config.train, self.job.trial.members
+        if members.kind != "clustered":
+            return SampleOrder(pairs, members.seed, read_block_pairs(self.job.config))
+        sizes = (training_summary(self.job.experts) or {}).get("pairs_by_expert", [])
+        if sum(sizes) != pairs:
+            raise DataError(
+                f"{self.job.experts / PLAN_FILE}: its experts have {sum(sizes):,} pairs, and the training set of "
+                f"{self.job.trial.name} has {pairs:,}; run `mode-ray train` again to write both"
+            )
+        return GroupedOrder(sizes, members.seed, train.batch_size, train.data.block_pairs)
 
     def open_source(self) -> PairIndex:
         """The index over the source shards.

@@ -15,12 +15,17 @@ import torch
 
 from mode_ray.errors import ModeRayError, TrainingError
 from mode_ray.models.clip import ClipModel, build_clip, load_clip, save_clip
+from mode_ray.models.crops import transform_of
 from mode_ray.models.locking import lock_towers
 from mode_ray.models.preprocess import ImageGeometry, ImageInput
+from mode_ray.models.widening import build_wide_clip
+from mode_ray.pairs.feature_rows import FeatureRows, require_same_input
+from mode_ray.pairs.index import PairIndex
 from mode_ray.run_directory import ERROR_FILE, METRICS_FILE, STATE_FILE
 from mode_ray.storage import Location
 from mode_ray.train.data import PairDataset, train_loader
-from mode_ray.train.plan import SEED
+from mode_ray.train.feature_data import FeatureDataset
+from mode_ray.train.plan import SEED, WIDE
 from mode_ray.train.runs.checkpoints import read_checkpoint
 from mode_ray.train.runs.measure import HeldOutMeasure
 from mode_ray.train.runs.measure_job import MeasureJob
@@ -79,7 +84,7 @@ def _train(job: TrialJob, checkpoints: Location, rank: Rank) -> None:
         loop.load_state_on_all_ranks((job.experts / job.trial.parent / STATE_FILE).read_bytes(), continues=False)
     data = TrialData(job)
     members = data.open()
-    dataset = PairDataset(members, job.config, clip, job.trial.members.seed, data.captions, loop.prepare_texts)
+    dataset = _dataset(data, members, clip, loop)
 
     def loader(first: int) -> Iterable[TrainBatch]:
         batches = range(first, job.trial.samples, train.batch_size)
@@ -103,6 +108,22 @@ def _train(job: TrialJob, checkpoints: Location, rank: Rank) -> None:
         final = loop.gather_snapshot()
         if rank.number == 0:
             _write_model(job, loop, clip, final, pairs=len(members))
+
+
+def _dataset(data: TrialData, members: PairIndex, clip: ClipModel, loop: TrainLoop) -> PairDataset | FeatureDataset:
+    """The samples of a trial: images and captions, or their features.
+
+    Raises:
+        UsageError: The features were computed with other weights or another transform.
+        DataError: A pair has no features.
+    """
+    job = data.job
+    order, seed = data.order(len(members)), job.trial.members.seed
+    if loop.trunk_hash is None:
+        return PairDataset(members, job.config, clip, seed, data.captions, loop.prepare_texts).in_order(order)
+    rows = FeatureRows.open(job.features)
+    require_same_input(rows, loop.trunk_hash, transform_of(clip), job.features)
+    return FeatureDataset(rows, members, order, seed)
 
 
 def _write_model(job: TrialJob, loop: TrainLoop, clip: ClipModel, final: Snapshot, pairs: int) -> None:
@@ -203,6 +224,8 @@ def _one_line(error: ModeRayError) -> str:
 def _initial_model(job: TrialJob) -> ClipModel:
     """The parent's model, or a new one, with its towers locked."""
     train = job.config.train
+    if job.trial.name == WIDE:
+        return build_wide_clip(train, train.experts)
     if job.trial.parent is not None:
         clip = load_clip(job.experts / job.trial.parent)
     else:

@@ -9,11 +9,11 @@ from contextlib import nullcontext
 
 import torch
 
+from mode_ray.models.pixels import PixelNormaliser
 from mode_ray.train.step.batch import TextPreparation, Texts, TrainBatch
 from mode_ray.train.step.features import IMAGE, LOGIT_BIAS, LOGIT_SCALE, TEXT
 from mode_ray.train.step.losses import ContrastiveLoss
 from mode_ray.train.step.parallel import ParallelModel
-from mode_ray.train.step.pixels import PixelNormaliser
 
 _PAIRED = (IMAGE, TEXT)
 _LOGIT = (LOGIT_SCALE, LOGIT_BIAS)

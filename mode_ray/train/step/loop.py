@@ -15,6 +15,8 @@ import torch.distributed
 from mode_ray.config.train import TrainConfig
 from mode_ray.errors import DataError, TrainingError, UsageError
 from mode_ray.models.locking import set_training
+from mode_ray.models.pixels import PixelNormaliser
+from mode_ray.models.trunks import divide
 from mode_ray.train.learning_rate import learning_rate
 from mode_ray.train.plan import Trial
 from mode_ray.train.step.batch import LoaderFactory, TextPreparation, TrainBatch, batches_on_device
@@ -23,7 +25,6 @@ from mode_ray.train.step.features import FeatureModel
 from mode_ray.train.step.gradients import Gradients
 from mode_ray.train.step.losses import ContrastiveLoss
 from mode_ray.train.step.parallel import MOST_GRAPHS, ParallelModel, compiled_graphs, has_batch_norm
-from mode_ray.train.step.pixels import PixelNormaliser
 from mode_ray.train.step.rank import ONLY_RANK, Rank
 from mode_ray.train.step.schedule import progress, warmup_share
 from mode_ray.train.step.text_groups import causal_text
@@ -117,6 +118,7 @@ class TrainLoop:
         state: The progress of the run.
         device: Device to train on.
         prepare_texts: Groups the captions of a batch. A loader that calls it saves the step this work.
+        trunk_hash: Hash of the locked weights if the batches hold features of the trunks, else None.
 
     Raises:
         UsageError: The model does not support the loss or micro-batches.
@@ -146,7 +148,9 @@ class TrainLoop:
         multiple = _LENGTH_MULTIPLE if placement.compile is True or self.device.type != "cpu" else 1
         module = module.to(self.device)
         set_training(module)
-        features = FeatureModel(module, causal_text(module, placement.text_length_groups, multiple))
+        divided = divide(module) if config.data.mode == "features" else None
+        self.trunk_hash = None if divided is None else divided.trunk_hash
+        features = FeatureModel(module, causal_text(module, placement.text_length_groups, multiple), divided)
         _check(features, config)
         self._model = ParallelModel(features, placement, self.device, rank.world_size)
         self._optimizer = _adamw(features, config)
@@ -323,6 +327,17 @@ def _check(features: FeatureModel, config: TrainConfig) -> None:
         raise UsageError(
             "train.loss.kind=siglip: the model has no logit bias; set init_logit_bias in its open_clip_config.json, "
             "or start from weights with a logit bias"
+        )
+    if config.data.mode == "features" and not any(
+        parameter.requires_grad for parameter in features.parameters() if parameter.ndim > 0
+    ):
+        raise UsageError(
+            "train.model.lock: it locks all parameters but the logit scale, so there is nothing to train; leave the "
+            "projection of a tower trainable, for example with {groups: 1}"
+        )
+    if config.data.mode == "features" and config.placement.strategy == "fsdp":
+        raise UsageError(
+            "train.placement.strategy=fsdp: with train.data.mode=features only small heads are trained; use ddp"
         )
     if config.placement.micro_batch_size is not None and has_batch_norm(features):
         raise UsageError(

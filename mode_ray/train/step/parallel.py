@@ -75,6 +75,8 @@ class ParallelModel:
             )
             if in_bfloat16:
                 self._module.register_comm_hook(None, bf16_compress_hook)
+        # Collected once: with locked towers, few of hundreds of parameters are trained.
+        self._trained = [parameter for parameter in features.parameters() if parameter.requires_grad]
 
     def __call__(self, images: torch.Tensor, texts: torch.Tensor | GroupedTexts) -> dict[str, torch.Tensor]:
         """Features as of `FeatureModel.forward`. Their gradients are averaged over the processes."""
@@ -141,7 +143,7 @@ class ParallelModel:
             set_optimizer_state_dict(self.features.clip, optimizer, state, options=options)
 
     def _gradients(self) -> list[torch.Tensor]:
-        return [parameter.grad for parameter in self.features.parameters() if parameter.grad is not None]
+        return [parameter.grad for parameter in self._trained if parameter.grad is not None]
 
 
 def transformer_blocks(module: torch.nn.Module) -> dict[str, torch.nn.Module]:

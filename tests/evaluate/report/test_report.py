@@ -141,11 +141,15 @@ def test_the_other_controls_say_where_the_gain_comes_from(report: dict[str, Any]
     dense = next(model for model in report["models"] if model["kind"] == "dense")
     report["models"] += [
         {**dense, "name": "dense, equal total", "kind": "dense_equal_total"},
+        {**dense, "name": "dense, as wide as all experts", "kind": "wide"},
+        {**dense, "name": "dense, batches of one cluster", "kind": "clustered"},
         {**dense, "name": "Full-4 (uniform)", "kind": "full"},
         {**dense, "name": "best single expert (1)", "kind": "best_expert"},
     ]
     remarks = " ".join(verdict(check_report(report)).remarks)
     assert "At equal total samples: " in remarks
+    assert "At equal trained parameters: " in remarks
+    assert "Experts beyond such batches: " in remarks
     assert "Specialisation: " in remarks
     competing = {row.model["kind"]: row.competes for row in result_rows(check_report(report))}
     assert not competing["best_expert"]

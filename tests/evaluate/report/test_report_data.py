@@ -39,6 +39,7 @@ def test_every_model_states_what_it_cost(data: ReportData) -> None:
     assert costs == {
         "dense": ("dense", 64, 64),
         "dense, equal total": ("dense_equal_total", 64, 64),
+        "dense, batches of one cluster": ("clustered", 64, 64),
         "MoDE-2 (soft)": ("mode", 32, 64),
         "MoDE-2 (uniform)": ("mode", 32, 64),
         "best single expert (1)": ("best_expert", 32, 64),
@@ -102,6 +103,7 @@ def test_the_experts_losses_begin_where_the_seeds_end(data: ReportData) -> None:
         "seed": ("seed", None),
         "dense": ("dense", None),
         "dense-equal-total": ("dense_equal_total", None),
+        "clustered": ("clustered", None),
         "n2/00": ("single", 0),
         "n2/01": ("single", 1),
         "full-n2/00": ("full", None),
@@ -158,6 +160,7 @@ def test_every_line_that_may_be_compared_has_intervals(sources: ReportSources, d
     assert {row["model"] for row in data["intervals"]} == {
         "dense",
         "dense, equal total",
+        "dense, batches of one cluster",
         "MoDE-2 (soft)",
         "MoDE-2 (uniform)",
         "Full-2 (uniform)",

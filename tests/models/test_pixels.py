@@ -8,7 +8,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 
 from mode_ray.models.clip import ClipModel
-from mode_ray.train.step.pixels import PixelNormaliser
+from mode_ray.models.pixels import PixelNormaliser
 
 CPU = torch.device("cpu")
 PIXELS = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.transforms import Compose, InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import resized_crop
 
-from mode_ray.train.step.crops import TrainTransform, crop_box
+from mode_ray.models.crops import TrainTransform, crop_box
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).resize((300, 200))
 

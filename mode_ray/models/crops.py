@@ -4,9 +4,10 @@ A crop depends only on the seed and on the sample's position in the run. It does
 or restart, and it does not change torch's global generator.
 """
 
+import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torchvision.transforms import Compose, InterpolationMode, RandomResizedCrop
 
+from mode_ray.models.clip import ClipModel
 from mode_ray.util.counter_random import uniform_numbers
 
 _ATTEMPTS = 10
@@ -24,7 +26,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """The parameters of open_clip's training transform, without its normalisation (`mode_ray.train.step.pixels`).
+    """The parameters of open_clip's training transform, without its normalisation (`mode_ray.models.pixels`).
 
     Attributes:
         size: Height and width of the result.
@@ -75,6 +77,13 @@ class TrainTransform:
         top, left, height, width = crop_box(pixels.shape[1], pixels.shape[2], self.ratio, drawn)
         cropped = pixels[None, :, top : top + height, left : left + width]
         return torch.nn.functional.interpolate(cropped, self.size, mode=self.mode, antialias=True)[0]
+
+
+def transform_of(clip: ClipModel) -> str:
+    """All that decides the pixels of a model's input for a given image and box, as JSON."""
+    visual: Any = clip.module.visual
+    crop = asdict(TrainTransform.of(clip.train_transform))
+    return json.dumps({"crop": crop, "preprocess": dict(visual.preprocess_cfg)}, sort_keys=True)
 
 
 def crop_box(height: int, width: int, ratio: tuple[float, float], drawn: Sequence[float]) -> Box:
