@@ -88,7 +88,7 @@ class ServeConfig(Placement):
     device: str = "auto"
     """Device of the experts: `auto`, `cpu`, `cuda`, …."""
     threads_per_expert: PositiveInt = 1
-    """CPU threads of one pass through an expert."""
+    """CPU threads of one pass through an expert. With `--in-process` a pass takes more, if cores would be idle."""
     threads_in_process: PositiveInt | None = None
     """With `--in-process`: CPU threads of all experts together; by default the number of cores."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"

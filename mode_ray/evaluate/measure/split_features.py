@@ -13,6 +13,7 @@ from mode_ray.evaluate.tasks.samples import Split, read_samples
 from mode_ray.evaluate.tasks.task import Task
 from mode_ray.evaluate.tasks.usable_samples import UsableSamples
 from mode_ray.models.encode import Expert
+from mode_ray.models.together import encode_pixels
 from mode_ray.pairs.images import Pixels
 from mode_ray.storage import Location
 
@@ -126,5 +127,5 @@ def _encode_share(
 def _encode(experts: Mapping[str, Expert], chunks: dict[str, list[np.ndarray]], batch: list[Pixels]) -> None:
     if batch:
         images_bhw3 = np.stack(batch)
-        for name, expert in experts.items():
-            chunks[name].append(expert.encode_pixels(images_bhw3))
+        for name, rows_bd in zip(experts, encode_pixels(list(experts.values()), images_bhw3), strict=True):
+            chunks[name].append(rows_bd)

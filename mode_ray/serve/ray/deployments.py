@@ -72,7 +72,7 @@ class ExpertDeployment:
 
     def __init__(self, arguments: ExpertArguments) -> None:
         from mode_ray.models.encode import Expert
-        from mode_ray.serve.service.local_expert import LocalExpert
+        from mode_ray.serve.service.local_expert import LocalExperts
         from mode_ray.serve.service.served_run import ServedRun
 
         self._id = arguments.expert
@@ -83,7 +83,7 @@ class ExpertDeployment:
         model = Expert(
             folder, device=settings.device, precision=settings.precision, threads=settings.threads_per_expert
         )
-        self._local = LocalExpert(self._id, model, settings, ray_metrics())
+        self._local = LocalExperts({self._id: model}, settings, ray_metrics()).clients[self._id]
         self._calls = StuckCalls(_STUCK_SECONDS)
 
     async def describe(self) -> ExpertDescription:
