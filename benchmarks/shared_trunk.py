@@ -1,9 +1,9 @@
 """Four experts on one trunk keep at least 0.85 of the speed of a single model, in at most 1.3 times its memory.
 
 Peers: one dense model of the same architecture, and four experts with trunks of their own (target: three times their
-speed). In process, the models encode the same prepared images; over HTTP, `mode-ray serve --in-process` answers requests
-of 32 JPEGs. Experts on one trunk are stored as whole models, and loading finds that their trunks are equal. Weights are
-random: what an image costs does not depend on them.
+speed). In process, the models encode the same prepared images; over HTTP, `mode-ray serve --in-process` answers
+requests of 32 JPEGs. Experts on one trunk are stored as whole models, and loading finds that their trunks are equal.
+Weights are random: what an image costs does not depend on them.
 """
 
 import argparse

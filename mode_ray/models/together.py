@@ -29,6 +29,14 @@ def load_experts(
     return {name: Expert(folder, device, precision, threads, trunks) for name, folder in folders.items()}
 
 
+def by_image_trunk(experts: Mapping[_Name, Expert]) -> list[dict[_Name, Expert]]:
+    """Models with equal image trunks, group by group."""
+    groups: dict[Trunk, dict[_Name, Expert]] = {}
+    for name, expert in experts.items():
+        groups.setdefault(expert.image_trunk, {})[name] = expert
+    return list(groups.values())
+
+
 def encode_images(experts: Sequence[Expert], images_b3hw: torch.Tensor) -> list[Embeddings]:
     """Every model's unit embeddings of prepared images, float32 [b, d] each."""
     features = _of_each_trunk(

@@ -2,16 +2,14 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from mode_ray.config.serve import ServeConfig
-from mode_ray.models.encode import Expert
-from mode_ray.models.shared_trunks import Trunk
-from mode_ray.models.together import load_experts
+from mode_ray.models.together import by_image_trunk, load_experts
 from mode_ray.serve.http.api import create_app
 from mode_ray.serve.http.header_deadline import protocol_with_header_deadline
 from mode_ray.serve.http.request_ids import RequestIds
@@ -38,7 +36,7 @@ def local_service(served: ServedRun, config: ServeConfig, metrics: ServeMetrics)
     """
     threads = config.threads_in_process or len(os.sched_getaffinity(0))
     with contextlib.ExitStack() as cleanup:
-        groups = _by_image_trunk(load_experts(served.experts, config.device, config.precision))
+        groups = by_image_trunk(load_experts(served.experts, config.device, config.precision))
         at_once = min(max(1, threads // config.threads_per_expert), len(groups))
         for group in groups:
             for model in group.values():
@@ -53,13 +51,6 @@ def local_service(served: ServedRun, config: ServeConfig, metrics: ServeMetrics)
         service = EnsembleService(served, clients, config, metrics)
         cleanup.callback(service.close)
         yield service
-
-
-def _by_image_trunk(models: Mapping[int, Expert]) -> list[dict[int, Expert]]:
-    groups: dict[Trunk, dict[int, Expert]] = {}
-    for expert, model in models.items():
-        groups.setdefault(model.image_trunk, {})[expert] = model
-    return list(groups.values())
 
 
 def uvicorn_server(app: ASGIApp, config: ServeConfig) -> uvicorn.Server:

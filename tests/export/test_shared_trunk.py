@@ -99,5 +99,7 @@ def test_other_options_do_not_go_with_it(config: RunConfig, tmp_path: Path) -> N
 
 def test_status_shows_what_is_shared(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     (Path(config.run) / "config.yaml").write_text(dump_config(config))
+    for status in Path(config.run).rglob("status.json"):
+        status.unlink()  # they are empty here
     assert main(["status", config.run]) == 0
     assert "3 experts share 9" in " ".join(capsys.readouterr().out.split())

@@ -159,9 +159,9 @@ class LocalExperts:
     def _end(self) -> None:
         if self._worker is not None:
             self._worker.cancel()
-        for job in (*self._images, *self._texts):
-            for expert in job.wanted:
-                job.answers[expert].future.set_exception(ExpertUnavailable(f"expert {expert} is closed"))
+        for answers in [job.answers for job in self._images] + [job.answers for job in self._texts]:
+            for expert, answer in answers.items():
+                _fail(answer.future, ExpertUnavailable(f"expert {expert} is closed"))
         self._images.clear()
         self._texts.clear()
 
@@ -212,8 +212,7 @@ class LocalExperts:
     def _give_up(self, job: _Job[_Input], error: Exception) -> None:
         for expert in job.wanted:
             _logger.error("expert %d failed: %s", expert, where_it_failed(error))
-            failed = ExpertUnavailable(f"expert {expert}: {type(error).__name__}")
-            job.answers[expert].future.set_exception(failed)
+            _fail(job.answers[expert].future, ExpertUnavailable(f"expert {expert}: {type(error).__name__}"))
 
     def _next_batch(self) -> list[_Job[Images]]:
         """As many whole requests as fit into a batch, or a part of one that is larger."""
@@ -260,7 +259,7 @@ class LocalExpert:
     """The `ExpertClient` of one of several local experts."""
 
     def __init__(self, expert: int, experts: LocalExperts, model: Expert) -> None:
-        self.id = expert
+        self.id = self._number = expert
         self._experts = experts
         self._description = ExpertDescription(
             logit_scale=model.logit_scale,
@@ -271,15 +270,20 @@ class LocalExpert:
 
     async def describe(self) -> ExpertDescription:
         """See `ExpertClient`."""
-        self._experts.open_model(self.id)
+        self._experts.open_model(self._number)
         return self._description
 
     async def encode_images(self, images_bhw3: Images) -> Embeddings:
         """See `ExpertClient`."""
-        return await self._experts.encode_images(self.id, images_bhw3)
+        return await self._experts.encode_images(self._number, images_bhw3)
 
     async def encode_texts(self, texts: Sequence[str]) -> Embeddings:
         """See `ExpertClient`."""
         if not texts:
             return np.empty((0, self._description.dimension), np.float32)
-        return await self._experts.encode_texts(self.id, texts)
+        return await self._experts.encode_texts(self._number, texts)
+
+
+def _fail(answer: "asyncio.Future[Embeddings]", error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)
