@@ -2,8 +2,9 @@
 
 Peers: one dense model of the same architecture, and four experts with trunks of their own (target: three times their
 speed). In process, the models encode the same prepared images; over HTTP, `mode-ray serve --in-process` answers
-requests of 32 JPEGs. Experts on one trunk are stored as whole models, and loading finds that their trunks are equal.
-Weights are random: what an image costs does not depend on them.
+requests of 32 JPEGs; on Ray Serve, one application with all heads is compared with one application per expert. Experts
+on one trunk are stored as whole models, and loading finds that their trunks are equal. Weights are random: what an
+image costs does not depend on them.
 """
 
 import argparse
@@ -19,8 +20,8 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from frame import alternate, arguments, finish
-from serve import IMAGES, THREADS, Batch, in_process, register
+from frame import OURS, alternate, arguments, finish
+from serve import IMAGES, THREADS, Batch, in_process, on_ray_serve, register
 from serve_run import EXPERTS, LABELS, build_run, pictures, tiny_architecture
 
 from mode_ray.config.train import ModelConfig
@@ -71,11 +72,13 @@ def main() -> None:
         memory = {name: _in_new_process(run) for name, run in runs.by_name.items()}
         process = measure(runs, in_one_process, rounds)
         http = measure_http(runs, rounds)
+        layouts = {} if options.quick else {"ray_together_vs_apart_throughput": measure_layouts(runs.shared, rounds)}
     results = {
         "shared_vs_dense_throughput": min(process["dense"], http["dense"]),
         "shared_vs_dense_memory": memory["shared"] / memory["dense"],
         "shared_vs_whole_throughput": min(process["whole"], http["whole"]),
         "max_abs_difference": difference,
+        **layouts,
     }
     for way, speeds in (("in_process", process), ("http", http)):
         results |= {f"{way}_shared_vs_{peer}_throughput": speed for peer, speed in speeds.items()}
@@ -131,6 +134,22 @@ def measure_http(runs: Runs, rounds: int) -> dict[str, float]:
         asks = {url: Batch(url, register(url), images) for url in (shared, dense, whole)}
         timings = alternate(asks[shared], {"dense": asks[dense], "whole": asks[whole]}, rounds)
     return {peer: timings.speed_up(peer) for peer in ("dense", "whole")}
+
+
+def measure_layouts(run: ServedRun, rounds: int) -> float:
+    """On Ray Serve: images a second of one application with all heads over those of an application per expert.
+
+    Both use as many torch threads as there are cores: the one application has them all.
+    """
+    images = pictures(IMAGES)
+    together = {"experts_together": "true", "threads_per_expert": THREADS}
+    seconds = {}
+    for layout, settings in (("together", together), ("apart", {"experts_together": "false"})):
+        # One after the other: two clusters on one machine would take each other's cores.
+        with on_ray_serve(run, {"pruning.share": 1.0, **settings}) as url:
+            ask = Batch(url, register(url), images)
+            seconds[layout] = alternate(ask, {}, rounds).median_seconds[OURS]
+    return seconds["apart"] / seconds["together"]
 
 
 def max_abs_difference(run: ServedRun) -> float:
