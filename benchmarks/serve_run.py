@@ -34,15 +34,15 @@ _TOPICS = (("a cat", "a bus"), ("a dog", "a train"), ("an apple", "a hammer"), (
 _PICTURE_PIXELS = (320, 240)
 
 
-def build_run(folder: Path, architecture: str) -> ServedRun:
+def build_run(folder: Path, architecture: str, experts: int = EXPERTS) -> ServedRun:
     """A run whose experts have random weights: what they say is of no matter here, only what it costs."""
     config = RunConfig.model_validate(
         {
             "run": str(folder / "run"),
             "captions": {"paths": [str(folder)]},
             "encoder": {"kind": "static", "model": "package:wordllama"},
-            "cluster": {"sample_rows": 100, "fine": {"centers": 8}, "coarse": {"experts": [EXPERTS]}},
-            "train": {"model": {"architecture": architecture}, "experts": EXPERTS, "dense_samples": 4096},
+            "cluster": {"sample_rows": 100, "fine": {"centers": 8}, "coarse": {"experts": [experts]}},
+            "train": {"model": {"architecture": architecture}, "experts": experts, "dense_samples": 4096},
         }
     )
     places = stage_directories(config.directory)
@@ -53,11 +53,11 @@ def build_run(folder: Path, architecture: str) -> ServedRun:
         mass_m=np.full(8, 10),
         squared_distance_m=np.ones(8),
         encoder_name=encoder.name,
-        coarse={EXPERTS: np.repeat(np.arange(EXPERTS, dtype=np.int32), 2)},
+        coarse={experts: (np.arange(8) * experts // 8).astype(np.int32)},
     ).save(places["cluster"])
-    for expert in range(EXPERTS):
+    for expert in range(experts):
         clip = build_clip(ModelConfig(architecture=architecture, precision="float32"), seed=expert)
-        save_clip(places["train"] / f"n{EXPERTS}/{expert:02d}", clip)
+        save_clip(places["train"] / f"n{experts}/{expert:02d}", clip)
     for stage in ("cluster", "train"):
         Stage(stage, places[stage], {}).finish([], {})
     (config.directory / "config.yaml").write_text(dump_config(config))

@@ -81,6 +81,8 @@ SWEEP_RESULT = "result.json"
 # In a folder that `mode-ray export` wrote.
 ENSEMBLE_FILE = "mode_ray.json"
 CLUSTERING_FOLDER = "clustering"
+TRUNK_FOLDER = "trunk"
+"""The common trunk of the experts, whose folders then hold their heads only."""
 
 
 def stage_directories(run: Location) -> dict[str, Location]:

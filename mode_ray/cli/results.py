@@ -34,6 +34,25 @@ def status(
     trials = trial_table(location)
     if trials is not None:
         to.print(trials)
+    shared = _shared_weights(location)
+    if shared is not None:
+        say(shared)
+
+
+def _shared_weights(run: "Location") -> str | None:
+    """What the experts of a trained run share, as one sentence."""
+    from mode_ray.models.shared_weights import shared_weights
+    from mode_ray.run_directory import STAGE_DIRECTORIES
+    from mode_ray.stages.manifest import read_manifest
+    from mode_ray.train.plan import expert_name
+
+    train = run / STAGE_DIRECTORIES["train"]
+    trained = read_manifest(train)
+    n = None if trained is None else trained.fields.get("train.experts")
+    if not isinstance(n, int):
+        return None
+    found = shared_weights([train / expert_name(n, expert) for expert in range(n)])
+    return None if found is None else str(found)
 
 
 def atlas(config: Config, overrides: Overrides) -> None:
@@ -109,6 +128,9 @@ def export(
     expert: Annotated[int | None, typer.Option(help="Only this expert (default: all, with their clustering).")] = None,
     average: Annotated[bool, flag("--average", "One model: the mean of the experts' weights.")] = False,
     uniform: Annotated[bool, flag("--uniform", "With --average: do not weight by pairs.")] = False,
+    shared_trunk: Annotated[
+        bool, flag("--shared-trunk", "Write the experts' common trunk once, and a small head for each.")
+    ] = False,
     license_id: Annotated[str | None, optional("SPDX id, such as apache-2.0.", "--license", metavar="ID")] = None,
 ) -> None:
     """Write trained models as folders for open_clip and Hugging Face."""
@@ -117,7 +139,14 @@ def export(
     from mode_ray.storage import Location
 
     target = Location.parse(to)
-    request = ExportRequest(target=target, expert=expert, average=average, uniform=uniform, license_id=license_id)
+    request = ExportRequest(
+        target=target,
+        expert=expert,
+        average=average,
+        uniform=uniform,
+        shared_trunk=shared_trunk,
+        license_id=license_id,
+    )
     run_export(settings, request)
     say(f"exported: {target}")
 

@@ -50,10 +50,10 @@ def serve(
 @group.command("config")
 def write_config(run: Run, overrides: Overrides) -> None:
     """Print the file that `serve deploy` needs to serve a run on a cluster."""
-    from mode_ray.serve.ray.deployment_file import as_yaml, serve_document
+    from mode_ray.serve.ray.deployment_file import as_yaml, ray_settings, serve_document
 
     served = _load(run, overrides)
-    settings = served.config.serve
+    settings = ray_settings(served.config)
     if settings.port == 0:
         raise UsageError("serve.port=0 picks a free port, but the port of a cluster must be known: set serve.port")
     sys.stdout.write(as_yaml(serve_document(served.run.uri, sorted(served.experts), settings)))

@@ -88,11 +88,14 @@ class ServeConfig(Placement):
     device: str = "auto"
     """Device of the experts: `auto`, `cpu`, `cuda`, …."""
     threads_per_expert: PositiveInt = 1
-    """CPU threads of one pass through an expert."""
+    """CPU threads of one pass through an expert. With `--in-process` a pass takes more, if cores would be idle."""
     threads_in_process: PositiveInt | None = None
     """With `--in-process`: CPU threads of all experts together; by default the number of cores."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the experts. Answers are always float32."""
+    experts_together: bool | None = None
+    """On Ray Serve: all experts in one application, so that experts with equal trunks share them. False: each expert
+    is an application of its own. By default true if image trunks are locked (`train.model.lock`)."""
     expert_replicas: Replicas = Replicas()
     router_replicas: Replicas = Replicas(min=2, max=2)
     cpus_per_expert: Annotated[float, Field(ge=0.0)] = 1.0

@@ -19,6 +19,8 @@ from mode_ray.ensemble.source import EnsembleSource, find_source
 from mode_ray.ensemble.task import NearestCluster, Task, Template, class_texts_of
 from mode_ray.errors import UsageError
 from mode_ray.models.encode import Expert, Precision
+from mode_ray.models.shared_trunks import Trunks
+from mode_ray.models.together import encode_images, encode_texts
 from mode_ray.routing.mix import (
     concatenated_images,
     concatenated_texts,
@@ -69,7 +71,8 @@ class Classification:
 class Ensemble:
     """The experts of a run, mixed by routing weights. `mode_ray.load` makes one.
 
-    Models and caption encoder are loaded when they are first used. Use an ensemble from one thread at a time.
+    Models and caption encoder are loaded when they are first used. Experts with equal trunks hold one trunk, which
+    runs once for all of them. Use an ensemble from one thread at a time.
 
     Args:
         source: What it is read from.
@@ -82,6 +85,7 @@ class Ensemble:
         self._device = device
         self._dtype = dtype
         self._loaded: dict[int, Expert] = {}
+        self._trunks = Trunks()
 
     def __repr__(self) -> str:
         left_out = [number for number in range(self.n) if number not in self.present]
@@ -188,19 +192,20 @@ class Ensemble:
         else:
             task = self.task(labels, templates, rule=rule)
         active = np.flatnonzero(task.weights).tolist()
+        models = [self.model(expert) for expert in active]
         classifiers = [classifier for classifier in task.classifiers if classifier is not None]
         scores = [
             ensemble_scores(
                 [
-                    self.model(expert).encode_images(batch) @ classifier_ld.T
-                    for expert, classifier_ld in zip(active, classifiers, strict=True)
+                    features_bd @ classifier_ld.T
+                    for features_bd, classifier_ld in zip(encode_images(models, batch), classifiers, strict=True)
                 ],
                 task.weights[active],
             )
             for batch in prepared_batches(images, self._first, self._source.images)
         ]
         scores_il = np.concatenate(scores) if scores else np.zeros((0, len(task.labels)), np.float32)
-        scales_c = np.array([self.model(expert).logit_scale for expert in active])
+        scales_c = np.array([model.logit_scale for model in models])
         return Classification(
             labels=[task.labels[column] for column in scores_il.argmax(axis=1)],
             scores=scores_il,
@@ -223,7 +228,7 @@ class Ensemble:
             DataError: An image cannot be read.
         """
         rows = [
-            concatenated_images([self._sides(number, batch) for number in range(self.n)])
+            concatenated_images(self._image_sides(batch))
             for batch in prepared_batches(images, self._first, self._source.images)
         ]
         return np.concatenate(rows) if rows else np.zeros((0, self.n * self._first.dimension), np.float32)
@@ -244,8 +249,10 @@ class Ensemble:
             return np.zeros((0, self.n * self._first.dimension), np.float32)
         weights = self.weights_of_each(listed) if task is None else task.weights
         used = weights.reshape(-1, self.n).max(axis=0) > 0.0
+        asked = np.flatnonzero(used).tolist()
+        encoded = dict(zip(asked, encode_texts([self.model(number) for number in asked], listed), strict=True))
         nothing = np.zeros((len(listed), self._first.dimension), np.float32)
-        sides = [self.model(number).encode_texts(listed) if used[number] else nothing for number in range(self.n)]
+        sides = [encoded.get(number, nothing) for number in range(self.n)]
         return concatenated_texts(sides, weights).astype(np.float32)
 
     def weights_of_each(self, texts: Sequence[str], rule: RoutingRule | None = None) -> npt.NDArray[np.float64]:
@@ -323,13 +330,14 @@ class Ensemble:
             folder = self._source.experts[number]
             if folder is None:
                 raise UsageError(f"expert {number} is left out of this ensemble")
-            self._loaded[number] = Expert(folder, self._device, self._dtype)
+            self._loaded[number] = Expert(folder, self._device, self._dtype, trunks=self._trunks)
         return self._loaded[number]
 
-    def _sides(self, number: int, batch: "torch.Tensor") -> Embeddings:
-        if number in self.present:
-            return self.model(number).encode_images(batch)
-        return np.zeros((len(batch), self._first.dimension), np.float32)
+    def _image_sides(self, batch: "torch.Tensor") -> list[Embeddings]:
+        models = [self.model(number) for number in self.present]
+        encoded = dict(zip(self.present, encode_images(models, batch), strict=True))
+        nothing = np.zeros((len(batch), self._first.dimension), np.float32)
+        return [encoded.get(number, nothing) for number in range(self.n)]
 
     def _without_missing(self, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         missing = sorted(set(range(self.n)) - set(self.present))
@@ -339,11 +347,13 @@ class Ensemble:
         flat = [text for texts in task.class_texts for text in texts]
         ends = np.cumsum([len(texts) for texts in task.class_texts])[:-1]
 
-        def classifier(expert: int) -> Embeddings:
-            rows_td = self.model(expert).encode_texts(flat)
-            return np.stack([mean_direction(rows) for rows in np.split(rows_td, ends)])
-
-        return [classifier(expert) if weight > 0.0 else None for expert, weight in enumerate(task.weights)]
+        active = np.flatnonzero(task.weights).tolist()
+        encoded = encode_texts([self.model(expert) for expert in active], flat)
+        found = {
+            expert: np.stack([mean_direction(rows) for rows in np.split(rows_td, ends)])
+            for expert, rows_td in zip(active, encoded, strict=True)
+        }
+        return [found.get(expert) for expert in range(self.n)]
 
 
 def _checked_rule(rule: RoutingRule | None) -> RoutingRule | None:

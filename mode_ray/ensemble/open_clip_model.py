@@ -19,6 +19,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own habit)
 from mode_ray.ensemble.task import Task
 from mode_ray.errors import UsageError
 from mode_ray.models.fast_tokens import TextTokenizer
+from mode_ray.models.together import encode_images, encode_tokens
 
 if TYPE_CHECKING:
     from mode_ray.ensemble.ensemble import Ensemble
@@ -103,7 +104,7 @@ class EnsembleModel(torch.nn.Module):
         Returns:
             float32 [b, sum of dimensions], on the device of `image`.
         """
-        sides = [root * model.encode_images(image) for root, model in zip(self._roots_a, self._models, strict=True)]
+        sides = [root * rows for root, rows in zip(self._roots_a, encode_images(self._models, image), strict=True)]
         return torch.from_numpy(np.concatenate(sides, axis=1)).to(image.device)
 
     def encode_text(self, text: torch.Tensor, normalize: bool = False) -> torch.Tensor:  # noqa: ARG002
@@ -124,7 +125,7 @@ class EnsembleModel(torch.nn.Module):
         """
         rows = _keys(text)
         weights_ba = self._text_weights(rows)
-        sides = [weights_ba[:, place, None] * model.encode_tokens(text) for place, model in enumerate(self._models)]
+        sides = [weights_ba[:, place, None] * rows for place, rows in enumerate(encode_tokens(self._models, text))]
         result = torch.from_numpy(np.concatenate(sides, axis=1).astype(np.float32))
         for place, row in enumerate(rows):
             if row in self._classes:

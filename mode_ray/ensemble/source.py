@@ -20,6 +20,7 @@ from mode_ray.run_directory import (
     ENSEMBLE_FILE,
     FINE_FILE,
     RUN_CONFIG,
+    TRUNK_FOLDER,
     expert_folder,
     require_run,
     stage_directories,
@@ -29,7 +30,7 @@ from mode_ray.storage import Location
 from mode_ray.train.plan import expert_name
 
 # Read from the hub: what the ensemble needs, and nothing else of the repository.
-_HUB_PATTERNS = (ENSEMBLE_FILE, f"{CLUSTERING_FOLDER}/*", "expert-*/*")
+_HUB_PATTERNS = (ENSEMBLE_FILE, f"{CLUSTERING_FOLDER}/*", f"{TRUNK_FOLDER}/*", "expert-*/*")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,7 +11,8 @@ from mode_ray.config.captions import EncoderConfig
 from mode_ray.embed.pooling import pooling_of
 from mode_ray.errors import UsageError
 from mode_ray.export.facts import ExpertFacts, RunFacts
-from mode_ray.run_directory import CLUSTERING_FOLDER, expert_folder
+from mode_ray.models.shared_weights import shared_weights
+from mode_ray.run_directory import CLUSTERING_FOLDER, TRUNK_FOLDER, expert_folder
 from mode_ray.util.packages import PREFIX, resolve_folder
 
 CARD_FILE = "README.md"
@@ -19,7 +20,7 @@ _SHOWN_PATHS = 5
 _SHOWN_TERMS = 10
 _LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 
-CardKind = Literal["expert", "average", "ensemble"]
+CardKind = Literal["expert", "average", "ensemble", "heads"]
 
 
 def is_license(text: str) -> bool:
@@ -42,7 +43,8 @@ def render_card(
 
     Args:
         facts: Of the run.
-        kind: One `expert`, the `average` of all, or the `ensemble` of all with its clustering.
+        kind: One `expert`, the `average` of all, the `ensemble` of all with its clustering, or the same as
+            one trunk and `heads`.
         license_id: Licence of the weights, or None to leave it to whoever publishes them.
         expert: The expert, for a card of one.
         uniform: Whether an average took all experts alike rather than by their pairs.
@@ -53,7 +55,9 @@ def render_card(
     return template.render(
         facts=facts,
         config=facts.config,
-        kind=kind,
+        kind="ensemble" if kind == "heads" else kind,
+        heads=kind == "heads",
+        shared=shared_weights([one.folder for one in facts.experts]),
         # Of a folder the name alone: the card goes to others.
         architecture=facts.config.train.model.architecture.rstrip("/").rsplit("/", 1)[-1],
         license=license_id,
@@ -67,7 +71,8 @@ def render_card(
         more_paths=max(0, len(facts.config.captions.paths) - _SHOWN_PATHS),
         shown_terms=_SHOWN_TERMS,
         clustering=CLUSTERING_FOLDER,
-        **_encoder_fields(facts.config.encoder),
+        # The script without mode_ray loads whole models.
+        **({"pooled": None} if kind == "heads" else _encoder_fields(facts.config.encoder)),
     )
 
 
@@ -102,6 +107,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["percent"] = lambda share: "–" if share is None else f"{share:.1%}"  # noqa: RUF001
     environment.filters["count"] = lambda number: f"{number:,}"
     environment.globals["expert_folder"] = expert_folder
+    environment.globals["trunk_folder"] = TRUNK_FOLDER
     return environment
 
 

@@ -8,7 +8,7 @@ from mode_ray.cluster.reuse import read_reused
 from mode_ray.config.former_defaults import keep_former_defaults
 from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
-from mode_ray.export.card import CARD_FILE, is_license, render_card
+from mode_ray.export.card import CARD_FILE, CardKind, is_license, render_card
 from mode_ray.export.facts import ExpertFacts, RunFacts, collect_facts
 from mode_ray.export.target import new_directory
 from mode_ray.models.architecture import WEIGHTS_FILE, model_files
@@ -26,6 +26,7 @@ class ExportRequest:
         expert: One expert alone; by default all of them.
         average: Write the mean of the experts' weights in place of the experts.
         uniform: Weight all experts equally in that mean, rather than by their pairs.
+        shared_trunk: Write the experts' common trunk once, and a head for each of them, for `mode_ray.load`.
         license_id: Licence for the card; None leaves the choice to whoever publishes the model.
     """
 
@@ -33,6 +34,7 @@ class ExportRequest:
     expert: int | None = None
     average: bool = False
     uniform: bool = False
+    shared_trunk: bool = False
     license_id: str | None = None
 
 
@@ -40,7 +42,8 @@ def run_export(config: RunConfig, request: ExportRequest) -> None:
     """Write the export; nothing of the run changes.
 
     Raises:
-        UsageError: The train stage is not done, there is no such expert, or the target is not empty.
+        UsageError: The train stage is not done, there is no such expert, the target is not empty, or the experts have
+            no common trunk.
         DataError: A model or the clustering is missing or damaged.
     """
     config = keep_former_defaults(config, config.directory / RUN_CONFIG)  # the card names the architecture
@@ -58,16 +61,13 @@ def run_export(config: RunConfig, request: ExportRequest) -> None:
             card = render_card(facts, "expert", request.license_id, expert)
         else:
             _copy_clustering(clusters, folder / CLUSTERING_FOLDER)
-            for expert in facts.experts:
-                own = folder / expert_folder(expert.number)
-                _copy_model(expert, own)
-                _copy_clustering(clusters, own / CLUSTERING_FOLDER)
-                (own / CARD_FILE).write_text(render_card(facts, "expert", request.license_id, expert))
+            _write_experts(folder, facts, clusters, request)
             description = EnsembleDescription(
                 experts=len(facts.experts), encoder=config.encoder, routing=config.routing, images=config.images
             )
             write_description(folder, description)
-            card = render_card(facts, "ensemble", request.license_id)
+            kind: CardKind = "heads" if request.shared_trunk else "ensemble"
+            card = render_card(facts, kind, request.license_id)
         (folder / CARD_FILE).write_text(card)
 
 
@@ -79,8 +79,23 @@ def _check(config: RunConfig, request: ExportRequest) -> None:
         raise UsageError("--average is of all experts: leave out --expert")
     if request.uniform and not request.average:
         raise UsageError("--uniform says how to average: give --average too")
+    if request.shared_trunk and (request.average or request.expert is not None):
+        raise UsageError("--shared-trunk is for all experts together: leave out --average and --expert")
     if request.license_id is not None and not is_license(request.license_id):
         raise UsageError(f"--license {request.license_id}: give a licence id such as apache-2.0")
+
+
+def _write_experts(folder: Location, facts: RunFacts, clusters: Location, request: ExportRequest) -> None:
+    if request.shared_trunk:
+        from mode_ray.export.shared_trunk import write_shared_trunk  # needs torch, which copies do not
+
+        write_shared_trunk([expert.folder for expert in facts.experts], folder)
+        return
+    for expert in facts.experts:
+        own = folder / expert_folder(expert.number)
+        _copy_model(expert, own)
+        _copy_clustering(clusters, own / CLUSTERING_FOLDER)
+        (own / CARD_FILE).write_text(render_card(facts, "expert", request.license_id, expert))
 
 
 def _write_average(folder: Location, facts: RunFacts, *, uniform: bool) -> None:

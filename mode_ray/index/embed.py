@@ -16,8 +16,8 @@ from mode_ray.config.run import RunConfig
 from mode_ray.errors import DataError
 from mode_ray.index.images import EncodedImage, read_images
 from mode_ray.index.vectors import index_table
-from mode_ray.models.encode import Expert
 from mode_ray.models.preprocess import ImageInput
+from mode_ray.models.together import encode_pixels, load_experts
 from mode_ray.pairs.images import Pixels
 from mode_ray.routing.mix import concatenated_images
 from mode_ray.stages.manifest import UnitRecord
@@ -51,11 +51,11 @@ class IndexWorker:
         placement = config.index.placement
         torch.set_num_threads(config.index.pool.threads_per_actor)
         self._captions = config.captions
-        self._experts = [
-            None if folder is None else Expert(folder, placement.device, config.index.precision) for folder in models
-        ]
+        present = {expert: folder for expert, folder in enumerate(models) if folder is not None}
+        self._experts = load_experts(present, placement.device, config.index.precision)
+        self._n = len(models)
         # Experts of one run share their architecture.
-        first = next(expert for expert in self._experts if expert is not None)
+        first = next(iter(self._experts.values()))
         self._width = first.dimension
         self._images = ImageInput(first.geometry, config.limits.max_image_pixels, config.images)
         self._batch_size = placement.batch_size
@@ -120,11 +120,10 @@ class IndexWorker:
     def _encode(self, batch: list[Pixels]) -> np.ndarray:
         images_bhw3 = np.stack(batch)
         nothing_bd = np.zeros((len(batch), self._width), np.float32)
-        embeddings: np.ndarray = concatenated_images(
-            [nothing_bd if expert is None else expert.encode_pixels(images_bhw3) for expert in self._experts]
-        )
+        encoded = dict(zip(self._experts, encode_pixels(list(self._experts.values()), images_bhw3), strict=True))
+        embeddings: np.ndarray = concatenated_images([encoded.get(expert, nothing_bd) for expert in range(self._n)])
         return embeddings
 
     def _nothing(self) -> np.ndarray:
         """No rows, of the right width: a work unit without usable images has a table too."""
-        return np.empty((0, len(self._experts) * self._width), np.float32)
+        return np.empty((0, self._n * self._width), np.float32)

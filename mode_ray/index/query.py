@@ -13,6 +13,7 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.evaluate import RoutingConfig
 from mode_ray.embed.encoder import CaptionEncoder
 from mode_ray.models.encode import Expert
+from mode_ray.models.together import encode_texts
 from mode_ray.routing.mix import concatenated_texts, without_experts
 from mode_ray.routing.router import NothingKnownError, Router, unknown_text
 
@@ -72,6 +73,7 @@ class QueryEncoder:
     def encode(self, texts: Sequence[str], *, as_one_task: bool = False) -> Floats:
         """Queries for `ImageIndex.search`, [texts, sum of the dimensions]; arguments and errors as `weights`."""
         weights = self.weights(texts, as_one_task=as_one_task)
-        encoded = [None if expert is None else expert.encode_texts(texts) for expert in self._experts]
-        nothing_ld = np.zeros_like(next(side for side in encoded if side is not None))
-        return concatenated_texts([nothing_ld if side is None else side for side in encoded], weights)
+        encoded = iter(encode_texts([expert for expert in self._experts if expert is not None], texts))
+        sides = [None if expert is None else next(encoded) for expert in self._experts]
+        nothing_ld = np.zeros_like(next(side for side in sides if side is not None))
+        return concatenated_texts([nothing_ld if side is None else side for side in sides], weights)

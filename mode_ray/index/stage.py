@@ -10,6 +10,7 @@ from mode_ray.captions.listing import list_work_units
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.base import config_hash
 from mode_ray.config.run import RunConfig
+from mode_ray.config.train import LockConfig
 from mode_ray.embed.encoder import encoder_name
 from mode_ray.embed.load import load_encoder
 from mode_ray.errors import DataError, UsageError
@@ -86,7 +87,7 @@ def index_stages(run: Run, train: Stage) -> IndexStages:
         "index.images (files found)": combined_hash(sorted({work_unit.uri for work_unit in work_units})),
         "limits.max_image_pixels": config.limits.max_image_pixels,
         "inputs.train": config_hash(train.fields),
-        _EXPERTS_FIELD: [None if folder is None else weights_mark(folder) for folder in models],
+        _EXPERTS_FIELD: _marks(config, models),
     }
     stage = Stage("index", index_embeddings(config.directory), fields)
     return IndexStages(work_units, models, stage, index_parts(config.directory))
@@ -156,17 +157,19 @@ def search_index(config: RunConfig, texts: Sequence[str], count: int, *, as_one_
         DataError: A file is damaged, or clustering or index are of another encoder or other experts.
     """
     from mode_ray.index.query import QueryEncoder
-    from mode_ray.models.encode import Expert  # these need torch, which usage errors need not wait for
+    from mode_ray.models.together import load_experts  # these need torch, which usage errors need not wait for
 
     embeddings, parts = index_embeddings(config.directory), index_parts(config.directory)
     built = read_manifest(parts)
     if built is None:
         raise UsageError(f"{parts}: there is no finished index: run `mode-ray index` first")
     models = _present_experts(config)
-    _check_experts(embeddings, models)
+    _check_experts(embeddings, models, _marks(config, models))
     clusters = stage_directories(config.directory)["cluster"]
     clustering = Clustering.load_for(clusters, encoder_name(config.encoder))
-    experts = [None if folder is None else Expert(folder, "cpu") for folder in models]
+    present = {expert: folder for expert, folder in enumerate(models) if folder is not None}
+    loaded = load_experts(present, "cpu")
+    experts = [loaded.get(expert) for expert in range(len(models))]
     encoder = load_encoder(config.encoder, config.embed.encoder.elsewhere)
     query = QueryEncoder(experts, encoder, clustering, config.routing)
     index = ImageIndex(embeddings, parts, int(built.summary["parts"]))
@@ -184,14 +187,20 @@ def _present_experts(config: RunConfig) -> list[Location | None]:
     return [None if name is None else directory / name for name in names]
 
 
-def _check_experts(embeddings: Location, models: Sequence[Location | None]) -> None:
+def _marks(config: RunConfig, models: Sequence[Location | None]) -> list[str | None]:
+    """The identities of the experts' weights."""
+    locked = config.train.model.lock != LockConfig()
+    return [None if folder is None else weights_mark(folder, locked=locked) for folder in models]
+
+
+def _check_experts(embeddings: Location, models: Sequence[Location | None], present: Sequence[str | None]) -> None:
     """Refuse a search with an expert whose block the index does not have."""
     manifest = read_manifest(embeddings)
     marks: Any = None if manifest is None else manifest.fields.get(_EXPERTS_FIELD)
     fix = f"delete {embeddings.parent} and run `mode-ray index` again"
     if not isinstance(marks, list) or len(marks) != len(models):
         raise DataError(f"{embeddings}: the index is not of this run's {len(models)} experts: {fix}")
-    for expert, (mark, folder) in enumerate(zip(marks, models, strict=True)):
+    for expert, (mark, folder, found) in enumerate(zip(marks, models, present, strict=True)):
         if folder is None:
             continue
         if mark is None:
@@ -199,7 +208,7 @@ def _check_experts(embeddings: Location, models: Sequence[Location | None]) -> N
                 f"{embeddings}: the index was made without expert {expert}: search without it "
                 f"(evaluate.leave_out_experts=[{expert}]), or {fix}"
             )
-        if mark != weights_mark(folder):
+        if mark != found:
             raise DataError(f"{embeddings}: the index was made with other weights than those of {folder}: {fix}")
 
 

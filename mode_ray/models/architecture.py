@@ -19,6 +19,8 @@ from mode_ray.util.packages import resolve_folder
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+# Together the weights of one model, in exports of several models with one trunk.
+TRUNK_FILE, HEAD_FILE = "open_clip_trunk.safetensors", "open_clip_head.safetensors"
 # open_clip's names of a hub model's weights, the ones it prefers first.
 HUB_WEIGHTS = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 # The files that transformers writes for tokenizers of any kind. open_clip's `local-dir:` reads them beside the config.

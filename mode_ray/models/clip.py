@@ -42,6 +42,7 @@ from mode_ray.models.architecture import (
     is_path,
 )
 from mode_ray.models.checkpoint import NUMPY_SUFFIXES, fit_state, local_checkpoint, read_checkpoint
+from mode_ray.models.files import model_parts
 from mode_ray.models.preprocess import read_model_config
 from mode_ray.models.tower_weights import load_towers
 from mode_ray.storage import Location
@@ -182,31 +183,34 @@ def _load_pretrained(module: torch.nn.Module, architecture: str, pretrained: str
 
 
 def load_clip(folder: Location) -> ClipModel:
-    """Load an expert folder.
+    """Load an expert folder, or a head beside its trunk.
 
     Raises:
         DataError: The folder is missing, incomplete or damaged; names the file.
     """
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).exists():
-            raise DataError(f"{folder / name}: missing; the model's training is not finished, or this is not a model")
+    parts = model_parts(folder)
+    config_file = parts.folder / CONFIG_FILE
+    for file in (config_file, *parts.weights):
+        if not file.exists():
+            raise DataError(f"{file}: missing; the model's training is not finished, or this is not a model")
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
+        config = json.loads(config_file.read_text())
     except ValueError:
-        raise DataError(f"{folder / CONFIG_FILE}: not valid JSON; train or copy this model again") from None
+        raise DataError(f"{config_file}: not valid JSON; train or copy this model again") from None
     try:
-        clip = _create(config, _read_text_files(folder))
+        clip = _create(config, _read_text_files(parts.folder))
     except _CONFIG_ERRORS as error:
         raise DataError(
-            f"{folder / CONFIG_FILE}: not a config of an open_clip model ({error}); train or copy this model again"
+            f"{config_file}: not a config of an open_clip model ({error}); train or copy this model again"
         ) from None
+    state: dict[str, torch.Tensor] = {}
     try:
-        clip.module.load_state_dict(safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes()))
+        for file in parts.weights:
+            state |= safetensors.torch.load(file.read_bytes())
+        clip.module.load_state_dict(state)
     except (safetensors.SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(
-            f"{folder / WEIGHTS_FILE}: damaged, or from another model ({reason}); train or copy it again"
-        ) from None
+        raise DataError(f"{file}: damaged, or from another model ({reason}); train or copy it again") from None
     return clip
 
 

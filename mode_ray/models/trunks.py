@@ -68,10 +68,10 @@ def _divided(tower: Any, name: str) -> DividedTower:  # noqa: ANN401 - any tower
     if isinstance(tower, TimmModel) and not _trainable(tower.trunk):
         return DividedTower(tower.trunk, tower.head)
     if isinstance(tower, HFTextEncoder) and not _trainable(tower.transformer):
-        return DividedTower(_without(tower, "proj", torch.nn.Identity()), tower.proj)
+        return DividedTower(without_part(tower, "proj", torch.nn.Identity()), tower.proj)
     for projection in ("proj", "text_projection"):
         if {parameter.partition(".")[0] for parameter in trainable} == {projection}:
-            return DividedTower(_without(tower, projection, None), _head(getattr(tower, projection)))
+            return DividedTower(without_part(tower, projection, None), projection_head(getattr(tower, projection)))
     raise UsageError(
         f"{LOCK_FIELD}.{name}: features can be shared only of a tower whose projection alone is trainable, but "
         f"{trainable[0]} is too; set it to all, or to {{groups: 1}} for a transformer of open_clip"
@@ -84,7 +84,9 @@ def _divided_clip_text(clip: Any) -> DividedTower:  # noqa: ANN401 - an open_cli
     if not trainable:
         return DividedTower(_ClipText(clip), torch.nn.Identity())
     if {name.partition(".")[0] for name in trainable} == {"text_projection"}:
-        return DividedTower(_ClipText(_without(clip, "text_projection", None)), _head(clip.text_projection))
+        return DividedTower(
+            _ClipText(without_part(clip, "text_projection", None)), projection_head(clip.text_projection)
+        )
     raise UsageError(
         f"{LOCK_FIELD}.text: features can be shared only of a tower whose projection alone is trainable, but "
         f"{trainable[0]} is too; set it to all or to {{groups: 1}}"
@@ -114,7 +116,8 @@ class _Projection(torch.nn.Module):
         return features_bk @ self.matrix_kd
 
 
-def _head(projection: torch.nn.Module | torch.nn.Parameter) -> torch.nn.Module:
+def projection_head(projection: torch.nn.Module | torch.nn.Parameter) -> torch.nn.Module:
+    """The projection of a tower as a module; open_clip's transformers have a matrix."""
     return projection if isinstance(projection, torch.nn.Module) else _Projection(projection)
 
 
@@ -122,7 +125,7 @@ def _trainable(module: torch.nn.Module) -> list[str]:
     return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
-def _without(module: torch.nn.Module, name: str, replacement: torch.nn.Module | None) -> Any:  # noqa: ANN401
+def without_part(module: torch.nn.Module, name: str, replacement: torch.nn.Module | None) -> Any:  # noqa: ANN401
     """A copy that shares all weights, with one part replaced."""
     part = copy.copy(module)
     part._parameters = {key: value for key, value in module._parameters.items() if key != name}

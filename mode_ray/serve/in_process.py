@@ -9,14 +9,14 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from mode_ray.config.serve import ServeConfig
-from mode_ray.models.encode import Expert
+from mode_ray.models.together import by_image_trunk, load_experts
 from mode_ray.serve.http.api import create_app
 from mode_ray.serve.http.header_deadline import protocol_with_header_deadline
 from mode_ray.serve.http.request_ids import RequestIds
 from mode_ray.serve.listening import bind, url_of
 from mode_ray.serve.service.ensemble_service import EnsembleService
 from mode_ray.serve.service.expert_client import ExpertClient
-from mode_ray.serve.service.local_expert import LocalExpert
+from mode_ray.serve.service.local_expert import LocalExperts
 from mode_ray.serve.service.metrics import ServeMetrics
 from mode_ray.serve.service.served_run import ServedRun
 
@@ -27,23 +27,27 @@ _GRACE_SECONDS = 5
 def local_service(served: ServedRun, config: ServeConfig, metrics: ServeMetrics) -> Iterator[EnsembleService]:
     """The service with all experts of a run in this process; its threads end with the block.
 
-    `threads_in_process` divided by `threads_per_expert` experts run at the same time.
+    Experts with equal image trunks run together. `threads_in_process` divided by `threads_per_expert` of these groups
+    run at the same time; if there are fewer, each of them gets more threads.
 
     Raises:
         UsageError: The caption encoder cannot be found.
         DataError: A model is missing or damaged.
     """
     threads = config.threads_in_process or len(os.sched_getaffinity(0))
-    at_once = min(max(1, threads // config.threads_per_expert), served.n)
     with contextlib.ExitStack() as cleanup:
+        groups = by_image_trunk(load_experts(served.experts, config.device, config.precision))
+        at_once = min(max(1, threads // config.threads_per_expert), len(groups))
+        for group in groups:
+            for model in group.values():
+                model.threads = max(config.threads_per_expert, threads // at_once)
         executor = ThreadPoolExecutor(at_once, thread_name_prefix="experts")
         cleanup.callback(executor.shutdown, wait=False, cancel_futures=True)
         clients: dict[int, ExpertClient] = {}
-        for expert, folder in served.experts.items():
-            model = Expert(folder, config.device, config.precision, config.threads_per_expert)
-            client = LocalExpert(expert, model, config, metrics, executor)
-            cleanup.callback(client.close)
-            clients[expert] = client
+        for group in groups:
+            experts = LocalExperts(group, config, metrics, executor)
+            cleanup.callback(experts.close)
+            clients |= experts.clients
         service = EnsembleService(served, clients, config, metrics)
         cleanup.callback(service.close)
         yield service

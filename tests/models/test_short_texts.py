@@ -4,7 +4,7 @@ import open_clip
 import pytest
 import torch
 
-from mode_ray.models.short_texts import encode_short_texts
+from mode_ray.models.short_texts import short_text_features
 
 CONTEXT = 24
 VISION = {"image_size": 16, "patch_size": 8, "layers": 1, "width": 16, "head_width": 8}
@@ -26,5 +26,5 @@ def test_the_features_are_those_of_open_clip(fields: dict[str, object]) -> None:
     for texts in BATCHES:
         tokens_bt = tokenizer(texts) if texts else torch.zeros((0, CONTEXT), dtype=torch.long)
         with torch.inference_mode():
-            expected = module.encode_text(tokens_bt, normalize=True)
-            torch.testing.assert_close(encode_short_texts(module, tokens_bt), expected, atol=1e-6, rtol=0)
+            expected = module.encode_text(tokens_bt)
+            torch.testing.assert_close(short_text_features(module, tokens_bt), expected, atol=1e-6, rtol=0)

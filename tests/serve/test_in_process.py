@@ -43,7 +43,7 @@ class TestClose:
         with service_of(served, tmp_path) as service:
             classify_without_socket(service)
             experts = [client for client in service._clients.values() if isinstance(client, LocalExpert)]
-            large: list[weakref.ref[Any]] = [weakref.ref(expert._model) for expert in experts]
+            large: list[weakref.ref[Any]] = [weakref.ref(expert._experts.open_model(expert.id)) for expert in experts]
             large += [weakref.ref(service._tasks._open_router()), weakref.ref(service._tasks._cache)]
             assert len(large) == served.n + 2
         gc.collect()

@@ -6,6 +6,7 @@ Any routing rule is evaluated from these files without running a model again.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from mode_ray.evaluate.tasks.samples import Split
 from mode_ray.evaluate.tasks.task import Task
 from mode_ray.evaluate.tasks.usable_samples import UsableSamples
 from mode_ray.models.encode import Expert
+from mode_ray.models.together import encode_texts, load_experts
 from mode_ray.routing.weights import mean_direction
 from mode_ray.run_directory import LABELS_FILE, ROUTING_FILE, TASK_SUMMARY, cosine_file
 from mode_ray.storage import Location
@@ -49,7 +51,7 @@ def measure_task(
             not defined on the samples.
     """
     torch.set_num_threads(options.placement.threads_per_task)
-    experts = {name: Expert(folder, precision=options.precision) for name, folder in models.items()}
+    experts = load_experts(models, precision=options.precision)
     # Classes come before images, so that a name without an embedding is reported at once.
     sides = None if task.kind == "retrieval" else _class_sides(task, experts, encoder)
 
@@ -116,7 +118,14 @@ def _class_sides(task: Task, experts: Mapping[str, Expert], encoder: CaptionEnco
             raise DataError(f"{task.place}: classes: {whose} has no embedding of {error}") from None
 
     routing_ld = classifier(encoder.encode, f"the caption encoder {encoder.name}")
-    return {name: classifier(expert.encode_texts, f"model {name}") for name, expert in experts.items()}, routing_ld
+    flat = [text for texts in task.class_texts() for text in texts]
+    encoded = zip(experts, encode_texts(list(experts.values()), flat), strict=True)
+    return {name: classifier(partial(_given, rows_td), f"model {name}") for name, rows_td in encoded}, routing_ld
+
+
+def _given(rows_td: np.ndarray, _: list[str]) -> np.ndarray:
+    """An encoder whose answer is known."""
+    return rows_td
 
 
 def _caption_sides(
@@ -128,7 +137,7 @@ def _caption_sides(
     known_l = np.asarray(routing_ld.any(axis=1))
     kept = usable.keep_known(known_l)
     usable.require_some()
-    texts = {name: expert.encode_texts(usable.captions) for name, expert in experts.items()}
+    texts = dict(zip(experts, encode_texts(list(experts.values()), usable.captions), strict=True))
     return kept, (texts, routing_ld[known_l])
 
 

@@ -15,6 +15,7 @@ from mode_ray.evaluate.tasks.task import Task
 from mode_ray.evaluate.tasks.usable_samples import UsableSamples
 from mode_ray.models.encode import Expert
 from mode_ray.models.preprocess import ImageInput
+from mode_ray.models.together import encode_pixels
 from mode_ray.pairs.images import Pixels
 from mode_ray.storage import Location
 from mode_ray.util.read_ahead import read_ahead
@@ -142,5 +143,5 @@ def _decode(images: ImageInput, numbered: tuple[int, Sample]) -> tuple[int, Samp
 def _encode(experts: Mapping[str, Expert], chunks: dict[str, list[np.ndarray]], batch: list[Pixels]) -> None:
     if batch:
         images_bhw3 = np.stack(batch)
-        for name, expert in experts.items():
-            chunks[name].append(expert.encode_pixels(images_bhw3))
+        for name, rows_bd in zip(experts, encode_pixels(list(experts.values()), images_bhw3), strict=True):
+            chunks[name].append(rows_bd)

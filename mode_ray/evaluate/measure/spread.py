@@ -54,11 +54,11 @@ def _encode_part(
     import torch
 
     from mode_ray.evaluate.measure.split_features import encode_part
-    from mode_ray.models.encode import Expert
+    from mode_ray.models.together import load_experts
 
     options = MeasureOptions.of(config)
     torch.set_num_threads(options.placement.threads_per_task)
-    experts = {name: Expert(folder, precision=options.precision) for name, folder in models.items()}
+    experts = load_experts(models, precision=options.precision)
     splits: Sequence[Split] = ("test", "train") if task.linear_probe else ("test",)
     folder = directory / _PARTS / str(worker)
     return {split: encode_part(task, split, experts, options, worker, folder / split) for split in splits}

@@ -5,7 +5,7 @@ Every edit returns a new list. Nothing here communicates with the cluster.
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mode_ray.config.serve import ServeConfig
 from mode_ray.errors import UsageError
@@ -13,7 +13,26 @@ from mode_ray.serve.ray.deployment_file import ROUTER_DEPLOYMENT, ROUTER_PATH
 
 _KEPT_FIELDS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
 
+_OF_EXPERTS = ("experts", "folder")  # arguments that say which experts, and not how they are served
+
 Document = dict[str, Any]
+
+
+class Held(NamedTuple):
+    """The application that serves an expert, and the expert's number in it, if it serves several."""
+
+    application: str
+    number: int | None = None
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> "Held":
+        """From an expert's entry in the router's `user_config`."""
+        return cls(str(entry["application"]), entry.get("number"))
+
+    def entry(self, expert: int) -> Document:
+        """The entry of an expert."""
+        number = {} if self.number is None else {"number": self.number}
+        return {"id": expert, "application": self.application, **number}
 
 
 def live_document(details: Document) -> Document:
@@ -75,10 +94,10 @@ def find_router(document: Document, name: str | None = None) -> Document:
     return routers[0]
 
 
-def served_experts(document: Document, router: str) -> dict[int, str]:
+def served_experts(document: Document, router: str) -> dict[int, Held]:
     """The ids of the experts that a router asks, with their applications."""
     entries = _router_deployment(application(document, router))["user_config"]["experts"]
-    return {int(entry["id"]): str(entry["application"]) for entry in entries}
+    return {int(entry["id"]): Held.of(entry) for entry in entries}
 
 
 def served_run(document: Document, router: str) -> str:
@@ -87,18 +106,18 @@ def served_run(document: Document, router: str) -> str:
     return str(_router_deployment(entry)["user_config"].get("run") or entry["args"]["run"])
 
 
-def with_served(document: Document, router: str, served: Mapping[int, str], run: str | None = None) -> Document:
+def with_served(document: Document, router: str, served: Mapping[int, Held], run: str | None = None) -> Document:
     """A list whose router asks exactly these experts.
 
     Args:
         document: A list of applications.
         router: Name of the router application.
-        served: Names of the expert applications by expert id.
+        served: The applications by expert id.
         run: The run of these experts, if the router changes to another run.
     """
     edited = copy.deepcopy(document)
     user_config = _router_deployment(application(edited, router))["user_config"]
-    user_config["experts"] = [{"id": id_, "application": served[id_]} for id_ in sorted(served)]
+    user_config["experts"] = [served[id_].entry(id_) for id_ in sorted(served)]
     if run is not None:
         user_config["run"] = run
     return edited
@@ -112,6 +131,22 @@ def with_applications(document: Document, new: Sequence[Document]) -> Document:
 def without_applications(document: Document, names: Collection[str]) -> Document:
     """A list without some applications."""
     return document | {"applications": [entry for entry in document["applications"] if entry["name"] not in names]}
+
+
+def loaded_expert(document: Document, router: str, expert: int, run: str) -> Held | None:
+    """A live application of several experts that has loaded an expert of a run, whether or not a router asks for it.
+
+    Args:
+        document: A list of applications.
+        router: Name of the router application.
+        expert: Its number in the run.
+        run: The run.
+    """
+    for name in {held.application for held in served_experts(document, router).values()}:
+        arguments = application(document, name)["args"]
+        if arguments["run"] == run and expert in arguments.get("experts", ()):
+            return Held(name, expert)
+    return None
 
 
 def new_expert(document: Document, router: str, expert: int, run: str, folder: str | None) -> Document:
@@ -128,7 +163,8 @@ def new_expert(document: Document, router: str, expert: int, run: str, folder: s
         UsageError: No expert is served whose settings could be used.
     """
     names = {entry["name"] for entry in document["applications"]}
-    template = next((name for name in served_experts(document, router).values() if name in names), None)
+    applications = (held.application for held in served_experts(document, router).values())
+    template = next((name for name in applications if name in names), None)
     if template is None:
         raise UsageError("no expert is served whose settings a new one could use: use `serve deploy FILE`")
     return _copied(document, application(document, template), {"run": run, "expert": expert}, folder)
@@ -144,7 +180,9 @@ def other_model(document: Document, router: str, expert: int, folder: str | None
         folder: Another folder for the model than the run's.
     """
     # Run and number stay: they may be of another run than the router's, which numbers the expert differently.
-    return _copied(document, application(document, served_experts(document, router)[expert]), {}, folder)
+    held = served_experts(document, router)[expert]
+    number = {} if held.number is None else {"expert": held.number}
+    return _copied(document, application(document, held.application), number, folder)
 
 
 def drain_seconds(settings: Mapping[str, Any]) -> float:
@@ -153,10 +191,10 @@ def drain_seconds(settings: Mapping[str, Any]) -> float:
 
 
 def _copied(document: Document, like: Document, changes: Document, folder: str | None) -> Document:
-    """A copy of an expert's entry with a free name."""
+    """A copy of an entry with a free name, for a single expert."""
     taken = {entry["name"] for entry in document["applications"]}
     entry = copy.deepcopy(like)
-    entry["args"] = {key: value for key, value in entry["args"].items() if key != "folder"} | changes
+    entry["args"] = {key: value for key, value in entry["args"].items() if key not in _OF_EXPERTS} | changes
     expert = entry["args"]["expert"]
     if folder is not None:
         entry["args"]["folder"] = folder

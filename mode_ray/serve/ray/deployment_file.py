@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from mode_ray.config.run import RunConfig
 from mode_ray.config.serve import Replicas, ServeConfig
 
 EXPERT_PATH = "mode_ray.serve.applications:expert"
@@ -12,6 +13,7 @@ EXPERT_DEPLOYMENT = "Expert"
 ROUTER_PATH = "mode_ray.serve.applications:router"
 ROUTER_DEPLOYMENT = "Router"
 ROUTER_NAME = "router"
+TOGETHER_NAME = "experts"
 _PROXY_MARGIN_SECONDS = 5.0
 _FILE_WIDTH = 119
 # Settings that are not in the applications' `args`: other parts of the file hold them, or only --in-process uses them.
@@ -24,11 +26,12 @@ _NOT_IN_ARGUMENTS = {
     "cpus_per_expert",
     "gpus_per_expert",
     "router_cpus",
+    "experts_together",
 }
 
 
 def serve_document(run: str, experts: Sequence[int], settings: ServeConfig) -> dict[str, Any]:
-    """The applications of a run: one for every expert, and the router.
+    """The applications of a run: one for every expert or one for all, and the router.
 
     Args:
         run: The run directory, readable by every node of the cluster.
@@ -42,17 +45,24 @@ def serve_document(run: str, experts: Sequence[int], settings: ServeConfig) -> d
     actor = {"num_cpus": settings.cpus_per_expert}
     if settings.gpus_per_expert:
         actor["num_gpus"] = settings.gpus_per_expert
+    together = settings.experts_together and len(experts) > 1
+    groups = {TOGETHER_NAME: tuple(experts)} if together else {f"expert-{expert}": (expert,) for expert in experts}
     applications = [
         {
-            "name": f"expert-{expert}",
+            "name": name,
             "route_prefix": None,
             "import_path": EXPERT_PATH,
-            "args": {**arguments, "expert": expert},
+            "args": {**arguments, **({"experts": list(numbers)} if together else {"expert": numbers[0]})},
             "deployments": [
                 {"name": EXPERT_DEPLOYMENT, **_scale(settings.expert_replicas), "ray_actor_options": dict(actor)}
             ],
         }
-        for expert in experts
+        for name, numbers in groups.items()
+    ]
+    served = [
+        {"id": expert, "application": name, **({"number": expert} if together else {})}
+        for name, numbers in groups.items()
+        for expert in numbers
     ]
     router = {
         "name": ROUTER_NAME,
@@ -64,9 +74,7 @@ def serve_document(run: str, experts: Sequence[int], settings: ServeConfig) -> d
                 "name": ROUTER_DEPLOYMENT,
                 **_scale(settings.router_replicas),
                 "ray_actor_options": {"num_cpus": settings.router_cpus},
-                "user_config": {
-                    "experts": [{"id": expert, "application": f"expert-{expert}"} for expert in experts],
-                },
+                "user_config": {"experts": served},
             }
         ],
     }
@@ -80,6 +88,13 @@ def serve_document(run: str, experts: Sequence[int], settings: ServeConfig) -> d
         "logging_config": {"enable_access_log": False},
         "applications": [*applications, router],
     }
+
+
+def ray_settings(config: RunConfig) -> ServeConfig:
+    """The section `serve` of a run, with `experts_together` decided."""
+    together = config.serve.experts_together
+    locked = config.train.model.lock.image != "none"
+    return config.serve.model_copy(update={"experts_together": locked if together is None else together})
 
 
 def needed_cpus(document: dict[str, Any]) -> float:

@@ -6,19 +6,20 @@ Only replicas import models and torch: Ray Serve also imports this module where 
 import asyncio
 import dataclasses
 import hashlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
 
 from mode_ray.config.serve import ServeConfig
 from mode_ray.errors import WorkerError
 from mode_ray.serve.ray.deployment_file import EXPERT_DEPLOYMENT, ROUTER_DEPLOYMENT
-from mode_ray.serve.ray.handle_expert import HandleExpert, OtherWeights
+from mode_ray.serve.ray.handle_expert import HandleExperts, OtherWeights
 from mode_ray.serve.service.expert_client import ExpertDescription
+from mode_ray.serve.service.fan_out import side_by_side
 from mode_ray.serve.service.metrics import ray_metrics
 from mode_ray.serve.service.stuck_calls import StuckCalls
 from mode_ray.storage import Location
@@ -44,11 +45,27 @@ class RouterArguments(Arguments):
 
 
 class ExpertArguments(RouterArguments):
-    """`args` of an expert application."""
+    """`args` of an expert application: one expert, or several with a common trunk."""
 
-    expert: int = Field(ge=0)
+    expert: int | None = Field(default=None, ge=0)
+    """The number of a single expert in the run."""
+    experts: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """The numbers of several."""
     folder: str | None = None
-    """Another folder for the model than the run's."""
+    """Another folder for the model of a single expert than the run's."""
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Self:
+        if (self.expert is None) == (not self.experts):
+            raise ValueError("give either expert, the number of one expert, or experts, the numbers of several")
+        if self.experts and self.folder is not None:
+            raise ValueError("folder is for a single expert: leave it out with experts")
+        return self
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers of the experts in the run."""
+        return self.experts if self.expert is None else (self.expert,)
 
 
 class ServedExpert(Arguments):
@@ -56,6 +73,8 @@ class ServedExpert(Arguments):
 
     id: int = Field(ge=0)
     application: str = Field(min_length=1)
+    number: int | None = Field(default=None, ge=0)
+    """The expert's number in the application, if that has several."""
 
 
 class RouterSettings(Arguments):
@@ -68,49 +87,58 @@ class RouterSettings(Arguments):
 
 @serve.deployment(name=EXPERT_DEPLOYMENT)
 class ExpertDeployment:
-    """One expert's model, loaded once per replica. Images of several requests form batches."""
+    """The models of an application, loaded once per replica; a common trunk runs once for all of them.
+
+    Images of several requests form batches.
+    """
 
     def __init__(self, arguments: ExpertArguments) -> None:
-        from mode_ray.models.encode import Expert
-        from mode_ray.serve.service.local_expert import LocalExpert
+        from mode_ray.models.together import by_image_trunk, load_experts
+        from mode_ray.serve.service.local_expert import LocalExpert, LocalExperts
         from mode_ray.serve.service.served_run import ServedRun
 
-        self._id = arguments.expert
-        folder = ServedRun.expert_folder(Location.parse(arguments.run), self._id, arguments.folder)
+        run = Location.parse(arguments.run)
+        folders = {number: ServedRun.expert_folder(run, number, arguments.folder) for number in arguments.numbers}
         # Before the weights are read: if they change meanwhile, this replica has another source than later ones.
-        self._source = f"{folder}#{_state_of(folder)}"
+        self._sources = {number: f"{folder}#{_state_of(folder)}" for number, folder in folders.items()}
         settings = arguments.settings
-        model = Expert(
-            folder, device=settings.device, precision=settings.precision, threads=settings.threads_per_expert
-        )
-        self._local = LocalExpert(self._id, model, settings, ray_metrics())
+        models = load_experts(folders, settings.device, settings.precision, settings.threads_per_expert)
+        self._local: dict[int, LocalExpert] = {}
+        for group in by_image_trunk(models):
+            self._local |= LocalExperts(group, settings, ray_metrics()).clients
         self._calls = StuckCalls(_STUCK_SECONDS)
 
-    async def describe(self) -> ExpertDescription:
-        """Facts about the model; `source` names its folder and the state of its files."""
-        description = await self._local.describe()
-        return description.model_copy(update={"source": self._source})
+    async def describe(self) -> dict[int, ExpertDescription]:
+        """Facts about the models by number; `source` names a model's folder and the state of its files."""
+        return {
+            number: (await client.describe()).model_copy(update={"source": self._sources[number]})
+            for number, client in self._local.items()
+        }
 
-    async def encode_images(self, images_bhw3: npt.NDArray[np.uint8], source: str) -> npt.NDArray[np.float32]:
-        """Unit-norm features of uint8 images, float32 [b, d].
+    async def encode_images(
+        self, images_bhw3: npt.NDArray[np.uint8], sources: Mapping[int, str]
+    ) -> dict[int, npt.NDArray[np.float32]]:
+        """Unit-norm features of uint8 images by the experts' numbers, float32 [b, d] each.
 
         Args:
             images_bhw3: Images that the router resized.
-            source: The `source` of the description that the caller has.
+            sources: The experts to ask, with the `source` of the description that the caller has.
 
         Raises:
             OtherWeights: This replica has another source.
             ExpertBusy: The queue is full.
         """
-        self._require(source)
+        self._require(sources)
         with self._calls.call():
-            return await self._local.encode_images(images_bhw3)
+            return await self._each({number: self._local[number].encode_images(images_bhw3) for number in sources})
 
-    async def encode_texts(self, texts: Sequence[str], source: str) -> npt.NDArray[np.float32]:
-        """Unit-norm features of texts, float32 [l, d]; arguments and errors as `encode_images`."""
-        self._require(source)
+    async def encode_texts(
+        self, texts: Sequence[str], sources: Mapping[int, str]
+    ) -> dict[int, npt.NDArray[np.float32]]:
+        """Unit-norm features of texts, float32 [l, d] each; arguments and errors as `encode_images`."""
+        self._require(sources)
         with self._calls.call():
-            return await self._local.encode_texts(texts)
+            return await self._each({number: self._local[number].encode_texts(texts) for number in sources})
 
     def check_health(self) -> None:
         """Called by Ray Serve, which replaces the replica after three failures.
@@ -119,11 +147,19 @@ class ExpertDeployment:
             WorkerError: No call was answered for two minutes although calls arrived.
         """
         if self._calls.stuck:
-            raise WorkerError(f"expert {self._id} is stuck: no call was answered for {_STUCK_SECONDS:.0f} seconds")
+            raise WorkerError(
+                f"experts {list(self._local)} are stuck: no call was answered for {_STUCK_SECONDS:.0f} seconds"
+            )
 
-    def _require(self, source: str) -> None:
-        if source != self._source:
-            raise OtherWeights(f"expert {self._id} now has the weights of {self._source}")
+    async def _each(
+        self, calls: Mapping[int, Coroutine[Any, Any, npt.NDArray[np.float32]]]
+    ) -> dict[int, npt.NDArray[np.float32]]:
+        return dict(zip(calls, await side_by_side(list(calls.values())), strict=True))
+
+    def _require(self, sources: Mapping[int, str]) -> None:
+        for number, source in sources.items():
+            if source != self._sources.get(number):
+                raise OtherWeights(f"expert {number} now has the weights of {self._sources.get(number)}")
 
 
 @serve.deployment(name=ROUTER_DEPLOYMENT)
@@ -136,7 +172,8 @@ class RouterDeployment:
         self._metrics = ray_metrics()
         self._first_run = self._run = arguments.run
         self._service = self._load(self._run)
-        self._clients: dict[int, HandleExpert] = {}
+        self._applications: dict[str, HandleExperts] = {}
+        self._served: tuple[ServedExpert, ...] = ()
 
     def __serve_build_asgi_app__(self) -> Any:  # noqa: ANN401  (a FastAPI; Ray Serve's name for it)
         from mode_ray.serve.http.api import create_app
@@ -154,13 +191,9 @@ class RouterDeployment:
             service = await asyncio.to_thread(self._load, run)
             asyncio.get_running_loop().call_later(self._settings.request_deadline_seconds, self._service.close)
             self._run, self._service = run, service
-        clients = {}
-        for entry in settings.experts:
-            client = self._clients.get(entry.id)
-            if client is None or client.application != entry.application:
-                client = self._client(entry.id, entry.application)
-            clients[entry.id] = client
-        self._take(clients)
+        self._served = settings.experts
+        names = {entry.application for entry in self._served}
+        self._take({name: self._applications.get(name) or self._application(name) for name in sorted(names)})
 
     def _load(self, run: str) -> "EnsembleService":
         from mode_ray.serve.service.ensemble_service import EnsembleService
@@ -173,20 +206,21 @@ class RouterDeployment:
         served = dataclasses.replace(found, config=found.config.model_copy(update={"serve": settings}))
         return EnsembleService(served, {}, settings, self._metrics)
 
-    def _client(self, id_: int, name: str) -> HandleExpert:
+    def _application(self, name: str) -> HandleExperts:
         def renew() -> None:
-            if self._clients.get(id_) is client:
-                self._take(self._clients | {id_: self._client(id_, name)})
+            if self._applications.get(name) is experts:
+                self._take(self._applications | {name: self._application(name)})
 
-        client = HandleExpert(id_, name, self._settings, renew)
-        return client
+        experts = HandleExperts(name, self._settings, renew)
+        return experts
 
-    def _take(self, clients: dict[int, HandleExpert]) -> None:
-        before, self._clients = self._clients, clients
+    def _take(self, applications: dict[str, HandleExperts]) -> None:
+        before, self._applications = self._applications, applications
+        clients = {entry.id: applications[entry.application].client(entry.id, entry.number) for entry in self._served}
         self._service.set_clients(clients)
-        for id_, client in before.items():
-            if clients.get(id_) is not client:
-                client.close()
+        for name, experts in before.items():
+            if applications.get(name) is not experts:
+                experts.close()
 
 
 def _state_of(folder: Location) -> str:

@@ -17,10 +17,12 @@ from mode_ray.errors import DataError, UsageError
 from mode_ray.models.files import find_problem
 from mode_ray.serve.ray.application_list import (
     Document,
+    Held,
     application,
     drain_seconds,
     find_router,
     live_document,
+    loaded_expert,
     new_expert,
     other_model,
     served_experts,
@@ -96,23 +98,29 @@ class LiveServing:
         run = before if grown is None else grown.run.uri
         for expert in experts:
             _require_model(run, expert, folder)
-        started: dict[int, str] = {}
+        started: dict[int, Held] = {}
         with_new = document
         for expert in experts:
-            new = new_expert(with_new, self._router, expert, run, folder)
-            with_new = with_applications(with_new, [new])
-            started[expert] = new["name"]
-        self._start(with_new["applications"][len(document["applications"]) :])
+            held = None if folder else loaded_expert(document, self._router, expert, run)
+            if held is None:
+                new = new_expert(with_new, self._router, expert, run, folder)
+                with_new = with_applications(with_new, [new])
+                held = Held(new["name"])
+            started[expert] = held
+        new_entries = with_new["applications"][len(document["applications"]) :]
+        if new_entries:
+            self._start(new_entries)
 
         def edit(now: Document) -> Document:
             others = kept if grown is not None else served_experts(now, self._router)
             return with_served(now, self._router, {**others, **started}, None if grown is None else run)
 
         def undo(now: Document) -> Document:
-            return without_applications(with_served(now, self._router, live, before), started.values())
+            names = [entry["name"] for entry in new_entries]
+            return without_applications(with_served(now, self._router, live, before), names)
 
         self._submit_or_undo(edit, [self._router], undo)
-        if unused := set(live.values()) - set(kept.values()):
+        if unused := _names(live) - _names(kept):
             self._end(document, unused)
         changed = "" if grown is None else f", which now is the ensemble of {run}"
         self._say(f"{_named(experts)} {'is' if len(experts) == 1 else 'are'} in the ensemble{changed}")
@@ -124,7 +132,7 @@ class LiveServing:
             UsageError: It is not served, or it is the only one.
         """
         document = self._document()
-        name = self._served_name(document, expert)
+        self._held(document, expert)
         if len(served_experts(document, self._router)) == 1:
             raise UsageError(f"expert {expert} is the only one: the ensemble needs at least one")
 
@@ -133,7 +141,7 @@ class LiveServing:
             return with_served(now, self._router, {id_: held for id_, held in served.items() if id_ != expert})
 
         self._submit(edit, [self._router])
-        self._end(document, [name])
+        self._end_unused(document)
         self._say(f"expert {expert} is out of the ensemble")
 
     def replace(self, expert: int, folder: str | None = None) -> None:
@@ -148,21 +156,21 @@ class LiveServing:
             DataError: The new model does not start; everything is as before.
         """
         document = self._document()
-        old_name = self._served_name(document, expert)
-        given = application(document, old_name)["args"]
+        held = self._held(document, expert)
+        given = application(document, held.application)["args"]
         folder = folder or given.get("folder")
-        _require_model(given["run"], given["expert"], folder)
+        _require_model(given["run"], _number(given, held), folder)
         new = other_model(document, self._router, expert, folder)
         self._start([new])
 
         def edit(now: Document) -> Document:
-            return with_served(now, self._router, served_experts(now, self._router) | {expert: new["name"]})
+            return with_served(now, self._router, served_experts(now, self._router) | {expert: Held(new["name"])})
 
         self._submit(edit, [self._router])
-        self._end(document, [old_name])
+        self._end_unused(document)
         self._say(f"expert {expert} is replaced")
 
-    def _served_name(self, document: Document, expert: int) -> str:
+    def _held(self, document: Document, expert: int) -> Held:
         served = served_experts(document, self._router)
         if expert not in served:
             raise UsageError(f"expert {expert} is not served: the live experts are {sorted(served)}")
@@ -174,6 +182,12 @@ class LiveServing:
         self._submit_or_undo(
             lambda now: with_applications(now, new), names, lambda now: without_applications(now, names)
         )
+
+    def _end_unused(self, before: Document) -> None:
+        """End the applications that served an expert before, and serve none now."""
+        unused = _names(served_experts(before, self._router)) - _names(served_experts(self._document(), self._router))
+        if unused:
+            self._end(before, unused)
 
     def _end(self, document: Document, names: Collection[str]) -> None:
         """Delete expert applications after the requests that may still use them have ended."""
@@ -197,12 +211,21 @@ class LiveServing:
             raise
 
 
-def _models(document: Document, served: Mapping[int, str]) -> dict[str, Location]:
-    """The folder from which every expert application of a router loaded its model."""
-    arguments = {name: application(document, name)["args"] for name in served.values()}
+def _names(served: Mapping[int, Held]) -> set[str]:
+    return {held.application for held in served.values()}
+
+
+def _number(arguments: Mapping[str, Any], held: Held) -> int:
+    """An expert's number in its own run, from the arguments of its application."""
+    return int(arguments["expert"] if held.number is None else held.number)
+
+
+def _models(document: Document, served: Mapping[int, Held]) -> dict[Held, Location]:
+    """The folder from which the application of every expert loaded its model."""
+    arguments = {held: application(document, held.application)["args"] for held in served.values()}
     return {
-        name: ServedRun.expert_folder(Location.parse(given["run"]), given["expert"], given.get("folder"))
-        for name, given in arguments.items()
+        held: ServedRun.expert_folder(Location.parse(given["run"]), _number(given, held), given.get("folder"))
+        for held, given in arguments.items()
     }
 
 

@@ -15,7 +15,7 @@ from ray import serve
 from mode_ray.config.run import RayConfig, RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.serve.listening import bind, url_of
-from mode_ray.serve.ray.deployment_file import needed_cpus, serve_document
+from mode_ray.serve.ray.deployment_file import needed_cpus, ray_settings, serve_document
 from mode_ray.serve.ray.live import connect, submit, wait_until_running
 from mode_ray.stages.access_token import find_token_file
 from mode_ray.stages.session import ray_session
@@ -35,7 +35,7 @@ def serve_run(config: RunConfig, experts: Sequence[int], say: Callable[[str], No
         UsageError: The port is in use, or RAY_ADDRESS names a cluster.
         DataError: An application does not start.
     """
-    settings = config.serve
+    settings = ray_settings(config)
     if settings.port == 0:
         with bind(settings.host, 0) as free:
             settings = settings.model_copy(update={"port": free.getsockname()[1]})

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 from mode_ray.atlas.summary import near_captions, read_summary, terms_by_cluster
 from mode_ray.cluster.clustering import Clustering
@@ -22,6 +22,8 @@ from mode_ray.train.runs.status import read_status
 
 _NEEDED_STAGES = ("cluster", "train")
 _MOST_GROWTHS = 100
+
+_Held = TypeVar("_Held")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,22 +129,22 @@ def task_directory(run: Location, settings: ServeConfig) -> Location:
     return Location.parse(settings.task_directory) if settings.task_directory else served_tasks(run)
 
 
-def held_experts(grown: ServedRun, models: Mapping[str, Location]) -> dict[int, str]:
+def held_experts(grown: ServedRun, models: Mapping[_Held, Location]) -> dict[int, _Held]:
     """Which applications serve experts of a run that reuses experts of another run (`train add`).
 
     Args:
         grown: The run.
-        models: The folder that each application loaded its model from.
+        models: The folder that each model was loaded from, by what serves it.
 
     Returns:
-        Names of applications by the expert's number in the grown run, without experts that no application serves.
+        What serves an expert by its number in the grown run, without experts that nothing serves.
     """
-    names = {folder.uri: name for name, folder in models.items()}
+    holders = {folder.uri: held for held, folder in models.items()}
     found = {
-        expert: next((names[origin.uri] for origin in _origins(folder) if origin.uri in names), None)
+        expert: next((holders[origin.uri] for origin in _origins(folder) if origin.uri in holders), None)
         for expert, folder in grown.experts.items()
     }
-    return {expert: name for expert, name in found.items() if name is not None}
+    return {expert: held for expert, held in found.items() if held is not None}
 
 
 def _origins(folder: Location) -> Iterator[Location]:

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
+from mode_ray.config.run import RunConfig
 from mode_ray.config.serve import Replicas, ServeConfig
 from mode_ray.serve.applications import expert_options, router_options
-from mode_ray.serve.ray.deployment_file import as_yaml, needed_cpus, serve_document
+from mode_ray.serve.ray.deployment_file import as_yaml, needed_cpus, ray_settings, serve_document
 from mode_ray.serve.ray.deployments import ExpertArguments, RouterArguments, RouterSettings
 
 RUN = "s3://my-bucket/mode/run1"
@@ -26,11 +28,12 @@ def require_valid(document: dict[str, Any]) -> None:
     experts = {}
     for application in schema.applications:
         if application.import_path.endswith(":expert"):
-            experts[application.name] = ExpertArguments.model_validate(application.args).expert
+            for number in ExpertArguments.model_validate(application.args).numbers:
+                experts[number] = application.name
     router = next(application for application in schema.applications if application.import_path.endswith(":router"))
     RouterArguments.model_validate(router.args)
     served = RouterSettings.model_validate(router.deployments[0].user_config).experts
-    assert {entry.application: entry.id for entry in served} == experts
+    assert {entry.id: entry.application for entry in served} == experts
 
 
 class TestWritten:
@@ -67,6 +70,38 @@ class TestWritten:
             router_replicas=Replicas(min=2, max=2),
         )
         assert needed_cpus(serve_document(RUN, [0, 1], settings)) == 2 * 2 * 0.5 + 2 * 1.0
+
+
+class TestTogether:
+    def test_all_experts_are_one_application(self) -> None:
+        document = serve_document(RUN, [0, 2, 3], ServeConfig(experts_together=True))
+        require_valid(document)
+        assert deployments(document).keys() == {"experts", "router"}
+        assert document["applications"][0]["args"] == {"run": RUN, "experts": [0, 2, 3]}
+
+    @pytest.mark.parametrize(
+        ("lock", "asked", "together"),
+        [("none", None, False), ("all", None, True), ("all", False, False), ("none", True, True)],
+    )
+    def test_it_is_the_default_where_image_trunks_are_locked(
+        self, lock: str, asked: bool | None, together: bool
+    ) -> None:
+        config = RunConfig.model_validate(
+            {
+                "run": RUN,
+                "captions": {"paths": ["a.tar"]},
+                "train": {"model": {"lock": {"image": lock}}},
+                "serve": {"experts_together": asked},
+            }
+        )
+        assert ray_settings(config).experts_together is together
+
+    @pytest.mark.parametrize(
+        "arguments", [{}, {"expert": 0, "experts": [1]}, {"experts": [0, 1], "folder": "/models/a"}]
+    )
+    def test_an_application_has_one_expert_or_several(self, arguments: dict[str, object]) -> None:
+        with pytest.raises(ValidationError, match=r"either expert.* or experts|folder is for a single expert"):
+            ExpertArguments.model_validate({"run": RUN, **arguments})
 
 
 class TestCommitted:

@@ -18,8 +18,9 @@ from mode_ray.config.serve import ServeConfig
 from mode_ray.models.encode import Expert
 from mode_ray.serve.applications import expert
 from mode_ray.serve.ray.deployments import ExpertArguments
-from mode_ray.serve.ray.handle_expert import HandleExpert
+from mode_ray.serve.ray.handle_expert import HandleExpert, HandleExperts
 from mode_ray.serve.service.expert_client import ExpertBusy, ExpertDescription, ExpertUnavailable
+from mode_ray.serve.service.served_run import ServedRun
 from mode_ray.storage import Location
 
 DEADLINE_SECONDS = 0.3
@@ -31,17 +32,17 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
 class Scripted:
     """An expert that answers, refuses or hangs as it is told by its texts."""
 
-    async def describe(self) -> ExpertDescription:
-        return ExpertDescription(logit_scale=1.0, dimension=2, image_size=(32, 32), source="scripted")
+    async def describe(self) -> dict[int, ExpertDescription]:
+        return {7: ExpertDescription(logit_scale=1.0, dimension=2, image_size=(32, 32), source="scripted")}
 
-    async def encode_texts(self, texts: list[str], _source: str) -> Any:  # noqa: ANN401
+    async def encode_texts(self, texts: list[str], sources: dict[int, str]) -> Any:  # noqa: ANN401
         if texts == ["hang"]:
             await asyncio.sleep(60.0)
         if texts == ["busy"]:
             raise ExpertBusy("full")
         if texts == ["dead"]:
             raise ActorDiedError
-        return np.ones((len(texts), 2), np.float32)
+        return {number: np.ones((len(texts), 2), np.float32) for number in sources}
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +75,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def client(handle: DeploymentHandle[Any], on_other_weights: Callable[[], None] = lambda: None) -> HandleExpert:
-    return HandleExpert(
-        3, "expert-3", ServeConfig(expert_deadline_seconds=DEADLINE_SECONDS), on_other_weights, lambda _: handle
-    )
+    return HandleExperts(
+        "expert-3", ServeConfig(expert_deadline_seconds=DEADLINE_SECONDS), on_other_weights, lambda _: handle
+    ).client(3)
 
 
 async def in_time(call: Awaitable[object]) -> object:
@@ -110,22 +111,47 @@ class TestAnswers:
         assert description.dimension == model.dimension
         assert description.source.startswith(f"{folder}#")
 
+    def test_several_experts_of_one_application_are_asked_together(self, served: ServedRun) -> None:
+        arguments = ExpertArguments(run=served.run.uri, experts=(0, 1, 2))
+        handle = serve.run(expert(arguments), name="experts", _local_testing_mode=True)
+        experts = HandleExperts("experts", ServeConfig(), lambda: None, lambda _: handle)
+        images_bhw3 = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), np.uint8)
+
+        async def ask() -> list[np.ndarray]:
+            clients = [experts.client(10 + number, number) for number in range(3)]
+            assert [client.id for client in clients] == [10, 11, 12]
+            assert len({(await client.describe()).source for client in clients}) == 3
+            images = [client.encode_images(images_bhw3) for client in clients]
+            return await asyncio.gather(*images, *(client.encode_texts(["a cat"]) for client in clients))
+
+        found = asyncio.run(ask())
+        for number, folder in served.experts.items():
+            model = Expert(folder, "cpu")
+            np.testing.assert_allclose(found[number], model.encode_pixels(images_bhw3), atol=1e-6)
+            np.testing.assert_allclose(found[3 + number], model.encode_texts(["a cat"]), atol=1e-6)
+
+    def test_an_expert_that_the_application_does_not_have_is_unavailable(
+        self, scripted: DeploymentHandle[Any]
+    ) -> None:
+        experts = HandleExperts("experts", ServeConfig(), lambda: None, lambda _: scripted)
+        with pytest.raises(ExpertUnavailable, match="experts has no expert 1"):
+            asyncio.run(experts.client(1, 1).describe())
+
     def test_none_is_of_other_weights_than_were_described(self, folder: Path, served_folder: Path) -> None:
         arguments = ExpertArguments(run=str(served_folder), expert=2, folder=str(folder))
         told: list[str] = []
         handles = {"first": serve.run(expert(arguments), name="expert-3", _local_testing_mode=True)}
-        asked = HandleExpert(
-            3,
+        asked = HandleExperts(
             "expert-3",
             ServeConfig(expert_deadline_seconds=30.0),
             lambda: told.append("other"),
             lambda _: handles["first"],
-        )
+        ).client(3)
 
         async def ask() -> None:
             before = await asked.describe()
             save_expert(Location.parse(str(folder)), seed=2)
-            asked._handle = serve.run(expert(arguments), name="expert-3", _local_testing_mode=True)
+            asked._experts._handle = serve.run(expert(arguments), name="expert-3", _local_testing_mode=True)
             with pytest.raises(ExpertUnavailable, match="now has the weights of"):
                 await asked.encode_images(IMAGES)
             assert before.source == (await asked.describe()).source
@@ -136,7 +162,7 @@ class TestAnswers:
 
 class TestFailures:
     def test_a_full_queue_is_busy(self, scripted: DeploymentHandle[Any]) -> None:
-        with pytest.raises(ExpertBusy, match="expert 3"):
+        with pytest.raises(ExpertBusy, match="expert-3"):
             asyncio.run(client(scripted).encode_texts(["busy"]))
 
     def test_an_application_that_is_not_there_is_tried_again_later(self, scripted: DeploymentHandle[Any]) -> None:
@@ -149,9 +175,9 @@ class TestFailures:
 
         async def ask() -> None:
             nonlocal there
-            asked = HandleExpert(
-                3, "expert-3", ServeConfig(expert_deadline_seconds=DEADLINE_SECONDS), lambda: None, resolve
-            )
+            asked = HandleExperts(
+                "expert-3", ServeConfig(expert_deadline_seconds=DEADLINE_SECONDS), lambda: None, resolve
+            ).client(3)
             with pytest.raises(ExpertUnavailable, match="no application expert-3"):
                 await asked.describe()
             there = True
@@ -165,12 +191,12 @@ class TestDeath:
         self, scripted: DeploymentHandle[Any]
     ) -> None:
         async def ask() -> None:
-            asked = HandleExpert(
-                3, "expert-3", ServeConfig(expert_deadline_seconds=30.0), lambda: None, lambda _: scripted
-            )
+            asked = HandleExperts(
+                "expert-3", ServeConfig(expert_deadline_seconds=30.0), lambda: None, lambda _: scripted
+            ).client(3)
             await asked.describe()
             replaced = Replaced(scripted)
-            asked._handle = cast("DeploymentHandle[Any]", replaced)
+            asked._experts._handle = cast("DeploymentHandle[Any]", replaced)
             with pytest.raises(ExpertUnavailable, match="ActorDiedError"):
                 await asked.encode_texts(["dead"])
             began = time.monotonic()
@@ -185,9 +211,9 @@ class TestDeath:
 
     def test_where_another_replica_lives_no_later_call_is_refused(self, scripted: DeploymentHandle[Any]) -> None:
         async def ask() -> None:
-            asked = HandleExpert(
-                3, "expert-3", ServeConfig(expert_deadline_seconds=30.0), lambda: None, lambda _: scripted
-            )
+            asked = HandleExperts(
+                "expert-3", ServeConfig(expert_deadline_seconds=30.0), lambda: None, lambda _: scripted
+            ).client(3)
             with pytest.raises(ExpertUnavailable, match="ActorDiedError"):
                 await asked.encode_texts(["dead"])
             assert (await asked.encode_texts(["a cat"])).shape == (1, 2)
@@ -198,13 +224,13 @@ class TestDeath:
 class TestSilence:
     def test_a_call_that_takes_long_is_none_while_a_probe_is_answered(self, scripted: DeploymentHandle[Any]) -> None:
         async def ask() -> None:
-            asked = HandleExpert(
-                3, "expert-3", ServeConfig(expert_deadline_seconds=30.0), lambda: None, lambda _: scripted
-            )
+            asked = HandleExperts(
+                "expert-3", ServeConfig(expert_deadline_seconds=30.0), lambda: None, lambda _: scripted
+            ).client(3)
             await asked.describe()
             slow = asyncio.create_task(asked.encode_texts(["hang"]))
             await asyncio.sleep(0.8)  # it is suspected after half a second
-            assert asked._probe is not None
+            assert asked._experts._probe is not None
             assert (await asked.encode_texts(["a cat"])).shape == (1, 2)
             slow.cancel()
 

@@ -73,7 +73,10 @@ class Cluster:
     @property
     def served(self) -> list[dict[int, str]]:
         """The router's experts in every submitted list."""
-        return [served_experts(document, "router") for document in self.submitted]
+        return [
+            {expert: held.application for expert, held in served_experts(document, "router").items()}
+            for document in self.submitted
+        ]
 
 
 @pytest.fixture
@@ -235,6 +238,46 @@ class TestReplace:
         assert cluster.served[-1][1] == "expert-1"
         kept = next(entry for entry in cluster.submitted[-1]["applications"] if entry["name"] == "expert-1")
         assert kept["args"]["folder"] == "/models/better", "the folder it was loaded from, read again"
+
+
+class TestExpertsInOneApplication:
+    @pytest.fixture
+    def cluster(self) -> Cluster:
+        return Cluster(serve_document(RUN, [0, 1, 2], SETTINGS.model_copy(update={"experts_together": True})))
+
+    def test_a_replaced_expert_gets_an_application_of_its_own_and_the_others_stay(self, cluster: Cluster) -> None:
+        LiveServing(cluster, ignore).replace(1, "/models/better")
+        assert cluster.names == [{"experts", "expert-1", "router"}] * 2
+        assert cluster.served[-1] == {0: "experts", 1: "expert-1", 2: "experts"}
+        new = cluster.submitted[-1]["applications"][-1]["args"]
+        assert (new["expert"], new["folder"], "experts" in new) == (1, "/models/better", False)
+
+    def test_a_removed_one_comes_back_without_a_start(self, cluster: Cluster) -> None:
+        serving = LiveServing(cluster, ignore)
+        serving.remove(2)
+        assert cluster.served[-1] == {0: "experts", 1: "experts"}
+        serving.add([2])
+        assert cluster.served[-1] == {0: "experts", 1: "experts", 2: "experts"}
+        assert cluster.names[-1] == {"experts", "router"}
+
+    def test_a_new_one_gets_an_application_of_its_own(self, cluster: Cluster) -> None:
+        LiveServing(cluster, ignore).add([3])
+        assert cluster.served[-1] == {0: "experts", 1: "experts", 2: "experts", 3: "expert-3"}
+
+    def test_the_application_ends_with_its_last_expert(self, cluster: Cluster) -> None:
+        serving = LiveServing(cluster, ignore)
+        for expert in range(3):
+            serving.replace(expert, "/models/better")
+        assert cluster.names[-1] == {"expert-0", "expert-1", "expert-2", "router"}
+
+    def test_a_run_that_grew_keeps_them(self, tmp_path: Path) -> None:
+        before = build_run(tmp_path / "before", 3, {"request_deadline_seconds": 0.02, "expert_deadline_seconds": 0.01})
+        settings = SETTINGS.model_copy(update={"experts_together": True})
+        cluster = Cluster(serve_document(before.run, [0, 1, 2], settings))
+        grown = ServedRun.load(grow_run(before, tmp_path / "grown", {}, ["a cloud"]).directory)
+        LiveServing(cluster, ignore).add([3], grown=grown)
+        assert cluster.served[-1] == {0: "experts", 1: "experts", 2: "experts", 3: "expert-3"}
+        assert served_run(cluster.submitted[-1], "router") == grown.run.uri
 
 
 class TestWhatIsKept:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from serving import MakeService, picture
 
 from mode_ray.serve.service.ensemble_service import EnsembleService
@@ -27,8 +28,8 @@ class Order:
         self.began = threading.Event()
         for client in service._clients.values():
             assert isinstance(client, LocalExpert)
-            client._turns = Fixed()
-            model = client._open_model()
+            client._experts._turns = Fixed()
+            model = client._experts.open_model(client.id)
             model.encode_texts = self._recording(model.encode_texts)  # type: ignore[method-assign,assignment]
 
     def _recording(self, encode: EncodeTexts) -> EncodeTexts:
@@ -113,18 +114,18 @@ class TestClientsThatLeft:
             go = threading.Event()
             for client in service._clients.values():
                 assert isinstance(client, LocalExpert)
-                model = client._open_model()
-                encode = model.encode_pixels
+                model = client._experts.open_model(client.id)
+                encode = model.pixel_features
 
                 def recorded(
                     images_bhw3: npt.NDArray[np.uint8],
-                    encode: Callable[[npt.NDArray[np.uint8]], Rows] = encode,
-                ) -> Rows:
+                    encode: Callable[[npt.NDArray[np.uint8]], torch.Tensor] = encode,
+                ) -> torch.Tensor:
                     assert go.wait(30.0)
                     batches.append(len(images_bhw3))
                     return encode(images_bhw3)
 
-                model.encode_pixels = recorded  # type: ignore[method-assign]
+                model.pixel_features = recorded  # type: ignore[method-assign]
             left = asyncio.create_task(service.embed_images([picture(seed) for seed in range(40)]))
             await asyncio.sleep(0.5)
             left.cancel()

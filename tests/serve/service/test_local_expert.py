@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import pytest
 from mode_ray.config.serve import ServeConfig
 from mode_ray.models.encode import Expert
 from mode_ray.serve.service.expert_client import ExpertBusy, ExpertUnavailable
-from mode_ray.serve.service.local_expert import LocalExpert
+from mode_ray.serve.service.local_expert import LocalExpert, LocalExperts
 from mode_ray.serve.service.metrics import prometheus_metrics
 from mode_ray.serve.service.served_run import ServedRun
 
@@ -31,12 +31,17 @@ def model(served: ServedRun) -> Expert:
 
 
 @pytest.fixture
-def make_expert(model: Expert) -> Callable[..., tuple[LocalExpert, Sizes]]:
+def make_expert(model: Expert) -> Iterator[Callable[..., tuple[LocalExpert, Sizes]]]:
+    made: list[LocalExperts] = []
+
     def make(**fields: object) -> tuple[LocalExpert, Sizes]:
         sizes = Sizes()
-        return LocalExpert(0, model, ServeConfig.model_validate(fields), sizes.metrics), sizes
+        made.append(LocalExperts({0: model}, ServeConfig.model_validate(fields), sizes.metrics))
+        return made[-1].clients[0], sizes
 
-    return make
+    yield make
+    for experts in made:
+        experts.close()
 
 
 def noise(count: int, seed: int = 0) -> np.ndarray:
@@ -58,7 +63,6 @@ class TestBatching:
             np.testing.assert_allclose(rows, model.encode_pixels(images), atol=1e-5)
         assert sum(observed.sizes) == 18
         assert max(observed.sizes) == 8
-        expert.close()
 
     def test_a_request_larger_than_a_batch_goes_in_several_passes(
         self, make_expert: Callable[..., tuple[LocalExpert, Sizes]]
@@ -66,7 +70,6 @@ class TestBatching:
         expert, observed = make_expert(max_batch_size=4)
         assert asyncio.run(expert.encode_images(noise(10))).shape == (10, 16)
         assert observed.sizes == [4, 4, 2]
-        expert.close()
 
     def test_many_texts_come_back_in_their_order(
         self, make_expert: Callable[..., tuple[LocalExpert, Sizes]], model: Expert
@@ -75,7 +78,6 @@ class TestBatching:
         texts = [f"text {number}" for number in range(150)]
         rows = asyncio.run(expert.encode_texts(texts))
         np.testing.assert_allclose(rows, model.encode_texts(texts), atol=1e-5)
-        expert.close()
 
     def test_a_full_queue_refuses_and_a_request_given_up_leaves_it(
         self, make_expert: Callable[..., tuple[LocalExpert, Sizes]]
@@ -92,10 +94,9 @@ class TestBatching:
 
         asyncio.run(ask())
         assert sum(observed.sizes) == 1
-        expert.close()
 
     def test_a_closed_expert_is_unavailable(self, make_expert: Callable[..., tuple[LocalExpert, Sizes]]) -> None:
         expert, _ = make_expert()
-        expert.close()
+        expert._experts.close()
         with pytest.raises(ExpertUnavailable):
             asyncio.run(expert.encode_images(noise(1)))
