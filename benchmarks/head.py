@@ -202,7 +202,8 @@ def in_a_process(what: str, shards: int, experts: int, storage: SlowStorage) -> 
     storage.control(latency_seconds=LATENCY_SECONDS)
     script = str(Path(__file__).with_name("head_process.py"))
     command = [sys.executable, script, what, str(shards), str(experts)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}  # as in the image
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     figures["requests"] = storage.control()
     print(

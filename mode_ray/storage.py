@@ -149,9 +149,13 @@ class Location:
         selector = pyarrow.fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         prefix = self.uri.removesuffix(self.path)
         infos = self.filesystem.get_file_info(selector)
-        return sorted(
-            FileEntry.of(Location(prefix + info.path.rstrip("/")), info) for info in infos if info.type == kind
-        )
+        found = []
+        while infos:  # each is released as it is converted: there may be hundreds of thousands
+            info = infos.pop()
+            if info.type == kind:
+                found.append(FileEntry.of(Location(prefix + info.path.rstrip("/")), info))
+        found.sort()
+        return found
 
     def entry(self) -> "FileEntry | None":
         """This file with its size and time; None if there is no such file."""

@@ -13,11 +13,11 @@ from typing import Self
 import pyarrow as pa
 
 from mode_ray.errors import DataError
-from mode_ray.run_directory import JOURNAL_DIRECTORY, JOURNAL_SUFFIX, UNITS, is_unit_output, unit_output
+from mode_ray.run_directory import JOURNAL_DIRECTORY, JOURNAL_SUFFIX, UNITS, is_unit_output
 from mode_ray.stages.manifest import UnitRecord, read_record, record_book
 from mode_ray.stages.packed import PackedMapping
 from mode_ray.stages.unit_table import units_table
-from mode_ray.storage import FileEntry, Location, is_damage
+from mode_ray.storage import Location, is_damage
 
 _RECORDS_PER_FILE = 1000
 _FLUSH_SECONDS = 30.0
@@ -74,37 +74,37 @@ def finished_units(directory: Location) -> PackedMapping[UnitRecord]:
         DataError: A file is damaged.
         UsageError: A file is not a unit's output.
     """
-    book, files = record_book(), directory.entries(recursive=True)
-    outputs = {file.location.uri: file for file in files if is_unit_output(file.location.name)}
-    if not outputs:
+    book, left, journal = record_book(), dict[str, int](), list[Location]()
+    below = len(directory.uri.rstrip("/")) + 1
+    for file in directory.entries(recursive=True):
+        if is_unit_output(file.location.name):
+            left[file.location.uri[below:]] = file.size_bytes
+        elif file.location.name.endswith(JOURNAL_SUFFIX):
+            journal.append(file.location)
+        elif file.location == directory / UNITS:  # of a stage that was finished before: read first
+            journal.insert(0, file.location)
+    if not left:
         return book
-    for record in _journalled(directory, files):
-        uri = unit_output(directory, record.unit).uri
-        if uri in outputs and outputs[uri].size_bytes == record.bytes_out:
+    for record in _journalled(journal):
+        if left.get(f"{record.unit}.parquet") == record.bytes_out:
             book[record.unit] = record
     for unit in book:
-        del outputs[unit_output(directory, unit).uri]
-    left = list(outputs.values())
+        del left[f"{unit}.parquet"]
+    outputs = [(directory / name, size_bytes) for name, size_bytes in left.items()]
     with ThreadPoolExecutor(_FOOTER_READERS) as readers:
-        for start in range(0, len(left), _FOOTERS_AT_ONCE):
-            for record in readers.map(_footer_record, left[start : start + _FOOTERS_AT_ONCE]):
+        for start in range(0, len(outputs), _FOOTERS_AT_ONCE):
+            for record in readers.map(_footer_record, outputs[start : start + _FOOTERS_AT_ONCE]):
                 book[record.unit] = record
     return book
 
 
-def _journalled(directory: Location, files: Sequence[FileEntry]) -> Iterator[UnitRecord]:
-    """The records of a stage's journal, older ones first.
-
-    The list of units of a stage that was finished before is read like a file of the journal.
-    """
-    locations = [file.location for file in files]
-    journal = [location for location in locations if location == directory / UNITS]
-    journal += sorted(location for location in locations if location.name.endswith(JOURNAL_SUFFIX))
+def _journalled(files: Sequence[Location]) -> Iterator[UnitRecord]:
+    """The records in files of a journal, in order; those of a few files are in memory at a time."""
     with ThreadPoolExecutor(_READERS) as readers:
-        for start in range(0, len(journal), _READERS):  # few at a time, for the driver's memory
-            for texts in readers.map(_read_texts, journal[start : start + _READERS]):
-                for batch in texts.chunks:
-                    yield from (UnitRecord.from_json(text.as_py()) for text in batch)
+        for start in range(0, len(files), _READERS):
+            for texts in readers.map(_read_texts, files[start : start + _READERS]):
+                for chunk in texts.chunks:
+                    yield from (UnitRecord.from_json(text.as_py()) for text in chunk)
 
 
 def _read_texts(file: Location) -> pa.ChunkedArray:
@@ -116,5 +116,5 @@ def _read_texts(file: Location) -> pa.ChunkedArray:
         raise DataError(f"{file}: damaged ({' '.join(str(error).split())}): delete it and run again") from None
 
 
-def _footer_record(file: FileEntry) -> UnitRecord:
-    return read_record(file.location, file.size_bytes)
+def _footer_record(output: tuple[Location, int]) -> UnitRecord:
+    return read_record(*output)
