@@ -24,8 +24,8 @@ dev_stamp := .venv/installed-dev-$(EXTRA)
 pytest := $(bin)/python -m pytest
 side_by_side := --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 not_benchmarks := $(addprefix benchmarks/,frame.py captions.py litserve_peer.py science_data.py \
-  simulated_fleet.py serve_run.py serve_peers.py gpu_check.py gpu_check_frame.py gpu_check_inference.py \
-  gpu_check_machine.py gpu_check_training.py)
+  simulated_fleet.py slow_storage.py head_process.py serve_run.py serve_peers.py gpu_check.py \
+  gpu_check_frame.py gpu_check_inference.py gpu_check_machine.py gpu_check_training.py)
 benchmarks := $(filter-out $(not_benchmarks),$(sort $(wildcard benchmarks/*.py)))
 
 # A name on PATH is not enough: version managers leave names there that do not run, and some systems ship without venv.

@@ -36,6 +36,8 @@ STARTED = "started.json"
 UNITS = "units.parquet"
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.json"
+JOURNAL_DIRECTORY = "records"
+JOURNAL_SUFFIX = ".records"  # not .parquet: that is the suffix of outputs
 CAPTION_COUNTS = "caption_counts.parquet"
 
 # In clusters/ and assignments/.
@@ -45,6 +47,7 @@ FIT_STATE = "fit_state.safetensors"
 ATLAS_HTML = "atlas.html"
 SUMMARY_FILE = "summary.json"
 DRIFT_FILE = "drift.json"
+FINE_COUNTS_FILE = "fine_counts.json"
 
 # In experts/.
 LEASE_FILE = "lease.json"

@@ -20,6 +20,7 @@ from typing import IO, TypeVar, cast
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
+from pyarrow.dataset import ParquetFileFormat
 
 from mode_ray.errors import WriteError
 from mode_ray.util.path_notation import ANONYMOUS, bucket_of, matches, parse_path
@@ -148,9 +149,13 @@ class Location:
         selector = pyarrow.fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         prefix = self.uri.removesuffix(self.path)
         infos = self.filesystem.get_file_info(selector)
-        return sorted(
-            FileEntry.of(Location(prefix + info.path.rstrip("/")), info) for info in infos if info.type == kind
-        )
+        found = []
+        while infos:  # each is released as it is converted: there may be hundreds of thousands
+            info = infos.pop()
+            if info.type == kind:
+                found.append(FileEntry.of(Location(prefix + info.path.rstrip("/")), info))
+        found.sort()
+        return found
 
     def entry(self) -> "FileEntry | None":
         """This file with its size and time; None if there is no such file."""
@@ -326,13 +331,21 @@ class Location:
             lambda source: pq.ParquetFile(source, page_checksum_verification=True).read(columns=columns)
         )
 
-    def read_parquet_footer(self) -> pq.FileMetaData:
+    def read_parquet_footer(self, size_bytes: int | None = None) -> pq.FileMetaData:
         """Read only the footer of a parquet file.
+
+        Args:
+            size_bytes: Size of the file, if a listing has given it. An object store then needs one request, not two.
 
         Raises:
             OSError: It is not a complete parquet file, or the filesystem fails.
         """
-        return self._read_with(pq.read_metadata)
+        if size_bytes is None or self.is_local:
+            return self._read_with(pq.read_metadata)
+        # pyarrow's files ask for the size when they are opened; a fragment of a dataset can be given it.
+        return self.complete(
+            lambda: ParquetFileFormat().make_fragment(self.path, self.filesystem, file_size=size_bytes).metadata
+        )
 
     def _read_with(self, read: Callable[[pa.NativeFile], _Read]) -> _Read:
         def read_once() -> _Read:

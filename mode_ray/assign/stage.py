@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from mode_ray.assign.counts import fine_counts
 from mode_ray.assign.table import assignment_table
 from mode_ray.captions.clean import CaptionTable
 from mode_ray.captions.read import read_captions
@@ -113,4 +114,6 @@ def run_assign(run: Run, stage: Stage, report: StageReport) -> Manifest:
     config = run.config
     embeddings = run.embeddings if config.embed.keep == "all" else None
     work = UnitWork(AssignWorker, (config, run.clusters, embeddings), config.assign.pool)
-    return run_work_unit_stage(stage, run.work_units, work, config.limits, report.unit)
+    manifest = run_work_unit_stage(stage, run.work_units, work, config.limits, report.unit)
+    fine_counts(run.assignments, run.work_units, len(Clustering.load(run.clusters).centers_md))
+    return manifest

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from mode_ray.embed.table import place_columns
 from mode_ray.errors import DataError
-from mode_ray.run_directory import MANIFEST
+from mode_ray.run_directory import MANIFEST, UNITS
 from mode_ray.stages.manifest import read_output
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
@@ -46,17 +46,35 @@ def read_assignments(assignments: Location, unit: str, columns: Sequence[str] | 
         ) from None
 
 
-def assigned_units(assignments: Location, work_units: Sequence[WorkUnit]) -> list[NumberedUnit]:
+def assigned_units(
+    assignments: Location, work_units: Sequence[WorkUnit], places: range | None = None
+) -> list[NumberedUnit]:
     """Work units that have assignments, with their positions; those without were quarantined.
+
+    Args:
+        assignments: Directory of the assign stage.
+        work_units: All work units of the run.
+        places: Only the units at these positions.
 
     Raises:
         DataError: There is none at all.
     """
-    present = {file.name.removesuffix(".parquet") for file in assignments.files()}
-    numbered = [(number, work_unit) for number, work_unit in enumerate(work_units) if work_unit.unit in present]
-    if not numbered:
+    chosen = range(len(work_units)) if places is None else places
+    present = units_with_output(assignments)
+    candidates = work_units[chosen.start : chosen.stop]
+    numbered = [item for item in zip(chosen, candidates, strict=True) if item[1].unit in present]
+    if not numbered and places is None:
         raise DataError(f"{assignments}: no assignment of the given shards; run `mode-ray assign` first")
     return numbered
+
+
+def units_with_output(assignments: Location) -> set[str]:
+    """Names of the units that were not quarantined, from the stage's list of units, or else from its files."""
+    try:
+        table = (assignments / UNITS).read_table(["unit", "error"])
+    except FileNotFoundError:
+        return {file.name.removesuffix(".parquet") for file in assignments.files()}
+    return set(table["unit"].filter(table["error"].is_null()).to_pylist())
 
 
 def stream_assignments(
@@ -78,15 +96,3 @@ def stream_assignments(
         return number, work_unit, read_assignments(assignments, work_unit.unit, columns)
 
     return read_ahead(read, numbered, ahead=_READERS, threads=_READERS)
-
-
-def fine_counts(assignments: Location, work_units: Sequence[WorkUnit], centers: int) -> npt.NDArray[np.int64]:
-    """Captions of each fine cluster, int64 [m].
-
-    Raises:
-        DataError: There is no assignment at all.
-    """
-    counts_m = np.zeros(centers, np.int64)
-    for _, _, assigned in stream_assignments(assignments, assigned_units(assignments, work_units), [FINE]):
-        counts_m += np.bincount(assigned[FINE].to_numpy(), minlength=centers)
-    return counts_m

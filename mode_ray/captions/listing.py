@@ -1,11 +1,10 @@
 """Lists the input files of a run as work units. The run directory stores the listing."""
 
 import logging
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import groupby, repeat
+from itertools import groupby, pairwise, repeat
 
 import pyarrow as pa
 
@@ -50,16 +49,17 @@ def list_work_units(
             format or is named twice.
     """
     files = find_files(config.paths, ShardChoice(config.format, formats, _logger.warning), field)
-    twice = [uri for uri, count in Counter(file.location.uri for file in files).items() if count > 1]
-    if twice:
-        raise DataError(f"{field}: {twice[0]} is named twice; its pairs would be counted twice")
-    files.sort()
+    files.sort(reverse=True)
+    for file, other in pairwise(reversed(files)):
+        if file.location == other.location:
+            raise DataError(f"{field}: {file.location} is named twice; its pairs would be counted twice")
     before = _KnownFiles(known)
 
     def work_units() -> Iterator[WorkUnit]:
         with ThreadPoolExecutor(_FOOTER_READERS) as readers:
-            for start in range(0, len(files), _FILES_AT_ONCE):
-                wholes = [_whole(file, config) for file in files[start : start + _FILES_AT_ONCE]]
+            while files:
+                wholes = [_whole(file, config) for file in reversed(files[-_FILES_AT_ONCE:])]
+                del files[-_FILES_AT_ONCE:]  # the table has them from here on
                 units = [before.units_of(whole) for whole in wholes]
                 for parts in readers.map(_split, wholes, units, repeat(config.max_rows_per_unit)):
                     yield from parts

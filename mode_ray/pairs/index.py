@@ -33,23 +33,23 @@ class PairIndex:
     def __init__(self, work_units: Sequence[WorkUnit], table: pa.Table) -> None:
         self.work_units = tuple(work_units)
         self.table = table
-        self._file: Path | None = None
+        self._files: tuple[Path, ...] = ()
 
     @classmethod
-    def open(cls, work_units: Sequence[WorkUnit], file: Path) -> "PairIndex":
-        """An index in an uncompressed Arrow file, mapped into memory."""
-        index = cls(work_units, _mapped(file))
-        index._file = file
+    def open(cls, work_units: Sequence[WorkUnit], *files: Path) -> "PairIndex":
+        """An index in uncompressed Arrow files, its parts in order, mapped into memory."""
+        index = cls(work_units, _mapped(files))
+        index._files = files
         return index
 
     def __getstate__(self) -> dict[str, Any]:
-        # Loader processes map the file themselves.
-        return {"work_units": self.work_units, "table": None if self._file else self.table, "_file": self._file}
+        # Loader processes map the files themselves.
+        return {"work_units": self.work_units, "table": None if self._files else self.table, "_files": self._files}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._file is not None:
-            self.table = _mapped(self._file)
+        if self._files:
+            self.table = _mapped(self._files)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -83,8 +83,8 @@ class PairIndex:
         return np.cumsum([0, *lengths[:-1]], dtype=np.int64)
 
 
-def _mapped(file: Path) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+def _mapped(files: Sequence[Path]) -> pa.Table:
+    return pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files])
 
 
 def _view(chunk: pa.Array) -> np.ndarray:

@@ -7,8 +7,9 @@ After a kill, finished tars are not written again. Other trainers can read the t
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +17,19 @@ import pyarrow as pa
 from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.pairs.index import PairIndex, index_columns, index_rows
+from mode_ray.pairs.index_files import (
+    UNITS_PER_PART,
+    Provenance,
+    RunParts,
+    in_this_process,
+    index_provenance,
+    open_index,
+    write_index_parts,
+)
 from mode_ray.pairs.order import SampleOrder
 from mode_ray.pairs.reader import Pair, PairReader
-from mode_ray.pairs.training_set import Provenance, index_provenance, open_index, write_index
 from mode_ray.run_directory import STARTED
+from mode_ray.stages.journal import finished_units
 from mode_ray.stages.manifest import Stage, UnitRecord, read_output
 from mode_ray.stages.work_unit import WorkUnit, read_work_units
 from mode_ray.storage import Location
@@ -96,16 +106,14 @@ class MaterialisedSet:
 
     def left(self, count: int) -> list[WorkUnit]:
         """The tars that are not written yet."""
-        finished = self.stage.finished_units()
+        finished = finished_units(self.folder)
         return [work_unit for work_unit in tar_units(self.folder, count) if work_unit.unit not in finished]
 
-    def finish(self, count: int) -> None:
+    def finish(self, count: int, run_parts: RunParts = in_this_process) -> None:
         """Write the index over all tars."""
-        schema = index_columns(tars=True)
-        members = (read_output(self.folder, work_unit.unit) for work_unit in tar_units(self.folder, count))
-        rows = (index_rows(table, number, schema) for number, table in enumerate(members))
-        self.stage.finish(self.stage.finished_units(), {})
-        write_index(self.folder / _INDEX_FILE, rows, self._made_of)
+        self.stage.finish(finished_units(self.folder), {})
+        parts = [range(start, min(start + UNITS_PER_PART, count)) for start in range(0, count, UNITS_PER_PART)]
+        write_index_parts(self.folder / _INDEX_FILE, partial(_tar_rows, self.folder), parts, self._made_of, run_parts)
 
     def open(self) -> PairIndex:
         """Map the index over the tars.
@@ -118,6 +126,12 @@ class MaterialisedSet:
             raise DataError(f"{self.folder}: not materialised; run `mode-ray train` again to materialise it")
         count = int(json.loads(started.read_text())["units"])
         return open_index(self.folder / _INDEX_FILE, tar_units(self.folder, count), self._made_of)
+
+
+def _tar_rows(folder: Location, tars: range) -> Iterator[pa.Table]:
+    """Index rows of some tars."""
+    schema = index_columns(tars=True)
+    return (index_rows(read_output(folder, _tar_name(number)), number, schema) for number in tars)
 
 
 class MaterialiseWorker:
@@ -159,8 +173,12 @@ def places_of(tar: int, count: int, pairs: int) -> range:
 
 def tar_units(folder: Location, count: int) -> list[WorkUnit]:
     """The tars of a materialised set."""
-    names = [f"{number:05d}" for number in range(count)]
+    names = [_tar_name(number) for number in range(count)]
     return [WorkUnit(unit=name, uri=(folder / f"{name}.tar").uri, format="webdataset") for name in names]
+
+
+def _tar_name(number: int) -> str:
+    return f"{number:05d}"
 
 
 def write_pairs(location: Location, pairs: Sequence[Pair], first_key: int) -> pa.Table:

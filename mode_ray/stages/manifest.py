@@ -3,7 +3,7 @@
 A stage's directory holds `started.json` (the fields that decide its output, written first), one output a
 work unit, and at the end `units.parquet` (one row a unit) and `manifest.json` (written last). A unit's output
 carries its own record in the parquet footer, so what is on disk is the truth about what is finished: a killed
-run needs no other memory.
+run needs no other memory. The journal (`mode_ray.stages.journal`) has copies of the records, which are faster to read.
 """
 
 import hashlib
@@ -12,23 +12,32 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
 from mode_ray.config.base import config_hash, with_current_names
 from mode_ray.errors import DataError, UsageError
-from mode_ray.run_directory import MANIFEST, RUN_CONFIG, STARTED, UNITS, is_unit_output, unit_output
+from mode_ray.run_directory import (
+    JOURNAL_DIRECTORY,
+    MANIFEST,
+    RUN_CONFIG,
+    STARTED,
+    UNITS,
+    is_unit_output,
+    unit_output,
+)
 from mode_ray.stages.packed import PackedMapping
 from mode_ray.stages.unit_table import UNITS_SCHEMA, HashOfHashes, UnitTotals, units_table
 from mode_ray.storage import Location, is_damage
 from mode_ray.util.versions import package_versions
 
+if TYPE_CHECKING:  # it imports this module
+    from mode_ray.stages.resume import UnitPlan
+    from mode_ray.stages.work_unit import WorkUnit
+
 FOOTER_KEY = b"mode_ray.unit"
-_FOOTER_READERS = 16
-_UNITS_AT_ONCE = 4096
 
 StageState = Literal["absent", "started", "done"]
 
@@ -126,7 +135,12 @@ class Stage:
         fields: Dotted config fields and `inputs.<stage>` hashes that decide its output.
         free: Names of those that may change: the units know themselves whether they still suffice, and the stage is
             done for the values in its manifest alone.
+
+    Attributes:
+        planned: The plan that `plan_units` made for some work units and nobody has carried out yet.
     """
+
+    planned: "tuple[Sequence[WorkUnit], UnitPlan] | None" = None
 
     def __init__(
         self, name: str, directory: Location, fields: Mapping[str, object], free: Collection[str] = ()
@@ -177,15 +191,6 @@ class Stage:
         """Write a unit's rows with its completed record in the footer; see `write_unit`."""
         return write_unit(self.output(record.unit), table, record)
 
-    def finished_units(self) -> PackedMapping[UnitRecord]:
-        """Records of all outputs that stand, by unit."""
-        book, outputs = record_book(), unit_outputs(self.directory)
-        with ThreadPoolExecutor(_FOOTER_READERS) as readers:
-            for start in range(0, len(outputs), _UNITS_AT_ONCE):
-                for record in readers.map(read_record, outputs[start : start + _UNITS_AT_ONCE]):
-                    book[record.unit] = record
-        return book
-
     def finish(
         self, records: Iterable[UnitRecord] | PackedMapping[UnitRecord], summary: Mapping[str, Any]
     ) -> Manifest:
@@ -218,6 +223,7 @@ class Stage:
             versions=package_versions(),
         )
         (self.directory / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
+        (self.directory / JOURNAL_DIRECTORY).delete()  # the list of units has the same records
         return manifest
 
     def _manifest_fits(self) -> bool:
@@ -327,8 +333,12 @@ def count_refused(records: Iterable[UnitRecord]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def read_record(file: Location) -> UnitRecord:
+def read_record(file: Location, size_bytes: int | None = None) -> UnitRecord:
     """The record in the footer of a unit's output.
+
+    Args:
+        file: The output.
+        size_bytes: Its size, if a listing has given it.
 
     Raises:
         FileNotFoundError: There is no such output.
@@ -336,7 +346,7 @@ def read_record(file: Location) -> UnitRecord:
         UsageError: The file is not a unit's output.
     """
     try:
-        footer = file.read_parquet_footer()
+        footer = file.read_parquet_footer(size_bytes)
     except (pa.ArrowInvalid, OSError) as error:
         if not is_damage(error, file):
             raise
@@ -347,7 +357,7 @@ def read_record(file: Location) -> UnitRecord:
             f"{file}: not an output of this stage (no unit record in its footer): delete it and run again"
         )
     record = UnitRecord.from_json(note.decode())
-    return UnitRecord(**{**asdict(record), "bytes_out": file.size_bytes()})
+    return UnitRecord(**{**asdict(record), "bytes_out": file.size_bytes() if size_bytes is None else size_bytes})
 
 
 def read_output(directory: Location, unit: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -15,6 +15,7 @@ from mode_ray.config.captions import LimitsConfig
 from mode_ray.errors import DataError, UsageError
 from mode_ray.run_directory import MANIFEST, QUARANTINE, UNITS
 from mode_ray.stages.execute import UnitWork, cluster_resources, run_units
+from mode_ray.stages.journal import RecordJournal, finished_units
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, count_refused
 from mode_ray.stages.packed import PackedMapping
 from mode_ray.stages.work_unit import WorkUnit, WorkUnitTable
@@ -44,8 +45,17 @@ class UnitPlan:
 
 
 def plan_units(stage: Stage, work_units: Sequence[WorkUnit]) -> UnitPlan:
-    """Compare what earlier invocations left with the listing of now."""
-    finished = stage.finished_units()
+    """Compare what earlier invocations left with the listing of now.
+
+    The stage keeps the plan until its units are processed, so that the outputs are listed once.
+    """
+    if stage.planned is None or stage.planned[0] is not work_units:
+        stage.planned = (work_units, _plan_units(stage, work_units))
+    return stage.planned[1]
+
+
+def _plan_units(stage: Stage, work_units: Sequence[WorkUnit]) -> UnitPlan:
+    finished = finished_units(stage.directory)
     if not finished:
         return UnitPlan(finished=finished, left=work_units, replaced=[], vanished=[])
     work_units = WorkUnitTable.of(work_units)
@@ -148,11 +158,18 @@ def run_work_unit_stage(
         DataError: As `finish_units`.
     """
     plan = plan_units(stage, work_units)
+    stage.planned = None  # its outputs change from here
     stage.begin(len(work_units))
     began = time.monotonic()
     with ThreadPoolExecutor(_REMOVERS) as removers:
         list(removers.map(lambda unit: stage.output(unit).delete(), [*plan.replaced, *plan.vanished]))
-    made = run_units(plan.left, work, stage.directory, stage.attempt, on_record)
+    with RecordJournal(stage.directory, stage.attempt) as journal:
+
+        def take(record: UnitRecord) -> None:
+            journal.add(record)
+            on_record(record)
+
+        made = run_units(plan.left, work, stage.directory, stage.attempt, take)
     summary: dict[str, Any] = {
         "units_made": len(made),
         "units_with_replaced_source": len(plan.replaced),

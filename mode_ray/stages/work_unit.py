@@ -87,6 +87,13 @@ def require_images(work_units: Sequence[WorkUnit]) -> None:
         )
 
 
+def has_format(work_units: Sequence[WorkUnit], shard_format: ShardFormat) -> bool:
+    """Whether a work unit has a format."""
+    if isinstance(work_units, WorkUnitTable):
+        return shard_format in work_units.table["format"].unique().to_pylist()
+    return any(work_unit.format == shard_format for work_unit in work_units)
+
+
 def unit_name(location: Location) -> str:
     """A readable name for a file; a hash of the URI makes it unique."""
     stem = location.name.rsplit(".", 1)[0]

@@ -16,10 +16,11 @@ from mode_ray.models.check import check_model
 from mode_ray.pairs.held_out import HeldOut, choose_held_out
 from mode_ray.pairs.index import load_index
 from mode_ray.pairs.reader import PairReader
+from mode_ray.pairs.training_set import write_set_units
 from mode_ray.run_directory import SWEEP_RESULT, WORK_UNITS_FILE, sweep_directory, sweep_held_out, sweep_storage
 from mode_ray.stages.manifest import combined_hash, read_manifest
 from mode_ray.stages.run import Run
-from mode_ray.stages.work_unit import require_images, write_work_units
+from mode_ray.stages.work_unit import require_images
 from mode_ray.storage import Location
 from mode_ray.sweep.plan import SweepInputs, SweepTrial, plan_sweep, swept_expert
 from mode_ray.sweep.results import SweepReport, read_result, write_results
@@ -56,7 +57,7 @@ def run_sweep(run: Run, say: Callable[[str], None]) -> SweepReport:
     inputs: SweepInputs = task_result(prepared.remote(run, expert, assigned.content_hash))
     trials = plan_sweep(config, draw_points(config.sweep), inputs)
     for trial in trials:
-        write_work_units(trial.folder / WORK_UNITS_FILE, run.work_units)
+        write_set_units(trial.folder / WORK_UNITS_FILE, run.work_units)
         earlier = read_result(trial.folder)
         if earlier is not None and earlier.state == "failed":
             (trial.folder / SWEEP_RESULT).delete()  # its cause may be fixed

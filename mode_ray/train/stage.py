@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import ray
 
-from mode_ray.assign.table import fine_counts
+from mode_ray.assign.counts import fine_counts
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.base import fingerprint_fields
 from mode_ray.errors import TrainingError, UsageError
 from mode_ray.models.check import check_architecture
+from mode_ray.pairs.training_set import write_set_units
 from mode_ray.run_directory import PLAN_FILE, WORK_UNITS_FILE
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
 from mode_ray.stages.run import Run, StageReport
-from mode_ray.stages.work_unit import require_images, write_work_units
+from mode_ray.stages.work_unit import require_images
 from mode_ray.train.plan import Trial, budget_statement, expert_name, plan_trials, slow_experts, small_trials
 from mode_ray.train.reuse import Takeover, copy_models, plan_takeover
 from mode_ray.train.runs.lease import Lease
@@ -43,7 +44,7 @@ def run_train(run: Run, stage: Stage, report: StageReport) -> Manifest:
             `train.reuse` names has no models for this one.
         TrainingError: A trial failed permanently; the others were finished. Or another driver trains this run.
     """
-    training = _begin(run, stage)
+    training = begin_training(run, stage)
     report.say(f"[train] {budget_statement(run.config.train, training.trials).line()}")
     slow = slow_experts(run.config.train)
     for line in [*small_trials(run.config.train, training.trials, training.pairs_n), *([slow] if slow else [])]:
@@ -76,7 +77,7 @@ def retry_trial(run: Run, stage: Stage, name: str, report: StageReport) -> Manif
         UsageError: There is no such trial, it is finished, or the one that it continues is not.
         TrainingError: It failed again. Or another driver trains this run.
     """
-    training = _begin(run, stage)
+    training = begin_training(run, stage)
     trial = _named(training.trials, run.config.train.experts, name)
     with Lease(stage.directory, partial(_say, report)) as lease:
         statuses = stored_statuses(training.trials, stage.directory)
@@ -159,7 +160,8 @@ def _say(report: StageReport, text: str) -> None:
     report.say(f"[train] {text}")
 
 
-def _begin(run: Run, stage: Stage) -> _Training:
+def begin_training(run: Run, stage: Stage) -> _Training:
+    """Plan all trials and write what launchers and evaluations read; nothing is trained yet."""
     config = run.config.train
     require_images(run.work_units)
     check_architecture(config.model)
@@ -168,7 +170,7 @@ def _begin(run: Run, stage: Stage) -> _Training:
     planned, pairs_n = planned_trials(run, clustering)
     takeover = plan_takeover(config, planned, clustering, stage.directory, run.clusters)
     stage.begin(len(takeover.trials))
-    write_work_units(stage.directory / WORK_UNITS_FILE, run.work_units)
+    write_set_units(stage.directory / WORK_UNITS_FILE, run.work_units)
     if takeover.sources:
         # In a task: models and optimizers are large, and the driver stays small.
         task_result(ray.remote(max_calls=1)(copy_models).remote(takeover, stage.directory))

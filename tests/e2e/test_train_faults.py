@@ -30,7 +30,7 @@ from mode_ray.run_directory import CHECKPOINT_FOLDER
 from mode_ray.stages.manifest import read_output
 from mode_ray.stages.work_unit import unit_name
 from mode_ray.storage import Location
-from mode_ray.train.runs.checkpoints import checkpoint_name, whole_checkpoints
+from mode_ray.train.runs.checkpoint_folders import checkpoint_name, whole_checkpoints
 
 pytestmark = [pytest.mark.drill, pytest.mark.alone]
 

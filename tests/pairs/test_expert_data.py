@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from mode_ray.errors import DataError
-from mode_ray.pairs.members import TrainingSet, stream_members
+from mode_ray.pairs.members import SetSource, TrainingSet, stream_members
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
@@ -44,7 +44,7 @@ def assignments(tmp_path_factory: pytest.TempPathFactory) -> Location:
 
 def select(assignments: Location, members: TrainingSet) -> np.ndarray:
     """The pairs of a set, by their numbers."""
-    tables = list(stream_members(members, assignments, SHARDS, GROUPS))
+    tables = list(stream_members(SetSource(members, assignments, SHARDS, GROUPS)))
     work_units = np.repeat(np.arange(len(SIZES)), SIZES)
     for table in tables:
         assert np.array_equal(table["shard"].to_numpy(), work_units[table["row"].to_numpy()])
@@ -120,7 +120,7 @@ class TestMembers:
         sizes = (10,) * 60
         write_assignments(folder, FINE, sizes)
         work_units = [WorkUnit(unit=f"s{n}", uri=f"/in/s{n}.parquet", format="parquet") for n in range(60)]
-        tables = stream_members(TrainingSet(kind="all"), folder, work_units, GROUPS)
+        tables = stream_members(SetSource(TrainingSet(kind="all"), folder, work_units, GROUPS))
         next(tables)
         for number in range(10, 60):
             (tmp_path / f"s{number}.parquet").unlink()

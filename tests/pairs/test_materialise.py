@@ -20,6 +20,7 @@ from mode_ray.captions.read import read_captions
 from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.pairs.index import PairIndex, index_columns, index_rows
+from mode_ray.pairs.index_files import write_index
 from mode_ray.pairs.materialise import (
     MaterialisedSet,
     MaterialiseWorker,
@@ -31,7 +32,6 @@ from mode_ray.pairs.materialise import (
     write_pairs,
 )
 from mode_ray.pairs.reader import Pair, PairReader
-from mode_ray.pairs.training_set import write_index
 from mode_ray.stages.actor import UnitActor
 from mode_ray.stages.work_unit import write_work_units
 from mode_ray.storage import Location

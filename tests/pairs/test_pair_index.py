@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mode_ray.assign.table import fine_counts
+from mode_ray.assign.counts import fine_counts
 from mode_ray.errors import DataError
 from mode_ray.pairs.index import PairIndex, index_columns, index_rows, load_index, nearest_rows
-from mode_ray.pairs.training_set import write_index
+from mode_ray.pairs.index_files import write_index
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
@@ -43,7 +43,8 @@ def assignments(tmp_path: Path) -> Location:
     (folder / "c.parquet").write_table(assignment([0, 2], [1, 1], tar=True))
     (folder / "a.parquet").write_table(assignment([5], [0]))
     (folder / "d.parquet").write_table(assignment([], []))
-    (folder / "units.parquet").write_table(pa.table({"unit": ["a"]}))
+    units = {"unit": ["a", "b", "c", "d"], "error": pa.array([None, "not a parquet file", None, None], pa.string())}
+    (folder / "units.parquet").write_table(pa.table(units))
     return folder
 
 

@@ -1,11 +1,14 @@
 """A training set's file is written once, never used when stale, and copied once a node where it is remote."""
 
 import os
+import pickle
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +16,11 @@ import pytest
 
 from mode_ray.errors import DataError
 from mode_ray.pairs.index import PairIndex
+from mode_ray.pairs.index_files import index_provenance
 from mode_ray.pairs.members import TrainingSet
-from mode_ray.pairs.training_set import index_provenance, open_training_set, write_training_set
+from mode_ray.pairs.training_set import SetFiles, open_training_set, write_set_units, write_training_set
 from mode_ray.run_directory import MANIFEST
-from mode_ray.stages.manifest import Stage, UnitRecord
+from mode_ray.stages.manifest import Stage, UnitRecord, read_units
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
@@ -47,15 +51,18 @@ class Run:
 
     def __init__(self, root: Location) -> None:
         self.assignments, self.folder = root / "assignments", root / "experts" / "training_sets"
+        self.work_units = root / "experts" / "shards.parquet"
+        write_set_units(self.work_units, SHARDS)
         assign(self.assignments, [0, 1, 2, 3])
 
-    def write(self, members: TrainingSet = EXPERT, group_m: np.ndarray = GROUPS) -> Location:
-        return write_training_set(members, self.assignments, SHARDS, group_m, self.folder)
+    def files(self, members: TrainingSet, group_m: np.ndarray) -> SetFiles:
+        return SetFiles(members, self.assignments, self.work_units, group_m)
 
-    def open(
-        self, members: TrainingSet = EXPERT, work_units: list[WorkUnit] = SHARDS, group_m: np.ndarray = GROUPS
-    ) -> PairIndex:
-        return open_training_set(members, self.assignments, work_units, group_m, self.folder)
+    def write(self, members: TrainingSet = EXPERT, group_m: np.ndarray = GROUPS) -> Location:
+        return write_training_set(self.files(members, group_m), self.folder)
+
+    def open(self, members: TrainingSet = EXPERT, group_m: np.ndarray = GROUPS) -> PairIndex:
+        return open_training_set(self.files(members, group_m), self.folder)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -106,8 +113,9 @@ class TestStaleness:
 
     def test_other_source_shards_are_noticed(self, run: Run) -> None:
         run.write()
+        write_set_units(run.work_units, SHARDS[::-1])
         with pytest.raises(DataError, match="made of other shards"):
-            run.open(work_units=SHARDS[::-1])
+            run.open()
 
     def test_a_missing_file_is_named(self, run: Run) -> None:
         with pytest.raises(DataError, match=rf"{EXPERT.name}\.arrow: missing; run `mode-ray train` again"):
@@ -183,3 +191,65 @@ class TestCopies:
         os.utime(dead, (time.time() - 3600, time.time() - 3600))
         assert len(run.open()) == 4
         assert len(copies) == 2
+
+
+class TestParts:
+    """An index of many work units has a part for every thousand; here, for each of the two."""
+
+    MEMBERS = (
+        EXPERT,
+        TrainingSet(kind="expert", experts=2, expert=0, out_of_cluster_share=0.25, seed=3),
+        TrainingSet(kind="all"),
+        TrainingSet(kind="all", held_out_below=1 << 62),
+        TrainingSet(kind="random", experts=2, expert=1),
+    )
+
+    @pytest.mark.parametrize("members", MEMBERS, ids=[members.name for members in MEMBERS])
+    def test_the_parts_have_the_rows_of_the_whole(self, run: Run, members: TrainingSet) -> None:
+        run.write(members)
+        whole = run.open(members).table.combine_chunks()
+        files = replace(run.files(members, GROUPS), units_per_part=1)
+        folder = run.folder.parent / "parts"
+        asked: list[range] = []
+
+        def run_parts(function: Callable[[range], Any], parts: Sequence[range]) -> list[Any]:
+            asked.extend(parts)
+            shared = pickle.loads(pickle.dumps(function))  # noqa: S301 - our own, as a Ray task gets it
+            return [shared(part) for part in parts]
+
+        write_training_set(files, folder, run_parts)
+        index = open_training_set(files, folder)
+        assert index.table.combine_chunks() == whole
+        assert pickle.loads(pickle.dumps(index)).table.combine_chunks() == whole  # noqa: S301 - our own
+        assert set(asked) == ({range(2)} if members.kind == "random" else {range(1), range(1, 2)})
+
+    def test_they_are_not_written_again_and_leave_nothing_when_they_are_replaced(self, run: Run) -> None:
+        files = replace(run.files(EXPERT, GROUPS), units_per_part=1)
+        file = write_training_set(files, run.folder)
+        before = run.folder.entries(recursive=True)
+        assert len(before) == 3
+        write_training_set(files, run.folder)
+        assert run.folder.entries(recursive=True) == before
+        changed = replace(files, group_m=1 - GROUPS)
+        write_training_set(changed, run.folder)
+        with pytest.raises(DataError, match="made of other coarse_map; run `mode-ray train` again"):
+            open_training_set(files, run.folder)
+        assert open_training_set(changed, run.folder).table["row"].to_pylist() == [0, 2, 0, 2]
+        assert len(run.folder.files(recursive=True)) == 3
+        assert not file.exists()
+
+    def test_a_part_without_rows_has_no_file(self, run: Run) -> None:
+        stage = Stage("assign", run.assignments, {})
+        units = read_units(run.assignments)
+        table = (run.assignments / "a.parquet").read_table()
+        only_others = table.set_column(2, "fine", pa.array([0] * len(table), pa.int32()))
+        stage.finish([stage.write_unit(only_others, units[0]), units[1]], {})
+        files = replace(run.files(EXPERT, GROUPS), units_per_part=1)
+        write_training_set(files, run.folder)
+        assert open_training_set(files, run.folder).table["shard"].to_pylist() == [1, 1]
+
+    def test_an_empty_set_is_an_error(self, run: Run) -> None:
+        nobody = replace(EXPERT, experts=3, expert=2)
+        with pytest.raises(DataError, match="expert 2 of 3 has no pairs"):
+            write_training_set(replace(run.files(nobody, GROUPS), units_per_part=1), run.folder)
+        assert run.folder.files(recursive=True) == []

@@ -10,6 +10,7 @@ import pytest
 
 from mode_ray.errors import DataError, UsageError
 from mode_ray.run_directory import CAPTION_COUNTS, MANIFEST, STARTED, UNITS
+from mode_ray.stages.journal import finished_units
 from mode_ray.stages.manifest import (
     FOOTER_KEY,
     Stage,
@@ -161,25 +162,25 @@ class TestResume:
         ]
         assert written[0].bytes_out > 0
         resumed = Stage("embed", directory, FIELDS)
-        assert resumed.finished_units() == {record.unit: record for record in written}
+        assert finished_units(resumed.directory) == {record.unit: record for record in written}
 
     def test_nothing_finished_yet(self, directory: Location) -> None:
         stage = Stage("embed", directory, FIELDS)
         stage.begin(units=3)
-        assert stage.finished_units() == {}
+        assert finished_units(stage.directory) == {}
 
     def test_the_list_of_units_is_no_unit(self, directory: Location) -> None:
         stage = Stage("embed", directory, FIELDS)
         stage.begin(units=1)
         stage.finish([write(stage, "0000", "a")], {})
-        assert list(stage.finished_units()) == ["0000"]
+        assert list(finished_units(stage.directory)) == ["0000"]
 
     def test_nor_are_the_counts_of_captions(self, directory: Location) -> None:
         stage = Stage("embed", directory, FIELDS)
         stage.begin(units=1)
         (directory / CAPTION_COUNTS).write_table(rows("a"))
         write(stage, "0000", "a")
-        assert list(stage.finished_units()) == ["0000"]
+        assert list(finished_units(stage.directory)) == ["0000"]
 
     def test_a_resumed_stage_counts_its_attempts_and_hashes_like_an_unbroken_one(self, directory: Location) -> None:
         first = Stage("embed", directory / "broken", FIELDS)
@@ -187,7 +188,7 @@ class TestResume:
         write(first, "0001", "c")
         second = Stage("embed", directory / "broken", FIELDS)
         second.begin(units=2)
-        already = second.finished_units()
+        already = finished_units(second.directory)
         assert list(already) == ["0001"]
         broken = second.finish([write(second, "0000", "a", "b"), *already.values()], {})
 
@@ -204,7 +205,7 @@ class TestResume:
         stage.begin(units=1)
         stage.output("0000").write_table(rows("a"))
         with pytest.raises(UsageError, match=r"embeddings/0000\.parquet.*delete it and run again$"):
-            stage.finished_units()
+            finished_units(stage.directory)
 
 
 @pytest.mark.parametrize("left", [0, 4, 500])
@@ -214,9 +215,9 @@ def test_a_cut_output_is_one_sentence_that_says_to_delete_it(tmp_path: Path, lef
     whole = (tmp_path / "0000.parquet").read_bytes()
     (tmp_path / "0000.parquet").write_bytes(whole[:left])
     with pytest.raises(DataError, match=r"^\S+/0000\.parquet: damaged \(.+\): delete it and run again$"):
-        stage.finished_units()
+        finished_units(stage.directory)
     (tmp_path / "0000.parquet").unlink()
-    assert stage.finished_units() == {}
+    assert finished_units(stage.directory) == {}
 
 
 @pytest.mark.parametrize("place", [0.0, 0.5, 0.99])

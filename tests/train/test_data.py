@@ -21,9 +21,9 @@ from mode_ray.config.train import TrainPlacement
 from mode_ray.errors import DataError, UsageError
 from mode_ray.models.clip import ClipModel
 from mode_ray.pairs.index import PairIndex
+from mode_ray.pairs.index_files import write_index
 from mode_ray.pairs.order import SampleOrder
 from mode_ray.pairs.reader import Pair, PairReader
-from mode_ray.pairs.training_set import write_index
 from mode_ray.storage import Location
 from mode_ray.train.data import PairDataset, train_loader
 from mode_ray.train.step.batch import TextPreparation, TrainBatch

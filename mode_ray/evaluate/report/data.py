@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from mode_ray.assign.table import fine_counts
+from mode_ray.assign.counts import fine_counts
 from mode_ray.evaluate.measure.measurements import TaskCosines
 from mode_ray.evaluate.metrics.intervals import interval_rows
 from mode_ray.evaluate.metrics.score import group_means

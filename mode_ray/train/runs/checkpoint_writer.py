@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import ray.train
 
 from mode_ray.storage import Location
-from mode_ray.train.runs.checkpoints import checkpoint_name, whole_checkpoints, write_checkpoint
+from mode_ray.train.runs.checkpoint_folders import checkpoint_name, whole_checkpoints
+from mode_ray.train.runs.checkpoints import write_checkpoint
 from mode_ray.train.runs.interruptions import PREEMPTED
 from mode_ray.train.step.loop import Snapshot
 

@@ -1,4 +1,7 @@
-"""One launch of one training run: a zero-CPU task that runs Ray Train's trainer until it ends."""
+"""One launch of one training run: a zero-CPU task that runs Ray Train's trainer until it ends.
+
+Neither this task nor Ray Train's controller, which is on the same node, imports torch.
+"""
 
 import json
 import os
@@ -11,6 +14,7 @@ import ray
 from ray.train import CheckpointConfig
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -20,8 +24,10 @@ from mode_ray.errors import ModeRayError
 from mode_ray.run_directory import CHECKPOINT_FOLDER, ERROR_FILE
 from mode_ray.stages.dashboard_names import shown_name
 from mode_ray.storage import Location
+from mode_ray.train.runs.checkpoint_folders import checkpoint_samples
 from mode_ray.train.runs.interruptions import InterruptionNotes, ray_reason
 from mode_ray.train.runs.prepare import prepare_training_set
+from mode_ray.train.runs.process_group import ProcessGroupConfig
 from mode_ray.train.runs.trackers import end_failed_run
 from mode_ray.train.runs.trial import TrialJob, read_error
 from mode_ray.train.source import sample_order_fields
@@ -81,21 +87,16 @@ def checkpoints_folder(job: TrialJob) -> Location:
 
 
 def _fit(job: TrialJob) -> TrialEnd:
-    # These import torch, which the driver does not need.
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    from mode_ray.train.runs.checkpoints import checkpoint_samples
-
     os.environ.setdefault(_STATE_TRACKING, "1")
     placement, checkpoints = job.config.train.placement, checkpoints_folder(job)
     storage = checkpoints.parent
     _delete_torn_snapshot(checkpoints)
     # ray.train.RunConfig has the types of Ray Train V1.
     notes: Any = InterruptionNotes(job.folder, partial(checkpoint_samples, checkpoints), placement.max_failures)
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         _train,
         train_loop_config={"job": job, "checkpoints": checkpoints},
-        torch_config=TorchConfig(timeout_s=round(placement.process_group_timeout_seconds)),
+        backend_config=ProcessGroupConfig(timeout_seconds=placement.process_group_timeout_seconds),
         scaling_config=scaling_config(placement),
         run_config=TrainRunConfig(
             name=checkpoints.name,  # Ray Train resumes a run with the same name

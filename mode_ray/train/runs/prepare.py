@@ -1,6 +1,8 @@
 """Writes the training set of a trial before its trainer starts."""
 
 import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -8,11 +10,11 @@ import ray
 from mode_ray.config.base import ActorPool
 from mode_ray.config.train import TrainPlacement
 from mode_ray.errors import DataError, WorkerError
-from mode_ray.pairs.materialise import MaterialiseWorker
-from mode_ray.stages.execute import UnitWork, run_units
+from mode_ray.pairs.index_files import UNITS_PER_PART, in_this_process
+from mode_ray.stages.journal import RecordJournal
 from mode_ray.train.runs.trial import TrialJob
 from mode_ray.train.runs.trial_data import TrialData
-from mode_ray.util.ray_tasks import task_result
+from mode_ray.util.ray_tasks import cancel_unfinished, task_result
 
 _ATTEMPTS = 5
 
@@ -24,8 +26,8 @@ def prepare_training_set(job: TrialJob) -> None:
         DataError: The set is empty, or a source shard cannot be read.
         WriteError: The set cannot be written.
     """
-    data = TrialData(job)
-    data.write_index()
+    data, run_parts = TrialData(job), partial(_on_cluster, job.config.train.placement)
+    data.write_index(run_parts)
     if not data.is_materialised or data.materialised().is_done():
         return
     folder = data.materialised().folder.uri
@@ -40,6 +42,28 @@ def prepare_training_set(job: TrialJob) -> None:
         else:
             return
     raise WorkerError(f"{folder}: the process that materialises it died {_ATTEMPTS} times; run again")
+
+
+def _on_cluster(placement: TrainPlacement, function: Callable[[range], Any], parts: Sequence[range]) -> list[Any]:
+    """Run the parts of an index in Ray tasks, in the place of the run's workers; a small index in this process."""
+    if len(parts) == 1 and len(parts[0]) <= UNITS_PER_PART:
+        return in_this_process(function, parts)
+    options = {
+        "num_cpus": placement.cpus_per_worker,
+        "label_selector": dict(placement.label_selector) or None,
+        "retry_exceptions": [OSError],
+        "name": "training set",
+    }
+    task, shared = ray.remote(_run_part).options(**options), ray.put(function)
+    references = [task.remote(shared, part) for part in parts]
+    try:
+        return [task_result(reference) for reference in references]
+    finally:
+        cancel_unfinished(references)
+
+
+def _run_part(function: Callable[[range], Any], part: range) -> Any:  # noqa: ANN401 - each function's own
+    return function(part)
 
 
 class _Materialiser:
@@ -57,6 +81,10 @@ def materialise(job: TrialJob) -> None:
         DataError: A source shard cannot be read.
         WriteError: A tar cannot be written.
     """
+    # These import Ray Data, which a launcher does not need.
+    from mode_ray.pairs.materialise import MaterialiseWorker
+    from mode_ray.stages.execute import UnitWork, run_units
+
     data, placement = TrialData(job), job.config.train.placement
     tars = data.materialised()
     if tars.is_done():
@@ -66,11 +94,12 @@ def materialise(job: TrialJob) -> None:
     actors = max(1, placement.workers_per_run)
     pool = ActorPool(min_actors=actors, max_actors=actors, cpus_per_actor=placement.cpus_per_worker)
     work = UnitWork(MaterialiseWorker, arguments, pool)
-    records = run_units(tars.left(count), work, tars.folder, tars.stage.attempt, lambda _: None)
+    with RecordJournal(tars.folder, tars.stage.attempt) as journal:
+        records = run_units(tars.left(count), work, tars.folder, tars.stage.attempt, journal.add)
     failed = next((record.error for record in records.values() if record.error is not None), None)
     if failed is not None:
         raise DataError(failed)
-    tars.finish(count)
+    tars.finish(count, partial(_on_cluster, placement))
 
 
 def readers(placement: TrainPlacement) -> int:

@@ -11,9 +11,9 @@ import ray.train.collective
 from mode_ray.run_directory import PROGRESS_FILE
 from mode_ray.storage import Location
 from mode_ray.train.runs.agreement import Agreement, Order
+from mode_ray.train.runs.checkpoint_folders import whole_checkpoints
 from mode_ray.train.runs.checkpoint_schedule import CheckpointSchedule
 from mode_ray.train.runs.checkpoint_writer import CheckpointWriter, report_without_checkpoint
-from mode_ray.train.runs.checkpoints import whole_checkpoints
 from mode_ray.train.runs.progress_writer import ProgressWriter
 from mode_ray.train.runs.rank_zero import RankZero
 from mode_ray.train.runs.trackers import open_trackers

@@ -1,6 +1,5 @@
 """The files of a trial's training set, which its launcher writes and its workers open."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,11 +9,11 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.pairs.index import PairIndex
+from mode_ray.pairs.index_files import RunParts, in_this_process
 from mode_ray.pairs.materialise import MaterialisedSet, SourceIndex, captions_of_tars
 from mode_ray.pairs.order import GroupedOrder, PairOrder, SampleOrder
-from mode_ray.pairs.training_set import open_training_set, provenance, write_training_set
+from mode_ray.pairs.training_set import SetFiles, open_training_set, write_training_set
 from mode_ray.run_directory import PLAN_FILE, TRAINING_SETS, WORK_UNITS_FILE, training_set_file
-from mode_ray.stages.work_unit import WorkUnit, read_work_units
 from mode_ray.storage import Location
 from mode_ray.train.runs.trial import TrialJob, training_summary
 from mode_ray.train.source import read_block_pairs, source_mode
@@ -37,13 +36,13 @@ class TrialData:
         """Whether the set is copied to its own tars; these are shuffled, so a set in groups is not."""
         return source_mode(self.job.config) == "materialised" and self.job.trial.members.kind != "clustered"
 
-    def write_index(self) -> None:
+    def write_index(self, run_parts: RunParts = in_this_process) -> None:
         """Write the index over the source shards, unless it exists.
 
         Raises:
             DataError: The set is empty.
         """
-        write_training_set(self.job.trial.members, self.job.assignments, self._work_units, self._group_m, self._folder)
+        write_training_set(self._files, self._folder, run_parts)
 
     def open(self) -> PairIndex:
         """The index that the trial reads.
@@ -79,9 +78,7 @@ class TrialData:
         Raises:
             DataError: It was not written, or was made of other assignments.
         """
-        return open_training_set(
-            self.job.trial.members, self.job.assignments, self._work_units, self._group_m, self._folder
-        )
+        return open_training_set(self._files, self._folder)
 
     def materialised(self) -> MaterialisedSet:
         """The set's own tars."""
@@ -89,7 +86,7 @@ class TrialData:
         source = SourceIndex(
             training_set_file(self._folder, members.name),
             self.job.experts / WORK_UNITS_FILE,
-            provenance(members, self.job.assignments, self._work_units, self._group_m),
+            self._files.provenance(),
         )
         return MaterialisedSet(self._folder / members.name, source, data.pairs_per_shard, data.block_pairs)
 
@@ -97,9 +94,10 @@ class TrialData:
     def _folder(self) -> Location:
         return self.job.experts / TRAINING_SETS
 
-    @cached_property
-    def _work_units(self) -> Sequence[WorkUnit]:
-        return read_work_units(self.job.experts / WORK_UNITS_FILE)
+    @property
+    def _files(self) -> SetFiles:
+        job = self.job
+        return SetFiles(job.trial.members, job.assignments, job.experts / WORK_UNITS_FILE, self._group_m)
 
     @cached_property
     def _group_m(self) -> np.ndarray:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from mode_ray.storage import Location
+from mode_ray.train.runs.checkpoint_folders import checkpoint_name, whole_checkpoints
 from mode_ray.train.runs.checkpoint_writer import CheckpointWriter
-from mode_ray.train.runs.checkpoints import checkpoint_name, read_checkpoint, whole_checkpoints
+from mode_ray.train.runs.checkpoints import read_checkpoint
 from mode_ray.train.step.loop import Snapshot
 
 SNAPSHOT = Snapshot({"weight": torch.ones(2)}, lambda: b"state")

@@ -7,7 +7,8 @@ import torch
 
 from mode_ray.run_directory import CHECKPOINT_WEIGHTS, STATE_FILE
 from mode_ray.storage import Location
-from mode_ray.train.runs.checkpoints import checkpoint_name, read_checkpoint, whole_checkpoints, write_checkpoint
+from mode_ray.train.runs.checkpoint_folders import checkpoint_name, whole_checkpoints
+from mode_ray.train.runs.checkpoints import read_checkpoint, write_checkpoint
 from mode_ray.train.step.loop import Snapshot
 
 SNAPSHOT = Snapshot({"a.weight": torch.arange(6.0).reshape(2, 3), "logit_scale": torch.tensor(2.5)}, lambda: b"state")

@@ -12,6 +12,7 @@ from mode_ray.config.train import TrainPlacement
 from mode_ray.errors import DataError
 from mode_ray.pairs.members import TrainingSet
 from mode_ray.pairs.reader import PairReader
+from mode_ray.stages.journal import finished_units
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial
@@ -82,7 +83,7 @@ class TestMaterialisedMode:
         prepare: Any = ray.remote(prepare_training_set).options(num_cpus=0)
         ray.get([prepare.remote(job) for job in jobs])
         folder = TrialData(jobs[0]).materialised().folder
-        records = TrialData(jobs[0]).materialised().stage.finished_units()
+        records = finished_units(folder)
         assert len(records) == 3  # 48 pairs, 20 at most in each
         assert len({record.attempt for record in records.values()}) == 1
         tars = {file.name: file.read_bytes() for file in folder.files()}

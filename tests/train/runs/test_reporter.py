@@ -13,9 +13,9 @@ from mode_ray.config.train import TrainPlacement
 from mode_ray.models.clip import ClipModel
 from mode_ray.pairs.index import PairIndex
 from mode_ray.train.data import PairDataset, train_loader
+from mode_ray.train.runs.checkpoint_folders import checkpoint_name, whole_checkpoints
 from mode_ray.train.runs.checkpoint_schedule import CheckpointSchedule
 from mode_ray.train.runs.checkpoint_writer import CheckpointWriter
-from mode_ray.train.runs.checkpoints import checkpoint_name, whole_checkpoints
 from mode_ray.train.runs.progress_writer import ProgressWriter
 from mode_ray.train.runs.rank_zero import RankZero
 from mode_ray.train.runs.reporter import Reporter

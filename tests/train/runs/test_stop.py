@@ -10,9 +10,9 @@ import torch
 from mode_ray.run_directory import PROGRESS_FILE, STOP_FILE
 from mode_ray.storage import Location
 from mode_ray.train.runs.agreement import Order
+from mode_ray.train.runs.checkpoint_folders import checkpoint_name, whole_checkpoints
 from mode_ray.train.runs.checkpoint_schedule import CheckpointSchedule
 from mode_ray.train.runs.checkpoint_writer import CheckpointWriter
-from mode_ray.train.runs.checkpoints import checkpoint_name, whole_checkpoints
 from mode_ray.train.runs.progress_writer import ProgressWriter
 from mode_ray.train.runs.rank_zero import RankZero
 from mode_ray.train.runs.stop import STOPPED_SAMPLES, sigterm_as_exit, write_last_checkpoints

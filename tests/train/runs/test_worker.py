@@ -18,7 +18,8 @@ from mode_ray.stages.run import Run
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.train.plan import SEED
-from mode_ray.train.runs.checkpoints import checkpoint_name, read_checkpoint, whole_checkpoints
+from mode_ray.train.runs.checkpoint_folders import checkpoint_name, whole_checkpoints
+from mode_ray.train.runs.checkpoints import read_checkpoint
 from mode_ray.train.runs.launcher import TrialEnd, checkpoints_folder, fit_trial
 from mode_ray.train.runs.reporter import Reporter
 from mode_ray.train.runs.trial import TrialJob, read_metrics, read_progress
