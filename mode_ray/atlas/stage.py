@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,6 @@ import ray
 
 from mode_ray.assign.table import DISTANCE, FINE
 from mode_ray.atlas.data import AtlasFacts, atlas_data
-from mode_ray.atlas.page import render_atlas
 from mode_ray.atlas.sample import CaptionSample, merge, summarise
 from mode_ray.atlas.summary import CAPTIONS_PER_END, write_summary
 from mode_ray.captions.read import read_captions
@@ -32,6 +32,7 @@ MIN_SAMPLE_CAPTIONS = 100_000
 SAMPLE_CAPTIONS_PER_CENTER = 24
 MIN_UNITS = 16
 _IO_RETRIES = 3
+_FEW_CENTERS = 4096
 
 
 def make_atlas(run: Run, sample_captions: int | None = None) -> Location:
@@ -64,9 +65,10 @@ def make_atlas(run: Run, sample_captions: int | None = None) -> Location:
     samples = [
         sample_one.remote(run.config, by_unit[unit], count, run.clusters, rows) for unit, count in wanted.items()
     ]
-    # max_calls: after the map of many centers, the process holds too much memory to stay idle.
-    write = ray.remote(num_cpus=1, max_calls=1)(_write).options(name="atlas")
-    page: Location = task_result(write.remote(replace(run, work_units=()), assigned, *samples))
+    # Ray keeps a process for the next task. After the map of many centers it holds too much memory to stay idle.
+    options = {} if _centers(run) <= _FEW_CENTERS else {"max_calls": 1}
+    write: Any = ray.remote(num_cpus=1, **options)(_write)
+    page: Location = task_result(write.options(name="atlas").remote(replace(run, work_units=()), assigned, *samples))
     return page
 
 
@@ -176,6 +178,8 @@ def _write(run: Run, assigned: bool, *results: CaptionSample | str) -> Location:
     )
     summary = atlas_data(clustering, sample, facts)
     write_summary(run.clusters, summary)
+    from mode_ray.atlas.page import render_atlas  # imports jinja2, which the driver does without
+
     page = run.clusters / ATLAS_HTML
     page.write_text(render_atlas(summary))
     return page
