@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +23,7 @@ from mode_ray.stages.manifest import read_manifest, read_output, read_units
 from mode_ray.stages.run import Run
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
-from mode_ray.util.ray_tasks import task_result
+from mode_ray.util.ray_tasks import process_kept, task_result
 from mode_ray.util.sampling import allocate_sample, sample_positions
 from mode_ray.util.versions import package_versions
 
@@ -65,10 +64,8 @@ def make_atlas(run: Run, sample_captions: int | None = None) -> Location:
     samples = [
         sample_one.remote(run.config, by_unit[unit], count, run.clusters, rows) for unit, count in wanted.items()
     ]
-    # Ray keeps a process for the next task. After the map of many centers it holds too much memory to stay idle.
-    options = {} if _centers(run) <= _FEW_CENTERS else {"max_calls": 1}
-    write: Any = ray.remote(num_cpus=1, **options)(_write)
-    page: Location = task_result(write.options(name="atlas").remote(replace(run, work_units=()), assigned, *samples))
+    write = ray.remote(num_cpus=1, **process_kept(_centers(run) <= _FEW_CENTERS))(_write).options(name="atlas")
+    page: Location = task_result(write.remote(replace(run, work_units=()), assigned, *samples))
     return page
 
 

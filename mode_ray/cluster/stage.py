@@ -21,7 +21,7 @@ from mode_ray.stages.execute import cluster_resources
 from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, read_manifest
 from mode_ray.stages.run import Run, StageReport
 from mode_ray.storage import Location
-from mode_ray.util.ray_tasks import task_result
+from mode_ray.util.ray_tasks import process_kept, task_result
 
 _LOOK_SECONDS = 2.0
 _SMALL_FIT_ROWS = 100_000
@@ -83,14 +83,12 @@ def _fit(run: Run, stage: Stage, report: StageReport) -> Manifest:
 
 def _fitting_task(run: Run) -> Any:  # noqa: ANN401 - Ray's type has no name
     placement, embedded = run.config.cluster.placement, read_manifest(run.embeddings)
-    options: dict[str, Any] = {
-        "num_cpus": placement.cpus,
-        "num_gpus": placement.gpus if placement.workers == 1 else 0.0,
-    }
-    # Ray keeps the process of a small fit for the next task. After a large one it is too large to idle.
-    if embedded is None or embedded.rows_out > _SMALL_FIT_ROWS:
-        options["max_calls"] = 1
-    return ray.remote(**options)(_fit_and_save).options(name=f"cluster {shown_name(run.directory)}")
+    task = ray.remote(
+        num_cpus=placement.cpus,
+        num_gpus=placement.gpus if placement.workers == 1 else 0.0,
+        **process_kept(embedded is not None and embedded.rows_out <= _SMALL_FIT_ROWS),
+    )
+    return task(_fit_and_save).options(name=f"cluster {shown_name(run.directory)}")
 
 
 class FitProgress:
