@@ -20,6 +20,8 @@ python_fits := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_
 requirements := pyproject.toml constraints.txt
 demo_stamp := .venv/installed-demo-$(EXTRA)
 dev_stamp := .venv/installed-dev-$(EXTRA)
+# Without bytecode, each of the hundreds of processes that the tests start compiles the package anew.
+export PYTHONDONTWRITEBYTECODE :=
 # A file's tests share what they set up, and most wait for processes of their own to start.
 pytest := $(bin)/python -m pytest
 side_by_side := --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0

@@ -2,7 +2,7 @@
 
 import numpy as np
 import numpy.typing as npt
-import scipy.spatial
+import scipy  # its parts are imported at their first use: the driver does without them
 
 Float64Array = npt.NDArray[np.float64]
 

@@ -10,7 +10,6 @@ import ray
 
 from mode_ray.assign.table import DISTANCE, FINE
 from mode_ray.atlas.data import AtlasFacts, atlas_data
-from mode_ray.atlas.page import render_atlas
 from mode_ray.atlas.sample import CaptionSample, merge, summarise
 from mode_ray.atlas.summary import CAPTIONS_PER_END, write_summary
 from mode_ray.captions.read import read_captions
@@ -24,7 +23,7 @@ from mode_ray.stages.manifest import read_manifest, read_output, read_units
 from mode_ray.stages.run import Run
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
-from mode_ray.util.ray_tasks import task_result
+from mode_ray.util.ray_tasks import process_kept, task_result
 from mode_ray.util.sampling import allocate_sample, sample_positions
 from mode_ray.util.versions import package_versions
 
@@ -32,6 +31,7 @@ MIN_SAMPLE_CAPTIONS = 100_000
 SAMPLE_CAPTIONS_PER_CENTER = 24
 MIN_UNITS = 16
 _IO_RETRIES = 3
+_FEW_CENTERS = 4096
 
 
 def make_atlas(run: Run, sample_captions: int | None = None) -> Location:
@@ -64,8 +64,7 @@ def make_atlas(run: Run, sample_captions: int | None = None) -> Location:
     samples = [
         sample_one.remote(run.config, by_unit[unit], count, run.clusters, rows) for unit, count in wanted.items()
     ]
-    # max_calls: after the map of many centers, the process holds too much memory to stay idle.
-    write = ray.remote(num_cpus=1, max_calls=1)(_write).options(name="atlas")
+    write = ray.remote(num_cpus=1, **process_kept(_centers(run) <= _FEW_CENTERS))(_write).options(name="atlas")
     page: Location = task_result(write.remote(replace(run, work_units=()), assigned, *samples))
     return page
 
@@ -176,6 +175,8 @@ def _write(run: Run, assigned: bool, *results: CaptionSample | str) -> Location:
     )
     summary = atlas_data(clustering, sample, facts)
     write_summary(run.clusters, summary)
+    from mode_ray.atlas.page import render_atlas  # imports jinja2, which the driver does without
+
     page = run.clusters / ATLAS_HTML
     page.write_text(render_atlas(summary))
     return page

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import scipy.sparse
+import scipy  # its parts are imported at their first use: the driver does without them
 
 from mode_ray.atlas.summary import MAX_TERM_CHARACTERS
 
@@ -131,7 +131,7 @@ class TermCounts:
         return ranked
 
 
-def _common_terms(counts_mt: scipy.sparse.csr_array, captions_m: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+def _common_terms(counts_mt: "scipy.sparse.csr_array", captions_m: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
     """Mask of the stop words of any language: terms in a notable share of the captions of many clusters.
 
     With few clusters, stop words cannot be distinguished from topics; the mask is then empty.

@@ -4,9 +4,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
-import ray.data
+import ray
 
 from mode_ray.captions.read import count_captions
 from mode_ray.config.base import ActorPool
@@ -14,6 +15,7 @@ from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.stages.work_unit import WorkUnit, WorkUnitTable
 from mode_ray.storage import Location
+from mode_ray.util.ray_tasks import task_result
 from mode_ray.util.retry import retry
 
 _SCHEMA = pa.schema(
@@ -49,19 +51,20 @@ def count_all_captions(
     left = WorkUnitTable.of(work_unit for work_unit in work_units if work_unit.unit not in counts)
     if not left:
         return counts
-    places = ray.data.from_items(list(range(len(left))), override_num_blocks=-(-len(left) // _UNITS_PER_TASK))
-    results = places.map_batches(
-        partial(_count_batch, work_units=ray.put(left), config=config, retries=pool.retries_per_unit),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=pool.cpus_per_actor,
-    )
-    results.set_name("count_captions")
+    table = ray.put(left)
+    task: Any = ray.remote(num_cpus=pool.cpus_per_actor, max_retries=-1)(_count_units)
+    counting = [
+        task.options(name="count captions").remote(
+            table, range(start, min(start + _UNITS_PER_TASK, len(left))), config, pool.retries_per_unit
+        )
+        for start in range(0, len(left), _UNITS_PER_TASK)
+    ]
     done, written = len(counts), time.monotonic()
-    for row in results.iter_rows():
-        done += 1
-        if row["captions"] is not None:
-            counts[row["unit"]] = int(row["captions"])
+    while counting:
+        (ready,), counting = ray.wait(counting)
+        counted: dict[str, int | None] = task_result(ready)
+        counts.update((unit, captions) for unit, captions in counted.items() if captions is not None)
+        done += len(counted)
         if on_counted is not None:
             on_counted(done, len(work_units))
         if time.monotonic() - written > _WRITE_INTERVAL_SECONDS:
@@ -71,15 +74,14 @@ def count_all_captions(
     return counts
 
 
-def _count_batch(
-    batch: pa.Table, work_units: "ray.ObjectRef[WorkUnitTable]", config: CaptionsConfig, retries: int
-) -> pa.Table:
-    """Count the captions of the units at some positions (column `item`); null if a unit cannot be read."""
-    table: WorkUnitTable = ray.get(work_units)
-    own = [table[place] for place in batch["item"].to_pylist()]
+def _count_units(
+    table: WorkUnitTable, places: Sequence[int], config: CaptionsConfig, retries: int
+) -> dict[str, int | None]:
+    """The number of captions of the units at some places, by name; None if a unit cannot be read."""
+    own = [table[place] for place in places]
     with ThreadPoolExecutor(_COUNTERS_PER_TASK) as counters:
-        counts = list(counters.map(lambda work_unit: _count(work_unit, config, retries), own))
-    return pa.table({"unit": [work_unit.unit for work_unit in own], "captions": pa.array(counts, pa.int64())})
+        counts = counters.map(lambda work_unit: _count(work_unit, config, retries), own)
+        return {work_unit.unit: count for work_unit, count in zip(own, counts, strict=True)}
 
 
 def _count(work_unit: WorkUnit, config: CaptionsConfig, retries: int) -> int | None:

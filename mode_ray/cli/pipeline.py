@@ -21,12 +21,15 @@ def run_stages(config: "RunConfig", names: Sequence[str], to: Console) -> None:
     from mode_ray.observe.progress import Progress
     from mode_ray.pipeline import Pipeline
     from mode_ray.run_directory import report_page
-    from mode_ray.stages.session import ray_session
+    from mode_ray.stages.session import joins_cluster, ray_session
 
-    pipeline = Pipeline.open(config, Progress(to), names)
+    progress = Progress(to)
+    pipeline = Pipeline.open(config, progress, names)
     if pipeline.is_done(names):
         to.print(f"nothing to do: {', '.join(names)} done before", highlight=False)
     else:
+        if not joins_cluster(config.ray):
+            progress.say("starting Ray on this machine, which takes some seconds")
         with ray_session(config.ray):
             pipeline.run(names)
     if "evaluate" in names:

@@ -107,9 +107,10 @@ def _live(address: str | None, router: str | None) -> "LiveServing":
         raise UsageError(
             f"--address is missing: give the dashboard's URL, http://HOST:8265, or set {_ADDRESS_VARIABLE}"
         )
-    from mode_ray.serve.ray.live import LiveServing, connect
+    from mode_ray.serve.ray.dashboard import ServeDashboard
+    from mode_ray.serve.ray.live import LiveServing
 
-    return LiveServing(connect(address), say, router)
+    return LiveServing(ServeDashboard(address), say, router)
 
 
 def _serve_in_process(served: "ServedRun") -> None:

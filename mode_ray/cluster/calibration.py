@@ -28,8 +28,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
+import scipy  # its parts are imported at their first use: the driver does without them
 
 from mode_ray.cluster.clustering import Clustering
 from mode_ray.errors import DataError
@@ -108,14 +107,14 @@ def fit_temperature(
 
     def log_loss(log_temperature: float) -> float:
         temperature = np.exp(log_temperature)
-        all_p, own_p = logsumexp(-excess_pm / temperature, axis=1), logsumexp(-own_pm / temperature, axis=1)
+        all_p, own_p = (scipy.special.logsumexp(-excess / temperature, axis=1) for excess in (excess_pm, own_pm))
         return float(np.mean(all_p - own_p))
 
     grid = np.linspace(math.log(TEMPERATURES[0]), math.log(TEMPERATURES[1]), _GRID_POINTS)
     losses = [log_loss(point) for point in grid]
     best = int(np.argmin(losses))
     around = (grid[max(best - 1, 0)], grid[min(best + 1, _GRID_POINTS - 1)])
-    found = minimize_scalar(log_loss, bounds=around, method="bounded", options={"xatol": 1e-3})
+    found = scipy.optimize.minimize_scalar(log_loss, bounds=around, method="bounded", options={"xatol": 1e-3})
     log_temperature = float(found.x) if found.fun < losses[best] else float(grid[best])
     share_p = np.bincount(expert_p)[expert_p] / len(expert_p)
     return Calibration(

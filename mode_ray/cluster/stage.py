@@ -18,12 +18,13 @@ from mode_ray.embed.encoder import encoder_name
 from mode_ray.run_directory import FIT_PROGRESS
 from mode_ray.stages.dashboard_names import shown_name
 from mode_ray.stages.execute import cluster_resources
-from mode_ray.stages.manifest import Manifest, Stage, UnitRecord
+from mode_ray.stages.manifest import Manifest, Stage, UnitRecord, read_manifest
 from mode_ray.stages.run import Run, StageReport
 from mode_ray.storage import Location
-from mode_ray.util.ray_tasks import task_result
+from mode_ray.util.ray_tasks import process_kept, task_result
 
 _LOOK_SECONDS = 2.0
+_SMALL_FIT_ROWS = 100_000
 
 
 def cluster_fields(run: Run) -> dict[str, object]:
@@ -57,12 +58,7 @@ def _fit(run: Run, stage: Stage, report: StageReport) -> Manifest:
     stage.begin(1)
     _say_if_too_little_room(config.placement, report.say)
     began = time.monotonic()
-    # max_calls: a process that has fitted a clustering is too large to idle.
-    gpus = config.placement.gpus if config.placement.workers == 1 else 0.0
-    task = ray.remote(num_cpus=config.placement.cpus, num_gpus=gpus, max_calls=1)(_fit_and_save).options(
-        name=f"cluster {shown_name(run.directory)}"
-    )
-    fitting = task.remote(run.config, run.embeddings, stage.directory)
+    fitting = _fitting_task(run).remote(run.config, run.embeddings, stage.directory)
     fit = FitProgress(config.fine, report)
     while not ray.wait([fitting], timeout=_LOOK_SECONDS)[0]:
         newest = _newest_report(stage.directory)
@@ -83,6 +79,16 @@ def _fit(run: Run, stage: Stage, report: StageReport) -> Manifest:
     )
     report.unit(record)
     return stage.finish([record], summary)
+
+
+def _fitting_task(run: Run) -> Any:  # noqa: ANN401 - Ray's type has no name
+    placement, embedded = run.config.cluster.placement, read_manifest(run.embeddings)
+    task = ray.remote(
+        num_cpus=placement.cpus,
+        num_gpus=placement.gpus if placement.workers == 1 else 0.0,
+        **process_kept(embedded is not None and embedded.rows_out <= _SMALL_FIT_ROWS),
+    )
+    return task(_fit_and_save).options(name=f"cluster {shown_name(run.directory)}")
 
 
 class FitProgress:

@@ -57,7 +57,7 @@ class Placement(Settings):
 
 
 class ActorPool(Placement):
-    """Actors of one Ray Data stage. Each works on one unit at a time."""
+    """Processes of one stage. Each works on one unit at a time. One process does the work of few small files."""
 
     min_actors: PositiveInt = 1
     """Actors started at once, rather than ramped up from one by Ray."""

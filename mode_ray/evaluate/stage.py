@@ -15,7 +15,6 @@ from mode_ray.evaluate.measure.models import Trained, check_models, find_trained
 from mode_ray.evaluate.measure.spread import measure_tasks
 from mode_ray.evaluate.report.compare import Router, TaskResults, compare
 from mode_ray.evaluate.report.data import report_data
-from mode_ray.evaluate.report.render import render_report
 from mode_ray.evaluate.report.schema import ReportData
 from mode_ray.evaluate.report.sources import ReportSources, read_thumbnails
 from mode_ray.evaluate.tasks.task import Task, load_tasks
@@ -95,6 +94,8 @@ def write_report(run: Run, target: Location) -> None:
         results=results,
         calibration=calibration,
     )
+    from mode_ray.evaluate.report.render import render_report  # imports matplotlib
+
     data = report_data(sources)
     (target / REPORT_JSON).write_text(json.dumps(data, indent=1))
     (target / REPORT_HTML).write_text(render_report(data, read_thumbnails(sources)))

@@ -25,8 +25,9 @@ from mode_ray.stages.run import Run
 from mode_ray.stages.work_unit import PAIR_FORMATS, WorkUnit, require_images
 from mode_ray.storage import Location
 from mode_ray.train.plan import expert_name
-from mode_ray.util.ray_tasks import task_result
+from mode_ray.util.ray_tasks import process_kept, task_result
 
+_FEW_IMAGES = 10_000
 _EXPERTS_FIELD = "inputs.train (weights of the experts)"
 
 
@@ -127,8 +128,11 @@ def run_index(
         return done
     on_begin("index parts", 1, 0)
     parts.begin(1)
-    build = ray.remote(num_cpus=config.index.pool.cpus_per_actor, max_calls=1)(build_parts).options(name="index parts")
-    count = task_result(build.remote(stages.embed.directory, parts.directory, config.index.rows_per_part))
+    kept = process_kept(embedded.rows_out <= _FEW_IMAGES)
+    build: Any = ray.remote(num_cpus=config.index.pool.cpus_per_actor, **kept)(build_parts)
+    count = task_result(
+        build.options(name="index parts").remote(stages.embed.directory, parts.directory, config.index.rows_per_part)
+    )
     record = UnitRecord(
         unit="parts",
         source=stages.embed.directory.uri,

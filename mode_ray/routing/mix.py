@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import softmax
+import scipy  # its parts are imported at their first use: the driver does without them
 
 Floats = npt.NDArray[np.floating]
 _COSINES_AT_ONCE = 1 << 18  # a block and its product stay in a core's cache
@@ -61,7 +61,7 @@ def concatenated_texts(features: Sequence[Floats], weights: Floats) -> Floats:
 def probabilities(scores_il: Floats, weights_c: Floats, logit_scales_c: Floats) -> Floats:
     """softmax(s * score) over the texts, with s the weighted mean of the experts' logit scales."""
     # In double precision, so that the probabilities of many texts sum to 1.
-    result: Floats = softmax(float(weights_c @ logit_scales_c) * scores_il.astype(np.float64), axis=1)
+    result: Floats = scipy.special.softmax(float(weights_c @ logit_scales_c) * scores_il.astype(np.float64), axis=1)
     return result
 
 

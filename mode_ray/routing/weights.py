@@ -23,7 +23,7 @@ from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import entr, softmax
+import scipy  # its parts are imported at their first use: the driver does without them
 
 from mode_ray.config.evaluate import RoutingConfig, RoutingRule
 from mode_ray.errors import DataError, UsageError
@@ -111,7 +111,7 @@ def routing_weights(
         nearest_l, squared_l = _nearest(text_embeddings_ld, centers_md)
         evidence_l = _evidence(squared_l, texts, chosen, config)
         evidence_m = np.bincount(nearest_l, weights=evidence_l, minlength=len(centers_md))
-        weights_c = softmax(np.bincount(group_m, weights=evidence_m, minlength=n))
+        weights_c = scipy.special.softmax(np.bincount(group_m, weights=evidence_m, minlength=n))
         if evidence_m.any():
             fine_weight_m = evidence_m / evidence_m.sum()
     weights_c = weights_c / weights_c.sum()
@@ -147,7 +147,7 @@ def per_query_weights(
     nearest_l, squared_l = _nearest(text_embeddings_ld, centers.centers_md)
     evidence_lc = np.zeros((len(nearest_l), n))
     evidence_lc[np.arange(len(nearest_l)), centers.group_m[nearest_l]] = _evidence(squared_l, 1, chosen, config)
-    return np.asarray(softmax(evidence_lc, axis=1), dtype=np.float64)
+    return np.asarray(scipy.special.softmax(evidence_lc, axis=1), dtype=np.float64)
 
 
 def nearest_centers(
@@ -176,7 +176,7 @@ def normalised_entropy(weights_c: Floats) -> float:
     """Entropy of a distribution over log n: 0 for one expert, 1 for a uniform one; 1 if n = 1."""
     if len(weights_c) == 1:
         return 1.0
-    return float(np.clip(entr(weights_c).sum() / math.log(len(weights_c)), 0.0, 1.0))
+    return float(np.clip(scipy.special.entr(weights_c).sum() / math.log(len(weights_c)), 0.0, 1.0))
 
 
 def mean_direction(embeddings_td: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
@@ -260,7 +260,7 @@ def _soft_pass(
         squared_l[rows] = distances.min(axis=1)
         excess = distances - squared_l[rows, None]
         with np.errstate(over="ignore"):
-            spread_lm = softmax(-excess / temperature, axis=1)
+            spread_lm = scipy.special.softmax(-excess / temperature, axis=1)
         weights_lc[rows] = spread_lm @ membership_mc
         fine_weight_m += spread_lm.sum(axis=0)
     weights_lc /= weights_lc.sum(axis=1, keepdims=True)

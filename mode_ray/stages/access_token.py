@@ -82,12 +82,31 @@ def token_headers(address: str, environment: Mapping[str, str], token_file: Path
         token_file: A token file that the user named.
 
     Returns:
-        The token of `token_file`, or of the local cluster with this address. Empty if there is neither, or if the
-        user's environment sets the authentication: Ray's client reads that itself.
+        The token of `token_file`, or of the local cluster with this address, or with RAY_AUTH_MODE=token the one that
+        the environment names. Empty if there is none.
+
+    Raises:
+        UsageError: The environment names a file that cannot be read.
     """
     if token_file is None and not _user_decides(environment):
         token_file = find_token_file(address, environment)
-    return {} if token_file is None else {"Authorization": f"Bearer {token_file.read_text().strip()}"}
+    token = _users_token(environment) if token_file is None else token_file.read_text().strip()
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _users_token(environment: Mapping[str, str]) -> str:
+    """The token that Ray would use; empty without RAY_AUTH_MODE=token."""
+    if (environment.get(AUTH_MODE) or "").lower() != "token":
+        return ""
+    if token := environment.get(TOKEN, "").strip():
+        return token
+    named = environment.get(TOKEN_PATH)
+    try:
+        return (Path(named).expanduser() if named else _default_token_file()).read_text().strip()
+    except OSError as error:
+        if named is None:
+            return ""
+        raise UsageError(f"{TOKEN_PATH}={named}: cannot be read ({error.strerror})") from None
 
 
 def _user_decides(environment: Mapping[str, str]) -> bool:

@@ -1,5 +1,6 @@
 """Hides a few messages of Ray's that a user can do nothing about; all others are shown."""
 
+import functools
 import logging
 import os
 import re
@@ -10,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-import ray.data
 from ray._private import ray_logging
 from ray.util.debug import log_once
 
@@ -23,14 +23,7 @@ _MANY_PROCESSES = re.compile(r"worker processes have been started on node")
 
 @contextmanager
 def quiet_ray() -> Iterator[None]:
-    """Hide them within the block; Ray must be initialised."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    log_once("ray_data_progress_manager_disabled")  # a reminder that progress bars are off
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    with error_output_without(_ACTOR_ARGUMENTS):
-        _print_actor_warning()
+    """Hide those of Ray's nodes within the block; Ray must be initialised."""
     # The same as the variable RAY_DEDUP_LOGS_SKIP_REGEX, which is read when Ray is imported.
     deduplicator: Any = ray_logging.stdout_deduplicator
     before = deduplicator.skip_re
@@ -40,6 +33,20 @@ def quiet_ray() -> Iterator[None]:
         yield
     finally:
         deduplicator.skip_re = before
+
+
+@functools.cache
+def quiet_ray_data() -> None:
+    """Hide those of Ray Data in this process; Ray must be initialised. Call it before Ray Data is used."""
+    from ray.data import DataContext  # takes a second to import
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    log_once("ray_data_progress_manager_disabled")  # a reminder that progress bars are off
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    with error_output_without(_ACTOR_ARGUMENTS):
+        _print_actor_warning()
 
 
 def _print_actor_warning() -> None:

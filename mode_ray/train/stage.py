@@ -23,7 +23,6 @@ from mode_ray.train.plan import Trial, budget_statement, expert_name, plan_trial
 from mode_ray.train.reuse import Takeover, copy_models, plan_takeover
 from mode_ray.train.runs.lease import Lease
 from mode_ray.train.runs.queue import TrialQueue
-from mode_ray.train.runs.scheduler import run_trials
 from mode_ray.train.runs.status import TrialStatus, initial_statuses, stored_statuses, waiting_again
 from mode_ray.train.runs.stop import sigterm_as_exit
 from mode_ray.train.runs.trackers import check_trackers
@@ -129,6 +128,8 @@ class _Training:
         self, trials: Sequence[Trial], statuses: dict[str, TrialStatus], lease: Lease, report: StageReport
     ) -> dict[str, TrialStatus]:
         """Run some of the trials, starting from these statuses."""
+        from mode_ray.train.runs.scheduler import run_trials  # imports Ray Train
+
         config = self.of.config
         placement = config.train.placement
         jobs = {

@@ -23,6 +23,15 @@ def task_result(reference: "ray.ObjectRef[Any]") -> Any:  # noqa: ANN401 - each 
         raise
 
 
+def process_kept(if_small: bool) -> dict[str, Any]:
+    """Options of a task: Ray keeps its process for the next task, or ends it because it is too large to idle.
+
+    Args:
+        if_small: Whether the task leaves a small process. A kept process has imported what the next task needs.
+    """
+    return {} if if_small else {"max_calls": 1}
+
+
 def cancel_unfinished(references: "Sequence[ray.ObjectRef[Any]]") -> None:
     """Stop tasks that have no result yet, by force.
 

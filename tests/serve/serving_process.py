@@ -23,7 +23,8 @@ from serve_load import Load, Reply
 
 from mode_ray.cli import main
 from mode_ray.config.run import RunConfig
-from mode_ray.serve.ray.live import ServeEndpoint, connect
+from mode_ray.serve.ray.dashboard import ServeDashboard
+from mode_ray.serve.ray.live import ServeEndpoint
 
 LABELS = ("cat", "dog", "bus", "train", "apple", "banana", "house", "tower")
 TEMPLATE = "a photo of a {}."
@@ -69,7 +70,7 @@ class Serving:
 
     @cached_property
     def endpoint(self) -> ServeEndpoint:
-        return connect(self.dashboard)
+        return ServeDashboard(self.dashboard)
 
     @staticmethod
     def _said(said: list[str], pattern: str) -> str:

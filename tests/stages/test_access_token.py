@@ -89,6 +89,22 @@ class TestClient:
 
 
 class TestUsersChoice:
+    @pytest.mark.parametrize("variable", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", None], ids=str)
+    def test_with_mode_token_a_client_sends_the_users_token(
+        self, environment: dict[str, str], tmp_path: Path, variable: str | None
+    ) -> None:
+        file = tmp_path / "token" if variable else tmp_path / "home" / ".ray" / "auth_token"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("abc\n")
+        named = {variable: "abc" if variable == "RAY_AUTH_TOKEN" else str(file)} if variable else {}
+        sent = token_headers("http://10.0.0.1:8265", {**environment, **named, "RAY_AUTH_MODE": "token"})
+        assert sent == {"Authorization": "Bearer abc"}
+
+    def test_a_token_file_that_is_missing_is_named(self, environment: dict[str, str]) -> None:
+        asked = {**environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/no/such"}
+        with pytest.raises(UsageError, match="RAY_AUTH_TOKEN_PATH=/no/such: cannot be read"):
+            token_headers(DASHBOARD, asked)
+
     @pytest.mark.parametrize(
         "own",
         [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "abc"}, {"RAY_AUTH_TOKEN_PATH": "/somewhere"}],

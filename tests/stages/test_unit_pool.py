@@ -4,10 +4,12 @@ Defects and outputs that cannot be written end it; the pool outlives its actors.
 """
 
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,10 +21,11 @@ from mode_ray.captions.listing import list_work_units
 from mode_ray.config.base import ActorPool
 from mode_ray.config.captions import CaptionsConfig, EncoderConfig, EncoderPlacement
 from mode_ray.embed.stage import EmbedWorker
-from mode_ray.errors import DataError, UsageError, WriteError
+from mode_ray.errors import DataError, UsageError, WorkerError, WriteError
 from mode_ray.stages.actor import UnitActor
 from mode_ray.stages.execute import UnitWork, run_units
 from mode_ray.stages.manifest import UnitRecord
+from mode_ray.stages.tasks import are_few
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
@@ -226,13 +229,17 @@ class TestOnRay:
         (tmp_path / "3.parquet").write_bytes(b"garbage")
         return tmp_path
 
-    def test_units_are_done_and_records_arrive(self, folder: Path) -> None:
+    @pytest.mark.parametrize("files", [5, 9], ids=["in a task", "in a pool"])
+    def test_units_are_done_and_records_arrive(self, folder: Path, files: int) -> None:
+        for number in range(5, files):
+            shutil.copy(folder / "0.parquet", folder / f"{number}.parquet")
         captions = CaptionsConfig(paths=(str(folder),))
         encoder = EncoderConfig(kind="static", model="package:wordllama")
         arguments = (captions, encoder, EncoderPlacement(), 1, None, 0)
         output = Location(str(folder / "out"))
         arrived: list[UnitRecord] = []
         todo = list_work_units(captions)
+        assert are_few(todo) == (files == 5)
         made = run_units(todo, UnitWork(EmbedWorker, arguments, ActorPool()), output, "attempt-7", arrived.append)
         records = list(made.values())
         assert records == arrived
@@ -240,10 +247,11 @@ class TestOnRay:
         assert by_unit.keys() == {work_unit.unit for work_unit in todo}
         bad = [record for record in records if record.error is not None]
         assert [record.source for record in bad] == [f"{folder}/3.parquet"]
-        assert len(names(folder / "out")) == 4
+        assert len(names(folder / "out")) == len(todo) - 1
         assert {record.attempt for record in records} == {"attempt-7"}
 
-    def test_a_defect_ends_the_stage(self, folder: Path) -> None:
+    @pytest.mark.parametrize("units", [1, 2], ids=["in a task", "in a pool"])
+    def test_a_defect_ends_the_stage(self, folder: Path, units: int) -> None:
         class Defective:
             """Local, so that it reaches the workers by value."""
 
@@ -254,16 +262,17 @@ class TestOnRay:
                 raise AssertionError("never reached")
 
         with pytest.raises(RuntimeError, match=r"a defect at u0\nwhile reading /in/u0\.tar"):
-            run_units(work_units(1), UnitWork(Defective, (), ONE), Location(str(folder / "out")), "a", nothing)
+            run_units(work_units(units), UnitWork(Defective, (), ONE), Location(str(folder / "out")), "a", nothing)
         assert names(folder / "out") == []
 
-    def test_what_a_worker_refuses_reaches_the_user_as_it_was_said(self, folder: Path) -> None:
+    @pytest.mark.parametrize("units", [1, 2], ids=["in a task", "in a pool"])
+    def test_what_a_worker_refuses_reaches_the_user_as_it_was_said(self, folder: Path, units: int) -> None:
         def refuse() -> NoReturn:
             raise UsageError("no such encoder")
 
         with pytest.raises(UsageError) as caught:
             run_units(
-                work_units(1),
+                work_units(units),
                 UnitWork(refuse, (), ONE),
                 Location(str(folder / "out")),
                 "a",
@@ -293,6 +302,38 @@ class TestOnRay:
             len(run_units(work_units(4), UnitWork(Waiting, (), pool), Location(str(folder / "out")), "a", nothing))
             == 4
         )
+
+    def test_a_task_whose_process_is_lost_is_repeated_with_what_is_left(self, folder: Path) -> None:
+        class KilledOnce:
+            """Local, so that it reaches the workers by value."""
+
+            def read(self, work_unit: WorkUnit) -> str:
+                return work_unit.unit
+
+            def compute(self, work_unit: WorkUnit, source: str) -> tuple[pa.Table, UnitRecord]:
+                with (folder / f"{source}.starts").open("a") as starts:
+                    starts.write("x")
+                if source == "u3" and (folder / "u3.starts").read_text() == "x":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return pa.table({"unit": [source]}), UnitRecord(
+                    unit=source, source=work_unit.uri, rows_in=1, rows_out=1
+                )
+
+        few = [replace(work_unit, size_bytes=1) for work_unit in work_units(5)]
+        arrived: list[UnitRecord] = []
+        run_units(few, UnitWork(KilledOnce, (), ONE), Location(str(folder / "out")), "a", arrived.append)
+        assert [record.unit for record in arrived] == [f"u{number}" for number in range(5)]
+        assert (folder / "u0.starts").read_text() == "x", "what was finished is not done again"
+        assert [record.error for record in arrived] == [None] * 5
+
+    def test_a_process_that_dies_before_it_has_a_worker_is_no_fault_of_a_shard(self, folder: Path) -> None:
+        def die() -> NoReturn:
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError
+
+        pool = ActorPool(max_actors=1, retries_per_unit=1)
+        with pytest.raises(WorkerError, match="worker processes die while they start"):
+            run_units(work_units(1), UnitWork(die, (), pool), Location(str(folder / "out")), "a", nothing)
 
     @pytest.mark.drill
     def test_a_shard_that_kills_its_worker_is_quarantined_alone(self, folder: Path) -> None:

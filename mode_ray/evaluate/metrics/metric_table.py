@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
+import scipy  # its parts are imported at their first use: the driver does without them
 
 from mode_ray.evaluate.metrics.curves import Floats, average_precision, ratio, roc_auc
 from mode_ray.evaluate.metrics.scored import Scored, TaskKind
@@ -59,7 +59,7 @@ def _top(rank: int, scored: Scored, weights_bi: Floats) -> Floats:
 
 def _mean_per_class(scored: Scored, weights_bi: Floats) -> Floats:
     rows, right_i = np.arange(scored.images), scored.class_ranks_i == 0
-    class_ic = sparse.csr_array((np.ones(scored.images), (rows, scored.labels)), shape=scored.scores_il.shape)
+    class_ic = scipy.sparse.csr_array((np.ones(scored.images), (rows, scored.labels)), shape=scored.scores_il.shape)
     images_bc = np.asarray(weights_bi @ class_ic)
     right_bc = np.asarray((weights_bi * right_i) @ class_ic)
     recall_bc = right_bc / np.maximum(images_bc, 1e-300)

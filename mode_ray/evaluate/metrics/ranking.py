@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
+import scipy  # its parts are imported at their first use: the driver does without them
 
 _SCORES_AT_ONCE = 1 << 23
 
@@ -26,7 +26,7 @@ def label_ranks(scores_il: npt.NDArray[np.floating], labels_i: npt.NDArray[np.in
 
 def right_pairs(
     image_of_text: npt.NDArray[np.integer], captions: Sequence[str] | None, images: int
-) -> sparse.csr_array:
+) -> "scipy.sparse.csr_array":
     """Which text is right for which image: boolean, images by texts.
 
     Args:
@@ -41,11 +41,11 @@ def right_pairs(
         if captions is None
         else np.array([caption_ids.setdefault(caption, len(caption_ids)) for caption in captions])
     )
-    has_ic = sparse.csr_array((np.ones(texts, bool), (image_of_text, caption_j)), shape=(images, texts))
+    has_ic = scipy.sparse.csr_array((np.ones(texts, bool), (image_of_text, caption_j)), shape=(images, texts))
     return has_ic[:, caption_j].astype(bool).tocsr()
 
 
-def best_ranks(scores_qa: npt.NDArray[np.floating], right_qa: sparse.csr_array) -> Ranks:
+def best_ranks(scores_qa: npt.NDArray[np.floating], right_qa: "scipy.sparse.csr_array") -> Ranks:
     """Rank (0 = first) of the best right answer of every query, or the number of answers if none is right."""
     queries, answers = scores_qa.shape
     ranks = np.full(queries, answers, dtype=np.int64)

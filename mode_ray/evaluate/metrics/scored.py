@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
+import scipy  # its parts are imported at their first use: the driver does without them
 
 from mode_ray.errors import DataError
 from mode_ray.evaluate.metrics.ranking import Ranks, best_ranks, label_ranks, right_pairs
@@ -73,7 +73,7 @@ class Scored:
         return label_ranks(self.scores_il, self.labels)
 
     @cached_property
-    def right_il(self) -> sparse.csr_array:
+    def right_il(self) -> "scipy.sparse.csr_array":
         """Retrieval: which caption is right for which image."""
         return right_pairs(self.labels, self.captions, self.images)
 

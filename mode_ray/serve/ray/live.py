@@ -7,7 +7,6 @@ answer mixes the image features of one model with the text features of another.
 """
 
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -32,7 +31,6 @@ from mode_ray.serve.ray.application_list import (
     without_applications,
 )
 from mode_ray.serve.service.served_run import ServedRun, held_experts
-from mode_ray.stages.access_token import token_headers
 from mode_ray.storage import Location
 
 _POLL_SECONDS = 0.5
@@ -41,7 +39,7 @@ Edit = Callable[[Document], Document]
 
 
 class ServeEndpoint(Protocol):
-    """The methods of Ray's `ServeSubmissionClient` that are used here."""
+    """A cluster; `mode_ray.serve.ray.dashboard.ServeDashboard` is one."""
 
     def get_serve_details(self) -> Document:
         """Details of all applications."""
@@ -262,30 +260,6 @@ def _named(experts: Sequence[int]) -> str:
 
 def _applications(names: Collection[str]) -> str:
     return f"application{'s' if len(names) > 1 else ''} {', '.join(sorted(names))}"
-
-
-def connect(address: str) -> ServeEndpoint:
-    """The cluster with a dashboard at `http://HOST:8265`. The token of a local cluster is found automatically.
-
-    Raises:
-        UsageError: No dashboard answers, or it refuses the token.
-    """
-    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
-    from ray.exceptions import AuthenticationError
-
-    try:
-        endpoint: ServeEndpoint = ServeSubmissionClient(address, headers=token_headers(address, os.environ))
-    except AuthenticationError:
-        raise UsageError(
-            f"{address}: the cluster refuses access without its token: set RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN_PATH to the file with the token it was started with"
-        ) from None
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(
-            f"no Ray dashboard at {address} ({reason}): give --address or set RAY_DASHBOARD_ADDRESS"
-        ) from None
-    return endpoint
 
 
 def submit(endpoint: ServeEndpoint, document: Document) -> None:

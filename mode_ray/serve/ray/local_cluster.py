@@ -15,8 +15,9 @@ from ray import serve
 from mode_ray.config.run import RayConfig, RunConfig
 from mode_ray.errors import UsageError
 from mode_ray.serve.listening import bind, url_of
+from mode_ray.serve.ray.dashboard import ServeDashboard
 from mode_ray.serve.ray.deployment_file import needed_cpus, ray_settings, serve_document
-from mode_ray.serve.ray.live import connect, submit, wait_until_running
+from mode_ray.serve.ray.live import submit, wait_until_running
 from mode_ray.stages.access_token import find_token_file
 from mode_ray.stages.session import ray_session
 
@@ -81,7 +82,7 @@ def local_serving(document: dict[str, Any], config: RayConfig, say: Callable[[st
     cpus = max(config.num_cpus or os.cpu_count() or 1, math.ceil(2 * needed_cpus(document)))
     with ray_session(config.model_copy(update={"dashboard": True, "num_cpus": cpus})) as dashboard:
         address = f"http://{dashboard}"
-        endpoint = connect(address)
+        endpoint = ServeDashboard(address)
         try:
             submit(endpoint, document)
             names = [application["name"] for application in document["applications"]]
