@@ -44,7 +44,7 @@ from mode_ray.evaluate.tasks.benchmark_layout import (
 )
 from mode_ray.evaluate.tasks.samples import read_samples
 from mode_ray.evaluate.tasks.task import Task, load_task
-from mode_ray.evaluate.tasks.usable_samples import UsableSamples
+from mode_ray.evaluate.tasks.usable_samples import UsableSamples, prepared_image
 from mode_ray.models.clip import build_clip, save_clip
 from mode_ray.pairs.images import Pixels, decode_image, decode_pixels
 from mode_ray.storage import Location
@@ -103,7 +103,7 @@ def export(task: Task, root: Path, images: int | None) -> tuple[Task, list[tuple
             if captions.intersection(sample.texts):
                 continue
             captions.update(sample.texts)
-        if usable.take(sample, decode) is not None and sample.image is not None:
+        if usable.take(sample, prepared_image(sample, decode)) is not None and sample.image is not None:
             kept.append(sample.image)
         if images is not None and usable.images == images:
             break

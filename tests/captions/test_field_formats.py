@@ -17,7 +17,7 @@ from mode_ray.config.captions import CaptionsConfig
 from mode_ray.errors import DataError
 from mode_ray.evaluate.tasks.samples import read_samples
 from mode_ray.evaluate.tasks.task import load_task
-from mode_ray.evaluate.tasks.usable_samples import UsableSamples
+from mode_ray.evaluate.tasks.usable_samples import UsableSamples, prepared_image
 from mode_ray.index.images import read_images
 from mode_ray.models.preprocess import ImageGeometry, ImageInput
 
@@ -118,6 +118,6 @@ def test_benchmark_text_files(write: Callable[[str], Case], cases: ModuleType, t
     assert task.class_texts() == [[f"a photo of a {noun}."] for noun in cases.NOUNS]
     usable = UsableSamples(task)
     source = ImageInput(ImageGeometry(size=(16, 16)), 10**6)
-    used = [usable.take(sample, source.prepare) for sample in read_samples(task)]
+    used = [usable.take(sample, prepared_image(sample, source.prepare)) for sample in read_samples(task)]
     assert sum(pixels is not None for pixels in used) == case["expect"]
     assert usable.labels().tolist() == [number % len(cases.NOUNS) for number in range(case["expect"])]

@@ -12,7 +12,7 @@ from mode_ray.evaluate.measure.measurements import load_array, save_array
 from mode_ray.evaluate.measure.options import MeasureOptions
 from mode_ray.evaluate.tasks.samples import Sample, Split, read_samples
 from mode_ray.evaluate.tasks.task import Task
-from mode_ray.evaluate.tasks.usable_samples import UsableSamples
+from mode_ray.evaluate.tasks.usable_samples import UsableSamples, prepared_image
 from mode_ray.models.encode import Expert
 from mode_ray.models.preprocess import ImageInput
 from mode_ray.models.together import encode_pixels
@@ -132,12 +132,7 @@ def _encode_share(
 
 def _decode(images: ImageInput, numbered: tuple[int, Sample]) -> tuple[int, Sample, Pixels | DataError | None]:
     number, sample = numbered
-    if sample.image is None:
-        return number, sample, None
-    try:
-        return number, sample, images.prepare(sample.image, sample.place)
-    except DataError as error:
-        return number, sample, error
+    return number, sample, prepared_image(sample, images.prepare)
 
 
 def _encode(experts: Mapping[str, Expert], chunks: dict[str, list[np.ndarray]], batch: list[Pixels]) -> None:

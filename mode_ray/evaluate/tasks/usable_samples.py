@@ -1,7 +1,7 @@
 """The usable samples of a task: images decoded once, labels as numbers, and counts of the rest."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,6 +16,21 @@ _NO_TEXT = "no text"
 _EMPTY_CAPTION = "empty caption"
 _OTHER_CLASS = "not a class of the task"
 _UNKNOWN_WORDS = "caption without a word known to the caption encoder"
+
+
+def prepared_image(sample: Sample, prepare: Callable[[bytes, str], Pixels]) -> Pixels | DataError | None:
+    """The image of a sample for `UsableSamples.take`; needs no order, so several threads can prepare images.
+
+    Args:
+        sample: The sample.
+        prepare: Decodes an image, given with its place; raises `DataError` for one that cannot be used.
+    """
+    if sample.image is None:
+        return None
+    try:
+        return prepare(sample.image, sample.place)
+    except DataError as error:
+        return error
 
 
 class UsableSamples:
@@ -70,7 +85,7 @@ class UsableSamples:
 
         Args:
             sample: The sample.
-            prepared: Its image, or why the image cannot be used; None if the sample has no image.
+            prepared: Its `prepared_image`.
 
         Raises:
             DataError: A label is not a class number; the message names file, row and field.
