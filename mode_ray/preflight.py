@@ -6,7 +6,7 @@ from mode_ray.captions.parquet import open_parquet
 from mode_ray.config.run import RunConfig
 from mode_ray.embed.available import require_encoder
 from mode_ray.errors import DataError, UsageError
-from mode_ray.models.check import check_model
+from mode_ray.models.check import check_model, check_trunks
 from mode_ray.stages.run import Run
 from mode_ray.stages.session import joins_cluster
 from mode_ray.stages.work_unit import require_images
@@ -23,7 +23,7 @@ def check_stages(run: Run, stages: Collection[str], cuda: Callable[[], CudaState
 
     Raises:
         UsageError: A required field is missing, the batch does not fit the budget, there are no images, or the
-            encoder, architecture, checkpoint or GPUs cannot be used.
+            encoder, architecture, checkpoint, locks or GPUs cannot be used.
     """
     config = run.config
     budget = config.train.budget_samples if "train" in stages else None
@@ -43,6 +43,8 @@ def check_stages(run: Run, stages: Collection[str], cuda: Callable[[], CudaState
         require_encoder(config.encoder)
     if {"features", "train"} & set(stages):
         check_model(config.train)
+    if "features" in stages:
+        check_trunks(config.train)
 
 
 def gpus_of_stages(config: RunConfig) -> dict[str, tuple[str, float]]:

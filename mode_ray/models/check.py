@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path, PurePosixPath
+from typing import Literal
 from urllib.request import Request, urlopen
 
 from mode_ray.config.train import FOLDER_WEIGHTS, ModelConfig, TrainConfig
@@ -94,16 +95,47 @@ def check_model(config: TrainConfig) -> None:
     pretrained = config.model.pretrained
     if pretrained is None or pretrained == FOLDER_WEIGHTS or is_hub(pretrained):
         return
+    _check_in_a_process(config, "checkpoint", f"{PRETRAINED_FIELD}: {pretrained}")
+
+
+def check_trunks(config: TrainConfig) -> None:
+    """Check that the locked parts of the model have features that can be computed once. This builds the model.
+
+    Raises:
+        UsageError: As `build_clip`, `lock_towers` and `divide`.
+    """
+    _check_in_a_process(config, "trunks", "train.model.lock")
+
+
+def _check_in_a_process(config: TrainConfig, what: Literal["checkpoint", "trunks"], place: str) -> None:
+    """Check something of the model in a process that imports torch.
+
+    Args:
+        config: The section `train`.
+        what: What to check.
+        place: The field that the check is about, in case that the process dies.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    request = json.dumps({"model": config.model.model_dump(), "logit_bias": config.loss.kind == "siglip"})
+    asked = {"what": what, "model": config.model.model_dump(), "logit_bias": config.loss.kind == "siglip"}
+    command = [sys.executable, "-m", __name__]
     done = subprocess.run(
-        [sys.executable, "-m", __name__], input=request, env=environment, capture_output=True, text=True, check=False
+        command, input=json.dumps(asked), env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode == UsageError.exit_code and done.stdout:
         raise UsageError(done.stdout)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise UsageError(f"{PRETRAINED_FIELD}: {pretrained}: the check of the checkpoint ended early ({last})")
+        raise UsageError(f"{place}: the check of the {what} ended early ({last})")
+
+
+def _check_trunks(config: ModelConfig, *, logit_bias: bool) -> None:
+    from mode_ray.models.clip import build_clip
+    from mode_ray.models.locking import lock_towers
+    from mode_ray.models.trunks import divide
+
+    module = build_clip(config, 0, logit_bias=logit_bias).module
+    lock_towers(module, config.lock)
+    divide(module)
 
 
 def _check_checkpoint(config: ModelConfig, *, logit_bias: bool) -> None:
@@ -152,7 +184,8 @@ def _check_tag(architecture: str, tag: str) -> None:
 if __name__ == "__main__":
     asked = json.load(sys.stdin)
     try:
-        _check_checkpoint(ModelConfig.model_validate(asked["model"]), logit_bias=asked["logit_bias"])
+        check = _check_trunks if asked["what"] == "trunks" else _check_checkpoint
+        check(ModelConfig.model_validate(asked["model"]), logit_bias=asked["logit_bias"])
     except UsageError as problem:
         sys.stdout.write(str(problem))
         sys.exit(problem.exit_code)
