@@ -23,7 +23,7 @@ def check_stages(run: Run, stages: Collection[str], cuda: Callable[[], CudaState
 
     Raises:
         UsageError: A required field is missing, the batch does not fit the budget, there are no images, or the
-            encoder, architecture, checkpoint or GPUs cannot be used.
+            encoder, architecture, checkpoint, locks or GPUs cannot be used.
     """
     config = run.config
     budget = config.train.budget_samples if "train" in stages else None

@@ -114,6 +114,22 @@ def test_gpus_that_this_machine_does_not_have(
     check_gpus(gpus_of_stages(with_values(config, {"assign.pool.gpus_per_actor": 1.0})), cuda=lambda: GPUS)
 
 
+def test_locks_without_features_are_said_before_the_first_stage(config: RunConfig, tmp_path: Path) -> None:
+    locked = with_values(
+        config,
+        {
+            "train.model.architecture": "package:mode_ray/presets/demo-vit",
+            "train.model.lock": {"image": {"groups": 2}, "text": "all"},
+            "train.data.mode": "features",
+        },
+    )
+    with pytest.raises(
+        UsageError, match=r"lock\.image: features can be shared only of a tower whose projection alone"
+    ):
+        Pipeline.open(locked, Progress(Console(quiet=True)), STAGE_NAMES)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_task_file_that_is_not_there(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^evaluate\.tasks: .*no\.yaml: no such file"):
         build_stages(open_run(with_values(config, {"evaluate.tasks": [str(tmp_path / "no.yaml")]})))

@@ -90,15 +90,20 @@ def check_model(config: TrainConfig) -> None:
     Raises:
         UsageError: As `check_architecture`; or the tag or the checkpoint does not exist, is damaged, or is of another
             model, as are the weights of a tower. The message names the first key or shape that differs. Or a tower
-            cannot be locked as the config says.
+            cannot be locked as the config says, or has no trunk whose features could be stored.
     """
     check_architecture(config.model)
-    if not (_names_checkpoint(config.model) or _has_towers(config.model) or _locks(config.model)):
+    if not (_names_checkpoint(config.model) or _has_parts(config.model) or config.data.mode == "features"):
         return
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    request = json.dumps({"model": config.model.model_dump(), "logit_bias": config.loss.kind == "siglip"})
+    asked = {
+        "model": config.model.model_dump(),
+        "logit_bias": config.loss.kind == "siglip",
+        "features": config.data.mode == "features",
+    }
+    command = [sys.executable, "-m", __name__]
     done = subprocess.run(
-        [sys.executable, "-m", __name__], input=request, env=environment, capture_output=True, text=True, check=False
+        command, input=json.dumps(asked), env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode == UsageError.exit_code and done.stdout:
         raise UsageError(done.stdout)
@@ -112,19 +117,17 @@ def _names_checkpoint(config: ModelConfig) -> bool:
     return config.pretrained not in (None, FOLDER_WEIGHTS) and not is_hub(config.pretrained)
 
 
-def _has_towers(config: ModelConfig) -> bool:
-    return config.towers != TowersConfig()
+def _has_parts(config: ModelConfig) -> bool:
+    """Whether towers have weights of their own, or locks."""
+    return config.towers != TowersConfig() or config.lock != LockConfig()
 
 
-def _locks(config: ModelConfig) -> bool:
-    return config.lock != LockConfig()
-
-
-def _check_parts_of_model(config: ModelConfig, *, logit_bias: bool) -> None:
-    """Check the weights of single towers, and the locks; imports torch."""
+def _check_parts_of_model(config: ModelConfig, *, logit_bias: bool, features: bool = False) -> None:
+    """Check the weights of single towers, the locks and, for features, the trunks; imports torch."""
     from mode_ray.models.clip import empty_clip
     from mode_ray.models.locking import lock_towers
     from mode_ray.models.tower_weights import load_towers
+    from mode_ray.models.trunks import divide_towers
 
     module = empty_clip(config, logit_bias=logit_bias)
     with warnings.catch_warnings():
@@ -132,6 +135,8 @@ def _check_parts_of_model(config: ModelConfig, *, logit_bias: bool) -> None:
         warnings.filterwarnings("ignore", message=".*which is a no-op")
         load_towers(module, config.towers)
     lock_towers(module, config.lock)
+    if features:
+        divide_towers(module)
 
 
 def _check_checkpoint(config: ModelConfig, *, logit_bias: bool) -> None:
@@ -183,8 +188,8 @@ if __name__ == "__main__":
     try:
         if _names_checkpoint(model):
             _check_checkpoint(model, logit_bias=asked["logit_bias"])
-        if _has_towers(model) or _locks(model):
-            _check_parts_of_model(model, logit_bias=asked["logit_bias"])
+        if _has_parts(model) or asked["features"]:
+            _check_parts_of_model(model, logit_bias=asked["logit_bias"], features=asked["features"])
     except UsageError as problem:
         sys.stdout.write(str(problem))
         sys.exit(problem.exit_code)

@@ -55,10 +55,19 @@ def divide(module: torch.nn.Module) -> DividedModel:
     Raises:
         UsageError: More than a projection of a tower is trainable, so it has no features to share.
     """
+    return DividedModel(*divide_towers(module), state_hash(locked_state(module)))
+
+
+def divide_towers(module: torch.nn.Module) -> tuple[DividedTower, DividedTower]:
+    """The image and the text tower of `divide`, without the hash; also of a module without memory.
+
+    Raises:
+        UsageError: As `divide`.
+    """
     model: Any = module
     whole = getattr(model, "text", None)
     text = _divided_clip_text(model) if whole is None else _divided(whole, "text")
-    return DividedModel(_divided(model.visual, "image"), text, state_hash(locked_state(module)))
+    return _divided(model.visual, "image"), text
 
 
 def _divided(tower: Any, name: str) -> DividedTower:  # noqa: ANN401 - any tower of open_clip

@@ -204,10 +204,12 @@ def train_loader(
     positions = _RankPositions(batches, rank)
     batch_bytes = batches.step // rank.world_size * dataset.sample_bytes
     most = max(1, placement.read_ahead_bytes // batch_bytes)
-    # Features need no decoding, so one thread is enough.
-    processes = 0 if isinstance(dataset, FeatureDataset) else _loader_processes(placement, most, batch_bytes)
-    if processes == 0 or isinstance(dataset, FeatureDataset):
-        return _loaded_by_a_thread(dataset, positions, ahead=min(most, _BATCHES_AHEAD), pin_memory=pin_memory)
+    ahead = min(most, _BATCHES_AHEAD)
+    if isinstance(dataset, FeatureDataset):  # nothing is decoded, so one thread is enough
+        return _loaded_by_a_thread(dataset, positions, ahead=ahead, pin_memory=pin_memory)
+    processes = _loader_processes(placement, most, batch_bytes)
+    if processes == 0:
+        return _loaded_by_a_thread(dataset, positions, ahead=ahead, pin_memory=pin_memory)
     # Loader processes are forked from a server without threads: a fork of Ray's worker may inherit a held lock.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])

@@ -71,6 +71,24 @@ def test_the_files_are_written_once(features: Location) -> None:
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
 
 
+def test_features_on_an_object_store_are_copied_to_the_node(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    directory = Location.parse(f"{bucket}/run/features")
+    write_features(directory, UNITS)
+    rows = FeatureRows.open(directory)
+    assert np.array_equal(rows.images_ivk[rows.image_p[4]], image_of(1, 2))
+    assert len(list(tmp_path.glob("*/features-*/images.npy"))) == 1
+    assert {file.name for file in directory.files()} == {
+        "started.json",
+        "units.parquet",
+        "manifest.json",
+        "u0.parquet",
+        "u1.parquet",
+    }
+
+
 def test_what_a_killed_process_left_is_written_again(features: Location) -> None:
     FeatureRows.open(features)
     (folder,) = Path(features.path).glob("rows-*[!k]")
