@@ -26,7 +26,6 @@ from serve_run import EXPERTS, LABELS, build_run, pictures, tiny_architecture
 
 from mode_ray.config.train import ModelConfig
 from mode_ray.models.clip import build_clip, save_clip
-from mode_ray.models.encode import Expert
 from mode_ray.models.together import encode_images, encode_texts, load_experts
 from mode_ray.serve.service.served_run import ServedRun
 from mode_ray.storage import Location
@@ -176,8 +175,6 @@ def loaded_bytes(run: str) -> int:
     import psutil
 
     served = ServedRun.load(Location.parse(run))
-    # What one model leaves behind in libraries and allocators belongs to no model.
-    Expert(next(iter(served.experts.values())), "cpu", threads=THREADS)
     before = psutil.Process().memory_full_info().uss
     experts = list(load_experts(served.experts, "cpu", threads=THREADS).values())
     encode_images(experts, torch.zeros(1, 3, *experts[0].image_size))
