@@ -16,6 +16,7 @@ from mode_ray.models.preprocess import MAX_RESIZED_PIXELS, ImageGeometry, requir
 from mode_ray.models.shared_trunks import Tower, Trunk, Trunks
 from mode_ray.storage import Location
 from mode_ray.util.devices import pick_device
+from mode_ray.util.memory import return_freed_memory
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Embeddings = npt.NDArray[np.float32]
@@ -73,6 +74,7 @@ class Expert:
         self._std_311 = self._channels(preprocess.get("std", _STD))
         self.logit_scale = float(self._module.logit_scale.detach().exp())
         self.dimension = int(self.encode_texts([""]).shape[1])
+        return_freed_memory()  # that of the trunks that are shared, and of the file
 
     @property
     def module(self) -> torch.nn.Module:
