@@ -8,6 +8,7 @@ import argparse
 import bisect
 import io
 import json
+import sys
 import threading
 import time
 from collections import Counter
@@ -238,12 +239,13 @@ class Server(ThreadingHTTPServer):
 
 
 def serve() -> None:
-    """Run until the process is ended; prints the port."""
+    """Run until standard input ends, with the process that started this one; prints the port."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     Handler.bucket = Bucket()
     with Server(("127.0.0.1", 0), Handler) as server:
         print(server.server_port, flush=True)
-        server.serve_forever()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        sys.stdin.read()
 
 
 if __name__ == "__main__":
