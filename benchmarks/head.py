@@ -227,7 +227,7 @@ def measure(shards: int, experts: int, storage: SlowStorage, *, leaves_lease: bo
     )
     config = run_config(shards, experts)
     KilledRun(config, storage).in_assign()
-    figures = {"assign": in_a_process("assign", shards, experts, storage)}
+    figures: dict[str, Mapping[str, Any]] = {"assign": in_a_process("assign", shards, experts, storage)}
     KilledRun(config, storage).in_train(leaves_lease=leaves_lease)
     for what in ("train", "launcher"):
         figures[what] = in_a_process(what, shards, experts, storage)

@@ -15,7 +15,6 @@ from collections import Counter
 from dataclasses import dataclass
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import IO
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -217,7 +216,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
-def _joined_chunks(stream: IO[bytes]) -> bytes:
+def _joined_chunks(stream: io.BufferedIOBase) -> bytes:
     """The content of chunks, each after a line with its size in hexadecimal; then lines up to an empty one."""
     chunks = []
     while size := int(stream.readline().split(b";")[0], 16):

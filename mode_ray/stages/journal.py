@@ -88,7 +88,7 @@ def finished_units(directory: Location) -> PackedMapping[UnitRecord]:
         return book
     for text in _journalled(journal):
         record = json.loads(text)
-        if left.get(f"{record['unit']}.parquet") == record["bytes_out"]:
+        if left.get(f"{record['unit']}.parquet") == record.get("bytes_out"):
             book.put_text(record["unit"], text)
     for unit in book:
         del left[f"{unit}.parquet"]
