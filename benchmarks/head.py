@@ -58,7 +58,9 @@ class SlowStorage:
 
     def __init__(self) -> None:
         script = Path(__file__).with_name("slow_storage.py")
-        self._process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         assert self._process.stdout is not None
         self.endpoint = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
 
@@ -207,7 +209,8 @@ def in_a_process(what: str, shards: int, experts: int, storage: SlowStorage) -> 
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     figures["requests"] = storage.control()
     print(
-        f"{what:8} {shards:9,} shards, {experts:2} experts: {figures['seconds']:6.1f} s, "
+        f"{what:8} {shards:9,} shards, {experts:2} experts: {figures['seconds']:6.1f} s "
+        f"({figures['processor_seconds']:.1f} s of a processor), "
         f"{sum(figures['requests'].values()):5} requests, {figures['peak_resident_bytes'] / 1e6:.0f} MB, "
         f"{figures['written_bytes'] / 1e6:.0f} MB to disk",
         flush=True,
@@ -224,7 +227,7 @@ def measure(shards: int, experts: int, storage: SlowStorage, *, leaves_lease: bo
     )
     config = run_config(shards, experts)
     KilledRun(config, storage).in_assign()
-    figures = {"assign": in_a_process("assign", shards, experts, storage)}
+    figures: dict[str, Mapping[str, Any]] = {"assign": in_a_process("assign", shards, experts, storage)}
     KilledRun(config, storage).in_train(leaves_lease=leaves_lease)
     for what in ("train", "launcher"):
         figures[what] = in_a_process(what, shards, experts, storage)

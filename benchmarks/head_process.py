@@ -102,6 +102,7 @@ def main() -> None:
     figures = {
         "found": found,
         "seconds": time.perf_counter() - began,
+        "processor_seconds": time.process_time(),
         # Not getrusage: its maximum includes the process that started this one.
         "peak_resident_bytes": 1024 * numbers_of("/proc/self/status")["VmHWM"],
         "written_bytes": numbers_of("/proc/self/io")["write_bytes"],

@@ -8,13 +8,13 @@ import argparse
 import bisect
 import io
 import json
+import sys
 import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import IO
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -216,7 +216,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
-def _joined_chunks(stream: IO[bytes]) -> bytes:
+def _joined_chunks(stream: io.BufferedIOBase) -> bytes:
     """The content of chunks, each after a line with its size in hexadecimal; then lines up to an empty one."""
     chunks = []
     while size := int(stream.readline().split(b";")[0], 16):
@@ -238,12 +238,13 @@ class Server(ThreadingHTTPServer):
 
 
 def serve() -> None:
-    """Run until the process is ended; prints the port."""
+    """Run until standard input ends, with the process that started this one; prints the port."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     Handler.bucket = Bucket()
     with Server(("127.0.0.1", 0), Handler) as server:
         print(server.server_port, flush=True)
-        server.serve_forever()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        sys.stdin.read()
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
 import pytest
+from fault_proxy import Fault, fault_proxy
 from run_of_before import unpack_run_of_before
 
 
@@ -124,6 +126,29 @@ def bucket(s3_server: str) -> str:
     name = f"mode-ray-{secrets.token_hex(4)}"
     boto3.client("s3").create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture
+def s3_requests(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Counter[str]]]:
+    """Returns the requests of this process to the S3 server since the last call, by method."""
+    from mode_ray import storage
+
+    counts: Counter[str] = Counter()
+
+    def count(method: str, _path: str, _earlier: int) -> Fault | None:
+        counts[method] += 1
+        return None
+
+    def since() -> Counter[str]:
+        taken = counts.copy()
+        counts.clear()
+        return taken
+
+    with fault_proxy(s3_server, count) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        storage._filesystem.cache_clear()
+        yield since
+    storage._filesystem.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def render_all(values: ClusterValues) -> dict[str, str]:
         autoescape=False,  # noqa: S701 - YAML; `to_json` quotes the values of an operator
     )
     environment.filters["to_json"] = json.dumps
-    given = {**dict(values), "oldest_driver": OLDEST_DRIVER}
+    given = {**dict(values), "oldest_driver": OLDEST_DRIVER, "concurrent_runs": values.concurrent_runs}
     files = {}
     for name in environment.list_templates(filter_func=lambda name: not _is_imported(name)):
         if name.endswith(_SUFFIX):

@@ -10,6 +10,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
 BucketUri = Annotated[str, Field(pattern=r"^(s3|gs)://[a-z0-9][a-z0-9._-]+(/[A-Za-z0-9._/-]*[A-Za-z0-9])?$")]
 # After this time without a machine, Ray's autoscaler tries the next pool that fits. Ray's own default is an hour.
 SPOT_TIMEOUT_SECONDS = 600
+HEAD_GB, HEAD_GB_PER_RUN = 10.0, 0.75
+"""Memory of the head: for Ray and the driver, and for each concurrent run. The chart has the same figures."""
 OLDEST_DRIVER = 580
 """Major version of the oldest NVIDIA driver for CUDA 13, which torch from PyPI is built for."""
 ImageId = Annotated[str, Field(pattern=r"^ami-[0-9a-f]+$")]
@@ -58,13 +60,20 @@ class MachineType(Settings):
     disk_gb: PositiveInt = 200
 
 
+class HeadType(MachineType):
+    """The machine type of the head."""
+
+    memory_gb: PositiveInt | None = None
+    """Checked against the training runs that the GPU pools allow at the same time; None is not checked."""
+
+
 class AwsValues(Settings):
     """EC2."""
 
     region: str = "us-west-2"
     zones: str = "us-west-2a,us-west-2b,us-west-2c"
     """In order of preference."""
-    head: MachineType
+    head: HeadType
     cpu: MachineType
     gpu: MachineType
     head_instance_profile: str
@@ -83,7 +92,7 @@ class GcpValues(Settings):
     project: str
     region: str = "us-central1"
     zone: str = "us-central1-a"
-    head: MachineType
+    head: HeadType
     cpu: MachineType
     gpu: MachineType
     head_service_account: str
@@ -142,9 +151,20 @@ class ClusterValues(Settings):
     training: Training = Training()
     alarms: Alarms = Alarms()
 
+    @property
+    def concurrent_runs(self) -> int:
+        """Training runs at the same time: one on each GPU machine."""
+        return max(self.pools.gpu_spot.most, self.pools.gpu_on_demand.most)
+
     @model_validator(mode="after")
     def _sizes(self) -> Self:
         for place in ("aws", "gcp"):
             if getattr(self, place).gpu.gpus == 0:
                 raise ValueError(f"{place}.gpu.gpus is 0: the pool of the experts needs machines with GPUs")
+            memory_gb, needed = getattr(self, place).head.memory_gb, HEAD_GB + HEAD_GB_PER_RUN * self.concurrent_runs
+            if memory_gb is not None and memory_gb < needed:
+                raise ValueError(
+                    f"{place}.head.memory_gb={memory_gb} is below the {needed:g} GB for {self.concurrent_runs} "
+                    "concurrent runs: choose a larger head, or fewer GPU machines"
+                )
         return self

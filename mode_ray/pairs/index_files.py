@@ -50,7 +50,7 @@ def write_index_parts(
     """
     listed, earlier = _list_of_parts(file), _read_list(file)
     writer = _PartWriter(file if len(parts) == 1 else None, _parts_folder(file, made_of), tables_of, made_of)
-    rows = run_parts(writer, parts)
+    rows: list[int] = run_parts(writer, parts)
     if len(parts) == 1:
         listed.delete()
     elif sum(rows):
@@ -108,7 +108,8 @@ def write_index(file: Location, tables: Iterable[pa.Table], made_of: Provenance)
     first = next(batches, None)
     if first is None:
         return 0
-    rows, schema = first.num_rows, first.schema.with_metadata({_METADATA_KEY: json.dumps(dict(made_of)).encode()})
+    rows: int = first.num_rows
+    schema = first.schema.with_metadata({_METADATA_KEY: json.dumps(dict(made_of)).encode()})
     with file.open_atomic() as stream, pa.ipc.new_file(stream, schema) as writer:
         writer.write_batch(first)
         for batch in batches:

@@ -4,6 +4,7 @@ Without a journal, an invocation that resumes would read the footer of every out
 remain the truth about what is finished: a record counts if its output exists and has the size in the record.
 """
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -85,9 +86,10 @@ def finished_units(directory: Location) -> PackedMapping[UnitRecord]:
             journal.insert(0, file.location)
     if not left:
         return book
-    for record in _journalled(journal):
-        if left.get(f"{record.unit}.parquet") == record.bytes_out:
-            book[record.unit] = record
+    for text in _journalled(journal):
+        record = json.loads(text)
+        if left.get(f"{record['unit']}.parquet") == record.get("bytes_out"):
+            book.put_text(record["unit"], text)
     for unit in book:
         del left[f"{unit}.parquet"]
     outputs = [(directory / name, size_bytes) for name, size_bytes in left.items()]
@@ -98,13 +100,13 @@ def finished_units(directory: Location) -> PackedMapping[UnitRecord]:
     return book
 
 
-def _journalled(files: Sequence[Location]) -> Iterator[UnitRecord]:
-    """The records in files of a journal, in order; those of a few files are in memory at a time."""
+def _journalled(files: Sequence[Location]) -> Iterator[str]:
+    """The records in files of a journal as JSON, in order; those of a few files are in memory at a time."""
     with ThreadPoolExecutor(_READERS) as readers:
         for start in range(0, len(files), _READERS):
             for texts in readers.map(_read_texts, files[start : start + _READERS]):
                 for chunk in texts.chunks:
-                    yield from (UnitRecord.from_json(text.as_py()) for text in chunk)
+                    yield from chunk.to_pylist()
 
 
 def _read_texts(file: Location) -> pa.ChunkedArray:

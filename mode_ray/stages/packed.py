@@ -29,7 +29,11 @@ class PackedMapping(MutableMapping[str, _Value], Generic[_Value]):
         return self._from_text(zlib.decompressobj(_WINDOW_BITS, zdict=self._first).decompress(packed).decode())
 
     def __setitem__(self, name: str, value: _Value) -> None:
-        text = self._to_text(value).encode()
+        self.put_text(name, self._to_text(value))
+
+    def put_text(self, name: str, value: str) -> None:
+        """Store a value by its text, as `to_text` makes it."""
+        text = value.encode()
         self._first = self._first or text
         packer = zlib.compressobj(_LEVEL, wbits=_WINDOW_BITS, memLevel=3, zdict=self._first)
         self._packed[name.encode()] = packer.compress(text) + packer.flush()

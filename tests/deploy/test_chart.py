@@ -162,7 +162,7 @@ class TestPods:
                 assert int(requests["memory"].removesuffix("Gi")) < memory
                 assert int(requests["cpu"]) < cpus
 
-    @pytest.mark.parametrize(("runs", "memory"), [(4, "15Gi"), (16, "30Gi")])
+    @pytest.mark.parametrize(("runs", "memory"), [(4, "13Gi"), (16, "22Gi")])
     def test_the_heads_memory_follows_from_the_concurrent_runs(self, helm: str, runs: int, memory: str) -> None:
         (cluster,) = clusters(render(helm, "values-gke.yaml", [f"concurrentRuns={runs}"])).values()
         container = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]

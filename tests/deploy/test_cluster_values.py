@@ -18,6 +18,10 @@ VALUES = str(Path(__file__).resolve().parents[2] / "cluster_configs/values.yaml"
         ("bucket=my-bucket", "bucket: string should match pattern"),
         ("pools.cpu={fewest: 3, most: 2}", "pools.cpu: fewest=3 is above most=2"),
         ("aws.gpu.gpus=0", "aws.gpu.gpus is 0: the pool of the experts needs machines with GPUs"),
+        (
+            "pools.gpu_spot={most: 40}",
+            "aws.head.memory_gb=32 is below the 40 GB for 40 concurrent runs: choose a larger head, or fewer GPU",
+        ),
         ("aws.regio=x", "aws.regio: unknown key"),
         ("name=Mode_Ray", "name: string should match pattern"),
         ("aws.cpu_image_id=ubuntu", "aws.cpu_image_id: string should match pattern"),

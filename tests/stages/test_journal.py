@@ -1,14 +1,12 @@
 """A resumed stage finds its finished units in its journal; the outputs themselves still decide what is finished."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from fault_proxy import Fault, fault_proxy
 
-from mode_ray import storage
 from mode_ray.errors import DataError
 from mode_ray.run_directory import JOURNAL_DIRECTORY, MANIFEST
 from mode_ray.stages.journal import RecordJournal, finished_units
@@ -99,45 +97,24 @@ def test_records_are_written_a_thousand_at_a_time_and_the_rest_at_the_end(direct
     assert [len(file.read_table()) for file in (directory / JOURNAL_DIRECTORY).files()] == [1000, 1000, 500]
 
 
-@pytest.fixture
-def requests(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Counter[str]]]:
-    """The requests since the last call, by method."""
-    counts: Counter[str] = Counter()
-
-    def count(method: str, _path: str, _earlier: int) -> Fault | None:
-        counts[method] += 1
-        return None
-
-    def since() -> Counter[str]:
-        taken = counts.copy()
-        counts.clear()
-        return taken
-
-    with fault_proxy(s3_server, count) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        storage._filesystem.cache_clear()
-        yield since
-    storage._filesystem.cache_clear()
-
-
 class TestRequests:
     def test_resuming_takes_as_many_for_200_units_as_for_50(
-        self, bucket: str, requests: Callable[[], Counter[str]]
+        self, bucket: str, s3_requests: Callable[[], Counter[str]]
     ) -> None:
         taken = []
         for units in (50, 200):
             directory = Location.parse(f"{bucket}/{units}/assignments")
             make(directory, *(f"{number:04d}" for number in range(units)))
-            requests()
+            s3_requests()
             assert len(finished_units(directory)) == units
-            taken.append(requests())
+            taken.append(s3_requests())
         assert taken[0] == taken[1]
         assert taken[0].total() < 10
 
-    def test_a_footer_takes_one(self, bucket: str, requests: Callable[[], Counter[str]]) -> None:
+    def test_a_footer_takes_one(self, bucket: str, s3_requests: Callable[[], Counter[str]]) -> None:
         directory = Location.parse(f"{bucket}/assignments")
         make(directory, *(f"{number:04d}" for number in range(20)), journalled=False)
-        requests()
+        s3_requests()
         assert len(finished_units(directory)) == 20
-        taken = requests()
+        taken = s3_requests()
         assert taken.total() <= 20 + 2, "the listing gives the sizes"

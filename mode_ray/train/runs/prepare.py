@@ -26,7 +26,7 @@ def prepare_training_set(job: TrialJob) -> None:
         DataError: The set is empty, or a source shard cannot be read.
         WriteError: The set cannot be written.
     """
-    data, run_parts = TrialData(job), partial(_on_cluster, job.config.train.placement)
+    data, run_parts = TrialData(job), partial(on_cluster, job.config.train.placement)
     data.write_index(run_parts)
     if not data.is_materialised or data.materialised().is_done():
         return
@@ -44,7 +44,7 @@ def prepare_training_set(job: TrialJob) -> None:
     raise WorkerError(f"{folder}: the process that materialises it died {_ATTEMPTS} times; run again")
 
 
-def _on_cluster(placement: TrainPlacement, function: Callable[[range], Any], parts: Sequence[range]) -> list[Any]:
+def on_cluster(placement: TrainPlacement, function: Callable[[range], Any], parts: Sequence[range]) -> list[Any]:
     """Run the parts of an index in Ray tasks, in the place of the run's workers; a small index in this process."""
     if len(parts) == 1 and len(parts[0]) <= UNITS_PER_PART:
         return in_this_process(function, parts)
@@ -99,7 +99,7 @@ def materialise(job: TrialJob) -> None:
     failed = next((record.error for record in records.values() if record.error is not None), None)
     if failed is not None:
         raise DataError(failed)
-    tars.finish(count, partial(_on_cluster, placement))
+    tars.finish(count, partial(on_cluster, placement))
 
 
 def readers(placement: TrainPlacement) -> int:

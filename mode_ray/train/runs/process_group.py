@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import ray
+import ray.train
 from ray.train.backend import Backend, BackendConfig
 
 _SHUTDOWN_SECONDS = 30.0
@@ -68,7 +69,8 @@ def _free_address() -> tuple[str, int]:
     """Address of this node, and a port that is free on it."""
     with socket.socket() as found:
         found.bind(("", 0))
-        return ray.util.get_node_ip_address(), int(found.getsockname()[1])
+        address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        return address, int(found.getsockname()[1])
 
 
 def _join(kind: str, place: dict[str, str], timeout_seconds: float) -> None:

@@ -1,6 +1,8 @@
 """What a launch asks Ray for, and what it does with what an earlier one left."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,14 @@ from mode_ray.train.runs.launcher import _delete_torn_snapshot, scaling_config
 
 def asked(**placement: Any) -> Any:  # noqa: ANN401
     return scaling_config(TrainPlacement.model_validate(placement))
+
+
+def test_neither_launchers_nor_rays_controllers_import_torch() -> None:
+    code = (
+        "import sys, mode_ray.train.runs.launcher, ray.train.v2._internal.execution.controller; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 class TestWhatARunAsksFor:

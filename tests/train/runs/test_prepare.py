@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from mode_ray.config.train import TrainPlacement
 from mode_ray.errors import DataError
 from mode_ray.pairs.members import TrainingSet
 from mode_ray.pairs.reader import PairReader
+from mode_ray.pairs.training_set import SetFiles, open_training_set, write_training_set
 from mode_ray.stages.journal import finished_units
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 from mode_ray.train.plan import Trial
 from mode_ray.train.runs.launcher import TrialEnd, fit_trial
-from mode_ray.train.runs.prepare import prepare_training_set, readers
+from mode_ray.train.runs.prepare import on_cluster, prepare_training_set, readers
 from mode_ray.train.runs.trial import TrialJob, read_metrics
 from mode_ray.train.runs.trial_data import TrialData
 
@@ -29,6 +31,7 @@ EXPERT = Trial(
     members=TrainingSet(kind="expert", experts=2, expert=1, out_of_cluster_share=0.25),
     samples=2 * BATCH,
 )
+GROUP_M = np.array([0, 0, 1, 1], np.int32)
 MATERIALISED = {"mode": "materialised", "pairs_per_shard": 20}
 
 
@@ -61,6 +64,28 @@ class TestIndexMode:
     def test_a_worker_without_its_launcher_says_what_is_missing(self, make_job: Callable[..., TrialJob]) -> None:
         with pytest.raises(DataError, match=r"all\.arrow: missing; run `mode-ray train` again"):
             TrialData(make_job(DENSE)).open()
+
+
+@pytest.mark.usefixtures("ray_session")
+class TestPartsOnTheCluster:
+    PLACEMENT = TrainPlacement(cpus_per_worker=1.0)
+
+    def test_ray_tasks_write_the_parts_of_an_index(self, make_job: Callable[..., TrialJob]) -> None:
+        job = make_job(EXPERT)
+        prepare_training_set(job)
+        whole = TrialData(job).open()
+        files = SetFiles(EXPERT.members, job.assignments, job.experts / "shards.parquet", GROUP_M, units_per_part=1)
+        folder = job.experts / "in_parts"
+        write_training_set(files, folder, partial(on_cluster, self.PLACEMENT))
+        assert len([file for file in folder.files(recursive=True) if file.name.endswith(".arrow")]) > 1
+        assert open_training_set(files, folder).table.combine_chunks() == whole.table.combine_chunks()
+
+    def test_the_sentence_of_a_task_is_raised(self) -> None:
+        def fail(part: range) -> None:
+            raise DataError(f"{part.start}.parquet: damaged")
+
+        with pytest.raises(DataError, match=r"^0\.parquet: damaged$"):
+            on_cluster(self.PLACEMENT, fail, [range(1), range(1, 2)])
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -28,7 +28,7 @@ annotations:
 {{- $serving := eq .component "service" -}}
 {{- $memory := .size.memoryGi | int -}}
 {{- if and $head (not $memory) -}}
-{{- $memory = add 10 (div (add (mul 5 ($values.concurrentRuns | int)) 3) 4) -}}
+{{- $memory = add 10 (div (add (mul 3 ($values.concurrentRuns | int)) 3) 4) -}}
 {{- end -}}
 metadata:
   labels:
