@@ -6,6 +6,7 @@ Every round starts from an empty run directory.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from frame import OURS, alternate, arguments, finish
 
 CAPTIONS = 100
 _POLL_SECONDS = 0.02
+# As after an installation: without bytecode, every process would compile the package.
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 _RAY_ALONE = """
 import ray
 from mode_ray.config.run import RayConfig
@@ -62,7 +65,7 @@ class SmallRun:
         watcher = threading.Thread(target=self._watch, args=(run / "embeddings", ended))
         watcher.start()
         try:
-            subprocess.run([*command, f"run={run}"], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([*command, f"run={run}"], check=True, stdout=subprocess.DEVNULL, env=_ENVIRONMENT)
         finally:
             ended.set()
             watcher.join()
@@ -81,7 +84,7 @@ class SmallRun:
 
 def ray_alone() -> None:
     """Start a session, run a task, and end the session."""
-    subprocess.run([sys.executable, "-c", _RAY_ALONE], check=True)
+    subprocess.run([sys.executable, "-c", _RAY_ALONE], check=True, env=_ENVIRONMENT)
 
 
 def main() -> None:
