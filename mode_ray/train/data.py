@@ -12,6 +12,7 @@ import multiprocessing
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -228,11 +229,13 @@ def _loaded_by_a_thread(
     dataset: PairDataset | FeatureDataset, positions: _RankPositions, *, ahead: int, pin_memory: bool
 ) -> Iterator[TrainBatch]:
     batches = dataset.batches(positions)
+    # numpy gathers features, without torch's threads.
+    is_numpy = isinstance(dataset, FeatureDataset)
 
     def load(_number: int) -> TrainBatch:
         # With more OpenMP threads than cores, libgomp lets the threads of the training step sleep between operations:
         # small models trained a third slower with a second team of threads here.
-        with limited_threads(1):
+        with nullcontext() if is_numpy else limited_threads(1):
             loaded = next(batches)
         return loaded.pin_memory() if pin_memory else loaded
 
