@@ -218,23 +218,34 @@ def in_a_process(what: str, shards: int, experts: int, storage: SlowStorage) -> 
     return figures
 
 
-def measure(shards: int, experts: int, storage: SlowStorage, *, leaves_lease: bool) -> dict[str, Mapping[str, Any]]:
-    """Both restarts of one size."""
-    storage.control(
-        sizes={
-            f"pairs-{shards}/part-{number:06d}.tar": SHARD_BYTES + number * 7919 % 100_003 for number in range(shards)
-        }
-    )
-    config = run_config(shards, experts)
-    KilledRun(config, storage).in_assign()
-    figures: dict[str, Mapping[str, Any]] = {"assign": in_a_process("assign", shards, experts, storage)}
-    KilledRun(config, storage).in_train(leaves_lease=leaves_lease)
-    for what in ("train", "launcher"):
-        figures[what] = in_a_process(what, shards, experts, storage)
-    left = max(1, round(UNITS_LEFT_SHARE * shards))
-    if figures["assign"]["found"] != left or figures["train"]["found"] != experts + 1:
-        raise RuntimeError(f"found {figures['assign']['found']} units and {figures['train']['found']} runs")
+def restart_assign(shards: int, experts: int, storage: SlowStorage) -> Mapping[str, Any]:
+    """Figures of a restart of `assign`."""
+    add_shards(shards, storage)
+    KilledRun(run_config(shards, experts), storage).in_assign()
+    figures = in_a_process("assign", shards, experts, storage)
+    if figures["found"] != max(1, round(UNITS_LEFT_SHARE * shards)):
+        raise RuntimeError(f"assign: found {figures['found']} units that are left")
     return figures
+
+
+def restart_train(
+    shards: int, experts: int, storage: SlowStorage, *, leaves_lease: bool
+) -> dict[str, Mapping[str, Any]]:
+    """Figures of a restart of `train`: those of the driver, and of the launcher of one run."""
+    add_shards(shards, storage)
+    KilledRun(run_config(shards, experts), storage).in_train(leaves_lease=leaves_lease)
+    figures: dict[str, Mapping[str, Any]] = {
+        what: in_a_process(what, shards, experts, storage) for what in ("train", "launcher")
+    }
+    if figures["train"]["found"] != experts + 1:
+        raise RuntimeError(f"train: found {figures['train']['found']} runs")
+    return figures
+
+
+def add_shards(shards: int, storage: SlowStorage) -> None:
+    """Add the input of a run."""
+    keys = (f"pairs-{shards}/part-{number:06d}.tar" for number in range(shards))
+    storage.control(sizes={key: SHARD_BYTES + number * 7919 % 100_003 for number, key in enumerate(keys)})
 
 
 def head_bytes(figures: Mapping[str, Mapping[str, Any]]) -> float:
@@ -250,11 +261,12 @@ def main() -> None:
     large = QUICK_SHARDS if options.quick else SHARDS
     sizes: Sequence[tuple[int, int]] = ((large // 10, FEW_EXPERTS), (large, FEW_EXPERTS), (large, MANY_EXPERTS))
     with slow_storage() as storage:
+        assign = restart_assign(large, FEW_EXPERTS, storage)
         few, many, experts = (
-            measure(shards, count, storage, leaves_lease=not options.quick) for shards, count in sizes
+            restart_train(shards, count, storage, leaves_lease=not options.quick) for shards, count in sizes
         )
     results = {
-        "assign_restart_seconds": float(experts["assign"]["seconds"]),
+        "assign_restart_seconds": float(assign["seconds"]),
         "train_restart_seconds": float(experts["train"]["seconds"]) + float(experts["launcher"]["seconds"]),
         "head_memory_250k_over_25k": head_bytes(many) / head_bytes(few),
         "head_memory_32_over_4_experts": head_bytes(experts) / head_bytes(many),
@@ -263,7 +275,8 @@ def main() -> None:
         "latency_seconds": LATENCY_SECONDS,
         "concurrent_runs": CONCURRENT_RUNS,
         "sizes": [{"shards": shards, "experts": count} for shards, count in sizes],
-        "figures": [few, many, experts],
+        "train": [few, many, experts],
+        "assign": assign,
     }
     finish("head", results, details)
 

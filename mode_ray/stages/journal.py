@@ -13,7 +13,7 @@ from typing import Self
 
 import pyarrow as pa
 
-from mode_ray.errors import DataError
+from mode_ray.errors import DataError, WriteError
 from mode_ray.run_directory import JOURNAL_DIRECTORY, JOURNAL_SUFFIX, UNITS, is_unit_output
 from mode_ray.stages.manifest import UnitRecord, read_record, record_book
 from mode_ray.stages.packed import PackedMapping
@@ -50,7 +50,12 @@ class RecordJournal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._flush()
+        try:
+            self._flush()
+        except WriteError:
+            if error is None:
+                raise
+            # The error that ends the stage is the one to report. The footers of these units will be read instead.
 
     def add(self, record: UnitRecord) -> None:
         """Add the record of a unit."""

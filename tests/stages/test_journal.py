@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from mode_ray.errors import DataError
+from mode_ray.errors import DataError, WriteError
 from mode_ray.run_directory import JOURNAL_DIRECTORY, MANIFEST
 from mode_ray.stages.journal import RecordJournal, finished_units
 from mode_ray.stages.manifest import Stage, UnitRecord
@@ -95,6 +95,21 @@ def test_records_are_written_a_thousand_at_a_time_and_the_rest_at_the_end(direct
         written = [len(file.read_table()) for file in (directory / JOURNAL_DIRECTORY).files()]
         assert written == [1000, 1000]
     assert [len(file.read_table()) for file in (directory / JOURNAL_DIRECTORY).files()] == [1000, 1000, 500]
+
+
+def test_a_journal_that_cannot_be_written_does_not_hide_why_the_stage_ended(directory: Location) -> None:
+    (directory / JOURNAL_DIRECTORY).write_text("a file in its place")
+
+    def end(error: Exception | None) -> None:
+        with RecordJournal(directory, "0-x") as journal:
+            journal.add(UnitRecord(unit="a", source=""))
+            if error is not None:
+                raise error
+
+    with pytest.raises(ValueError, match="the reason"):
+        end(ValueError("the reason"))
+    with pytest.raises(WriteError, match="finished work is kept"):
+        end(None)
 
 
 class TestRequests:
