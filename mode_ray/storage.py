@@ -20,7 +20,6 @@ from typing import IO, TypeVar, cast
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
-from pyarrow.dataset import ParquetFileFormat
 
 from mode_ray.errors import WriteError
 from mode_ray.util.path_notation import ANONYMOUS, bucket_of, matches, parse_path
@@ -342,6 +341,8 @@ class Location:
         """
         if size_bytes is None or self.is_local:
             return self._read_with(pq.read_metadata)
+        from pyarrow.dataset import ParquetFileFormat  # slow to import, and commands such as `status` do without
+
         # pyarrow's files ask for the size when they are opened; a fragment of a dataset can be given it.
         return self.complete(
             lambda: ParquetFileFormat().make_fragment(self.path, self.filesystem, file_size=size_bytes).metadata
