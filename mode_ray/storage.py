@@ -22,6 +22,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from mode_ray.errors import WriteError
+from mode_ray.util.parquet_encodings import column_encodings
 from mode_ray.util.path_notation import ANONYMOUS, bucket_of, matches, parse_path
 from mode_ray.util.retry import retry
 
@@ -305,7 +306,9 @@ class Location:
             Its size in bytes.
         """
         with self.open_atomic() as stream:
-            pq.write_table(table, stream, compression="zstd", write_page_checksum=True, **_encodings(table.schema))
+            pq.write_table(
+                table, stream, compression="zstd", write_page_checksum=True, **column_encodings(table.schema)
+            )
             return stream.tell()
 
     def write_tables(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
@@ -314,7 +317,7 @@ class Location:
         Such tables are large, so the memory that Arrow's allocator would keep is released.
         """
         with self.open_atomic() as stream:
-            options = {"compression": "zstd", "write_page_checksum": True, **_encodings(schema)}
+            options = {"compression": "zstd", "write_page_checksum": True, **column_encodings(schema)}
             with pq.ParquetWriter(stream, schema, **options) as writer:
                 for table in tables:
                     writer.write_table(table)
@@ -392,14 +395,3 @@ def is_damage(error: Exception, location: Location) -> bool:
     Arrow also raises OSError for undecodable bytes, without an errno. Remote errors never have an errno.
     """
     return not isinstance(error, OSError) or (location.is_local and error.errno is None)
-
-
-def _encodings(schema: pa.Schema) -> dict[str, list[str]]:
-    """Encodings by column. Floats rarely repeat, so a dictionary of them would only cost time."""
-    leaves: dict[bool, list[str]] = {False: [], True: []}
-    for field in schema:
-        nested = pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
-        kind = field.type.value_type if nested else field.type
-        # Parquet's name for the values of a list.
-        leaves[pa.types.is_floating(kind)].append(f"{field.name}.list.element" if nested else field.name)
-    return {"use_dictionary": leaves[False], "use_byte_stream_split": leaves[True]}

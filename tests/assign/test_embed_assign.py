@@ -162,7 +162,8 @@ class TestKept:
         units = {f"{work_unit.unit}.parquet" for work_unit in kept.work_units}
         for name in ("embed", "assign"):
             found = {file.name for file in Path(kept.places[name].path).iterdir()}
-            assert found == units | {"started.json", "units.parquet", "manifest.json"}
+            counts = {"fine_counts.json"} if name == "assign" else set()
+            assert found == units | counts | {"started.json", "units.parquet", "manifest.json"}
 
 
 def test_fewer_captions_than_centers_is_one_sentence_and_leaves_no_clustering(kept: Stages, tmp_path: Path) -> None:
@@ -264,7 +265,7 @@ class TestBadShards:
             work_unit.location.name: f"{work_unit.unit}.parquet" for work_unit in list_work_units(config.captions)
         }
         good = {units["a.parquet"], units["d.parquet"]}
-        assert names == good | {"started.json", "quarantine.json", "caption_counts.parquet"}
+        assert names == good | {"started.json", "quarantine.json", "caption_counts.parquet", "records"}
         before = {name: ((output / name).read_bytes(), (output / name).stat().st_mtime_ns) for name in good}
 
         (folder / "b.parquet").write_bytes(whole)
