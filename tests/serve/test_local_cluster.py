@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from tiny_run import build_run
 pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
 COMMAND_DEADLINE_SECONDS = 300.0
+MOST_REFUSAL_SECONDS = 10.0  # a second where the machine has nothing else to do
 # Connects to every [host, port], and prints what came of it by "host:port".
 _CONNECT = """
 import errno, json, socket, sys
@@ -221,14 +223,10 @@ class TestWithoutTheToken:
 
     def test_a_command_of_another_user_is_refused_in_one_sentence(self, cluster: Cluster, tmp_path: Path) -> None:
         address = cluster.serving.dashboard
-        for command in (
-            ("serve", "remove", "1", "--address", address),
-            ("submit", "--address", address, "--follow", "x"),
-        ):
-            refused = cluster.mode_ray(*command, XDG_STATE_HOME=str(tmp_path))
-            assert refused.returncode == 2
-            assert f"mode-ray: {address}: the cluster refuses access without its token: " in refused.stdout
-            assert "Traceback" not in refused.stdout
+        refused = cluster.mode_ray("serve", "remove", "1", "--address", address, XDG_STATE_HOME=str(tmp_path))
+        assert refused.returncode == 2
+        assert f"mode-ray: {address}: the cluster refuses access without its token: " in refused.stdout
+        assert "Traceback" not in refused.stdout
 
 
 class TestOwnCommands:
@@ -238,10 +236,13 @@ class TestOwnCommands:
             assert done.returncode == 0, done.stdout
             assert outcome in done.stdout
 
-    def test_submit_finds_the_token(self, cluster: Cluster) -> None:
-        asked = cluster.mode_ray("submit", "--address", cluster.serving.dashboard, "--follow", "nothing")
-        assert "nothing does not exist" in asked.stdout
-        assert asked.returncode == 2
+    def test_an_expert_that_the_run_does_not_have_is_refused_at_once(self, cluster: Cluster) -> None:
+        began = time.monotonic()
+        refused = cluster.mode_ray("serve", "add", "9", "--address", cluster.serving.dashboard)
+        assert refused.returncode == 2
+        assert "Traceback" not in refused.stdout
+        assert "expert 9" in refused.stdout
+        assert time.monotonic() - began < MOST_REFUSAL_SECONDS
 
 
 class TestSecrecy:
