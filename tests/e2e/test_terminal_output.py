@@ -13,7 +13,7 @@ import yaml
 
 COMMAND = Path(sys.executable).with_name("mode-ray")
 DEADLINE_SECONDS = 600.0
-OURS = re.compile(r"\[(embed|cluster|assign)\] ")
+OURS = re.compile(r"\[(embed|cluster|assign)\] |starting Ray on this machine, which takes some seconds$")
 
 
 pytestmark = pytest.mark.drill
