@@ -84,7 +84,7 @@ def slow_storage() -> Iterator[SlowStorage]:
     os.environ.update(
         AWS_ENDPOINT_URL=storage.endpoint,
         AWS_ACCESS_KEY_ID="bench",
-        AWS_SECRET_ACCESS_KEY="bench",  # noqa: S106 - no secret of anything
+        AWS_SECRET_ACCESS_KEY="bench",  # noqa: S106 - no secret of anything  # pragma: allowlist secret
         AWS_DEFAULT_REGION="us-east-1",
         AWS_EC2_METADATA_DISABLED="true",
     )
