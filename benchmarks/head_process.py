@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 from mode_ray.config.run import RunConfig
+from mode_ray.stages.manifest import Stage
+from mode_ray.stages.run import Run
 
 CENTERS = 64
 CONCURRENT_RUNS = 4
@@ -32,40 +34,39 @@ def run_config(shards: int, experts: int) -> RunConfig:
     )
 
 
-def restart_assign(config: RunConfig) -> int:
-    """What the driver of `assign` does before its actors get work; returns the units that are left."""
+def claimed(config: RunConfig, name: str) -> tuple[Run, Stage]:
+    """A run and one of its stages, checked and claimed as by the driver of that stage."""
     from rich.console import Console
 
     from mode_ray.observe.progress import Progress
     from mode_ray.pipeline import Pipeline, build_stages, open_run
-    from mode_ray.stages.resume import plan_units
 
     run = open_run(config)
     stages = build_stages(run)
     pipeline = Pipeline(run, stages, Progress(Console(quiet=True)))
-    pipeline.check(["assign"])
+    pipeline.check([name])
     pipeline.claim()
-    return len(plan_units(stages["assign"], run.work_units).left)
+    return run, stages[name]
+
+
+def restart_assign(config: RunConfig) -> int:
+    """What the driver of `assign` does before its actors get work; returns the units that are left."""
+    from mode_ray.stages.resume import plan_units
+
+    run, stage = claimed(config, "assign")
+    return len(plan_units(stage, run.work_units).left)
 
 
 def restart_train(config: RunConfig) -> int:
     """What the driver of `train` does before it launches runs; returns the runs."""
-    from rich.console import Console
-
-    from mode_ray.observe.progress import Progress
-    from mode_ray.pipeline import Pipeline, build_stages, open_run
     from mode_ray.train.runs.lease import Lease
     from mode_ray.train.runs.status import initial_statuses
     from mode_ray.train.stage import begin_training
 
-    run = open_run(config)
-    stages = build_stages(run)
-    pipeline = Pipeline(run, stages, Progress(Console(quiet=True)))
-    pipeline.check(["train"])
-    pipeline.claim()
-    training = begin_training(run, stages["train"])
-    with Lease(stages["train"].directory, lambda _: None) as lease:
-        statuses = initial_statuses(training.trials, stages["train"].directory)
+    run, stage = claimed(config, "train")
+    training = begin_training(run, stage)
+    with Lease(stage.directory, lambda _: None) as lease:
+        statuses = initial_statuses(training.trials, stage.directory)
         lease.check()
     return len(statuses)
 

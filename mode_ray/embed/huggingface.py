@@ -19,7 +19,7 @@ from mode_ray.embed.available import FIELD, require_encoder
 from mode_ray.embed.encoder import encoder_name, unit_rows
 from mode_ray.embed.pooling import pooling_of
 from mode_ray.embed.token_chunks import Batch, ChunkTokenizer, TokenChunk, chunk_starts
-from mode_ray.errors import UsageError
+from mode_ray.errors import UsageError, first_line
 from mode_ray.util.devices import pick_device
 from mode_ray.util.packages import resolve_folder
 from mode_ray.util.read_ahead import read_ahead
@@ -69,7 +69,7 @@ class HuggingFaceEncoder:
             # transformers chooses torch's fused attention (sdpa) for every architecture that has it.
             model, loading = AutoModel.from_pretrained(path, output_loading_info=True)
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UsageError(f"encoder.model: {config.model}: cannot be loaded ({reason})") from None
         random = sorted(name for name in loading["missing_keys"] if name.startswith("pooler."))
         if self._pooling == "pooler" and (random or getattr(model, "pooler", None) is None):

@@ -209,7 +209,7 @@ def load_clip(folder: Location) -> ClipModel:
             state |= safetensors.torch.load(file.read_bytes())
         clip.module.load_state_dict(state)
     except (safetensors.SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise DataError(f"{file}: damaged, or from another model ({reason}); train or copy it again") from None
     return clip
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from mode_ray.config.train import TowersConfig
-from mode_ray.errors import UsageError
+from mode_ray.errors import UsageError, first_line
 from mode_ray.models.architecture import IMAGE_TOWER_FIELD, TEXT_TOWER_FIELD
 from mode_ray.models.checkpoint import local_checkpoint, read_checkpoint
 from mode_ray.util.packages import resolve_file, resolve_folder
@@ -73,7 +73,7 @@ def load_text_tower(module: torch.nn.Module, folder: Path, name: str) -> None:
     try:
         source = AutoModel.from_pretrained(folder, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{place}: cannot be loaded ({str(error).splitlines()[0]})") from None
+        raise UsageError(f"{place}: cannot be loaded ({first_line(error)})") from None
     transformer.load_state_dict(_fitted(transformer.state_dict(), source.state_dict(), place))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mode_ray.errors import UsageError
+from mode_ray.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +136,7 @@ def pick_device(
             torch.empty(0, device=device)
             return device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"device={name!r}: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"device={name!r}: {first_line(error)}") from None
     if gpus == 0:
         raise UsageError(
             f"device={name!r}: Ray granted no GPU to this process: set the GPUs of its pool or task in the config "
