@@ -88,7 +88,9 @@ class TestAUnit:
         images, texts = feature_column(table, IMAGE), feature_column(table, TEXT)
         assert (images.shape, texts.shape) == ((2 * ROWS, 3 * 16), (2 * ROWS, 16))
         assert np.array_equal(images[0::2], images[1::2])
-        assert len({row.tobytes() for row in images.reshape(-1, 16)}) == 3 * ROWS
+        # Two views of an image can be the same crop: the whole image, where ten attempts did not fit. Which ones are
+        # depends on the path of the data.
+        assert 2 * ROWS < len({row.tobytes() for row in images.reshape(-1, 16)}) <= 3 * ROWS
         assert len({row.tobytes() for row in texts}) == ROWS + 1
         assert (record.rows_in, record.rows_out, record.refused) == (12, 12, {})
 
