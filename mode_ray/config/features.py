@@ -10,8 +10,9 @@ from mode_ray.config.base import ActorPool, Placement, PositiveInt, Seed, Settin
 class FeaturesPlacement(Placement):
     """Speed of the trunks."""
 
-    batch_size: PositiveInt = 64
-    """Views of images, and captions, that go through a trunk at once."""
+    batch_size: PositiveInt | None = None
+    """Views of images, and captions, that go through a trunk at once; by default 32 on a CPU, whose caches they fit,
+    and 256 on a GPU."""
     device: str = "auto"
 
 

@@ -50,7 +50,10 @@ class FeatureWorker:
         clip = build_clip(config.train.model, config.train.seed, logit_bias=config.train.loss.kind == "siglip")
         lock_towers(clip.module, config.train.model.lock)
         clip.module.eval().to(self._device)
+        self._batch_size = config.features.trunk.batch_size or (32 if self._device.type == "cpu" else 256)
         self._trunks = divide(clip.module)
+        # Convolutions are 1.5 to 2 times as fast on CPUs with channels last; other layers do not change.
+        self._trunks.image.trunk.to(memory_format=torch.channels_last)
         self._views = Views(clip, config)
         self._note = FeatureNote(self._trunks.trunk_hash, self._views.count, transform_of(clip))
         self._normalise = PixelNormaliser(clip.module, self._device, torch.float32)
@@ -92,14 +95,14 @@ class FeatureWorker:
     def image_features(self, pixels: npt.NDArray[np.uint8]) -> Float32Array:
         """Features of views uint8 [b, 3, h, w], float32 [b, k]."""
         with torch.inference_mode():
-            images = self._normalise(torch.from_numpy(pixels).to(self._device))
+            images = self._normalise(torch.from_numpy(pixels).to(self._device, memory_format=torch.channels_last))
             features: Float32Array = self._trunks.image.trunk(images).float().cpu().numpy()
         return features
 
     def text_features(self, captions: Sequence[str]) -> Float32Array:
         """Features of captions, float32 [b, k]."""
         distinct = list(dict.fromkeys(captions)) or [""]
-        size, parts = self._config.features.trunk.batch_size, []
+        size, parts = self._batch_size, []
         with torch.inference_mode():
             for start in range(0, len(distinct), size):
                 tokens = self._tokenizer(distinct[start : start + size]).to(self._device)
@@ -112,7 +115,7 @@ class FeatureWorker:
         self, work_unit: WorkUnit, reader: PairReader, row_p: npt.NDArray[np.int64], first_i: npt.NDArray[np.intp]
     ) -> tuple[Float32Array, list[str | None]]:
         """Features [i, views, k] of the images at some pairs, and why they have none; those without have zeros."""
-        size = max(1, self._config.features.trunk.batch_size // self._views.count)
+        size = max(1, self._batch_size // self._views.count)
         parts: list[Float32Array] = []
         problems: list[str | None] = []
         starts = range(0, len(first_i), size)
