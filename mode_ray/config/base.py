@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 # Fields by the name they had up to version 0.1.0. Configs may use a former name until version 0.3.0. Hashes
 # always use it, so that a run which was begun before the renaming keeps its fingerprint.
@@ -24,11 +25,23 @@ def _not_one_string(value: object) -> object:
     return value
 
 
+def _absolute_folder(name: str) -> str:
+    return str(Path(name).expanduser().absolute()) if name.startswith("~") or Path(name).is_dir() else name
+
+
+def _absolute_file(name: str) -> str:
+    return str(Path(name).expanduser().absolute()) if name.startswith("~") or Path(name).is_file() else name
+
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 Strings = Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_not_one_string)]
+# A name, a URI, or a local path. Paths that exist become absolute: workers and later commands have other working
+# directories.
+FolderName = Annotated[str, AfterValidator(_absolute_folder)]
+FileName = Annotated[str, AfterValidator(_absolute_file)]
 
 
 class Settings(BaseModel):

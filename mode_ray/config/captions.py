@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mode_ray.config.base import ActorPool, Placement, PositiveInt, Settings, Share, Strings
+from mode_ray.config.base import ActorPool, FolderName, Placement, PositiveInt, Settings, Share, Strings
 from mode_ray.errors import UsageError
 from mode_ray.storage import Location
 
@@ -97,7 +97,7 @@ class EncoderConfig(Settings):
     """The frozen language encoder (paper section 4.1; never CLIP itself)."""
 
     kind: Literal["huggingface", "static"] = "huggingface"
-    model: str = "princeton-nlp/sup-simcse-bert-base-uncased"
+    model: FolderName = "princeton-nlp/sup-simcse-bert-base-uncased"
     """Hub id, folder, or `package:NAME/FOLDER` for files inside an installed Python package."""
     pooling: Literal["auto", "pooler", "mean", "cls"] = "auto"
     """`auto`: the pooling that a sentence-transformers folder specifies, otherwise the pooler output (SimCSE)."""

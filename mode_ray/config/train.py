@@ -1,11 +1,10 @@
 """The section `train`: model, optimizer, loss, data, budgets and resources."""
 
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mode_ray.config.base import Placement, PositiveFloat, PositiveInt, Seed, Settings, Share
+from mode_ray.config.base import FileName, FolderName, Placement, PositiveFloat, PositiveInt, Seed, Settings, Share
 from mode_ray.errors import UsageError
 
 Control = Literal["dense", "dense_equal_total", "wide", "clustered", "full", "random"]
@@ -43,20 +42,20 @@ class LockConfig(Settings):
 class TowersConfig(Settings):
     """Pretrained weights of single towers, for architectures without a pretrained CLIP."""
 
-    image: str | None = None
+    image: FileName | None = None
     """A state dict of the image trunk, a network of timm: a path, a URI, or `package:NAME/FILE`. Names of another
     library are accepted if the tensors have the same order."""
-    text: str | None = None
+    text: FolderName | None = None
     """The folder of a Hugging Face encoder, local or `package:NAME/FOLDER`, for the text tower."""
 
 
 class ModelConfig(Settings):
     """The CLIP architecture of every expert."""
 
-    architecture: str = "ViT-S-32"
+    architecture: FolderName = "ViT-S-32"
     """An open_clip architecture name, or a folder with an `open_clip_config.json` (a path, `~/…`, s3:// or gs:// URI,
     or `package:NAME/FOLDER`). The paper's is ViT-B-16."""
-    pretrained: str | None = None
+    pretrained: Literal["folder"] | FileName | None = None
     """Start from this model instead of training a seed. One of: an open_clip tag of the architecture; a checkpoint
     file of the architecture (a path, `~/…`, s3:// or gs:// URI); `folder`, for the weights inside a folder given as
     architecture; a Hugging Face id (`hf-hub:ORG/NAME`) of an open_clip model, which has its own config and tokenizer,
@@ -67,29 +66,11 @@ class ModelConfig(Settings):
     lock: LockConfig = LockConfig()
     added: ClassVar[frozenset[str]] = frozenset({"towers", "lock"})
 
-    @field_validator("architecture")
-    @classmethod
-    def _absolute_folder(cls, name: str) -> str:
-        """A folder as an absolute path: workers have other working directories than the command."""
-        return _absolute(name) if name.startswith("~") or Path(name).is_dir() else name
-
-    @field_validator("pretrained")
-    @classmethod
-    def _absolute_file(cls, name: str | None) -> str | None:
-        """A file as an absolute path, for the same reason."""
-        if name is None or name == FOLDER_WEIGHTS:
-            return name
-        return _absolute(name) if name.startswith("~") or Path(name).is_file() else name
-
     @model_validator(mode="after")
     def _one_source_of_weights(self) -> Self:
         if self.pretrained is not None and self.towers != TowersConfig():
             raise ValueError("pretrained has the weights of both towers: leave out either pretrained or towers")
         return self
-
-
-def _absolute(path: str) -> str:
-    return path if path.startswith("/") else str(Path(path).expanduser().absolute())
 
 
 class OptimizerConfig(Settings):

@@ -17,7 +17,7 @@ from mode_ray.models.clip import build_clip
 from mode_ray.models.crops import transform_of
 from mode_ray.models.fast_tokens import fast_tokenizer
 from mode_ray.models.locking import lock_towers
-from mode_ray.models.pixels import PixelNormaliser
+from mode_ray.models.pixels import PixelNormaliser, pixel_layout
 from mode_ray.models.tokens import CachedTokenizer
 from mode_ray.models.trunks import divide
 from mode_ray.pairs.feature_table import FeatureNote, Half, PairFeatures, feature_table
@@ -52,8 +52,8 @@ class FeatureWorker:
         clip.module.eval().to(self._device)
         self._batch_size = config.features.trunk.batch_size or (32 if self._device.type == "cpu" else 256)
         self._trunks = divide(clip.module)
-        # Convolutions are 1.5 to 2 times as fast on CPUs with channels last; other layers do not change.
-        self._trunks.image.trunk.to(memory_format=torch.channels_last)
+        self._layout = pixel_layout(self._trunks.image.trunk)
+        self._trunks.image.trunk.to(memory_format=self._layout)
         self._views = Views(clip, config)
         self._note = FeatureNote(self._trunks.trunk_hash, self._views.count, transform_of(clip))
         self._normalise = PixelNormaliser(clip.module, self._device, torch.float32)
@@ -95,7 +95,7 @@ class FeatureWorker:
     def image_features(self, pixels: npt.NDArray[np.uint8]) -> Float32Array:
         """Features of views uint8 [b, 3, h, w], float32 [b, k]."""
         with torch.inference_mode():
-            images = self._normalise(torch.from_numpy(pixels).to(self._device, memory_format=torch.channels_last))
+            images = self._normalise(torch.from_numpy(pixels).to(self._device, memory_format=self._layout))
             features: Float32Array = self._trunks.image.trunk(images).float().cpu().numpy()
         return features
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from mode_ray.embed.encoder import unit_rows
 from mode_ray.models.clip import load_clip
 from mode_ray.models.fast_tokens import fast_tokenizer
+from mode_ray.models.pixels import pixel_layout
 from mode_ray.models.preprocess import MAX_RESIZED_PIXELS, ImageGeometry, require_bounded
 from mode_ray.models.shared_trunks import Tower, Trunk, Trunks
 from mode_ray.storage import Location
@@ -63,7 +64,8 @@ class Expert:
         self.threads = threads
         self._dtype: torch.dtype = getattr(torch, precision)
         self._image, self._text = (trunks or Trunks()).divide(clip)
-        self._module = cast(Any, clip.module.eval().to(pick_device(device)))
+        self._layout = pixel_layout(clip.module)
+        self._module = cast(Any, clip.module.eval().to(pick_device(device)).to(memory_format=self._layout))
         # The same tokens, without open_clip's cache of words, which grows without bound in a service.
         self.tokenizer = fast_tokenizer(clip.tokenizer)
         self._transform = clip.eval_transform
@@ -139,7 +141,7 @@ class Expert:
         """Features of prepared images before the head, [b, k]."""
         self._take_threads()
         with self._arithmetic():
-            return self._image.features(images_b3hw.to(self.device))
+            return self._image.features(images_b3hw.to(self.device, memory_format=self._layout))
 
     @torch.inference_mode()
     def pixel_features(self, images_bhw3: npt.NDArray[np.uint8]) -> torch.Tensor:

@@ -1,8 +1,21 @@
-"""Normalises pixels on the training device: batches travel there as uint8, a quarter of the bytes."""
+"""Normalises pixels on the training device: batches travel there as uint8, a quarter of the bytes.
+
+`pixel_layout` is the order of the axes in memory that suits a tower.
+"""
 
 from typing import Any
 
 import torch
+
+
+def pixel_layout(tower: torch.nn.Module) -> torch.memory_format:
+    """The memory layout in which an image tower is fastest; give it to the tower's weights and to its pixels.
+
+    Networks of convolutions are 1.5 to 2 times as fast on CPUs with channels last. A transformer has one convolution,
+    which cuts out the patches.
+    """
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in tower.modules())
+    return torch.channels_last if convolutions > 1 else torch.contiguous_format
 
 
 class PixelNormaliser:

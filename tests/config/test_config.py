@@ -13,7 +13,7 @@ from mode_ray.config.cluster import ClusterConfig
 from mode_ray.config.images import ImagesConfig
 from mode_ray.config.load import dump_config, load_config
 from mode_ray.config.run import RunConfig
-from mode_ray.config.train import TrainConfig
+from mode_ray.config.train import ModelConfig, TowersConfig, TrainConfig
 from mode_ray.errors import UsageError
 from mode_ray.storage import Location
 
@@ -332,6 +332,21 @@ class TestFingerprint:
         assert CaptionsConfig(paths=("a",), image_root="pictures").image_root == str(tmp_path / "pictures")
         with pytest.raises(ValidationError, match=r"image_root\n.*unknown scheme 'http'"):
             CaptionsConfig(paths=("a",), image_root="http://x/y")
+
+    def test_local_models_are_absolute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HOME", "/home/user")
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "weights.pt").touch()
+        folder, file = str(tmp_path / "folder"), str(tmp_path / "weights.pt")
+        assert EncoderConfig(model="folder").model == folder
+        assert EncoderConfig(model="~/encoder").model == "/home/user/encoder"
+        assert EncoderConfig(model="organisation/name").model == "organisation/name"
+        assert ModelConfig(architecture="./folder").architecture == folder
+        assert ModelConfig(pretrained="weights.pt").pretrained == file
+        assert ModelConfig(pretrained="folder").pretrained == "folder"
+        towers = TowersConfig(image="weights.pt", text="folder")
+        assert (towers.image, towers.text) == (file, folder)
 
     def test_the_place_of_image_files_does_not_count(self) -> None:
         here = CaptionsConfig(paths=("a",))

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 
 from mode_ray.models.clip import ClipModel
-from mode_ray.models.pixels import PixelNormaliser
+from mode_ray.models.pixels import PixelNormaliser, pixel_layout
 
 CPU = torch.device("cpu")
 PIXELS = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -38,3 +39,17 @@ def test_it_equals_the_former_loaders_floats_bit_for_bit(module: torch.nn.Module
 def test_floats_are_normalised_already(module: torch.nn.Module) -> None:
     floats = torch.randn(2, 3, 16, 16)
     assert PixelNormaliser(module, CPU, torch.bfloat16)(floats) is floats
+
+
+def test_networks_of_convolutions_have_their_channels_last() -> None:
+    model = open_clip.create_model("RN50").eval()
+    convolutions = model.visual
+    assert pixel_layout(convolutions) == torch.channels_last
+    images = PixelNormaliser(model, CPU, torch.float32)(PIXELS.repeat(1, 1, 14, 14))
+    before = convolutions(images)
+    after = convolutions.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
+    assert torch.allclose(before, after, atol=1e-5)
+
+
+def test_transformers_keep_their_layout(module: torch.nn.Module) -> None:
+    assert pixel_layout(module) == torch.contiguous_format
