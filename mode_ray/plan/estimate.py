@@ -19,6 +19,8 @@ from mode_ray.plan.stages import (
     clustering_memory_bytes,
     embed_stage,
     evaluate_stage,
+    features_stage,
+    pools,
     train_stage,
 )
 from mode_ray.plan.training import evaluated_models, training_samples
@@ -111,6 +113,7 @@ def _stages(basis: Basis, train_samples_per_second: float | None) -> list[StageP
         "embed": rates.embed,
         "cluster": rates.cluster if not config.reuses_clustering else None,
         "assign": rates.assign,
+        "features": rates.features if config.uses_features else None,
         "train": rates.train if config.trains and train_samples_per_second is None else None,
         "evaluate": rates.evaluate if config.evaluate.tasks else None,
     }
@@ -122,6 +125,8 @@ def _stages(basis: Basis, train_samples_per_second: float | None) -> list[StageP
         stages.append(cluster_stage(basis, rates.cluster))
     if rates.assign:
         stages.append(assign_stage(basis, rates.assign))
+    if rates.features and config.uses_features:
+        stages.append(features_stage(basis, rates.features))
     if train_samples_per_second is not None:
         stages.append(train_stage(basis, train_samples_per_second))
     elif rates.train and config.trains:
@@ -133,10 +138,9 @@ def _stages(basis: Basis, train_samples_per_second: float | None) -> list[StageP
 
 def _settings(config: RunConfig, actors: Mapping[str, int]) -> list[str]:
     """The overrides of actor pools that this plan needs."""
-    pools = {"embed": config.embed.pool, "assign": config.assign.pool}
     return [
         f"{name}.pool.max_actors={actors[name]}"
-        for name, pool in pools.items()
+        for name, pool in pools(config).items()
         if actors.get(name) and pool.max_actors != actors[name]
     ]
 
@@ -144,7 +148,7 @@ def _settings(config: RunConfig, actors: Mapping[str, int]) -> list[str]:
 def _assumptions(basis: Basis, planned: Sequence[str], train_samples_per_second: float | None) -> list[str]:
     """The assumptions of the plan as sentences."""
     config, rates = basis.config, basis.rates
-    readers = {"embed": rates.embed, "assign": rates.assign}
+    readers = {"embed": rates.embed, "assign": rates.assign, "features": rates.features}
     busy = [f"{found.actors_busy:.1f} busy actors in {name}" for name, found in readers.items() if found]
     lines = [
         f"rows: {basis.inventory.found}; {rates.refused_share:.1%} are assumed to be refused",
@@ -166,7 +170,8 @@ def _assumptions(basis: Basis, planned: Sequence[str], train_samples_per_second:
     else:
         lines.append("embed.keep=sample: the sources are read twice; assign reads, encodes and assigns in one pass")
     lines.append(_cost_assumption(basis.shape))
-    left_out = [name for name in ("embed", "cluster", "assign", "evaluate") if name not in planned]
+    wanted = ("embed", "cluster", "assign", *(("features",) if config.uses_features else ()), "evaluate")
+    left_out = [name for name in wanted if name not in planned]
     if left_out:
         reason = "the run has no record of them, or the config has no evaluation tasks"
         lines.append(f"left out: {', '.join(left_out)} ({reason})")

@@ -52,6 +52,7 @@ def rates_from_run(run: Location) -> Rates:
         embed=_shard_rates(places["embed"], embedded, config.embed.pool),
         cluster=_cluster_rates(places["cluster"], config, embedded),
         assign=_shard_rates(places["assign"], assigned, config.assign.pool),
+        features=_shard_rates(places["features"], _records(places["features"]), config.features.pool),
         train=train,
         evaluate=_evaluate_rates(places["evaluate"], config),
     )

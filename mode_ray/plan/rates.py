@@ -18,6 +18,8 @@ _ENCODER_FIELDS = (
     "embed.keep",
 )
 _MODEL_FIELDS = ("train.model.architecture", "train.model.precision")
+_READS = "train.data.mode"
+_TRUNK_FIELDS = (*_MODEL_FIELDS, "train.model.lock.image", "train.model.lock.text")
 # The config fields that the rates of each stage are valid for.
 _FIELDS_BY_STAGE: Mapping[str, tuple[str, ...]] = {
     "embed": (*_ENCODER_FIELDS, "embed.pool.threads_per_actor"),
@@ -31,8 +33,16 @@ _FIELDS_BY_STAGE: Mapping[str, tuple[str, ...]] = {
         "cluster.placement.threads",
     ),
     "assign": (*_ENCODER_FIELDS, "cluster.fine.centers", "assign.rule", "assign.pool.threads_per_actor"),
+    "features": (
+        *_TRUNK_FIELDS,
+        "features.views",
+        "features.augmented",
+        "features.trunk.batch_size",
+        "features.pool.threads_per_actor",
+    ),
     "train": (
-        *_MODEL_FIELDS,
+        *_TRUNK_FIELDS,
+        _READS,
         "train.placement.use_gpu",
         "train.placement.strategy",
         "train.placement.compile",
@@ -46,11 +56,11 @@ _FIELDS_BY_STAGE: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRates:
-    """The cost of a row in embed or assign, from the records of the work units.
+    """The cost of a row in embed, assign or features, from the records of the work units.
 
     Attributes:
         units: Units whose records were read.
-        rows: Rows read: captions, or stored embeddings.
+        rows: Rows read: captions with or without their images, or stored embeddings.
         actors_busy: Mean number of concurrent actors.
         on_gpu: Whether each actor had a GPU.
         row_seconds: Seconds of an actor per row read.
@@ -154,6 +164,7 @@ class Rates:
         embed: Rates of the stage.
         cluster: Rates of the stage.
         assign: Rates of the stage.
+        features: Rates of the stage.
         train: Rates of the stage.
         evaluate: Rates of the stage.
     """
@@ -168,6 +179,7 @@ class Rates:
     embed: ShardRates | None = None
     cluster: ClusterRates | None = None
     assign: ShardRates | None = None
+    features: ShardRates | None = None
     train: TrainRates | None = None
     evaluate: EvaluateRates | None = None
 
@@ -181,6 +193,8 @@ class Rates:
 def measured_settings(config: RunConfig) -> dict[str, JsonValue]:
     """The config fields that rates depend on, by dotted name."""
     values = config.model_dump(mode="json")
+    # Where images are read from does not decide the speed of a worker.
+    values["train"]["data"]["mode"] = "features" if config.uses_features else "images"
     return {name: _dotted(values, name) for names in _FIELDS_BY_STAGE.values() for name in names}
 
 

@@ -60,7 +60,7 @@ def plan_tables(plan: Plan) -> RenderableType:
 def rates_table(rates: Rates) -> WideTable:
     """The rates of a run per actor, process or worker."""
     table = WideTable(f"rates of {rates.run}", "stage", "rows", "rate", "fixed")
-    for name, shard in (("embed", rates.embed), ("assign", rates.assign)):
+    for name, shard in (("embed", rates.embed), ("assign", rates.assign), ("features", rates.features)):
         if shard:
             rate = f"{_per_second(shard.row_seconds)} rows/s an actor"
             table.add_row(name, f"{shard.rows:,}", rate, f"{shard.fixed_seconds:.1f} s")

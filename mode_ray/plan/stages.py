@@ -79,6 +79,11 @@ class Basis:
         return self.shape, self.prices
 
 
+def pools(config: RunConfig) -> dict[str, ActorPool]:
+    """The actor pools by stage."""
+    return {"embed": config.embed.pool, "assign": config.assign.pool, "features": config.features.pool}
+
+
 def row_seconds(rates: ShardRates, kept_share: float, readings: int = 1) -> float:
     """Seconds of an actor per row if a share of the rows is embedded or assigned.
 
@@ -128,6 +133,12 @@ def assign_stage(basis: Basis, rates: ShardRates) -> StagePlan:
     stored_bytes = basis.rates.embed.row_bytes if basis.keeps_all and basis.rates.embed else 0.0
     transfer = (rows * stored_bytes, basis.usable_rows * rates.row_bytes)
     return _pool_stage(basis, "assign", rates, seconds, transfer)
+
+
+def features_stage(basis: Basis, rates: ShardRates) -> StagePlan:
+    """Reading all pairs, their images too, and running the locked trunks. Bytes of images are not counted."""
+    seconds = basis.inventory.rows * row_seconds(rates, rates.kept_share)
+    return _pool_stage(basis, "features", rates, seconds, (0.0, basis.usable_rows * rates.row_bytes))
 
 
 def cluster_stage(basis: Basis, rates: ClusterRates | None) -> StagePlan:
@@ -201,8 +212,8 @@ def clustering_memory_bytes(basis: Basis) -> float:
 def _pool_stage(
     basis: Basis, stage: str, rates: ShardRates, actor_seconds: float, transfer: tuple[float, float]
 ) -> StagePlan:
-    """Embed or assign: seconds of all actors, in whole rounds of units; `transfer` is bytes read and written."""
-    pool = basis.config.embed.pool if stage == "embed" else basis.config.assign.pool
+    """Seconds of all actors of a stage, in whole rounds of units; `transfer` is bytes read and written."""
+    pool = pools(basis.config)[stage]
     gpus = _gpus_of_actor(basis, stage, pool, rates)
     room = room_for(basis.shape, pool.cpus_per_actor, gpus, f"{stage}.pool")
     if basis.shape.capped or room == math.inf:
@@ -216,8 +227,8 @@ def _pool_stage(
 
 
 def _gpus_of_actor(basis: Basis, stage: str, pool: ActorPool, rates: ShardRates) -> float:
-    """GPUs per actor: those of the pool, or one if GPUs are planned and the stage encodes captions."""
-    encodes = stage == "embed" or not basis.keeps_all
+    """GPUs per actor: those of the pool, or one if GPUs are planned and the stage runs an encoder or a trunk."""
+    encodes = stage != "assign" or not basis.keeps_all
     asked = pool.gpus_per_actor > 0.0 or (encodes and basis.shape.gpus > 0.0 and not basis.shape.capped)
     if asked and not rates.on_gpu:
         raise UsageError(

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from planned import HOUR, config_of, inventory_of, plan_of, rates_of
 
+from mode_ray.config.run import RunConfig
 from mode_ray.errors import UsageError
-from mode_ray.plan.estimate import PlanOptions, make_plan
+from mode_ray.plan.estimate import Plan, PlanOptions, make_plan
 from mode_ray.plan.machines import ClusterShape, Prices
-from mode_ray.plan.rates import ClusterRates, EvaluateRates, ShardRates, TrainRates, require_fit
+from mode_ray.plan.rates import ClusterRates, EvaluateRates, Rates, ShardRates, TrainRates, require_fit
 from mode_ray.plan.stages import fit_seconds, row_seconds
 from mode_ray.train.plan import plan_trials
 
@@ -98,6 +99,47 @@ class TestShardStages:
         one, ten = (plan_of(config_of(embed={"keep": keep}), rows)["assign"] for rows in (1e8, 1e9))
         assert ten.wall_hours == pytest.approx(10 * one.wall_hours)
         assert ten.written_bytes == pytest.approx(10 * one.written_bytes, rel=1e-3)
+
+
+class TestFeatures:
+    CONFIG = config_of(
+        features={"views": 3, "pool": {"max_actors": 2}},
+        train={
+            "model": {"lock": {"image": "all", "text": "all"}},
+            "data": {"mode": "features"},
+            "dense_samples": 32_000,
+            "batch_size": 100,
+        },
+    )
+
+    def rates(self, config: RunConfig) -> Rates:
+        rates = rates_of(config)
+        assert rates.embed is not None
+        return replace(rates, features=replace(rates.embed, row_seconds=1e-3, row_bytes=10_000.0))
+
+    def plan(self, config: RunConfig, rates: Rates) -> Plan:
+        return make_plan(config, rates, inventory_of(1e6), PlanOptions(efficiency=1.0))
+
+    def test_the_trunks_see_every_pair_once(self) -> None:
+        (features,) = [s for s in self.plan(self.CONFIG, self.rates(self.CONFIG)).stages if s.stage == "features"]
+        assert features.actors == 2
+        assert features.written_bytes == pytest.approx(1e6 * 10_000 + 100 * 400)
+        assert features.wall_hours == pytest.approx(1e6 * 1e-3 / 2 / HOUR)
+
+    def test_only_training_on_features_needs_them(self) -> None:
+        config = config_of()
+        plan = self.plan(config, self.rates(config))
+        assert "features" not in [stage.stage for stage in plan.stages]
+        assert not any("left out: features" in line for line in plan.assumptions)
+        assert any("left out: features" in line for line in self.plan(self.CONFIG, rates_of(self.CONFIG)).assumptions)
+
+    def test_speeds_of_training_on_images_do_not_hold(self) -> None:
+        images = self.CONFIG.model_copy(
+            update={"train": self.CONFIG.train.model_copy(update={"data": config_of().train.data})}
+        )
+        trained = TrainRates(trials=1, samples=100, samples_per_second=1.0, launch_seconds=0.0)
+        with pytest.raises(UsageError, match=r"ran with train.data.mode='images' \(the config has 'features'\)"):
+            self.plan(self.CONFIG, replace(self.rates(images), train=trained))
 
 
 class TestClusterShape:
