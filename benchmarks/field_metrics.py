@@ -46,6 +46,7 @@ from mode_ray.evaluate.tasks.samples import read_samples
 from mode_ray.evaluate.tasks.task import Task, load_task
 from mode_ray.evaluate.tasks.usable_samples import UsableSamples, prepared_image
 from mode_ray.models.clip import build_clip, save_clip
+from mode_ray.models.together import load_experts
 from mode_ray.pairs.images import Pixels, decode_image, decode_pixels
 from mode_ray.storage import Location
 
@@ -179,7 +180,7 @@ def ours(task: Task, model: Location, folder: Path) -> Mapping[str, float]:
     """The metrics of our evaluation."""
     target = Location(str(folder / task.name))
     placement = EvaluatePlacement(batch_size=BATCH, threads_per_task=THREADS)
-    measure_task(task, {"model": model}, AnyText(), target, MeasureOptions(placement, PLAIN))
+    measure_task(task, load_experts({"model": model}), AnyText(), target, MeasureOptions(placement, PLAIN))
     measured = load_cosines(target)
     if measured.summary.skipped:
         raise RuntimeError(f"{task.name}: {measured.summary.skipped} of the layout's samples were left out")

@@ -42,6 +42,7 @@ from mode_ray.models.architecture import (
     is_path,
 )
 from mode_ray.models.checkpoint import NUMPY_SUFFIXES, fit_state, local_checkpoint, read_checkpoint
+from mode_ray.models.drawing import WithoutDrawing
 from mode_ray.models.files import model_parts
 from mode_ray.models.preprocess import read_model_config
 from mode_ray.models.tower_weights import load_towers
@@ -198,7 +199,8 @@ def load_clip(folder: Location) -> ClipModel:
     except ValueError:
         raise DataError(f"{config_file}: not valid JSON; train or copy this model again") from None
     try:
-        clip = _create(config, _read_text_files(parts.folder))
+        with WithoutDrawing():
+            clip = _create(config, _read_text_files(parts.folder))
     except _CONFIG_ERRORS as error:
         raise DataError(
             f"{config_file}: not a config of an open_clip model ({error}); train or copy this model again"

@@ -91,7 +91,9 @@ class Trunks:
     def divide(self, clip: ClipModel) -> tuple[Tower, Tower]:
         """Divide a model's image and text tower. Trunks that are known already replace those of the model."""
         module: Any = clip.module
-        model, preprocess = clip.config["model_cfg"], clip.config.get("preprocess_cfg", {})
+        # The dimension of the embeddings belongs to the heads.
+        model = {name: value for name, value in clip.config["model_cfg"].items() if name != "embed_dim"}
+        preprocess = clip.config.get("preprocess_cfg", {})
         image, text = _image_layout(module), _text_layout(module)
         image_trunk = self._shared(image, ("image", json.dumps([model, preprocess], sort_keys=True)))
         text_trunk = self._shared(text, ("text", json.dumps([model, _readable(clip)], sort_keys=True)))

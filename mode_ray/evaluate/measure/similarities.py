@@ -24,7 +24,7 @@ from mode_ray.evaluate.tasks.samples import Split
 from mode_ray.evaluate.tasks.task import Task
 from mode_ray.evaluate.tasks.usable_samples import UsableSamples
 from mode_ray.models.encode import Expert
-from mode_ray.models.together import encode_texts, load_experts
+from mode_ray.models.together import encode_texts
 from mode_ray.routing.weights import mean_direction
 from mode_ray.run_directory import LABELS_FILE, ROUTING_FILE, TASK_SUMMARY, cosine_file
 from mode_ray.storage import Location
@@ -36,7 +36,7 @@ _Value = TypeVar("_Value")
 
 def measure_task(
     task: Task,
-    models: Mapping[str, Location],
+    experts: Mapping[str, Expert],
     encoder: CaptionEncoder,
     directory: Location,
     options: MeasureOptions,
@@ -47,11 +47,10 @@ def measure_task(
     `parts` are the images that several workers have encoded, by split. By default the images are encoded here.
 
     Raises:
-        DataError: A model or file cannot be read, no sample is usable, a class name has no embedding, or the metric is
+        DataError: A file cannot be read, no sample is usable, a class name has no embedding, or the metric is
             not defined on the samples.
     """
     torch.set_num_threads(options.placement.threads_per_task)
-    experts = load_experts(models, precision=options.precision)
     # Classes come before images, so that a name without an embedding is reported at once.
     sides = None if task.kind == "retrieval" else _class_sides(task, experts, encoder)
 
@@ -66,10 +65,10 @@ def measure_task(
         features = {name: rows_id[kept] for name, rows_id in features.items()}
     texts, routing_ld = sides
     labels = usable.labels()
-    for name, folder in models.items():
+    for name, expert in experts.items():
         cosines_il = (features[name] @ texts[name].T).astype(np.float32)
         if not np.isfinite(cosines_il).all():
-            raise DataError(f"{folder}: its embeddings contain a value that is not finite: train it again")
+            raise DataError(f"{expert.folder}: its embeddings contain a value that is not finite: train it again")
         _check_metric(task, cosines_il, labels)
         save_array(cosine_file(directory, name), cosines_il)
     save_array(directory / LABELS_FILE, labels)
@@ -79,7 +78,7 @@ def measure_task(
         probes = probe_task(task, features, labels, encode)
     summary = TaskSummary(
         task=task.name,
-        models=tuple(models),
+        models=tuple(experts),
         logit_scales={name: expert.logit_scale for name, expert in experts.items()},
         images=usable.images,
         texts=tuple(usable.captions) or tuple(texts[0] for texts in task.class_texts()),

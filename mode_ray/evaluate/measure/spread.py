@@ -1,4 +1,4 @@
-"""Evaluation tasks on Ray. Each is one Ray task; the images of a large one are shared among several."""
+"""Evaluation tasks on Ray. One Ray task measures those over the same files; or several share the images of each."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,16 +19,20 @@ if TYPE_CHECKING:  # it imports torch, which the driver does not need
     from mode_ray.evaluate.measure.split_features import EncodedPart
 
 _PARTS = "parts"
+_Tasks: TypeAlias = Mapping[Location, Task]
 _PartBySplit: TypeAlias = "dict[Split, EncodedPart]"
 
 
 def measure_tasks(
     config: RunConfig,
-    tasks: Mapping[Location, Task],
+    tasks: _Tasks,
     models: Mapping[str, Location],
     on_summary: Callable[[TaskSummary], None],
 ) -> None:
     """Measure tasks, given by their output directory, with all models; `on_summary` is called for each when finished.
+
+    A Ray task loads the models once. On a small set of images that takes longer than the images, and sets with several
+    tasks (groups, subgroups, retrieval) are mostly small.
 
     Raises:
         ModeRayError: As `measure_task`.
@@ -39,13 +43,27 @@ def measure_tasks(
     measure: Any = ray.remote(_measure)
     workers = range(placement.workers_per_task) if placement.workers_per_task > 1 else ()
     pending = []
-    for directory, task in tasks.items():
-        options["name"] = f"evaluate {shown_name(config.directory)} {shown_name(directory)}"
+    for together in _one_by_one(tasks) if workers else _over_the_same_files(tasks):
+        directory, task = next(iter(together.items()))
+        others = f" and {len(together) - 1} more" if len(together) > 1 else ""
+        options["name"] = f"evaluate {shown_name(config.directory)} {shown_name(directory)}{others}"
         parts = [encode.options(**options).remote(config, task, models, directory, worker) for worker in workers]
-        pending.append(measure.options(**options).remote(config, task, models, directory, *parts))
+        pending.append(measure.options(**options).remote(config, together, models, *parts))
     while pending:
         ready, pending = ray.wait(pending, num_returns=1)
-        on_summary(task_result(ready[0]))
+        for summary in task_result(ready[0]):
+            on_summary(summary)
+
+
+def _one_by_one(tasks: _Tasks) -> list[_Tasks]:
+    return [{directory: task} for directory, task in tasks.items()]
+
+
+def _over_the_same_files(tasks: _Tasks) -> list[_Tasks]:
+    groups: dict[tuple[str, ...], dict[Location, Task]] = {}
+    for directory, task in tasks.items():
+        groups.setdefault(tuple(task.paths), {})[directory] = task
+    return list(groups.values())
 
 
 def _encode_part(
@@ -65,14 +83,21 @@ def _encode_part(
 
 
 def _measure(
-    config: RunConfig, task: Task, models: Mapping[str, Location], directory: Location, *parts: _PartBySplit
-) -> TaskSummary:
+    config: RunConfig, tasks: _Tasks, models: Mapping[str, Location], *parts: _PartBySplit
+) -> list[TaskSummary]:
+    import torch
+
     from mode_ray.evaluate.measure.similarities import measure_task
+    from mode_ray.models.together import load_experts
 
     options = MeasureOptions.of(config)
+    torch.set_num_threads(options.placement.threads_per_task)
+    experts = load_experts(models, precision=options.precision)
     encoder = load_encoder(config.encoder, config.embed.encoder.elsewhere, options.placement.threads_per_task)
     splits = {split: [part[split] for part in parts] for split in parts[0]} if parts else None
-    summary = measure_task(task, models, encoder, directory, options, splits)
-    if parts:
-        (directory / _PARTS).delete()
-    return summary
+    summaries = []
+    for directory, task in tasks.items():
+        summaries.append(measure_task(task, experts, encoder, directory, options, splits))
+        if parts:
+            (directory / _PARTS).delete()
+    return summaries

@@ -22,6 +22,7 @@ from mode_ray.evaluate.measure.similarities import measure_task, zero_shot_class
 from mode_ray.evaluate.tasks.task import Task
 from mode_ray.models.clip import build_clip, load_clip, save_clip
 from mode_ray.models.encode import Expert
+from mode_ray.models.together import load_experts
 from mode_ray.pairs.images import decode_image
 from mode_ray.routing.weights import mean_direction
 from mode_ray.run_directory import cosine_file
@@ -63,7 +64,7 @@ def measure(tmp_path: Path, models: dict[str, Location]) -> Callable[..., Locati
         directory = Location.parse(str(tmp_path / "measured"))
         measure_task(
             task,
-            models,
+            load_experts(models),
             Letters(),
             directory,
             MeasureOptions(EvaluatePlacement(batch_size=2, max_image_pixels=PIXELS)),
@@ -90,7 +91,11 @@ def test_every_image_is_decoded_once_for_eight_experts(
     monkeypatch.setattr(Image, "open", counting)
     target = Location.parse(str(tmp_path / "measured"))
     measure_task(
-        task, experts, Letters(), target, MeasureOptions(EvaluatePlacement(batch_size=2, max_image_pixels=PIXELS))
+        task,
+        load_experts(experts),
+        Letters(),
+        target,
+        MeasureOptions(EvaluatePlacement(batch_size=2, max_image_pixels=PIXELS)),
     )
     assert opened == pictures
     assert len(load_cosines(target).cosines) == 8
@@ -192,16 +197,9 @@ def test_stored_cosines_are_mapped_and_not_read_whole(measure: Callable[..., Loc
 
 
 def test_a_missing_model_is_named(tmp_path: Path, models: dict[str, Location]) -> None:
-    task = Task(name="t", kind="retrieval", paths=("x.parquet",))
     with_one_missing = {**models, "n2/01": Location.parse(str(tmp_path / "n2/01"))}
     with pytest.raises(DataError, match=r"n2/01/open_clip_config\.json: missing"):
-        measure_task(
-            task,
-            with_one_missing,
-            Letters(),
-            Location.parse(str(tmp_path)),
-            MeasureOptions(EvaluatePlacement(max_image_pixels=PIXELS)),
-        )
+        load_experts(with_one_missing)
 
 
 def test_classifiers_are_those_that_open_clip_builds(models: dict[str, Location]) -> None:
@@ -297,7 +295,11 @@ def test_a_model_with_broken_weights_is_named(tmp_path: Path) -> None:
     task = Task(name="t", kind="classification", paths=(str(tmp_path / "task.parquet"),), classes=CLASSES)
     with pytest.raises(DataError, match=r"/broken: its embeddings contain a value that is not finite"):
         measure_task(
-            task, {"n2/00": folder}, Letters(), folder, MeasureOptions(EvaluatePlacement(max_image_pixels=PIXELS))
+            task,
+            load_experts({"n2/00": folder}),
+            Letters(),
+            folder,
+            MeasureOptions(EvaluatePlacement(max_image_pixels=PIXELS)),
         )
 
 

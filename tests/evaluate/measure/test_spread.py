@@ -77,6 +77,31 @@ class TestMeasureTasks:
         for name in models:
             np.testing.assert_allclose(one.cosines[name], two.cosines[name], atol=1e-5)
 
+    def test_tasks_over_the_same_files_are_measured_as_apart(
+        self, tmp_path: Path, models: dict[str, Location]
+    ) -> None:
+        paths = [write(tmp_path / f"{name}.parquet", ["red", "green", "blue", "red"]) for name in ("one", "other")]
+        tasks = [
+            Task(name="all", kind="classification", classes=CLASSES, paths=(paths[0],)),
+            Task(name="other", kind="classification", classes=CLASSES, paths=(paths[1],)),
+            Task(name="reds", kind="classification", classes=CLASSES[:2], paths=(paths[0],)),
+        ]
+
+        def measured(*tasks: Task) -> dict[str, TaskSummary]:
+            summaries: list[TaskSummary] = []
+            places = {Location.parse(str(tmp_path / f"{len(tasks)}" / task.name)): task for task in tasks}
+            measure_tasks(config(tmp_path, 1), places, models, summaries.append)
+            return {summary.task: summary for summary in summaries}
+
+        together = measured(*tasks)
+        assert list(together) in (["all", "reds", "other"], ["other", "all", "reds"])  # two Ray tasks
+        for task in tasks:
+            assert measured(task)[task.name] == together[task.name]
+            apart = load_cosines(Location.parse(str(tmp_path / "1" / task.name)))
+            found = load_cosines(Location.parse(str(tmp_path / "3" / task.name)))
+            for name in models:
+                np.testing.assert_array_equal(found.cosines[name], apart.cosines[name])
+
     @pytest.mark.parametrize(
         ("own", "run_limit", "images"), [(399, 64_000_000, 2), (400, 64_000_000, 3), (None, 399, 2), (400, 399, 3)]
     )
