@@ -186,5 +186,5 @@ def dataset(
     tables = [
         index_rows(read_captions(unit, config.captions).table, number, schema) for number, unit in enumerate(units)
     ]
-    index = PairIndex(units, pa.concat_tables(tables).combine_chunks())
+    index = PairIndex.of(units, pa.concat_tables(tables))
     return PairDataset(index, config, clip, seed=0, prepare=prepare)

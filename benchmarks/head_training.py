@@ -147,7 +147,7 @@ def main(given: Sequence[str] | None = None) -> None:
         stage.finish(list(UnitActor(worker, directory, stage.attempt, 0).process(work_units)), {})
         feature_seconds = time.perf_counter() - began
         captions = worker.read(work_units[0]).table
-        index = PairIndex(work_units, index_rows(captions, 0, index_columns(tars=False)))
+        index = PairIndex.of(work_units, index_rows(captions, 0, index_columns(tars=False)))
         cached = Training(config, index, FeatureRows.open(directory))
         uncached = Training(config_of(folder, "index"), index, None)
         rates: dict[str, list[float]] = {"cached": [], "uncached": []}

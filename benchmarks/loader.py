@@ -128,7 +128,7 @@ def opened(folder: Location, table: pa.Table) -> PairIndex:
     units = [
         WorkUnit(unit=str(number), uri=(folder / name).uri, format="webdataset") for number, name in enumerate(names)
     ]
-    return PairIndex(units, table)
+    return PairIndex.of(units, table)
 
 
 def load_ours(folder: Path, batches: int) -> float:

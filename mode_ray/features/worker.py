@@ -71,7 +71,7 @@ class FeatureWorker:
         """
         captions, row_p = source.table, source.table["row"].to_numpy()
         schema = index_columns(tars=work_unit.format == "webdataset")
-        reader = PairReader(PairIndex([work_unit], index_rows(captions, 0, schema)), self._config.captions)
+        reader = PairReader(PairIndex.of([work_unit], index_rows(captions, 0, schema)), self._config.captions)
         _, first_i, image_p = np.unique(row_p, return_index=True, return_inverse=True)
         images, problems = self._image_features(work_unit, reader, row_p, first_i)
         texts = captions["caption"].to_pylist()

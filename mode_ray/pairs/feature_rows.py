@@ -94,7 +94,7 @@ class FeatureRows:
         Raises:
             DataError: A pair has no features.
         """
-        columns = {name: index.table[name].to_numpy() for name in (SHARD, "row", "caption_index")}
+        columns = {name: index.column(name) for name in (SHARD, "row", "caption_index")}
         key_p = _keys(columns["row"], columns["caption_index"])
         order = np.argsort(columns[SHARD], kind="stable")
         numbers, starts = np.unique(columns[SHARD][order], return_index=True)

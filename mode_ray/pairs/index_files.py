@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from mode_ray.errors import DataError
-from mode_ray.pairs.index import PairIndex
+from mode_ray.pairs.index import PairIndex, has_stored_rows, stored_rows
 from mode_ray.stages.work_unit import WorkUnit
 from mode_ray.storage import Location
 
@@ -104,12 +104,13 @@ def write_index(file: Location, tables: Iterable[pa.Table], made_of: Provenance)
     Returns:
         The number of rows.
     """
-    batches = _rebatched(tables)
+    batches = map(stored_rows, _rebatched(tables))
     first = next(batches, None)
     if first is None:
         return 0
     rows: int = first.num_rows
-    schema = first.schema.with_metadata({_METADATA_KEY: json.dumps(dict(made_of)).encode()})
+    metadata = {_METADATA_KEY: json.dumps(dict(made_of)).encode(), **first.schema.metadata}
+    schema = first.schema.with_metadata(metadata)
     with file.open_atomic() as stream, pa.ipc.new_file(stream, schema) as writer:
         writer.write_batch(first)
         for batch in batches:
@@ -135,7 +136,7 @@ def _rebatched(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
 
 
 def index_provenance(file: Location) -> Provenance | None:
-    """The provenance of an index; None if the file does not exist or is incomplete."""
+    """The provenance of an index; None if the file does not exist, is incomplete, or was written by version 0.1.0."""
     listed = _read_list(file)
     if listed is not None:
         of_parts: Provenance = listed["made_of"]
@@ -146,7 +147,7 @@ def index_provenance(file: Location) -> Provenance | None:
         metadata = file.complete(lambda: _schema_metadata(file))
     except pa.ArrowInvalid:
         return None
-    made_of: Provenance = json.loads(metadata.get(_METADATA_KEY, b"{}"))
+    made_of: Provenance | None = json.loads(metadata.get(_METADATA_KEY, b"{}")) if has_stored_rows(metadata) else None
     return made_of
 
 

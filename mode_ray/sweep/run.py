@@ -146,7 +146,7 @@ def _read_pairs(run: Run, held_out: HeldOut) -> pa.Table:
 
     limits, units = run.config.limits, {unit for unit, _, _ in held_out.places}
     index = load_index(run.assignments, [work_unit for work_unit in run.work_units if work_unit.unit in units])
-    columns = (index.table[name].to_pylist() for name in ("shard", "row", "caption_index"))
+    columns = (index.column(name).tolist() for name in ("shard", "row", "caption_index"))
     place_of = {
         (index.work_units[work_unit].unit, row, caption): place
         for place, (work_unit, row, caption) in enumerate(zip(*columns, strict=True))

@@ -82,7 +82,7 @@ def usable_pairs(values: Mapping[str, object]) -> int:
         assert not found.refused
         tables.append(found.table.add_column(0, SHARD, pa.array(np.full(found.table.num_rows, number, np.int32))))
     table = pa.concat_tables(tables, promote_options="default").combine_chunks()
-    reader = PairReader(PairIndex(work_units, table.drop_columns(["key", "caption"])), config)
+    reader = PairReader(PairIndex.of(work_units, table.drop_columns(["key", "caption"])), config)
     for pair in reader.read(np.arange(table.num_rows)):
         numbers = re.search(r"in picture (\d+)$", pair.caption)
         assert numbers is not None

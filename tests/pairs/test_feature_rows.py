@@ -33,7 +33,7 @@ def index_of(*places: tuple[int, int, int]) -> PairIndex:
     units = [WorkUnit(unit=name, uri=f"/data/{name}.tar", format="webdataset") for name in ("u1", "u0")]
     shard, row, caption_index = zip(*places, strict=True)
     columns = [pa.array(shard, pa.int32()), pa.array(row, pa.int64()), pa.array(caption_index, pa.int32())]
-    return PairIndex(units, pa.table(columns, names=["shard", "row", "caption_index"]))
+    return PairIndex.of(units, pa.table(columns, names=["shard", "row", "caption_index"]))
 
 
 def test_every_image_and_caption_is_stored_once(features: Location) -> None:

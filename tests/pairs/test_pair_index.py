@@ -1,6 +1,7 @@
 """An index names where pairs lie; it is the same in memory, in a mapped file and in another process."""
 
 import pickle
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,14 +56,10 @@ class TestLoading:
         index = load_index(assignments, SHARDS)
         assert len(index) == 3
         assert index.work_units == SHARDS
-        assert index.table.select(["shard", "row", "fine", "image_offset"]).to_pydict() == {
-            "shard": [0, 2, 2],
-            "row": [5, 0, 2],
-            "fine": [0, 1, 1],
-            "image_offset": [0, 512, 1536],
-        }
-        assert "key" not in index.table.column_names, "names would be most of an index's memory"
-        assert index.take(np.array([2, 0])).table["row"].to_pylist() == [2, 5]
+        expected = {"shard": [0, 2, 2], "row": [5, 0, 2], "fine": [0, 1, 1], "image_offset": [0, 512, 1536]}
+        assert {name: index.column(name).tolist() for name in expected} == expected
+        assert "key" not in (index.dtype.names or ()), "names would be most of an index's memory"
+        assert index.take(np.array([2, 0])).column("row").tolist() == [2, 5]
 
     def test_no_assignment_at_all(self, tmp_path: Path) -> None:
         for load in (load_index, lambda folder, work_units: fine_counts(folder, work_units, 4)):
@@ -71,6 +68,12 @@ class TestLoading:
 
     def test_counts_add_up_over_the_shards_and_name_empty_clusters_too(self, assignments: Location) -> None:
         assert fine_counts(assignments, SHARDS, 4).tolist() == [1, 2, 0, 0]
+
+    def test_a_member_above_four_gigabytes_is_cut(self) -> None:
+        small = assignment([0], [0], tar=True)
+        large = small.set_column(small.column_names.index("image_bytes"), "image_bytes", pa.array([5 * 2**30]))
+        rows = index_rows(large, 0, index_columns(tars=True))
+        assert rows["image_bytes"].to_pylist() == [2**32 - 1]
 
     def test_without_tars_there_are_no_offsets(self) -> None:
         rows = index_rows(assignment([3], [0]), 7, index_columns(tars=False))
@@ -98,24 +101,27 @@ class TestMappedFile:
 
     def test_rows_are_found_in_every_chunk(self, index: PairIndex) -> None:
         assert len(index) == self.ROWS
-        assert index.table.column(0).num_chunks == 3
         positions = np.random.default_rng(0).integers(0, self.ROWS, 1000)
         columns = index.columns_at(positions)
         assert np.array_equal(columns["row"], positions)
         assert np.array_equal(columns["shard"], positions // 10_000)
         assert np.array_equal(columns["caption_offset"], 512 * (positions + 1))
-        assert {name: column.dtype for name, column in columns.items()} == {
-            "shard": np.int32,
-            "row": np.int64,
-            "caption_index": np.int32,
-            **dict.fromkeys(("image_offset", "image_bytes", "caption_offset", "caption_bytes"), np.int64),
-        }
+        assert np.array_equal(columns["row"], index.column("row")[positions])
+        assert {column.dtype for column in columns.values()} == {np.dtype(np.int64)}
 
-    def test_it_is_mapped_not_read(self, index: PairIndex) -> None:
+    def test_the_values_of_a_pair_are_side_by_side(self, index: PairIndex, file: Location) -> None:
+        assert index.dtype.itemsize == 36
+        assert file.size_bytes() < self.ROWS * 36 + 10_000
+        tables = [index_rows(assignment([3], [0]), 7, index_columns(tars=False))]
+        assert PairIndex.of(SHARDS, pa.concat_tables(tables)).dtype.itemsize == 12
+
+    def test_it_is_mapped_not_read(self, file: Location) -> None:
         before = pa.total_allocated_bytes()
-        index.columns_at([0, self.ROWS - 1])
-        assert pa.total_allocated_bytes() - before < 100_000
-        assert not index.table["row"].chunk(0).to_numpy().flags.owndata
+        tracemalloc.start()
+        PairIndex.open(SHARDS, Path(file.path)).columns_at([0, self.ROWS - 1])
+        _, most_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert max(most_bytes, pa.total_allocated_bytes() - before) < 100_000
 
     def test_another_process_gets_its_path_alone(self, index: PairIndex) -> None:
         index.columns_at([5])
@@ -137,10 +143,10 @@ class TestNearest:
         table = pa.table(
             {"fine": pa.array(FINE, pa.int32()), "distance": pa.array(generator.random(1000), pa.float32())}
         )
-        return PairIndex((), table)
+        return PairIndex.of((), table)
 
     def test_the_nearest_captions_of_each_center(self, index: PairIndex) -> None:
-        distance = index.table["distance"].to_numpy()
+        distance = index.column("distance")
         expected = []
         for center in range(6):
             members = np.flatnonzero(center == FINE)
@@ -151,4 +157,4 @@ class TestNearest:
         table = pa.table(
             {"fine": pa.array([2, 0, 2], pa.int32()), "distance": pa.array([0.3, 0.1, 0.2], pa.float32())}
         )
-        assert nearest_rows(PairIndex((), table), 4, 5).tolist() == [1, 2, 0]
+        assert nearest_rows(PairIndex.of((), table), 4, 5).tolist() == [1, 2, 0]

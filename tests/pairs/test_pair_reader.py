@@ -49,7 +49,7 @@ def index_of(config: CaptionsConfig) -> tuple[PairIndex, list[str]]:
         table = read_captions(work_unit, config).table
         tables.append(table.add_column(0, SHARD, pa.array(np.full(table.num_rows, number, np.int32))))
     table = pa.concat_tables(tables, promote_options="default").combine_chunks()
-    return PairIndex(tuple(work_units), table.drop_columns(["key", "caption"])), table["caption"].to_pylist()
+    return PairIndex.of(tuple(work_units), table.drop_columns(["key", "caption"])), table["caption"].to_pylist()
 
 
 def reader_of(*paths: Path | str, **settings: Any) -> tuple[PairReader, list[str]]:  # noqa: ANN401  (config fields)

@@ -74,12 +74,16 @@ def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     return Run(Location(str(tmp_path)) if local else Location.parse(request.getfixturevalue("bucket")))
 
 
+def rows_of(index: PairIndex) -> dict[str, list[int]]:
+    return {name: index.column(name).tolist() for name in index.dtype.names or ()}
+
+
 def test_what_is_written_is_opened(run: Run) -> None:
     file = run.write()
     assert file == run.folder / f"{EXPERT.name}.arrow"
     index = run.open()
     assert index.work_units == tuple(SHARDS)
-    assert index.table.to_pydict() == {"shard": [0, 0, 1, 1], "row": [1, 3, 1, 3], "caption_index": [0] * 4}
+    assert rows_of(index) == {"shard": [0, 0, 1, 1], "row": [1, 3, 1, 3], "caption_index": [0] * 4}
 
 
 class TestStaleness:
@@ -207,7 +211,7 @@ class TestParts:
     @pytest.mark.parametrize("members", MEMBERS, ids=[members.name for members in MEMBERS])
     def test_the_parts_have_the_rows_of_the_whole(self, run: Run, members: TrainingSet) -> None:
         run.write(members)
-        whole = run.open(members).table.combine_chunks()
+        whole = rows_of(run.open(members))
         files = replace(run.files(members, GROUPS), units_per_part=1)
         folder = run.folder.parent / "parts"
         asked: list[range] = []
@@ -219,8 +223,8 @@ class TestParts:
 
         write_training_set(files, folder, run_parts)
         index = open_training_set(files, folder)
-        assert index.table.combine_chunks() == whole
-        assert pickle.loads(pickle.dumps(index)).table.combine_chunks() == whole  # noqa: S301 - our own
+        assert rows_of(index) == whole
+        assert rows_of(pickle.loads(pickle.dumps(index))) == whole  # noqa: S301 - our own
         assert set(asked) == ({range(2)} if members.kind == "random" else {range(1), range(1, 2)})
 
     def test_they_are_not_written_again_and_leave_nothing_when_they_are_replaced(self, run: Run) -> None:
@@ -234,7 +238,7 @@ class TestParts:
         write_training_set(changed, run.folder)
         with pytest.raises(DataError, match="made of other coarse_map; run `mode-ray train` again"):
             open_training_set(files, run.folder)
-        assert open_training_set(changed, run.folder).table["row"].to_pylist() == [0, 2, 0, 2]
+        assert open_training_set(changed, run.folder).column("row").tolist() == [0, 2, 0, 2]
         assert len(run.folder.files(recursive=True)) == 3
         assert not file.exists()
 
@@ -246,7 +250,7 @@ class TestParts:
         stage.finish([stage.write_unit(only_others, units[0]), units[1]], {})
         files = replace(run.files(EXPERT, GROUPS), units_per_part=1)
         write_training_set(files, run.folder)
-        assert open_training_set(files, run.folder).table["shard"].to_pylist() == [1, 1]
+        assert open_training_set(files, run.folder).column("shard").tolist() == [1, 1]
 
     def test_an_empty_set_is_an_error(self, run: Run) -> None:
         nobody = replace(EXPERT, experts=3, expert=2)

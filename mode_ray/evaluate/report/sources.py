@@ -79,7 +79,7 @@ def read_thumbnails(sources: ReportSources) -> dict[int, list[bytes]]:
     index = load_index(sources.directories["assign"], sources.work_units[:_SAMPLE_SHARDS])
     index = index.take(nearest_rows(index, len(group_m), _PAIRS_PER_CLUSTER))
     reader = PairReader(index, config.captions)
-    expert_p = group_m[index.table[FINE].to_numpy()]
+    expert_p = group_m[index.column(FINE)]
     thumbnails: dict[int, list[bytes]] = {}
     for expert in range(config.train.experts):
         positions = np.flatnonzero(expert_p == expert)

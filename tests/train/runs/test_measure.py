@@ -103,7 +103,7 @@ class TestWhileTraining:
         assert fit_trial(seed) == fit_trial(expert) == TrialEnd()
         assert sorted(read_curve(seed.folder)) == [1, 2]
         assert sorted(read_curve(expert.folder)) == [3, 4]
-        fine = all_pairs.table["fine"].to_numpy()
+        fine = all_pairs.column("fine")
         kept = hashes(all_pairs) >= below
         assert read_metrics(seed.folder)["pairs"] == kept.sum() == 36
         assert read_metrics(expert.folder)["pairs"] == (kept & (fine >= 2)).sum()
@@ -140,7 +140,7 @@ class TestWhileTraining:
 
 def hashes(index: PairIndex) -> np.ndarray:
     """The hash of every pair."""
-    numbers, rows = index.table["shard"].to_numpy(), index.table["row"].to_numpy()
+    numbers, rows = index.column("shard"), index.column("row")
     return np.array(
         [
             int(pair_hash(index.work_units[number].unit, np.array([row]))[0])
