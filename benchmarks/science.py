@@ -54,7 +54,8 @@ COMPARED: Points = {
 HEADS_SEEDS = tuple(range(8))
 HEADS_FINAL_SEEDS = tuple(range(10, 18))
 HEADS_SETTING = SETTING.with_name("science_heads.yaml")
-# The study of heads. The saturated setting first; then one respect at a time. All have the dense model beside them.
+# The study of heads. First the number of samples at which the dense model is best on the development split; then one
+# respect at a time. All have the dense model beside them.
 HEADS: Points = {
     "mode4": {"train.controls": ["dense", "wide", "clustered", "full", "random"]},
     "mode4-full": {"train.expert_budget": "full", "train.controls": ["dense", "dense_equal_total"]},
@@ -67,7 +68,7 @@ HEADS: Points = {
     **{f"batch {size}": {"train.batch_size": size} for size in (64, 1024, 2048)},
     **{
         f"samples {samples}": {"train.dense_samples": samples}
-        for samples in (32_768, 131_072, 262_144, 1_048_576, 2_097_152)
+        for samples in (32_768, 65_536, 262_144, 524_288, 1_048_576)
     },
 }
 HEADS_QUICK: Mapping[str, Any] = {"train.dense_samples": 4096, "cluster.fine.centers": 32, "features.views": 2}
