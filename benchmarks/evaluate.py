@@ -24,6 +24,7 @@ from PIL import Image
 
 from mode_ray.config.evaluate import EvaluatePlacement
 from mode_ray.config.train import ModelConfig
+from mode_ray.evaluate.measure.known_images import KnownImages
 from mode_ray.evaluate.measure.measurements import load_cosines
 from mode_ray.evaluate.measure.options import MeasureOptions
 from mode_ray.evaluate.measure.similarities import measure_task
@@ -138,7 +139,7 @@ def main() -> None:
 
         def ours() -> float:
             began = time.perf_counter()
-            measure_task(task, experts, AnyText(), target, MeasureOptions(placement))
+            measure_task(task, KnownImages(experts), AnyText(), target, MeasureOptions(placement))
             return time.perf_counter() - began
 
         timings = alternate(ours, {"bare_loop": bare.run}, repeats)

@@ -31,6 +31,7 @@ from frame import arguments, finish
 from mode_ray.config.evaluate import EvaluatePlacement
 from mode_ray.config.images import ImagesConfig
 from mode_ray.config.train import ModelConfig
+from mode_ray.evaluate.measure.known_images import KnownImages
 from mode_ray.evaluate.measure.measurements import load_cosines
 from mode_ray.evaluate.measure.options import MeasureOptions
 from mode_ray.evaluate.measure.similarities import measure_task
@@ -180,7 +181,9 @@ def ours(task: Task, model: Location, folder: Path) -> Mapping[str, float]:
     """The metrics of our evaluation."""
     target = Location(str(folder / task.name))
     placement = EvaluatePlacement(batch_size=BATCH, threads_per_task=THREADS)
-    measure_task(task, load_experts({"model": model}), AnyText(), target, MeasureOptions(placement, PLAIN))
+    measure_task(
+        task, KnownImages(load_experts({"model": model})), AnyText(), target, MeasureOptions(placement, PLAIN)
+    )
     measured = load_cosines(target)
     if measured.summary.skipped:
         raise RuntimeError(f"{task.name}: {measured.summary.skipped} of the layout's samples were left out")

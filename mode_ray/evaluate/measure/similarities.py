@@ -14,6 +14,7 @@ import torch
 
 from mode_ray.embed.encoder import CaptionEncoder
 from mode_ray.errors import DataError
+from mode_ray.evaluate.measure.known_images import KnownImages
 from mode_ray.evaluate.measure.measurements import TaskSummary, save_array
 from mode_ray.evaluate.measure.options import MeasureOptions
 from mode_ray.evaluate.measure.probe_task import TaskProbes, probe_task
@@ -36,7 +37,7 @@ _Value = TypeVar("_Value")
 
 def measure_task(
     task: Task,
-    experts: Mapping[str, Expert],
+    images: KnownImages,
     encoder: CaptionEncoder,
     directory: Location,
     options: MeasureOptions,
@@ -51,12 +52,13 @@ def measure_task(
             not defined on the samples.
     """
     torch.set_num_threads(options.placement.threads_per_task)
+    experts = images.experts
     # Classes come before images, so that a name without an embedding is reported at once.
     sides = None if task.kind == "retrieval" else _class_sides(task, experts, encoder)
 
     def encode(split: Split) -> tuple[UsableSamples, Features]:
         if parts is None:
-            return encode_split(task, split, experts, options)
+            return encode_split(task, split, images, options)
         return merge_parts(list(experts), parts[split])
 
     usable, features = encode("test")

@@ -1,6 +1,6 @@
 """Image embeddings of a split by all models. Every image is decoded and preprocessed once, by one worker."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -8,14 +8,13 @@ from typing import TypeAlias
 import numpy as np
 
 from mode_ray.errors import DataError
+from mode_ray.evaluate.measure.known_images import KnownImages
 from mode_ray.evaluate.measure.measurements import load_array, save_array
 from mode_ray.evaluate.measure.options import MeasureOptions
 from mode_ray.evaluate.tasks.samples import Sample, Split, read_samples
 from mode_ray.evaluate.tasks.task import Task
 from mode_ray.evaluate.tasks.usable_samples import UsableSamples, prepared_image
-from mode_ray.models.encode import Expert
 from mode_ray.models.preprocess import ImageInput
-from mode_ray.models.together import encode_pixels
 from mode_ray.pairs.images import Pixels
 from mode_ray.storage import Location
 from mode_ray.util.read_ahead import read_ahead
@@ -40,14 +39,14 @@ class EncodedPart:
 
 
 def encode_split(
-    task: Task, split: Split, experts: Mapping[str, Expert], options: MeasureOptions
+    task: Task, split: Split, images: KnownImages, options: MeasureOptions
 ) -> tuple[UsableSamples, Features]:
     """Embed the usable images of a split.
 
     Raises:
         DataError: A file cannot be read, or no sample is usable.
     """
-    usable, _, features = _encode_share(task, split, experts, options, worker=0, workers=1)
+    usable, _, features = _encode_share(task, split, images, options, worker=0, workers=1)
     usable.require_some()
     return usable, features
 
@@ -55,7 +54,7 @@ def encode_split(
 def encode_part(
     task: Task,
     split: Split,
-    experts: Mapping[str, Expert],
+    images: KnownImages,
     options: MeasureOptions,
     worker: int,
     folder: Location,
@@ -66,7 +65,7 @@ def encode_part(
         DataError: A file cannot be read.
     """
     workers = options.placement.workers_per_task
-    usable, numbers, features = _encode_share(task, split, experts, options, worker, workers)
+    usable, numbers, features = _encode_share(task, split, images, options, worker, workers)
     for number, rows_id in enumerate(features.values()):
         save_array(_features_file(folder, number), rows_id)
     return EncodedPart(usable, numbers, folder)
@@ -101,17 +100,17 @@ def _features_file(folder: Location, model: int) -> Location:
 def _encode_share(
     task: Task,
     split: Split,
-    experts: Mapping[str, Expert],
+    images: KnownImages,
     options: MeasureOptions,
     worker: int,
     workers: int,
 ) -> tuple[UsableSamples, list[int], Features]:
     batch_size = options.placement.batch_size
-    decode = partial(_decode, options.image_input(next(iter(experts.values())).geometry))
+    decode = partial(_decode, options.image_input(next(iter(images.experts.values())).geometry))
     usable, numbers = UsableSamples(task), list[int]()
-    chunks: dict[str, list[np.ndarray]] = {name: [] for name in experts}
+    chunks: dict[str, list[np.ndarray]] = {name: [] for name in images.experts}
     batch: list[Pixels] = []
-    encode = partial(_encode, experts, chunks)
+    encode = partial(_encode, images, chunks)
     numbered = enumerate(read_samples(task, split))
     own = ((number, sample) for number, sample in numbered if number // batch_size % workers == worker)
     # While the models encode a batch, threads decode the next one.
@@ -130,13 +129,12 @@ def _encode_share(
     return usable, numbers, {name: np.concatenate(parts) if parts else nothing for name, parts in chunks.items()}
 
 
-def _decode(images: ImageInput, numbered: tuple[int, Sample]) -> tuple[int, Sample, Pixels | DataError | None]:
+def _decode(geometry: ImageInput, numbered: tuple[int, Sample]) -> tuple[int, Sample, Pixels | DataError | None]:
     number, sample = numbered
-    return number, sample, prepared_image(sample, images.prepare)
+    return number, sample, prepared_image(sample, geometry.prepare)
 
 
-def _encode(experts: Mapping[str, Expert], chunks: dict[str, list[np.ndarray]], batch: list[Pixels]) -> None:
+def _encode(images: KnownImages, chunks: dict[str, list[np.ndarray]], batch: list[Pixels]) -> None:
     if batch:
-        images_bhw3 = np.stack(batch)
-        for name, rows_bd in zip(experts, encode_pixels(list(experts.values()), images_bhw3), strict=True):
+        for name, rows_bd in images.encode(batch).items():
             chunks[name].append(rows_bd)

@@ -31,8 +31,7 @@ def measure_tasks(
 ) -> None:
     """Measure tasks, given by their output directory, with all models; `on_summary` is called for each when finished.
 
-    A Ray task loads the models once. On a small set of images that takes longer than the images, and sets with several
-    tasks (groups, subgroups, retrieval) are mostly small.
+    A Ray task loads the models once, and embeds an image once for all of its tasks.
 
     Raises:
         ModeRayError: As `measure_task`.
@@ -71,15 +70,16 @@ def _encode_part(
 ) -> _PartBySplit:
     import torch
 
+    from mode_ray.evaluate.measure.known_images import KnownImages
     from mode_ray.evaluate.measure.split_features import encode_part
     from mode_ray.models.together import load_experts
 
     options = MeasureOptions.of(config)
     torch.set_num_threads(options.placement.threads_per_task)
-    experts = load_experts(models, precision=options.precision)
+    images = KnownImages(load_experts(models, precision=options.precision))
     splits: Sequence[Split] = ("test", "train") if task.linear_probe else ("test",)
     folder = directory / _PARTS / str(worker)
-    return {split: encode_part(task, split, experts, options, worker, folder / split) for split in splits}
+    return {split: encode_part(task, split, images, options, worker, folder / split) for split in splits}
 
 
 def _measure(
@@ -87,17 +87,18 @@ def _measure(
 ) -> list[TaskSummary]:
     import torch
 
+    from mode_ray.evaluate.measure.known_images import KnownImages
     from mode_ray.evaluate.measure.similarities import measure_task
     from mode_ray.models.together import load_experts
 
     options = MeasureOptions.of(config)
     torch.set_num_threads(options.placement.threads_per_task)
-    experts = load_experts(models, precision=options.precision)
+    images = KnownImages(load_experts(models, precision=options.precision))
     encoder = load_encoder(config.encoder, config.embed.encoder.elsewhere, options.placement.threads_per_task)
     splits = {split: [part[split] for part in parts] for split in parts[0]} if parts else None
     summaries = []
     for directory, task in tasks.items():
-        summaries.append(measure_task(task, experts, encoder, directory, options, splits))
+        summaries.append(measure_task(task, images, encoder, directory, options, splits))
         if parts:
             (directory / _PARTS).delete()
     return summaries

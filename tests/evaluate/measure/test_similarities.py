@@ -16,6 +16,7 @@ from PIL import Image
 from mode_ray.config.evaluate import EvaluatePlacement
 from mode_ray.config.train import ModelConfig
 from mode_ray.errors import DataError
+from mode_ray.evaluate.measure.known_images import KnownImages
 from mode_ray.evaluate.measure.measurements import load_cosines, load_summary
 from mode_ray.evaluate.measure.options import MeasureOptions
 from mode_ray.evaluate.measure.similarities import measure_task, zero_shot_classifier
@@ -64,7 +65,7 @@ def measure(tmp_path: Path, models: dict[str, Location]) -> Callable[..., Locati
         directory = Location.parse(str(tmp_path / "measured"))
         measure_task(
             task,
-            load_experts(models),
+            KnownImages(load_experts(models)),
             Letters(),
             directory,
             MeasureOptions(EvaluatePlacement(batch_size=2, max_image_pixels=PIXELS)),
@@ -92,7 +93,7 @@ def test_every_image_is_decoded_once_for_eight_experts(
     target = Location.parse(str(tmp_path / "measured"))
     measure_task(
         task,
-        load_experts(experts),
+        KnownImages(load_experts(experts)),
         Letters(),
         target,
         MeasureOptions(EvaluatePlacement(batch_size=2, max_image_pixels=PIXELS)),
@@ -296,7 +297,7 @@ def test_a_model_with_broken_weights_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"/broken: its embeddings contain a value that is not finite"):
         measure_task(
             task,
-            load_experts({"n2/00": folder}),
+            KnownImages(load_experts({"n2/00": folder})),
             Letters(),
             folder,
             MeasureOptions(EvaluatePlacement(max_image_pixels=PIXELS)),

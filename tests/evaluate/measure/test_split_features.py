@@ -12,6 +12,7 @@ from PIL import Image
 
 from mode_ray.config.evaluate import EvaluatePlacement
 from mode_ray.errors import DataError
+from mode_ray.evaluate.measure.known_images import KnownImages
 from mode_ray.evaluate.measure.options import MeasureOptions
 from mode_ray.evaluate.measure.split_features import encode_part, encode_split, merge_parts
 from mode_ray.evaluate.tasks.task import Task
@@ -43,9 +44,12 @@ def experts(models: dict[str, Location]) -> dict[str, Expert]:
 
 def test_several_workers_give_what_one_gives(task: Task, experts: dict[str, Expert], tmp_path: Path) -> None:
     options = MeasureOptions(EvaluatePlacement(batch_size=2, workers_per_task=WORKERS, max_image_pixels=PIXELS))
-    alone, expected = encode_split(task, "test", experts, options)
+    alone, expected = encode_split(task, "test", KnownImages(experts), options)
     folders = [Location.parse(str(tmp_path / str(worker))) for worker in range(WORKERS)]
-    parts = [encode_part(task, "test", experts, options, worker, folder) for worker, folder in enumerate(folders)]
+    parts = [
+        encode_part(task, "test", KnownImages(experts), options, worker, folder)
+        for worker, folder in enumerate(folders)
+    ]
     assert [part.usable.images for part in parts] == [5, 4, 4]  # seven batches of two, an image broken in the first's
     usable, features = merge_parts(list(experts), parts)
     assert usable.captions == alone.captions
@@ -68,7 +72,7 @@ def test_all_workers_together_decode_every_image_once(
     monkeypatch.setattr(Image, "open", counting)
     options = MeasureOptions(EvaluatePlacement(batch_size=2, workers_per_task=WORKERS, max_image_pixels=PIXELS))
     for worker in range(WORKERS):
-        encode_part(task, "test", experts, options, worker, Location.parse(str(tmp_path / str(worker))))
+        encode_part(task, "test", KnownImages(experts), options, worker, Location.parse(str(tmp_path / str(worker))))
     assert sorted(opened) == sorted(b"broken" if row == BROKEN else png(row) for row in range(ROWS))
 
 
@@ -78,7 +82,8 @@ def test_workers_without_an_image_do_no_harm_and_none_at_all_is_told(
     options = MeasureOptions(EvaluatePlacement(batch_size=ROWS, workers_per_task=2, max_image_pixels=PIXELS))
     folders = [Location.parse(str(tmp_path / str(worker))) for worker in range(2)]
     first, second = (
-        encode_part(task, "test", experts, options, worker, folder) for worker, folder in enumerate(folders)
+        encode_part(task, "test", KnownImages(experts), options, worker, folder)
+        for worker, folder in enumerate(folders)
     )
     assert (first.usable.images, second.usable.images) == (ROWS - 1, 0)
     assert merge_parts(list(experts), [first, second])[0].images == ROWS - 1
