@@ -68,19 +68,12 @@ def write_report(run: Run, target: Location) -> None:
         DataError: The clustering is of another encoder, a task is not measured, or the atlas summary is damaged.
     """
     config = run.config
-    tasks, n = load_tasks(config.evaluate.tasks), config.train.experts
     clustering = Clustering.load_for(run.clusters, encoder_name(config.encoder))
     trained = _find_trained(config, run.experts)
     centers = len(clustering.centers_md)
-    calibration = calibration_of(clustering, n)
-    router = Router(
-        centers=expert_centers(clustering, n),
-        config=config.routing,
-        missing=config.evaluate.leave_out_experts,
-    )
-    measured, results = {}, {}
-    for task in tasks:
-        measured[task.name], results[task.name] = _compare(run, task, router, trained.trials)
+    calibration = calibration_of(clustering, config.train.experts)
+    tasks = load_tasks(config.evaluate.tasks)
+    measured, results = compare_tasks(run, tasks, clustering, trained.trials)
     sources = ReportSources(
         config=config,
         work_units=run.work_units,
@@ -99,6 +92,21 @@ def write_report(run: Run, target: Location) -> None:
     data = report_data(sources)
     (target / REPORT_JSON).write_text(json.dumps(data, indent=1))
     (target / REPORT_HTML).write_text(render_report(data, read_thumbnails(sources)))
+
+
+def compare_tasks(
+    run: Run, tasks: Sequence[Task], clustering: Clustering, trials: Sequence[Trial]
+) -> tuple[dict[str, TaskCosines], dict[str, TaskResults]]:
+    """What was measured on each task, without the cosines, and the results, both by task."""
+    router = Router(
+        centers=expert_centers(clustering, run.config.train.experts),
+        config=run.config.routing,
+        missing=run.config.evaluate.leave_out_experts,
+    )
+    measured, results = {}, {}
+    for task in tasks:
+        measured[task.name], results[task.name] = _compare(run, task, router, trials)
+    return measured, results
 
 
 def load_report(directory: Location) -> ReportData:
