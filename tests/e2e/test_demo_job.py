@@ -18,6 +18,7 @@ SMALLEST = (
     "encoder.kind=static",
     "encoder.model=package:wordllama",
     "train.dense_samples=1024",
+    "train.batch_size=64",
     "train.optimizer.warmup_samples=128",
     "train.controls=[]",
     "train.placement.workers_per_run=0",
