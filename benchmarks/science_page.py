@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mode_ray.cluster.clustering import Clustering
-from mode_ray.config.load import load_config
+from mode_ray.config.load import load_config, with_values
 from mode_ray.embed.encoder import encoder_name
 from mode_ray.evaluate.metrics.bootstrap import percentile_interval
 from mode_ray.evaluate.stage import compare_tasks
@@ -63,7 +63,7 @@ def lines_of(found: Sequence[Measured], label: str) -> list[str]:
 
 def draws_of_run(directory: str) -> np.ndarray:
     """The difference from dense of the mean over tasks, on resamples of the test images."""
-    run = open_run(load_config(f"{directory}/config.yaml"))
+    run = open_run(with_values(load_config(f"{directory}/config.yaml"), {"evaluate.rules": [RULE]}))
     summary = training_summary(run.experts)
     if summary is None:
         raise SystemExit(f"{directory}: not trained")
