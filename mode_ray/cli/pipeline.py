@@ -178,7 +178,9 @@ def add(
     from mode_ray.storage import Location
 
     reused = Location.parse(source).uri
-    run_stages(load(config, [*overrides, f"train.reuse={reused}"]), ("train",), console())
+    settings = load(config, [*overrides, f"train.reuse={reused}"])
+    stages: tuple[Stage, ...] = ("features", "train") if settings.uses_features else ("train",)
+    run_stages(settings, stages, console())
     say(f"later stages: mode-ray evaluate --config {config} train.reuse={reused}")
 
 

@@ -222,6 +222,16 @@ def test_the_commands_of_the_readme_work_as_typed(runs: Runs, tmp_path: Path, mo
     assert json.loads((tmp_path / "grown/C/evaluation/report.json").read_text())["models"]
 
 
+def test_heads_are_added_with_the_features_of_the_new_pairs(runs: Runs, tmp_path: Path) -> None:
+    heads = ("train.data.mode=features", "train.model.lock={image: {groups: 1}, text: {groups: 1}}")
+    a, c = (["--config", str(runs.folder / f"{name}.yaml"), f"run={tmp_path / name}", *heads] for name in "AC")
+    assert main(["run", "--until", "train", *a]) == 0
+    assert main(["run", "--until", "assign", *c]) == 0
+    assert main(["train", "add", "--from", str(tmp_path / "A"), *c]) == 0
+    assert (tmp_path / "C/features/manifest.json").exists()
+    assert (tmp_path / "C/experts/n3/02/open_clip_config.json").exists()
+
+
 def test_a_run_that_is_not_finished_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = [f"run={runs.folder / 'D'}"]
     assert main(["run", "--until", "assign", "--config", str(runs.folder / "C.yaml"), *overrides]) == 0
