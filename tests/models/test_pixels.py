@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-import open_clip
 import pytest
 import torch
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transform import PreprocessCfg, image_transform_v2
 
 from mode_ray.models.clip import ClipModel
@@ -41,13 +41,12 @@ def test_floats_are_normalised_already(module: torch.nn.Module) -> None:
     assert PixelNormaliser(module, CPU, torch.bfloat16)(floats) is floats
 
 
-def test_networks_of_convolutions_have_their_channels_last() -> None:
-    model = open_clip.create_model("RN50").eval()
-    convolutions = model.visual
-    assert pixel_layout(convolutions) == torch.channels_last
-    images = PixelNormaliser(model, CPU, torch.float32)(PIXELS.repeat(1, 1, 14, 14))
-    before = convolutions(images)
-    after = convolutions.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
+def test_networks_of_convolutions_have_their_channels_last(module: torch.nn.Module) -> None:
+    network = ModifiedResNet(layers=(1, 1, 1, 1), output_dim=16, heads=4, image_size=32, width=8).eval()
+    assert pixel_layout(network) == torch.channels_last
+    images = PixelNormaliser(module, CPU, torch.float32)(PIXELS.repeat(1, 1, 2, 2))
+    before = network(images)
+    after = network.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
     assert torch.allclose(before, after, atol=1e-5)
 
 
