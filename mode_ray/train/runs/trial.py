@@ -45,7 +45,8 @@ class TrialJob:
     @property
     def features(self) -> Location:
         """Directory of the features, which the run has with `train.data.mode: features`."""
-        return stage_directories(self.config.directory)["features"]
+        # Not by `config.directory`: a relative one is relative to the driver's working directory.
+        return stage_directories(self.assignments.parent)["features"]
 
 
 def planned_trials_of(summary: Mapping[str, Any]) -> list[Trial]:
