@@ -229,9 +229,7 @@ class TestATrial:
         other = TrialJob(**{**vars(job), "config": with_features(job.config, {"views": 5})})
         assert checkpoints_folder(job) != checkpoints_folder(other)
 
-    def test_a_relative_run_directory_is_not_looked_for_in_the_worker_s(
-        self, make_job: MakeJob, locked: Fields
-    ) -> None:
+    def test_a_relative_run_directory_is_the_driver_s(self, make_job: MakeJob, locked: Fields) -> None:
         job = make_job(DENSE_TRIAL, **locked)
         elsewhere = TrialJob(**{**vars(job), "config": job.config.model_copy(update={"run": "grown/C"})})
         assert elsewhere.features == job.assignments.parent / "features"
