@@ -91,6 +91,7 @@ class LiveServing:
             if expert in kept:
                 raise UsageError(f"expert {expert} is served already: mode-ray serve replace {expert} exchanges it")
         if grown is not None:
+            _require_known(grown, experts)
             _require_all(grown, {*kept, *experts})
         before = served_run(document, self._router)
         run = before if grown is None else grown.run.uri
@@ -243,6 +244,11 @@ def _require_model(run: str, expert: int, folder: str | None) -> None:
     model = ServedRun.expert_folder(place, expert, folder)
     if problem := find_problem(model):
         raise DataError(f"{problem}: nothing is changed")
+
+
+def _require_known(grown: ServedRun, experts: Sequence[int]) -> None:
+    if unknown := [expert for expert in experts if expert not in grown.experts]:
+        raise UsageError(f"{grown.run}: has no {_named(unknown)}: its experts are 0 to {grown.n - 1}")
 
 
 def _require_all(grown: ServedRun, available: Collection[int]) -> None:

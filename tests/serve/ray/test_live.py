@@ -181,6 +181,8 @@ class TestAddOfAGrownRun:
         other = Location.parse(str(tmp_path / "other"))
         save_expert(other, seed=9)
         grown = self.grown(before, tmp_path / "grown", expert_1=other)
+        with pytest.raises(UsageError, match=r"has no expert 9: its experts are 0 to \d+$"):
+            LiveServing(cluster, ignore).add([9], grown=grown)
         with pytest.raises(UsageError, match=r"expert 1 would be missing.*add 1 … --run"):
             LiveServing(cluster, ignore).add([3], grown=grown)
         assert not cluster.submitted
