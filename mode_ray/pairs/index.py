@@ -76,7 +76,7 @@ class PairIndex:
         self._files = state["files"]
 
     def __len__(self) -> int:
-        return sum(len(chunk) for chunk in self._chunks)
+        return int(self._starts[-1]) + len(self._chunks[-1])
 
     def columns_at(self, positions: npt.ArrayLike) -> dict[str, np.ndarray]:
         """All values of some rows by name, integers as int64. Only the memory pages of these rows are read."""

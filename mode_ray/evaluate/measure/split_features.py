@@ -129,9 +129,9 @@ def _encode_share(
     return usable, numbers, {name: np.concatenate(parts) if parts else nothing for name, parts in chunks.items()}
 
 
-def _decode(geometry: ImageInput, numbered: tuple[int, Sample]) -> tuple[int, Sample, Pixels | DataError | None]:
+def _decode(inputs: ImageInput, numbered: tuple[int, Sample]) -> tuple[int, Sample, Pixels | DataError | None]:
     number, sample = numbered
-    return number, sample, prepared_image(sample, geometry.prepare)
+    return number, sample, prepared_image(sample, inputs.prepare)
 
 
 def _encode(images: KnownImages, chunks: dict[str, list[np.ndarray]], batch: list[Pixels]) -> None:
