@@ -1,19 +1,16 @@
 """Divides the towers of a model with locked parts into a trunk, which training does not change, and a head.
 
-The features of a trunk can be computed once an image or text, and shared by all models with the same trunk. The head
-of a tower that is locked as a whole is the identity.
+The head of a tower that is locked as a whole is the identity.
 """
 
-import copy
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
-from open_clip.hf_model import HFTextEncoder
-from open_clip.timm_model import TimmModel
 
 from mode_ray.errors import UsageError
 from mode_ray.models.locking import LOCK_FIELD, locked_state, state_hash
+from mode_ray.models.towers import TowerLayout, image_layout, text_layout
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class DividedTower:
         head: Features to embeddings [b, d], not normalised.
     """
 
-    trunk: torch.nn.Module
+    trunk: Callable[[torch.Tensor], torch.Tensor]
     head: torch.nn.Module
 
 
@@ -64,80 +61,24 @@ def divide_towers(module: torch.nn.Module) -> tuple[DividedTower, DividedTower]:
     Raises:
         UsageError: As `divide`.
     """
-    model: Any = module
-    whole = getattr(model, "text", None)
-    text = _divided_clip_text(model) if whole is None else _divided(whole, "text")
-    return _divided(model.visual, "image"), text
+    return _divided(image_layout(module), "image"), _divided(text_layout(module), "text")
 
 
-def _divided(tower: Any, name: str) -> DividedTower:  # noqa: ANN401 - any tower of open_clip
-    trainable = _trainable(tower)
-    if not trainable:
-        return DividedTower(tower, torch.nn.Identity())
-    if isinstance(tower, TimmModel) and not _trainable(tower.trunk):
-        return DividedTower(tower.trunk, tower.head)
-    if isinstance(tower, HFTextEncoder) and not _trainable(tower.transformer):
-        return DividedTower(without_part(tower, "proj", torch.nn.Identity()), tower.proj)
-    for projection in ("proj", "text_projection"):
-        if {parameter.partition(".")[0] for parameter in trainable} == {projection}:
-            return DividedTower(without_part(tower, projection, None), projection_head(getattr(tower, projection)))
-    raise UsageError(
-        f"{LOCK_FIELD}.{name}: features can be shared only of a tower whose projection alone is trainable, but "
-        f"{trainable[0]} is too; set it to all, or to {{groups: 1}} for a transformer of open_clip"
-    )
-
-
-def _divided_clip_text(clip: Any) -> DividedTower:  # noqa: ANN401 - an open_clip.CLIP
-    """The text tower of open_clip's CLIP class, whose parts are attributes of the model itself."""
-    trainable = [name for name in _trainable(clip) if not name.startswith(("visual.", "logit_"))]
-    if not trainable:
-        return DividedTower(_ClipText(clip), torch.nn.Identity())
-    if {name.partition(".")[0] for name in trainable} == {"text_projection"}:
-        return DividedTower(
-            _ClipText(without_part(clip, "text_projection", None)), projection_head(clip.text_projection)
+def _divided(layout: TowerLayout, name: str) -> DividedTower:
+    trainable = [
+        full
+        for full, parameter in layout.owner.named_parameters()
+        if parameter.requires_grad and _in_trunk(full, layout)
+    ]
+    if trainable:
+        raise UsageError(
+            f"{LOCK_FIELD}.{name}: features can be shared only of a tower whose projection alone is trainable, but "
+            f"{trainable[0]} is too; set it to all, or to {{groups: 1}} for a transformer of open_clip"
         )
-    raise UsageError(
-        f"{LOCK_FIELD}.text: features can be shared only of a tower whose projection alone is trainable, but "
-        f"{trainable[0]} is too; set it to all or to {{groups: 1}}"
-    )
+    if not any(parameter.requires_grad for parameter in layout.head().parameters()):
+        layout = replace(layout, outside=(), projection=None)
+    return DividedTower(layout.features(), layout.head())
 
 
-class _ClipText(torch.nn.Module):
-    """`encode_text` of a model as a module of its own. The model is not a child: its images are not part of this."""
-
-    def __init__(self, clip: Any) -> None:  # noqa: ANN401 - an open_clip.CLIP
-        super().__init__()
-        self._clip = (clip,)
-
-    def forward(self, texts: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = self._clip[0].encode_text(texts)
-        return features
-
-
-class _Projection(torch.nn.Module):
-    """Multiplies by a matrix, as open_clip's transformers do."""
-
-    def __init__(self, matrix_kd: torch.nn.Parameter) -> None:
-        super().__init__()
-        self.matrix_kd = matrix_kd
-
-    def forward(self, features_bk: torch.Tensor) -> torch.Tensor:
-        return features_bk @ self.matrix_kd
-
-
-def projection_head(projection: torch.nn.Module | torch.nn.Parameter) -> torch.nn.Module:
-    """The projection of a tower as a module; open_clip's transformers have a matrix."""
-    return projection if isinstance(projection, torch.nn.Module) else _Projection(projection)
-
-
-def _trainable(module: torch.nn.Module) -> list[str]:
-    return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-
-
-def without_part(module: torch.nn.Module, name: str, replacement: torch.nn.Module | None) -> Any:  # noqa: ANN401
-    """A copy that shares all weights, with one part replaced."""
-    part = copy.copy(module)
-    part._parameters = {key: value for key, value in module._parameters.items() if key != name}
-    part._modules = {key: value for key, value in module._modules.items() if key != name}
-    setattr(part, name, replacement)
-    return part
+def _in_trunk(parameter: str, layout: TowerLayout) -> bool:
+    return parameter.partition(".")[0] not in layout.outside
