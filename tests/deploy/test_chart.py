@@ -16,7 +16,9 @@ from ray.autoscaler._private.constants import AUTOSCALER_METRIC_PORT
 from ray.serve.schema import ServeDeploySchema
 
 from mode_ray.config.load import load_config
+from mode_ray.config.serve import ServeConfig
 from mode_ray.deploy.values import SPOT_TIMEOUT_SECONDS
+from mode_ray.serve.ray.deployment_file import serve_document
 
 REPOSITORY = CHART.parents[1]
 VALUES = ("values.yaml", "values-gke.yaml", "values-eks.yaml")
@@ -190,6 +192,17 @@ class TestService:
             assert isinstance(deployment.autoscaling_config, dict)
             assert deployment.autoscaling_config["min_replicas"] >= 2
             assert application.args["settings"] == {"token_hashes": ["00ff"]}
+
+    def test_experts_on_one_trunk_can_be_one_application(self, helm: str) -> None:
+        objects = render(helm, "values.yaml", ["service.enabled=true", "service.expertsTogether=true"])
+        (service,) = of_kinds(objects, "RayService")
+        deployed = yaml.safe_load(service["spec"]["serveConfigV2"])
+        written = serve_document("s3://example-mode-ray/run1", range(4), ServeConfig(experts_together=True))
+        names = [[one["name"] for one in document["applications"]] for document in (deployed, written)]
+        assert names[0] == names[1] == ["experts", "router"]
+        experts, router = deployed["applications"]
+        assert experts["args"]["experts"] == [0, 1, 2, 3]
+        assert router["deployments"][0]["user_config"] == written["applications"][1]["deployments"][0]["user_config"]
 
     def test_it_has_machines_on_demand_that_stay_and_a_redis(self, rendered: tuple[str, Objects]) -> None:
         if rendered[0] == "values.yaml":
