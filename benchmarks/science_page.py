@@ -22,9 +22,11 @@ from mode_ray.cluster.clustering import Clustering
 from mode_ray.config.load import load_config, with_values
 from mode_ray.embed.encoder import encoder_name
 from mode_ray.evaluate.metrics.bootstrap import percentile_interval
-from mode_ray.evaluate.stage import compare_tasks
+from mode_ray.evaluate.report.schema import ReportData
+from mode_ray.evaluate.stage import compare_tasks, load_report
 from mode_ray.evaluate.tasks.task import load_tasks
 from mode_ray.pipeline import open_run
+from mode_ray.storage import Location
 from mode_ray.study.plot import png_of
 from mode_ray.study.results import Measured
 from mode_ray.train.runs.trial import planned_trials_of, training_summary
@@ -72,6 +74,21 @@ def draws_of_run(directory: str) -> np.ndarray:
     _, results = compare_tasks(run, tasks, clustering, planned_trials_of(summary))
     draws: np.ndarray = np.mean([one.draws[RULE] - one.draws[DENSE] for one in results.values()], axis=0)
     return draws
+
+
+def pruned_rows(reports: Sequence[ReportData], dense: Sequence[float]) -> list[list[str]]:
+    """Rows of the table of pruning: which experts of a task run, how many those are, and the score, over the seeds."""
+    rows = []
+    for keep, value in dict.fromkeys((one["keep"], one["value"]) for one in reports[0]["pruning"]):
+        kept = [
+            [one for one in report["pruning"] if (one["keep"], one["value"]) == (keep, value)] for report in reports
+        ]
+        scores = [statistics.fmean(one["score"] for one in of_seed) for of_seed in kept]
+        run = statistics.fmean(one["experts_run"] for of_seed in kept for one in of_seed)
+        change = [score - base for score, base in zip(scores, dense, strict=True)]
+        name = f"the {value:g} with the most weight" if keep == "top" else f"those with {value:.0%} of the weight"
+        rows.append([name, f"{run:.1f}", f"{mean_and_error(scores)[0]:.2f}", signed(*mean_and_error(change))])
+    return rows
 
 
 def curve(axes: Axes, measured: Sequence[Measured]) -> None:
@@ -150,6 +167,9 @@ def main() -> None:
         own = means_of(differences, BASE, line)
         rows.append([NAMES.get(line, line), f"{mean:.2f} ± {error:.2f}", signed(*mean_and_error(own)) if own else ""])
     print(table(["model", "mean of the tasks", "MoDE-4 minus it"], rows), "\n")
+    points = [Location.parse(str(options.study / "points" / f"{BASE}-seed{seed}" / "evaluation")) for seed in seeds]
+    rows = pruned_rows([load_report(point) for point in points], means_of(measured, BASE, DENSE))
+    print(table(["experts that run", "on average", "score", "minus dense"], rows), "\n")
     rows = []
     for label in dict.fromkeys(one.label for one in measured):
         of_dense, of_mode = (mean_and_error(means_of(measured, label, line))[0] for line in (DENSE, MODE))
