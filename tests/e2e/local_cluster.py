@@ -93,6 +93,7 @@ def local_cluster(
     kill_tree: KillTree,
     environment: Mapping[str, str] | None = None,
     head_environment: Mapping[str, str] | None = None,
+    /,
     **head_options: object,
 ) -> Iterator[LocalCluster]:
     """Start a head and end it, and the nodes that joined it, afterwards.
