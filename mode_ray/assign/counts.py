@@ -1,7 +1,7 @@
 """Captions of every fine cluster, counted once and stored beside the assignments."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,12 @@ _UNITS_PER_TASK = 1024
 _READERS = 16
 
 
-def fine_counts(assignments: Location, work_units: Sequence[WorkUnit], centers: int) -> Int64Array:
+def fine_counts(
+    assignments: Location,
+    work_units: Sequence[WorkUnit],
+    centers: int,
+    label_selector: Mapping[str, str] | None = None,
+) -> Int64Array:
     """Captions of each fine cluster, int64 [m].
 
     They are counted at the end of the assign stage, or here for a run of a former version, and stored. Large runs
@@ -30,6 +35,7 @@ def fine_counts(assignments: Location, work_units: Sequence[WorkUnit], centers: 
         assignments: Directory of the assign stage.
         work_units: All work units of the run.
         centers: m.
+        label_selector: Node labels that the tasks require.
 
     Raises:
         DataError: There is no assignment at all, or a file is missing or damaged.
@@ -38,13 +44,15 @@ def fine_counts(assignments: Location, work_units: Sequence[WorkUnit], centers: 
     stored = json.loads(file.read_text()) if file.exists() else {}
     if manifest is not None and stored.get("assignments") == manifest.content_hash:
         return np.array(stored["counts"], np.int64)
-    counts_m = _counted(assignments, work_units, centers)
+    counts_m = _counted(assignments, work_units, centers, dict(label_selector or {}))
     if manifest is not None:
         file.write_text(json.dumps({"assignments": manifest.content_hash, "counts": counts_m.tolist()}))
     return counts_m
 
 
-def _counted(assignments: Location, work_units: Sequence[WorkUnit], centers: int) -> Int64Array:
+def _counted(
+    assignments: Location, work_units: Sequence[WorkUnit], centers: int, label_selector: dict[str, str]
+) -> Int64Array:
     present = units_with_output(assignments)
     units = [unit for unit in WorkUnitTable.of(work_units).table["unit"].to_pylist() if unit in present]
     if not units:
@@ -55,7 +63,9 @@ def _counted(assignments: Location, work_units: Sequence[WorkUnit], centers: int
 
     from mode_ray.util.ray_tasks import task_result
 
-    task = ray.remote(_count).options(name="fine counts", retry_exceptions=[OSError])
+    task = ray.remote(_count).options(
+        name="fine counts", retry_exceptions=[OSError], label_selector=label_selector or None
+    )
     pending = [
         task.remote(assignments, units[start : start + _UNITS_PER_TASK], centers)
         for start in range(0, len(units), _UNITS_PER_TASK)

@@ -115,5 +115,6 @@ def run_assign(run: Run, stage: Stage, report: StageReport) -> Manifest:
     embeddings = run.embeddings if config.embed.keep == "all" else None
     work = UnitWork(AssignWorker, (config, run.clusters, embeddings), config.assign.pool)
     manifest = run_work_unit_stage(stage, run.work_units, work, config.limits, report.unit)
-    fine_counts(run.assignments, run.work_units, len(Clustering.load(run.clusters).centers_md))
+    centers = len(Clustering.load(run.clusters).centers_md)
+    fine_counts(run.assignments, run.work_units, centers, config.assign.pool.label_selector)
     return manifest

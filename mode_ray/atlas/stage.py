@@ -58,13 +58,20 @@ def make_atlas(run: Run, sample_captions: int | None = None) -> Location:
         sample_captions = max(MIN_SAMPLE_CAPTIONS, SAMPLE_CAPTIONS_PER_CENTER * _centers(run))
     wanted = choose_rows(rows, run.work_units, sample_captions, run.config.cluster.seed)
     by_unit = {work_unit.unit: work_unit for work_unit in run.work_units}
+    # As `assign`, which reads the same files. Without labels, many tasks make the autoscaler start GPU machines.
+    label_selector = dict(run.config.assign.pool.label_selector) or None
     sample_one = ray.remote(num_cpus=1)(_sample_unit).options(
-        name="atlas: captions of a unit", max_retries=_IO_RETRIES, retry_exceptions=[OSError]
+        name="atlas: captions of a unit",
+        label_selector=label_selector,
+        max_retries=_IO_RETRIES,
+        retry_exceptions=[OSError],
     )
     samples = [
         sample_one.remote(run.config, by_unit[unit], count, run.clusters, rows) for unit, count in wanted.items()
     ]
-    write = ray.remote(num_cpus=1, **process_kept(_centers(run) <= _FEW_CENTERS))(_write).options(name="atlas")
+    write = ray.remote(num_cpus=1, **process_kept(_centers(run) <= _FEW_CENTERS))(_write).options(
+        name="atlas", label_selector=label_selector
+    )
     page: Location = task_result(write.remote(replace(run, work_units=()), assigned, *samples))
     return page
 

@@ -43,7 +43,7 @@ def count_all_captions(
     Args:
         work_units: The units.
         config: How to read captions.
-        pool: CPUs per task, and retries after an I/O error.
+        pool: CPUs and node labels of a task, and retries after an I/O error.
         location: File for the counts; counts of unchanged sources are reused.
         on_counted: Called with the number of units counted so far and the number of all units.
     """
@@ -54,7 +54,7 @@ def count_all_captions(
     table = ray.put(left)
     task: Any = ray.remote(num_cpus=pool.cpus_per_actor, max_retries=-1)(_count_units)
     counting = [
-        task.options(name="count captions").remote(
+        task.options(name="count captions", label_selector=dict(pool.label_selector) or None).remote(
             table, range(start, min(start + _UNITS_PER_TASK, len(left))), config, pool.retries_per_unit
         )
         for start in range(0, len(left), _UNITS_PER_TASK)

@@ -8,15 +8,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 CHART = Path(__file__).resolve().parents[2] / "cluster_configs/chart"
 
 
-def find_helm() -> str | None:
+def _find_helm() -> str | None:
     """Helm's binary: MODE_RAY_HELM, beside this Python, or on PATH."""
     beside = Path(sys.executable).with_name("helm")
     return os.environ.get("MODE_RAY_HELM") or (str(beside) if beside.is_file() else shutil.which("helm"))
+
+
+def required_helm() -> str:
+    """Helm's binary; the test is skipped without it."""
+    found = _find_helm()
+    if found is None:
+        pytest.skip("no helm: run `make dev-tools`, or set MODE_RAY_HELM")
+    return found
 
 
 def render(helm: str, values: str, settings: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -1,13 +1,18 @@
-"""The conditions of the alarms, tested by Prometheus' promtool on series with one scrape per minute."""
+"""The conditions of the alarms, tested by Prometheus' promtool on series with one scrape per minute.
+
+tests/e2e/test_live_alarms.py has them with a Prometheus, an Alertmanager and a Ray that run.
+"""
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from live_monitoring import AMTOOL, PROMTOOL
+
+from mode_ray.deploy.render import read_values, render_all
 
 ALARMS = Path(__file__).resolve().parents[2] / "cluster_configs/monitoring/alarms.yml"
 LEFT = 'ray_mode_stage_units_left{stage="embed"}'
@@ -74,10 +79,16 @@ def test_prometheus_can_read_all_of_them(promtool: str) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
+@pytest.mark.parametrize("overrides", [(), ("alarms.webhook=https://pager.example.com/hook",)])
+def test_alertmanager_can_read_its_config(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    file = tmp_path / "alertmanager.yml"
+    file.write_text(render_all(read_values(None, overrides))["monitoring/alertmanager.yml"])
+    command = [AMTOOL.path(), "check-config", str(file)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 @pytest.fixture(scope="module")
 def promtool() -> str:
     """Prometheus' checker; the test is skipped without it."""
-    found = os.environ.get("MODE_RAY_PROMTOOL") or shutil.which("promtool")
-    if found is None:
-        pytest.skip("no promtool on PATH: install Prometheus, or set MODE_RAY_PROMTOOL")
-    return found
+    return os.environ.get("MODE_RAY_PROMTOOL") or PROMTOOL.path()

@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from helm_chart import CHART, find_helm, render
+from helm_chart import CHART, render, required_helm
 from ray.autoscaler._private.constants import AUTOSCALER_METRIC_PORT
 from ray.serve.schema import ServeDeploySchema
 
@@ -51,10 +51,7 @@ Objects = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def helm() -> str:
-    found = find_helm()
-    if found is None:
-        pytest.skip("no helm: run `make dev-tools`, or set MODE_RAY_HELM")
-    return found
+    return required_helm()
 
 
 @pytest.fixture(scope="module", params=VALUES)

@@ -18,6 +18,7 @@ from pathlib import Path
 RAY = Path(sys.executable).with_name("ray")
 START_DEADLINE_SECONDS = 90.0
 OBJECT_STORE_BYTES = 200_000_000
+_HEAD_LOG = "head.log"
 
 KillTree = Callable[["subprocess.Popen[bytes]", float], list[str]]
 
@@ -30,6 +31,8 @@ class LocalCluster:
         dashboard: Address that takes jobs.
         gcs: Address that nodes and drivers join.
         environment: Of every process of the cluster and of its clients.
+        head: Its `ray start`, above all its processes.
+        start_head: Starts it, with the same options each time.
     """
 
     dashboard: str
@@ -37,6 +40,8 @@ class LocalCluster:
     environment: dict[str, str]
     folder: Path
     kill_tree: KillTree
+    start_head: Callable[[], "subprocess.Popen[bytes]"]
+    head: "subprocess.Popen[bytes]" = field(init=False)
     nodes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     def alive_nodes(self) -> int:
@@ -48,7 +53,9 @@ class LocalCluster:
             nodes = json.load(answer)["data"]["result"]["result"]
         return sum(node["state"] == "ALIVE" for node in nodes)
 
-    def add_node(self, **options: object) -> "subprocess.Popen[bytes]":
+    def add_node(
+        self, environment: Mapping[str, str] | None = None, /, **options: object
+    ) -> "subprocess.Popen[bytes]":
         """Start a worker node with a CPU; it joins by itself some seconds later."""
         (agent_port,) = free_ports(1)
         given = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES, **options}
@@ -59,7 +66,7 @@ class LocalCluster:
                 "dashboard-agent-listen-port": agent_port,
                 **{name.replace("_", "-"): value for name, value in given.items()},
             },
-            self.environment,
+            {**self.environment, **(environment or {})},
             self.folder / f"node-{agent_port}.log",
         )
         self.nodes.append(node)
@@ -70,10 +77,24 @@ class LocalCluster:
         self.kill_tree(node, 0.0)
         self.nodes.remove(node)
 
+    def kill_head(self) -> None:
+        """Kill the head with all its processes at once. The nodes live on for a while."""
+        self.kill_tree(self.head, 0.0)
+
+    def run_head(self) -> None:
+        """Start the head, or start it again, and wait until its dashboard answers."""
+        self.head = self.start_head()
+        _wait_until_it_answers(self)
+
 
 @contextmanager
 def local_cluster(
-    folder: Path, kill_tree: KillTree, environment: Mapping[str, str] | None = None, **head_options: object
+    folder: Path,
+    kill_tree: KillTree,
+    environment: Mapping[str, str] | None = None,
+    head_environment: Mapping[str, str] | None = None,
+    /,
+    **head_options: object,
 ) -> Iterator[LocalCluster]:
     """Start a head and end it, and the nodes that joined it, afterwards.
 
@@ -81,6 +102,7 @@ def local_cluster(
         folder: Where the logs go.
         kill_tree: The fixture of that name.
         environment: Further variables of all processes.
+        head_environment: Further variables of the head's processes.
         head_options: Of `ray start --head`, with `_` for `-`.
     """
     # Ray's sockets lie below it, and the path of a socket may have 107 bytes.
@@ -100,15 +122,19 @@ def local_cluster(
         **{name.replace("_", "-"): value for name, value in head_options.items()},
     }
     shell = shell_environment(environment)
-    log = folder / "head.log"
-    head = _ray_start({"head": None, **options}, shell, log)
     gcs = f"127.0.0.1:{options['port']}"
-    cluster = LocalCluster(f"http://127.0.0.1:{dashboard_port}", gcs, shell, folder, kill_tree)
+
+    def start_head() -> "subprocess.Popen[bytes]":
+        # Of the head before, which a new machine would not have: Ray refuses to start beside it.
+        Path(str(options["temp-dir"]), "ray_current_cluster").unlink(missing_ok=True)
+        return _ray_start({"head": None, **options}, {**shell, **(head_environment or {})}, folder / _HEAD_LOG)
+
+    cluster = LocalCluster(f"http://127.0.0.1:{dashboard_port}", gcs, shell, folder, kill_tree, start_head)
     try:
-        _wait_until_it_answers(cluster, head, log)
+        cluster.run_head()
         yield cluster
     finally:
-        for process in (*cluster.nodes, head):
+        for process in (*cluster.nodes, cluster.head):
             kill_tree(process, 0.0)
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -134,18 +160,19 @@ def free_ports(count: int) -> list[int]:
 
 def _ray_start(options: Mapping[str, object], environment: Mapping[str, str], log: Path) -> "subprocess.Popen[bytes]":
     flags = [f"--{name}" if value is None else f"--{name}={value}" for name, value in options.items()]
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         # --block: its processes stay below it, where the end of the test finds them.
         return subprocess.Popen(
             [str(RAY), "start", "--block", *flags], stdout=output, stderr=subprocess.STDOUT, env=dict(environment)
         )
 
 
-def _wait_until_it_answers(cluster: LocalCluster, head: "subprocess.Popen[bytes]", log: Path) -> None:
+def _wait_until_it_answers(cluster: LocalCluster) -> None:
     """Poll until the dashboard knows of the head."""
+    log = cluster.folder / _HEAD_LOG
     deadline = time.monotonic() + START_DEADLINE_SECONDS
     while time.monotonic() < deadline:
-        assert head.poll() is None, log.read_text()
+        assert cluster.head.poll() is None, log.read_text()
         try:
             if cluster.alive_nodes():
                 return

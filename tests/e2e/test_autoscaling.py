@@ -5,31 +5,22 @@ The head has no CPUs, as in `cluster_configs/`: every actor needs a worker node.
 
 import json
 import subprocess
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
 import pytest
-from fault_runs import COMMAND, Invocation, all_counted, manifest_of, write_config
+from autoscaled_run import CAPTIONS_PER_UNIT, IDLE_SECONDS, NodeCounts, assign_on, write_run
+from fault_runs import all_counted, manifest_of
 from local_cluster import OBJECT_STORE_BYTES, free_ports, local_cluster
 
-from mode_ray.cluster.clustering import Clustering
-from mode_ray.config.load import load_config
-from mode_ray.embed.encoder import encoder_name
-from mode_ray.embed.load import load_encoder
 from mode_ray.storage import Location
 
 pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
 DEADLINE_SECONDS = 170.0
-UNITS, CAPTIONS_PER_UNIT = 120, 2_000
+UNITS = 120
 WORKERS = 2
-IDLE_SECONDS = 5.0
-THINGS = ("cat", "dog", "tree", "train", "violin", "harbour", "pizza", "castle")
 # Ray's own provider of nodes that are processes, and the name it knows the head by.
 HEAD_ID = "f" * 51 + "00000"
 COMMANDS = (
@@ -39,25 +30,21 @@ COMMANDS = (
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 
 
-@dataclass(frozen=True)
-class Story:
-    """Numbers of nodes as they changed, and what was done."""
+class Story(NamedTuple):
+    """Numbers of nodes, and the run."""
 
-    nodes: list[int]
-    nodes_at_end: int
+    nodes: NodeCounts
     run: Path
-    seconds: float
 
 
 def test_it_grows_from_one_node_to_three_and_shrinks_to_one(story: Story) -> None:
-    assert story.nodes[0] == 1
-    assert max(story.nodes) == 1 + WORKERS
-    assert story.nodes[-1] == 1
-    assert story.seconds < DEADLINE_SECONDS
+    assert story.nodes.changes[0] == 1
+    assert max(story.nodes.changes) == 1 + WORKERS
+    assert story.nodes.changes[-1] == 1
 
 
 def test_it_gives_nothing_back_before_the_stage_ends(story: Story) -> None:
-    assert story.nodes_at_end == 1 + WORKERS, story.nodes
+    assert story.nodes.at_end == 1 + WORKERS, story.nodes
 
 
 def test_every_caption_is_assigned(story: Story) -> None:
@@ -69,8 +56,7 @@ def story(
     tmp_path_factory: pytest.TempPathFactory, kill_tree: Callable[["subprocess.Popen[bytes]", float], list[str]]
 ) -> Story:
     folder = tmp_path_factory.mktemp("autoscaling")
-    config, run = write_run(folder), folder / "run"
-    began = time.monotonic()
+    config = write_run(folder, UNITS, {"min_actors": WORKERS, "max_actors": WORKERS})
     (port,) = free_ports(1)
     (folder / "autoscaling.json").write_text(json.dumps(autoscaling(f"127.0.0.1:{port}")))
     further = {
@@ -82,56 +68,7 @@ def story(
     }
     options = {"port": port, "num_cpus": 0, "autoscaling_config": folder / "autoscaling.json"}
     with local_cluster(folder, kill_tree, further, **options) as cluster:
-        nodes = [cluster.alive_nodes()]
-
-        def look() -> int:
-            if (alive := cluster.alive_nodes()) != nodes[-1]:
-                nodes.append(alive)
-            assert time.monotonic() - began < DEADLINE_SECONDS, (nodes, driver.printed())
-            time.sleep(0.5)
-            return alive
-
-        words = [str(COMMAND), "run", "--until", "assign", "--config", str(config), f"ray.address={cluster.gcs}"]
-        driver = Invocation(words, folder / "driver.log")
-        try:
-            while driver.process.poll() is None:
-                nodes_at_end = look()
-        finally:
-            if driver.process.poll() is None:
-                driver.process.kill()
-        while look() > 1:
-            pass
-    assert driver.process.returncode == 0, driver.printed()
-    seconds = time.monotonic() - began
-    print(f"nodes {nodes}, {seconds:.0f} s")  # noqa: T201 - pytest shows it where the test fails
-    return Story(nodes, nodes_at_end, run, seconds)
-
-
-def write_run(folder: Path) -> Path:
-    """A config with a reused clustering, so that `assign` alone reads and encodes the captions."""
-    captions, reused = Location(str(folder / "captions")), Location(str(folder / "reused"))
-    for unit in range(UNITS):
-        texts = [f"{THINGS[row % len(THINGS)]} number {row} of {unit}" for row in range(CAPTIONS_PER_UNIT)]
-        (captions / f"{unit:04d}.parquet").write_table(pa.table({"caption": texts}))
-    changes: dict[str, Any] = {
-        "embed": {"keep": "sample"},
-        "cluster": {"reuse": reused.uri},
-        "assign": {"pool": {"min_actors": WORKERS, "max_actors": WORKERS}},
-    }
-    file = write_config(folder / "config.yaml", captions, **changes)
-    config = load_config(str(file), [])
-    centers_md = load_encoder(config.encoder, config.embed.encoder).encode(list(THINGS))
-    m = len(centers_md)
-    Clustering(
-        centers_md=centers_md,
-        prices_m=np.zeros(m),
-        mass_m=np.ones(m, np.int64),
-        squared_distance_m=np.ones(m),
-        encoder_name=encoder_name(config.encoder),
-        coarse={2: (np.arange(m) % 2).astype(np.int32)},
-        training={"squared_distance_quantiles": {"0.5": 1.0, "0.99": 1.5}},
-    ).save(reused)
-    return file
+        return Story(assign_on(cluster, config, DEADLINE_SECONDS), folder / "run")
 
 
 def autoscaling(gcs_address: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ LABELS = ("cat", "dog", "bus", "train", "apple", "banana", "house", "tower")
 TEMPLATE = "a photo of a {}."
 IMAGES = 4
 CLIENTS = 4
-_QUERY = {"labels": json.dumps(list(LABELS)), "templates": json.dumps([TEMPLATE]), "experts": "true"}
+QUERY = {"labels": json.dumps(list(LABELS)), "templates": json.dumps([TEMPLATE]), "experts": "true"}
 STOP_DEADLINE_SECONDS = 60.0
 _START_DEADLINE_SECONDS, _CHANGE_DEADLINE_SECONDS = 240.0, 180.0
 
@@ -76,7 +76,7 @@ class Serving:
     def _said(said: list[str], pattern: str) -> str:
         return next(found[1] for line in said if (found := re.search(pattern, line.strip())))
 
-    def load(self, query: Mapping[str, str] = _QUERY) -> Load:
+    def load(self, query: Mapping[str, str] = QUERY) -> Load:
         return Load(f"{self.url}/v1/classify", self._images, query)
 
     def ask(self) -> Reply:
