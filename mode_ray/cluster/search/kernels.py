@@ -55,11 +55,16 @@ def squared_distance(left_d: Array, right_d: Array) -> np.float32:
 @_compiled
 def lowest_of_blocks(bounds_m: Array, lowest_q: Array) -> None:
     """The lowest bound of every block of 32; the last block may be shorter."""
-    for q in range(lowest_q.shape[0]):
-        lowest = np.float32(np.inf)
-        for j in range(q * _BLOCK, min((q + 1) * _BLOCK, bounds_m.shape[0])):
-            lowest = min(lowest, bounds_m[j])
+    whole = bounds_m.shape[0] // _BLOCK
+    for q in range(whole):
+        lowest = bounds_m[q * _BLOCK]
+        # A fixed number of steps, and a choice in place of `min`: only so is the loop compiled to vector instructions.
+        for j in range(_BLOCK):
+            bound = bounds_m[q * _BLOCK + j]
+            lowest = bound if bound < lowest else lowest
         lowest_q[q] = lowest
+    if whole < lowest_q.shape[0]:
+        lowest_q[whole] = bounds_m[whole * _BLOCK :].min()
 
 
 @_compiled
@@ -93,6 +98,7 @@ def nearest(
     bounds_bm, lengths_b, lengths_m, tails_bt, tails_mt, vectors_bd, centers_md, prices_m, slack_b = bounded
     m = centers_md.shape[0]
     lowest_q = np.empty(-(-m // _BLOCK), np.float32)
+    near_k = np.empty(m + 1, np.int32)
     for b in range(vectors_bd.shape[0]):
         lowest_of_blocks(bounds_bm[b], lowest_q)
         first = hint_b[b]
@@ -102,19 +108,25 @@ def nearest(
         best_distance = squared_distance(vectors_bd[b], centers_md[first])
         best, fine = best_distance + prices_m[first], first
         limit = best + slack_b[b]
+        # The centers below the limit are listed without a branch: the processor could not predict it.
+        count = 0
         for q in range(lowest_q.shape[0]):
             if lowest_q[q] > limit:
                 continue
             for j in range(q * _BLOCK, min((q + 1) * _BLOCK, m)):
-                if bounds_bm[b, j] <= limit and j != first:
-                    bound = closer_bound(bounds_bm[b, j], lengths_b[b], lengths_m[j], tails_bt[b], tails_mt[j])
-                    if bound > limit:
-                        continue
-                    distance = squared_distance(vectors_bd[b], centers_md[j])
-                    total = distance + prices_m[j]
-                    if total < best or (total == best and j < fine):
-                        best, fine, best_distance = total, np.int32(j), distance
-                        limit = best + slack_b[b]
+                near_k[count] = j
+                count += bounds_bm[b, j] <= limit
+        for j in near_k[:count]:
+            if bounds_bm[b, j] > limit or j == first:
+                continue
+            bound = closer_bound(bounds_bm[b, j], lengths_b[b], lengths_m[j], tails_bt[b], tails_mt[j])
+            if bound > limit:
+                continue
+            distance = squared_distance(vectors_bd[b], centers_md[j])
+            total = distance + prices_m[j]
+            if total < best or (total == best and j < fine):
+                best, fine, best_distance = total, np.int32(j), distance
+                limit = best + slack_b[b]
         fine_b[b] = fine
         squared_distance_b[b] = best_distance
 
