@@ -100,13 +100,17 @@ def doctor(
     ] = None,
     bucket: Annotated[str | None, optional("Directory to try (default: the run's).", metavar="URI")] = None,
     namespace: Annotated[str | None, optional("Kubernetes namespace whose pods are checked with kubectl.")] = None,
+    values: Annotated[
+        str | None, optional("Values of a `ray up` cluster on AWS: quotas and roles are checked.", metavar="FILE")
+    ] = None,
 ) -> int:
-    """Check machines, GPUs, storage and clocks before money is spent.
+    """Check machines, GPUs, storage, clocks and quotas before money is spent.
 
     With a cluster (RAY_ADDRESS or ray.address), every node is checked. Exit code 1 if a check fails.
     """
     from mode_ray.config.run import RayConfig
     from mode_ray.deploy.doctor import Checkup, examine, table
+    from mode_ray.deploy.render import read_values
     from mode_ray.storage import Location
 
     if overrides and config is None:
@@ -120,6 +124,7 @@ def doctor(
         cluster=bool(ray.address or os.environ.get("RAY_ADDRESS")),
         ray=ray,
         namespace=namespace,
+        values=read_values(values) if values else None,
     )
     findings = examine(checkup)
     console().print(table(findings), highlight=False)

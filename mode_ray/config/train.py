@@ -11,6 +11,8 @@ Control = Literal["dense", "dense_equal_total", "wide", "clustered", "full", "ra
 ReusableModels = Literal["seed", "dense", "experts"]
 FOLDER_WEIGHTS = "folder"
 """Value of `train.model.pretrained`: the weights in the architecture's folder."""
+MARKET_LABEL, ON_DEMAND = "ray.io/market-type", "on-demand"
+"""The node label by which Ray distinguishes spot from on-demand machines."""
 _WARMUP_PART = 20
 
 
@@ -133,6 +135,10 @@ class TrainPlacement(Placement):
     """Ray's name of the GPU to train on, for example `A100`."""
     label_selector: Annotated[dict[str, str], Field(strict=False)] = Field(default_factory=dict)
     """Node labels that every training worker requires, for example `{"ray.io/market-type": "spot"}`."""
+    on_demand_after_seconds: PositiveFloat | None = None
+    """If a run waits this long for machines, it is launched again with the node label `ray.io/market-type: on-demand`,
+    and resumes from its checkpoint. If none comes in this time either, it returns to `label_selector`. null never
+    does this."""
     launcher_label_selector: Annotated[dict[str, str], Field(strict=False)] = Field(default_factory=dict)
     """Node labels for the launcher tasks, for example the head's; by default the driver's own node."""
     threads_per_worker: PositiveInt = 1
@@ -192,10 +198,24 @@ class TrainPlacement(Placement):
             )
         return self
 
+    @property
+    def on_demand(self) -> Self:
+        """The placement of a run that requests on-demand machines only."""
+        return self.model_copy(update={"label_selector": {**self.label_selector, MARKET_LABEL: ON_DEMAND}})
+
     @model_validator(mode="after")
-    def _gpus_need_workers(self) -> Self:
-        if self.use_gpu and self.workers_per_run == 0:
-            raise ValueError("use_gpu needs workers_per_run above 0: the launcher's process is granted no GPU")
+    def _on_demand(self) -> Self:
+        if self.on_demand_after_seconds is None:
+            return self
+        if self.workers_per_run == 0:
+            raise ValueError(
+                "on_demand_after_seconds needs workers_per_run above 0: the launcher's process never waits"
+            )
+        if self.label_selector.get(MARKET_LABEL) == ON_DEMAND:
+            raise ValueError(
+                f"on_demand_after_seconds has no effect, because label_selector has {MARKET_LABEL}: {ON_DEMAND}; "
+                "remove one of the two"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""`mode-ray doctor`: checks this machine, every node of a Ray cluster, a bucket, and pods of Kubernetes."""
+"""`mode-ray doctor`: checks this machine, the nodes of a cluster, a bucket, pods of Kubernetes and an AWS account."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mode_ray.config.run import RayConfig
+from mode_ray.deploy.account import examine_account
 from mode_ray.deploy.findings import (
     Finding,
     check_bucket,
@@ -25,6 +26,7 @@ from mode_ray.deploy.findings import (
     check_versions,
 )
 from mode_ray.deploy.machine import MachineFacts, machine_facts
+from mode_ray.deploy.values import ClusterValues
 from mode_ray.errors import UsageError
 from mode_ray.storage import Location
 
@@ -43,6 +45,7 @@ class Checkup:
         cluster: Join the cluster of `ray`, and check its nodes too.
         ray: How to join it.
         namespace: Namespace of Kubernetes whose pods are checked with kubectl.
+        values: Values of a `ray up` cluster, with which the AWS account is compared.
     """
 
     bucket: Location | None = None
@@ -50,6 +53,7 @@ class Checkup:
     cluster: bool = False
     ray: RayConfig = field(default_factory=RayConfig)
     namespace: str | None = None
+    values: ClusterValues | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ def examine(checkup: Checkup) -> list[tuple[str, Finding]]:
     if checkup.namespace is not None:
         pods = _kubectl("get", "pods", "--namespace", checkup.namespace)
         findings += [("pods", finding) for finding in check_pods(pods, _kubectl("get", "nodes"))]
+    if checkup.values is not None:
+        findings += [("account", finding) for finding in examine_account(checkup.values)]
     return findings
 
 

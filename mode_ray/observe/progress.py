@@ -206,6 +206,8 @@ def trials_table(statuses: Iterable[TrialStatus], now_unix_seconds: float, *, en
         state = "stopped" if is_stopped else status.state
         table.add_row(status.trial, state, *_trial_cells(shown, now_unix_seconds))
         note = [f"launched {status.launches} times"] if status.launches > 1 else []
+        if status.on_demand and status.state != "finished":
+            note.append("requests on-demand machines, because no spot machine came in time")
         if status.interrupted_by is not None and status.state != "finished":
             note.append(f"interrupted {status.interruptions} times, last: {status.interrupted_by}")
         note += [status.reason] if status.reason else []

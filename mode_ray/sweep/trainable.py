@@ -89,7 +89,7 @@ def measurements(trial: SweepTrial, begin: Callable[[TrialJob], Poll]) -> Iterat
 
 def launched(job: TrialJob) -> Poll:
     """Start a run as the train stage does, in a separate task. Ray ends it with this process."""
-    reference = launch(job, job.config.train.placement)
+    reference = launch(job)
 
     def poll() -> TrialEnd | None:
         ready, _ = ray.wait([reference], timeout=_POLL_SECONDS)
@@ -106,13 +106,18 @@ def launched(job: TrialJob) -> Poll:
 
 def _states(job: TrialJob, begin: Callable[[TrialJob], Poll]) -> Iterator[TrialEnd]:
     """The state of the run after each poll, and at last its end. The run is relaunched if that can help."""
-    for _ in range(job.config.train.placement.max_launches):
-        poll = begin(job)
+    launches, chosen = 0, job
+    while launches < job.config.train.placement.max_launches:
+        poll = begin(chosen)
         while (end := poll()) is None:
             yield TrialEnd()
+        if end.waited:
+            chosen = job.on_demand if chosen is job else job
+            continue
         yield end
         if not end.again:
             return
+        launches += 1
 
 
 def _news(job: TrialJob, reported: int) -> list[tuple[int, float]]:

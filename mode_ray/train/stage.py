@@ -140,7 +140,7 @@ class _Training:
         }
         queue = TrialQueue(trials, statuses, placement.concurrent_runs, placement.max_launches)
         with report.watching_trials() as on_change, sigterm_as_exit():
-            return run_trials(jobs, queue, placement, on_change, lease.check, partial(_say, report))
+            return run_trials(jobs, queue, on_change, lease.check, partial(_say, report))
 
     def finish(self, statuses: Mapping[str, TrialStatus]) -> Manifest:
         """Write the stage's manifest: all trials are finished."""

@@ -52,7 +52,7 @@ class TestTheCommittedFiles:
 
     def test_the_example_files_are_those_of_the_package(self, tmp_path: Path) -> None:
         starters = missing_starters(Location(str(tmp_path)))
-        assert set(starters) == {"values.yaml", "serve.yaml"}
+        assert set(starters) == {"values.yaml", "serve.yaml", "slurm.sh", "skypilot.yaml"}
         assert stale_files(starters, Location(str(CONFIGS))) == [], "change mode_ray/deploy/starters, and copy it here"
 
     def test_nothing_else_lies_where_they_are(self) -> None:

@@ -87,9 +87,9 @@ def story(
         cluster.add_node(num_cpus=2)
         wait_for(lambda: cluster.alive_nodes() == 2)
         progress = run / "experts/seed/progress.json"
-        at_resubmission, written = checkpoint_samples(run), progress.stat().st_mtime_ns
+        at_resubmission, written = checkpoint_samples(run), written_at(progress)
         again = submit(cluster, config)
-        wait_for(lambda: progress.stat().st_mtime_ns != written, again)
+        wait_for(lambda: written_at(progress) not in (None, written), again)
         first = int(json.loads(progress.read_text())["samples"])
         printed = again.communicate(timeout=DEADLINE_SECONDS)[0]
     return Story(undisturbed, run, at_loss, survived, at_resubmission, first, again.returncode, printed)
@@ -111,6 +111,11 @@ def checkpoint_samples(run: Path) -> int:
     """The samples of the newest checkpoint of the seed model."""
     found = run.glob(f"experts/seed/{CHECKPOINT_FOLDER}/*/checkpoint-*")
     return max((int(folder.name.split("-")[1]) for folder in found), default=0)
+
+
+def written_at(file: Path) -> int | None:
+    """When a file was written, in nanoseconds; None if there is none."""
+    return file.stat().st_mtime_ns if file.exists() else None
 
 
 def wait_for(has_happened: Callable[[], bool], job: "subprocess.Popen[str] | None" = None) -> None:

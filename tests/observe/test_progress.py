@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from mode_ray.observe.progress import Progress
+from mode_ray.observe.progress import Progress, trials_table
 from mode_ray.stages.manifest import Manifest, UnitRecord
 from mode_ray.train.runs.status import TrialState, TrialStatus
 
@@ -101,6 +101,13 @@ def test_it_is_said_above_the_table_of_a_terminal_too() -> None:
         on_change({"n2/00": status("running")})
         on_change({"n2/00": lost(1)})
     assert "n2/00: interrupted (1 so far)" in output.getvalue()
+
+
+def test_a_run_on_on_demand_machines_is_noted_below_the_table() -> None:
+    output = io.StringIO()
+    waited = replace(status("waiting"), on_demand=True)
+    Console(file=output, width=160).print(trials_table([waited], 0.0))
+    assert "n2/00: requests on-demand machines, because no spot machine came in time" in output.getvalue()
 
 
 def test_running_trials_show_share_and_loss_now_and_then(screen: Screen) -> None:

@@ -257,6 +257,18 @@ class TestOneTrial:
             list(measurements(trial, self.runs(trained, **ends)))
         assert trained == ["seed", "seed", "n2/01"]
 
+    def test_one_that_waited_too_long_is_launched_on_demand_and_that_is_no_failure(self, trial: SweepTrial) -> None:
+        selectors: list[dict[str, str]] = []
+        begin = self.runs([], seed=[*(TrialEnd("no machine", waited=True) for _ in range(9)), TrialEnd()])
+
+        def noted(job: TrialJob) -> Poll:
+            selectors.append(job.config.train.placement.label_selector)
+            return begin(job)
+
+        list(measurements(trial, noted))
+        on_demand = {"ray.io/market-type": "on-demand"}
+        assert selectors == [{}, on_demand] * 5 + [{}], "the seed's ten launches, and the expert's first"
+
     def test_launches_are_bounded(self, trial: SweepTrial) -> None:
         trained: list[str] = []
         lost = [TrialEnd("lost", again=True) for _ in range(9)]

@@ -30,11 +30,13 @@ from mode_ray.train.runs.prepare import prepare_training_set
 from mode_ray.train.runs.process_group import ProcessGroupConfig
 from mode_ray.train.runs.trackers import end_failed_run
 from mode_ray.train.runs.trial import TrialJob, read_error
+from mode_ray.train.runs.waiting import MachinesMissingError, WaitForMachines
 from mode_ray.train.source import sample_order_fields
 
 _CHECKPOINTS_KEPT = 2
 # Shows runs and workers on the Train page of Ray's dashboard; off by default in Ray 2.60.
 _STATE_TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 # Ray Train's own record of checkpoints.
 _SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"
 
@@ -46,15 +48,21 @@ class TrialEnd:
     Attributes:
         reason: Reason of the failure, or None if the run finished.
         again: Whether another launch may succeed: the failure is not the run's, such as a lost controller.
+        waited: Whether the launch ended because no machine came within `on_demand_after_seconds`.
     """
 
     reason: str | None = None
     again: bool = False
+    waited: bool = False
 
 
-def launch(job: TrialJob, placement: TrainPlacement) -> "ray.ObjectRef[Any]":
+def launch(job: TrialJob) -> "ray.ObjectRef[Any]":
     """Start the zero-CPU task that runs one trial's trainer."""
+    placement = job.config.train.placement
     options = launcher_options(placement, f"train {shown_name(job.config.directory)} {job.trial.name}")
+    if placement.on_demand_after_seconds is not None:
+        # Ray Train waits for machines without calling its callbacks: it may not wait longer than the limit.
+        options["runtime_env"] = {"env_vars": {_START_TIMEOUT: str(placement.on_demand_after_seconds)}}
     reference: ray.ObjectRef[Any] = ray.remote(fit_trial).options(**options).remote(job)
     return reference
 
@@ -70,7 +78,10 @@ def launcher_options(placement: TrainPlacement, name: str) -> dict[str, Any]:
 
 def fit_trial(job: TrialJob) -> TrialEnd:
     """Run one trial to its end, from its newest checkpoint."""
-    end = _fit(job)
+    try:
+        end = _fit(job)
+    except MachinesMissingError as error:
+        return TrialEnd(str(error), waited=True)
     if end.reason is not None:
         end_failed_run(job.folder, job.config.train)
     return end
@@ -105,7 +116,7 @@ def _fit(job: TrialJob) -> TrialEnd:
             # Ray's own limit counts failures of the whole launch; the notes count those without progress.
             failure_config=FailureConfig(max_failures=-1, max_preemption_failures=placement.max_preemptions),
             checkpoint_config=CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
-            callbacks=[notes],
+            callbacks=[notes, *_waiting(placement)],
         ),
     )
     (job.folder / ERROR_FILE).delete()
@@ -119,11 +130,19 @@ def _fit(job: TrialJob) -> TrialEnd:
         causes = [f"worker {rank}: {ray_reason(cause)}" for rank, cause in sorted(error.worker_failures.items())]
         return TrialEnd(read_error(job.folder) or "; ".join(causes) or _last_line(error))
     except TrainingFailedError as error:
+        failure = getattr(error, "controller_failure", None)
+        if isinstance(failure, MachinesMissingError):
+            raise failure from None
         reason = read_error(job.folder)
         return TrialEnd(reason or _last_line(error), again=reason is None)
     except ray.exceptions.RayActorError as error:
         return TrialEnd(f"controller lost: {ray_reason(error)}", again=True)
     return TrialEnd(read_error(job.folder))
+
+
+def _waiting(placement: TrainPlacement) -> list[Any]:
+    limit = placement.on_demand_after_seconds
+    return [] if limit is None else [WaitForMachines(limit)]
 
 
 def scaling_config(placement: TrainPlacement) -> ScalingConfig:

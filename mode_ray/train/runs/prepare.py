@@ -1,7 +1,7 @@
 """Writes the training set of a trial before its trainer starts."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from mode_ray.pairs.index_files import UNITS_PER_PART, in_this_process
 from mode_ray.stages.journal import RecordJournal
 from mode_ray.train.runs.trial import TrialJob
 from mode_ray.train.runs.trial_data import TrialData
+from mode_ray.train.runs.waiting import MachinesMissingError
 from mode_ray.util.ray_tasks import cancel_unfinished, task_result
 
 _ATTEMPTS = 5
@@ -45,21 +46,38 @@ def prepare_training_set(job: TrialJob) -> None:
 
 
 def on_cluster(placement: TrainPlacement, function: Callable[[range], Any], parts: Sequence[range]) -> list[Any]:
-    """Run the parts of an index in Ray tasks, in the place of the run's workers; a small index in this process."""
+    """Run the parts of an index in Ray tasks, in the place of the run's workers; a small index in this process.
+
+    Raises:
+        MachinesMissingError: No machine for them came within `on_demand_after_seconds`.
+    """
     if len(parts) == 1 and len(parts[0]) <= UNITS_PER_PART:
         return in_this_process(function, parts)
-    options = {
+    options: dict[str, Any] = {
         "num_cpus": placement.cpus_per_worker,
         "label_selector": dict(placement.label_selector) or None,
         "retry_exceptions": [OSError],
         "name": "training set",
     }
+    if placement.on_demand_after_seconds is not None:
+        _wait_for_a_machine(options, placement.on_demand_after_seconds)
     task, shared = ray.remote(_run_part).options(**options), ray.put(function)
     references = [task.remote(shared, part) for part in parts]
     try:
         return [task_result(reference) for reference in references]
     finally:
         cancel_unfinished(references)
+
+
+def _wait_for_a_machine(options: Mapping[str, Any], limit_seconds: float) -> None:
+    reference = ray.remote(_nothing).options(**options).remote()
+    if not ray.wait([reference], timeout=limit_seconds)[0]:
+        cancel_unfinished([reference])
+        raise MachinesMissingError(limit_seconds)
+
+
+def _nothing() -> None:
+    """A task that only needs a machine."""
 
 
 def _run_part(function: Callable[[range], Any], part: range) -> Any:  # noqa: ANN401 - each function's own

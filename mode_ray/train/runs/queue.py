@@ -9,7 +9,7 @@ from typing import Any
 
 from mode_ray.train.plan import Trial
 from mode_ray.train.runs.failure_budget import FailureBudget
-from mode_ray.train.runs.status import TrialStatus, interrupted, waiting_again, with_progress
+from mode_ray.train.runs.status import TrialStatus, at_checkpoint, interrupted, waiting_again, with_progress
 
 
 @dataclass
@@ -65,6 +65,13 @@ class TrialQueue:
         """Note that a trial finished."""
         spent = self.statuses[trial.name].seconds + seconds
         self._set(trial, state="finished", seconds=spent, samples_seen=trial.samples, eta_seconds=None)
+
+    def waited(self, trial: Trial, seconds: float) -> None:
+        """Note that no machine came in time: the next launch requests the other market. It is not a failure."""
+        status = at_checkpoint(self.statuses[trial.name])
+        self.statuses[trial.name] = replace(
+            status, state="waiting", seconds=status.seconds + seconds, on_demand=not status.on_demand
+        )
 
     def failed(self, trial: Trial, reason: str, seconds: float, *, again: bool) -> None:
         """Note that a launch failed; `again` if another one may succeed. The children of a failed trial fail too."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import ray
 
-from mode_ray.config.train import TrainPlacement
 from mode_ray.run_directory import CHECKPOINT_FOLDER, INTERRUPTIONS_FILE, PROGRESS_FILE, STOP_FILE
 from mode_ray.train.plan import Trial
 from mode_ray.train.runs.interruptions import ray_reason, read_interruptions
@@ -28,7 +27,6 @@ _PROGRESS_SECONDS = 4.0
 def run_trials(
     jobs: Mapping[str, TrialJob],
     queue: TrialQueue,
-    placement: TrainPlacement,
     on_change: Callable[[Mapping[str, TrialStatus]], None],
     check: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda _: None,
@@ -46,7 +44,9 @@ def run_trials(
             for trial in queue.startable():
                 files.forget_last_launch(trial)
                 queue.started(trial)
-                launchers[launch(jobs[trial.name], placement)] = (trial, time.monotonic())
+                job = jobs[trial.name]
+                job = job.on_demand if queue.statuses[trial.name].on_demand else job
+                launchers[launch(job)] = (trial, time.monotonic())
             files.take_progress(queue, [trial for trial, _ in launchers.values()])
             files.write(queue.statuses)
             on_change(queue.statuses)
@@ -61,6 +61,10 @@ def run_trials(
                     # the trial is not trained again.
                     files.write(queue.statuses)
                     (jobs[trial.name].folder / CHECKPOINT_FOLDER).delete()
+                elif end.waited:
+                    queue.waited(trial, seconds)
+                    machines = "on-demand" if queue.statuses[trial.name].on_demand else "spot or on-demand"
+                    say(f"{trial.name}: {end.reason}; it is launched again on {machines} machines")
                 else:
                     queue.failed(trial, end.reason, seconds, again=end.again)
     except SystemExit:  # SIGTERM, see sigterm_as_exit

@@ -41,6 +41,7 @@ class TrialStatus:
         taken_from: Folder of another run from which the trial was copied.
         interruptions: How often in this invocation Ray lost its workers or a launch, and training resumed.
         interrupted_by: Ray's reason of the newest of them.
+        on_demand: Whether it requests on-demand machines only, because no other machine came in time.
     """
 
     trial: str
@@ -60,6 +61,7 @@ class TrialStatus:
     taken_from: str | None = None
     interruptions: int = 0
     interrupted_by: str | None = None
+    on_demand: bool = False
 
 
 def read_status(folder: Location) -> TrialStatus | None:
@@ -101,7 +103,9 @@ def initial_statuses(trials: "Sequence[Trial]", experts: Location) -> dict[str, 
 
 def waiting_again(status: TrialStatus) -> TrialStatus:
     """The status of a trial that should continue; its failure is cleared."""
-    return replace(at_checkpoint(status), state="waiting", reason=None, interruptions=0, interrupted_by=None)
+    return replace(
+        at_checkpoint(status), state="waiting", reason=None, interruptions=0, interrupted_by=None, on_demand=False
+    )
 
 
 def interrupted(status: TrialStatus, reason: str) -> TrialStatus:

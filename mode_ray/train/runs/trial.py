@@ -5,7 +5,7 @@ Nothing here imports torch, so that drivers and launchers stay small.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mode_ray.config.run import RunConfig
@@ -41,6 +41,13 @@ class TrialJob:
     def folder(self) -> Location:
         """The trial's own directory."""
         return self.experts / self.trial.name
+
+    @property
+    def on_demand(self) -> "TrialJob":
+        """The same job on on-demand machines. Its checkpoints are the same, because they do not depend on machines."""
+        train = self.config.train
+        train = train.model_copy(update={"placement": train.placement.on_demand})
+        return replace(self, config=self.config.model_copy(update={"train": train}))
 
     @property
     def features(self) -> Location:

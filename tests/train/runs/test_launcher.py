@@ -3,14 +3,17 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from trials import SEED_TRIAL
 
 from mode_ray.config.train import TrainPlacement
 from mode_ray.storage import Location
-from mode_ray.train.runs.launcher import _delete_torn_snapshot, scaling_config
+from mode_ray.train.runs.launcher import _delete_torn_snapshot, checkpoints_folder, scaling_config
+from mode_ray.train.runs.trial import TrialJob
 
 
 def asked(**placement: Any) -> Any:  # noqa: ANN401
@@ -49,6 +52,24 @@ class TestWhatARunAsksFor:
             TrainPlacement(workers_per_run=0, use_gpu=True)
         with pytest.raises(ValueError, match="max_workers_per_run needs workers_per_run above 0"):
             asked(workers_per_run=0, max_workers_per_run=2)
+
+
+class TestOnDemand:
+    def test_the_market_is_added_to_the_labels(self) -> None:
+        spot = {"mode-ray/pool": "gpu", "ray.io/market-type": "spot"}
+        placement = TrainPlacement(label_selector=spot, on_demand_after_seconds=600.0)
+        assert placement.on_demand.label_selector == {"mode-ray/pool": "gpu", "ray.io/market-type": "on-demand"}
+        assert placement.label_selector == spot
+
+    def test_the_checkpoints_are_the_same(self, make_job: Callable[..., TrialJob]) -> None:
+        job = make_job(SEED_TRIAL)
+        assert checkpoints_folder(job.on_demand) == checkpoints_folder(job)
+
+    def test_a_limit_without_effect_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="never waits"):
+            TrainPlacement(on_demand_after_seconds=600.0, workers_per_run=0)
+        with pytest.raises(ValueError, match=r"no effect, because label_selector has .*: on-demand"):
+            TrainPlacement(on_demand_after_seconds=600.0, label_selector={"ray.io/market-type": "on-demand"})
 
 
 class TestRaysNoteOfCheckpoints:

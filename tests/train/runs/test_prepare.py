@@ -22,6 +22,7 @@ from mode_ray.train.runs.launcher import TrialEnd, fit_trial
 from mode_ray.train.runs.prepare import on_cluster, prepare_training_set, readers
 from mode_ray.train.runs.trial import TrialJob, read_metrics
 from mode_ray.train.runs.trial_data import TrialData
+from mode_ray.train.runs.waiting import MachinesMissingError
 
 BATCH = 8
 DENSE = Trial(name="dense", members=TrainingSet(kind="all", seed=1), samples=8 * BATCH)
@@ -81,6 +82,11 @@ class TestPartsOnTheCluster:
         index = open_training_set(files, folder)
         assert index.dtype == whole.dtype
         assert all(np.array_equal(index.column(name), whole.column(name)) for name in index.dtype.names or ())
+
+    def test_without_a_machine_for_them_the_launch_ends_after_the_limit(self) -> None:
+        placement = TrainPlacement(label_selector={"mode-ray/pool": "absent"}, on_demand_after_seconds=0.2)
+        with pytest.raises(MachinesMissingError, match=r"no machine for its workers within 0\.2 s"):
+            on_cluster(placement, len, [range(1), range(1, 2)])
 
     def test_the_sentence_of_a_task_is_raised(self) -> None:
         def fail(part: range) -> None:

@@ -113,6 +113,26 @@ class TestFailures:
         waiting.failed(DENSE, "launcher lost", 1.0, again=True)
         assert states(waiting) == {"dense": "failed"}, "the 31st made no progress since the 30th, the second such loss"
 
+    def test_waiting_for_machines_is_no_failure_and_changes_the_market_each_time(self) -> None:
+        waiting = queue(1, 1, DENSE)
+        for number in range(1, 8):
+            start(waiting)
+            waiting.waited(DENSE, 600.0)
+            status = waiting.statuses["dense"]
+            assert (status.state, status.on_demand) == ("waiting", number % 2 == 1)
+        assert (status.launches, status.interruptions, status.seconds) == (7, 0, 4200.0)
+
+    def test_a_run_that_waited_after_a_loss_keeps_its_checkpoint_and_the_reason_of_the_loss(self) -> None:
+        waiting = queue(1, 1, DENSE)
+        start(waiting)
+        figures = {"samples": 200.0, "loss": 1.5, "samples_per_second": 50.0, "workers": 2.0}
+        waiting.progressed(DENSE, figures | {"checkpoint_samples": 160.0, "checkpoint_unix_seconds": 1e9})
+        waiting.interrupted(DENSE, "worker 0: its machine was preempted")
+        waiting.waited(DENSE, 600.0)
+        status = waiting.statuses["dense"]
+        assert (status.samples_seen, status.checkpoint_samples, status.workers) == (160, 160, None)
+        assert (status.interruptions, status.interrupted_by) == (1, "worker 0: its machine was preempted")
+
     def test_one_that_recovers_keeps_its_launches_and_the_reason_of_the_loss(self) -> None:
         waiting = queue(1, 3, DENSE)
         start(waiting)
@@ -243,9 +263,17 @@ class TestAfterACrash:
     def test_all_else_waits_again_and_keeps_its_past(self, experts: Location, state: str) -> None:
         self.write(
             experts,
-            TrialStatus(trial="n3/00", state=state, samples=800, launches=2, seconds=9.0, reason="lost"),  # type: ignore[arg-type]
+            TrialStatus(
+                trial="n3/00",
+                state=state,  # type: ignore[arg-type]
+                samples=800,
+                launches=2,
+                seconds=9.0,
+                reason="lost",
+                on_demand=True,
+            ),
         )
-        again = initial_statuses([EXPERTS[0]], experts)["n3/00"]
+        again = initial_statuses([EXPERTS[0]], experts)["n3/00"]  # spot machines first again
         assert again == TrialStatus(trial="n3/00", state="waiting", samples=800, launches=2, seconds=9.0)
 
     def test_the_launch_budget_is_of_this_invocation(self, experts: Location) -> None:

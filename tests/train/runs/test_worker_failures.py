@@ -155,7 +155,7 @@ def test_on_a_real_ray_broken_data_costs_one_launch_and_no_retry(
     job = make_job(DENSE_TRIAL, placement=placement)
     spoil_images(data_folder)
     queue = TrialQueue([DENSE_TRIAL], initial_statuses([DENSE_TRIAL], job.experts), concurrent=1, max_launches=3)
-    run_trials({"dense": job}, queue, job.config.train.placement, lambda _: None)
+    run_trials({"dense": job}, queue, lambda _: None)
     status = read_status(job.folder)
     assert status is not None
     assert (status.state, status.launches) == ("failed", 1)
