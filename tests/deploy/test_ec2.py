@@ -32,6 +32,8 @@ from ray.autoscaler.v2.instance_manager.node_provider import NodeProviderAdapter
 from mode_ray.deploy.render import read_values, render_all
 from mode_ray.deploy.values import ClusterValues
 
+pytestmark = pytest.mark.drill  # 12 seconds of processor time, most of them for imports and moto's first calls
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 VALUES = str(REPOSITORY / "cluster_configs/values.yaml")
 REGION, ACCOUNT = "us-west-2", "123456789012"
