@@ -43,6 +43,12 @@ class Classes:
             itertools.chain.from_iterable(self.attribute(base, name) for base in self.bases.get(owner, NONE))
         )
 
+    def lineage(self, owner: str) -> Iterator[str]:
+        """A class and all its bases."""
+        yield owner
+        for base in self.bases.get(owner, NONE):
+            yield from self.lineage(base)
+
 
 def reads_of(sources: Mapping[str, str], models: Mapping[str, str]) -> set[Read]:
     """The attributes of config models that modules read.
@@ -66,7 +72,11 @@ def reads_of(sources: Mapping[str, str], models: Mapping[str, str]) -> set[Read]
                 outside |= set().union(*classes.reads.values())
     left = list(outside)
     while left:
-        new = inside.get(left.pop(), set()) - outside
+        owner, name = left.pop()
+        new = set()
+        for base in classes.lineage(owner):
+            # What an inherited property reads of itself is read of the class that inherits it.
+            new |= {(owner if read == base else read, of) for read, of in inside.get((base, name), set())} - outside
         outside |= new
         left += new
     return {(owner, name) for owner, name in outside if owner in models}

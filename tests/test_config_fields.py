@@ -81,6 +81,7 @@ class TestTheProof:
             ("def f(other: Other): return other.limits.pixels", set()),
             ("def f(config: Config): config.limits", {("Config", "limits")}),
             ("def f(config: Config): return config.place", {("Config", "folder")}),
+            ("class Own(Config): ...\ndef f(own: Own): return own.place", {("Own", "folder")}),
             (
                 "class Job:\n  def __init__(self, config: Config):\n    self._own = config.speed\n"
                 "def f(jobs: Sequence[Job]):\n  for job in jobs:\n    job._own.pixels",
@@ -94,7 +95,7 @@ class TestTheProof:
         ],
     )
     def test_finds_what_a_module_reads_of_a_section(self, code: str, expected: set[tuple[str, str]]) -> None:
-        models = dict.fromkeys(("Limits", "Speed", "Config"), "config")
+        models = {**dict.fromkeys(("Limits", "Speed", "Config"), "config"), "Own": "own"}
         assert {read for read in reads_of({"config": CONFIG, "user": code}, models) if read[1] != "place"} == expected
 
     def test_a_validator_alone_is_no_reader(self) -> None:

@@ -1,7 +1,7 @@
 """Captions of every fine cluster, counted once and stored beside the assignments."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ def fine_counts(
     assignments: Location,
     work_units: Sequence[WorkUnit],
     centers: int,
-    label_selector: Mapping[str, str] | None = None,
+    label_selector: dict[str, str] | None = None,
 ) -> Int64Array:
     """Captions of each fine cluster, int64 [m].
 
@@ -44,14 +44,14 @@ def fine_counts(
     stored = json.loads(file.read_text()) if file.exists() else {}
     if manifest is not None and stored.get("assignments") == manifest.content_hash:
         return np.array(stored["counts"], np.int64)
-    counts_m = _counted(assignments, work_units, centers, dict(label_selector or {}))
+    counts_m = _counted(assignments, work_units, centers, label_selector)
     if manifest is not None:
         file.write_text(json.dumps({"assignments": manifest.content_hash, "counts": counts_m.tolist()}))
     return counts_m
 
 
 def _counted(
-    assignments: Location, work_units: Sequence[WorkUnit], centers: int, label_selector: dict[str, str]
+    assignments: Location, work_units: Sequence[WorkUnit], centers: int, label_selector: dict[str, str] | None
 ) -> Int64Array:
     present = units_with_output(assignments)
     units = [unit for unit in WorkUnitTable.of(work_units).table["unit"].to_pylist() if unit in present]
@@ -63,9 +63,7 @@ def _counted(
 
     from mode_ray.util.ray_tasks import task_result
 
-    task = ray.remote(_count).options(
-        name="fine counts", retry_exceptions=[OSError], label_selector=label_selector or None
-    )
+    task = ray.remote(_count).options(name="fine counts", retry_exceptions=[OSError], label_selector=label_selector)
     pending = [
         task.remote(assignments, units[start : start + _UNITS_PER_TASK], centers)
         for start in range(0, len(units), _UNITS_PER_TASK)

@@ -116,5 +116,5 @@ def run_assign(run: Run, stage: Stage, report: StageReport) -> Manifest:
     work = UnitWork(AssignWorker, (config, run.clusters, embeddings), config.assign.pool)
     manifest = run_work_unit_stage(stage, run.work_units, work, config.limits, report.unit)
     centers = len(Clustering.load(run.clusters).centers_md)
-    fine_counts(run.assignments, run.work_units, centers, config.assign.pool.label_selector)
+    fine_counts(run.assignments, run.work_units, centers, config.assign.pool.required_labels)
     return manifest

@@ -59,7 +59,7 @@ def make_atlas(run: Run, sample_captions: int | None = None) -> Location:
     wanted = choose_rows(rows, run.work_units, sample_captions, run.config.cluster.seed)
     by_unit = {work_unit.unit: work_unit for work_unit in run.work_units}
     # As `assign`, which reads the same files. Without labels, many tasks make the autoscaler start GPU machines.
-    label_selector = dict(run.config.assign.pool.label_selector) or None
+    label_selector = run.config.assign.pool.required_labels
     sample_one = ray.remote(num_cpus=1)(_sample_unit).options(
         name="atlas: captions of a unit",
         label_selector=label_selector,

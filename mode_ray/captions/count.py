@@ -54,7 +54,7 @@ def count_all_captions(
     table = ray.put(left)
     task: Any = ray.remote(num_cpus=pool.cpus_per_actor, max_retries=-1)(_count_units)
     counting = [
-        task.options(name="count captions", label_selector=dict(pool.label_selector) or None).remote(
+        task.options(name="count captions", label_selector=pool.required_labels).remote(
             table, range(start, min(start + _UNITS_PER_TASK, len(left))), config, pool.retries_per_unit
         )
         for start in range(0, len(left), _UNITS_PER_TASK)

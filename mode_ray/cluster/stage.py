@@ -88,7 +88,9 @@ def _fitting_task(run: Run) -> Any:  # noqa: ANN401 - Ray's type has no name
         num_gpus=placement.gpus if placement.workers == 1 else 0.0,
         **process_kept(embedded is not None and embedded.rows_out <= _SMALL_FIT_ROWS),
     )
-    return task(_fit_and_save).options(name=f"cluster {shown_name(run.directory)}")
+    return task(_fit_and_save).options(
+        name=f"cluster {shown_name(run.directory)}", label_selector=placement.required_labels
+    )
 
 
 class FitProgress:

@@ -69,7 +69,20 @@ class Placement(Settings):
     versioned: ClassVar[bool] = False
 
 
-class ActorPool(Placement):
+class LabelledPlacement(Placement):
+    """A placement of processes that may require node labels."""
+
+    label_selector: Annotated[dict[str, str], Field(strict=False)] = Field(default_factory=dict)
+    """Node labels that the processes require, for example `{"mode-ray/pool": "cpu"}`. Without them, many processes
+    make the autoscaler start machines of every pool, GPU machines too."""
+
+    @property
+    def required_labels(self) -> dict[str, str] | None:
+        """`label_selector` as Ray takes it: None if it is empty."""
+        return dict(self.label_selector) or None
+
+
+class ActorPool(LabelledPlacement):
     """Processes of one stage. Each works on one unit at a time. One process does the work of few small files."""
 
     min_actors: PositiveInt = 1
@@ -78,9 +91,6 @@ class ActorPool(Placement):
     cpus_per_actor: PositiveFloat = 1.0
     gpus_per_actor: Annotated[float, Field(ge=0.0)] = 0.0
     threads_per_actor: PositiveInt = 1
-    label_selector: Annotated[dict[str, str], Field(strict=False)] = Field(default_factory=dict)
-    """Node labels that every actor requires, for example `{"mode-ray/pool": "cpu"}`: without it a large pool of CPU
-    actors makes the autoscaler start GPU machines."""
     retries_per_unit: Annotated[int, Field(ge=0)] = 3
     """Further attempts after an I/O error, before the unit is quarantined."""
 

@@ -4,7 +4,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mode_ray.config.base import ActorPool, Placement, PositiveFloat, PositiveInt, Seed, Settings, Share
+from mode_ray.config.base import (
+    ActorPool,
+    LabelledPlacement,
+    Placement,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    Settings,
+    Share,
+)
 
 
 class FineConfig(Settings):
@@ -37,7 +46,7 @@ class CoarseConfig(Settings):
     restarts: PositiveInt = 8
 
 
-class ClusterPlacement(Placement):
+class ClusterPlacement(LabelledPlacement):
     """Resources of the clustering."""
 
     workers: PositiveInt = 1

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from mode_ray.config.base import ActorPool, Placement, PositiveFloat, PositiveInt, Settings, Strings
+from mode_ray.config.base import ActorPool, LabelledPlacement, Placement, PositiveFloat, PositiveInt, Settings, Strings
 
 RoutingRule = Literal["calibrated", "soft", "paper", "released", "uniform"]
 
@@ -23,7 +23,7 @@ class RoutingConfig(Settings):
     released_softmax_temperature: PositiveFloat = 8.0
 
 
-class EvaluatePlacement(Placement):
+class EvaluatePlacement(LabelledPlacement):
     """Speed of the evaluation."""
 
     batch_size: PositiveInt = 256

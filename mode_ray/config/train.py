@@ -4,7 +4,16 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mode_ray.config.base import FileName, FolderName, Placement, PositiveFloat, PositiveInt, Seed, Settings, Share
+from mode_ray.config.base import (
+    FileName,
+    FolderName,
+    LabelledPlacement,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    Settings,
+    Share,
+)
 from mode_ray.errors import UsageError
 
 Control = Literal["dense", "dense_equal_total", "wide", "clustered", "full", "random"]
@@ -116,7 +125,7 @@ class TrainDataConfig(Settings):
     added: ClassVar[frozenset[str]] = frozenset({"read_block_pairs"})
 
 
-class TrainPlacement(Placement):
+class TrainPlacement(LabelledPlacement):
     """Resources of the training runs, how many run at once, and what saves memory or time."""
 
     workers_per_run: Annotated[int, Field(ge=0)] = 1
@@ -133,8 +142,6 @@ class TrainPlacement(Placement):
     """With `use_gpu`; fractions let small experts share a GPU."""
     accelerator_type: str | None = None
     """Ray's name of the GPU to train on, for example `A100`."""
-    label_selector: Annotated[dict[str, str], Field(strict=False)] = Field(default_factory=dict)
-    """Node labels that every training worker requires, for example `{"ray.io/market-type": "spot"}`."""
     on_demand_after_seconds: PositiveFloat | None = None
     """If a run waits this long for machines, it is launched again with the node label `ray.io/market-type: on-demand`,
     and resumes from its checkpoint. If none comes in this time either, it returns to `label_selector`. null never

@@ -14,7 +14,7 @@ _OLDEST_DRIVERS = {"11": 450, "12": 525, "13": 580}
 _CLOCK_SECONDS = 5.0
 # Ray's object store takes 30 % of a machine's memory; with less in /dev/shm it falls back to a slow disk.
 _SHARED_MEMORY_SHARE = 0.3
-_INDEX_BYTES_PER_PAIR = 48
+INDEX_BYTES_PER_PAIR = 36  # in tars; 12 in parquet files
 _GIB = 2**30
 _PROBE = b"mode-ray doctor"
 
@@ -106,7 +106,7 @@ def check_disk(machine: MachineFacts, pairs: int | None) -> Finding:
     free = machine.temporary_free_bytes
     if pairs is None:
         return Finding("disk", "unknown", f"{free / _GIB:.0f} GiB free; the number of pairs is not known yet")
-    needed = pairs * _INDEX_BYTES_PER_PAIR
+    needed = pairs * INDEX_BYTES_PER_PAIR
     found = f"{free / _GIB:.0f} GiB free, index of {pairs:,} pairs: {needed / _GIB:.1f} GiB"
     if free < needed:
         return Finding("disk", "failed", found, "use a larger disk, or set TMPDIR to a folder on one")

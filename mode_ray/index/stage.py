@@ -131,7 +131,7 @@ def run_index(
     kept = process_kept(embedded.rows_out <= _FEW_IMAGES)
     build: Any = ray.remote(num_cpus=config.index.pool.cpus_per_actor, **kept)(build_parts)
     count = task_result(
-        build.options(name="index parts", label_selector=dict(config.index.pool.label_selector) or None).remote(
+        build.options(name="index parts", label_selector=config.index.pool.required_labels).remote(
             stages.embed.directory, parts.directory, config.index.rows_per_part
         )
     )

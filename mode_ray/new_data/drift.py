@@ -28,7 +28,7 @@ def run_drift(run: Run) -> DriftReport:
     """
     manifest = finished_assignments(run.assignments)
     clustering, far_quantile = Clustering.load(run.clusters), run.config.drift.far_quantile
-    tally, _ = tally_assignments(run.assignments, len(clustering.centers_md), far_distance(clustering, far_quantile))
+    tally, _ = tally_assignments(run, len(clustering.centers_md), far_distance(clustering, far_quantile))
     priced = manifest.fields.get("assign.rule") == "priced"
     report = compare(clustering, tally, far_quantile, priced)
     (run.assignments / DRIFT_FILE).write_text(json.dumps(asdict(report), indent=1))
@@ -47,7 +47,7 @@ def finished_assignments(assignments: Location) -> Manifest:
     return manifest
 
 
-def tally_assignments(assignments: Location, m: int, far: float) -> tuple[AssignmentTally, dict[str, int]]:
+def tally_assignments(run: Run, m: int, far: float) -> tuple[AssignmentTally, dict[str, int]]:
     """Tally all assigned captions. Each Ray task reads two columns of some units.
 
     Returns:
@@ -56,10 +56,11 @@ def tally_assignments(assignments: Location, m: int, far: float) -> tuple[Assign
     Raises:
         DataError: An assignment file is missing, damaged, or from another clustering.
     """
+    assignments, label_selector = run.assignments, run.config.assign.pool.required_labels
     rows_by_unit = {record.unit: record.rows_out for record in read_units(assignments) if record.error is None}
     units = sorted(rows_by_unit)
     units_per_task = max(1, -(-len(units) // _MOST_TASKS))
-    remote = ray.remote(_tally_units).options(name="drift", retry_exceptions=[OSError])
+    remote = ray.remote(_tally_units).options(name="drift", label_selector=label_selector, retry_exceptions=[OSError])
     pending = [
         remote.remote(
             assignments, {unit: rows_by_unit[unit] for unit in units[start : start + units_per_task]}, m, far

@@ -58,14 +58,16 @@ def run_extension(run: Run, request: ExtensionRequest, on_record: Callable[[Unit
     if request.new_expert:
         check_new_expert(parent, config.train.experts)
     m, far = len(parent.centers_md), far_distance(parent, request.far_quantile)
-    tally, far_by_unit = tally_assignments(run.assignments, m, far)
+    tally, far_by_unit = tally_assignments(run, m, far)
     count = FarCaptions(tally.rows, tally.far_rows, request.far_quantile, far)
     count.check_enough(tally.far_rows, request.centers)
     cluster = config.cluster
     sample = FarSample(far, allocate_sample(far_by_unit, cluster.sample_rows, cluster.seed), cluster.seed)
     collected = collect_far(run, sample, assigned.content_hash, on_record)
     # max_calls: after a fit, the process holds too much memory to stay idle.
-    task = ray.remote(num_cpus=cluster.placement.cpus, max_calls=1)(_fit_and_save).options(name="cluster extend")
+    task = ray.remote(num_cpus=cluster.placement.cpus, max_calls=1)(_fit_and_save).options(
+        name="cluster extend", label_selector=cluster.placement.required_labels
+    )
     task_result(task.remote(replace(run, work_units=()), request, collected, reused, count))
     return Clustering.load(request.target)
 

@@ -53,12 +53,12 @@ def run_in_pool(work_units: Sequence[WorkUnit], job: UnitJob, units_per_task: in
         compute=strategy,
         num_cpus=pool.cpus_per_actor,
         num_gpus=pool.gpus_per_actor,
-        label_selector=dict(pool.label_selector) or None,
+        label_selector=pool.required_labels,
         fn_constructor_args=(_Shared(table, starts), job),
     )
     results.set_name(job.name)
     # Ray Data requests machines from the autoscaler itself. Without this, it would request them from every pool.
-    results.context.execution_options.label_selector = dict(pool.label_selector) or None
+    results.context.execution_options.label_selector = pool.required_labels
     # This concerns lost tasks only: errors inside an actor come back as rows.
     results.context.max_errored_blocks = -1
     results.context.max_consecutive_actor_init_deaths = _LOST_STARTS

@@ -44,7 +44,7 @@ def _run_in_task(work_units: Sequence[WorkUnit], job: UnitJob) -> Iterator[UnitR
     pool, left = job.pool, {work_unit.unit: work_unit for work_unit in work_units}
     # Ray does not count a process that it ended for its memory as a retry: the retries are made here.
     task: Any = ray.remote(num_cpus=pool.cpus_per_actor, num_gpus=pool.gpus_per_actor, max_retries=0)(_run)
-    task = task.options(name=job.name, label_selector=dict(pool.label_selector) or None, num_returns="streaming")
+    task = task.options(name=job.name, label_selector=pool.required_labels, num_returns="streaming")
     has_worker = False
     for attempt in range(pool.retries_per_unit + 1):
         try:

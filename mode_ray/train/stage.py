@@ -98,7 +98,7 @@ def retry_trial(run: Run, stage: Stage, name: str, report: StageReport) -> Manif
 def planned_trials(run: Run, clustering: Clustering) -> tuple[list[Trial], np.ndarray]:
     """The stage's trials in order of priority, and the pairs of each expert."""
     n = run.config.train.experts
-    label_selector = run.config.assign.pool.label_selector
+    label_selector = run.config.assign.pool.required_labels
     counts_m = fine_counts(run.assignments, run.work_units, len(clustering.centers_md), label_selector)
     pairs_n = np.bincount(clustering.coarse[n], weights=counts_m, minlength=n).astype(np.int64)
     return plan_trials(run.config.train, pairs_n, clustering.widest_first(n)), pairs_n

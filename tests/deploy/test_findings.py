@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mode_ray.deploy.findings import (
+    INDEX_BYTES_PER_PAIR,
     check_bucket,
     check_clock,
     check_disk,
@@ -17,6 +18,7 @@ from mode_ray.deploy.findings import (
     check_versions,
 )
 from mode_ray.deploy.machine import MachineFacts, machine_facts, wheel_cuda
+from mode_ray.pairs.index import index_columns
 from mode_ray.storage import Location
 
 GIB = 2**30
@@ -93,8 +95,9 @@ def test_versions_that_differ_are_listed() -> None:
 
 
 def test_an_index_larger_than_the_disk() -> None:
-    assert check_disk(MACHINE, 2_000_000_000).state == "ok"
-    assert check_disk(MACHINE, 2_500_000_000).state == "failed"
+    assert sum(field.type.byte_width for field in index_columns(tars=True)) == INDEX_BYTES_PER_PAIR
+    assert check_disk(MACHINE, 2_900_000_000).state == "ok"
+    assert check_disk(MACHINE, 3_000_000_000).state == "failed"
     assert check_disk(MACHINE, None).state == "unknown"
 
 

@@ -74,6 +74,7 @@ class ActorRows:
             max_restarts=_MAX_RESTARTS,
             max_task_retries=_MAX_RESTARTS,
         )(_RowsActor)
+        actor = actor.options(label_selector=placement.required_labels)
         self._actors: list[Any] = [actor.remote(embeddings, own, seed, placement) for own in shares]
         self._ends = np.cumsum([sum(part.end - part.begin for part in own) for own in shares])
         self._search: tuple[int, Any] | None = None

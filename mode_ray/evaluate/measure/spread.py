@@ -37,7 +37,11 @@ def measure_tasks(
         ModeRayError: As `measure_task`.
     """
     placement = config.evaluate.placement
-    options: dict[str, Any] = {"num_cpus": placement.cpus_per_task, "num_gpus": placement.gpus_per_task}
+    options: dict[str, Any] = {
+        "num_cpus": placement.cpus_per_task,
+        "num_gpus": placement.gpus_per_task,
+        "label_selector": placement.required_labels,
+    }
     encode: Any = ray.remote(_encode_part)  # Ray has no types for varying arguments
     measure: Any = ray.remote(_measure)
     workers = range(placement.workers_per_task) if placement.workers_per_task > 1 else ()

@@ -157,7 +157,7 @@ def scaling_config(placement: TrainPlacement) -> ScalingConfig:
             **({"GPU": placement.gpus_per_worker} if placement.use_gpu else {}),
         },
         accelerator_type=placement.accelerator_type,
-        label_selector=dict(placement.label_selector) or None,
+        label_selector=placement.required_labels,
     )
 
 

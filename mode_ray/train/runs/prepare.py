@@ -55,7 +55,7 @@ def on_cluster(placement: TrainPlacement, function: Callable[[range], Any], part
         return in_this_process(function, parts)
     options: dict[str, Any] = {
         "num_cpus": placement.cpus_per_worker,
-        "label_selector": dict(placement.label_selector) or None,
+        "label_selector": placement.required_labels,
         "retry_exceptions": [OSError],
         "name": "training set",
     }
