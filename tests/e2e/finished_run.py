@@ -52,6 +52,8 @@ def write_run_inputs(folder: Path) -> Path:
             "model": "dense",
             "held_out_pairs": 4,
             "measurements": 2,
+            # Otherwise ASHA may stop the trial that is measured last, if its recall is the lower one.
+            "grace_share": 1.0,
         },
         "evaluate": {"tasks": [str(folder / "task.yaml")]},
     }
