@@ -45,6 +45,11 @@ def story(tmp_path_factory: pytest.TempPathFactory, kill_tree: KillTree) -> Stor
     config, run = write_small_run(folder, 96), folder / "run"
     with local_cluster(folder, kill_tree, {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}, num_cpus=0) as cluster:
         cluster.add_node(num_cpus=2, labels="ray.io/market-type=on-demand")
+        # Two nodes that start at the same time disturb each other.
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while cluster.alive_nodes() < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
         spot = cluster.add_node(num_cpus=2, labels="ray.io/market-type=spot")
         changes = [
             f"ray.address={cluster.gcs}",
