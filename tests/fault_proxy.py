@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
+from http_server import serving
+
 Fault = Literal["500", "503", "slow", "cut", "cut after", "half"]
 """An error answered, an answer delayed, a connection cut before the request takes effect, after, amid the answer."""
 Schedule = Callable[[str, str, int], Fault | None]
@@ -141,9 +143,6 @@ def fault_proxy(server: str, schedule: Schedule = nothing_fails) -> Iterator[Fau
         def handle_error(self, *_: object) -> None:
             """A client that went away is no matter."""
 
-    with Server(("127.0.0.1", 0), Handler) as httpd:
+    with serving(Server(("127.0.0.1", 0), Handler)) as httpd:
         proxy = FaultProxy(f"http://127.0.0.1:{httpd.server_port}", schedule)
-        thread = threading.Thread(target=httpd.serve_forever, daemon=True)
-        thread.start()
         yield proxy
-        httpd.shutdown()

@@ -1,11 +1,12 @@
 """A metadata server of a spot machine, for tests: nobody takes the machine back until a test says so."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from http_server import serving
 
 
 class MetadataServer(ThreadingHTTPServer):
@@ -57,11 +58,5 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def metadata_server() -> Iterator[MetadataServer]:
     """A running server on a free port."""
-    with MetadataServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield running
-        finally:
-            running.shutdown()
-            thread.join()
+    with serving(MetadataServer(("127.0.0.1", 0), Handler)) as running:
+        yield running

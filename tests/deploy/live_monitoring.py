@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import threading
 import time
 import urllib.error
 import urllib.parse
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from http_server import serving
 from local_cluster import free_ports
 
 SPEED = 60
@@ -178,11 +178,5 @@ def _webhook(notices: list[Notice]) -> Iterator[str]:
             self.send_response(200)
             self.end_headers()
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/alarms"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
+        yield f"http://127.0.0.1:{server.server_port}/alarms"

@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import emoji
 import pyarrow as pa
@@ -27,6 +28,7 @@ run_stages(load_config(sys.argv[1], sys.argv[2:]), ("embed", "cluster", "assign"
 DIRECTORIES = {"embed": "embeddings", "assign": "assignments"}
 DEADLINE_SECONDS = 240.0
 EMPTY_EVERY = 40
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,17 @@ class Invocation:
         finally:
             if self.process.poll() is None:
                 self.process.kill()
+
+
+def wait_for(find: Callable[[], T], running: Invocation | None = None, seconds: float = DEADLINE_SECONDS) -> T:
+    """Poll until something is found, such as a process to kill; an invocation that is given must run until then."""
+    deadline = time.monotonic() + seconds
+    while not (found := find()):
+        if running is not None:
+            assert running.process.poll() is None, f"it ended before that:\n{running.printed()}"
+        assert time.monotonic() < deadline, running and running.printed()
+        time.sleep(0.05)
+    return found
 
 
 def write_captions(folder: Location, units: int, captions_per_unit: int) -> int:

@@ -22,6 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from http_server import serving
 from local_cluster import LocalCluster
 
 HEAD_POD, HEAD_GROUP = "head", "headgroup"
@@ -169,26 +170,21 @@ def kubernetes_api(kuberay: KubeRay, folder: Path) -> Iterator[dict[str, str]]:
     """The API on a free port; yields the variables by which the autoscaler of a pod finds it and logs in."""
     certificate, key = _certificate(folder)
     handler = type("BoundHandler", (Handler,), {"kuberay": kuberay})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
-        # Callers have to show the certificate that the variables name.
-        context.load_verify_locations(certificate)
-        context.verify_mode = ssl.CERT_REQUIRED
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield {
-                "KUBERNETES_SERVICE_HOST": "127.0.0.1",
-                "KUBERNETES_SERVICE_PORT_HTTPS": str(server.server_port),
-                "RAY_KUBERAY_CLIENT_CERT_PATH": str(certificate),
-                "RAY_KUBERAY_CLIENT_KEY_PATH": str(key),
-                "RAY_KUBERAY_CA_CERT_PATH": str(certificate),
-            }
-        finally:
-            server.shutdown()
-            thread.join()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    # Callers have to show the certificate that the variables name.
+    context.load_verify_locations(certificate)
+    context.verify_mode = ssl.CERT_REQUIRED
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    with serving(server):
+        yield {
+            "KUBERNETES_SERVICE_HOST": "127.0.0.1",
+            "KUBERNETES_SERVICE_PORT_HTTPS": str(server.server_port),
+            "RAY_KUBERAY_CLIENT_CERT_PATH": str(certificate),
+            "RAY_KUBERAY_CLIENT_KEY_PATH": str(key),
+            "RAY_KUBERAY_CA_CERT_PATH": str(certificate),
+        }
 
 
 def _certificate(folder: Path) -> tuple[Path, Path]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 import yaml
 from expert_runs import BATCH, command, ended, picture, write_config
+from fault_runs import Ended, Invocation, wait_for
 from local_cluster import RAY, LocalCluster, local_cluster
 
 from mode_ray.run_directory import CHECKPOINT_FOLDER
@@ -26,7 +27,6 @@ from mode_ray.storage import Location
 
 pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
-DEADLINE_SECONDS = 400.0
 JOB = "pipeline-with-lost-nodes"
 UNITS, CAPTIONS_PER_UNIT, STEPS = 48, 8, 80
 MODELS = ("seed", "n2/00", "n2/01")
@@ -43,11 +43,10 @@ class Story:
 
     undisturbed: Path
     run: Path
-    exit_code: int
-    printed: str
+    last: Ended
     assigned_at_first_kill: int
     refused_without_token: str
-    interrupted: tuple[str, int]
+    interrupted: Ended
 
     def report(self, run: Path) -> dict[str, Any]:
         report: dict[str, Any] = json.loads((run / "evaluation/report.json").read_text())
@@ -78,29 +77,29 @@ def story(
             *("submit", "--submission-id", JOB, "--working-dir", str(folder / "model")),
             *("--", "mode-ray", "run", "--config", str(config)),
         ]
-        refused = ray_job(cluster, None, *submit).communicate()[0]
+        refused = ray_job(cluster, None, *submit).ended().printed
         job = ray_job(cluster, token, *submit)
         try:
-            assigned = wait_for(lambda: len(unit_outputs(Location(str(run / "assignments")))), job, began)
+            assigned = wait_for(lambda: len(unit_outputs(Location(str(run / "assignments")))), job)
             lose(cluster, cluster.nodes[0])
-            job.send_signal(signal.SIGINT)
-            interrupted = job.communicate()[0], job.returncode
+            job.process.send_signal(signal.SIGINT)
+            interrupted = job.ended()
             job = ray_job(cluster, token, "logs", "--follow", JOB)
-            wait_for(lambda: whole_checkpoints(run), job, began)
+            wait_for(lambda: whole_checkpoints(run), job)
             training = next(node for node in cluster.nodes if named_below(node, "ray::RayTrainWo"))
             lose(cluster, training)
-            printed = job.communicate(timeout=max(1.0, DEADLINE_SECONDS - (time.monotonic() - began)))[0]
+            last = job.ended()
         finally:
-            if job.poll() is None:
-                job.kill()
+            if job.process.poll() is None:
+                job.process.kill()
     seconds = time.monotonic() - began
-    print(f"{printed}\nassigned at first kill: {assigned} of {UNITS}; {seconds:.0f} s")  # noqa: T201
-    return Story(undisturbed, run, job.returncode, printed, assigned, refused, interrupted)
+    print(f"{last.printed}\nassigned at first kill: {assigned} of {UNITS}; {seconds:.0f} s")  # noqa: T201
+    return Story(undisturbed, run, last, assigned, refused, interrupted)
 
 
 def test_the_job_ends_well(story: Story) -> None:
-    assert story.exit_code == 0, story.printed
-    assert "report: " in story.printed
+    assert story.last.exit_code == 0, story.last.printed
+    assert "report: " in story.last.printed
 
 
 def test_the_first_node_was_lost_in_the_middle_of_assign(story: Story) -> None:
@@ -130,8 +129,8 @@ def test_without_the_token_nothing_is_submitted(story: Story) -> None:
 
 
 def test_ctrl_c_leaves_the_job_alone(story: Story) -> None:
-    assert story.interrupted[1] != 0
-    assert story.exit_code == 0
+    assert story.interrupted.exit_code != 0
+    assert story.last.exit_code == 0
 
 
 def write_run(folder: Path) -> Path:
@@ -160,17 +159,13 @@ def write_run(folder: Path) -> Path:
     return file
 
 
-def ray_job(cluster: LocalCluster, token: Path | None, *words: str) -> "subprocess.Popen[str]":
+def ray_job(cluster: LocalCluster, token: Path | None, *words: str) -> Invocation:
     """`ray job` with these words, and with the token in its environment only if it is given."""
     kept = {name: value for name, value in cluster.environment.items() if not name.startswith("RAY_AUTH")}
     access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)} if token else {"RAY_AUTH_MODE": "disabled"}
-    return subprocess.Popen(
-        [str(RAY), "job", *words[:1], "--address", cluster.dashboard, *words[1:]],
-        env={**kept, **access, "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    line = [str(RAY), "job", *words[:1], "--address", cluster.dashboard, *words[1:]]
+    log = cluster.folder / f"job-{time.monotonic_ns()}.log"
+    return Invocation(line, log, {**kept, **access, "PYTHONUNBUFFERED": "1"})
 
 
 def lose(cluster: LocalCluster, node: "subprocess.Popen[bytes]") -> None:
@@ -181,12 +176,3 @@ def lose(cluster: LocalCluster, node: "subprocess.Popen[bytes]") -> None:
 
 def whole_checkpoints(run: Path) -> int:
     return len(list(run.glob(f"experts/seed/{CHECKPOINT_FOLDER}/*/checkpoint-*")))
-
-
-def wait_for(count: Callable[[], int], job: "subprocess.Popen[str]", began: float) -> int:
-    """Poll until there is something."""
-    while not (found := count()):
-        assert job.poll() is None, job.communicate()[0]
-        assert time.monotonic() - began < DEADLINE_SECONDS
-        time.sleep(0.02)
-    return found

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import pytest
 import yaml
 from expert_runs import BATCH, command, ended, write_small_run
+from fault_runs import Invocation, wait_for
 from local_cluster import RAY, LocalCluster, local_cluster
 
 from mode_ray.run_directory import CHECKPOINT_FOLDER
 
 pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
-DEADLINE_SECONDS = 600.0
 PAIRS, STEPS = 96, 40
 """Steps of the seed model; the experts take a quarter of that."""
 MODELS = ("seed", "n2/00", "n2/01")
@@ -80,10 +80,10 @@ def story(
         wait_for(lambda: checkpoint_samples(run) > 0, job)
         cluster.kill_head()
         at_loss, survived = checkpoint_samples(run), len(named_below(old, "ray::RayTrainWo"))
-        job.wait(DEADLINE_SECONDS)
+        ended(job)
 
         cluster.run_head()
-        old.wait(DEADLINE_SECONDS)  # the new head refuses it
+        old.wait(600)  # the new head refuses it
         cluster.add_node(num_cpus=2)
         wait_for(lambda: cluster.alive_nodes() == 2)
         progress = run / "experts/seed/progress.json"
@@ -91,20 +91,15 @@ def story(
         again = submit(cluster, config)
         wait_for(lambda: written_at(progress) not in (None, written), again)
         first = int(json.loads(progress.read_text())["samples"])
-        printed = again.communicate(timeout=DEADLINE_SECONDS)[0]
-    return Story(undisturbed, run, at_loss, survived, at_resubmission, first, again.returncode, printed)
+        code = ended(again)
+    return Story(undisturbed, run, at_loss, survived, at_resubmission, first, code, again.printed())
 
 
-def submit(cluster: LocalCluster, config: Path) -> "subprocess.Popen[str]":
+def submit(cluster: LocalCluster, config: Path) -> Invocation:
     """`ray job submit` of all stages up to `train`; it follows the job's log."""
     words = ["mode-ray", "run", "--until", "train", "--config", str(config)]
-    return subprocess.Popen(
-        [str(RAY), "job", "submit", "--address", cluster.dashboard, "--", *words],
-        env=cluster.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    line = [str(RAY), "job", "submit", "--address", cluster.dashboard, "--", *words]
+    return Invocation(line, config.parent / f"job-{time.monotonic_ns()}.log", cluster.environment)
 
 
 def checkpoint_samples(run: Path) -> int:
@@ -116,11 +111,3 @@ def checkpoint_samples(run: Path) -> int:
 def written_at(file: Path) -> int | None:
     """When a file was written, in nanoseconds; None if there is none."""
     return file.stat().st_mtime_ns if file.exists() else None
-
-
-def wait_for(has_happened: Callable[[], bool], job: "subprocess.Popen[str] | None" = None) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not has_happened():
-        assert job is None or job.poll() is None, job.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

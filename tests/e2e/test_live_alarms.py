@@ -8,18 +8,18 @@ import re
 import shutil
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from fault_runs import COMMAND, Invocation, write_captions, write_config
+from fault_runs import COMMAND, Invocation, wait_for, write_captions, write_config
 from helm_chart import render, required_helm
+from http_server import serving
 from live_monitoring import ALERTMANAGER, PROMETHEUS, Monitoring, monitoring
 from local_cluster import free_ports, local_cluster
 
@@ -28,7 +28,6 @@ from mode_ray.storage import Location
 
 pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
-DEADLINE_SECONDS = 120.0
 SILENT_SECONDS = 13.0
 """Longer than `for` of every alarm of a lost head, 5 and 10 minutes in fast motion."""
 CLUSTER, JOB = "mode-ray-pipeline-1-x7k2p", "mode-ray-pipeline-1"
@@ -86,7 +85,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, kill_tree: KillTree) -> Iter
     (metrics_port,) = free_ports(1)
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, temporary, ignore_errors=True)
-        operator = stack.enter_context(operator_metrics())
+        operator = stack.enter_context(serving(Operator(("127.0.0.1", 0), OperatorHandler)))
         vms = stack.enter_context(of_ray_up(folder / "vms", temporary))
         kubernetes = stack.enter_context(of_the_chart(folder / "kubernetes", chart, metrics_port, operator.url))
         wait_for(lambda: vms.now() == {"RayHeadDown": "firing"})
@@ -215,25 +214,5 @@ class OperatorHandler(BaseHTTPRequestHandler):
         self.wfile.write(self.server.page().encode())
 
 
-@contextmanager
-def operator_metrics() -> Iterator[Operator]:
-    """A running operator's page."""
-    with Operator(("127.0.0.1", 0), OperatorHandler) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield running
-        finally:
-            running.shutdown()
-            thread.join()
-
-
 def snake_case(name: str) -> str:
     return re.sub("([A-Z])", lambda found: f"_{found[1].lower()}", name)
-
-
-def wait_for(has_happened: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not has_happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

@@ -5,7 +5,6 @@ The cluster is a head without CPUs and nodes of this machine with the labels of 
 
 import json
 import subprocess
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 from expert_runs import BATCH, command, ended, write_small_run
-from fault_runs import COMMAND, Invocation
+from fault_runs import COMMAND, Invocation, wait_for
 from local_cluster import local_cluster
 
 from mode_ray.run_directory import CHECKPOINT_FOLDER
@@ -22,7 +21,6 @@ pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
 WAIT_SECONDS = 4
 STEPS = 600  # of the seed: more than a fast machine trains until the first checkpoint is found and its node killed
-DEADLINE_SECONDS = 120.0
 KillTree = Callable[["subprocess.Popen[bytes]", float], list[str]]
 NAMES = ("seed", "n2/00", "n2/01")
 
@@ -46,10 +44,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, kill_tree: KillTree) -> Stor
     with local_cluster(folder, kill_tree, {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}, num_cpus=0) as cluster:
         cluster.add_node(num_cpus=2, labels="ray.io/market-type=on-demand")
         # Two nodes that start at the same time disturb each other.
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while cluster.alive_nodes() < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
+        wait_for(lambda: cluster.alive_nodes() == 2)
         spot = cluster.add_node(num_cpus=2, labels="ray.io/market-type=spot")
         changes = [
             f"ray.address={cluster.gcs}",
@@ -65,7 +60,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, kill_tree: KillTree) -> Stor
         ]
         driver = command(config, run, "run --until train", *changes)
         try:
-            wait_for(lambda: bool(checkpoints_of(run)), driver)
+            wait_for(lambda: checkpoints_of(run), driver)
             cluster.kill_node(spot)
             saved = int(checkpoints_of(run)[-1].name.split("-")[1])
             wait_for(lambda: status_of(run, "seed").get("on_demand", False), driver)
@@ -114,11 +109,3 @@ def status_of(run: Path, name: str) -> dict[str, Any]:
 
 def checkpoints_of(run: Path) -> list[Path]:
     return sorted(run.glob(f"experts/seed/{CHECKPOINT_FOLDER}/*/checkpoint-*"))
-
-
-def wait_for(has_happened: Callable[[], bool], driver: Invocation) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not has_happened():
-        assert driver.process.poll() is None, driver.printed()
-        assert time.monotonic() < deadline, driver.printed()
-        time.sleep(0.1)

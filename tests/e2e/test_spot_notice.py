@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from expert_runs import BATCH, command, ended, write_small_run
-from fault_runs import Invocation
+from fault_runs import Invocation, wait_for
 from local_cluster import local_cluster
 from metadata_server import metadata_server
 
@@ -26,7 +26,6 @@ from mode_ray.run_directory import CHECKPOINT_FOLDER
 
 pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
-DEADLINE_SECONDS = 120.0
 NOTICE_SECONDS = 12.0
 NamedBelow = Callable[["subprocess.Popen[bytes]", str], list[int]]
 KillTree = Callable[["subprocess.Popen[bytes]", float], list[str]]
@@ -80,7 +79,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, kill_tree: KillTree, named_b
             at_notice = len(checkpoints_of(run))
             cluster.add_node(num_cpus=2)
             cloud.end_unix_seconds = time.time() + NOTICE_SECONDS
-            wait_for(lambda: bool(checkpoints_of(run)), driver)
+            wait_for(lambda: checkpoints_of(run), driver)
             _, said = watcher.communicate(timeout=30)
             time.sleep(max(0.0, cloud.end_unix_seconds - time.time()))
             cluster.kill_node(spot)
@@ -145,11 +144,3 @@ def kill_when_it_trains(
 
 def checkpoints_of(run: Path) -> list[Path]:
     return sorted(run.glob(f"experts/seed/{CHECKPOINT_FOLDER}/*/checkpoint-*"))
-
-
-def wait_for(has_happened: Callable[[], bool], driver: Invocation) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not has_happened():
-        assert driver.process.poll() is None, driver.printed()
-        assert time.monotonic() < deadline, driver.printed()
-        time.sleep(0.1)

@@ -17,11 +17,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from expert_runs import DEADLINE_SECONDS, EXPERTS, SEED, SLOTS, assigned_run, command, ended
-from fault_runs import Invocation
+from fault_runs import Invocation, wait_for
 
 from mode_ray.assign.table import FINE
 from mode_ray.cluster.clustering import Clustering
@@ -34,7 +34,6 @@ from mode_ray.train.runs.checkpoint_folders import checkpoint_name, whole_checkp
 
 pytestmark = [pytest.mark.drill, pytest.mark.alone]
 
-T = TypeVar("T")
 
 KILLS = ("worker",) * 5 + ("controller",) * 2 + ("driver",) * 2
 NAMES = {"worker": "ray::RayTrainWo", "controller": "ray::TrainContr"}
@@ -93,13 +92,13 @@ def story(
     try:
         for number, victim in enumerate(victims):
             if number == KILLS_OF_THE_SEED:
-                wait_for(lambda: set(run.glob("experts/seed/open_clip_config.json")), driver, began)
+                wait_for(lambda: set(run.glob("experts/seed/open_clip_config.json")), driver)
             # Three of four kills come in the middle of training, the others at any point, as in a run's start.
             if chosen.random() < 0.75:
                 before = checkpoints_of(run)
-                wait_for(lambda: checkpoints_of(run) - before, driver, began)  # noqa: B023
+                wait_for(lambda: checkpoints_of(run) - before, driver)  # noqa: B023
             time.sleep(chosen.uniform(0.0, 1.0))
-            pids = sorted(wait_for(lambda: victims_of(driver, victim, named_below), driver, began))  # noqa: B023
+            pids = sorted(wait_for(lambda: victims_of(driver, victim, named_below), driver))  # noqa: B023
             told.kills_with_checkpoints += bool(running_with_checkpoint(run))
             told.kills[victim] += 1
             if victim == "driver":
@@ -177,9 +176,9 @@ def test_sigterm_writes_a_last_checkpoint_and_leaves_the_run_waiting(assigned: P
     run = assigned / "stopped"
     shutil.copytree(assigned / "assigned", run)
     changes = ["train.dense_samples=640000", "train.placement.checkpoint_interval_seconds=3600"]
-    driver, began = command(assigned / "config.yaml", run, "train", *changes), time.monotonic()
+    driver = command(assigned / "config.yaml", run, "train", *changes)
     try:
-        wait_for(lambda: set(run.glob("experts/seed/progress.json")), driver, began)
+        wait_for(lambda: set(run.glob("experts/seed/progress.json")), driver)
         driver.process.terminate()
         assert driver.process.wait(120) != 0
     finally:
@@ -206,15 +205,6 @@ def victims_of(
 def checkpoints_of(run: Path) -> set[Path]:
     """All checkpoints that stand."""
     return set(run.glob(f"experts/**/{CHECKPOINT_FOLDER}/*/checkpoint-*"))
-
-
-def wait_for(find: Callable[[], set[T]], driver: Invocation, began: float) -> set[T]:
-    """Poll until there is something, such as a process to kill."""
-    while not (found := find()):
-        assert driver.process.poll() is None, f"it ended before all kills came:\n{driver.printed()}"
-        assert time.monotonic() - began < DEADLINE_SECONDS, driver.printed()
-        time.sleep(0.2)
-    return found
 
 
 def kill(pid: int) -> None:

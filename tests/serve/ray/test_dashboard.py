@@ -1,12 +1,12 @@
 """The client of Ray Serve's REST API: what it sends, and what it says of refusals."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from http_server import serving
 
 from mode_ray.errors import DataError, UsageError
 from mode_ray.serve.ray.dashboard import ServeDashboard
@@ -31,13 +31,8 @@ def answering(status: int, body: bytes) -> Iterator[tuple[str, list[tuple[str, s
         def log_message(self, *_: object) -> None:
             """Print nothing."""
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
+    with serving(HTTPServer(("127.0.0.1", 0), Handler)) as server:
         yield f"http://127.0.0.1:{server.server_port}", requests
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_it_reads_and_submits_the_list_of_applications() -> None:
