@@ -52,8 +52,21 @@ class TestTheCommittedFiles:
 
     def test_the_example_files_are_those_of_the_package(self, tmp_path: Path) -> None:
         starters = missing_starters(Location(str(tmp_path)))
-        assert set(starters) == {"values.yaml", "serve.yaml", "slurm.sh", "skypilot.yaml"}
+        assert set(starters) == {"values.yaml", "serve.yaml", "slurm.sh", "skypilot.yaml", "karpenter.yaml"}
         assert stale_files(starters, Location(str(CONFIGS))) == [], "change mode_ray/deploy/starters, and copy it here"
+
+    def test_karpenters_node_pools_have_machines_for_every_pod_of_the_chart(self) -> None:
+        node_pools = [part for part in load_all((CONFIGS / "karpenter.yaml").read_text()) if part["kind"] == "NodePool"]
+        values = yaml.safe_load((CONFIGS / "chart/values-eks.yaml").read_text())
+        pods = [values["head"], *(pool for pool in values["pools"].values() if pool)]
+        assert len(pods) == 5
+        for pod in pods:
+            (node_pool,) = (one for one in node_pools if ("-gpu" in one["metadata"]["name"]) == bool(pod.get("gpus")))
+            spec = node_pool["spec"]["template"]["spec"]
+            allowed = {entry["key"]: entry["values"] for entry in spec["requirements"]}
+            assert pod["nodeSelector"]["karpenter.sh/capacity-type"] in allowed["karpenter.sh/capacity-type"]
+            tolerated = {entry["key"] for entry in pod.get("tolerations", [])}
+            assert {taint["key"] for taint in spec.get("taints", [])} <= tolerated
 
     def test_nothing_else_lies_where_they_are(self) -> None:
         rendered = set(render_all(read_values(VALUES)))
