@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from autoscaled_run import CAPTIONS_PER_UNIT, IDLE_SECONDS, NodeCounts, assign_on, write_run
-from fault_runs import all_counted, manifest_of
+from fault_runs import all_counted, manifest_of, wait_for
 from helm_chart import render, required_helm
 from kubernetes_api import HEAD_GROUP, HEAD_POD, KubeRay, kubernetes_api, start_options
 from local_cluster import free_ports, local_cluster
@@ -98,6 +98,8 @@ def story(
             )
         stack.callback(kill_tree, autoscaler, 0.0)
         nodes = assign_on(cluster, config, DEADLINE_SECONDS)
+        # A pod is deleted some seconds after its drained node has left; one that waits for a machine, after its timeout.
+        wait_for(lambda: len(kuberay.pods) == 1)
         assert autoscaler.poll() is None, (folder / "autoscaler.log").read_text()
     return Story(nodes, folder / "run", kuberay)
 
