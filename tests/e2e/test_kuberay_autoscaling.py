@@ -98,7 +98,7 @@ def story(
             )
         stack.callback(kill_tree, autoscaler, 0.0)
         nodes = assign_on(cluster, config, DEADLINE_SECONDS)
-        # A pod is deleted some seconds after its drained node has left; one that waits for a machine, after its timeout.
+        # Pods are deleted some seconds after their drained nodes have left, and those without a machine at a timeout.
         wait_for(lambda: len(kuberay.pods) == 1)
         assert autoscaler.poll() is None, (folder / "autoscaler.log").read_text()
     return Story(nodes, folder / "run", kuberay)
