@@ -26,7 +26,7 @@ export PYTHONDONTWRITEBYTECODE :=
 pytest := $(bin)/python -m pytest
 side_by_side := --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 not_benchmarks := $(addprefix benchmarks/,frame.py captions.py litserve_peer.py science_data.py \
-  simulated_fleet.py slow_storage.py head_process.py serve_run.py serve_peers.py gpu_check.py \
+  simulated_fleet.py slow_storage.py head_process.py serve_run.py serve_peers.py embed_peers.py gpu_check.py \
   gpu_check_frame.py gpu_check_inference.py gpu_check_machine.py gpu_check_training.py)
 benchmarks := $(filter-out $(not_benchmarks),$(sort $(wildcard benchmarks/*.py)))
 

@@ -69,7 +69,14 @@ def test_make_runs_every_benchmark_and_none_of_what_they_import() -> None:
     scripts = {file.stem for file in BENCHMARKS.glob("*.py") if "__main__" in file.read_text()}
     # serve.py starts serve_peers.py, and head.py starts slow_storage.py and head_process.py. gpu_check.py is for one
     # GPU; a drill runs it on the CPU. It starts gpu_check_training.py as the processes of one training run.
-    assert run == scripts - {"serve_peers", "slow_storage", "head_process", "gpu_check", "gpu_check_training"}
+    assert run == scripts - {
+        "serve_peers",
+        "embed_peers",
+        "slow_storage",
+        "head_process",
+        "gpu_check",
+        "gpu_check_training",
+    }
 
 
 def test_the_last_line_is_one_json_object_with_results_machine_and_versions() -> None:

@@ -26,7 +26,8 @@ from mode_ray.run_directory import CHECKPOINT_FOLDER
 
 pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
-NOTICE_SECONDS = 12.0
+NOTICE_SECONDS = 30.0
+"""The shortest notice of a cloud. Watcher, Ray and worker look for it every five seconds each."""
 NamedBelow = Callable[["subprocess.Popen[bytes]", str], list[int]]
 KillTree = Callable[["subprocess.Popen[bytes]", float], list[str]]
 
