@@ -3,7 +3,8 @@
 Peers, on 4,000 real captions and as many threads as cores: `SentenceTransformer.encode` of the same folder and token
 limit on every backend, each with its best batch size (`embed_peers.py`); and a bare loop of our own encoder without
 Ray, over the same shards, to see what the embed stage costs (its time counts from the first unit's start to the
-manifest). Ours computes in bfloat16 where the processor has instructions for it, else in float32. What an arithmetic
+manifest). Ours computes with OpenVINO, in bfloat16 where the processor has instructions for it, else in float32; it
+is measured with torch and in int8, too. What an arithmetic
 changes is its cosine to the float32 embeddings, and the share of captions in the same of 1,024 clusters of 20,000
 other captions. ONNX Runtime
 and OpenVINO are not among our dependencies: MODE_RAY_PEER_PYTHON names the Python of an environment with
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +42,7 @@ from mode_ray.config.captions import CaptionsConfig, EmbedConfig, EncoderConfig,
 from mode_ray.config.cluster import FineConfig
 from mode_ray.config.run import RayConfig, RunConfig
 from mode_ray.config.train import TrainConfig
+from mode_ray.embed.encoder import CaptionEncoder
 from mode_ray.embed.load import load_encoder
 from mode_ray.embed.stage import EmbedWorker, run_embed
 from mode_ray.embed.static import StaticEncoder
@@ -62,12 +65,13 @@ def has_bfloat16() -> bool:
 
 
 def run_config(folder: Path, dtype: Literal["float32", "bfloat16"], paths: Sequence[str]) -> RunConfig:
-    """The embed stage's config: one actor with all threads, as transformers on CPUs run best."""
+    """The embed stage's config: one actor with all threads, as transformers on CPUs run best, and OpenVINO."""
+    encoder = EncoderPlacement(runtime="openvino")
     return RunConfig(
         run=str(folder / "run"),
         captions=CaptionsConfig(paths=tuple(paths)),
         encoder=EncoderConfig(model=TRANSFORMER, max_tokens=256, dtype=dtype),
-        embed=EmbedConfig(pool=ActorPool(min_actors=1, max_actors=1, threads_per_actor=THREADS)),
+        embed=EmbedConfig(pool=ActorPool(min_actors=1, max_actors=1, threads_per_actor=THREADS), encoder=encoder),
         train=TrainConfig(dense_samples=1),
     )
 
@@ -205,6 +209,10 @@ def fidelity(
     return found
 
 
+def _encode(encoder: CaptionEncoder, captions: list[str]) -> None:
+    encoder.encode(captions)
+
+
 def main() -> None:
     """Measure and print."""
     options = arguments(__doc__ or "").parse_args()
@@ -225,10 +233,23 @@ def main() -> None:
             Location(str(folder / "captions" / f"{number:03d}.parquet")).write_table(pa.table({"caption": some}))
         config = run_config(folder, dtype, [str(folder / "captions")])
         work_units = list_work_units(config.captions)
-        encoder = load_encoder(config.encoder, EncoderPlacement(), THREADS)
+        encoder = load_encoder(config.encoder, config.embed.encoder, THREADS)
+        # Further ways of ours: without OpenVINO, and with int8.
+        int8 = EncoderConfig(model=TRANSFORMER, max_tokens=256, dtype="int8")
+        own = {
+            "mode_ray on torch": load_encoder(config.encoder, EncoderPlacement(), THREADS),
+            "mode_ray int8": load_encoder(int8, EncoderPlacement(), THREADS),
+        }
         vectors = {"mode_ray": encoder.encode(captions), **{peer.name: peer.vectors for peer in peers}}
+        vectors |= {name: one.encode(captions) for name, one in own.items()}
         timings = alternate(
-            lambda: encoder.encode(captions), {peer.name: peer.encode for peer in peers}, repeats, warm_up=False
+            lambda: encoder.encode(captions),
+            {
+                **{name: partial(_encode, one, captions) for name, one in own.items()},
+                **{peer.name: peer.encode for peer in peers},
+            },
+            repeats,
+            warm_up=False,
         )
         fine = fit_fine(encoder.encode(others), FineConfig(centers=centers, balanced=False), 0, THREADS)
         found = fidelity(vectors, vectors[BASE], fine.centers_md)
@@ -254,6 +275,10 @@ def main() -> None:
             "captions_per_second_vs_fastest_backend": min(timings.speed_up(peer) for peer in batch_sizes),
             "captions_per_second_vs_sentence_transformers": timings.speed_up(BASE),
             **found["mode_ray"],
+            "int8_captions_per_second_vs_fastest_backend": min(
+                timings.median_seconds[peer] / timings.median_seconds["mode_ray int8"] for peer in batch_sizes
+            ),
+            **{f"int8_{name}": figure for name, figure in found["mode_ray int8"].items()},
             "vs_own_bare_loop": staged.speed_up("own_bare_loop"),
             **static,
         },

@@ -68,8 +68,13 @@ def on_ray_serve(served: ServedRun, settings: Mapping[str, object]) -> Iterator[
         yield f"http://127.0.0.1:{port}"
 
 
+def together_on_ray_serve(served: ServedRun, settings: Mapping[str, object]) -> AbstractContextManager[str]:
+    """The same with all experts in one process."""
+    return on_ray_serve(served, {"experts_together": "true", "threads_per_expert": THREADS, **settings})
+
+
 # Every way in which we serve, by the name of its result `<name>_vs_loop`; each is started and asked alike.
-OURS: dict[str, Server] = {"in_process": in_process, "serve": on_ray_serve}
+OURS: dict[str, Server] = {"in_process": in_process, "serve": on_ray_serve, "serve_together": together_on_ray_serve}
 
 
 @dataclass(frozen=True)
@@ -146,9 +151,12 @@ def measure(
     results["p99_ms_at_8_clients"] = results["in_process_p99_ms_at_8_clients"]
     results["top1_vs_full"] = top1_vs_full(served, images, load_seconds)
     peers = peer_rates(served, images, load_seconds, details, name)
-    ours = results["in_process_requests_per_second_at_32_clients"]
+    rates = {way: results[f"{way}_requests_per_second_at_32_clients"] for way in OURS}
+    on_ray = max(rates["serve"], rates["serve_together"])
+    results["ray_vs_in_process_at_32_clients"] = on_ray / rates["in_process"]
     if peers:
-        results["vs_peer_at_32_clients"] = ours / max(peers.values())
+        results["vs_peer_at_32_clients"] = rates["in_process"] / max(peers.values())
+        results["vs_peer_at_32_clients_on_ray"] = on_ray / max(peers.values())
     return results
 
 

@@ -102,9 +102,16 @@ class EncoderConfig(Settings):
     pooling: Literal["auto", "pooler", "mean", "cls"] = "auto"
     """`auto`: the pooling that a sentence-transformers folder specifies, otherwise the pooler output (SimCSE)."""
     max_tokens: PositiveInt = 64
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of the forward pass. `auto`: bfloat16 on GPUs, float32 on CPUs. Embeddings are always stored as
-    float16."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    """Arithmetic of the forward pass. `auto`: bfloat16 on GPUs, float32 on CPUs. `int8`: on CPUs with the VNNI
+    instructions, by OpenVINO (`pip install 'mode_ray[openvino]'`). Its embeddings are a space of their own: clusterings
+    of others do not take them. Embeddings are always stored as float16."""
+
+    @model_validator(mode="after")
+    def _int8(self) -> Self:
+        if self.dtype == "int8" and self.kind == "static":
+            raise ValueError("dtype: int8 is for kind: huggingface; a static table has no matrix products")
+        return self
 
 
 class EncoderPlacement(Placement):
@@ -115,6 +122,9 @@ class EncoderPlacement(Placement):
     device: str = "auto"
     """`auto`: CUDA for an actor of the embed stage with GPUs (`embed.pool.gpus_per_actor`), else the CPU. In other
     stages, the encoder follows the resources of their own tasks; only `cpu` applies there too."""
+
+    runtime: Literal["torch", "openvino"] = "torch"
+    """Library that runs a transformer on CPUs. `openvino` is faster and needs `pip install 'mode_ray[openvino]'`."""
 
     @property
     def elsewhere(self) -> "EncoderPlacement":

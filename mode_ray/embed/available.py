@@ -1,6 +1,7 @@
 """Whether the caption encoder can be loaded, answered within seconds and without torch."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from mode_ray.config.captions import EncoderConfig
@@ -27,6 +28,8 @@ def require_encoder(config: EncoderConfig) -> None:
     Raises:
         UsageError: It is not; the message says what to do.
     """
+    if config.dtype == "int8" and find_spec("openvino") is None:
+        raise UsageError("encoder.dtype: int8 needs OpenVINO: run `pip install 'mode_ray[openvino]'`")
     path = Path(resolve_folder(config.model, FIELD))
     if config.kind == "static":
         only_file(path, TOKENIZER_PATTERNS, config)

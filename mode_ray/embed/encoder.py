@@ -7,6 +7,8 @@ import numpy as np
 from mode_ray.config.captions import EncoderConfig
 from mode_ray.errors import DataError
 
+_INT8 = "int8"
+
 
 class CaptionEncoder(Protocol):
     """A frozen language model.
@@ -29,8 +31,12 @@ class CaptionEncoder(Protocol):
 
 
 def encoder_name(config: EncoderConfig) -> str:
-    """Identity of the embedding space that a config describes."""
-    return f"{config.kind}:{config.model}:{config.pooling}:{config.max_tokens}"
+    """Identity of the embedding space that a config describes.
+
+    Embeddings in float32, bfloat16 and float16 are of one space: they differ less than captions of one meaning do.
+    """
+    rounded = f":{_INT8}" if config.dtype == _INT8 else ""
+    return f"{config.kind}:{config.model}:{config.pooling}:{config.max_tokens}{rounded}"
 
 
 def encoder_config(name: str) -> EncoderConfig:
@@ -40,13 +46,14 @@ def encoder_config(name: str) -> EncoderConfig:
         DataError: The name has another form.
     """
     try:
-        kind, rest = name.split(":", 1)
+        kind, rest = name.removesuffix(f":{_INT8}").split(":", 1)
         model, pooling, max_tokens = rest.rsplit(":", 2)
+        dtype = {"dtype": _INT8} if name.endswith(f":{_INT8}") else {}
         return EncoderConfig.model_validate(
-            {"kind": kind, "model": model, "pooling": pooling, "max_tokens": int(max_tokens)}
+            {"kind": kind, "model": model, "pooling": pooling, "max_tokens": int(max_tokens), **dtype}
         )
     except ValueError:
-        raise DataError(f"{name!r}: not the name of a caption encoder (KIND:MODEL:POOLING:TOKENS)") from None
+        raise DataError(f"{name!r}: not the name of a caption encoder (KIND:MODEL:POOLING:TOKENS[:int8])") from None
 
 
 def unit_rows(vectors_bd: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ This uses transformers, because the paper's SimCSE model needs the pooler output
 replace it by a mean for that model's folder.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeAlias
@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from mode_ray.config.captions import EncoderConfig, EncoderPlacement
 from mode_ray.embed.available import FIELD, require_encoder
+from mode_ray.embed.compiled import CompiledTransformer
 from mode_ray.embed.encoder import encoder_name, unit_rows
 from mode_ray.embed.pooling import pooling_of
 from mode_ray.embed.token_chunks import Batch, ChunkTokenizer, TokenChunk, chunk_starts
@@ -28,6 +29,8 @@ from mode_ray.util.threads import limited_threads
 _ROWS_PER_CHUNK = 65_536
 _LEAST_ROWS_PER_CHUNK = 8_192
 _CPU_BATCH, _GPU_BATCH = 64, 1_024
+_PROBES = (["a dog"], ["two red cars in front of an old house at night", "a cat"])
+"""Batches of two shapes, on which a compiled model is compared with torch."""
 
 _Encoded: TypeAlias = tuple[int, np.ndarray, np.ndarray]
 """First row of a chunk, the order of its rows, and their embeddings."""
@@ -76,15 +79,22 @@ class HuggingFaceEncoder:
             raise UsageError(
                 f"encoder.model: {config.model}: has no trained pooler; set encoder.pooling to mean or cls"
             )
-        self._model = model.eval().to(self._device)
-        if self._dtype != torch.float32:
-            # Autocast would convert these weights for every batch. All others stay in float32, as under autocast.
-            for module in self._model.modules():
-                if isinstance(module, torch.nn.Linear):
-                    module.to(self._dtype)
         self.dimension = int(model.config.hidden_size)
         batch_size = placement.batch_size or (_CPU_BATCH if self._on_cpu else _GPU_BATCH)
         self._tokenizer = ChunkTokenizer(tokenizer, config.max_tokens, batch_size)
+        if config.dtype == "int8" and not self._on_cpu:
+            raise UsageError("encoder.dtype: int8 is for CPUs: set bfloat16, or embed.encoder.device=cpu")
+        if config.dtype == "int8" or (placement.runtime == "openvino" and self._on_cpu):
+            self._model: Callable[..., Any] = self._compiled(model.eval(), config.dtype)
+            self._dtype = torch.float32  # of what it returns
+        else:
+            self._model = _with_linear_layers_in(self._dtype, model.eval().to(self._device))
+
+    def _compiled(self, model: torch.nn.Module, dtype: str) -> CompiledTransformer:
+        with ThreadPoolExecutor(1) as tokenizing:
+            chunks = [self._tokenizer.chunk(captions, tokenizing) for captions in _PROBES]
+        probes = [chunk.inputs(chunk.batches[0]) for chunk in chunks]
+        return CompiledTransformer(model, "float32" if dtype == "auto" else dtype, probes, self._threads)
 
     def encode(self, captions: list[str]) -> np.ndarray:
         """Embed captions in chunks, each sorted by length into batches to reduce padding.
@@ -150,9 +160,18 @@ class HuggingFaceEncoder:
         return (hidden_btd * weights_bt1).sum(1) / weights_bt1.sum(1).clamp(min=1)
 
 
+def _with_linear_layers_in(dtype: torch.dtype, model: torch.nn.Module) -> torch.nn.Module:
+    if dtype != torch.float32:
+        # Autocast would convert these weights for every batch. All others stay in float32, as under autocast.
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.to(dtype)
+    return model
+
+
 def _dtype(name: str, device: torch.device) -> torch.dtype:
-    """The arithmetic of a config; `auto` is bfloat16 on GPUs that compute in it, else float32."""
-    if name != "auto":
+    """The arithmetic of a config; `auto` is bfloat16 on GPUs that compute in it, else float32. int8 is OpenVINO's."""
+    if name not in ("auto", "int8"):
         dtype: torch.dtype = getattr(torch, name)
         return dtype
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

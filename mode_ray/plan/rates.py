@@ -15,6 +15,7 @@ _ENCODER_FIELDS = (
     "encoder.max_tokens",
     "encoder.dtype",
     "embed.encoder.batch_size",
+    "embed.encoder.runtime",
     "embed.keep",
 )
 _MODEL_FIELDS = ("train.model.architecture", "train.model.precision")

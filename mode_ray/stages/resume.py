@@ -125,10 +125,13 @@ def _is_replaced(record: UnitRecord, work_unit: WorkUnit) -> bool:
 def _differ(then: _SizeAndTime, now: _SizeAndTime) -> bool:
     """Whether a size and a time are those of another file.
 
-    Any other time counts, not only a later one: clocks differ, and copies may keep an old time.
+    Any other time counts, not only a later one: clocks differ, and copies may keep an old time. Some copies keep only
+    its whole seconds, such as those of tar.
     """
     if then[1] == 0.0 or now[1] == 0.0:
         return bool(then[0] and then[0] != now[0])
+    if then[1].is_integer() or now[1].is_integer():
+        return (then[0], int(then[1])) != (now[0], int(now[1]))
     return then != now
 
 

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from mode_ray.deploy.values import SPOT_TIMEOUT_SECONDS
 from mode_ray.serve.ray.deployment_file import serve_document
 
 REPOSITORY = CHART.parents[1]
+(IMAGE_RAY,) = re.findall(r"^ray(?:\[.*\])?==(\S+)", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)
 VALUES = ("values.yaml", "values-gke.yaml", "values-eks.yaml")
 EVERYTHING = (
     "job.enabled=true",
@@ -108,7 +108,7 @@ class TestKubeRay:
                     assert groups[f"{pool}-spot"]["priority"] > groups[f"{pool}-on-demand"]["priority"]
 
     def test_the_version_of_ray_is_that_of_the_image(self, objects: Objects) -> None:
-        assert {cluster["rayVersion"] for cluster in clusters(objects).values()} == {metadata.version("ray")}
+        assert {cluster["rayVersion"] for cluster in clusters(objects).values()} == {IMAGE_RAY}
 
     def test_a_job_runs_the_script_of_its_stage_until_it_is_done(self, objects: Objects) -> None:
         (job,) = of_kinds(objects, "RayJob")

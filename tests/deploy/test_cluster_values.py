@@ -54,7 +54,9 @@ class TestTheCommand:
         said = capsys.readouterr().out
         assert f"written: {tmp_path}/aws.yaml" in said
         assert "run.yaml" not in said
-        starters = 4  # serve.yaml, slurm.sh, skypilot.yaml and karpenter.yaml are the user's own from the first time on
+        starters = (
+            4  # serve.yaml, slurm.sh, skypilot.yaml and karpenter.yaml are the user's own from the first time on
+        )
         assert f"of {len(written) - starters} files changed" in said
 
     def test_an_empty_folder_gets_example_values_which_later_calls_read(

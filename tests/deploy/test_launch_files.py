@@ -56,7 +56,9 @@ class TestTheCommittedFiles:
         assert stale_files(starters, Location(str(CONFIGS))) == [], "change mode_ray/deploy/starters, and copy it here"
 
     def test_karpenters_node_pools_have_machines_for_every_pod_of_the_chart(self) -> None:
-        node_pools = [part for part in load_all((CONFIGS / "karpenter.yaml").read_text()) if part["kind"] == "NodePool"]
+        node_pools = [
+            part for part in load_all((CONFIGS / "karpenter.yaml").read_text()) if part["kind"] == "NodePool"
+        ]
         values = yaml.safe_load((CONFIGS / "chart/values-eks.yaml").read_text())
         pods = [values["head"], *(pool for pool in values["pools"].values() if pool)]
         assert len(pods) == 5

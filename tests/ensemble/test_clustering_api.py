@@ -45,7 +45,8 @@ class TestAssign:
     ) -> None:
         fine, squared_distance = clustering.assign([captions[row] for row in assigned["row"]])
         np.testing.assert_array_equal(fine, assigned["fine"])
-        np.testing.assert_array_equal(squared_distance, assigned["distance"])
+        # Another processor made the run.
+        np.testing.assert_allclose(squared_distance, assigned["distance"], rtol=1e-6)
         assert [str(fine.dtype), str(squared_distance.dtype)] == ["int32", "float32"]
 
     def test_so_do_embeddings(
@@ -53,7 +54,7 @@ class TestAssign:
     ) -> None:
         fine, squared_distance = clustering.assign(embeddings)
         np.testing.assert_array_equal(fine, assigned["fine"])
-        np.testing.assert_array_equal(squared_distance, assigned["distance"])
+        np.testing.assert_allclose(squared_distance, assigned["distance"], rtol=1e-6)
 
     def test_what_has_no_direction_gets_none(self, clustering: Clustering) -> None:
         for unknown in (["a red apple", ""], np.stack([clustering.centers_md[0], np.zeros(256, np.float32)])):

@@ -85,6 +85,15 @@ class TestPlan:
         write(stage, *work_units("a", modified=0.0))
         assert plan_units(stage, work_units("a", modified=9.0)).left == []
 
+    @pytest.mark.parametrize(
+        ("then", "now", "left"), [(50.7, 50.0, 0), (50.0, 50.7, 0), (50.7, 51.0, 1), (50.7, 50.2, 1)]
+    )
+    def test_a_copy_that_keeps_whole_seconds_is_the_same_file(
+        self, stage: Stage, then: float, now: float, left: int
+    ) -> None:
+        write(stage, *work_units("a", modified=then))
+        assert len(plan_units(stage, work_units("a", modified=now)).left) == left
+
 
 class TestReplacedSourcesOfAFinishedStage:
     def test_the_file_and_the_mend_are_named(self, stage: Stage) -> None:

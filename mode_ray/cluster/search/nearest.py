@@ -48,7 +48,8 @@ def import_faiss() -> ModuleType:
 class NearestCenters:
     """Exact search for the center with the smallest squared L2 distance plus price; ties go to the lowest id.
 
-    A result depends only on its vector and the centers, to the last bit; not on batches, threads or hints.
+    A result depends only on its vector and the centers, to the last bit on processors of one kind; not on batches,
+    threads or hints.
 
     Args:
         centers_md: float32 [m, d].
