@@ -104,8 +104,8 @@ class EncoderConfig(Settings):
     max_tokens: PositiveInt = 64
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     """Arithmetic of the forward pass. `auto`: bfloat16 on GPUs, float32 on CPUs. `int8`: on CPUs with the VNNI
-    instructions, by OpenVINO (`pip install 'mode_ray[openvino]'`). Its embeddings are a space of their own: clusterings
-    of others do not take them. Embeddings are always stored as float16."""
+    instructions, by OpenVINO (`pip install 'mode_ray[openvino]'`). Its embeddings are a space of their own, and
+    clusterings of others do not take them. Embeddings are always stored as float16."""
 
     @model_validator(mode="after")
     def _int8(self) -> Self:

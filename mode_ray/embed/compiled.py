@@ -5,10 +5,12 @@ as it computes them. Nothing is calibrated, so a model is the same on every mach
 without them OpenVINO computes in float32 with the rounded weights.
 """
 
+import contextlib
 import importlib
+import logging
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -54,9 +56,7 @@ class CompiledTransformer:
         openvino = import_openvino()
         self._names = tuple(probes[0])
         traced = _Positional(model, self._names)
-        with warnings.catch_warnings():
-            # They say that a traced model may be wrong for other shapes; `_require_equal` finds out.
-            warnings.simplefilter("ignore")
+        with _quiet():
             graph = openvino.convert_model(traced, example_input=tuple(probes[0][name] for name in self._names))
         graph.reshape({value: openvino.PartialShape([-1, -1]) for value in graph.inputs})
         if dtype == "int8":
@@ -115,6 +115,20 @@ class _Positional(torch.nn.Module):
         output = self._model(**dict(zip(self._names, inputs, strict=True)))
         pooled = getattr(output, "pooler_output", None)
         return (output.last_hidden_state,) if pooled is None else (output.last_hidden_state, pooled)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings that a traced model may be wrong for other shapes: `_require_equal` finds out."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def import_openvino() -> ModuleType:

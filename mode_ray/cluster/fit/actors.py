@@ -41,8 +41,8 @@ class _RowsActor:
     def take(self, positions: npt.NDArray[np.integer]) -> Float32Array:
         return self._rows.take(positions)
 
-    def nearest_sums(self, centers_md: Float32Array) -> PartialSums:
-        return self._rows.nearest_sums(centers_md)
+    def nearest_sums(self, centers_md: Float32Array, every: int) -> PartialSums:
+        return self._rows.nearest_sums(centers_md, every)
 
     def priced_sums(self, search: CandidateSearch, prices_m: Float64Array) -> PartialSums:
         return self._rows.priced_sums(search, prices_m)
@@ -97,10 +97,10 @@ class ActorRows:
             ray.get([actor.take.remote(some) for actor, some in zip(self._actors, own, strict=True)])
         )
 
-    def nearest_sums(self, centers_md: Float32Array) -> PartialSums:
+    def nearest_sums(self, centers_md: Float32Array, every: int = 1) -> PartialSums:
         """See `SampleRows`."""
         centers = ray.put(centers_md)
-        return _merged([actor.nearest_sums.remote(centers) for actor in self._actors])
+        return _merged([actor.nearest_sums.remote(centers, every) for actor in self._actors])
 
     def priced_sums(self, search: CandidateSearch, prices_m: Float64Array) -> PartialSums:
         """See `SampleRows`."""

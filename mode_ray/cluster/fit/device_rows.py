@@ -12,6 +12,7 @@ from mode_ray.cluster.fit.sample_rows import (
     LocalRows,
     SampleRows,
     Vectors,
+    chosen_rows,
 )
 from mode_ray.cluster.fit.sums import Float64Array, PartialSums
 from mode_ray.cluster.fit_size import CANDIDATES_PER_ROW
@@ -66,13 +67,16 @@ class DeviceRows:
         """See `SampleRows`."""
         return self._local.take(positions)
 
-    def nearest_sums(self, centers_md: Float32Array) -> PartialSums:
+    def nearest_sums(self, centers_md: Float32Array, every: int = 1) -> PartialSums:
         """See `SampleRows`."""
-        return self._sums(*self._nearest(centers_md), len(centers_md))
+        vectors_nd = self._vectors_nd
+        if every > 1:
+            vectors_nd = vectors_nd[torch.from_numpy(chosen_rows(self.hashes(), every)).to(self._device)]
+        return self._sums(vectors_nd, *self._nearest(vectors_nd, centers_md), len(centers_md))
 
     def priced_sums(self, search: CandidateSearch, prices_m: Float64Array) -> PartialSums:
         """See `SampleRows`."""
-        return self._sums(*self._best_candidates(search, prices_m), len(prices_m))
+        return self._sums(self._vectors_nd, *self._best_candidates(search, prices_m), len(prices_m))
 
     def sizes(self, search: CandidateSearch, prices_m: Float64Array) -> Float64Array:
         """See `SampleRows`."""
@@ -84,13 +88,13 @@ class DeviceRows:
 
     def distance_histogram(self, centers_md: Float32Array) -> npt.NDArray[np.int64]:
         """See `SampleRows`."""
-        _, squared_distance_n = self._nearest(centers_md)
+        _, squared_distance_n = self._nearest(self._vectors_nd, centers_md)
         bins_n = (squared_distance_n * (HISTOGRAM_BINS / HISTOGRAM_END)).clamp(max=HISTOGRAM_BINS - 1).long()
         return np.asarray(torch.bincount(bins_n, minlength=HISTOGRAM_BINS).cpu())
 
-    def _nearest(self, centers_md: Float32Array) -> tuple[torch.Tensor, torch.Tensor]:
+    def _nearest(self, vectors_nd: torch.Tensor, centers_md: Float32Array) -> tuple[torch.Tensor, torch.Tensor]:
         search = DenseSearch(centers_md, None, self._device)
-        parts = [search.search_tensor(part) for part in torch.split(self._vectors_nd, _ROWS_PER_SEARCH)]
+        parts = [search.search_tensor(part) for part in torch.split(vectors_nd, _ROWS_PER_SEARCH)]
         fine_n, squared_distance_n = (torch.cat(part) for part in zip(*parts, strict=True))
         return fine_n, squared_distance_n
 
@@ -119,10 +123,12 @@ class DeviceRows:
             self._candidates = search.number, torch.cat(fine), torch.cat(distances)
         return self._candidates[1:]
 
-    def _sums(self, fine_n: torch.Tensor, squared_distance_n: torch.Tensor, m: int) -> PartialSums:
-        sums_md = torch.zeros((m, self._vectors_nd.shape[1]), dtype=torch.float64, device=self._device)
+    def _sums(
+        self, vectors_nd: torch.Tensor, fine_n: torch.Tensor, squared_distance_n: torch.Tensor, m: int
+    ) -> PartialSums:
+        sums_md = torch.zeros((m, vectors_nd.shape[1]), dtype=torch.float64, device=self._device)
         for vectors, fine in zip(
-            torch.split(self._vectors_nd, _ROWS_PER_SUM), torch.split(fine_n, _ROWS_PER_SUM), strict=True
+            torch.split(vectors_nd, _ROWS_PER_SUM), torch.split(fine_n, _ROWS_PER_SUM), strict=True
         ):
             sums_md.index_add_(0, fine.long(), vectors.double())
         exact_n = (squared_distance_n.double() / DISTANCE_STEP).round() * DISTANCE_STEP

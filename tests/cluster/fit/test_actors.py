@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import ray
 
 from mode_ray.cluster import stage as run
 from mode_ray.cluster.both_steps import fit_clustering
+from mode_ray.cluster.fit import kmeans
 from mode_ray.cluster.fit.actors import ActorRows
-from mode_ray.cluster.fit.kmeans import FineFit, fit_rows
+from mode_ray.cluster.fit.kmeans import FineFit, early_steps, fit_rows
 from mode_ray.cluster.fit.sample import SamplePart, plan_sample, read_sample
 from mode_ray.cluster.fit.sample_rows import LocalRows
 from mode_ray.cluster.fit.state import FitState
@@ -32,7 +33,16 @@ from mode_ray.storage import Location
 ROWS, DIMENSION, SEED = 3_000, 32, 5
 SAMPLE_ROWS = 2_500
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("ray_session", "early_steps_in_small_fits")
+
+
+@pytest.fixture(scope="module")
+def early_steps_in_small_fits() -> Iterator[None]:
+    """One of four steps of a plain fit reads a quarter of the rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kmeans, "EARLY_ROWS_PER_CENTER", 20)
+        assert early_steps(SAMPLE_ROWS, config_of(balanced=False)) == 1
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +91,7 @@ def three(embeddings: Location, parts: list[SamplePart]) -> ActorRows:
 
 
 @pytest.fixture(scope="module")
-def local(embeddings: Location, parts: list[SamplePart]) -> Mapping[bool, FineFit]:
+def local(embeddings: Location, parts: list[SamplePart], early_steps_in_small_fits: None) -> Mapping[bool, FineFit]:
     """What one process fits, plain and balanced."""
     rows = read_sample(embeddings, parts, SEED)
     return {balanced: fit_rows(LocalRows(rows), config_of(balanced), SEED) for balanced in (False, True)}

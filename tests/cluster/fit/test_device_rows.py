@@ -31,6 +31,7 @@ def test_sums_and_histogram_equal_those_of_local_rows(rows: np.ndarray) -> None:
     ):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
     np.testing.assert_array_equal(device.nearest_sums(centers).counts_m, local.nearest_sums(centers).counts_m)
+    np.testing.assert_array_equal(device.nearest_sums(centers, 4).counts_m, local.nearest_sums(centers, 4).counts_m)
     moved = np.abs(device.distance_histogram(centers) - local.distance_histogram(centers)).sum()
     assert moved <= 0.01 * len(rows), "only distances at the edge of a bin"
     np.testing.assert_array_equal(device.hashes(), local.hashes())

@@ -4,9 +4,10 @@ import faiss
 import numpy as np
 import pytest
 
+from mode_ray.cluster.fit import kmeans
 from mode_ray.cluster.fit.balance import row_hashes
-from mode_ray.cluster.fit.kmeans import FineFit, fit_fine, fit_rows
-from mode_ray.cluster.fit.sample_rows import LocalRows
+from mode_ray.cluster.fit.kmeans import FineFit, early_steps, fit_fine, fit_rows
+from mode_ray.cluster.fit.sample_rows import LocalRows, chosen_rows
 from mode_ray.cluster.fit.seeding import InitMethod, initial_centers
 from mode_ray.cluster.fit.sizes import imbalance_factor, max_over_mean
 from mode_ray.cluster.fit.state import FitState
@@ -225,6 +226,43 @@ def test_an_interrupted_fit_resumes_to_the_same_bits(balanced: bool) -> None:
     np.testing.assert_array_equal(resumed.prices_m, whole.prices_m)
     np.testing.assert_array_equal(resumed.fitted_mass_m, whole.fitted_mass_m)
     assert resumed.history == whole.history
+
+
+class TestEarlySteps:
+    ROWS, M = 6_400, 16
+
+    def test_samples_of_many_rows_a_center_have_them(self) -> None:
+        plain, balanced = (FineConfig(centers=self.M, balanced=balanced) for balanced in (False, True))
+        assert [early_steps(rows, plain) for rows in (self.ROWS, self.ROWS - 1)] == [5, 0]
+        assert early_steps(self.ROWS, balanced) == 0
+
+    def test_they_read_the_same_quarter_in_any_distribution(self) -> None:
+        rows, _ = sphere_mixture(self.ROWS)
+        rows[1::2] = rows[0]
+        sample, centers = LocalRows(rows), rows[: 2 * self.M : 2]
+        whole = sample.nearest_sums(centers, 4)
+        merged = PartialSums.merge(LocalRows(part).nearest_sums(centers, 4) for part in np.array_split(rows, 3))
+        np.testing.assert_array_equal(merged.sums_md, whole.sums_md)
+        chosen = chosen_rows(sample.hashes(), 4)
+        assert len(set(chosen[1::2])) == 1, "equal rows are chosen together"
+        assert 0.2 < chosen[::2].mean() < 0.3
+        np.testing.assert_array_equal(lloyd_step(rows[chosen], centers).sums_md, whole.sums_md)
+        np.testing.assert_array_equal(sample.nearest_sums(centers).sums_md, lloyd_step(rows, centers).sums_md)
+
+    def test_the_objective_is_that_of_steps_on_all_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        rows, _ = sphere_mixture(self.ROWS)
+        config = FineConfig(centers=self.M, balanced=False)
+        early = fit_fine(rows, config, 0, 1)
+        monkeypatch.setattr(kmeans, "EARLY_ROWS_PER_CENTER", self.ROWS)
+        assert early.fitted_inertia == pytest.approx(fit_fine(rows, config, 0, 1).fitted_inertia, rel=0.01)
+
+    def test_a_fit_that_is_interrupted_in_one_resumes_to_the_same_bits(self) -> None:
+        rows, _ = sphere_mixture(self.ROWS)
+        config, states = FineConfig(centers=self.M, iterations=8, balanced=False), list[FitState]()
+        whole = fit_rows(LocalRows(rows), config, 3, states.append)
+        resumed = fit_rows(LocalRows(rows), config, 3, state=states[0])
+        np.testing.assert_array_equal(resumed.centers_md, whole.centers_md)
+        assert resumed.history == whole.history
 
 
 def test_threads_do_not_change_a_fit() -> None:
