@@ -1,8 +1,8 @@
 """A transformer compiled for CPUs by OpenVINO, with products in float32, bfloat16 or int8.
 
 In int8, the weights of every linear layer have a scale for each output, and OpenVINO quantizes groups of activations
-as it computes them. Nothing is calibrated, so a model is the same on every machine. This needs the VNNI instructions;
-without them OpenVINO computes in float32 with the rounded weights.
+as it computes them. Nothing is calibrated, so no captions decide the embedding space. Activations are quantized only
+on processors with the VNNI instructions; on others OpenVINO computes in float32 with the rounded weights.
 """
 
 import contextlib

@@ -53,6 +53,7 @@ class DeviceRows:
         self._vectors_nd = torch.from_numpy(np.ascontiguousarray(vectors_nd, np.float16)).to(device)
         self._candidates: tuple[int, torch.Tensor, torch.Tensor] | None = None
         self._weights_n: torch.Tensor | None = None
+        self._thinned: torch.Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -69,9 +70,13 @@ class DeviceRows:
 
     def nearest_sums(self, centers_md: Float32Array, every: int = 1) -> PartialSums:
         """See `SampleRows`."""
-        vectors_nd = self._vectors_nd
         if every > 1:
-            vectors_nd = vectors_nd[torch.from_numpy(chosen_rows(self.hashes(), every)).to(self._device)]
+            if self._thinned is None:
+                chosen_n = torch.from_numpy(chosen_rows(self.hashes(), every)).to(self._device)
+                self._thinned = self._vectors_nd[chosen_n]
+            vectors_nd = self._thinned
+        else:
+            self._thinned, vectors_nd = None, self._vectors_nd
         return self._sums(vectors_nd, *self._nearest(vectors_nd, centers_md), len(centers_md))
 
     def priced_sums(self, search: CandidateSearch, prices_m: Float64Array) -> PartialSums:

@@ -21,7 +21,8 @@ class IterationReport:
 
     Attributes:
         iteration: From 1.
-        inertia: Sum of unpriced squared distances of the rows to their centers.
+        inertia: Sum of unpriced squared distances of the rows to their centers; estimated in a step that reads only
+            some of the rows.
         max_over_mean: Size of the largest cluster over the mean size.
         imbalance_factor: m * sum(n^2) / N^2.
         balance_score: At most 1 if both figures meet their targets.
