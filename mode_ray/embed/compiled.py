@@ -6,6 +6,7 @@ on processors with the VNNI instructions; on others OpenVINO computes in float32
 """
 
 import contextlib
+import functools
 import importlib
 import logging
 import sys
@@ -61,7 +62,7 @@ class CompiledTransformer:
         graph.reshape({value: openvino.PartialShape([-1, -1]) for value in graph.inputs})
         if dtype == "int8":
             _round_weights(openvino, graph)
-        compiled = openvino.Core().compile_model(
+        compiled = _core().compile_model(
             graph,
             "CPU",
             {
@@ -143,6 +144,16 @@ def import_openvino() -> ModuleType:
         return importlib.import_module("openvino")
     except ImportError:
         raise UsageError("OpenVINO is not installed: run `pip install 'mode_ray[openvino]'`") from None
+
+
+@functools.cache
+def _core() -> Any:  # noqa: ANN401  (openvino.Core)
+    """The one plugin of this process, which is never freed.
+
+    A plugin for CPUs gives the thread that loads it another stack for signal handlers. When two are freed in the order
+    in which they were made, the thread keeps the freed stack, and the next signal ends the process.
+    """
+    return import_openvino().Core()
 
 
 def _round_weights(openvino: ModuleType, graph: Any) -> None:  # noqa: ANN401

@@ -1,5 +1,6 @@
 """OpenVINO computes what torch computes: as exactly in float32, and close to it in bfloat16 and int8."""
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -95,6 +96,31 @@ class TestRefused:
 def test_nothing_is_reported_to_its_makers() -> None:
     import_openvino()
     assert sys.modules.get("openvino_telemetry") is None
+
+
+def test_signals_are_handled_after_models_are_freed() -> None:
+    """Each plugin of OpenVINO replaces the stack of signal handlers, and two leave freed memory behind."""
+    program = """
+import signal
+from types import SimpleNamespace
+import torch
+from mode_ray.embed.compiled import CompiledTransformer
+
+class Same(torch.nn.Module):
+    def forward(self, input_ids, attention_mask):
+        return SimpleNamespace(last_hidden_state=torch.stack([input_ids + 1.0, attention_mask + 1.0], dim=-1))
+
+probes = [{name: torch.ones(1, t, dtype=torch.long) for name in ("input_ids", "attention_mask")} for t in (1, 3)]
+first, second = (CompiledTransformer(Same(), "float32", probes, 1) for _ in range(2))
+del first
+del second
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
 
 
 def test_weights_are_rounded_for_each_output() -> None:
