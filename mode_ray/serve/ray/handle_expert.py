@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+import grpc  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 from ray import serve
@@ -184,7 +185,7 @@ class HandleExperts:
         except (BackPressureError, ExpertBusy):
             self._last_answer_seconds = time.monotonic()
             raise ExpertBusy(f"the queue of {self.application} is full") from None
-        except (RayError, RayServeException) as error:
+        except (RayError, RayServeException, grpc.RpcError) as error:
             _logger.warning("%s: %s", self.application, type(error).__name__)
             kind = _Died if isinstance(error, RayActorError) else ExpertUnavailable
             raise kind(f"{self.application}: {type(error).__name__}") from error

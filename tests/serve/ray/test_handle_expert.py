@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import grpc  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 from ray import serve
@@ -42,6 +43,8 @@ class Scripted:
             raise ExpertBusy("full")
         if texts == ["dead"]:
             raise ActorDiedError
+        if texts == ["too large"]:
+            raise grpc.RpcError("RESOURCE_EXHAUSTED")
         return {number: np.ones((len(texts), 2), np.float32) for number in sources}
 
 
@@ -164,6 +167,10 @@ class TestFailures:
     def test_a_full_queue_is_busy(self, scripted: DeploymentHandle[Any]) -> None:
         with pytest.raises(ExpertBusy, match="expert-3"):
             asyncio.run(client(scripted).encode_texts(["busy"]))
+
+    def test_an_error_of_the_transport_is_none_of_the_service(self, scripted: DeploymentHandle[Any]) -> None:
+        with pytest.raises(ExpertUnavailable, match="expert-3: RpcError"):
+            asyncio.run(client(scripted).encode_texts(["too large"]))
 
     def test_an_application_that_is_not_there_is_tried_again_later(self, scripted: DeploymentHandle[Any]) -> None:
         there = False
