@@ -43,6 +43,7 @@ def run_sessions(folder: Path, **variables: str) -> Found:
     return found
 
 
+@pytest.mark.drill
 class TestDefault:
     @pytest.fixture(scope="class")
     def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -116,6 +116,7 @@ class TestRoutingWeights:
 
 
 class TestAssignCaptions:
+    @pytest.mark.drill
     @pytest.mark.usefixtures("ray_session")
     def test_in_a_ray_data_pipeline(
         self,

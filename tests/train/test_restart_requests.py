@@ -40,6 +40,7 @@ def assign(root: Location, units: int) -> list[WorkUnit]:
     return work_units
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("units_per_part", [1024, 16])
 def test_they_do_not_grow_with_the_units(
     bucket: str, s3_requests: Callable[[], Counter[str]], units_per_part: int

@@ -186,6 +186,7 @@ def clustering_files(directory: Location) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in directory.files() if file.name.endswith(".safetensors")}
 
 
+@pytest.mark.drill
 def test_the_stage_reports_progress_and_two_actors_give_the_same_bytes_as_one_process(
     embeddings: Location, parts: list[SamplePart], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,7 @@ class TestMaterialisedMode:
             work_unit.uri for work_unit in work_units
         }
 
+    @pytest.mark.drill
     def test_launchers_who_want_the_same_set_make_it_once_and_train_on_it(
         self, make_job: Callable[..., TrialJob]
     ) -> None:
