@@ -148,10 +148,10 @@ def import_openvino() -> ModuleType:
 
 @functools.cache
 def _core() -> Any:  # noqa: ANN401  (openvino.Core)
-    """The one plugin of this process, which is never freed.
+    """OpenVINO's core, one for all models of this process. It is never freed.
 
-    A plugin for CPUs gives the thread that loads it another stack for signal handlers. When two are freed in the order
-    in which they were made, the thread keeps the freed stack, and the next signal ends the process.
+    A core gives the thread that loads its CPU plugin another stack for signal handlers. If two cores are freed in the
+    order in which they were made, the thread keeps a freed stack, and its next signal ends the process.
     """
     return import_openvino().Core()
 

@@ -99,7 +99,7 @@ def test_nothing_is_reported_to_its_makers() -> None:
 
 
 def test_signals_are_handled_after_models_are_freed() -> None:
-    """Each plugin of OpenVINO replaces the stack of signal handlers, and two leave freed memory behind."""
+    """Each core of OpenVINO replaces the stack of signal handlers, and two of them leave a freed one behind."""
     program = """
 import signal
 from types import SimpleNamespace

@@ -168,7 +168,7 @@ class TestFailures:
         with pytest.raises(ExpertBusy, match="expert-3"):
             asyncio.run(client(scripted).encode_texts(["busy"]))
 
-    def test_an_error_of_the_transport_is_none_of_the_service(self, scripted: DeploymentHandle[Any]) -> None:
+    def test_after_an_error_of_grpc_the_expert_counts_as_down(self, scripted: DeploymentHandle[Any]) -> None:
         with pytest.raises(ExpertUnavailable, match="expert-3: RpcError"):
             asyncio.run(client(scripted).encode_texts(["too large"]))
 
