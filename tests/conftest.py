@@ -28,9 +28,8 @@ def _free_port() -> int:
 S3_ENDPOINT = f"http://127.0.0.1:{_free_port()}"
 S3_START_DEADLINE_SECONDS = 60.0
 S3_STOP_DEADLINE_SECONDS = 10.0
-# Of one pytest process, Ray's and other child processes not counted. Torch, Ray and the rest take 1.2 GB to import,
-# OpenVINO and its first model 0.4 GB more.
-MOST_RESIDENT_BYTES = 3_400_000_000
+# Of one pytest process, Ray's and other child processes not counted. Torch, Ray and the rest take 1.2 GB to import.
+MOST_RESIDENT_BYTES = 3_000_000_000
 
 # Ray, torch and arrow read these once, at import or at their first call, and Ray's workers inherit them: they
 # are set here, before any test module is imported.

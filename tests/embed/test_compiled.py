@@ -1,7 +1,9 @@
 """OpenVINO computes what torch computes: as exactly in float32, and close to it in bfloat16 and int8."""
 
+import gc
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +25,13 @@ CAPTIONS = [
     "the best pizza of the town",
     *(f"picture {number} of a harbour with {number % 7} boats" for number in range(70)),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _freed_models() -> Iterator[None]:
+    """Compiled models are parts of reference cycles: they are freed before the next test makes some."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
