@@ -40,6 +40,8 @@ class Expert:
 
     Attributes:
         folder: As given.
+        image_tower: The image tower; one with other `features`, such as those of a compiled trunk, may replace it.
+        precision: As given.
         geometry: How images are resized for this model.
         tokenizer: Texts to int64 [b, context].
         context_length: Tokens of a text at most.
@@ -62,8 +64,9 @@ class Expert:
         clip = load_clip(folder)
         self.folder = folder
         self.threads = threads
+        self.precision: Precision = precision
         self._dtype: torch.dtype = getattr(torch, precision)
-        self._image, self._text = (trunks or Trunks()).divide(clip)
+        self.image_tower, self._text = (trunks or Trunks()).divide(clip)
         self._layout = pixel_layout(clip.module)
         self._module = cast(Any, clip.module.eval().to(pick_device(device)).to(memory_format=self._layout))
         # The same tokens, without open_clip's cache of words, which grows without bound in a service.
@@ -87,7 +90,7 @@ class Expert:
     @property
     def image_trunk(self) -> Trunk:
         """The trunk of the image tower; models with the same object have the same `pixel_features`."""
-        return self._image.trunk
+        return self.image_tower.trunk
 
     @property
     def text_trunk(self) -> Trunk:
@@ -141,7 +144,7 @@ class Expert:
         """Features of prepared images before the head, [b, k]."""
         self._take_threads()
         with self._arithmetic():
-            return self._image.features(images_b3hw.to(self.device, memory_format=self._layout))
+            return self.image_tower.features(images_b3hw.to(self.device, memory_format=self._layout))
 
     @torch.inference_mode()
     def pixel_features(self, images_bhw3: npt.NDArray[np.uint8]) -> torch.Tensor:
@@ -166,7 +169,7 @@ class Expert:
 
     def embed_images(self, features_bk: torch.Tensor) -> Embeddings:
         """Unit-norm embeddings, float32 [b, d], of the features of any model with this image trunk."""
-        return self._embedded(self._image, features_bk)
+        return self._embedded(self.image_tower, features_bk)
 
     def embed_texts(self, features_bk: torch.Tensor) -> Embeddings:
         """Unit-norm embeddings, float32 [b, d], of the features of any model with this text trunk."""

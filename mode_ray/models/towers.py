@@ -7,7 +7,6 @@ that is not known here is a trunk as a whole.
 import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -59,14 +58,14 @@ class TowerLayout:
         projection: torch.nn.Module | torch.nn.Parameter = getattr(self.owner, self.projection)
         return projection if isinstance(projection, torch.nn.Module) else _Projection(projection)
 
-    def features(self) -> Callable[[torch.Tensor], torch.Tensor]:
+    def features(self) -> torch.nn.Module:
         """Images or tokens to features [b, k]. It shares its weights with the tower."""
         if self.projection is None:
-            return partial(self.run, self.owner)
+            return _Features(self.run, self.owner)
         # These two call their projection. The others leave out one that is None.
         called = isinstance(self.owner, TimmModel | HFTextEncoder)
         replacement = torch.nn.Identity() if called else None
-        return partial(self.run, _with_part(self.owner, self.projection, replacement))
+        return _Features(self.run, _with_part(self.owner, self.projection, replacement))
 
     def trunk_parts(self) -> dict[str, Any]:
         """The parameters, buffers and modules of the trunk, by their name in the owner."""
@@ -103,6 +102,18 @@ def _tower_layout(tower: Any) -> TowerLayout:  # noqa: ANN401 - any tower of ope
         return TowerLayout(tower, ("proj",), "proj")
     projection = next((name for name in _PROJECTIONS if getattr(tower, name, None) is not None), None)
     return TowerLayout(tower) if projection is None else TowerLayout(tower, (projection,), projection)
+
+
+class _Features(torch.nn.Module):
+    """Runs the trunk of a tower."""
+
+    def __init__(self, run: Callable[[Any, torch.Tensor], torch.Tensor], owner: torch.nn.Module) -> None:
+        super().__init__()
+        self._run = run
+        self.owner = owner
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self._run(self.owner, inputs)
 
 
 class _Projection(torch.nn.Module):

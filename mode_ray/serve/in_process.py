@@ -9,6 +9,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from mode_ray.config.serve import ServeConfig
+from mode_ray.models.compiled_trunks import compile_image_trunks
 from mode_ray.models.together import by_image_trunk, load_experts
 from mode_ray.serve.http.api import create_app
 from mode_ray.serve.http.header_deadline import protocol_with_header_deadline
@@ -31,7 +32,7 @@ def local_service(served: ServedRun, config: ServeConfig, metrics: ServeMetrics)
     run at the same time; if there are fewer, each of them gets more threads.
 
     Raises:
-        UsageError: The caption encoder cannot be found.
+        UsageError: The caption encoder cannot be found, or OpenVINO is missing or wrong.
         DataError: A model is missing or damaged.
     """
     threads = config.threads_in_process or len(os.sched_getaffinity(0))
@@ -41,6 +42,8 @@ def local_service(served: ServedRun, config: ServeConfig, metrics: ServeMetrics)
         for group in groups:
             for model in group.values():
                 model.threads = max(config.threads_per_expert, threads // at_once)
+            if config.runtime == "openvino":
+                compile_image_trunks(group.values())
         executor = ThreadPoolExecutor(at_once, thread_name_prefix="experts")
         cleanup.callback(executor.shutdown, wait=False, cancel_futures=True)
         clients: dict[int, ExpertClient] = {}

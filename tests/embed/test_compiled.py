@@ -1,8 +1,6 @@
 """OpenVINO computes what torch computes: as exactly in float32, and close to it in bfloat16 and int8."""
 
 import gc
-import subprocess
-import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -12,7 +10,7 @@ import torch
 
 from mode_ray.config.captions import EncoderConfig, EncoderPlacement
 from mode_ray.embed.available import require_encoder
-from mode_ray.embed.compiled import CompiledTransformer, import_openvino, rounded_weights
+from mode_ray.embed.compiled import CompiledTransformer
 from mode_ray.embed.encoder import encoder_config, encoder_name
 from mode_ray.embed.huggingface import HuggingFaceEncoder
 from mode_ray.errors import UsageError
@@ -81,9 +79,6 @@ class TestRefused:
             EncoderConfig(kind="static", model="package:wordllama", dtype="int8")
 
     def test_a_machine_without_openvino(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "openvino", None)
-        with pytest.raises(UsageError, match=r"^OpenVINO is not installed: run `pip install 'mode_ray\[openvino\]'`$"):
-            import_openvino()
         monkeypatch.setattr("mode_ray.embed.available.find_spec", lambda _: None)
         with pytest.raises(UsageError, match=r"^encoder\.dtype: int8 needs OpenVINO: run"):
             require_encoder(EncoderConfig(model=MINILM, dtype="int8"))
@@ -100,40 +95,3 @@ class TestRefused:
         probes = [{**probe, "attention_mask": torch.ones_like(probe["input_ids"])} for probe in probes]
         with pytest.raises(UsageError, match=r"does not compute this model correctly \(cosine -1\.000 to torch\)"):
             CompiledTransformer(FirstShapeOnly(), "float32", probes, 1)
-
-
-def test_nothing_is_reported_to_its_makers() -> None:
-    import_openvino()
-    assert sys.modules.get("openvino_telemetry") is None
-
-
-def test_signals_are_handled_after_models_are_freed() -> None:
-    """Each core of OpenVINO replaces the stack of signal handlers, and two of them leave a freed one behind."""
-    program = """
-import signal
-from types import SimpleNamespace
-import torch
-from mode_ray.embed.compiled import CompiledTransformer
-
-class Same(torch.nn.Module):
-    def forward(self, input_ids, attention_mask):
-        return SimpleNamespace(last_hidden_state=torch.stack([input_ids + 1.0, attention_mask + 1.0], dim=-1))
-
-probes = [{name: torch.ones(1, t, dtype=torch.long) for name in ("input_ids", "attention_mask")} for t in (1, 3)]
-first, second = (CompiledTransformer(Same(), "float32", probes, 1) for _ in range(2))
-del first
-del second
-signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
-signal.raise_signal(signal.SIGUSR1)
-"""
-    ended = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", program], capture_output=True, text=True, check=False
-    )
-    assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
-
-
-def test_weights_are_rounded_for_each_output() -> None:
-    weights_oi = np.array([[1.0, -0.5, 0.004], [0.0, 0.0, 0.0], [-20.0, 10.0, 5.0]], np.float32)
-    rounded_oi, scale_o1 = rounded_weights(weights_oi)
-    assert rounded_oi.tolist() == [[127, -64, 1], [0, 0, 0], [-127, 64, 32]]
-    np.testing.assert_allclose(rounded_oi * scale_o1, weights_oi, atol=20 / 127 / 2)

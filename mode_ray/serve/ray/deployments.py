@@ -93,6 +93,7 @@ class ExpertDeployment:
     """
 
     def __init__(self, arguments: ExpertArguments) -> None:
+        from mode_ray.models.compiled_trunks import compile_image_trunks
         from mode_ray.models.together import by_image_trunk, load_experts
         from mode_ray.serve.service.local_expert import LocalExpert, LocalExperts
         from mode_ray.serve.service.served_run import ServedRun
@@ -103,6 +104,8 @@ class ExpertDeployment:
         self._sources = {number: f"{folder}#{_state_of(folder)}" for number, folder in folders.items()}
         settings = arguments.settings
         models = load_experts(folders, settings.device, settings.precision, settings.threads_per_expert)
+        if settings.runtime == "openvino":
+            compile_image_trunks(models.values())
         self._local: dict[int, LocalExpert] = {}
         for group in by_image_trunk(models):
             self._local |= LocalExperts(group, settings, ray_metrics()).clients
