@@ -39,6 +39,10 @@ def serve(
     given = [f"serve.host={host!r}"] if host is not None else []
     given += [f"serve.port={port}"] if port is not None else []
     served = _load(run, [*overrides, *given])
+    if served.config.serve.runtime == "openvino":
+        from mode_ray.util.openvino_module import import_openvino
+
+        import_openvino()  # that it is missing is said before Ray starts
     if in_process:
         _serve_in_process(served)
     else:

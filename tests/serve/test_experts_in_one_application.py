@@ -33,6 +33,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
             "pruning": {"share": 1.0},
             "router_replicas": {"min": 1, "max": 1},
             "experts_together": True,
+            "runtime": "openvino",
         },
     )
     clip = load_clip(expert_folder(config, 0))

@@ -2,7 +2,9 @@
 
 import asyncio
 import gc
+import sys
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,13 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import torch
+from pydantic import ValidationError
 from serving import as_json, picture, service_of, url_of_service
 
+from mode_ray.cli.serve import serve
+from mode_ray.config.serve import ServeConfig
+from mode_ray.errors import UsageError
 from mode_ray.serve.http.api import create_app
 from mode_ray.serve.service.ensemble_service import EnsembleService
 from mode_ray.serve.service.local_expert import LocalExpert
@@ -27,13 +34,16 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def classify_without_socket(service: EnsembleService) -> None:
-    async def ask() -> int:
+def classify_without_socket(service: EnsembleService) -> Sequence[float]:
+    async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(create_app(lambda: service, service.config))
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-            return int((await client.post("/v1/classify", json=BODY)).status_code)
+            return await client.post("/v1/classify", json=BODY)
 
-    assert asyncio.run(ask()) == 200
+    answer = asyncio.run(ask())
+    assert answer.status_code == 200
+    scores: Sequence[float] = answer.json()["results"][0]["scores"]
+    return scores
 
 
 class TestClose:
@@ -80,3 +90,34 @@ class TestClose:
                 assert httpx.post(f"{url}/v1/classify", json=BODY, timeout=30).status_code == 200
             grown = resident_bytes() - before if number >= WARM_UP_ROUNDS else 0
             assert grown < MOST_GROWTH_BYTES, f"after {number + 1} servers"
+
+
+class TestRuntime:
+    def test_openvino_gives_the_scores_of_torch(self, served: ServedRun, tmp_path: Path) -> None:
+        with service_of(served, tmp_path) as service:
+            right = classify_without_socket(service)
+        with service_of(served, tmp_path, runtime="openvino") as service:
+            assert classify_without_socket(service) == pytest.approx(right, abs=1e-5)
+            for client in service._clients.values():
+                assert isinstance(client, LocalExpert)
+                features = client._experts.open_model(client.id).image_tower.features
+                assert not isinstance(features, torch.nn.Module), "torch computes this one"
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"precision": "float16"}, "precision: float16 is not for runtime: openvino; set bfloat16 or float32"),
+            ({"device": "cuda"}, "runtime: openvino is for CPUs, and device is cuda: set device: cpu"),
+        ],
+    )
+    def test_openvino_is_refused_where_it_cannot_compute(self, fields: dict[str, str], message: str) -> None:
+        with pytest.raises(ValidationError, match=message):
+            ServeConfig.model_validate({"runtime": "openvino", **fields})
+
+    @pytest.mark.parametrize("in_process", [False, True])
+    def test_a_machine_without_openvino(
+        self, in_process: bool, served_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "openvino", None)
+        with pytest.raises(UsageError, match=r"^OpenVINO is not installed"):
+            serve(str(served_folder), ["serve.runtime=openvino"], in_process)
