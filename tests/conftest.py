@@ -32,7 +32,7 @@ S3_START_DEADLINE_SECONDS = 60.0
 S3_STOP_DEADLINE_SECONDS = 10.0
 # Of one pytest process, Ray's and other child processes not counted. Torch, Ray and the rest take 1.2 GB to import.
 # The peak varies with the files that a process gets.
-MOST_RESIDENT_BYTES = 3_500_000_000
+MOST_RESIDENT_BYTES = 3_400_000_000
 
 # Ray, torch and arrow read these once, at import or at their first call, and Ray's workers inherit them: they
 # are set here, before any test module is imported.
