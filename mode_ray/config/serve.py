@@ -88,7 +88,7 @@ class ServeConfig(Placement):
     device: str = "auto"
     """Device of the experts: `auto`, `cpu`, `cuda`, …."""
     threads_per_expert: PositiveInt = 1
-    """CPU threads of one pass through an expert. With `--in-process` a pass takes more, if cores would be idle."""
+    """CPU threads of one pass through an expert. A pass takes more if cores of its process would be idle."""
     threads_in_process: PositiveInt | None = None
     """With `--in-process`: CPU threads of all experts together; by default the number of cores."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -102,7 +102,8 @@ class ServeConfig(Placement):
     expert_replicas: Replicas = Replicas()
     router_replicas: Replicas = Replicas(min=2, max=2)
     cpus_per_expert: Annotated[float, Field(ge=0.0)] = 1.0
-    """Ray's logical CPUs of one replica."""
+    """Ray's logical CPUs of one replica. Passes run at the same time, and take more threads, as far as these CPUs
+    allow. With `experts_together` these are the CPUs of all experts together."""
     gpus_per_expert: Annotated[float, Field(ge=0.0)] = 0.0
     router_cpus: Annotated[float, Field(ge=0.0)] = 1.0
     task_directory: str | None = None

@@ -3,21 +3,18 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from mode_ray.config.serve import ServeConfig
-from mode_ray.models.compiled_trunks import compile_image_trunks
-from mode_ray.models.together import by_image_trunk, load_experts
+from mode_ray.models.together import load_experts
 from mode_ray.serve.http.api import create_app
 from mode_ray.serve.http.header_deadline import protocol_with_header_deadline
 from mode_ray.serve.http.request_ids import RequestIds
 from mode_ray.serve.listening import bind, url_of
 from mode_ray.serve.service.ensemble_service import EnsembleService
-from mode_ray.serve.service.expert_client import ExpertClient
-from mode_ray.serve.service.local_expert import LocalExperts
+from mode_ray.serve.service.local_groups import LocalGroups
 from mode_ray.serve.service.metrics import ServeMetrics
 from mode_ray.serve.service.served_run import ServedRun
 
@@ -28,30 +25,16 @@ _GRACE_SECONDS = 5
 def local_service(served: ServedRun, config: ServeConfig, metrics: ServeMetrics) -> Iterator[EnsembleService]:
     """The service with all experts of a run in this process; its threads end with the block.
 
-    Experts with equal image trunks run together. `threads_in_process` divided by `threads_per_expert` of these groups
-    run at the same time; if there are fewer, each of them gets more threads.
-
     Raises:
         UsageError: The caption encoder cannot be found, or OpenVINO is missing or wrong.
         DataError: A model is missing or damaged.
     """
     threads = config.threads_in_process or len(os.sched_getaffinity(0))
+    models = load_experts(served.experts, config.device, config.precision)
     with contextlib.ExitStack() as cleanup:
-        groups = by_image_trunk(load_experts(served.experts, config.device, config.precision))
-        at_once = min(max(1, threads // config.threads_per_expert), len(groups))
-        for group in groups:
-            for model in group.values():
-                model.threads = max(config.threads_per_expert, threads // at_once)
-            if config.runtime == "openvino":
-                compile_image_trunks(group.values())
-        executor = ThreadPoolExecutor(at_once, thread_name_prefix="experts")
-        cleanup.callback(executor.shutdown, wait=False, cancel_futures=True)
-        clients: dict[int, ExpertClient] = {}
-        for group in groups:
-            experts = LocalExperts(group, config, metrics, executor)
-            cleanup.callback(experts.close)
-            clients |= experts.clients
-        service = EnsembleService(served, clients, config, metrics)
+        experts = LocalGroups(models, config, metrics, threads)
+        cleanup.callback(experts.close)
+        service = EnsembleService(served, experts.clients, config, metrics)
         cleanup.callback(service.close)
         yield service
 

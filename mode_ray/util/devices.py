@@ -96,13 +96,22 @@ def cuda_state() -> CudaState:
 
 def granted_gpus() -> int | None:
     """How many GPUs, or parts of GPUs, Ray granted to this task or actor; None in a process that is neither."""
+    context = _context_of_worker()
+    return None if context is None else len(context.get_accelerator_ids()["GPU"])
+
+
+def granted_cpus() -> float:
+    """How many logical CPUs Ray granted to this task or actor; 0 in a process that is neither."""
+    context = _context_of_worker()
+    return 0.0 if context is None else float(context.get_assigned_resources().get("CPU", 0.0))
+
+
+def _context_of_worker() -> Any:  # noqa: ANN401  (Ray's type must not be imported)
     ray: Any = sys.modules.get("ray")  # a process that has not imported Ray is no worker of it
     if ray is None or not ray.is_initialized():
         return None
     context = ray.get_runtime_context()
-    if context.worker.mode != ray.WORKER_MODE:
-        return None
-    return len(context.get_accelerator_ids()["GPU"])
+    return context if context.worker.mode == ray.WORKER_MODE else None
 
 
 def pick_device(

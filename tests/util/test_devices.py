@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from mode_ray.errors import UsageError
-from mode_ray.util.devices import CudaState, cuda_state, granted_gpus, pick_device, require_cuda
+from mode_ray.util.devices import CudaState, cuda_state, granted_cpus, granted_gpus, pick_device, require_cuda
 from mode_ray.util.ray_tasks import task_result
 
 GOOD = CudaState("2.14.1+cu130", wheel="13.0", driver="13.1", gpus=2)
@@ -85,6 +85,9 @@ class TestInRay:
         granted = ray.remote(granted_gpus)
         assert [ray.get(granted.options(num_gpus=gpus).remote()) for gpus in (0, 0.5, 1)] == [0, 1, 1]
         assert granted_gpus() is None
+        granted = ray.remote(granted_cpus)
+        assert [ray.get(granted.options(num_cpus=cpus).remote()) for cpus in (0, 0.5, 1)] == [0.0, 0.5, 1.0]
+        assert granted_cpus() == 0.0
 
     def test_auto_follows_the_grant_and_an_unusable_gpu_ends_the_task_with_the_reason(self) -> None:
         picked = ray.remote(lambda: str(pick_device("auto")))

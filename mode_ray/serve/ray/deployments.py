@@ -23,6 +23,7 @@ from mode_ray.serve.service.fan_out import side_by_side
 from mode_ray.serve.service.metrics import ray_metrics
 from mode_ray.serve.service.stuck_calls import StuckCalls
 from mode_ray.storage import Location
+from mode_ray.util.devices import granted_cpus
 
 if TYPE_CHECKING:
     from mode_ray.serve.service.ensemble_service import EnsembleService
@@ -93,9 +94,8 @@ class ExpertDeployment:
     """
 
     def __init__(self, arguments: ExpertArguments) -> None:
-        from mode_ray.models.compiled_trunks import compile_image_trunks
-        from mode_ray.models.together import by_image_trunk, load_experts
-        from mode_ray.serve.service.local_expert import LocalExpert, LocalExperts
+        from mode_ray.models.together import load_experts
+        from mode_ray.serve.service.local_groups import LocalGroups
         from mode_ray.serve.service.served_run import ServedRun
 
         run = Location.parse(arguments.run)
@@ -103,12 +103,8 @@ class ExpertDeployment:
         # Before the weights are read: if they change meanwhile, this replica has another source than later ones.
         self._sources = {number: f"{folder}#{_state_of(folder)}" for number, folder in folders.items()}
         settings = arguments.settings
-        models = load_experts(folders, settings.device, settings.precision, settings.threads_per_expert)
-        if settings.runtime == "openvino":
-            compile_image_trunks(models.values())
-        self._local: dict[int, LocalExpert] = {}
-        for group in by_image_trunk(models):
-            self._local |= LocalExperts(group, settings, ray_metrics()).clients
+        models = load_experts(folders, settings.device, settings.precision)
+        self._local = LocalGroups(models, settings, ray_metrics(), int(granted_cpus())).clients
         self._calls = StuckCalls(_STUCK_SECONDS)
 
     async def describe(self) -> dict[int, ExpertDescription]:

@@ -12,7 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
@@ -81,7 +81,7 @@ class LocalExperts:
         models: The models by the experts' ids; they must not be used elsewhere.
         config: Batch size, wait and queue.
         metrics: Records the size of every batch.
-        executor: Runs the models; several objects may share one. By default it is a thread of their own.
+        executor: Runs the models; several objects may share one.
 
     Attributes:
         clients: An `ExpertClient` for every expert.
@@ -92,14 +92,13 @@ class LocalExperts:
         models: Mapping[int, Expert],
         config: ServeConfig,
         metrics: ServeMetrics,
-        executor: Executor | None = None,
+        executor: Executor,
     ) -> None:
         self._name = f"expert{'s' if len(models) > 1 else ''} {', '.join(map(str, models))}"
         self._models = dict(models)
         self._config = config
         self._metrics = metrics
-        self._owns_executor = executor is None
-        self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix=self._name)
+        self._executor = executor
         self._images: deque[_Job[Images]] = deque()
         self._texts: deque[_Job[Sequence[str]]] = deque()
         self._text_features = TextFeatures()
@@ -118,14 +117,12 @@ class LocalExperts:
         return await self._queued(self._texts, expert, texts)
 
     def close(self) -> None:
-        """Stop the thread and release the models, from any thread; waiting calls fail with ExpertUnavailable."""
+        """Release the models, from any thread; waiting calls fail with ExpertUnavailable."""
         # Closed experts may stay referenced, see `EnsembleService.close`; their models must not.
         self._models = {}
         self._text_features = TextFeatures()
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._end)
-        if self._owns_executor:
-            self._executor.shutdown(wait=False)
 
     def open_model(self, expert: int) -> Expert:
         """The model of an expert.

@@ -16,7 +16,8 @@ from mode_ray.models.clip import load_clip, save_clip
 from mode_ray.models.encode import Expert
 from mode_ray.models.together import load_experts
 from mode_ray.serve.service.ensemble_service import EnsembleService
-from mode_ray.serve.service.local_expert import LocalExpert, LocalExperts
+from mode_ray.serve.service.local_expert import LocalExpert
+from mode_ray.serve.service.local_groups import LocalGroups
 from mode_ray.serve.service.metrics import prometheus_metrics
 from mode_ray.serve.service.served_run import ServedRun
 from mode_ray.serve.service.task_definition import TaskDefinition
@@ -100,7 +101,7 @@ def test_only_the_heads_that_are_asked_for_run(sharing: ServedRun, tmp_path: Pat
 
 
 def test_an_answer_nobody_waits_for_does_not_take_the_others_with_it(sharing: ServedRun) -> None:
-    experts = LocalExperts(load_experts(sharing.experts, "cpu"), ServeConfig(), prometheus_metrics())
+    experts = LocalGroups(load_experts(sharing.experts, "cpu"), ServeConfig(), prometheus_metrics(), 1)
     images_bhw3 = np.zeros((2, 16, 16, 3), np.uint8)
 
     async def ask() -> np.ndarray:

@@ -7,7 +7,8 @@ import pytest
 from mode_ray.config.serve import ServeConfig
 from mode_ray.models.encode import Expert
 from mode_ray.serve.service.expert_client import ExpertBusy, ExpertUnavailable
-from mode_ray.serve.service.local_expert import LocalExpert, LocalExperts
+from mode_ray.serve.service.local_expert import LocalExpert
+from mode_ray.serve.service.local_groups import LocalGroups
 from mode_ray.serve.service.metrics import prometheus_metrics
 from mode_ray.serve.service.served_run import ServedRun
 
@@ -32,11 +33,11 @@ def model(served: ServedRun) -> Expert:
 
 @pytest.fixture
 def make_expert(model: Expert) -> Iterator[Callable[..., tuple[LocalExpert, Sizes]]]:
-    made: list[LocalExperts] = []
+    made: list[LocalGroups] = []
 
     def make(**fields: object) -> tuple[LocalExpert, Sizes]:
         sizes = Sizes()
-        made.append(LocalExperts({0: model}, ServeConfig.model_validate(fields), sizes.metrics))
+        made.append(LocalGroups({0: model}, ServeConfig.model_validate(fields), sizes.metrics, 1))
         return made[-1].clients[0], sizes
 
     yield make
