@@ -85,8 +85,8 @@ class TestInRay:
         granted = ray.remote(granted_gpus)
         assert [ray.get(granted.options(num_gpus=gpus).remote()) for gpus in (0, 0.5, 1)] == [0, 1, 1]
         assert granted_gpus() is None
-        granted = ray.remote(granted_cpus)
-        assert [ray.get(granted.options(num_cpus=cpus).remote()) for cpus in (0, 0.5, 1)] == [0.0, 0.5, 1.0]
+        granted_to_task = ray.remote(granted_cpus)
+        assert [ray.get(granted_to_task.options(num_cpus=cpus).remote()) for cpus in (0, 0.5, 1)] == [0.0, 0.5, 1.0]
         assert granted_cpus() == 0.0
 
     def test_auto_follows_the_grant_and_an_unusable_gpu_ends_the_task_with_the_reason(self) -> None:
