@@ -21,7 +21,7 @@ class Timings:
     """Wall times of one alternating measurement.
 
     Attributes:
-        seconds: By name (`mode_ray` and every peer), one figure a round; the rounds of all names correspond.
+        seconds: By name of the contender, one figure a round; the rounds of all names correspond.
     """
 
     seconds: Mapping[str, tuple[float, ...]]
@@ -31,10 +31,14 @@ class Timings:
         """Median over the rounds, by name."""
         return {name: statistics.median(rounds) for name, rounds in self.seconds.items()}
 
-    def speed_up(self, peer: str) -> float:
-        """The peer's time over ours, median over the rounds: above 1, we are faster."""
-        pairs = zip(self.seconds[peer], self.seconds[OURS], strict=True)
+    def speed_up(self, peer: str, of: str = OURS) -> float:
+        """The peer's time over ours (or that of another contender), median over the rounds: above 1, we are faster."""
+        pairs = zip(self.seconds[peer], self.seconds[of], strict=True)
         return statistics.median(theirs / ours for theirs, ours in pairs)
+
+    def fastest(self, *names: str) -> str:
+        """Which of these has the lowest median."""
+        return min(names, key=self.median_seconds.__getitem__)
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -48,7 +52,18 @@ def arguments(description: str) -> argparse.ArgumentParser:
 def alternate(
     ours: Callable[[], object], peers: Mapping[str, Callable[[], object]], repeats: int, *, warm_up: bool = True
 ) -> Timings:
-    """Measure us and every peer in turn, round by round, after one unmeasured round (`warm_up`).
+    """Measure us and every peer in turn: `alternate_all` with our name for `ours`.
+
+    Raises:
+        ValueError: No rounds, or a peer has our name.
+    """
+    if OURS in peers:
+        raise ValueError(f"a peer cannot be called {OURS!r}")
+    return alternate_all({OURS: ours, **peers}, repeats, warm_up=warm_up)
+
+
+def alternate_all(contenders: Mapping[str, Callable[[], object]], repeats: int, *, warm_up: bool = True) -> Timings:
+    """Measure all contenders in turn, round by round, after one unmeasured round (`warm_up`).
 
     A contender that returns a float has taken its own time: that many seconds count instead of its whole call.
 
@@ -56,13 +71,10 @@ def alternate(
     nobody always runs on another's warm caches.
 
     Raises:
-        ValueError: No rounds, or a peer has our name.
+        ValueError: No rounds.
     """
     if repeats < 1:
         raise ValueError(f"repeats={repeats}: at least one round is needed")
-    if OURS in peers:
-        raise ValueError(f"a peer cannot be called {OURS!r}")
-    contenders = {OURS: ours, **peers}
     if warm_up:
         for run in contenders.values():
             run()

@@ -9,11 +9,13 @@ dependencies: name the Python of an environment that has it by MODE_RAY_PEER_PYT
 
 import base64
 import contextlib
+import functools
 import http.client
 import json
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,7 +28,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
-from frame import alternate, arguments, finish
+from frame import Timings, alternate, alternate_all, arguments, finish
 from serve_run import LABELS, PlainEnsemble, build_run, pictures, tiny_architecture
 
 from mode_ray.serve.service.served_run import ServedRun
@@ -34,7 +36,8 @@ from mode_ray.serve.service.served_run import ServedRun
 THREADS = 2
 IMAGES = 32
 CLIENTS = (1, 8, 32)
-LOAD_SECONDS, QUICK_LOAD_SECONDS = 20.0, 2.0
+LOAD_SECONDS, QUICK_LOAD_SECONDS = 8.0, 2.0
+_EVERYBODY = {"pruning.share": 1.0}
 _START_SECONDS = 180.0
 _STOP_SECONDS = 20.0
 
@@ -88,6 +91,21 @@ OURS: dict[str, Server] = {
 }
 
 
+@contextlib.contextmanager
+def peer(name: str, interpreter: str, served: ServedRun) -> Iterator[str]:
+    """A peer of `serve_peers.py` as a process; yields its address."""
+    port = _free_port()
+    script = Path(__file__).with_name("serve_peers.py")
+    with _running([interpreter, str(script), name, served.run.uri, str(port), str(THREADS)], port):
+        yield f"http://127.0.0.1:{port}"
+
+
+def peers() -> dict[str, str]:
+    """The interpreter of every peer that there is, by name."""
+    python = os.environ.get("MODE_RAY_PEER_PYTHON")
+    return {"fastapi": sys.executable, **({"litserve": python} if python else {})}
+
+
 @dataclass(frozen=True)
 class Load:
     """What clients met.
@@ -109,11 +127,28 @@ class Load:
         """Of the latencies."""
         return 1e3 * float(np.percentile(self.latencies, percent))
 
+
+@dataclass(frozen=True)
+class Loads:
+    """The loads of one server, one a round."""
+
+    rounds: Sequence[Load]
+
     @property
-    def figures(self) -> dict[str, float]:
+    def requests_per_second(self) -> float:
+        """Median over the rounds."""
+        return statistics.median(load.requests_per_second for load in self.rounds)
+
+    def percentile_ms(self, percent: float) -> float:
+        """Median over the rounds."""
+        return statistics.median(load.percentile_ms(percent) for load in self.rounds)
+
+    @property
+    def figures(self) -> dict[str, object]:
         """As the details show them."""
         return {
             "requests_per_second": round(self.requests_per_second, 2),
+            "requests_per_second_by_round": [round(load.requests_per_second, 2) for load in self.rounds],
             "p50_ms": round(self.percentile_ms(50), 2),
             "p99_ms": round(self.percentile_ms(99), 2),
         }
@@ -142,35 +177,68 @@ def measure(
     served: ServedRun, images: Sequence[bytes], rounds: int, load_seconds: float, details: dict[str, object], name: str
 ) -> dict[str, float]:
     """All figures of one run."""
+    results = compare_with_loop(served, images, rounds)
+    results["top1_vs_full"] = top1_vs_full(served, images, 2 * load_seconds)
+    found, timings = compare_under_load(served, images, rounds, load_seconds)
+    details["peers_left_out"] = [] if "litserve" in found else ["litserve: MODE_RAY_PEER_PYTHON is not set"]
+    for way, loads in found.items():
+        details[f"{name}_{way}"] = {str(clients): of_clients.figures for clients, of_clients in loads.items()}
+    for way in OURS:
+        results[f"{way}_p50_ms_at_1_client"] = found[way][1].percentile_ms(50)
+        results[f"{way}_p99_ms_at_8_clients"] = found[way][8].percentile_ms(99)
+        results[f"{way}_requests_per_second_at_32_clients"] = found[way][32].requests_per_second
+    results["p99_ms_at_8_clients"] = results["in_process_p99_ms_at_8_clients"]
+    # Like with like: both compute with torch.
+    on_ray_with_torch = timings.fastest("serve", "serve_together")
+    results["ray_vs_in_process_at_32_clients"] = timings.speed_up("in_process", of=on_ray_with_torch)
+    best_peer = timings.fastest(*peers())
+    for result, prefix in (("vs_peer_at_32_clients", "in_process"), ("vs_peer_at_32_clients_on_ray", "serve")):
+        ours = timings.fastest(*(way for way in OURS if way.startswith(prefix)))
+        results[result] = timings.speed_up(best_peer, of=ours)
+    return results
+
+
+def compare_with_loop(served: ServedRun, images: Sequence[bytes], rounds: int) -> dict[str, float]:
+    """The time of a request with all images over that of the loop, of every way of ours."""
     results: dict[str, float] = {}
-    everybody = {"pruning.share": 1.0}
     loop = PlainEnsemble(served, THREADS)
     for way, server in OURS.items():
-        with server(served, everybody) as url:
-            task = register(url)
-            ask = Batch(url, task, images)
-            difference = float(np.abs(ask.scores() - loop.score(images)).max())
+        with server(served, _EVERYBODY) as url:
+            ask = Batch(url, register(url), images)
+            results[f"{way}_max_abs_difference"] = float(np.abs(ask.scores() - loop.score(images)).max())
             timings = alternate(ask, {"loop": lambda: loop.score(images)}, rounds)
-            results[f"{way}_vs_loop"] = timings.speed_up("loop")
-            results[f"{way}_max_abs_difference"] = difference
-            latencies = {
-                clients: load(url, f"/v1/classify?task={task}", images, clients, load_seconds) for clients in CLIENTS
-            }
-        details[f"{name}_{way}"] = {str(clients): found.figures for clients, found in latencies.items()}
-        results[f"{way}_p99_ms_at_8_clients"] = latencies[8].percentile_ms(99)
-        results[f"{way}_requests_per_second_at_32_clients"] = latencies[32].requests_per_second
-    results["p99_ms_at_8_clients"] = results["in_process_p99_ms_at_8_clients"]
-    results["top1_vs_full"] = top1_vs_full(served, images, load_seconds)
-    peers = peer_rates(served, images, load_seconds, details, name)
-    rates = {way: results[f"{way}_requests_per_second_at_32_clients"] for way in OURS}
-    in_one = max(rate for way, rate in rates.items() if way.startswith("in_process"))
-    on_ray = max(rate for way, rate in rates.items() if way.startswith("serve"))
-    # Like with like: both compute with torch.
-    results["ray_vs_in_process_at_32_clients"] = max(rates["serve"], rates["serve_together"]) / rates["in_process"]
-    if peers:
-        results["vs_peer_at_32_clients"] = in_one / max(peers.values())
-        results["vs_peer_at_32_clients_on_ray"] = on_ray / max(peers.values())
+        results[f"{way}_vs_loop"] = timings.speed_up("loop")
     return results
+
+
+def compare_under_load(
+    served: ServedRun, images: Sequence[bytes], rounds: int, load_seconds: float
+) -> tuple[dict[str, dict[int, Loads]], Timings]:
+    """Single images from so many clients, ours and the peers in turn: loads, and seconds a request at 32 clients."""
+    found: dict[str, dict[int, list[Load]]] = {}
+
+    def ask(name: str, url: str, path: str, bodies: Sequence[bytes], kind: str) -> float:
+        for clients in CLIENTS:
+            met = load(url, path, bodies, clients, load_seconds, kind)
+            found.setdefault(name, {}).setdefault(clients, []).append(met)
+        return 1 / met.requests_per_second
+
+    def ask_ours(way: str) -> float:
+        with OURS[way](served, _EVERYBODY) as url:
+            return ask(way, url, f"/v1/classify?task={register(url)}", images, "image/jpeg")
+
+    def ask_peer(name: str) -> float:
+        with peer(name, peers()[name], served) as url:
+            bodies, kind = _as_taken_by(name, images)
+            _post(_connect(url), "/predict", bodies[0], kind)  # ours have answered one request, too
+            return ask(name, url, "/predict", bodies, kind)
+
+    contenders = {
+        **{way: functools.partial(ask_ours, way) for way in OURS},
+        **{name: functools.partial(ask_peer, name) for name in peers()},
+    }
+    timings = alternate_all(contenders, rounds, warm_up=False)
+    return {name: {clients: Loads(of) for clients, of in loads.items()} for name, loads in found.items()}, timings
 
 
 def top1_vs_full(served: ServedRun, images: Sequence[bytes], load_seconds: float) -> float:
@@ -182,26 +250,6 @@ def top1_vs_full(served: ServedRun, images: Sequence[bytes], load_seconds: float
             load(url, path, images, 8, load_seconds / 4)
             rates.append(load(url, path, images, 8, load_seconds).requests_per_second)
     return rates[0] / rates[1]
-
-
-def peer_rates(
-    served: ServedRun, images: Sequence[bytes], load_seconds: float, details: dict[str, object], name: str
-) -> dict[str, float]:
-    """Requests a second of every peer at 32 clients."""
-    python = os.environ.get("MODE_RAY_PEER_PYTHON")
-    interpreters = {"fastapi": sys.executable, **({"litserve": python} if python else {})}
-    details["peers_left_out"] = [] if python else ["litserve: MODE_RAY_PEER_PYTHON is not set"]
-    rates = {}
-    for peer, interpreter in interpreters.items():
-        port = _free_port()
-        script = Path(__file__).with_name("serve_peers.py")
-        with _running([interpreter, str(script), peer, served.run.uri, str(port), str(THREADS)], port):
-            url = f"http://127.0.0.1:{port}"
-            bodies, kind = _as_taken_by(peer, images)
-            found = {clients: load(url, "/predict", bodies, clients, load_seconds, kind) for clients in CLIENTS}
-        details[f"{name}_{peer}"] = {str(clients): times.figures for clients, times in found.items()}
-        rates[peer] = found[max(CLIENTS)].requests_per_second
-    return rates
 
 
 def _as_taken_by(peer: str, images: Sequence[bytes]) -> tuple[Sequence[bytes], str]:

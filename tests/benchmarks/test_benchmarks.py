@@ -45,6 +45,13 @@ def test_speed_up_is_the_median_of_the_rounds_ratios(frame: ModuleType) -> None:
     timings = frame.Timings({"mode_ray": (1.0, 2.0, 1.0), "peer": (3.0, 4.0, 50.0)})
     assert timings.median_seconds == {"mode_ray": 1.0, "peer": 4.0}
     assert timings.speed_up("peer") == 3.0
+    assert timings.speed_up("mode_ray", of="peer") == 1 / 3
+
+
+def test_the_fastest_has_the_lowest_median(frame: ModuleType) -> None:
+    timings = frame.Timings({"mode_ray": (1.0, 2.0, 1.0), "a": (3.0, 0.1, 3.0), "b": (4.0, 2.0, 2.0)})
+    assert timings.fastest("mode_ray", "a", "b") == "mode_ray"
+    assert timings.fastest("a", "b") == "b"
 
 
 def test_no_rounds_and_a_peer_of_our_name_are_refused(frame: ModuleType) -> None:
