@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from urllib.request import Request, urlopen
 
@@ -29,7 +30,7 @@ from mode_ray.models.architecture import (
     near_names,
     require_on_hub,
 )
-from mode_ray.models.files import find_problem
+from mode_ray.models.files import checkpoint_location, find_problem, local_checkpoint
 from mode_ray.storage import Location
 from mode_ray.util.hub import hub_problem
 from mode_ray.util.packages import resolve_file, resolve_folder
@@ -95,6 +96,8 @@ def check_model(config: TrainConfig) -> None:
     check_architecture(config.model)
     if not (_names_checkpoint(config.model) or _has_parts(config.model) or config.data.mode == "features"):
         return
+    for name, field in _checkpoint_files(config.model):
+        checkpoint_location(name, field)  # said at once: the process needs seconds to import open_clip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     asked = {
         "model": config.model.model_dump(),
@@ -115,6 +118,14 @@ def check_model(config: TrainConfig) -> None:
 def _names_checkpoint(config: ModelConfig) -> bool:
     """Whether `pretrained` is a tag or a file, and not a folder that `check_architecture` has checked."""
     return config.pretrained not in (None, FOLDER_WEIGHTS) and not is_hub(config.pretrained)
+
+
+def _checkpoint_files(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """The files with weights that a config names, and their fields."""
+    if _names_checkpoint(config) and is_path(str(config.pretrained)):
+        yield str(config.pretrained), PRETRAINED_FIELD
+    if config.towers.image is not None:
+        yield resolve_file(config.towers.image, IMAGE_TOWER_FIELD), IMAGE_TOWER_FIELD
 
 
 def _has_parts(config: ModelConfig) -> bool:
@@ -144,7 +155,6 @@ def _check_checkpoint(config: ModelConfig, *, logit_bias: bool) -> None:
     from mode_ray.models.checkpoint import (
         NUMPY_SUFFIXES,
         fit_state,
-        local_checkpoint,
         read_checkpoint,
         require_arrays,
     )

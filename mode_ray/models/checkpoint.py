@@ -4,11 +4,9 @@ A checkpoint may be a bare state dict or hold one among other entries, and may c
 it was trained in. The conversions of open_clip's own loader are applied. A tensor that does not fit is named.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from tempfile import TemporaryDirectory
 from typing import Any
 from zipfile import BadZipFile
 
@@ -19,10 +17,8 @@ from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 from safetensors import SafetensorError
 
-from mode_ray.config.train import FOLDER_WEIGHTS
 from mode_ray.errors import UsageError, first_line
 from mode_ray.models.architecture import ARCHITECTURE_FIELD, PRETRAINED_FIELD
-from mode_ray.storage import Location
 
 NUMPY_SUFFIXES = (".npz", ".npy")
 """Weights of big_vision, which open_clip converts."""
@@ -41,39 +37,6 @@ _UNREADABLE = (RuntimeError, OSError, EOFError, UnpicklingError, SafetensorError
 _SAFETENSORS_HEAD = 9
 
 State = dict[str, torch.Tensor]
-
-
-@contextmanager
-def local_checkpoint(name: str, field: str = PRETRAINED_FIELD) -> Iterator[Path]:
-    """The checkpoint file as a file of this machine; a remote one is copied to a temporary folder meanwhile.
-
-    Args:
-        name: The file's path or URI.
-        field: The config field that names it, for messages.
-
-    Raises:
-        UsageError: There is no such file, or it is empty or cannot be copied.
-    """
-    location = Location.parse(name)
-    try:
-        if location.is_directory():
-            raise UsageError(
-                f"{field}: {name}: a directory; name the checkpoint file in it, or give a model's folder "
-                f"as {ARCHITECTURE_FIELD} with {PRETRAINED_FIELD}: {FOLDER_WEIGHTS}"
-            )
-        if not location.exists():
-            raise UsageError(f"{field}: {location}: no such file")
-        if location.size_bytes() == 0:
-            raise UsageError(f"{field}: {location}: the file is empty; copy the checkpoint again")
-        if location.is_local:
-            yield Path(location.path)
-            return
-        with TemporaryDirectory(prefix="mode-ray-checkpoint-") as folder:
-            copy = Location.parse(folder) / location.name
-            location.copy_to(copy)
-            yield Path(copy.path)
-    except OSError as error:
-        raise UsageError(f"{field}: {location}: cannot be read ({first_line(error)})") from None
 
 
 def read_checkpoint(file: Path, name: str, field: str = PRETRAINED_FIELD) -> State:

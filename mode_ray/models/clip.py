@@ -41,9 +41,9 @@ from mode_ray.models.architecture import (
     is_hub,
     is_path,
 )
-from mode_ray.models.checkpoint import NUMPY_SUFFIXES, fit_state, local_checkpoint, read_checkpoint
+from mode_ray.models.checkpoint import NUMPY_SUFFIXES, fit_state, read_checkpoint
 from mode_ray.models.drawing import WithoutDrawing
-from mode_ray.models.files import model_parts
+from mode_ray.models.files import local_checkpoint, model_parts
 from mode_ray.models.preprocess import read_model_config
 from mode_ray.models.tower_weights import load_towers
 from mode_ray.storage import Location

@@ -1,11 +1,24 @@
-"""The files of a model's folder: which they are, and whether they are complete, without loading the model."""
+"""The files of a model: which they are, and whether they are there and complete, without loading the model."""
 
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from mode_ray.models.architecture import CONFIG_FILE, HEAD_FILE, TRUNK_FILE, WEIGHTS_FILE
+from mode_ray.config.train import FOLDER_WEIGHTS
+from mode_ray.errors import UsageError, first_line
+from mode_ray.models.architecture import (
+    ARCHITECTURE_FIELD,
+    CONFIG_FILE,
+    HEAD_FILE,
+    PRETRAINED_FIELD,
+    TRUNK_FILE,
+    WEIGHTS_FILE,
+)
 from mode_ray.run_directory import TRUNK_FOLDER
 from mode_ray.storage import Location
 
@@ -42,6 +55,56 @@ class StoredTensor:
     kind: str
     start: int
     size_bytes: int
+
+
+def checkpoint_location(name: str, field: str = PRETRAINED_FIELD) -> Location:
+    """Where a checkpoint file is.
+
+    Args:
+        name: The file's path or URI.
+        field: The config field that names it, for messages.
+
+    Raises:
+        UsageError: There is no such file, or it is empty or cannot be examined.
+    """
+    location = Location.parse(name)
+    try:
+        if location.is_directory():
+            raise UsageError(
+                f"{field}: {name}: a directory; name the checkpoint file in it, or give a model's folder "
+                f"as {ARCHITECTURE_FIELD} with {PRETRAINED_FIELD}: {FOLDER_WEIGHTS}"
+            )
+        if not location.exists():
+            raise UsageError(f"{field}: {location}: no such file")
+        if location.size_bytes() == 0:
+            raise UsageError(f"{field}: {location}: the file is empty; copy the checkpoint again")
+    except OSError as error:
+        raise UsageError(f"{field}: {location}: cannot be read ({first_line(error)})") from None
+    return location
+
+
+@contextmanager
+def local_checkpoint(name: str, field: str = PRETRAINED_FIELD) -> Iterator[Path]:
+    """The checkpoint file as a file of this machine; a remote one is copied to a temporary folder meanwhile.
+
+    Args:
+        name: The file's path or URI.
+        field: The config field that names it, for messages.
+
+    Raises:
+        UsageError: As `checkpoint_location`; or it cannot be copied.
+    """
+    location = checkpoint_location(name, field)
+    try:
+        if location.is_local:
+            yield Path(location.path)
+            return
+        with TemporaryDirectory(prefix="mode-ray-checkpoint-") as folder:
+            copy = Location.parse(folder) / location.name
+            location.copy_to(copy)
+            yield Path(copy.path)
+    except OSError as error:
+        raise UsageError(f"{field}: {location}: cannot be read ({first_line(error)})") from None
 
 
 def model_parts(folder: Location) -> ModelParts:

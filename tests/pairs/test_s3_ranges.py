@@ -1,6 +1,9 @@
 """Ranges of S3 objects take one GET each, and no HEAD."""
 
+from typing import Any
+
 import pytest
+from botocore.loaders import JSONFileLoader
 from fault_proxy import Fault, fault_proxy
 
 from mode_ray.errors import DataError
@@ -61,3 +64,17 @@ def test_an_object_that_is_gone_is_named(file: Location) -> None:
     file.delete()
     with pytest.raises(DataError, match=r"1\.tar: no such file; it was removed since it was assigned"):
         S3Ranges(connections=2).read(file, 0, 10)
+
+
+def test_a_process_reads_botocores_descriptions_once(file: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert S3Ranges(connections=2).read(file, 0, 10) == CONTENT[:10]
+    read: list[str] = []
+    load_file = JSONFileLoader.load_file
+
+    def counted(loader: JSONFileLoader, path: str) -> Any:  # noqa: ANN401 - any JSON
+        read.append(path)
+        return load_file(loader, path)
+
+    monkeypatch.setattr(JSONFileLoader, "load_file", counted)
+    assert S3Ranges(connections=2).read(file, 0, 10) == CONTENT[:10]
+    assert read == []
