@@ -1,5 +1,6 @@
 """Shared fixtures: one Ray for the whole session, a real S3 server, buckets, the larger data sets."""
 
+import gc
 import os
 import resource
 import secrets
@@ -61,6 +62,17 @@ _ENVIRONMENT = {
 for _name in _REMOVED:
     os.environ.pop(_name, None)
 os.environ.update(_ENVIRONMENT)
+
+
+# No collection of garbage until the tests run: imports make two million objects, and all of them stay.
+gc.disable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Collections start again, and leave out what the imports have made."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,12 @@ ATTEMPTS = 4
 
 FILES = module_files(PACKAGE)
 SOURCES = {name: file.read_text() for name, file in FILES.items()}
-IMPORTS = imports_of(SOURCES)
+
+
+@cache
+def imports() -> list[Import]:
+    """Every import of the package by itself; computed only in the process that runs these tests."""
+    return imports_of(SOURCES)
 
 
 def package_of(module: str) -> str:
@@ -78,7 +84,7 @@ def package_of(module: str) -> str:
 
 def package_imports() -> Iterator[Import]:
     """Imports from one package by another; `mode_ray` itself, which shows the public names of all others, left out."""
-    for found in IMPORTS:
+    for found in imports():
         source, target = package_of(found.source), package_of(found.target)
         if source and target and source != target:
             yield found
@@ -105,13 +111,13 @@ class TestImports:
 
     def test_no_modules_import_each_other_in_a_circle(self) -> None:
         graph: dict[str, set[str]] = {name: set() for name in FILES}
-        for found in IMPORTS:
+        for found in imports():
             if found.kind != "typing":
                 graph[found.source].add(found.target)
         assert circles(graph) == []
 
     def test_importing_mode_ray_imports_no_module_of_it(self) -> None:
-        assert [found for found in IMPORTS if found.source == "mode_ray" and found.kind != "typing"] == []
+        assert [found for found in imports() if found.source == "mode_ray" and found.kind != "typing"] == []
 
 
 class TestSizes:

@@ -1,15 +1,16 @@
-"""One of several gloo processes that agree on orders; run by test_agreement.py as a script."""
+"""Several gloo processes that agree on orders; run by test_agreement.py as a script."""
 
 import json
 import sys
 from pathlib import Path
 
 import torch.distributed
+import torch.multiprocessing
 
 from mode_ray.train.runs.agreement import Agreement, Order
 
 
-def main(folder: Path, rank: int, world_size: int) -> None:
+def main(rank: int, folder: Path, world_size: int) -> None:
     """Exchange rank 0's orders, and write what this rank received."""
     store = torch.distributed.FileStore(str(folder / "store"), world_size)  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
@@ -27,4 +28,6 @@ def main(folder: Path, rank: int, world_size: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    # Forked, because the import of torch takes longer than the rest.
+    arguments = (Path(sys.argv[1]), int(sys.argv[2]))
+    torch.multiprocessing.start_processes(main, arguments, int(sys.argv[2]), start_method="fork")  # type: ignore[attr-defined, no-untyped-call]

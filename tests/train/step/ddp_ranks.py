@@ -1,6 +1,7 @@
-"""One of several gloo processes that train a model together; run by test_parallel.py as a script.
+"""Several gloo processes that train a model together; run by test_parallel.py as a script.
 
-It trains every case of `cases.json` from the same weights on its parts of the same batches, and leaves what came out.
+They train every case of `cases.json` from the same weights, each on its parts of the same batches, and leave what came
+out.
 """
 
 import copy
@@ -14,6 +15,7 @@ import open_clip
 import safetensors.torch
 import torch
 import torch.distributed
+import torch.multiprocessing
 from torch.distributed.tensor import DTensor
 
 from mode_ray.config.train import TrainConfig
@@ -24,7 +26,7 @@ from mode_ray.train.step.loop import NonFiniteError, TrainLoop
 from mode_ray.train.step.rank import Rank
 
 
-def main(folder: Path, rank: int, world_size: int) -> None:
+def main(rank: int, folder: Path, world_size: int) -> None:
     """Run all cases as one rank."""
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(str(folder / "store"), world_size)  # type: ignore[attr-defined]
@@ -83,4 +85,6 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    # Forked, because the imports take longer than the training.
+    arguments = (Path(sys.argv[1]), int(sys.argv[2]))
+    torch.multiprocessing.start_processes(main, arguments, int(sys.argv[2]), start_method="fork")  # type: ignore[attr-defined, no-untyped-call]
