@@ -1,8 +1,12 @@
 """Cancelling tasks: those that are at work end, those with a result keep it, and the driver survives."""
 
+import os
+import signal
 import time
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
@@ -11,6 +15,7 @@ from mode_ray.util.ray_tasks import cancel_unfinished, task_result
 pytestmark = pytest.mark.usefixtures("ray_session")
 ROUNDS = 200
 STARTS = 10
+START_DEADLINE_SECONDS = 60.0
 
 
 def sleeping() -> Any:  # noqa: ANN401
@@ -42,6 +47,32 @@ def test_a_task_whose_result_has_just_arrived_is_left_alone() -> None:
         reference = remote.remote(0.0)
         assert task_result(reference) == 0.0
         cancel_unfinished([reference])
+
+
+def test_a_process_that_does_not_answer_is_left_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mode_ray.util.ray_tasks._CANCEL_TRIES", 2)
+    file = tmp_path / "pid"
+
+    def stop_process() -> None:
+        file.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    reference = ray.remote(stop_process).remote()
+    deadline = time.monotonic() + START_DEADLINE_SECONDS
+    while not (file.exists() and file.read_text() and is_stopped(int(file.read_text()))):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with pytest.warns(UserWarning, match="^1 cancelled Ray tasks have not ended yet$"):
+        cancel_unfinished([reference])
+    os.kill(int(file.read_text()), signal.SIGKILL)
+    with pytest.raises((ray.exceptions.TaskCancelledError, ray.exceptions.WorkerCrashedError)):
+        task_result(reference)
+
+
+def is_stopped(pid: int) -> bool:
+    return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
 
 
 def test_nothing_to_cancel() -> None:
