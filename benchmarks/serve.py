@@ -158,7 +158,7 @@ class Loads:
 def main() -> None:
     """Measure and print."""
     options = arguments(__doc__ or "").parse_args()
-    rounds = options.repeats or (2 if options.quick else 7)
+    rounds = options.repeats or (1 if options.quick else 5)
     images = pictures(IMAGES)
     with tempfile.TemporaryDirectory(prefix="mode-ray-serve-") as name:
         folder = Path(name)
