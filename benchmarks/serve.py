@@ -3,8 +3,9 @@
 The loop decodes, prepares and encodes 32 images with every expert in turn; over HTTP requests hold 32 images. Single
 images come from 1, 8 and 32 clients; there the peers are LitServe, with its dynamic batches, and plain FastAPI with a
 thread pool. They serve the same models and labels with as many torch threads, but route nothing, check nothing and
-know no other task. Weights are random: what an image costs does not depend on them. LitServe is not among our
-dependencies: name the Python of an environment that has it by MODE_RAY_PEER_PYTHON, or it is left out, and said so.
+know no other task. One server runs at a time, ours and the peers' in turn, and every round starts each of them anew.
+Weights are random: what an image costs does not depend on them. LitServe is not among our dependencies: name the
+Python of an environment that has it by MODE_RAY_PEER_PYTHON, or it is left out, and said so.
 """
 
 import base64

@@ -97,7 +97,7 @@ def check_model(config: TrainConfig) -> None:
     if not (_names_checkpoint(config.model) or _has_parts(config.model) or config.data.mode == "features"):
         return
     for name, field in _checkpoint_files(config.model):
-        checkpoint_location(name, field)  # said at once: the process needs seconds to import open_clip
+        checkpoint_location(name, field)  # before the process below, which takes seconds to import open_clip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     asked = {
         "model": config.model.model_dump(),

