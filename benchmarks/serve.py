@@ -74,7 +74,7 @@ def on_ray_serve(served: ServedRun, settings: Mapping[str, object]) -> Iterator[
 
 def together_on_ray_serve(served: ServedRun, settings: Mapping[str, object]) -> AbstractContextManager[str]:
     """The same with all experts in one process, which has as many CPUs as threads."""
-    return on_ray_serve(served, {"experts_together": "true", "cpus_per_expert": THREADS, **settings})
+    return on_ray_serve(served, {"experts_per_replica": served.n, "cpus_per_expert": THREADS, **settings})
 
 
 def compiled(server: Server, precision: str = "float32") -> Server:

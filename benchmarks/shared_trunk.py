@@ -142,9 +142,9 @@ def measure_layouts(run: ServedRun, rounds: int) -> float:
     Both use as many torch threads as there are cores: the one application has them all.
     """
     images = pictures(IMAGES)
-    together = {"experts_together": "true", "threads_per_expert": THREADS}
+    together = {"experts_per_replica": run.n, "threads_per_expert": THREADS}
     seconds = {}
-    for layout, settings in (("together", together), ("apart", {"experts_together": "false"})):
+    for layout, settings in (("together", together), ("apart", {"experts_per_replica": 1})):
         # One after the other: two clusters on one machine would take each other's cores.
         with on_ray_serve(run, {**_EVERYBODY, **settings}) as url:
             ask = Batch(url, register(url), images)

@@ -8,11 +8,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from python_process import python_command
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/api.md"
@@ -70,7 +70,7 @@ def printed(run_of_before: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     }
     assert len(parts["page"]) == 1
     done = subprocess.run(
-        [sys.executable, "-c", RUN_PROGRAMS],
+        python_command(RUN_PROGRAMS),
         input=json.dumps({name: (folder, parts[name]) for name, folder in folders.items()}),
         cwd=page,
         env={**os.environ, "MODE_RAY_RUN": str(run_of_before / "run")},

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from mode_ray import __version__
 from mode_ray.cli import clusters, pipeline, results, serve, starter
 from mode_ray.errors import ModeRayError
+from mode_ray.util.garbage import end_without_collections
 
 # The commands in the order of the help. Their names are those of the functions and groups.
 _PANELS: dict[str, tuple[Any, ...]] = {
@@ -83,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    end_without_collections()
     words = None if arguments is None else list(arguments)
     try:
         code: int | None = typer.main.get_command(app).main(words, prog_name="mode-ray", standalone_mode=False)

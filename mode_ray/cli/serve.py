@@ -57,7 +57,7 @@ def write_config(run: Run, overrides: Overrides) -> None:
     from mode_ray.serve.ray.deployment_file import as_yaml, ray_settings, serve_document
 
     served = _load(run, overrides)
-    settings = ray_settings(served.config)
+    settings = ray_settings(served.config, served.n)
     if settings.port == 0:
         raise UsageError("serve.port=0 picks a free port, but the port of a cluster must be known: set serve.port")
     sys.stdout.write(as_yaml(serve_document(served.run.uri, sorted(served.experts), settings)))

@@ -96,14 +96,15 @@ class ServeConfig(Placement):
     runtime: Literal["torch", "openvino"] = "torch"
     """Library that computes the image towers of experts on CPUs. `openvino` is faster, most of all with `precision:
     bfloat16`; it needs `pip install 'mode_ray[openvino]'`. On GPUs torch computes in any case."""
-    experts_together: bool | None = None
-    """On Ray Serve: all experts in one application, so that experts with equal trunks share them. False: each expert
-    is an application of its own. By default true if image trunks are locked (`train.model.lock`)."""
+    experts_per_replica: PositiveInt | None = None
+    """On Ray Serve: how many experts form one application, whose replicas hold the models of all of them. Experts of
+    one application share equal trunks, and a router asks them in one call. By default all experts if image trunks are
+    locked (`train.model.lock`), otherwise one."""
     expert_replicas: Replicas = Replicas()
     router_replicas: Replicas = Replicas(min=2, max=2)
     cpus_per_expert: Annotated[float, Field(ge=0.0)] = 1.0
     """Ray's logical CPUs of one replica. Passes run at the same time, and take more threads, as far as these CPUs
-    allow. With `experts_together` these are the CPUs of all experts together."""
+    allow. Several experts of one replica (`experts_per_replica`) have these CPUs together."""
     gpus_per_expert: Annotated[float, Field(ge=0.0)] = 0.0
     router_cpus: Annotated[float, Field(ge=0.0)] = 1.0
     task_directory: str | None = None

@@ -32,6 +32,7 @@ from mode_ray.models.architecture import (
 )
 from mode_ray.models.files import checkpoint_location, find_problem, local_checkpoint
 from mode_ray.storage import Location
+from mode_ray.util.garbage import run_without_collections
 from mode_ray.util.hub import hub_problem
 from mode_ray.util.packages import resolve_file, resolve_folder
 
@@ -193,6 +194,7 @@ def _check_tag(architecture: str, tag: str) -> None:
 
 
 if __name__ == "__main__":
+    run_without_collections()
     asked = json.load(sys.stdin)
     model = ModelConfig.model_validate(asked["model"])
     try:

@@ -191,16 +191,35 @@ class TestService:
             assert deployment.autoscaling_config["min_replicas"] >= 2
             assert application.args["settings"] == {"token_hashes": ["00ff"]}
 
-    def test_experts_on_one_trunk_can_be_one_application(self, helm: str) -> None:
-        objects = render(helm, "values.yaml", ["service.enabled=true", "service.expertsTogether=true"])
+    @pytest.mark.parametrize(
+        ("of_one_replica", "applications"),
+        [
+            (1, ["expert-0", "expert-1", "expert-2", "expert-3"]),
+            (2, ["experts-0-1", "experts-2-3"]),
+            (3, ["experts-0-2", "expert-3"]),
+            (4, ["experts"]),
+            (5, ["experts"]),
+        ],
+    )
+    def test_several_experts_can_be_one_application(
+        self, helm: str, of_one_replica: int, applications: list[str]
+    ) -> None:
+        objects = render(helm, "values.yaml", ["service.enabled=true", f"service.expertsPerReplica={of_one_replica}"])
         (service,) = of_kinds(objects, "RayService")
         deployed = yaml.safe_load(service["spec"]["serveConfigV2"])
-        written = serve_document("s3://example-mode-ray/run1", range(4), ServeConfig(experts_together=True))
-        names = [[one["name"] for one in document["applications"]] for document in (deployed, written)]
-        assert names[0] == names[1] == ["experts", "router"]
-        experts, router = deployed["applications"]
-        assert experts["args"]["experts"] == [0, 1, 2, 3]
-        assert router["deployments"][0]["user_config"] == written["applications"][1]["deployments"][0]["user_config"]
+        settings = ServeConfig(experts_per_replica=of_one_replica)
+        written = serve_document("s3://example-mode-ray/run1", range(4), settings)
+        both = deployed["applications"], written["applications"]
+        names = [[one["name"] for one in document] for document in both]
+        assert names[0] == names[1] == [*applications, "router"]
+        arguments = [[one["args"] for one in document] for document in both]
+        assert arguments[0] == arguments[1]
+        users = [document[-1]["deployments"][0]["user_config"] for document in both]
+        assert users[0] == users[1]
+
+    def test_an_application_without_experts_is_refused(self, helm: str) -> None:
+        with pytest.raises(ValueError, match=r"service\.expertsPerReplica: 0 must be at least 1"):
+            render(helm, "values.yaml", ["service.enabled=true", "service.expertsPerReplica=0"])
 
     def test_it_has_machines_on_demand_that_stay_and_a_redis(self, rendered: tuple[str, Objects]) -> None:
         if rendered[0] == "values.yaml":

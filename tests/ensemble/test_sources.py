@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from python_process import python_command
 from run_of_before import COLOURS, TEMPLATES, HeldOut
 
 import mode_ray
@@ -89,7 +90,7 @@ def test_a_model_of_the_hub_without_a_network(
     image = tmp_path / "image.png"
     held_out.images[0].save(image)
     done = subprocess.run(
-        [sys.executable, "-c", OFFLINE_HUB, str(image), *COLOURS],
+        python_command(OFFLINE_HUB, image, *COLOURS),
         env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,

@@ -6,7 +6,6 @@ The hub is a local cache, laid out as huggingface_hub lays it out, in a process 
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import safetensors.torch
 import tokenizers
 import torch
 import transformers
+from python_process import python_command
 
 from mode_ray.config.train import ModelConfig
 from mode_ray.errors import UsageError
@@ -73,7 +73,7 @@ def run(script: str, *arguments: object, home: Path | None = None) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     if home is not None:
         environment["HF_HOME"] = str(home)
-    command = [sys.executable, "-c", script, *map(str, arguments)]
+    command = python_command(script, *arguments)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

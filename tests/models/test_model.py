@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from python_process import python_command
 from serving import picture
 
 from mode_ray.config.train import ModelConfig
@@ -68,7 +68,7 @@ class TestFolders:
         self, folder: Location, picture_file: Path, tmp_path: Path
     ) -> None:
         features = tmp_path / "features.npz"
-        script = [sys.executable, "-c", WITHOUT_THIS_PACKAGE, folder.path, str(picture_file), str(features)]
+        script = python_command(WITHOUT_THIS_PACKAGE, folder.path, picture_file, features)
         subprocess.run(script, check=True, cwd=tmp_path, capture_output=True)
         alone, expert = np.load(features), Expert(folder, "cpu")
         image = expert.prepare(decode_image(picture_file.read_bytes(), 10**6, "picture.png"))

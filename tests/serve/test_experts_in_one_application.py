@@ -1,4 +1,4 @@
-"""Experts on one trunk, served by Ray Serve in one application, while they are replaced, removed and added."""
+"""Experts on one trunk, two of them in each application of Ray Serve, while they are replaced, removed and added."""
 
 import os
 import signal
@@ -17,7 +17,8 @@ from mode_ray.storage import Location
 # One start of Ray and half a minute of changes.
 pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
-EXPERTS = 3
+EXPERTS = 4
+APPLICATIONS = ("experts-0-1", "experts-2-3")
 REPLACED, REMOVED = 1, 2
 
 
@@ -32,7 +33,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
             "request_deadline_seconds": 12.0,
             "pruning": {"share": 1.0},
             "router_replicas": {"min": 1, "max": 1},
-            "experts_together": True,
+            "experts_per_replica": 2,
             "runtime": "openvino",
         },
     )
@@ -58,21 +59,28 @@ def answers(serving: Serving, replacement: Location) -> Answers:
     return Answers(serving.config, {REPLACED: replacement})
 
 
-def test_one_process_has_all_experts(serving: Serving, answers: Answers) -> None:
-    assert len(serving.replicas("experts")) == 1
+def processes(serving: Serving) -> list[list[int]]:
+    """The processes of every application of two experts."""
+    return [serving.replicas(name) for name in APPLICATIONS]
+
+
+def test_a_process_has_two_experts(serving: Serving, answers: Answers) -> None:
+    assert [len(found) for found in processes(serving)] == [1, 1]
     answers.require(serving.ask(), replaced=False)
 
 
-def test_a_killed_process_is_back_with_all_of_them(serving: Serving, answers: Answers) -> None:
-    os.kill(serving.replicas("experts")[0], signal.SIGKILL)
+def test_a_killed_process_is_back_with_both_of_them(serving: Serving, answers: Answers) -> None:
+    other = serving.replicas(APPLICATIONS[1])
+    os.kill(serving.replicas(APPLICATIONS[0])[0], signal.SIGKILL)
     until(lambda: serving.left_out() == [], "the experts are back")
     answers.require(serving.ask(), replaced=False)
+    assert serving.replicas(APPLICATIONS[1]) == other
 
 
 def test_an_expert_is_replaced_while_the_others_stay(
     serving: Serving, answers: Answers, replacement: Location
 ) -> None:
-    process = serving.replicas("experts")
+    before = processes(serving)
     with serving.under_load() as load:
         serving.command("replace", str(REPLACED), "--folder", replacement.uri)
     assert {reply.status for reply in load.replies} == {200}
@@ -80,12 +88,12 @@ def test_an_expert_is_replaced_while_the_others_stay(
         assert not reply.answer["degraded"]
         answers.require(reply, replaced=None)
     answers.require(serving.ask(), replaced=True)
-    assert serving.replicas("experts") == process
+    assert processes(serving) == before
     assert len(serving.replicas(f"expert-{REPLACED}")) == 1
 
 
 def test_an_expert_is_removed_and_comes_back_without_a_new_process(serving: Serving, answers: Answers) -> None:
-    process = serving.replicas("experts")
+    before = processes(serving)
     with serving.under_load() as load:
         serving.command("remove", str(REMOVED))
         without = serving.ask()
@@ -96,5 +104,5 @@ def test_an_expert_is_removed_and_comes_back_without_a_new_process(serving: Serv
         answers.require(reply, replaced=True)
     assert without.answer["left_out"] == [REMOVED]
     assert serving.left_out() == []
-    assert serving.replicas("experts") == process
+    assert processes(serving) == before
     assert serving.replicas(f"expert-{REMOVED}") == []

@@ -1,10 +1,10 @@
 """Where pairs are read, and in which blocks."""
 
 import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
+from python_process import python_command
 
 from mode_ray.config.run import RunConfig
 from mode_ray.train.source import read_block_pairs, sample_order_fields, source_mode
@@ -76,5 +76,6 @@ def test_training_sets_loader_and_loop_work_without_ray() -> None:
         *(f"mode_ray.pairs.{name}" for name in ("index", "members", "training_set", "reader", "materialise")),
         *("mode_ray.train.data", "mode_ray.train.step.loop", "mode_ray.models.clip", "mode_ray.models.encode"),
     ]
-    done = subprocess.run([sys.executable, "-c", WITHOUT_RAY, *modules], check=False, capture_output=True, text=True)
+    command = python_command(WITHOUT_RAY, *modules)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

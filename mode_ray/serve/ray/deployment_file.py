@@ -13,7 +13,7 @@ EXPERT_DEPLOYMENT = "Expert"
 ROUTER_PATH = "mode_ray.serve.applications:router"
 ROUTER_DEPLOYMENT = "Router"
 ROUTER_NAME = "router"
-TOGETHER_NAME = "experts"
+_TOGETHER_NAME = "experts"
 _PROXY_MARGIN_SECONDS = 5.0
 _FILE_WIDTH = 119
 # Settings that are not in the applications' `args`: other parts of the file hold them, or only --in-process uses them.
@@ -26,12 +26,12 @@ _NOT_IN_ARGUMENTS = {
     "cpus_per_expert",
     "gpus_per_expert",
     "router_cpus",
-    "experts_together",
+    "experts_per_replica",
 }
 
 
 def serve_document(run: str, experts: Sequence[int], settings: ServeConfig) -> dict[str, Any]:
-    """The applications of a run: one for every expert or one for all, and the router.
+    """The applications of a run: of one expert or several each (`experts_per_replica`), and the router.
 
     Args:
         run: The run directory, readable by every node of the cluster.
@@ -45,14 +45,13 @@ def serve_document(run: str, experts: Sequence[int], settings: ServeConfig) -> d
     actor = {"num_cpus": settings.cpus_per_expert}
     if settings.gpus_per_expert:
         actor["num_gpus"] = settings.gpus_per_expert
-    together = settings.experts_together and len(experts) > 1
-    groups = {TOGETHER_NAME: tuple(experts)} if together else {f"expert-{expert}": (expert,) for expert in experts}
+    groups = _groups(experts, settings.experts_per_replica or 1)
     applications = [
         {
             "name": name,
             "route_prefix": None,
             "import_path": EXPERT_PATH,
-            "args": {**arguments, **({"experts": list(numbers)} if together else {"expert": numbers[0]})},
+            "args": {**arguments, **({"experts": list(numbers)} if len(numbers) > 1 else {"expert": numbers[0]})},
             "deployments": [
                 {"name": EXPERT_DEPLOYMENT, **_scale(settings.expert_replicas), "ray_actor_options": dict(actor)}
             ],
@@ -60,7 +59,7 @@ def serve_document(run: str, experts: Sequence[int], settings: ServeConfig) -> d
         for name, numbers in groups.items()
     ]
     served = [
-        {"id": expert, "application": name, **({"number": expert} if together else {})}
+        {"id": expert, "application": name, **({"number": expert} if len(numbers) > 1 else {})}
         for name, numbers in groups.items()
         for expert in numbers
     ]
@@ -90,11 +89,11 @@ def serve_document(run: str, experts: Sequence[int], settings: ServeConfig) -> d
     }
 
 
-def ray_settings(config: RunConfig) -> ServeConfig:
-    """The section `serve` of a run, with `experts_together` decided."""
-    together = config.serve.experts_together
+def ray_settings(config: RunConfig, experts: int) -> ServeConfig:
+    """The section `serve` of a run with so many experts, with `experts_per_replica` decided."""
     locked = config.train.model.lock.image != "none"
-    return config.serve.model_copy(update={"experts_together": locked if together is None else together})
+    most = config.serve.experts_per_replica or (experts if locked else 1)
+    return config.serve.model_copy(update={"experts_per_replica": most})
 
 
 def needed_cpus(document: dict[str, Any]) -> float:
@@ -111,6 +110,18 @@ def as_yaml(document: dict[str, Any]) -> str:
     """A list as a file for `serve deploy`."""
     text: str = yaml.dump(document, Dumper=_NoAliases, sort_keys=False, width=_FILE_WIDTH)
     return text
+
+
+def _groups(experts: Sequence[int], most: int) -> dict[str, tuple[int, ...]]:
+    """The experts of every application by its name."""
+    groups = [tuple(experts[start : start + most]) for start in range(0, len(experts), most)]
+    return {_group_name(group, len(groups)): group for group in groups}
+
+
+def _group_name(group: Sequence[int], groups: int) -> str:
+    if len(group) == 1:
+        return f"expert-{group[0]}"
+    return _TOGETHER_NAME if groups == 1 else f"{_TOGETHER_NAME}-{group[0]}-{group[-1]}"
 
 
 def _scale(replicas: Replicas) -> dict[str, Any]:

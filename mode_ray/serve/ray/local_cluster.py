@@ -36,7 +36,7 @@ def serve_run(config: RunConfig, experts: Sequence[int], say: Callable[[str], No
         UsageError: The port is in use, or RAY_ADDRESS names a cluster.
         DataError: An application does not start.
     """
-    settings = ray_settings(config)
+    settings = ray_settings(config, len(experts))
     if settings.port == 0:
         with bind(settings.host, 0) as free:
             settings = settings.model_copy(update={"port": free.getsockname()[1]})

@@ -11,6 +11,7 @@ from ray.serve.schema import ServeDeploySchema
 from mode_ray.config.run import RunConfig
 from mode_ray.config.serve import Replicas, ServeConfig
 from mode_ray.serve.applications import expert_options, router_options
+from mode_ray.serve.ray.application_list import Held, served_experts
 from mode_ray.serve.ray.deployment_file import as_yaml, needed_cpus, ray_settings, serve_document
 from mode_ray.serve.ray.deployments import ExpertArguments, RouterArguments, RouterSettings
 
@@ -72,29 +73,47 @@ class TestWritten:
         assert needed_cpus(serve_document(RUN, [0, 1], settings)) == 2 * 2 * 0.5 + 2 * 1.0
 
 
-class TestTogether:
-    def test_all_experts_are_one_application(self) -> None:
-        document = serve_document(RUN, [0, 2, 3], ServeConfig(experts_together=True))
+class TestSeveralExpertsOfOneReplica:
+    @pytest.mark.parametrize("most", [3, 4])
+    def test_all_experts_are_one_application(self, most: int) -> None:
+        document = serve_document(RUN, [0, 2, 3], ServeConfig(experts_per_replica=most))
         require_valid(document)
         assert deployments(document).keys() == {"experts", "router"}
         assert document["applications"][0]["args"] == {"run": RUN, "experts": [0, 2, 3]}
 
+    def test_so_many_form_an_application_and_what_is_left_the_last_one(self) -> None:
+        document = serve_document(RUN, [0, 2, 3, 5, 6], ServeConfig(experts_per_replica=2))
+        require_valid(document)
+        arguments = {entry["name"]: entry["args"] for entry in document["applications"][:-1]}
+        assert arguments == {
+            "experts-0-2": {"run": RUN, "experts": [0, 2]},
+            "experts-3-5": {"run": RUN, "experts": [3, 5]},
+            "expert-6": {"run": RUN, "expert": 6},
+        }
+        assert served_experts(document, "router") == {
+            0: Held("experts-0-2", 0),
+            2: Held("experts-0-2", 2),
+            3: Held("experts-3-5", 3),
+            5: Held("experts-3-5", 5),
+            6: Held("expert-6"),
+        }
+
     @pytest.mark.parametrize(
-        ("lock", "asked", "together"),
-        [("none", None, False), ("all", None, True), ("all", False, False), ("none", True, True)],
+        ("lock", "asked", "of_one_replica"),
+        [("none", None, 1), ("all", None, 4), ("all", 1, 1), ("none", 4, 4), ("all", 2, 2)],
     )
-    def test_it_is_the_default_where_image_trunks_are_locked(
-        self, lock: str, asked: bool | None, together: bool
+    def test_all_are_the_default_where_image_trunks_are_locked(
+        self, lock: str, asked: int | None, of_one_replica: int
     ) -> None:
         config = RunConfig.model_validate(
             {
                 "run": RUN,
                 "captions": {"paths": ["a.tar"]},
                 "train": {"model": {"lock": {"image": lock}}},
-                "serve": {"experts_together": asked},
+                "serve": {"experts_per_replica": asked},
             }
         )
-        assert ray_settings(config).experts_together is together
+        assert ray_settings(config, 4).experts_per_replica == of_one_replica
 
     @pytest.mark.parametrize(
         "arguments", [{}, {"expert": 0, "experts": [1]}, {"experts": [0, 1], "folder": "/models/a"}]

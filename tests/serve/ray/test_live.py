@@ -245,7 +245,7 @@ class TestReplace:
 class TestExpertsInOneApplication:
     @pytest.fixture
     def cluster(self) -> Cluster:
-        return Cluster(serve_document(RUN, [0, 1, 2], SETTINGS.model_copy(update={"experts_together": True})))
+        return Cluster(serve_document(RUN, [0, 1, 2], SETTINGS.model_copy(update={"experts_per_replica": 3})))
 
     def test_a_replaced_expert_gets_an_application_of_its_own_and_the_others_stay(self, cluster: Cluster) -> None:
         LiveServing(cluster, ignore).replace(1, "/models/better")
@@ -274,12 +274,41 @@ class TestExpertsInOneApplication:
 
     def test_a_run_that_grew_keeps_them(self, tmp_path: Path) -> None:
         before = build_run(tmp_path / "before", 3, {"request_deadline_seconds": 0.02, "expert_deadline_seconds": 0.01})
-        settings = SETTINGS.model_copy(update={"experts_together": True})
+        settings = SETTINGS.model_copy(update={"experts_per_replica": 3})
         cluster = Cluster(serve_document(before.run, [0, 1, 2], settings))
         grown = ServedRun.load(grow_run(before, tmp_path / "grown", {}, ["a cloud"]).directory)
         LiveServing(cluster, ignore).add([3], grown=grown)
         assert cluster.served[-1] == {0: "experts", 1: "experts", 2: "experts", 3: "expert-3"}
         assert served_run(cluster.submitted[-1], "router") == grown.run.uri
+
+
+class TestSeveralApplicationsOfSeveralExperts:
+    @pytest.fixture
+    def cluster(self) -> Cluster:
+        return Cluster(serve_document(RUN, range(4), SETTINGS.model_copy(update={"experts_per_replica": 2})))
+
+    def test_a_replaced_expert_leaves_its_application_and_the_others_stay(self, cluster: Cluster) -> None:
+        LiveServing(cluster, ignore).replace(1, "/models/better")
+        assert cluster.served[-1] == {0: "experts-0-1", 1: "expert-1", 2: "experts-2-3", 3: "experts-2-3"}
+
+    def test_an_application_ends_with_its_last_expert(self, cluster: Cluster) -> None:
+        serving = LiveServing(cluster, ignore)
+        serving.remove(2)
+        assert cluster.names[-1] == {"experts-0-1", "experts-2-3", "router"}
+        serving.remove(3)
+        assert cluster.names[-1] == {"experts-0-1", "router"}
+
+    def test_a_removed_one_comes_back_without_a_start(self, cluster: Cluster) -> None:
+        serving = LiveServing(cluster, ignore)
+        serving.remove(3)
+        serving.add([3])
+        assert cluster.served[-1] == {0: "experts-0-1", 1: "experts-0-1", 2: "experts-2-3", 3: "experts-2-3"}
+        assert cluster.names[-1] == {"experts-0-1", "experts-2-3", "router"}
+
+    def test_a_new_one_gets_an_application_of_its_own(self, cluster: Cluster) -> None:
+        LiveServing(cluster, ignore).add([4])
+        assert cluster.served[-1][4] == "expert-4"
+        assert cluster.submitted[-1]["applications"][-1]["args"]["expert"] == 4
 
 
 class TestWhatIsKept:

@@ -6,6 +6,7 @@ out.
 
 import copy
 import functools
+import gc
 import json
 import sys
 from pathlib import Path
@@ -85,6 +86,7 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    # Forked, because the imports take longer than the training.
+    # Forked, because the imports take longer than the training. What they have made is no garbage.
+    gc.freeze()
     arguments = (Path(sys.argv[1]), int(sys.argv[2]))
     torch.multiprocessing.start_processes(main, arguments, int(sys.argv[2]), start_method="fork")  # type: ignore[attr-defined, no-untyped-call]

@@ -1,0 +1,26 @@
+"""Processes without garbage collections: none happens before the end, nor at the end."""
+
+import subprocess
+
+import pytest
+from python_process import python_command
+
+PROGRAM = """
+import atexit, gc, sys
+from mode_ray.util import garbage
+
+gc.enable()
+began = sum(generation["collections"] for generation in gc.get_stats())
+atexit.register(lambda: print(gc.get_freeze_count() > 1000, gc.get_count()[0] < 10))
+getattr(garbage, sys.argv[1])()
+kept = [[] for _ in range(100_000)]
+print(sum(generation["collections"] for generation in gc.get_stats()) > began)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "collections"), [("run_without_collections", False), ("end_without_collections", True)]
+)
+def test_at_the_end_nothing_is_searched(name: str, collections: bool) -> None:
+    done = subprocess.run(python_command(PROGRAM, name), capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str(collections), "True True"]
