@@ -54,7 +54,7 @@ class OpenVinoModule:
     ) -> None:
         openvino = import_openvino()
         with _traceable():
-            graph = openvino.convert_model(module, example_input=tuple(example))
+            graph = openvino.convert_model(_traced(module, tuple(example)))
         sizes = [openvino.PartialShape(list(shape)) for shape in shapes]
         graph.reshape(dict(zip(graph.inputs, sizes, strict=True)))
         if dtype == "int8":
@@ -107,6 +107,12 @@ def _core() -> Any:  # noqa: ANN401  (openvino.Core)
     order in which they were made, the thread keeps a freed stack, and its next signal ends the process.
     """
     return import_openvino().Core()
+
+
+def _traced(module: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> Any:  # noqa: ANN401
+    """The module as OpenVINO reads it. torch does not trace it a second time to compare: callers compare outputs."""
+    decoder = importlib.import_module("openvino.frontend.pytorch.ts_decoder")
+    return decoder.TorchScriptPythonDecoder(module, example_input=example, trace_kwargs={"check_trace": False})
 
 
 @contextlib.contextmanager

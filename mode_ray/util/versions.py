@@ -1,5 +1,6 @@
 """The versions that a run was made with."""
 
+import functools
 import platform
 from importlib import metadata
 
@@ -17,6 +18,12 @@ _VERSIONED_PACKAGES = (
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that shape the outputs."""
+    return dict(_package_versions())
+
+
+@functools.cache
+def _package_versions() -> dict[str, str]:
+    """The same, read once a process: finding a package takes milliseconds."""
     versions = {"python": platform.python_version()}
     for package in _VERSIONED_PACKAGES:
         try:

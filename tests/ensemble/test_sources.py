@@ -114,7 +114,7 @@ def test_the_cards_python_runs_as_it_is_printed(
     held_out.images[0].save(tmp_path / "IMAGE.png")
     code = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)
     script = code[0].replace("FOLDER", str(exported))
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(python_command(script), cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = ensemble.classify(held_out.images[0], ["cat", "dog"], ["a photo of a {}."])
     answers = [f"{answer['label']}: {answer['score']:.1%}" for answer in found.to_list()[0]]

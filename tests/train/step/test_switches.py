@@ -57,8 +57,8 @@ def loop_of(module: torch.nn.Module, config: TrainConfig) -> TrainLoop:
     return TrainLoop(module, trial, config, max_bad_image_share=0.0)
 
 
-@pytest.fixture
-def batches(tmp_path: Path) -> list[TrainBatch]:
+@pytest.fixture(scope="module")
+def batches() -> list[TrainBatch]:
     """Images of noise; captions of many lengths."""
     tokenizer = open_clip.get_tokenizer("ViT-B-32", context_length=MODEL["text_cfg"]["context_length"])
     generator = torch.Generator().manual_seed(0)
