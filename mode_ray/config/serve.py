@@ -106,6 +106,7 @@ class ServeConfig(Placement):
     """Ray's logical CPUs of one replica. Passes run at the same time, and take more threads, as far as these CPUs
     allow. Several experts of one replica (`experts_per_replica`) have these CPUs together."""
     gpus_per_expert: Annotated[float, Field(ge=0.0)] = 0.0
+    """Ray's logical GPUs of one replica, whatever the number of its experts. A fraction lets replicas share a GPU."""
     router_cpus: Annotated[float, Field(ge=0.0)] = 1.0
     task_directory: str | None = None
     """Directory of registered tasks, which all routers share; by default `serving/tasks` of the run."""
