@@ -90,7 +90,7 @@ def serve_document(run: str, experts: Sequence[int], settings: ServeConfig) -> d
 
 
 def ray_settings(config: RunConfig, experts: int) -> ServeConfig:
-    """The section `serve` of a run with so many experts, with `experts_per_replica` decided."""
+    """The section `serve` of a run with `experts` experts, with `experts_per_replica` decided."""
     locked = config.train.model.lock.image != "none"
     most = config.serve.experts_per_replica or (experts if locked else 1)
     return config.serve.model_copy(update={"experts_per_replica": most})
